@@ -1,0 +1,46 @@
+// Package schema holds the contracts of MetaFlow as data: the names that
+// programs other than ours read and write. Changing a value here breaks
+// somebody; adding one does not.
+package schema
+
+// Kafka topics.
+const (
+	// TopicSpans carries OTLP ExportTraceServiceRequest messages in protobuf,
+	// partitioned by trace ID.
+	TopicSpans = "metaflow.spans"
+	// TopicDeadLetter carries what could not be decoded or stored, each record
+	// with its cause in the headers below.
+	TopicDeadLetter = "metaflow.dead-letter"
+)
+
+// Headers of a record of TopicSpans. All are optional for the reader: records
+// written by other programs have none of them.
+const (
+	// HeaderAgent is the id of the agent that delivered the request, as text.
+	HeaderAgent = "metaflow-agent"
+	// HeaderReceived is the time of receipt at the gateway: nanoseconds since
+	// the Unix epoch, big-endian, 8 bytes.
+	HeaderReceived = "metaflow-received"
+	// HeaderHash is the XXH3-128 hash of the record's value, big-endian, 16 bytes.
+	HeaderHash = "metaflow-hash"
+	// HeaderResend is present, with the value "1", when the sender said that it
+	// may have delivered the same spans before.
+	HeaderResend = "metaflow-resend"
+)
+
+// Headers of a record of TopicDeadLetter, beside those of the record it came
+// from. All values are text.
+const (
+	HeaderCause     = "metaflow-cause"     // what was wrong
+	HeaderTopic     = "metaflow-topic"     // where the data came from
+	HeaderPartition = "metaflow-partition" // decimal
+	HeaderOffset    = "metaflow-offset"    // decimal
+)
+
+// gRPC metadata keys that an agent adds to TraceService/Export.
+const (
+	// MetadataAgent is the agent's id.
+	MetadataAgent = "metaflow-agent"
+	// MetadataResend is "1" when this request may have been delivered before.
+	MetadataResend = "metaflow-resend"
+)
