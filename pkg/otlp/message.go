@@ -1,0 +1,160 @@
+package otlp
+
+import (
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Tags of the fields that are read by name.
+const (
+	TagRequestResourceSpans = 1<<3 | Bytes
+
+	TagResourceSpansResource   = 1<<3 | Bytes
+	TagResourceSpansScopeSpans = 2<<3 | Bytes
+	TagResourceSpansSchemaURL  = 3<<3 | Bytes
+
+	TagScopeSpansScope     = 1<<3 | Bytes
+	TagScopeSpansSpans     = 2<<3 | Bytes
+	TagScopeSpansSchemaURL = 3<<3 | Bytes
+
+	TagResourceAttributes   = 1<<3 | Bytes
+	TagResourceDroppedCount = 2<<3 | Varint
+
+	TagScopeName         = 1<<3 | Bytes
+	TagScopeVersion      = 2<<3 | Bytes
+	TagScopeAttributes   = 3<<3 | Bytes
+	TagScopeDroppedCount = 4<<3 | Varint
+
+	TagSpanTraceID                = 1<<3 | Bytes
+	TagSpanSpanID                 = 2<<3 | Bytes
+	TagSpanTraceState             = 3<<3 | Bytes
+	TagSpanParentSpanID           = 4<<3 | Bytes
+	TagSpanName                   = 5<<3 | Bytes
+	TagSpanKind                   = 6<<3 | Varint
+	TagSpanStartTime              = 7<<3 | Fixed64
+	TagSpanEndTime                = 8<<3 | Fixed64
+	TagSpanAttributes             = 9<<3 | Bytes
+	TagSpanDroppedAttributesCount = 10<<3 | Varint
+	TagSpanEvents                 = 11<<3 | Bytes
+	TagSpanDroppedEventsCount     = 12<<3 | Varint
+	TagSpanLinks                  = 13<<3 | Bytes
+	TagSpanDroppedLinksCount      = 14<<3 | Varint
+	TagSpanStatus                 = 15<<3 | Bytes
+	TagSpanFlags                  = 16<<3 | Fixed32
+
+	TagEventTime         = 1<<3 | Fixed64
+	TagEventName         = 2<<3 | Bytes
+	TagEventAttributes   = 3<<3 | Bytes
+	TagEventDroppedCount = 4<<3 | Varint
+
+	TagLinkTraceID      = 1<<3 | Bytes
+	TagLinkSpanID       = 2<<3 | Bytes
+	TagLinkTraceState   = 3<<3 | Bytes
+	TagLinkAttributes   = 4<<3 | Bytes
+	TagLinkDroppedCount = 5<<3 | Varint
+	TagLinkFlags        = 6<<3 | Fixed32
+
+	TagStatusMessage = 2<<3 | Bytes
+	TagStatusCode    = 3<<3 | Varint
+
+	TagKeyValueKey   = 1<<3 | Bytes
+	TagKeyValueValue = 2<<3 | Bytes
+
+	TagAnyValueString = 1<<3 | Bytes
+	TagAnyValueBool   = 2<<3 | Varint
+	TagAnyValueInt    = 3<<3 | Varint
+	TagAnyValueDouble = 4<<3 | Fixed64
+	TagAnyValueArray  = 5<<3 | Bytes
+	TagAnyValueKvlist = 6<<3 | Bytes
+	TagAnyValueBytes  = 7<<3 | Bytes
+
+	// TagValues is the only field of both ArrayValue and KeyValueList.
+	TagValues = 1<<3 | Bytes
+)
+
+// message says what has to be checked inside a message: which of its
+// length-delimited fields are text and which are messages themselves. Every other
+// field only has to be well-formed.
+type message struct {
+	fields [16]field // by number
+}
+
+type field struct {
+	text bool
+	sub  *message
+}
+
+var (
+	anyValue     = &message{}
+	keyValue     = &message{fields: [16]field{1: {text: true}, 2: {sub: anyValue}}}
+	arrayValue   = &message{fields: [16]field{1: {sub: anyValue}}}
+	keyValueList = &message{fields: [16]field{1: {sub: keyValue}}}
+	entityRef    = &message{fields: [16]field{1: {text: true}, 2: {text: true}, 3: {text: true}, 4: {text: true}}}
+	resource     = &message{fields: [16]field{1: {sub: keyValue}, 3: {sub: entityRef}}}
+	scope        = &message{fields: [16]field{1: {text: true}, 2: {text: true}, 3: {sub: keyValue}}}
+	event        = &message{fields: [16]field{2: {text: true}, 3: {sub: keyValue}}}
+	link         = &message{fields: [16]field{3: {text: true}, 4: {sub: keyValue}}}
+	status       = &message{fields: [16]field{2: {text: true}}}
+	span         = &message{fields: [16]field{
+		3: {text: true}, 5: {text: true}, 9: {sub: keyValue}, 11: {sub: event}, 13: {sub: link}, 15: {sub: status},
+	}}
+	scopeSpans    = &message{fields: [16]field{1: {sub: scope}, 2: {sub: span}, 3: {text: true}}}
+	resourceSpans = &message{fields: [16]field{1: {sub: resource}, 2: {sub: scopeSpans}, 3: {text: true}}}
+	request       = &message{fields: [16]field{1: {sub: resourceSpans}}}
+)
+
+func init() {
+	// An AnyValue holds lists of AnyValues: the only cycle, closed here.
+	anyValue.fields = [16]field{1: {text: true}, 5: {sub: arrayValue}, 6: {sub: keyValueList}}
+}
+
+// How deep each level of a request stands, counted as the official runtime
+// counts: the request itself is the first of DefaultRecursionLimit levels.
+const (
+	depthRequest       = protowire.DefaultRecursionLimit - 1
+	depthResourceSpans = depthRequest - 1
+	depthScopeSpans    = depthResourceSpans - 1
+	depthSpan          = depthScopeSpans - 1
+)
+
+// valid reports whether b is a well-formed m, all the way down.
+// depth is how many more levels may follow below this one.
+func (m *message) valid(b []byte, depth int) bool {
+	if depth < 0 {
+		return false
+	}
+	for i := 0; i < len(b); {
+		tag, lo, hi := Next(b, i)
+		if hi < 0 || !m.validField(tag, b[lo:hi], depth) {
+			return false
+		}
+		i = hi
+	}
+	return true
+}
+
+// validField reports whether value, as Next found it, may stand in a field of
+// m under this tag.
+func (m *message) validField(tag Tag, value []byte, depth int) bool {
+	if tag&typeMask != Bytes || tag>>3 >= Tag(len(m.fields)) {
+		return true
+	}
+	switch f := &m.fields[tag>>3]; {
+	case f.text:
+		return utf8.Valid(value)
+	case f.sub != nil:
+		return f.sub.valid(value, depth-1)
+	default:
+		return true
+	}
+}
+
+// Check returns ErrMalformed unless req is a valid ExportTraceServiceRequest.
+// An empty req is valid.
+func Check(req []byte) error {
+	if !request.valid(req, depthRequest) {
+		return ErrMalformed
+	}
+	return nil
+}

@@ -1,0 +1,346 @@
+package otlp
+
+// Record is one part of a request: itself an ExportTraceServiceRequest, with
+// the spans of one Kafka partition.
+type Record struct {
+	Partition int
+	Value     []byte // valid until the next Split; see Splitter
+	Spans     int
+}
+
+// Splitter regroups requests by partition. It keeps its buffers from one
+// request to the next, so that a warm Splitter allocates nothing. The zero value is
+// ready to use. A Splitter, and the records it returned, belong to one
+// goroutine until the next call of Split.
+type Splitter struct {
+	segments  []segment
+	resources []resourceRef
+	scopes    []scopeRef
+	spans     []spanRef
+	order     []uint32 // indexes into spans, by partition, in the request's order
+	starts    []int    // where each partition begins in order
+	groups    []group  // of the record being written
+	records   []Record
+	out       []byte // the records' values, one after the other
+}
+
+// segment is a run of bytes of the request.
+type segment struct{ from, to int }
+
+// resourceRef is a ResourceSpans: everything in it but its scope_spans is
+// copied as it stands, so that fields we do not know survive.
+type resourceRef struct {
+	segFrom, segTo int // in Splitter.segments
+	size           int // bytes of those segments
+}
+
+// scopeRef is a ScopeSpans: everything in it but its spans.
+type scopeRef struct {
+	resource       int
+	segFrom, segTo int
+	size           int
+}
+
+// spanRef is an accepted span with its tag and length.
+type spanRef struct {
+	scope     int
+	from, to  int
+	partition int
+}
+
+// group is a run of spans of one scope in the record being written.
+type group struct {
+	scope        int
+	from, to     int // in Splitter.order
+	size         int // of the ScopeSpans' payload
+	resourceSize int // of the ResourceSpans' payload, set at a resource's first group
+}
+
+// Options are the rules of a Split.
+type Options struct {
+	Partitions     int    // at least 1
+	Window         Window // in which spans must lie
+	MaxRecordBytes int    // no record's value is larger
+}
+
+// Split validates req and returns its spans as records: one for each partition
+// that occurs, in ascending order of partitions, or more where MaxRecordBytes forces it.
+// Within a record spans keep their order, resource and scope stand once for
+// each run of their spans. The same req under the same options always gives the same bytes,
+// which is what the content hash and with it deduplication rest on.
+//
+// Spans that cannot be stored are left out and counted by reason. The error is nil or
+// ErrMalformed, and then nothing of req is to be stored.
+func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
+	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
+	s.records, s.out = s.records[:0], s.out[:0]
+	var rejected Rejected
+	if !s.walk(req, &opts, &rejected) {
+		return nil, Rejected{}, ErrMalformed
+	}
+	s.sort(opts.Partitions)
+	s.reserve(req)
+	for p := range opts.Partitions {
+		s.writePartition(req, p, opts.MaxRecordBytes)
+	}
+	return s.records, rejected, nil
+}
+
+func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
+	for i := 0; i < len(req); {
+		tag, lo, hi := Next(req, i)
+		if hi < 0 {
+			return false
+		}
+		if tag == TagRequestResourceSpans && !s.walkResource(req[:hi], lo, opts, rejected) {
+			return false
+		}
+		i = hi
+	}
+	return true
+}
+
+// walkResource walks the ResourceSpans that is b[i:]. Positions stay those of
+// the request, of which b is the front.
+func (s *Splitter) walkResource(b []byte, i int, opts *Options, rejected *Rejected) bool {
+	r := len(s.resources)
+	ref := resourceRef{}
+	firstScope := len(s.scopes)
+	// The resource's own fields and those of its scopes interleave in the
+	// list of segments, so the scopes are walked in a second pass.
+	ref.segFrom = len(s.segments)
+	for j := i; j < len(b); {
+		tag, lo, hi := Next(b, j)
+		if hi < 0 || tag != TagResourceSpansScopeSpans && !resourceSpans.validField(tag, b[lo:hi], depthResourceSpans) {
+			return false
+		}
+		if tag == TagResourceSpansScopeSpans {
+			// For now the scope's place, until its own segments are known.
+			s.scopes = append(s.scopes, scopeRef{resource: r, segFrom: lo, segTo: hi})
+		} else {
+			s.addSegment(ref.segFrom, j, hi)
+			ref.size += hi - j
+		}
+		j = hi
+	}
+	ref.segTo = len(s.segments)
+	s.resources = append(s.resources, ref)
+	for c := firstScope; c < len(s.scopes); c++ {
+		if !s.walkScope(b[:s.scopes[c].segTo], s.scopes[c].segFrom, c, opts, rejected) {
+			return false
+		}
+	}
+	return true
+}
+
+// walkScope walks the ScopeSpans that is b[i:] and becomes s.scopes[c].
+func (s *Splitter) walkScope(b []byte, i, c int, opts *Options, rejected *Rejected) bool {
+	ref := scopeRef{resource: s.scopes[c].resource, segFrom: len(s.segments)}
+	for i < len(b) {
+		tag, lo, hi := Next(b, i)
+		if hi < 0 {
+			return false
+		}
+		if tag == TagScopeSpansSpans {
+			var head Head
+			if !walkSpan(b[lo:hi], &head) {
+				return false
+			}
+			if reason := opts.Window.Judge(&head); reason != Accepted {
+				rejected[reason]++
+			} else {
+				s.spans = append(s.spans, spanRef{scope: c, from: i, to: hi, partition: Partition(head.TraceID, opts.Partitions)})
+			}
+		} else {
+			if !scopeSpans.validField(tag, b[lo:hi], depthScopeSpans) {
+				return false
+			}
+			s.addSegment(ref.segFrom, i, hi)
+			ref.size += hi - i
+		}
+		i = hi
+	}
+	ref.segTo = len(s.segments)
+	s.scopes[c] = ref
+	s.dropTooLarge(c, opts.MaxRecordBytes, rejected)
+	return true
+}
+
+// walkSpan validates a span and takes out what it is judged by. As everywhere
+// in protobuf, the last occurrence of a field counts.
+func walkSpan(b []byte, head *Head) bool {
+	for i := 0; i < len(b); {
+		tag, lo, hi := Next(b, i)
+		if hi < 0 {
+			return false
+		}
+		switch value := b[lo:hi]; tag {
+		case TagSpanTraceID:
+			head.TraceID = value
+		case TagSpanSpanID:
+			head.SpanID = value
+		case TagSpanParentSpanID:
+			head.ParentSpanID = value
+		case TagSpanStartTime:
+			head.Start = Uint64(tag, value)
+		case TagSpanEndTime:
+			head.End = Uint64(tag, value)
+		default:
+			if !span.validField(tag, value, depthSpan) {
+				return false
+			}
+		}
+		i = hi
+	}
+	return true
+}
+
+// addSegment appends [from,to) to the segments since first, joining neighbours.
+func (s *Splitter) addSegment(first, from, to int) {
+	if n := len(s.segments); n > first && s.segments[n-1].to == from {
+		s.segments[n-1].to = to
+		return
+	}
+	s.segments = append(s.segments, segment{from, to})
+}
+
+// dropTooLarge rejects the spans of scope c, the newest, that would not fit a
+// record even alone.
+func (s *Splitter) dropTooLarge(c, maxRecordBytes int, rejected *Rejected) {
+	limit := maxRecordBytes - s.scopes[c].size - s.resources[s.scopes[c].resource].size - envelope
+	keep := len(s.spans)
+	for keep > 0 && s.spans[keep-1].scope == c {
+		keep--
+	}
+	for _, sp := range s.spans[keep:] {
+		if sp.to-sp.from > limit {
+			rejected[TooLarge]++
+			continue
+		}
+		s.spans[keep] = sp
+		keep++
+	}
+	s.spans = s.spans[:keep]
+}
+
+// envelope bounds the tags and lengths around a ResourceSpans and a ScopeSpans.
+const envelope = 2 * (1 + 5)
+
+// sort fills order and starts: a counting sort of the spans by partition.
+func (s *Splitter) sort(partitions int) {
+	s.starts = append(s.starts[:0], make([]int, partitions+1)...)
+	for i := range s.spans {
+		s.starts[s.spans[i].partition+1]++
+	}
+	for p := range partitions {
+		s.starts[p+1] += s.starts[p]
+	}
+	s.order = append(s.order[:0], make([]uint32, len(s.spans))...)
+	for i := range s.spans {
+		p := s.spans[i].partition
+		s.order[s.starts[p]] = uint32(i)
+		s.starts[p]++
+	}
+	// Every start has moved to the next partition's: move them back.
+	copy(s.starts[1:], s.starts[:partitions])
+	s.starts[0] = 0
+}
+
+// reserve makes out large enough for most requests at once. Records already
+// written keep their bytes when it still has to grow: they point into the old array.
+func (s *Splitter) reserve(req []byte) {
+	if want := len(req) + len(req)/2; cap(s.out) < want {
+		s.out = make([]byte, 0, want)
+	}
+}
+
+// writePartition writes the records of partition p.
+func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int) {
+	s.groups = s.groups[:0]
+	total, spans := 0, 0 // of the record so far; total is an upper bound
+	for o := s.starts[p]; o < s.starts[p+1]; o++ {
+		sp := &s.spans[s.order[o]]
+		size := sp.to - sp.from
+		added := size + s.overhead(sp.scope)
+		if total+added > maxRecordBytes && spans > 0 {
+			s.writeRecord(req, p, spans)
+			s.groups, total, spans = s.groups[:0], 0, 0
+			added = size + s.overhead(sp.scope)
+		}
+		if n := len(s.groups); n == 0 || s.groups[n-1].scope != sp.scope {
+			s.groups = append(s.groups, group{scope: sp.scope, from: o, size: s.scopes[sp.scope].size})
+		}
+		g := &s.groups[len(s.groups)-1]
+		g.to = o + 1
+		g.size += size
+		total += added
+		spans++
+	}
+	if spans > 0 {
+		s.writeRecord(req, p, spans)
+	}
+}
+
+// overhead bounds the bytes that a span of this scope adds beside its own:
+// nothing, or a new scope, or a new resource and scope.
+func (s *Splitter) overhead(scope int) int {
+	n := len(s.groups)
+	if n > 0 && s.groups[n-1].scope == scope {
+		return 0
+	}
+	size := s.scopes[scope].size + envelope
+	resource := s.scopes[scope].resource
+	if n == 0 || s.scopes[s.groups[n-1].scope].resource != resource {
+		size += s.resources[resource].size
+	}
+	return size
+}
+
+// writeRecord writes the groups gathered as one record.
+func (s *Splitter) writeRecord(req []byte, p, spans int) {
+	first := 0
+	for g := range s.groups {
+		resource := s.scopes[s.groups[g].scope].resource
+		if g == 0 || s.scopes[s.groups[first].scope].resource != resource {
+			first = g
+			s.groups[first].resourceSize = s.resources[resource].size
+		}
+		s.groups[first].resourceSize += sizeBytesTag(s.groups[g].size) + s.groups[g].size
+	}
+	begin := len(s.out)
+	for g := range s.groups {
+		grp := &s.groups[g]
+		scope := &s.scopes[grp.scope]
+		if grp.resourceSize > 0 {
+			r := &s.resources[scope.resource]
+			s.out = appendBytesTag(s.out, TagRequestResourceSpans, grp.resourceSize)
+			s.copySegments(req, r.segFrom, r.segTo)
+		}
+		s.out = appendBytesTag(s.out, TagResourceSpansScopeSpans, grp.size)
+		s.copySegments(req, scope.segFrom, scope.segTo)
+		s.copySpans(req, grp)
+	}
+	s.records = append(s.records, Record{Partition: p, Value: s.out[begin:len(s.out):len(s.out)], Spans: spans})
+}
+
+func (s *Splitter) copySegments(req []byte, from, to int) {
+	for _, seg := range s.segments[from:to] {
+		s.out = append(s.out, req[seg.from:seg.to]...)
+	}
+}
+
+// copySpans copies the spans of a group, neighbours in one go.
+func (s *Splitter) copySpans(req []byte, g *group) {
+	for o := g.from; o < g.to; {
+		sp := &s.spans[s.order[o]]
+		from, to := sp.from, sp.to
+		for o++; o < g.to; o++ {
+			next := &s.spans[s.order[o]]
+			if next.from != to {
+				break
+			}
+			to = next.to
+		}
+		s.out = append(s.out, req[from:to]...)
+	}
+}
