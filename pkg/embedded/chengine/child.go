@@ -1,0 +1,60 @@
+package chengine
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"github.com/ebitengine/purego"
+)
+
+// childVariable holds the library's path in the environment of the copy of this
+// program that is to become the engine.
+const childVariable = "METAFLOW_ENGINE_CHILD"
+
+// hooked says that this program called MaybeRunChild. Without that a copy of it
+// would run the whole program again instead of the engine, and start copies itself.
+var hooked bool
+
+// MaybeRunChild turns the process into the engine when [Start] in another copy
+// of this program asked for it, and then does not return. Call it first in
+// main, and first in TestMain of packages whose tests start an engine.
+func MaybeRunChild() {
+	hooked = true
+	library := os.Getenv(childVariable)
+	if library == "" {
+		return
+	}
+	if err := runLibrary(library, os.Args); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// runLibrary calls clickhouse-local's main with args and returns when it ended,
+// which is when standard input does. What went wrong inside is on standard error.
+func runLibrary(library string, args []string) error {
+	handle, err := purego.Dlopen(library, purego.RTLD_NOW|purego.RTLD_GLOBAL)
+	if err != nil {
+		return fmt.Errorf("load engine library: %w", err)
+	}
+	const entry = "chdb_query_cmdline"
+	if _, err := purego.Dlsym(handle, entry); err != nil {
+		return fmt.Errorf("load engine library: %s has no %s", library, entry)
+	}
+	var queryCmdline func(argc int32, argv unsafe.Pointer) uintptr
+	purego.RegisterLibFunc(&queryCmdline, handle, entry)
+
+	argv := make([]*byte, len(args)+1) // ends with nil, as C's main has it
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	for i, arg := range args {
+		argv[i] = unsafe.SliceData(append([]byte(arg), 0))
+		pin.Pin(argv[i])
+	}
+	pin.Pin(&argv[0])
+	queryCmdline(int32(len(args)), unsafe.Pointer(&argv[0])) //nolint:gosec // a command line has few arguments
+	return nil
+}
