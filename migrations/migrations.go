@@ -1,0 +1,139 @@
+package migrations
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+)
+
+//go:embed *.sql
+var files embed.FS
+
+// Migration is one numbered step, rendered. Up and Down hold one statement per
+// element, without the closing semicolon.
+type Migration struct {
+	Version uint32
+	Name    string
+	Up      []string
+	Down    []string
+}
+
+// Render returns every migration for p, in order of version.
+func Render(p Params) ([]Migration, error) {
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	return render(files, p)
+}
+
+// Bootstrap returns the statements that must have run before the record of
+// migrations can be read: the database and the table of that record.
+func Bootstrap(p Params) ([]string, error) {
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	return renderFile(files, "bootstrap.sql", p)
+}
+
+// Latest is the version that a migrated database has.
+func Latest() uint32 {
+	names, err := fs.Glob(files, "*.up.sql")
+	if err != nil {
+		panic(err) // the pattern is a constant
+	}
+	return uint32(len(names)) //nolint:gosec // the number of files in this directory
+}
+
+var fileName = regexp.MustCompile(`^(\d{4})_([a-z0-9_]+)\.up\.sql$`)
+
+func render(fsys fs.FS, p Params) ([]Migration, error) {
+	names, err := fs.Glob(fsys, "*.up.sql")
+	if err != nil {
+		return nil, fmt.Errorf("list migrations: %w", err)
+	}
+	slices.Sort(names)
+	all := make([]Migration, 0, len(names))
+	for i, name := range names {
+		m, err := renderPair(fsys, name, p)
+		if err != nil {
+			return nil, err
+		}
+		if int(m.Version) != i+1 {
+			return nil, fmt.Errorf("read migration %s: version %d is not %d", name, m.Version, i+1)
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+func renderPair(fsys fs.FS, up string, p Params) (Migration, error) {
+	parts := fileName.FindStringSubmatch(up)
+	if parts == nil {
+		return Migration{}, fmt.Errorf("read migration %s: the name is not NNNN_name.up.sql", up)
+	}
+	version, err := strconv.ParseUint(parts[1], 10, 32)
+	if err != nil {
+		return Migration{}, fmt.Errorf("read migration %s: %w", up, err)
+	}
+	m := Migration{Version: uint32(version), Name: parts[2]}
+	if m.Up, err = renderFile(fsys, up, p); err != nil {
+		return Migration{}, err
+	}
+	down := strings.TrimSuffix(up, ".up.sql") + ".down.sql"
+	if m.Down, err = renderFile(fsys, down, p); err != nil {
+		return Migration{}, err
+	}
+	return m, nil
+}
+
+func renderFile(fsys fs.FS, name string, p Params) ([]string, error) {
+	text, err := fs.ReadFile(fsys, name)
+	if err != nil {
+		return nil, fmt.Errorf("read migration: %w", err)
+	}
+	t, err := template.New(name).Option("missingkey=error").Funcs(p.funcs()).Parse(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("parse migration: %w", err)
+	}
+	var out bytes.Buffer
+	if err := t.Execute(&out, p); err != nil {
+		return nil, fmt.Errorf("render migration: %w", err)
+	}
+	statements := split(out.String())
+	if len(statements) == 0 {
+		return nil, fmt.Errorf("render migration %s: %w", name, errNoStatement)
+	}
+	return statements, nil
+}
+
+var errNoStatement = errors.New("it holds no statement")
+
+// split cuts SQL into statements at semicolons that end a line, and drops
+// comments that fill a line and lines that a template action left empty.
+func split(sql string) []string {
+	var statements []string
+	var open []string
+	for line := range strings.Lines(sql) {
+		line = strings.TrimRight(line, " \t\r\n")
+		if line == "" || strings.HasPrefix(strings.TrimSpace(line), "--") {
+			continue
+		}
+		end := strings.HasSuffix(line, ";")
+		open = append(open, strings.TrimSuffix(line, ";"))
+		if end {
+			statements = append(statements, strings.Join(open, "\n"))
+			open = nil
+		}
+	}
+	if len(open) > 0 {
+		statements = append(statements, strings.Join(open, "\n"))
+	}
+	return statements
+}

@@ -1,0 +1,147 @@
+package migrations
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"text/template"
+	"time"
+)
+
+// Topology says how tables come to be on the nodes of a cluster.
+type Topology uint8
+
+const (
+	// Replicated sends every statement ON CLUSTER and makes Replicated tables.
+	// It needs ClickHouse Keeper.
+	Replicated Topology = iota
+	// PerShard makes plain tables under each Distributed one and names no
+	// cluster in the DDL: whoever uses it runs the statements on each node.
+	// For engines without Keeper, such as those of tests.
+	PerShard
+)
+
+// Params is what a migration may depend on. The zero value is not valid:
+// Database is required.
+type Params struct {
+	Database string
+	// Cluster is a name in remote_servers. Empty: one node, or nodes that need
+	// no DDL of their own.
+	Cluster  string
+	Topology Topology // only with Cluster
+	// SpansRetention is how long spans are kept, counted from their start. Zero
+	// keeps them for ever.
+	SpansRetention time.Duration
+}
+
+var (
+	safeDatabase = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+	safeCluster  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
+)
+
+// SafeDatabase reports whether name can stand in SQL without quotes.
+func SafeDatabase(name string) bool { return safeDatabase.MatchString(name) }
+
+// SafeCluster reports whether name can stand between single quotes in SQL.
+func SafeCluster(name string) bool { return safeCluster.MatchString(name) }
+
+func (p Params) validate() error {
+	if !SafeDatabase(p.Database) {
+		return fmt.Errorf("render migrations: database %q is not a plain name", p.Database)
+	}
+	if p.Cluster != "" && !SafeCluster(p.Cluster) {
+		return fmt.Errorf("render migrations: cluster %q is not a plain name", p.Cluster)
+	}
+	if p.SpansRetention < 0 {
+		return fmt.Errorf("render migrations: retention %s is negative", p.SpansRetention)
+	}
+	return nil
+}
+
+func (p Params) replicated() bool { return p.Cluster != "" && p.Topology == Replicated }
+
+// OnCluster is the clause that makes a statement run on every node, with a
+// space before it, or nothing.
+func (p Params) OnCluster() string {
+	if !p.replicated() {
+		return ""
+	}
+	return " ON CLUSTER '" + p.Cluster + "'"
+}
+
+// Spans is the table that the views over spans read.
+func (p Params) Spans() string {
+	if p.Cluster != "" {
+		return p.Database + ".spans_distributed"
+	}
+	return p.Database + ".spans_local"
+}
+
+func (p Params) funcs() template.FuncMap {
+	return template.FuncMap{
+		"engine":        p.engine,
+		"engineShared":  p.engineShared,
+		"deduplication": p.deduplication,
+		"ttl":           ttlClause,
+	}
+}
+
+// engine is a table engine of one shard: the replicas of a shard hold the same
+// rows, and shards hold different ones.
+func (p Params) engine(name string, args ...string) string {
+	return p.engineAt(name, "'/clickhouse/tables/{shard}/{database}/{table}'", "'{replica}'", args)
+}
+
+// engineShared is a table engine whose rows every node of the cluster holds,
+// whatever its shard.
+func (p Params) engineShared(name string, args ...string) string {
+	return p.engineAt(name, "'/clickhouse/tables/all/{database}/{table}'", "'{shard}-{replica}'", args)
+}
+
+func (p Params) engineAt(name, path, replica string, args []string) string {
+	if p.replicated() {
+		name = "Replicated" + name
+		args = append([]string{path, replica}, args...)
+	}
+	if len(args) == 0 {
+		return name
+	}
+	return name + "(" + strings.Join(args, ", ") + ")"
+}
+
+// dedupBlocks is how many inserted blocks a table remembers by their tokens.
+// It bounds how late a block may be sent again: with 12 partitions and an
+// insert a second each, 14 minutes of a busy server, and any length of an idle
+// one. It is ClickHouse's own figure for replicated tables.
+const dedupBlocks = 10000
+
+// dedupWindow is how long a replicated table remembers them. Servers of
+// different versions come with anything from an hour to a week.
+const dedupWindow = 7 * 24 * time.Hour
+
+// deduplication is the settings under which a block sent twice with the same
+// token is stored once.
+func (p Params) deduplication() string {
+	if p.replicated() {
+		return fmt.Sprintf("replicated_deduplication_window = %d, replicated_deduplication_window_seconds = %d",
+			dedupBlocks, int64(dedupWindow/time.Second))
+	}
+	return fmt.Sprintf("non_replicated_deduplication_window = %d", dedupBlocks)
+}
+
+// TTL is the expression that ends a row's life keep after the time in column,
+// in the form in which ClickHouse shows it, or "" to keep it for ever.
+func TTL(column string, keep time.Duration) string {
+	if keep <= 0 {
+		return ""
+	}
+	seconds := max(int64(keep/time.Second), 1)
+	return fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", column, seconds)
+}
+
+func ttlClause(column string, keep time.Duration) string {
+	if expr := TTL(column, keep); expr != "" {
+		return "TTL " + expr
+	}
+	return ""
+}

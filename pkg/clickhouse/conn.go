@@ -1,0 +1,125 @@
+package clickhouse
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+)
+
+// staleAfter is how long a connection may lie idle before it is tried with a
+// ping: a server or a balancer may have closed it, and a block sent into a
+// closed connection has an unknown outcome where a ping has none.
+const staleAfter = 2 * time.Second
+
+// dialer makes connections that speak the native protocol.
+type dialer struct {
+	options ch.Options // without an address
+	tls     *tls.Config
+	timeout time.Duration // for all of connecting, encrypting and logging in
+}
+
+func newDialer(cfg Config) (*dialer, error) {
+	tlsConfig, err := cfg.TLS.config()
+	if err != nil {
+		return nil, err
+	}
+	return &dialer{
+		options: ch.Options{
+			ClientName:  "metaflow-server",
+			User:        cfg.Username,
+			Password:    cfg.Password,
+			Compression: wireCompression(cfg.Compression),
+			// Answers take as long as an insert takes: do ends the wait, by
+			// closing the connection under the client.
+			ReadTimeout: ch.NoTimeout,
+		},
+		tls:     tlsConfig,
+		timeout: cfg.DialTimeout,
+	}, nil
+}
+
+func wireCompression(name string) ch.Compression {
+	switch name {
+	case compressionLZ4:
+		return ch.CompressionLZ4
+	case compressionZSTD:
+		return ch.CompressionZSTD
+	default:
+		return ch.CompressionDisabled
+	}
+}
+
+// conn is one connection in a state fit for a query. It belongs to one
+// goroutine at a time.
+type conn struct {
+	client *ch.Client
+	wire   net.Conn
+	used   time.Time // when it was last put back
+}
+
+func (d *dialer) dial(ctx context.Context, addr string) (*conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	var wire net.Conn
+	var err error
+	if d.tls != nil {
+		wire, err = (&tls.Dialer{Config: d.tls}).DialContext(ctx, "tcp", addr)
+	} else {
+		wire, err = (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	client, err := ch.Connect(ctx, wire, d.options)
+	if err != nil {
+		_ = wire.Close() // the client leaves a failed login open
+		return nil, fmt.Errorf("log in: %w", err)
+	}
+	return &conn{client: client, wire: wire}, nil
+}
+
+// run does f with the client and ends it when ctx does. The client alone would
+// not: it notices a cancelled context only between packets, and a server that
+// has stopped reading or writing sends none.
+//
+// After an error the connection is closed, whatever the error: the client may
+// have left half a packet in its buffer or on the wire.
+func (c *conn) run(ctx context.Context, f func(ctx context.Context, client *ch.Client) error) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.wire.Close() })
+	err := f(ctx, c.client)
+	if !stop() && err == nil {
+		// The answer came and the connection was closed after it.
+		c.close()
+		return nil
+	}
+	if err == nil {
+		return nil
+	}
+	c.close()
+	if cause := context.Cause(ctx); cause != nil {
+		if _, _, answered := exception(err); !answered {
+			return fmt.Errorf("no answer in time: %w", cause)
+		}
+	}
+	return err
+}
+
+func (c *conn) alive(ctx context.Context) bool {
+	if c.client.IsClosed() {
+		return false
+	}
+	if time.Since(c.used) < staleAfter {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, staleAfter)
+	defer cancel()
+	return c.run(ctx, func(ctx context.Context, client *ch.Client) error { return client.Ping(ctx) }) == nil
+}
+
+func (c *conn) close() {
+	_ = c.client.Close() // it says only that it was closed before
+}

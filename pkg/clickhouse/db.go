@@ -1,0 +1,101 @@
+package clickhouse
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	driver "github.com/ClickHouse/clickhouse-go/v2"
+)
+
+// DB asks ClickHouse questions and changes its tables.
+type DB struct {
+	cfg    Config
+	log    *slog.Logger
+	conn   driver.Conn
+	shards *shards
+}
+
+// queryConns bounds the pool for questions: probes, migrations, retention.
+const queryConns = 4
+
+// Open checks cfg and reads the files of its TLS; it does not connect. A nil
+// log is silent. The caller closes the DB.
+func Open(cfg Config, log *slog.Logger) (*DB, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("clickhouse config: %w", err)
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s, err := newShards(cfg, queryConns, log)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := driver.Open(&driver.Options{
+		Addr: cfg.Addresses,
+		// No database: ours may not exist yet, so every statement names it.
+		Auth:         driver.Auth{Username: cfg.Username, Password: cfg.Password},
+		TLS:          s.dialer.tls,
+		DialTimeout:  cfg.DialTimeout,
+		ReadTimeout:  cfg.QueryTimeout,
+		MaxOpenConns: queryConns,
+		MaxIdleConns: 1,
+		ClientInfo: driver.ClientInfo{
+			Products: []struct{ Name, Version string }{{Name: "metaflow-server"}},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open clickhouse: %w", err)
+	}
+	return &DB{cfg: cfg, log: log, conn: conn, shards: s}, nil
+}
+
+// Close closes every connection.
+func (d *DB) Close() error {
+	d.shards.close()
+	return d.conn.Close()
+}
+
+// Ping asks the first address that can be reached for a sign of life.
+func (d *DB) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.DialTimeout)
+	defer cancel()
+	if err := d.conn.Ping(ctx); err != nil {
+		return fmt.Errorf("ping clickhouse at %s: %w", d.addresses(), readable(err))
+	}
+	return nil
+}
+
+// How Wait asks: often enough that a start does not wait for us, and tells
+// often enough that nobody takes it for hung.
+const (
+	waitBetweenPings = 300 * time.Millisecond
+	waitBetweenLines = 3 * time.Second
+)
+
+// Wait returns when ClickHouse answers, or with the last cause when ctx ends.
+// Every few seconds it logs what it is waiting for and why.
+func (d *DB) Wait(ctx context.Context) error {
+	start := time.Now()
+	var told time.Time
+	for {
+		err := d.Ping(ctx)
+		if err == nil {
+			return nil
+		}
+		if time.Since(told) >= waitBetweenLines {
+			told = time.Now()
+			d.log.Warn("waiting for ClickHouse", "addresses", d.addresses(), "for", time.Since(start).Round(time.Second), "cause", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for clickhouse: %w: %w", context.Cause(ctx), err)
+		case <-time.After(waitBetweenPings):
+		}
+	}
+}
+
+func (d *DB) addresses() string { return strings.Join(d.cfg.Addresses, ", ") }

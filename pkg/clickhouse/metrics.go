@@ -1,0 +1,61 @@
+package clickhouse
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+)
+
+// metrics of inserts, by table.
+type metrics struct {
+	seconds  *prometheus.HistogramVec
+	rows     *prometheus.CounterVec
+	failures *prometheus.CounterVec
+}
+
+// newMetrics registers with reg, or with nothing when reg is nil.
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "metaflow", Subsystem: "clickhouse", Name: "insert_duration_seconds",
+			Help: "Time of one insert, from encoding to ClickHouse's answer.",
+			// An insert of a full batch takes some 100 ms; 60 s is where it times out.
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"table", "outcome"}),
+		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "metaflow", Subsystem: "clickhouse", Name: "inserted_rows_total",
+			Help: "Rows that ClickHouse acknowledged, among them those it had already.",
+		}, []string{"table"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "metaflow", Subsystem: "clickhouse", Name: "insert_errors_total",
+			Help: "Inserts that failed, by what the writer does about it and by ClickHouse's name of the error.",
+		}, []string{"table", "class", "code"}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{m.seconds, m.rows, m.failures} {
+		errs = append(errs, reg.Register(c))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return m, nil
+}
+
+func (m *metrics) observe(table string, rows int, took time.Duration, err error) {
+	outcome := "stored"
+	if err != nil {
+		class := fault.ClassOf(err)
+		outcome = class.String()
+		m.failures.WithLabelValues(table, class.String(), codeLabel(err)).Inc()
+	} else {
+		m.rows.WithLabelValues(table).Add(float64(rows))
+	}
+	m.seconds.WithLabelValues(table, outcome).Observe(took.Seconds())
+}

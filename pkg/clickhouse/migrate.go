@@ -1,0 +1,210 @@
+package clickhouse
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	driver "github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/metaflowys/metaflow-server/migrations"
+)
+
+// Retention is how long each kind of row is kept. Zero keeps it for ever.
+type Retention struct {
+	Spans time.Duration `mapstructure:"spans" doc:"how long a span is kept, counted from its start; 0 keeps it for ever"`
+}
+
+// MigrationStatus is one migration and whether it is in force.
+type MigrationStatus struct {
+	Version uint32
+	Name    string
+	Applied bool
+	At      time.Time // when it was last run in either direction; zero if never
+}
+
+// ddlTimeout bounds one statement on all nodes of a cluster.
+const ddlTimeout = 3 * time.Minute
+
+// Migrate brings the schema up to the newest version and the tables to the
+// retention. Several processes may do so at once. It waits for nothing: call
+// Wait before.
+func (d *DB) Migrate(ctx context.Context, keep Retention) error {
+	p := d.params(keep)
+	all, err := migrations.Render(p)
+	if err != nil {
+		return err
+	}
+	if err := d.bootstrap(ctx, p); err != nil {
+		return err
+	}
+	applied, err := d.applied(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if applied[m.Version].Applied {
+			continue
+		}
+		if err := d.step(ctx, m, true); err != nil {
+			return err
+		}
+	}
+	return d.retain(ctx, p)
+}
+
+// MigrateDown takes back the newest migration that is in force, with the data
+// it holds, and returns what it took back; nil when there is none.
+func (d *DB) MigrateDown(ctx context.Context) (*MigrationStatus, error) {
+	all, err := migrations.Render(d.params(Retention{}))
+	if err != nil {
+		return nil, err
+	}
+	applied, err := d.applied(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range slices.Backward(all) {
+		if !applied[m.Version].Applied {
+			continue
+		}
+		if err := d.step(ctx, m, false); err != nil {
+			return nil, err
+		}
+		return &MigrationStatus{Version: m.Version, Name: m.Name}, nil
+	}
+	return nil, nil //nolint:nilnil // nothing to take back is no error
+}
+
+// MigrationStatus tells of every migration that this program or the database
+// knows, in order of version. It changes nothing.
+func (d *DB) MigrationStatus(ctx context.Context) ([]MigrationStatus, error) {
+	all, err := migrations.Render(d.params(Retention{}))
+	if err != nil {
+		return nil, err
+	}
+	known, err := d.applied(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range all {
+		if _, ok := known[m.Version]; !ok {
+			known[m.Version] = MigrationStatus{Version: m.Version, Name: m.Name}
+		}
+	}
+	list := make([]MigrationStatus, 0, len(known))
+	for _, s := range known {
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b MigrationStatus) int { return int(a.Version) - int(b.Version) })
+	return list, nil
+}
+
+// SchemaVersion returns the newest version in force and the one this program
+// was built for. A database that is ahead serves an older program as well.
+func (d *DB) SchemaVersion(ctx context.Context) (current, wanted uint32, err error) {
+	applied, err := d.applied(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	for v, s := range applied {
+		if s.Applied {
+			current = max(current, v)
+		}
+	}
+	return current, migrations.Latest(), nil
+}
+
+func (d *DB) params(keep Retention) migrations.Params {
+	return migrations.Params{Database: d.cfg.Database, Cluster: d.cfg.Cluster, SpansRetention: keep.Spans}
+}
+
+func (d *DB) bootstrap(ctx context.Context, p migrations.Params) error {
+	statements, err := migrations.Bootstrap(p)
+	if err != nil {
+		return err
+	}
+	return d.execAll(ctx, "prepare database "+p.Database, statements)
+}
+
+// step runs one migration and then records it. A crash between the two makes
+// the next runner do it again, which changes nothing.
+func (d *DB) step(ctx context.Context, m migrations.Migration, up bool) error {
+	statements, direction := m.Up, "up"
+	if !up {
+		statements, direction = m.Down, "down"
+	}
+	start := time.Now()
+	what := fmt.Sprintf("migrate %s %04d_%s", direction, m.Version, m.Name)
+	if err := d.execAll(ctx, what, statements); err != nil {
+		return err
+	}
+	err := d.conn.Exec(ctx, "INSERT INTO "+d.cfg.Database+".schema_migrations (version, name, applied) VALUES ($1, $2, $3)",
+		m.Version, m.Name, up)
+	if err != nil {
+		return fmt.Errorf("record migration %04d_%s: %w", m.Version, m.Name, readable(err))
+	}
+	d.log.Info("migrated", "direction", direction, "version", m.Version, "name", m.Name, "took", time.Since(start))
+	return nil
+}
+
+func (d *DB) execAll(ctx context.Context, what string, statements []string) error {
+	for _, statement := range statements {
+		if err := d.exec(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return nil
+}
+
+// exec runs one statement that changes tables.
+func (d *DB) exec(ctx context.Context, statement string) error {
+	ctx, cancel := context.WithTimeout(ctx, ddlTimeout)
+	defer cancel()
+	settings := driver.Settings{}
+	if d.cfg.Cluster != "" {
+		// Wait for every node, and say which one failed.
+		settings["distributed_ddl_task_timeout"] = int(ddlTimeout / time.Second)
+		settings["distributed_ddl_output_mode"] = "throw"
+	}
+	return readable(d.conn.Exec(driver.Context(ctx, driver.WithSettings(settings)), statement))
+}
+
+// applied returns the newest record of each version; none before bootstrap.
+func (d *DB) applied(ctx context.Context) (map[uint32]MigrationStatus, error) {
+	found := make(map[uint32]MigrationStatus)
+	exists, err := d.tableExists(ctx, "schema_migrations")
+	if err != nil || !exists {
+		return found, err
+	}
+	rows, err := d.conn.Query(ctx, "SELECT version, argMax(name, at), argMax(applied, at), max(at) FROM "+
+		d.cfg.Database+".schema_migrations GROUP BY version")
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", readable(err))
+	}
+	defer func() { _ = rows.Close() }() // Err tells the same
+	for rows.Next() {
+		var s MigrationStatus
+		var last time.Time
+		if err := rows.Scan(&s.Version, &s.Name, &s.Applied, &last); err != nil {
+			return nil, fmt.Errorf("read migrations: %w", err)
+		}
+		s.At = last
+		found[s.Version] = s
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read migrations: %w", readable(err))
+	}
+	return found, nil
+}
+
+func (d *DB) tableExists(ctx context.Context, table string) (bool, error) {
+	var n uint64
+	err := d.conn.QueryRow(ctx, "SELECT count() FROM system.tables WHERE database = $1 AND name = $2",
+		d.cfg.Database, table).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for table %s.%s: %w", d.cfg.Database, table, readable(err))
+	}
+	return n > 0, nil
+}

@@ -1,0 +1,265 @@
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// refreshEvery is how old the list of replicas may become. Replicas come and
+// go by an operator's hand, and one that went is skipped as down before that.
+const refreshEvery = time.Minute
+
+// shards knows which addresses hold which shard, and sends work to one of them.
+//
+// Lock order: mu before a node's own. refreshing serialises the reading of
+// system.clusters and is taken before mu.
+type shards struct {
+	cluster  string
+	dialer   *dialer
+	maxConns int
+	log      *slog.Logger
+	seeds    []*node // the configured addresses
+
+	refreshing sync.Mutex
+
+	mu   sync.Mutex
+	list [][]*node // by shard, replicas in the cluster's order; nil until known
+	read time.Time
+}
+
+func newShards(cfg Config, maxConns int, log *slog.Logger) (*shards, error) {
+	d, err := newDialer(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &shards{cluster: cfg.Cluster, dialer: d, maxConns: maxConns, log: log}
+	for _, addr := range cfg.Addresses {
+		s.seeds = append(s.seeds, newNode(addr, d, maxConns))
+	}
+	if cfg.Cluster == "" {
+		s.list = [][]*node{s.seeds}
+	}
+	return s, nil
+}
+
+func (s *shards) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.all() {
+		n.close()
+	}
+}
+
+// all returns every node once. The caller holds mu.
+func (s *shards) all() []*node {
+	nodes := slices.Clone(s.seeds)
+	for _, replicas := range s.list {
+		for _, n := range replicas {
+			if !slices.Contains(nodes, n) {
+				nodes = append(nodes, n)
+			}
+		}
+	}
+	return nodes
+}
+
+func (s *shards) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.list)
+}
+
+// run does f at one replica of the shard: the first in order that has not
+// failed lately, so that all writers prefer the same one. When that one cannot
+// be connected to, the next is tried; once f was called its error is returned,
+// because what it sent may have been stored.
+func (s *shards) run(ctx context.Context, shard int, f func(ctx context.Context, client *ch.Client) error) (addr string, err error) {
+	if err := s.refresh(ctx, refreshEvery); err != nil {
+		return strings.Join(s.addresses(), ", "), err
+	}
+	replicas, err := s.replicas(shard)
+	if err != nil {
+		return s.cluster, err
+	}
+	var tried []string
+	var errs []error
+	for _, n := range replicas {
+		called, err := n.run(ctx, f)
+		if called || err == nil {
+			return n.addr, err
+		}
+		tried, errs = append(tried, n.addr), append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return strings.Join(tried, ", "), errors.Join(errs...)
+}
+
+// replicas returns the nodes of a shard in the order to try them.
+func (s *shards) replicas(shard int) ([]*node, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if shard < 0 || shard >= len(s.list) {
+		return nil, fmt.Errorf("shard %d of %d is not known", shard, len(s.list))
+	}
+	now := time.Now()
+	nodes := slices.Clone(s.list[shard])
+	slices.SortStableFunc(nodes, func(a, b *node) int {
+		return compareBool(a.down(now), b.down(now))
+	})
+	return nodes, nil
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	default:
+		return 1
+	}
+}
+
+func (s *shards) addresses() []string {
+	addrs := make([]string, 0, len(s.seeds))
+	for _, n := range s.seeds {
+		addrs = append(addrs, n.addr)
+	}
+	return addrs
+}
+
+// refresh reads the cluster anew when what is known is older than maxAge. What
+// is known stays in use when that fails; the error is for who knows nothing yet.
+func (s *shards) refresh(ctx context.Context, maxAge time.Duration) error {
+	if s.cluster == "" || s.fresh(maxAge) {
+		return nil
+	}
+	s.refreshing.Lock()
+	defer s.refreshing.Unlock()
+	if s.fresh(maxAge) {
+		return nil
+	}
+	err := s.readCluster(ctx)
+	if err == nil {
+		return nil
+	}
+	if s.count() == 0 {
+		return err
+	}
+	s.log.Warn("keeping the known replicas", "cluster", s.cluster, "cause", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read = time.Now()
+	return nil
+}
+
+func (s *shards) fresh(maxAge time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.list != nil && time.Since(s.read) < maxAge
+}
+
+// readCluster asks the nodes it knows, one after another, until one answers.
+func (s *shards) readCluster(ctx context.Context) error {
+	s.mu.Lock()
+	nodes := s.all()
+	s.mu.Unlock()
+	var errs []error
+	for _, n := range nodes {
+		var found [][]string
+		_, err := n.run(ctx, func(ctx context.Context, client *ch.Client) error {
+			var err error
+			found, err = selectCluster(ctx, client, s.cluster)
+			return err
+		})
+		if err == nil {
+			err = s.adopt(found)
+		}
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("read cluster %s at %s: %w", s.cluster, n.addr, readable(err)))
+	}
+	return errors.Join(errs...)
+}
+
+// adopt replaces the replicas of every shard and keeps the nodes that stay.
+func (s *shards) adopt(found [][]string) error {
+	if len(found) == 0 {
+		return errors.New("system.clusters does not have it")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.list != nil && len(found) != len(s.list) {
+		return fmt.Errorf("it has %d shards and had %d: a block sent again would miss its shard; restart to use the new number",
+			len(found), len(s.list))
+	}
+	known := make(map[string]*node)
+	for _, n := range s.all() {
+		known[n.addr] = n
+	}
+	list := make([][]*node, len(found))
+	for i, addrs := range found {
+		for _, addr := range addrs {
+			n := known[addr]
+			if n == nil {
+				n = newNode(addr, s.dialer, s.maxConns)
+				known[addr] = n
+			}
+			list[i] = append(list[i], n)
+		}
+	}
+	before := s.all()
+	s.list, s.read = list, time.Now()
+	after := s.all()
+	for _, n := range before {
+		if !slices.Contains(after, n) {
+			n.close()
+		}
+	}
+	return nil
+}
+
+// selectCluster returns the addresses of each shard, in the cluster's order.
+func selectCluster(ctx context.Context, client *ch.Client, name string) ([][]string, error) {
+	var (
+		shard proto.ColUInt32
+		host  proto.ColStr
+		port  proto.ColUInt16
+		found [][]string
+		last  uint32
+	)
+	err := client.Do(ctx, ch.Query{
+		// The name is checked by Config.Validate to need no quoting.
+		Body: "SELECT shard_num, host_name, port FROM system.clusters WHERE cluster = '" + name + "' ORDER BY shard_num, replica_num",
+		Result: proto.Results{
+			{Name: "shard_num", Data: &shard},
+			{Name: "host_name", Data: &host},
+			{Name: "port", Data: &port},
+		},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range shard.Rows() {
+				if shard.Row(i) != last {
+					found, last = append(found, nil), shard.Row(i)
+				}
+				addr := net.JoinHostPort(host.Row(i), strconv.Itoa(int(port.Row(i))))
+				found[len(found)-1] = append(found[len(found)-1], addr)
+			}
+			return nil
+		},
+	})
+	return found, err
+}
