@@ -1,0 +1,53 @@
+package otlpgrpc
+
+import (
+	"math/bits"
+	"sync"
+)
+
+// Buffers come in sizes a quarter of an octave apart, so that less than a fifth of one
+// is unused: what the budget counts is then close to what the process holds.
+const (
+	smallestShift  = 12 // 4 KiB
+	largestShift   = 27 // 128 MiB; larger ones are not kept
+	stepsPerOctave = 4
+	sizeClasses    = (largestShift-smallestShift)*stepsPerOctave + 1
+)
+
+// buffers keeps request bodies for reuse.
+type buffers struct {
+	classes [sizeClasses]sync.Pool
+}
+
+// get returns a buffer of length size. Its content is what the last user left.
+func (p *buffers) get(size int) *[]byte {
+	class, capacity := sizeClass(size)
+	if class >= sizeClasses {
+		b := make([]byte, size)
+		return &b
+	}
+	b, ok := p.classes[class].Get().(*[]byte)
+	if !ok {
+		fresh := make([]byte, capacity)
+		b = &fresh
+	}
+	*b = (*b)[:size]
+	return b
+}
+
+func (p *buffers) put(b *[]byte) {
+	if class, capacity := sizeClass(cap(*b)); class < sizeClasses && capacity == cap(*b) {
+		p.classes[class].Put(b)
+	}
+}
+
+// sizeClass returns the class whose buffers hold size bytes, and their capacity.
+func sizeClass(size int) (class, capacity int) {
+	if size <= 1<<smallestShift {
+		return 0, 1 << smallestShift
+	}
+	octave := bits.Len(uint(size-1)) - 1 // 1<<octave < size <= 2<<octave
+	step := 1 << octave / stepsPerOctave
+	steps := (size - 1<<octave + step - 1) / step
+	return (octave-smallestShift)*stepsPerOctave + steps, 1<<octave + steps*step
+}

@@ -1,0 +1,58 @@
+package otlpgrpc
+
+import (
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+)
+
+// message receives the bytes of one Export.
+type message struct {
+	server  *Server
+	granted int64   // by the budget
+	body    *[]byte // nil until received, or when refused
+	refused refusal // set when the size, once known, did not fit
+}
+
+// take copies data, which gRPC holds in many small buffers and reclaims when
+// this returns, into one. gRPC looks for a second message after the first, and
+// fails the call when there is one: then take is called again.
+func (m *message) take(data mem.BufferSlice) {
+	if m.body != nil || m.refused != "" {
+		return
+	}
+	size := data.Len()
+	if !m.server.budget.resize(m.granted, int64(size)) {
+		m.refused = tooManyBytes
+		return
+	}
+	m.granted = int64(size)
+	m.body = m.server.buffers.get(size)
+	data.CopyTo(*m.body)
+}
+
+// release gives everything back. The body is kept from reuse when somebody may
+// still read it.
+func (m *message) release(reuse bool) {
+	m.server.budget.leave(m.granted)
+	if m.body != nil && reuse {
+		m.server.buffers.put(m.body)
+	}
+}
+
+// codec is protobuf for every message but an Export's request, which stays bytes.
+type codec struct {
+	encoding.CodecV2
+}
+
+func newCodec() codec {
+	return codec{encoding.GetCodecV2(proto.Name)}
+}
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if m, ok := v.(*message); ok {
+		m.take(data)
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}

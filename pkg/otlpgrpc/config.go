@@ -1,0 +1,88 @@
+package otlpgrpc
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"time"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	Listen               string        `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
+	MaxRequestBytes      int64         `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request after decompression; larger ones are refused for good"`
+	MaxBytesInFlight     int64         `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while Kafka is slow"`
+	MaxRequestsInFlight  int           `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
+	MaxConcurrentStreams int           `mapstructure:"max_concurrent_streams" doc:"requests at a time on one connection; more wait at the client"`
+	RetryDelay           time.Duration `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again; each is told between half of it and one and a half"`
+	ConnectionAge        time.Duration `mapstructure:"connection_age" doc:"age at which a client is asked to connect again, so that load spreads over new replicas; 0 is never"`
+	ConnectionAgeGrace   time.Duration `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
+	Keepalive            Keepalive     `mapstructure:"keepalive"`
+	TLS                  TLS           `mapstructure:"tls"`
+}
+
+// Keepalive finds dead connections and turns away clients that ping too often.
+type Keepalive struct {
+	Time              time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged"`
+	Timeout           time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
+	MinClientInterval time.Duration `mapstructure:"min_client_interval" doc:"clients that ping more often than this are disconnected"`
+}
+
+// TLS is plain text when empty. With a certificate, TLS is required; with
+// a client CA too, clients must show a certificate signed by it.
+type TLS struct {
+	CertFile     string `mapstructure:"cert_file" doc:"PEM certificate chain of the server; empty means plain text"`
+	KeyFile      string `mapstructure:"key_file" doc:"PEM private key of cert_file"`
+	ClientCAFile string `mapstructure:"client_ca_file" doc:"PEM certificates that sign clients; set, a client without a certificate is refused"`
+}
+
+// DefaultConfig returns the configuration of a gateway on its documented port.
+func DefaultConfig() Config {
+	return Config{
+		Listen:               "0.0.0.0:20035",
+		MaxRequestBytes:      64 << 20, // the size that OTLP receivers accept by convention
+		MaxBytesInFlight:     256 << 20,
+		MaxRequestsInFlight:  1024,
+		MaxConcurrentStreams: 128,
+		RetryDelay:           time.Second,
+		ConnectionAge:        10 * time.Minute,
+		ConnectionAgeGrace:   30 * time.Second,
+		Keepalive: Keepalive{
+			Time:              time.Minute,
+			Timeout:           20 * time.Second,
+			MinClientInterval: 10 * time.Second, // the least that grpc-go clients can be set to
+		},
+	}
+}
+
+// Validate reports every problem at once, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("listen: %w", err))
+	}
+	check(c.MaxRequestBytes > 0 && c.MaxRequestBytes <= math.MaxInt32,
+		"max_request_bytes: %d is not between 1 and %d", c.MaxRequestBytes, math.MaxInt32)
+	check(c.MaxBytesInFlight >= c.MaxRequestBytes,
+		"max_bytes_in_flight: %d is less than max_request_bytes (%d), so the largest request could never be accepted", c.MaxBytesInFlight, c.MaxRequestBytes)
+	check(c.MaxRequestsInFlight > 0, "max_requests_in_flight: %d is not positive", c.MaxRequestsInFlight)
+	check(c.MaxConcurrentStreams > 0 && c.MaxConcurrentStreams <= math.MaxInt32,
+		"max_concurrent_streams: %d is not between 1 and %d", c.MaxConcurrentStreams, math.MaxInt32)
+	check(c.RetryDelay > 0, "retry_delay: %s is not positive", c.RetryDelay)
+	check(c.ConnectionAge >= 0, "connection_age: %s is negative", c.ConnectionAge)
+	check(c.ConnectionAgeGrace > 0, "connection_age_grace: %s is not positive", c.ConnectionAgeGrace)
+	check(c.Keepalive.Time >= time.Second, "keepalive.time: %s is less than 1s", c.Keepalive.Time)
+	check(c.Keepalive.Timeout > 0, "keepalive.timeout: %s is not positive", c.Keepalive.Timeout)
+	check(c.Keepalive.MinClientInterval > 0, "keepalive.min_client_interval: %s is not positive", c.Keepalive.MinClientInterval)
+	check((c.TLS.CertFile == "") == (c.TLS.KeyFile == ""),
+		"tls: cert_file %q and key_file %q must be set together", c.TLS.CertFile, c.TLS.KeyFile)
+	check(c.TLS.ClientCAFile == "" || c.TLS.CertFile != "",
+		"tls.client_ca_file: %q needs tls.cert_file", c.TLS.ClientCAFile)
+	return errors.Join(errs...)
+}

@@ -1,0 +1,28 @@
+// Package otlpgrpc receives OTLP traces over gRPC and hands each request, as the
+// bytes that came, to a [Consumer].
+//
+// It owns what lies between the network and those bytes: TLS, connections,
+// compression, limits, the gRPC status of every answer, health and reflection. It
+// does not look into a request; that is the consumer's work.
+//
+// What it promises to clients:
+//   - Success is answered only after the consumer returned without an error.
+//   - A request over Config.MaxRequestBytes is RESOURCE_EXHAUSTED without RetryInfo.
+//     Uncompressed, it is refused at its length prefix; compressed, it costs at
+//     most the limit.
+//   - Over Config.MaxBytesInFlight or Config.MaxRequestsInFlight the answer is
+//     UNAVAILABLE with RetryInfo, at once, and where possible before the request
+//     is read. Nothing waits in a queue.
+//   - Other failures follow the class that the consumer gave (pkg/fault).
+//   - A panic in the consumer is INTERNAL for that request and nothing for the others.
+//
+// Memory: a request counts as an estimate, the largest seen lately, from its
+// headers until it has been read, and as its size from then until it is
+// answered. The sum never exceeds MaxBytesInFlight. Decompression runs in as many
+// requests at a time as there are processors, each holding at most
+// MaxRequestBytes. The estimate is what keeps a thousand clients that come back
+// in the same second from being read all at once.
+//
+// Concurrency: the consumer is called from many goroutines, one a request. The
+// one lock is budget.mu; nothing is called while it is held.
+package otlpgrpc

@@ -1,0 +1,163 @@
+package otlpgrpc
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// exporter is what the hand-made service description calls.
+type exporter interface {
+	answer(ctx context.Context, receive func(any) error) (any, error)
+}
+
+// traceService is the official service description (the name, and the file that
+// reflection serves) with a handler that receives bytes.
+func traceService() *grpc.ServiceDesc {
+	desc := coltracepb.TraceService_ServiceDesc
+	desc.HandlerType = (*exporter)(nil)
+	desc.Methods = []grpc.MethodDesc{{MethodName: "Export", Handler: exportHandler}}
+	return &desc
+}
+
+//nolint:revive // the order of parameters is gRPC's
+func exportHandler(srv any, ctx context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	return srv.(exporter).answer(ctx, receive)
+}
+
+// admit runs when the headers of a call have arrived and nothing else. It must
+// not block: gRPC calls it from the goroutine that reads the connection.
+func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if err := checkContentType(info.Header.Get("content-type")); err != nil {
+		return ctx, err
+	}
+	if info.FullMethodName != coltracepb.TraceService_Export_FullMethodName {
+		return ctx, nil
+	}
+	if why := s.budget.check(); why != "" {
+		err := s.refused(why)
+		s.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
+		return ctx, err
+	}
+	return ctx, nil
+}
+
+// checkContentType refuses encodings other than protobuf, which gRPC would take
+// for protobuf and call malformed.
+func checkContentType(values []string) error {
+	for _, v := range values {
+		v, _, _ = strings.Cut(strings.ToLower(v), ";")
+		if v != "application/grpc" && v != "application/grpc+proto" {
+			return status.Errorf(codes.Unimplemented, "content-type %q is not supported, send application/grpc+proto", statusText(v))
+		}
+	}
+	return nil
+}
+
+func (s *Server) answer(ctx context.Context, receive func(any) error) (any, error) {
+	start := time.Now()
+	resp, err := s.export(ctx, receive)
+	s.metrics.answered(status.Code(err), time.Since(start))
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// export receives one request and has it consumed. All its errors are statuses.
+func (s *Server) export(ctx context.Context, receive func(any) error) (resp *coltracepb.ExportTraceServiceResponse, err error) {
+	m := message{server: s}
+	var why refusal
+	if m.granted, why = s.budget.enter(); why != "" {
+		return nil, s.refused(why)
+	}
+	// After a panic a goroutine of the consumer may still read the body.
+	returned := false
+	defer func() {
+		if cause := recover(); cause != nil {
+			resp, err = nil, s.panicked(ctx, cause)
+		}
+		m.release(returned)
+	}()
+
+	resp, err = s.receiveAndConsume(ctx, &m, receive)
+	returned = true
+	return resp, err
+}
+
+func (s *Server) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (*coltracepb.ExportTraceServiceResponse, error) {
+	if err := receive(m); err != nil {
+		return nil, err
+	}
+	if m.refused != "" {
+		return nil, s.refused(m.refused)
+	}
+	s.metrics.bytes.Add(float64(len(*m.body)))
+	if len(*m.body) == 0 {
+		return fullSuccess, nil
+	}
+	result, err := s.consumer.ConsumeTraces(ctx, requestOf(ctx, *m.body))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+		return nil, s.statusOf(err)
+	}
+	return responseOf(result), nil
+}
+
+// fullSuccess is shared by all answers: it is only ever marshalled.
+var fullSuccess = &coltracepb.ExportTraceServiceResponse{}
+
+func responseOf(r Result) *coltracepb.ExportTraceServiceResponse {
+	if r == (Result{}) {
+		return fullSuccess
+	}
+	return &coltracepb.ExportTraceServiceResponse{
+		PartialSuccess: &coltracepb.ExportTracePartialSuccess{
+			RejectedSpans: r.Rejected,
+			ErrorMessage:  strings.ToValidUTF8(r.Message, "?"),
+		},
+	}
+}
+
+func requestOf(ctx context.Context, body []byte) Request {
+	return Request{
+		Body:   body,
+		Agent:  firstValue(ctx, schema.MetadataAgent),
+		Resend: firstValue(ctx, schema.MetadataResend) == "1",
+		Peer:   peerOf(ctx),
+	}
+}
+
+func firstValue(ctx context.Context, key string) string {
+	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+func peerOf(ctx context.Context) netip.AddrPort {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	tcp, ok := p.Addr.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	a := tcp.AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

@@ -1,0 +1,236 @@
+package otlpgrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+)
+
+// Options are what code sets. The zero value is usable.
+type Options struct {
+	Logger     *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil registers nothing
+	// ShutdownGrace bounds the wait for running requests after Run's context
+	// ended. Default 30 s.
+	ShutdownGrace time.Duration
+	// Register adds services that share the port, the certificates and the
+	// connection limits. The context of their streams ends when the server begins to
+	// stop; unary calls are let finish.
+	Register func(grpc.ServiceRegistrar)
+}
+
+// Server receives OTLP traces. Make one with New.
+type Server struct {
+	cfg      Config
+	consumer Consumer
+	log      *slog.Logger
+	grace    time.Duration
+	metrics  *metrics
+	budget   *budget
+	buffers  buffers
+	listener net.Listener
+	grpc     *grpc.Server
+	health   *health.Server
+
+	// streams ends when streams are to end; see guardStream.
+	streams    context.Context //nolint:containedctx // the life of the server's streams, not of one call
+	endStreams context.CancelFunc
+}
+
+// New checks cfg and binds its address, so that a port in use is reported before
+// anything runs. It starts nothing: clients that connect early wait for Run. A Server
+// that never runs must be closed.
+func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("grpc config: %w", err)
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.ShutdownGrace <= 0 {
+		opts.ShutdownGrace = 30 * time.Second
+	}
+	s := &Server{
+		cfg:      cfg,
+		consumer: consumer,
+		log:      opts.Logger,
+		grace:    opts.ShutdownGrace,
+		budget:   newBudget(cfg),
+		health:   health.NewServer(),
+	}
+	s.streams, s.endStreams = context.WithCancel(context.Background())
+	var err error
+	if s.metrics, err = newMetrics(opts.Registerer, s.budget); err != nil {
+		return nil, fmt.Errorf("register grpc metrics: %w", err)
+	}
+	serverOptions, err := s.serverOptions()
+	if err != nil {
+		return nil, err
+	}
+	if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, fmt.Errorf("grpc.listen: %w", err)
+	}
+	s.grpc = grpc.NewServer(serverOptions...)
+	s.grpc.RegisterService(traceService(), s)
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	if opts.Register != nil {
+		opts.Register(s.grpc)
+	}
+	reflection.Register(s.grpc)
+	s.SetServing(true)
+	return s, nil
+}
+
+func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
+	opts := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.InTapHandle(s.admit),
+		grpc.MaxRecvMsgSize(int(s.cfg.MaxRequestBytes)),
+		grpc.MaxConcurrentStreams(uint32(s.cfg.MaxConcurrentStreams)), //nolint:gosec // Validate bounds it
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionAge:      s.cfg.ConnectionAge,
+			MaxConnectionAgeGrace: s.cfg.ConnectionAgeGrace,
+			Time:                  s.cfg.Keepalive.Time,
+			Timeout:               s.cfg.Keepalive.Timeout,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
+			MinTime:             s.cfg.Keepalive.MinClientInterval,
+			PermitWithoutStream: true,
+		}),
+		grpc.WaitForHandlers(true),
+		grpc.ChainUnaryInterceptor(s.guardUnary),
+		grpc.ChainStreamInterceptor(s.guardStream),
+	}
+	creds, err := s.cfg.TLS.credentials()
+	if err != nil {
+		return nil, err
+	}
+	if creds != nil {
+		opts = append(opts, grpc.Creds(creds))
+	}
+	return opts, nil
+}
+
+// Addr is where the server listens, with the port that was picked.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// SetServing sets what the gRPC health service says of the whole server and of
+// the trace service. A new Server is serving. After Run's context ended it says
+// not serving, whatever is set.
+func (s *Server) SetServing(serving bool) {
+	state := healthpb.HealthCheckResponse_NOT_SERVING
+	if serving {
+		state = healthpb.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus("", state)
+	s.health.SetServingStatus(coltracepb.TraceService_ServiceDesc.ServiceName, state)
+}
+
+// Run serves until ctx ends, then lets running requests finish within the grace
+// period and cuts off the rest. A stop that was asked for returns nil. When Run
+// returns, no request is being served. Run is called once.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.listener) }()
+
+	select {
+	case err := <-served:
+		s.endStreams()
+		s.grpc.Stop()
+		return fmt.Errorf("serve grpc on %s: %w", s.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.health.Shutdown()
+	s.endStreams()
+	s.drain()
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve grpc on %s: %w", s.Addr(), err)
+	}
+	return nil
+}
+
+// drain refuses new calls and waits for running ones, at most for the grace
+// period.
+func (s *Server) drain() {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.grpc.GracefulStop()
+	}()
+	timer := time.NewTimer(s.grace)
+	defer timer.Stop()
+	select {
+	case <-drained:
+	case <-timer.C:
+		_, requests := s.budget.inFlight()
+		s.log.Warn("requests cut off at shutdown", slog.Int("requests", requests), slog.Duration("grace", s.grace))
+		s.grpc.Stop()
+		<-drained
+	}
+}
+
+// Close releases the port of a Server that does not run. After Run it does
+// nothing.
+func (s *Server) Close() error {
+	s.endStreams()
+	s.grpc.Stop()
+	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close grpc listener: %w", err)
+	}
+	return nil
+}
+
+// guardUnary keeps a panic in another service's call from ending the process.
+func (s *Server) guardUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			resp, err = nil, s.panicked(ctx, cause)
+		}
+	}()
+	return next(ctx, req)
+}
+
+// guardStream does the same for streams, and ends their context when the server
+// stops: streams such as a health watch never end by themselves, and would hold
+// every shutdown for the whole grace period.
+func (s *Server) guardStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	defer context.AfterFunc(s.streams, cancel)()
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = s.panicked(ctx, cause)
+		}
+	}()
+	return next(srv, stoppableStream{stream, ctx})
+}
+
+// stoppableStream is a stream whose context ends with the server.
+type stoppableStream struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // a grpc.ServerStream carries its context
+}
+
+func (s stoppableStream) Context() context.Context { return s.ctx }
+
+func (s *Server) panicked(ctx context.Context, cause any) error {
+	s.metrics.panics.Inc()
+	method, _ := grpc.Method(ctx)
+	s.log.ErrorContext(ctx, "panic while serving a request",
+		slog.String("method", method), slog.Any("panic", cause), slog.String("stack", string(debug.Stack())))
+	return status.Error(codes.Internal, "internal error")
+}

@@ -1,0 +1,60 @@
+package otlpgrpc
+
+import (
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+)
+
+// maxStatusText keeps a status, which travels in HTTP/2 headers, under the header
+// limits of proxies and clients (8 KiB is the smallest in common use).
+const maxStatusText = 1 << 10
+
+// statusOf maps a consumer's error to the answer.
+func (s *Server) statusOf(err error) error {
+	switch fault.ClassOf(err) {
+	case fault.Rejected:
+		return status.Error(codes.InvalidArgument, statusText(err.Error()))
+	case fault.Retryable, fault.Overload, fault.Fenced:
+		return s.unavailable(err.Error())
+	default:
+		return status.Error(codes.Internal, statusText(err.Error()))
+	}
+}
+
+// unavailable asks the client to send the same again, later.
+func (s *Server) unavailable(text string) error {
+	st := status.New(codes.Unavailable, statusText(text))
+	detailed, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(jitter(s.cfg.RetryDelay))})
+	if err != nil {
+		return st.Err()
+	}
+	return detailed.Err()
+}
+
+func (s *Server) refused(why refusal) error {
+	s.metrics.refused.WithLabelValues(string(why)).Inc()
+	return s.unavailable("server is at its limit of " + strings.ReplaceAll(string(why), "_", " "))
+}
+
+// jitter spreads clients that were refused together between half of d and one
+// and a half.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d+1) //nolint:gosec // spreads load, guards nothing
+}
+
+// statusText makes text fit for a status: valid UTF-8, as protobuf strings must
+// be, and short.
+func statusText(text string) string {
+	if len(text) > maxStatusText {
+		text = text[:maxStatusText] + "..."
+	}
+	return strings.ToValidUTF8(text, "?")
+}
