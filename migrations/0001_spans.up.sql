@@ -69,10 +69,67 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.spans_distributed{{.OnCluster}} AS {{.D
 ENGINE = Distributed('{{.Cluster}}', '{{.Database}}', 'spans_local', cityHash64(trace_id));
 {{- end}}
 
--- What people query. A filter on a column that stands here under its own name
--- reaches the primary key and the indexes of spans_local.
-CREATE VIEW IF NOT EXISTS {{.Database}}.spans{{.OnCluster}} AS
-SELECT
+-- What people query. The list of columns holds the types whatever stores them;
+-- a filter on a column that stands under its own name below reaches the primary
+-- key and the indexes of spans_local.
+CREATE VIEW IF NOT EXISTS {{.Database}}.spans{{.OnCluster}}
+(
+    trace_id String,
+    span_id String,
+    parent_span_id String,
+    trace_state String,
+    flags UInt32,
+    name LowCardinality(String),
+    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
+    service_name LowCardinality(String),
+    service_namespace LowCardinality(String),
+    service_instance_id LowCardinality(String),
+    start_time DateTime64(9, 'UTC'),
+    end_time DateTime64(9, 'UTC'),
+    duration_ns Int64,
+    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
+    status_message String,
+    protocol LowCardinality(String),
+    method LowCardinality(String),
+    endpoint LowCardinality(String),
+    response_code LowCardinality(String),
+    ip IPv6,
+    port UInt16,
+    peer_ip IPv6,
+    peer_port UInt16,
+    cluster LowCardinality(String),
+    namespace LowCardinality(String),
+    pod LowCardinality(String),
+    pod_uid LowCardinality(String),
+    node LowCardinality(String),
+    workload LowCardinality(String),
+    attributes Map(LowCardinality(String), String),
+    resource_attributes Map(LowCardinality(String), String),
+    events Array(Tuple(
+        time DateTime64(9, 'UTC'),
+        name LowCardinality(String),
+        attributes Map(LowCardinality(String), String),
+        dropped_attributes_count UInt32)),
+    links Array(Tuple(
+        trace_id String,
+        span_id String,
+        trace_state String,
+        attributes Map(LowCardinality(String), String),
+        dropped_attributes_count UInt32,
+        flags UInt32)),
+    scope_name LowCardinality(String),
+    scope_version LowCardinality(String),
+    scope_attributes Map(LowCardinality(String), String),
+    resource_schema_url LowCardinality(String),
+    scope_schema_url LowCardinality(String),
+    dropped_attributes_count UInt32,
+    dropped_events_count UInt32,
+    dropped_links_count UInt32,
+    resource_dropped_attributes_count UInt32,
+    scope_dropped_attributes_count UInt32,
+    agent_id LowCardinality(String)
+)
+AS SELECT
     trace_id,
     span_id,
     parent_span_id,
@@ -103,12 +160,12 @@ SELECT
     node,
     workload,
     attributes,
-    JSONExtract(resource, 'Map(String, String)') AS resource_attributes,
+    JSONExtract(resource, 'Map(LowCardinality(String), String)') AS resource_attributes,
     events,
     links,
     scope_name,
     scope_version,
-    JSONExtract(scope_attributes, 'Map(String, String)') AS scope_attributes,
+    JSONExtract(scope_attributes, 'Map(LowCardinality(String), String)') AS scope_attributes,
     resource_schema_url,
     scope_schema_url,
     dropped_attributes_count,

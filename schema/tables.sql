@@ -1,0 +1,242 @@
+-- Rendered from migrations/ for one node: go test ./migrations -update
+
+CREATE DATABASE IF NOT EXISTS metaflow;
+
+CREATE TABLE IF NOT EXISTS metaflow.schema_migrations
+(
+    version UInt32,
+    name String,
+    applied Bool,
+    at DateTime64(9, 'UTC') DEFAULT now64(9)
+)
+ENGINE = ReplacingMergeTree(at)
+ORDER BY version;
+
+CREATE TABLE IF NOT EXISTS metaflow.spans_local
+(
+    trace_id FixedString(32) CODEC(ZSTD(1)),
+    span_id FixedString(16) CODEC(ZSTD(1)),
+    parent_span_id String CODEC(ZSTD(1)),
+    trace_state String CODEC(ZSTD(1)),
+    flags UInt32 CODEC(ZSTD(1)),
+    name LowCardinality(String) CODEC(ZSTD(1)),
+    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5) CODEC(ZSTD(1)),
+    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
+    duration_ns Int64 CODEC(ZSTD(1)),
+    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2) CODEC(ZSTD(1)),
+    status_message String CODEC(ZSTD(1)),
+    service_name LowCardinality(String) CODEC(ZSTD(1)),
+    service_namespace LowCardinality(String) CODEC(ZSTD(1)),
+    service_instance_id LowCardinality(String) CODEC(ZSTD(1)),
+    resource LowCardinality(String) CODEC(ZSTD(1)),
+    resource_schema_url LowCardinality(String) CODEC(ZSTD(1)),
+    resource_dropped_attributes_count UInt32 CODEC(ZSTD(1)),
+    scope_name LowCardinality(String) CODEC(ZSTD(1)),
+    scope_version LowCardinality(String) CODEC(ZSTD(1)),
+    scope_attributes LowCardinality(String) CODEC(ZSTD(1)),
+    scope_schema_url LowCardinality(String) CODEC(ZSTD(1)),
+    scope_dropped_attributes_count UInt32 CODEC(ZSTD(1)),
+    attributes Map(LowCardinality(String), String) CODEC(ZSTD(1)),
+    dropped_attributes_count UInt32 CODEC(ZSTD(1)),
+    events Array(Tuple(
+        time DateTime64(9, 'UTC'),
+        name LowCardinality(String),
+        attributes Map(LowCardinality(String), String),
+        dropped_attributes_count UInt32)) CODEC(ZSTD(1)),
+    dropped_events_count UInt32 CODEC(ZSTD(1)),
+    links Array(Tuple(
+        trace_id String,
+        span_id String,
+        trace_state String,
+        attributes Map(LowCardinality(String), String),
+        dropped_attributes_count UInt32,
+        flags UInt32)) CODEC(ZSTD(1)),
+    dropped_links_count UInt32 CODEC(ZSTD(1)),
+    protocol LowCardinality(String) CODEC(ZSTD(1)),
+    method LowCardinality(String) CODEC(ZSTD(1)),
+    endpoint LowCardinality(String) CODEC(ZSTD(1)),
+    response_code LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    port UInt16 CODEC(ZSTD(1)),
+    peer_ip IPv6 CODEC(ZSTD(1)),
+    peer_port UInt16 CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    pod LowCardinality(String) CODEC(ZSTD(1)),
+    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    agent_id LowCardinality(String) CODEC(ZSTD(1))
+)
+ENGINE = MergeTree
+PARTITION BY toDate(start_time)
+ORDER BY (toStartOfHour(start_time), trace_id, span_id)
+TTL toDateTime(start_time) + toIntervalSecond(2592000)
+SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
+
+CREATE VIEW IF NOT EXISTS metaflow.spans
+(
+    trace_id String,
+    span_id String,
+    parent_span_id String,
+    trace_state String,
+    flags UInt32,
+    name LowCardinality(String),
+    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
+    service_name LowCardinality(String),
+    service_namespace LowCardinality(String),
+    service_instance_id LowCardinality(String),
+    start_time DateTime64(9, 'UTC'),
+    end_time DateTime64(9, 'UTC'),
+    duration_ns Int64,
+    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
+    status_message String,
+    protocol LowCardinality(String),
+    method LowCardinality(String),
+    endpoint LowCardinality(String),
+    response_code LowCardinality(String),
+    ip IPv6,
+    port UInt16,
+    peer_ip IPv6,
+    peer_port UInt16,
+    cluster LowCardinality(String),
+    namespace LowCardinality(String),
+    pod LowCardinality(String),
+    pod_uid LowCardinality(String),
+    node LowCardinality(String),
+    workload LowCardinality(String),
+    attributes Map(LowCardinality(String), String),
+    resource_attributes Map(LowCardinality(String), String),
+    events Array(Tuple(
+        time DateTime64(9, 'UTC'),
+        name LowCardinality(String),
+        attributes Map(LowCardinality(String), String),
+        dropped_attributes_count UInt32)),
+    links Array(Tuple(
+        trace_id String,
+        span_id String,
+        trace_state String,
+        attributes Map(LowCardinality(String), String),
+        dropped_attributes_count UInt32,
+        flags UInt32)),
+    scope_name LowCardinality(String),
+    scope_version LowCardinality(String),
+    scope_attributes Map(LowCardinality(String), String),
+    resource_schema_url LowCardinality(String),
+    scope_schema_url LowCardinality(String),
+    dropped_attributes_count UInt32,
+    dropped_events_count UInt32,
+    dropped_links_count UInt32,
+    resource_dropped_attributes_count UInt32,
+    scope_dropped_attributes_count UInt32,
+    agent_id LowCardinality(String)
+)
+AS SELECT
+    trace_id,
+    span_id,
+    parent_span_id,
+    trace_state,
+    flags,
+    name,
+    kind,
+    service_name,
+    service_namespace,
+    service_instance_id,
+    start_time,
+    fromUnixTimestamp64Nano(toUnixTimestamp64Nano(start_time) + duration_ns, 'UTC') AS end_time,
+    duration_ns,
+    status_code,
+    status_message,
+    protocol,
+    method,
+    endpoint,
+    response_code,
+    ip,
+    port,
+    peer_ip,
+    peer_port,
+    cluster,
+    namespace,
+    pod,
+    pod_uid,
+    node,
+    workload,
+    attributes,
+    JSONExtract(resource, 'Map(LowCardinality(String), String)') AS resource_attributes,
+    events,
+    links,
+    scope_name,
+    scope_version,
+    JSONExtract(scope_attributes, 'Map(LowCardinality(String), String)') AS scope_attributes,
+    resource_schema_url,
+    scope_schema_url,
+    dropped_attributes_count,
+    dropped_events_count,
+    dropped_links_count,
+    resource_dropped_attributes_count,
+    scope_dropped_attributes_count,
+    agent_id
+FROM metaflow.spans_local;
+
+CREATE VIEW IF NOT EXISTS metaflow.otel_traces
+(
+    Timestamp DateTime64(9),
+    TraceId String,
+    SpanId String,
+    ParentSpanId String,
+    TraceState String,
+    SpanName LowCardinality(String),
+    SpanKind LowCardinality(String),
+    ServiceName LowCardinality(String),
+    ResourceAttributes Map(LowCardinality(String), String),
+    ScopeName String,
+    ScopeVersion String,
+    SpanAttributes Map(LowCardinality(String), String),
+    Duration UInt64,
+    StatusCode LowCardinality(String),
+    StatusMessage String,
+    `Events.Timestamp` Array(DateTime64(9)),
+    `Events.Name` Array(LowCardinality(String)),
+    `Events.Attributes` Array(Map(LowCardinality(String), String)),
+    `Links.TraceId` Array(String),
+    `Links.SpanId` Array(String),
+    `Links.TraceState` Array(String),
+    `Links.Attributes` Array(Map(LowCardinality(String), String))
+)
+AS SELECT
+    start_time AS Timestamp,
+    trace_id AS TraceId,
+    span_id AS SpanId,
+    parent_span_id AS ParentSpanId,
+    trace_state AS TraceState,
+    name AS SpanName,
+    transform(toInt8(kind), [1, 2, 3, 4, 5], ['Internal', 'Server', 'Client', 'Producer', 'Consumer'], 'Unspecified') AS SpanKind,
+    service_name AS ServiceName,
+    JSONExtract(resource, 'Map(LowCardinality(String), String)') AS ResourceAttributes,
+    scope_name AS ScopeName,
+    scope_version AS ScopeVersion,
+    attributes AS SpanAttributes,
+    toUInt64(greatest(duration_ns, 0)) AS Duration,
+    transform(toInt8(status_code), [1, 2], ['Ok', 'Error'], 'Unset') AS StatusCode,
+    status_message AS StatusMessage,
+    events.time AS `Events.Timestamp`,
+    events.name AS `Events.Name`,
+    events.attributes AS `Events.Attributes`,
+    links.trace_id AS `Links.TraceId`,
+    links.span_id AS `Links.SpanId`,
+    links.trace_state AS `Links.TraceState`,
+    links.attributes AS `Links.Attributes`
+FROM metaflow.spans_local;
+
+CREATE VIEW IF NOT EXISTS metaflow.otel_traces_trace_id_ts
+(
+    TraceId String,
+    Start DateTime,
+    End DateTime
+)
+AS SELECT
+    trace_id AS TraceId,
+    min(start_time) AS Start,
+    max(start_time) AS End
+FROM metaflow.spans_local
+GROUP BY trace_id;
