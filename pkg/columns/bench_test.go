@@ -1,0 +1,61 @@
+package columns_test
+
+import (
+	"testing"
+
+	"github.com/ClickHouse/ch-go/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+)
+
+// everything accepts spans of any time.
+var everything = otlp.Window{Latest: 1<<63 - 1}
+
+// BenchmarkAppend decodes requests of 512 spans into a block of 50,000.
+func BenchmarkAppend(b *testing.B) {
+	const spans, blockRows = 512, 50_000
+	g := otlptest.New(1, otlptest.Options{})
+	var requests [][]byte
+	for range 32 {
+		requests = append(requests, g.RequestBytes(spans))
+	}
+	s := columns.NewSpans()
+	b.SetBytes(int64(len(requests[0])))
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if _, err := s.Append(requests[i%len(requests)], columns.Source{Window: everything}); err != nil {
+			b.Fatal(err)
+		}
+		if i++; s.Rows() >= blockRows {
+			s.Reset()
+		}
+	}
+	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
+}
+
+// BenchmarkEncode turns a block of 50,000 spans into the bytes that are sent.
+func BenchmarkEncode(b *testing.B) {
+	const blockRows = 50_000
+	g := otlptest.New(1, otlptest.Options{})
+	s := columns.NewSpans()
+	for s.Rows() < blockRows {
+		if _, err := s.Append(g.RequestBytes(512), columns.Source{Window: everything}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	var buf proto.Buffer
+	block := proto.Block{Rows: s.Rows(), Columns: len(s.Input())}
+	b.ReportAllocs()
+	for b.Loop() {
+		buf.Reset()
+		if err := block.EncodeRawBlock(&buf, proto.Version, s.Input()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.SetBytes(int64(len(buf.Buf)))
+	b.ReportMetric(float64(b.N*s.Rows())/b.Elapsed().Seconds(), "spans/s")
+	b.ReportMetric(float64(len(buf.Buf))/float64(s.Rows()), "bytes/span")
+}

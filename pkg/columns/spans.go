@@ -1,0 +1,541 @@
+package columns
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+
+	"github.com/ClickHouse/ch-go/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/conventions"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+)
+
+// TableSpans is the table whose columns Spans fills.
+const TableSpans = "spans_local"
+
+const (
+	mapType    = "Map(LowCardinality(String), String)"
+	eventsType = "Array(Tuple(time DateTime64(9, 'UTC'), name LowCardinality(String), attributes " + mapType +
+		", dropped_attributes_count UInt32))"
+	linksType = "Array(Tuple(trace_id String, span_id String, trace_state String, attributes " + mapType +
+		", dropped_attributes_count UInt32, flags UInt32))"
+	kindType   = "Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5)"
+	statusType = "Enum8('unset' = 0, 'ok' = 1, 'error' = 2)"
+)
+
+// attributes is a column of type Map: a key and a text value per attribute.
+type attributes struct {
+	nested
+	keys   dict
+	values text
+}
+
+func (a *attributes) init() {
+	a.keys = newDict()
+	a.nested = newNested(mapType, &a.keys, &a.values)
+}
+
+// Spans is one block of rows of spans_local. Make it with NewSpans. It belongs
+// to one goroutine, and keeps its memory over Reset.
+type Spans struct {
+	rows  int
+	input proto.Input
+	all   []column
+
+	traceID, spanID          fixed
+	parentSpanID, traceState text
+	flags                    fixed
+	name                     dict
+	kind, start, duration    fixed
+	statusCode               fixed
+	statusMessage            text
+	droppedAttributes        fixed
+	droppedEvents            fixed
+	droppedLinks             fixed
+	protocol, method         dict
+	endpoint, responseCode   dict
+	ip, peerIP               fixed
+	port, peerPort           fixed
+	agentID                  dict
+	attributes               attributes
+
+	events          nested
+	eventTime       fixed
+	eventName       dict
+	eventAttributes attributes
+	eventDropped    fixed
+
+	links          nested
+	linkTraceID    text
+	linkSpanID     text
+	linkTraceState text
+	linkAttributes attributes
+	linkDropped    fixed
+	linkFlags      fixed
+
+	resources resources
+	scopes    scopes
+
+	conv     conventions.Span
+	convKeys []conventions.Key // of each key in attributes.keys
+	scratch  []byte
+}
+
+// NewSpans returns an empty block.
+func NewSpans() *Spans {
+	s := &Spans{
+		traceID: newFixed("FixedString(32)", 32), spanID: newFixed("FixedString(16)", 16),
+		flags: newFixed("UInt32", 4), name: newDict(),
+		kind: newFixed(kindType, 1), start: newFixed("DateTime64(9, 'UTC')", 8), duration: newFixed("Int64", 8),
+		statusCode: newFixed(statusType, 1), droppedAttributes: newFixed("UInt32", 4),
+		droppedEvents: newFixed("UInt32", 4), droppedLinks: newFixed("UInt32", 4),
+		protocol: newDict(), method: newDict(), endpoint: newDict(), responseCode: newDict(),
+		ip: newFixed("IPv6", 16), peerIP: newFixed("IPv6", 16), port: newFixed("UInt16", 2), peerPort: newFixed("UInt16", 2),
+		agentID:   newDict(),
+		eventTime: newFixed("DateTime64(9, 'UTC')", 8), eventName: newDict(), eventDropped: newFixed("UInt32", 4),
+		linkDropped: newFixed("UInt32", 4), linkFlags: newFixed("UInt32", 4),
+	}
+	s.attributes.init()
+	s.eventAttributes.init()
+	s.linkAttributes.init()
+	s.events = newNested(eventsType, &s.eventTime, &s.eventName, &s.eventAttributes, &s.eventDropped)
+	s.links = newNested(linksType, &s.linkTraceID, &s.linkSpanID, &s.linkTraceState, &s.linkAttributes, &s.linkDropped, &s.linkFlags)
+	s.resources.init()
+	s.scopes.init()
+
+	s.add("trace_id", &s.traceID)
+	s.add("span_id", &s.spanID)
+	s.add("parent_span_id", &s.parentSpanID)
+	s.add("trace_state", &s.traceState)
+	s.add("flags", &s.flags)
+	s.add("name", &s.name)
+	s.add("kind", &s.kind)
+	s.add("start_time", &s.start)
+	s.add("duration_ns", &s.duration)
+	s.add("status_code", &s.statusCode)
+	s.add("status_message", &s.statusMessage)
+	s.add("attributes", &s.attributes)
+	s.add("dropped_attributes_count", &s.droppedAttributes)
+	s.add("events", &s.events)
+	s.add("dropped_events_count", &s.droppedEvents)
+	s.add("links", &s.links)
+	s.add("dropped_links_count", &s.droppedLinks)
+	s.add("protocol", &s.protocol)
+	s.add("method", &s.method)
+	s.add("endpoint", &s.endpoint)
+	s.add("response_code", &s.responseCode)
+	s.add("ip", &s.ip)
+	s.add("port", &s.port)
+	s.add("peer_ip", &s.peerIP)
+	s.add("peer_port", &s.peerPort)
+	s.add("agent_id", &s.agentID)
+	s.resources.each(s.add)
+	s.scopes.each(s.add)
+	return s
+}
+
+func (s *Spans) add(name string, c column) {
+	s.input = append(s.input, proto.InputColumn{Name: name, Data: c})
+	s.all = append(s.all, c)
+}
+
+// Rows is the number of spans in the block.
+func (s *Spans) Rows() int { return s.rows }
+
+// Bytes is the memory that the rows take, as they are sent before compression.
+func (s *Spans) Bytes() int {
+	n := 0
+	for _, c := range s.all {
+		n += c.bytes()
+	}
+	return n
+}
+
+// Input returns the columns with their names, valid until the next Append or Reset.
+func (s *Spans) Input() proto.Input { return s.input }
+
+// Heads calls f with the ids and the start time of every row. It is for the
+// rare block in which spans are looked for, not for speed.
+func (s *Spans) Heads(f func(*otlp.Head)) {
+	var traceID [16]byte
+	var spanID [8]byte
+	for i := range s.rows {
+		// What putHex wrote decodes without an error.
+		_, _ = hex.Decode(traceID[:], s.traceID.buf[32*i:32*i+32])
+		_, _ = hex.Decode(spanID[:], s.spanID.buf[16*i:16*i+16])
+		f(&otlp.Head{TraceID: traceID[:], SpanID: spanID[:], Start: binary.LittleEndian.Uint64(s.start.buf[8*i:])})
+	}
+}
+
+// Reset empties the block and keeps its memory.
+func (s *Spans) Reset() {
+	s.rows = 0
+	for _, c := range s.all {
+		c.reset()
+	}
+	s.resources.reset()
+	s.scopes.reset()
+	s.convKeys = s.convKeys[:0]
+}
+
+// Source says where a request came from and which of its spans are wanted.
+type Source struct {
+	Agent  string      // id of the delivering agent
+	Window otlp.Window // in which spans must lie
+	// Skip, when set, is asked for every acceptable span; those it returns
+	// true for are left out. index counts all spans of the request from 0. head is
+	// valid during the call.
+	Skip func(index int, head *otlp.Head) bool
+}
+
+// Refused is a span of a request that cannot be stored.
+type Refused struct {
+	Index  int // counting all spans of the request from 0
+	Reason otlp.Reason
+}
+
+// Append decodes the ExportTraceServiceRequest in value and appends its spans.
+// It keeps no reference to value. When value is malformed it returns
+// otlp.ErrMalformed and appends nothing.
+func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
+	// Checked as a whole first, so that nothing has to be undone and no
+	// decoder below has to doubt what it reads.
+	if err := otlp.Check(value); err != nil {
+		return nil, err
+	}
+	a := appender{Spans: s, src: &src, agent: s.agentID.key([]byte(src.Agent))}
+	for i := 0; i < len(value); {
+		tag, lo, hi := otlp.Next(value, i)
+		if tag == otlp.TagRequestResourceSpans {
+			a.resourceSpans(value[lo:hi])
+		}
+		i = hi
+	}
+	return a.refused, nil
+}
+
+// appender is one Append under way.
+type appender struct {
+	*Spans
+	src      *Source
+	agent    uint32
+	resource *resourceKeys
+	scope    scopeKeys
+	index    int
+	refused  []Refused
+}
+
+func (a *appender) resourceSpans(b []byte) {
+	// Singular fields may stand anywhere, and more than once: then their
+	// pieces merge, which in protobuf is to concatenate them.
+	var resource, schema []byte
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch tag {
+		case otlp.TagResourceSpansResource:
+			resource = merge(resource, b[lo:hi])
+		case otlp.TagResourceSpansSchemaURL:
+			schema = b[lo:hi]
+		}
+		i = hi
+	}
+	a.resource = a.resources.get(resource, schema, &a.scratch)
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == otlp.TagResourceSpansScopeSpans {
+			a.scopeSpans(b[lo:hi])
+		}
+		i = hi
+	}
+}
+
+func merge(have, more []byte) []byte {
+	if have == nil {
+		return more[:len(more):len(more)]
+	}
+	return append(have, more...)
+}
+
+func (a *appender) scopeSpans(b []byte) {
+	var scope, schema []byte
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch tag {
+		case otlp.TagScopeSpansScope:
+			scope = merge(scope, b[lo:hi])
+		case otlp.TagScopeSpansSchemaURL:
+			schema = b[lo:hi]
+		}
+		i = hi
+	}
+	a.scope = a.scopes.get(scope, schema, &a.scratch)
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == otlp.TagScopeSpansSpans {
+			a.span(b[lo:hi])
+			a.index++
+		}
+		i = hi
+	}
+}
+
+// spanFields is what has to be known of a span before its row is begun.
+type spanFields struct {
+	otlp.Head
+	name, traceState                  []byte
+	kind                              uint64
+	flags                             uint32
+	droppedAttributes                 uint32
+	droppedEvents, droppedLinks       uint32
+	statusMessage                     []byte
+	statusCode                        uint64
+	attributesAt, eventsAt, linksAt   int // first and last occurrence, to walk only that part again
+	attributesEnd, eventsEnd, linkEnd int
+}
+
+func (a *appender) span(b []byte) {
+	f := spanFields{attributesAt: -1, eventsAt: -1, linksAt: -1}
+	f.read(b)
+	if reason := a.src.Window.Judge(&f.Head); reason != otlp.Accepted {
+		a.refused = append(a.refused, Refused{a.index, reason})
+		return
+	}
+	if a.src.Skip != nil && a.src.Skip(a.index, &f.Head) {
+		return
+	}
+	a.row(&f)
+	a.conv.Reset()
+	a.spanAttributes(b, &f)
+	a.conventions(&f)
+	a.spanEvents(b, &f)
+	a.spanLinks(b, &f)
+	a.resource.put(&a.resources)
+	a.scope.put(&a.scopes)
+	a.rows++
+}
+
+func (f *spanFields) read(b []byte) {
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch value := b[lo:hi]; tag {
+		case otlp.TagSpanTraceID:
+			f.TraceID = value
+		case otlp.TagSpanSpanID:
+			f.SpanID = value
+		case otlp.TagSpanParentSpanID:
+			f.ParentSpanID = value
+		case otlp.TagSpanTraceState:
+			f.traceState = value
+		case otlp.TagSpanFlags:
+			f.flags = otlp.Uint32(tag, value)
+		case otlp.TagSpanName:
+			f.name = value
+		case otlp.TagSpanKind:
+			f.kind = otlp.Uint64(tag, value)
+		case otlp.TagSpanStartTime:
+			f.Start = otlp.Uint64(tag, value)
+		case otlp.TagSpanEndTime:
+			f.End = otlp.Uint64(tag, value)
+		case otlp.TagSpanAttributes:
+			note(&f.attributesAt, &f.attributesEnd, i, hi)
+		case otlp.TagSpanDroppedAttributesCount:
+			f.droppedAttributes = otlp.Uint32(tag, value)
+		case otlp.TagSpanEvents:
+			note(&f.eventsAt, &f.eventsEnd, i, hi)
+		case otlp.TagSpanDroppedEventsCount:
+			f.droppedEvents = otlp.Uint32(tag, value)
+		case otlp.TagSpanLinks:
+			note(&f.linksAt, &f.linkEnd, i, hi)
+		case otlp.TagSpanDroppedLinksCount:
+			f.droppedLinks = otlp.Uint32(tag, value)
+		case otlp.TagSpanStatus:
+			f.readStatus(value)
+		}
+		i = hi
+	}
+}
+
+func note(first, end *int, i, hi int) {
+	if *first < 0 {
+		*first = i
+	}
+	*end = hi
+}
+
+func (f *spanFields) readStatus(b []byte) {
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch tag {
+		case otlp.TagStatusMessage:
+			f.statusMessage = b[lo:hi]
+		case otlp.TagStatusCode:
+			f.statusCode = otlp.Uint64(tag, b[lo:hi])
+		}
+		i = hi
+	}
+}
+
+// row appends all but the attributes and what is derived from them.
+func (a *appender) row(f *spanFields) {
+	a.traceID.putHex(f.TraceID)
+	a.spanID.putHex(f.SpanID)
+	if allZero(f.ParentSpanID) {
+		a.parentSpanID.putHex(nil)
+	} else {
+		a.parentSpanID.putHex(f.ParentSpanID)
+	}
+	a.traceState.put(f.traceState)
+	a.flags.putUint32(f.flags)
+	a.name.put(f.name)
+	a.kind.putByte(enum(f.kind, 5))
+	a.start.putUint64(f.Start)
+	a.duration.putUint64(f.End - f.Start) // two's complement: negative when the clock was set back
+	a.statusCode.putByte(enum(f.statusCode, 2))
+	a.statusMessage.put(f.statusMessage)
+	a.droppedAttributes.putUint32(f.droppedAttributes)
+	a.droppedEvents.putUint32(f.droppedEvents)
+	a.droppedLinks.putUint32(f.droppedLinks)
+	a.agentID.putKey(a.agent)
+}
+
+// enum is v, or 0 where v is none of the values that the enumeration has.
+func enum(v, last uint64) byte {
+	if v > last {
+		return 0
+	}
+	return byte(v)
+}
+
+func allZero(id []byte) bool {
+	for _, c := range id {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *appender) spanAttributes(b []byte, f *spanFields) {
+	n := 0
+	for i := f.attributesAt; i >= 0 && i < f.attributesEnd; {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == otlp.TagSpanAttributes {
+			key, value := a.attribute(&a.Spans.attributes, b[lo:hi])
+			if int(key) == len(a.convKeys) { // new to this block
+				a.convKeys = append(a.convKeys, conventions.Lookup(a.Spans.attributes.keys.last))
+			}
+			a.conv.Set(a.convKeys[key], value)
+			n++
+		}
+		i = hi
+	}
+	a.Spans.attributes.endRow(n)
+}
+
+// attribute appends one KeyValue to a Map column and returns the key's place
+// in the dictionary and the value as text.
+func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte) {
+	name, v := readKeyValue(b)
+	key = to.keys.key(name)
+	to.keys.putKey(key)
+	if v.tag == otlp.TagAnyValueString {
+		return key, to.values.put(v.wire)
+	}
+	a.scratch = v.appendText(a.scratch[:0])
+	return key, to.values.put(a.scratch)
+}
+
+func (a *appender) conventions(f *spanFields) {
+	a.conv.Resolve(conventions.Kind(enum(f.kind, 5)), f.name, &a.resource.conv)
+	a.protocol.put(a.conv.Protocol)
+	a.method.put(a.conv.Method)
+	a.endpoint.put(a.conv.Endpoint)
+	a.responseCode.put(a.conv.ResponseCode)
+	a.ip.putAddress(&a.conv.IP)
+	a.port.putUint16(a.conv.Port)
+	a.peerIP.putAddress(&a.conv.PeerIP)
+	a.peerPort.putUint16(a.conv.PeerPort)
+}
+
+func (a *appender) spanEvents(b []byte, f *spanFields) {
+	n := 0
+	for i := f.eventsAt; i >= 0 && i < f.eventsEnd; {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == otlp.TagSpanEvents {
+			a.event(b[lo:hi])
+			n++
+		}
+		i = hi
+	}
+	a.events.endRow(n)
+}
+
+func (a *appender) event(b []byte) {
+	var time uint64
+	var name []byte
+	var dropped uint32
+	n := 0
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch tag {
+		case otlp.TagEventTime:
+			time = otlp.Uint64(tag, b[lo:hi])
+		case otlp.TagEventName:
+			name = b[lo:hi]
+		case otlp.TagEventAttributes:
+			a.attribute(&a.eventAttributes, b[lo:hi])
+			n++
+		case otlp.TagEventDroppedCount:
+			dropped = otlp.Uint32(tag, b[lo:hi])
+		}
+		i = hi
+	}
+	a.eventTime.putUint64(time)
+	a.eventName.put(name)
+	a.eventAttributes.endRow(n)
+	a.eventDropped.putUint32(dropped)
+}
+
+func (a *appender) spanLinks(b []byte, f *spanFields) {
+	n := 0
+	for i := f.linksAt; i >= 0 && i < f.linkEnd; {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == otlp.TagSpanLinks {
+			a.link(b[lo:hi])
+			n++
+		}
+		i = hi
+	}
+	a.links.endRow(n)
+}
+
+func (a *appender) link(b []byte) {
+	var traceID, spanID, state []byte
+	var dropped, flags uint32
+	n := 0
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch tag {
+		case otlp.TagLinkTraceID:
+			traceID = b[lo:hi]
+		case otlp.TagLinkSpanID:
+			spanID = b[lo:hi]
+		case otlp.TagLinkTraceState:
+			state = b[lo:hi]
+		case otlp.TagLinkAttributes:
+			a.attribute(&a.linkAttributes, b[lo:hi])
+			n++
+		case otlp.TagLinkDroppedCount:
+			dropped = otlp.Uint32(tag, b[lo:hi])
+		case otlp.TagLinkFlags:
+			flags = otlp.Uint32(tag, b[lo:hi])
+		}
+		i = hi
+	}
+	a.linkTraceID.putHex(traceID)
+	a.linkSpanID.putHex(spanID)
+	a.linkTraceState.put(state)
+	a.linkAttributes.endRow(n)
+	a.linkDropped.putUint32(dropped)
+	a.linkFlags.putUint32(flags)
+}

@@ -1,0 +1,435 @@
+package columns_test
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+)
+
+func str(s string) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: s}}
+}
+
+func integer(i int64) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: i}}
+}
+
+func double(f float64) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_DoubleValue{DoubleValue: f}}
+}
+
+func boolean(b bool) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_BoolValue{BoolValue: b}}
+}
+
+func binary(b string) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_BytesValue{BytesValue: []byte(b)}}
+}
+
+func array(v ...*commonpb.AnyValue) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_ArrayValue{ArrayValue: &commonpb.ArrayValue{Values: v}}}
+}
+
+func kvlist(v ...*commonpb.KeyValue) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_KvlistValue{KvlistValue: &commonpb.KeyValueList{Values: v}}}
+}
+
+func kv(key string, v *commonpb.AnyValue) *commonpb.KeyValue {
+	return &commonpb.KeyValue{Key: key, Value: v}
+}
+
+func newSpan(attributes ...*commonpb.KeyValue) *tracepb.Span {
+	return &tracepb.Span{
+		TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"),
+		StartTimeUnixNano: 1_700_000_000_000_000_001, EndTimeUnixNano: 1_700_000_000_000_000_009, Attributes: attributes,
+	}
+}
+
+func request(spans ...*tracepb.Span) *coltracepb.ExportTraceServiceRequest {
+	return &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{kv("service.name", str("shop"))}},
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
+	}}}
+}
+
+// decode appends the request and reads the rows back.
+func decode(t *testing.T, wire []byte) []row {
+	t.Helper()
+	s := columns.NewSpans()
+	refused, err := s.Append(wire, columns.Source{Agent: "node-1", Window: everything})
+	if err != nil || len(refused) > 0 {
+		t.Fatalf("Append: refused %v, %v", refused, err)
+	}
+	rows, err := read(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+func marshal(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Every type of attribute keeps its value as text without loss.
+func TestAttributeValues(t *testing.T) {
+	tests := map[string]struct {
+		value *commonpb.AnyValue
+		want  string
+	}{
+		"text":                      {str("GET"), "GET"},
+		"text that looks like json": {str(`{"a"`), `{"a"`},
+		"empty text":                {str(""), ""},
+		"no value":                  {&commonpb.AnyValue{}, ""},
+		"missing value":             {nil, ""},
+		"largest integer":           {integer(math.MaxInt64), "9223372036854775807"},
+		"smallest integer":          {integer(math.MinInt64), "-9223372036854775808"},
+		"true":                      {boolean(true), "true"},
+		"false":                     {boolean(false), "false"},
+		"double":                    {double(0.1), "0.1"},
+		"whole double":              {double(100_000_000), "100000000"},
+		"large double":              {double(1e300), "1e+300"},
+		"tiny double":               {double(5e-324), "5e-324"},
+		"negative zero":             {double(math.Copysign(0, -1)), "-0"},
+		"not a number":              {double(math.NaN()), "NaN"},
+		"infinity":                  {double(math.Inf(-1)), "-Inf"},
+		"bytes":                     {binary("\x00\xff"), "AP8="},
+		"array":                     {array(str("a"), integer(1), boolean(true), double(1.5), binary("\x00"), &commonpb.AnyValue{}), `["a",1,true,1.5,"AA==",null]`},
+		"array of odd numbers":      {array(double(math.NaN()), double(math.Inf(1))), `["NaN","+Inf"]`},
+		"empty array":               {array(), "[]"},
+		"nested lists":              {kvlist(kv("a", array(kvlist(kv("b", integer(math.MaxInt64)))))), `{"a":[{"b":9223372036854775807}]}`},
+		"text in a list":            {array(str("quote \" backslash \\ newline \n bell \a é")), `["quote \" backslash \\ newline \n bell \u0007 é"]`},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			rows := decode(t, marshal(t, request(newSpan(kv("key", tc.value)))))
+			if diff := cmp.Diff([]pair{{"key", tc.want}}, rows[0].Attributes); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Protobuf allows what encoders never write: a field given twice. The last
+// one counts, and messages merge.
+func TestFieldsGivenTwice(t *testing.T) {
+	value := append(marshal(t, array(integer(1))), marshal(t, array(integer(2)))...)
+	pieces := marshal(t, &commonpb.KeyValue{Key: "list"})
+	for _, v := range [][]byte{marshal(t, str("replaced")), value} {
+		pieces = append(append(pieces, 0x12, byte(len(v))), v...)
+	}
+	span := append(marshal(t, newSpan()), 0x4a, byte(len(pieces)))
+	span = append(span, pieces...)
+	span = append(span, marshal(t, &tracepb.Span{Name: "first", Status: &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}})...)
+	span = append(span, marshal(t, &tracepb.Span{Name: "last", Status: &tracepb.Status{Message: "why"}})...)
+	scope := append([]byte{0x12, byte(len(span) | 0x80), byte(len(span) >> 7)}, span...)
+	resource := append([]byte{0x12, byte(len(scope) | 0x80), byte(len(scope) >> 7)}, scope...)
+	for _, name := range []string{"first", "last"} {
+		r := marshal(t, &resourcepb.Resource{Attributes: []*commonpb.KeyValue{kv("attribute."+name, str("x"))}})
+		resource = append(append(resource, 0x0a, byte(len(r))), r...)
+	}
+	req := append([]byte{0x0a, byte(len(resource) | 0x80), byte(len(resource) >> 7)}, resource...)
+
+	rows := decode(t, req)
+	if len(rows) != 1 {
+		t.Fatalf("%d rows", len(rows))
+	}
+	got := rows[0]
+	if got.Name != "last" || got.StatusCode != "error" || got.StatusMessage != "why" {
+		t.Errorf("name %q, status %s %q", got.Name, got.StatusCode, got.StatusMessage)
+	}
+	if diff := cmp.Diff([]pair{{"list", "[1,2]"}}, got.Attributes); diff != "" {
+		t.Errorf("attributes (-want +got):\n%s", diff)
+	}
+	if want := `{"attribute.first":"x","attribute.last":"x"}`; got.Resource != want {
+		t.Errorf("resource %s, want %s", got.Resource, want)
+	}
+}
+
+func TestAppendRefuses(t *testing.T) {
+	good, bad := newSpan(), newSpan()
+	bad.TraceId = bad.TraceId[:3]
+	s := columns.NewSpans()
+	refused, err := s.Append(marshal(t, request(good, bad, good)), columns.Source{Window: everything})
+	if err != nil || s.Rows() != 2 {
+		t.Errorf("%d rows, %v", s.Rows(), err)
+	}
+	if diff := cmp.Diff([]columns.Refused{{Index: 1, Reason: otlp.BadTraceID}}, refused); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if _, err := s.Append([]byte("garbage"), columns.Source{Window: everything}); !errors.Is(err, otlp.ErrMalformed) {
+		t.Errorf("garbage: %v", err)
+	}
+	if rows, err := read(s); err != nil || len(rows) != 2 {
+		t.Errorf("the block has %d rows after garbage, %v", len(rows), err)
+	}
+}
+
+func TestAppendSkips(t *testing.T) {
+	a, b := newSpan(), newSpan()
+	b.SpanId = []byte("76543210")
+	s := columns.NewSpans()
+	_, err := s.Append(marshal(t, request(a, b)), columns.Source{Window: everything, Skip: func(i int, h *otlp.Head) bool {
+		return i == 0 && string(h.SpanID) == "01234567"
+	}})
+	if err != nil || s.Rows() != 1 {
+		t.Fatalf("%d rows, %v", s.Rows(), err)
+	}
+	s.Heads(func(h *otlp.Head) {
+		if string(h.SpanID) != "76543210" || string(h.TraceID) != "0123456789abcdef" || h.Start != b.StartTimeUnixNano {
+			t.Errorf("head %+v", h)
+		}
+	})
+}
+
+// A block that is used again shows nothing of its first use.
+func TestResetForgets(t *testing.T) {
+	s := columns.NewSpans()
+	for round := range 3 {
+		s.Reset()
+		for i := range 300 { // more names than one byte counts
+			span := newSpan(kv(fmt.Sprint("key", i), str("v")))
+			span.Name = fmt.Sprint("name ", round, i)
+			if _, err := s.Append(marshal(t, request(span)), columns.Source{Window: everything}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rows, err := read(s)
+		if err != nil || len(rows) != 300 {
+			t.Fatalf("%d rows, %v", len(rows), err)
+		}
+		if want := fmt.Sprint("name ", round, 299); rows[299].Name != want {
+			t.Errorf("name %q, want %q", rows[299].Name, want)
+		}
+	}
+}
+
+// Whatever the request, the rows say what the official runtime's messages say.
+func TestAppendAgreesWithTheOfficialRuntime(t *testing.T) {
+	s := columns.NewSpans()
+	rapid.Check(t, func(t *rapid.T) {
+		req := drawRequest(t)
+		wire, err := proto.Marshal(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Reset()
+		if _, err := s.Append(wire, columns.Source{Window: everything}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := read(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range got { // the conventions have tests of their own
+			g := &got[i]
+			g.Service, g.Pod, g.Protocol, g.Method, g.Endpoint, g.ResponseCode, g.IP, g.PeerIP, g.PeerPort = "", "", "", "", "", "", "", "", 0
+		}
+		if diff := cmp.Diff(expect(req), got); diff != "" {
+			t.Fatalf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+func expect(req *coltracepb.ExportTraceServiceRequest) []row {
+	var rows []row
+	for _, rs := range req.GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			for _, sp := range ss.GetSpans() {
+				r := row{
+					TraceID: hex.EncodeToString(sp.GetTraceId()), SpanID: hex.EncodeToString(sp.GetSpanId()),
+					ParentSpanID: hex.EncodeToString(sp.GetParentSpanId()), TraceState: sp.GetTraceState(), Flags: sp.GetFlags(), Name: sp.GetName(),
+					Kind:       strings.ToLower(strings.TrimPrefix(sp.GetKind().String(), "SPAN_KIND_")),
+					StatusCode: strings.ToLower(strings.TrimPrefix(sp.GetStatus().GetCode().String(), "STATUS_CODE_")), StatusMessage: sp.GetStatus().GetMessage(),
+					Start: sp.GetStartTimeUnixNano(), Duration: int64(sp.GetEndTimeUnixNano() - sp.GetStartTimeUnixNano()),
+					Attributes: expectPairs(sp.GetAttributes()),
+					Dropped:    [3]uint32{sp.GetDroppedAttributesCount(), sp.GetDroppedEventsCount(), sp.GetDroppedLinksCount()},
+					Resource:   expectObject(rs.GetResource().GetAttributes()), ResourceSchema: rs.GetSchemaUrl(),
+					ScopeName: ss.GetScope().GetName(), ScopeAttributes: expectObject(ss.GetScope().GetAttributes()),
+				}
+				for _, e := range sp.GetEvents() {
+					r.Events = append(r.Events, event{e.GetTimeUnixNano(), e.GetName(), expectPairs(e.GetAttributes()), e.GetDroppedAttributesCount()})
+				}
+				for _, l := range sp.GetLinks() {
+					r.Links = append(r.Links, link{
+						hex.EncodeToString(l.GetTraceId()), hex.EncodeToString(l.GetSpanId()), l.GetTraceState(),
+						expectPairs(l.GetAttributes()), l.GetDroppedAttributesCount(), l.GetFlags(),
+					})
+				}
+				rows = append(rows, r)
+			}
+		}
+	}
+	return rows
+}
+
+func expectPairs(kvs []*commonpb.KeyValue) []pair {
+	var out []pair
+	for _, a := range kvs {
+		out = append(out, pair{a.GetKey(), expectText(a.GetValue())})
+	}
+	return out
+}
+
+func expectObject(kvs []*commonpb.KeyValue) string {
+	if len(kvs) == 0 {
+		return ""
+	}
+	var fields []string
+	for _, a := range kvs {
+		fields = append(fields, quote(a.GetKey())+":"+quote(expectText(a.GetValue())))
+	}
+	return "{" + strings.Join(fields, ",") + "}"
+}
+
+func expectText(v *commonpb.AnyValue) string {
+	switch v := v.GetValue().(type) {
+	case *commonpb.AnyValue_StringValue:
+		return v.StringValue
+	case *commonpb.AnyValue_BytesValue:
+		return base64.StdEncoding.EncodeToString(v.BytesValue)
+	case nil:
+		return ""
+	}
+	return expectJSON(v)
+}
+
+func expectJSON(v *commonpb.AnyValue) string {
+	switch v := v.GetValue().(type) {
+	case *commonpb.AnyValue_StringValue:
+		return quote(v.StringValue)
+	case *commonpb.AnyValue_BytesValue:
+		return quote(base64.StdEncoding.EncodeToString(v.BytesValue))
+	case *commonpb.AnyValue_IntValue:
+		return strconv.FormatInt(v.IntValue, 10)
+	case *commonpb.AnyValue_BoolValue:
+		return strconv.FormatBool(v.BoolValue)
+	case *commonpb.AnyValue_DoubleValue:
+		b, _ := json.Marshal(v.DoubleValue)
+		return string(b)
+	case *commonpb.AnyValue_ArrayValue:
+		var parts []string
+		for _, e := range v.ArrayValue.GetValues() {
+			parts = append(parts, expectJSON(e))
+		}
+		return "[" + strings.Join(parts, ",") + "]"
+	case *commonpb.AnyValue_KvlistValue:
+		var parts []string
+		for _, e := range v.KvlistValue.GetValues() {
+			parts = append(parts, quote(e.GetKey())+":"+expectJSON(e.GetValue()))
+		}
+		return "{" + strings.Join(parts, ",") + "}"
+	default:
+		return "null"
+	}
+}
+
+func quote(s string) string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(s)
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// words are what drawn texts are made of: all that JSON treats in its own way.
+var words = rapid.SampledFrom([]string{"", "a", "é", "\"", "\\", "\n", "日本", "service.name", strings.Repeat("long ", 60)})
+
+func drawText(t *rapid.T, label string) string {
+	return words.Draw(t, label) + words.Draw(t, label)
+}
+
+func drawValue(t *rapid.T, depth int) *commonpb.AnyValue {
+	last := 7
+	if depth == 0 {
+		last = 5
+	}
+	switch rapid.IntRange(0, last).Draw(t, "type") {
+	case 0:
+		return nil
+	case 1:
+		return integer(rapid.Int64().Draw(t, "int"))
+	case 2:
+		return boolean(rapid.Bool().Draw(t, "bool"))
+	case 3:
+		return double(float64(rapid.Int64Range(-1<<40, 1<<40).Draw(t, "double")) / 64)
+	case 4:
+		return binary(drawText(t, "bytes"))
+	case 6:
+		var v []*commonpb.AnyValue
+		for range rapid.IntRange(0, 3).Draw(t, "array") {
+			v = append(v, &commonpb.AnyValue{Value: drawValue(t, depth-1).GetValue()})
+		}
+		return array(v...)
+	case 7:
+		return kvlist(drawAttributes(t, depth-1)...)
+	default:
+		return str(drawText(t, "text"))
+	}
+}
+
+func drawAttributes(t *rapid.T, depth int) []*commonpb.KeyValue {
+	var out []*commonpb.KeyValue
+	for range rapid.IntRange(0, 4).Draw(t, "attributes") {
+		out = append(out, kv(drawText(t, "key"), drawValue(t, depth)))
+	}
+	return out
+}
+
+func drawRequest(t *rapid.T) *coltracepb.ExportTraceServiceRequest {
+	id := func(n int) []byte {
+		return []byte(strings.Repeat(string(rune('a'+rapid.IntRange(0, 20).Draw(t, "id"))), n))
+	}
+	count := rapid.Uint32()
+	req := &coltracepb.ExportTraceServiceRequest{}
+	for range rapid.IntRange(0, 3).Draw(t, "resources") {
+		rs := &tracepb.ResourceSpans{Resource: &resourcepb.Resource{Attributes: drawAttributes(t, 1)}, SchemaUrl: drawText(t, "schema")}
+		for range rapid.IntRange(0, 2).Draw(t, "scopes") {
+			ss := &tracepb.ScopeSpans{Scope: &commonpb.InstrumentationScope{Name: drawText(t, "scope"), Attributes: drawAttributes(t, 0)}}
+			for range rapid.IntRange(0, 4).Draw(t, "spans") {
+				sp := newSpan(drawAttributes(t, 2)...)
+				sp.TraceId, sp.SpanId = id(16), id(8)
+				if rapid.Bool().Draw(t, "child") {
+					sp.ParentSpanId = id(8)
+				}
+				sp.Name, sp.TraceState, sp.Flags = drawText(t, "name"), drawText(t, "state"), count.Draw(t, "flags")
+				sp.Kind = tracepb.Span_SpanKind(rapid.IntRange(0, 5).Draw(t, "kind"))
+				sp.EndTimeUnixNano = sp.StartTimeUnixNano + rapid.Uint64Range(0, 1<<40).Draw(t, "duration") - 1<<20
+				sp.Status = &tracepb.Status{Code: tracepb.Status_StatusCode(rapid.IntRange(0, 2).Draw(t, "status")), Message: drawText(t, "message")}
+				sp.DroppedAttributesCount, sp.DroppedEventsCount, sp.DroppedLinksCount = count.Draw(t, "a"), count.Draw(t, "e"), count.Draw(t, "l")
+				for range rapid.IntRange(0, 2).Draw(t, "events") {
+					sp.Events = append(sp.Events, &tracepb.Span_Event{TimeUnixNano: rapid.Uint64().Draw(t, "time"), Name: drawText(t, "event"), Attributes: drawAttributes(t, 0), DroppedAttributesCount: 7})
+				}
+				for range rapid.IntRange(0, 2).Draw(t, "links") {
+					sp.Links = append(sp.Links, &tracepb.Span_Link{TraceId: id(16), SpanId: id(8), TraceState: "s", Attributes: drawAttributes(t, 0), Flags: 3})
+				}
+				ss.Spans = append(ss.Spans, sp)
+			}
+			rs.ScopeSpans = append(rs.ScopeSpans, ss)
+		}
+		req.ResourceSpans = append(req.ResourceSpans, rs)
+	}
+	return req
+}
