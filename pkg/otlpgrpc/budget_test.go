@@ -1,0 +1,120 @@
+package otlpgrpc
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+const mib = 1 << 20
+
+func testBudget(maxBytes int64) *budget {
+	return newBudget(Config{MaxRequestBytes: 64 * mib, MaxBytesInFlight: maxBytes, MaxRequestsInFlight: 1000})
+}
+
+// admitAll enters until refused and returns how many got in.
+func admitAll(b *budget) (entered int, why refusal) {
+	for {
+		if _, why = b.enter(); why != "" {
+			return entered, why
+		}
+		entered++
+	}
+}
+
+func TestUnreadRequestsCountAsTheLargestSeenLately(t *testing.T) {
+	tests := map[string]struct {
+		seen []int64
+		want int // requests let in at once, unread, into 256 MiB
+	}{
+		"nothing seen yet":                     {nil, 256},
+		"large ones come back all at once":     {[]int64{8 * mib}, 32},
+		"the largest allowed":                  {[]int64{64 * mib}, 4},
+		"one small one proves little":          {[]int64{8 * mib, 1000}, 33},
+		"small ones for a long time":           {repeat(1000, 1000), 1000},
+		"large ones forgotten after some time": {append([]int64{64 * mib}, repeat(100_000, 400)...), 1000},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := testBudget(256 * mib)
+			for _, size := range tc.seen {
+				granted, why := b.enter()
+				if why != "" || !b.resize(granted, size) {
+					t.Fatalf("request of %d bytes refused by an empty budget", size)
+				}
+				b.leave(size)
+			}
+			if got, _ := admitAll(b); got != tc.want {
+				t.Errorf("let in %d, want %d", got, tc.want)
+			}
+		})
+	}
+}
+
+func repeat(size int64, times int) []int64 {
+	sizes := make([]int64, times)
+	for i := range sizes {
+		sizes[i] = size
+	}
+	return sizes
+}
+
+// Whatever comes, the sum granted stays within the bound, an empty budget takes
+// any request that is allowed at all, and nothing is lost or invented.
+func TestBudgetHoldsItsBound(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // repeatable is the point
+	for range 200 {
+		maxRequest := 1 + rng.Int64N(64*mib)
+		b := newBudget(Config{MaxRequestBytes: maxRequest, MaxBytesInFlight: maxRequest + rng.Int64N(8*mib), MaxRequestsInFlight: 1 + rng.IntN(50)})
+		var held []int64
+		for range 500 {
+			if len(held) > 0 && rng.IntN(2) == 0 {
+				i := rng.IntN(len(held))
+				b.leave(held[i])
+				held[i] = held[len(held)-1]
+				held = held[:len(held)-1]
+			}
+			granted, why := b.enter()
+			if why != "" {
+				if len(held) == 0 {
+					t.Fatalf("an empty budget refused: %s", why)
+				}
+				continue
+			}
+			size := rng.Int64N(maxRequest + 1)
+			switch {
+			case b.resize(granted, size):
+				granted = size
+			case len(held) == 0:
+				t.Fatalf("the only request, %d of at most %d bytes, was refused", size, maxRequest)
+			}
+			held = append(held, granted)
+			bytes, requests := b.inFlight()
+			if bytes > b.maxBytes || requests > b.maxRequests || requests != len(held) {
+				t.Fatalf("%d bytes and %d requests in flight, bounds %d and %d, held %d", bytes, requests, b.maxBytes, b.maxRequests, len(held))
+			}
+		}
+		for _, granted := range held {
+			b.leave(granted)
+		}
+		if bytes, requests := b.inFlight(); bytes != 0 || requests != 0 {
+			t.Fatalf("%d bytes and %d requests remain", bytes, requests)
+		}
+	}
+}
+
+func TestSizeClassesHoldTheirSizeAndWasteLittle(t *testing.T) {
+	last := -1
+	for size := 1; size < 200*mib; size += 1 + size/777 {
+		class, capacity := sizeClass(size)
+		if capacity < size || size > 4096 && capacity > size+size/4 {
+			t.Fatalf("%d bytes get a buffer of %d", size, capacity)
+		}
+		if again, same := sizeClass(capacity); again != class || same != capacity {
+			t.Fatalf("a buffer of %d returns to class %d of %d, came from %d", capacity, again, same, class)
+		}
+		if class < last || class > last+1 {
+			t.Fatalf("class %d follows %d at %d bytes", class, last, size)
+		}
+		last = class
+	}
+}

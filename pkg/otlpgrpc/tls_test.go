@@ -1,0 +1,142 @@
+package otlpgrpc_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+)
+
+// authority signs certificates for one test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) authority {
+	t.Helper()
+	a := authority{}
+	a.cert, a.key = issue(t, a, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	})
+	return a
+}
+
+// issue signs template with the authority, or with itself when that is zero.
+func issue(t *testing.T, a authority, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+// leaf returns files with a certificate for 127.0.0.1, usable on both sides.
+func (a authority) leaf(t *testing.T) (certFile, keyFile string) {
+	t.Helper()
+	cert, key := issue(t, a, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "leaf"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return writePEM(t, "CERTIFICATE", cert.Raw), writePEM(t, "PRIVATE KEY", der)
+}
+
+func writePEM(t *testing.T, kind string, der []byte) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "file.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func (a authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+func TestWhoMayConnect(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	certFile, keyFile := ours.leaf(t)
+	caFile := writePEM(t, "CERTIFICATE", ours.cert.Raw)
+	withClientCert := func(a authority) credentials.TransportCredentials {
+		cert, err := tls.LoadX509KeyPair(a.leaf(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return credentials.NewTLS(&tls.Config{RootCAs: ours.pool(), Certificates: []tls.Certificate{cert}})
+	}
+	anonymous := credentials.NewTLS(&tls.Config{RootCAs: ours.pool()})
+
+	plain := otlpgrpc.TLS{}
+	oneWay := otlpgrpc.TLS{CertFile: certFile, KeyFile: keyFile}
+	mutual := otlpgrpc.TLS{CertFile: certFile, KeyFile: keyFile, ClientCAFile: caFile}
+	tests := map[string]struct {
+		server otlpgrpc.TLS
+		client credentials.TransportCredentials
+		want   codes.Code
+	}{
+		"plain text to plain text":     {plain, insecure.NewCredentials(), codes.OK},
+		"TLS to plain text":            {plain, anonymous, codes.Unavailable},
+		"plain text to TLS":            {oneWay, insecure.NewCredentials(), codes.Unavailable},
+		"TLS to TLS":                   {oneWay, anonymous, codes.OK},
+		"plain text to mutual TLS":     {mutual, insecure.NewCredentials(), codes.Unavailable},
+		"no certificate to mutual TLS": {mutual, anonymous, codes.Unavailable},
+		"a stranger's certificate":     {mutual, withClientCert(theirs), codes.Unavailable},
+		"our certificate":              {mutual, withClientCert(ours), codes.OK},
+		"TLS that trusts another CA":   {oneWay, credentials.NewTLS(&tls.Config{RootCAs: theirs.pool()}), codes.Unavailable},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig()
+			cfg.TLS = tc.server
+			srv := start(t, cfg, accept, otlpgrpc.Options{})
+			conn := dial(t, srv.Addr(), grpc.WithTransportCredentials(tc.client))
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			_, err := coltracepb.NewTraceServiceClient(conn).Export(ctx, requestOf(100))
+			if status.Code(err) != tc.want {
+				t.Errorf("Export = %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
