@@ -115,7 +115,11 @@ func (d *DB) catchUp(ctx context.Context, client *ch.Client) error {
 	if err != nil || replicas.Rows() == 0 || replicas.Row(0) == 0 {
 		return err
 	}
-	return client.Do(ctx, ch.Query{Body: "SYSTEM SYNC REPLICA " + d.cfg.Database + ".spans_local LIGHTWEIGHT"})
+	return client.Do(ctx, ch.Query{Body: syncReplicaSQL(d.cfg.Database)})
+}
+
+func syncReplicaSQL(database string) string {
+	return "SYSTEM SYNC REPLICA " + database + ".spans_local LIGHTWEIGHT"
 }
 
 // lookupSQL asks for keys, which are sorted by start. The time window and the

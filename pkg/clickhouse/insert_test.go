@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -202,14 +201,14 @@ func TestSilentServerEndsWithTheContext(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
 	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
-	for name, reads := range map[string]int{
+	for name, answers := range map[string]int64{
 		"before the login is answered": 0,
 		"after the login":              1,
 		"after the query":              2,
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := cfg
-			cfg.Addresses = []string{silentAfter(t, engine.NativeAddr(), reads)}
+			cfg.Addresses = []string{silentAfter(t, engine.NativeAddr(), answers)}
 			ins := newInserter(t, cfg)
 			ctx, cancel := context.WithCancel(t.Context())
 			time.AfterFunc(200*time.Millisecond, cancel)
@@ -223,69 +222,6 @@ func TestSilentServerEndsWithTheContext(t *testing.T) {
 			}
 		})
 	}
-}
-
-// silentAfter forwards to a server and, after that many answers, goes silent
-// in both directions without closing anything.
-func silentAfter(t *testing.T, server string, answers int) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { forwardAnswers(ctx, client, server, answers) })
-		}
-	})
-	t.Cleanup(func() {
-		cancel()
-		_ = l.Close()
-		wg.Wait()
-	})
-	return l.Addr().String()
-}
-
-func forwardAnswers(ctx context.Context, client net.Conn, server string, answers int) {
-	defer func() { _ = client.Close() }()
-	up, err := net.Dial("tcp", server)
-	if err != nil {
-		return
-	}
-	defer func() { _ = up.Close() }()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	silent, quiet := context.WithCancel(ctx)
-	wg.Go(func() {
-		defer quiet()
-		buf := make([]byte, 1<<16)
-		for range answers {
-			n, err := up.Read(buf)
-			if err != nil {
-				return
-			}
-			if _, err := client.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-	})
-	wg.Go(func() {
-		// The client's bytes flow until the silence, and then pile up.
-		stop := context.AfterFunc(silent, func() { _ = client.SetReadDeadline(time.Unix(1, 0)) })
-		defer stop()
-		if answers > 0 {
-			_, _ = io.Copy(up, client)
-		}
-	})
-	<-ctx.Done()
-	_ = client.Close()
-	_ = up.Close()
 }
 
 // Without a cluster the addresses are replicas of one another.

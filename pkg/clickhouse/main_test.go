@@ -31,9 +31,7 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if engine, err = chengine.Start(ctx, chengine.Options{DataDir: dir}); err != nil {
+	if engine, err = chengine.Start(context.Background(), chengine.Options{DataDir: dir}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -45,6 +43,8 @@ func runTests(m *testing.M) int {
 			code = 1
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
 	if err := engine.Stop(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1

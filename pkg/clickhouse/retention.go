@@ -39,19 +39,22 @@ func (d *DB) retainTable(ctx context.Context, p migrations.Params, table, want s
 	if err != nil || have == want {
 		return err
 	}
-	name := p.Database + "." + table
-	// Rows already stored are not rewritten: whole parts go when all of their
-	// rows have ended, and ClickHouse computes that from the new expression as
-	// parts merge.
-	statement := "ALTER TABLE " + name + p.OnCluster() + " MODIFY TTL " + want + " SETTINGS materialize_ttl_after_modify = 0"
-	if want == "" {
-		statement = "ALTER TABLE " + name + p.OnCluster() + " REMOVE TTL"
+	if err := d.exec(ctx, alterTTL(p, table, want)); err != nil {
+		return fmt.Errorf("change retention of %s.%s: %w", p.Database, table, err)
 	}
-	if err := d.exec(ctx, statement); err != nil {
-		return fmt.Errorf("change retention of %s: %w", name, err)
-	}
-	d.log.Info("changed retention", "table", name, "from", have, "to", want)
+	d.log.Info("changed retention", "table", table, "from", have, "to", want)
 	return nil
+}
+
+// alterTTL leaves rows already stored as they are: whole parts go when all of
+// their rows have ended, and ClickHouse computes that from the new expression
+// as parts merge.
+func alterTTL(p migrations.Params, table, ttl string) string {
+	alter := "ALTER TABLE " + p.Database + "." + table + p.OnCluster()
+	if ttl == "" {
+		return alter + " REMOVE TTL"
+	}
+	return alter + " MODIFY TTL " + ttl + " SETTINGS materialize_ttl_after_modify = 0"
 }
 
 var ttlInEngine = regexp.MustCompile(`(?s) TTL (.*?)(?: SETTINGS .*)?$`)

@@ -1,0 +1,88 @@
+package clickhouse
+
+import (
+	"encoding/binary"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// keyOf is the key of the span that spanBlock puts at row i.
+func keyOf(i int, start time.Time) SpanKey {
+	k := SpanKey{Start: start.UnixNano()}
+	binary.BigEndian.PutUint64(k.TraceID[8:], uint64(i/4+1))
+	binary.BigEndian.PutUint64(k.SpanID[:], uint64(i+1))
+	return k
+}
+
+func TestExistingSpansAreFoundByTheirKeys(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	ins := newInserter(t, cfg)
+	// Over five hours, so that the lookup asks more than once.
+	start := func(i int) time.Time { return day(1).Add(time.Duration(i) * 6 * time.Second).Add(time.Duration(i)) }
+	const rows = 3000
+	if err := ins.Insert(t.Context(), 0, "spans_local", "token", spanBlock(rows, start), rows); err != nil {
+		t.Fatal(err)
+	}
+	stored, asked := map[SpanKey]struct{}{}, []SpanKey(nil)
+	for i := range rows {
+		k := keyOf(i, start(i))
+		stored[k] = struct{}{}
+		asked = append(asked, k)
+		if i%3 == 0 {
+			asked = append(asked,
+				keyOf(i, start(i).Add(1)),               // the same ids at another time
+				keyOf(i+rows, start(i)),                 // another trace at the same time
+				SpanKey{k.TraceID, [8]byte{9}, k.Start}) // another span of the same trace
+		}
+	}
+	got, err := d.ExistingSpans(t.Context(), 0, asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(stored, got); diff != "" {
+		t.Errorf("existing spans (-want +got):\n%s", diff[:min(len(diff), 2000)])
+	}
+	if got, err := d.ExistingSpans(t.Context(), 0, nil); err != nil || len(got) != 0 {
+		t.Errorf("no keys: %v, %v", got, err)
+	}
+}
+
+func TestLookupUsesThePrimaryKey(t *testing.T) {
+	d := migrated(t, testConfig(t))
+	mustExec(t, d, `INSERT INTO `+d.cfg.Database+`.spans_local (trace_id, span_id, start_time)
+		SELECT lower(hex(sipHash128(number))), lower(hex(sipHash64(number))), toStartOfHour(now64(9, 'UTC')) - toIntervalMillisecond(10 * number) FROM numbers(1000000)`)
+	keys := []SpanKey{keyOf(1, time.Now().Add(-90*time.Minute)), keyOf(2, time.Now().Add(-89*time.Minute))}
+	sql := lookupSQL(d.cfg.Database, keys)
+	total := granules(t, d, "SELECT * FROM "+d.cfg.Database+".spans_local")
+	if got := granules(t, d, sql); got > 8 {
+		t.Errorf("reads %d of %d granules", got, total)
+	}
+}
+
+func TestKeysAreAskedInChunks(t *testing.T) {
+	hour := int64(time.Hour)
+	many := make([]SpanKey, lookupKeys+1)
+	tests := map[string]struct {
+		keys []SpanKey
+		want int
+	}{
+		"one":                   {[]SpanKey{{Start: 5}}, 1},
+		"within an hour":        {[]SpanKey{{Start: 5}, {Start: 4 + hour}}, 2},
+		"an hour apart":         {[]SpanKey{{Start: 5}, {Start: 5 + hour}}, 1},
+		"more than one can ask": {many, lookupKeys},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := chunk(tc.keys); got != tc.want {
+				t.Errorf("%d keys in a question, want %d", got, tc.want)
+			}
+		})
+	}
+	if n := len(lookupSQL(strings.Repeat("d", 64), many[:lookupKeys])); n > 200<<10 {
+		t.Errorf("the longest question has %d bytes", n)
+	}
+}

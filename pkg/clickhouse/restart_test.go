@@ -1,0 +1,119 @@
+package clickhouse
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+)
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
+
+// startEngine runs an engine until the test ends; the test may kill it before.
+func startEngine(t testing.TB, o chengine.Options) *chengine.Engine {
+	t.Helper()
+	e, err := chengine.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = e.Stop(ctx)
+	})
+	return e
+}
+
+// A writer that saw its connection die sends the block again, and again after
+// that, until it is told that the block is stored. However far ClickHouse had
+// come when it was killed, the rows are there once.
+func TestKilledEngineStoresOnce(t *testing.T) {
+	cfg := testConfig(t)
+	o := chengine.Options{DataDir: t.TempDir(), NativePort: freePort(t)}
+	cfg.Addresses = []string{loopback(o.NativePort)}
+	e := startEngine(t, o)
+	d := openDB(t, cfg)
+	if err := d.Migrate(t.Context(), Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	ins := newInserter(t, cfg)
+	const rows = 100_000
+	block := spanBlock(rows, func(i int) time.Time { return day(1 + i%2) })
+
+	stored := 0
+	for round, after := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
+		token := strconv.Itoa(round)
+		pid := e.PID()
+		timer := time.AfterFunc(after, func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+		err := ins.Insert(t.Context(), 0, "spans_local", token, block, rows)
+		t.Logf("killed after %s: %v", after, err)
+		if err != nil && fault.ClassOf(err) != fault.Retryable {
+			t.Errorf("class %s: %v", fault.ClassOf(err), err)
+		}
+		timer.Stop()
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		<-e.Done()
+		e = startEngine(t, o)
+		if err := ins.Insert(t.Context(), 0, "spans_local", token, block, rows); err != nil {
+			t.Fatalf("insert after the restart: %v", err)
+		}
+		stored += rows
+		if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans"); got != strconv.Itoa(stored) {
+			t.Fatalf("killed after %s: %s rows, want %d", after, got, stored)
+		}
+	}
+}
+
+// The worst moment: the block is stored, the answer is lost, and ClickHouse is
+// killed before it is asked again.
+func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
+	cfg := testConfig(t)
+	o := chengine.Options{DataDir: t.TempDir(), NativePort: freePort(t)}
+	direct := loopback(o.NativePort)
+	cfg.Addresses = []string{direct}
+	e := startEngine(t, o)
+	d := openDB(t, cfg)
+	if err := d.Migrate(t.Context(), Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	const rows = 20_000
+	block := spanBlock(rows, func(i int) time.Time { return day(1 + i%2) })
+
+	muted := cfg
+	muted.Addresses = []string{muteAfter(t, direct, 100_000)}
+	muted.Compression = compressionNone
+	failed := make(chan error, 1)
+	go func() { failed <- newInserter(t, muted).Insert(t.Context(), 0, "spans_local", "token", block, rows) }()
+	for queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans") != strconv.Itoa(rows) {
+		time.Sleep(10 * time.Millisecond) // for a server, whose clock is the real one
+	}
+	_ = syscall.Kill(e.PID(), syscall.SIGKILL)
+	<-e.Done()
+	if err := <-failed; err == nil || fault.ClassOf(err) != fault.Retryable {
+		t.Errorf("insert without an answer: %v", err)
+	}
+	startEngine(t, o)
+	for range 2 {
+		if err := newInserter(t, cfg).Insert(t.Context(), 0, "spans_local", "token", block, rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans"); got != strconv.Itoa(rows) {
+		t.Errorf("%s rows, want %d", got, rows)
+	}
+}
