@@ -1,0 +1,163 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// fileValue is a value in the file, not yet parsed.
+type fileValue struct {
+	texts  []string
+	source string // file:line
+}
+
+// file reads one YAML file against the keys of a configuration.
+type file struct {
+	name     string
+	lists    map[string]bool // every key, true when it takes a list
+	sections map[string]bool
+	values   map[string]fileValue
+	problems []Problem
+}
+
+func readFile(name string, dst any) *file {
+	f := &file{name: name, lists: map[string]bool{}, sections: map[string]bool{}, values: map[string]fileValue{}}
+	walk(dst, func(fd field) { f.lists[fd.key] = fd.isList() }, func(s section) { f.sections[s.key] = true })
+
+	r, err := os.Open(name)
+	if err != nil {
+		f.problem("", 0, "%v", err)
+		return f
+	}
+	defer r.Close()
+	decoder := yaml.NewDecoder(r)
+	var document yaml.Node
+	switch err := decoder.Decode(&document); {
+	case errors.Is(err, io.EOF):
+		return f // an empty file sets nothing
+	case err != nil:
+		f.problem("", 0, "%v", err)
+		return f
+	}
+	f.section("", document.Content[0])
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		f.problem("", 0, "more than one YAML document, or broken after the first")
+	}
+	return f
+}
+
+func (f *file) problem(key string, line int, format string, args ...any) {
+	source := f.name
+	if line > 0 {
+		source = fmt.Sprintf("%s:%d", f.name, line)
+	}
+	f.problems = append(f.problems, Problem{Key: key, Text: fmt.Sprintf(format, args...), Source: source})
+}
+
+// section reads the mapping of a section, or of the whole file when parent is
+// empty.
+func (f *file) section(parent string, node *yaml.Node) {
+	node = resolve(node)
+	if isNull(node) {
+		return
+	}
+	if node.Kind != yaml.MappingNode {
+		f.problem(parent, node.Line, "%s where a section of keys is expected", kindName(node))
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := joinKey(parent, node.Content[i].Value), resolve(node.Content[i+1])
+		line := node.Content[i].Line
+		_, known := f.lists[key]
+		switch {
+		case seen[key]:
+			f.problem(key, line, "set twice")
+		case f.sections[key]:
+			f.section(key, value)
+		case known:
+			f.value(key, value)
+		default:
+			f.problem(key, line, "unknown key%s", f.suggestion(key))
+		}
+		seen[key] = true
+	}
+}
+
+func (f *file) value(key string, node *yaml.Node) {
+	v := fileValue{source: fmt.Sprintf("%s:%d", f.name, node.Line)}
+	switch {
+	case isNull(node):
+		return // a key without a value sets nothing
+	case node.Kind == yaml.ScalarNode:
+		v.texts = []string{node.Value}
+		if f.lists[key] {
+			v.texts = splitList(node.Value)
+		}
+	case node.Kind == yaml.SequenceNode && f.lists[key]:
+		v.texts = []string{}
+		for i, item := range node.Content {
+			if item = resolve(item); item.Kind != yaml.ScalarNode || isNull(item) {
+				f.problem(fmt.Sprintf("%s[%d]", key, i), item.Line, "%s where a single value is expected", kindName(item))
+				return
+			}
+			v.texts = append(v.texts, item.Value)
+		}
+	default:
+		f.problem(key, node.Line, "%s where a single value is expected", kindName(node))
+		return
+	}
+	f.values[key] = v
+}
+
+// suggestion names the known key that an unknown one was most likely meant to be.
+func (f *file) suggestion(key string) string {
+	var known []string
+	for k := range f.lists {
+		known = append(known, k)
+	}
+	for k := range f.sections {
+		known = append(known, k)
+	}
+	if best := nearest(key, known); best != "" {
+		return ", did you mean " + best + "?"
+	}
+	return ""
+}
+
+func splitList(text string) []string {
+	parts := []string{}
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
+func resolve(node *yaml.Node) *yaml.Node {
+	for node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	return node
+}
+
+func isNull(node *yaml.Node) bool {
+	return node.Kind == yaml.ScalarNode && node.Tag == "!!null"
+}
+
+func kindName(node *yaml.Node) string {
+	switch node.Kind {
+	case yaml.MappingNode:
+		return "a section of keys"
+	case yaml.SequenceNode:
+		return "a list"
+	default:
+		return "a single value"
+	}
+}
