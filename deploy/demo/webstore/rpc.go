@@ -1,0 +1,121 @@
+package webstore
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"strconv"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/stats"
+)
+
+// packageName is what the names of the gRPC services begin with.
+const packageName = "oteldemo."
+
+// messages is the codec of the WebStore's gRPC: its messages are Go structs,
+// as JSON on the wire (content-type application/grpc+json). So it needs no
+// generated code, and is gRPC all the same.
+type messages struct{}
+
+var _ encoding.Codec = messages{}
+
+func (messages) Name() string                       { return "json" }
+func (messages) Marshal(v any) ([]byte, error)      { return json.Marshal(v) }
+func (messages) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
+
+// method makes a unary method of h. There are no interceptors to pass.
+func method[Req, Resp any](s *service, name string, h func(context.Context, *Req) (*Resp, error)) grpc.MethodDesc {
+	return grpc.MethodDesc{
+		MethodName: name,
+		Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			req := new(Req)
+			if err := decode(req); err != nil {
+				return nil, err
+			}
+			if err := s.latency.wait(ctx); err != nil {
+				return nil, err
+			}
+			return h(ctx, req)
+		},
+	}
+}
+
+// call calls a method of another service, and keeps the status of its error.
+func call[Resp any](ctx context.Context, s *service, to, method string, req any) (*Resp, error) {
+	conn, ok := s.peers[to]
+	if !ok {
+		return nil, fmt.Errorf("call %s: %s has no edge to it", to, s.name)
+	}
+	resp := new(Resp)
+	if err := conn.Invoke(ctx, "/"+rpcName(to)+"/"+method, req, resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (s *service) newRPCServer(methods []grpc.MethodDesc) *grpc.Server {
+	server := grpc.NewServer(
+		grpc.ForceServerCodec(messages{}),
+		grpc.StatsHandler(peerAddress{otelgrpc.NewServerHandler(s.rpcOptions()...)}),
+	)
+	server.RegisterService(&grpc.ServiceDesc{ServiceName: rpcName(s.name), Methods: methods}, nil)
+	return server
+}
+
+func (s *service) dialRPC(address string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return s.dialer().DialContext(ctx, "tcp", address)
+		}),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(messages{})),
+		grpc.WithStatsHandler(peerAddress{otelgrpc.NewClientHandler(s.rpcOptions()...)}),
+	)
+}
+
+func (s *service) rpcOptions() []otelgrpc.Option {
+	return []otelgrpc.Option{
+		otelgrpc.WithTracerProvider(s.telemetry.provider),
+		otelgrpc.WithPropagators(propagator),
+	}
+}
+
+// peerAddress adds the other end of the socket to the spans of otelgrpc, which
+// names only the server's.
+type peerAddress struct{ stats.Handler }
+
+func (h peerAddress) HandleRPC(ctx context.Context, rs stats.RPCStats) {
+	switch rs := rs.(type) {
+	case *stats.OutHeader:
+		if rs.Client {
+			setPeer(ctx, rs.RemoteAddr)
+		}
+	case *stats.InHeader:
+		if !rs.Client {
+			setPeer(ctx, rs.RemoteAddr)
+		}
+	}
+	h.Handler.HandleRPC(ctx, rs)
+}
+
+func setPeer(ctx context.Context, addr net.Addr) {
+	if addr == nil {
+		return
+	}
+	host, port, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		return
+	}
+	trace.SpanFromContext(ctx).SetAttributes(semconv.NetworkPeerAddress(host), semconv.NetworkPeerPort(number))
+}

@@ -1,0 +1,182 @@
+package webstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+)
+
+// idleLimit is how long a request of the WebStore may take before a stop cuts it
+// off; all of them together take less than a second.
+const idleLimit = 5 * time.Second
+
+// rpcNames are the names of the gRPC services.
+var rpcNames = map[string]string{
+	adService:             "AdService",
+	cartService:           "CartService",
+	checkoutService:       "CheckoutService",
+	currencyService:       "CurrencyService",
+	paymentService:        "PaymentService",
+	productCatalogService: "ProductCatalogService",
+	recommendationService: "RecommendationService",
+	shippingService:       "ShippingService",
+}
+
+func rpcName(service string) string { return packageName + rpcNames[service] }
+
+// service is what all services have in common: an address of their own, from
+// which they also call, the SDK, a server, and clients for their edges of the graph.
+type service struct {
+	name      string
+	ip        net.IP
+	telemetry *telemetry
+	tracer    trace.Tracer
+	latency   latency
+	dice      *dice
+
+	listener net.Listener // nil where nobody calls
+	rpc      *grpc.Server
+	site     *http.Server
+
+	peers     map[string]*grpc.ClientConn // by gRPC, by name
+	sites     map[string]string           // by HTTP: addresses by name
+	web       *http.Client
+	transport *http.Transport
+
+	cleanup []func() error // of what the handlers opened
+	serving chan error     // the end of the server
+}
+
+// newService opens the service's socket but serves nothing yet.
+func newService(ctx context.Context, endpoint string, k kind, ip net.IP, rng *rand.Rand) (*service, error) {
+	id := newIdentity(k.name, ip, rng)
+	t, err := newTelemetry(ctx, endpoint, id)
+	if err != nil {
+		return nil, err
+	}
+	random := &dice{rng: rng}
+	s := &service{
+		name:      k.name,
+		ip:        ip,
+		telemetry: t,
+		tracer:    t.provider.Tracer("github.com/metaflowys/metaflow-server/deploy/demo/webstore/" + k.name),
+		latency:   latency{k.median, random},
+		dice:      random,
+		peers:     map[string]*grpc.ClientConn{},
+		sites:     map[string]string{},
+		serving:   make(chan error, 1),
+	}
+	s.web = s.newWebClient()
+	if k.name == loadGenerator {
+		return s, nil
+	}
+	s.listener, err = listen(ctx, ip)
+	if err != nil {
+		return nil, errors.Join(err, s.close(ctx))
+	}
+	return s, nil
+}
+
+// newIdentity makes up the names that Kubernetes would give.
+func newIdentity(service string, ip net.IP, rng *rand.Rand) identity {
+	hash := func(n int) string { return fmt.Sprintf("%0*x", n, rng.Uint64()>>(64-4*n)) }
+	return identity{
+		service: service,
+		pod:     service + "-" + hash(9) + "-" + hash(5),
+		uid:     hash(8) + "-" + hash(4) + "-4" + hash(3) + "-8" + hash(3) + "-" + hash(12),
+		node:    fmt.Sprintf("demo-node-%d", 1+rng.IntN(3)),
+		ip:      ip.String(),
+	}
+}
+
+// connect makes a client for one edge.
+func (s *service) connect(to, protocol, address string) error {
+	switch protocol {
+	case grpcProtocol:
+		conn, err := s.dialRPC(address)
+		if err != nil {
+			return fmt.Errorf("connect %s to %s: %w", s.name, to, err)
+		}
+		s.peers[to] = conn
+	default: // cartservice makes its client of the cache from the address
+		s.sites[to] = address
+	}
+	return nil
+}
+
+// serve starts the server: gRPC where there are methods, else HTTP.
+func (s *service) serve(a api) {
+	s.cleanup = a.cleanup
+	switch {
+	case len(a.methods) > 0:
+		s.rpc = s.newRPCServer(a.methods)
+		go func() { s.serving <- s.rpc.Serve(s.listener) }()
+	case len(a.routes) > 0:
+		s.site = s.newWebServer(a.routes)
+		go func() { s.serving <- s.site.Serve(s.listener) }()
+	}
+}
+
+// stopServing waits for the handlers, whose spans end after their answers are out.
+func (s *service) stopServing(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, idleLimit)
+	defer cancel()
+	switch {
+	case s.rpc != nil:
+		unhook := context.AfterFunc(ctx, s.rpc.Stop)
+		s.rpc.GracefulStop()
+		unhook()
+		return <-s.serving
+	case s.site != nil:
+		err := s.site.Shutdown(ctx)
+		if err != nil {
+			err = errors.Join(err, s.site.Close())
+		}
+		if end := <-s.serving; !errors.Is(end, http.ErrServerClosed) {
+			err = errors.Join(err, end)
+		}
+		return err
+	case s.listener != nil:
+		return s.listener.Close()
+	}
+	return nil
+}
+
+// hangUp closes the clients, so that the servers have nobody to wait for.
+func (s *service) hangUp() error {
+	s.transport.CloseIdleConnections()
+	var errs []error
+	for _, conn := range s.peers {
+		errs = append(errs, conn.Close())
+	}
+	for _, clean := range s.cleanup {
+		errs = append(errs, clean())
+	}
+	return errors.Join(errs...)
+}
+
+// close ends a service that nobody calls any more; its last spans are exported.
+func (s *service) close(ctx context.Context) error {
+	err := errors.Join(s.hangUp(), s.stopServing(ctx), s.telemetry.shutdown(ctx))
+	if err != nil {
+		return fmt.Errorf("close %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// dialer calls from the service's own address, so that a socket tells who calls.
+func (s *service) dialer() *net.Dialer {
+	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: s.ip}, Timeout: 5 * time.Second}
+}
+
+func listen(ctx context.Context, ip net.IP) (net.Listener, error) {
+	var lc net.ListenConfig
+	return lc.Listen(ctx, "tcp", net.JoinHostPort(ip.String(), "0"))
+}

@@ -1,0 +1,253 @@
+package webstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+)
+
+const (
+	// Namespace is the service.namespace of all services, and their namespace in
+	// the cluster that they pretend to run in.
+	Namespace = "webstore"
+	cluster   = "demo"
+)
+
+// DefaultConcurrency is how many visitors are in the shop at once: enough to
+// keep two cores busy, few enough that latencies are the services' own.
+const DefaultConcurrency = 6
+
+// Options say where the spans go. Endpoint is required.
+type Options struct {
+	// Endpoint is the host:port of an OTLP receiver, gRPC without TLS.
+	Endpoint string
+	// Seed decides the visitors and the latencies.
+	Seed uint64
+	// Concurrency bounds how many journeys are made at once. 0 means
+	// DefaultConcurrency.
+	Concurrency int
+}
+
+// Report says what a store did so far.
+type Report struct {
+	// Journeys have ended; of these, Orders were placed and Declined ended with
+	// a card that was refused.
+	Journeys, Orders, Declined int64
+	// Total sums up Services, which has the counts by service.name.
+	Total    Counts
+	Services map[string]Counts
+	// LastError is what the last export that went wrong went wrong with, nil
+	// when none did. A later attempt may have succeeded.
+	LastError error
+}
+
+// kind is what makes a service that service.
+type kind struct {
+	name   string
+	median time.Duration // of a handler's own time
+	build  func(*service) (api, error)
+}
+
+// api is what a service serves, over gRPC or over HTTP.
+type api struct {
+	methods []grpc.MethodDesc
+	routes  routes
+	cleanup []func() error // closes what the handlers opened
+}
+
+// catalogue is every service, each after those that it calls.
+var catalogue = []kind{
+	{adService, 700 * time.Microsecond, ads},
+	{currencyService, 200 * time.Microsecond, currencies},
+	{emailService, 2 * time.Millisecond, emails},
+	{paymentService, 3 * time.Millisecond, payments},
+	{productCatalogService, 400 * time.Microsecond, productCatalog},
+	{shippingService, 800 * time.Microsecond, shipping},
+	{cartService, 300 * time.Microsecond, carts},
+	{recommendationService, 1500 * time.Microsecond, recommendations},
+	{checkoutService, time.Millisecond, checkout},
+	{frontend, 800 * time.Microsecond, pages},
+	{loadGenerator, 0, func(*service) (api, error) { return api{}, nil }},
+}
+
+// Store is the running shop.
+type Store struct {
+	options  Options
+	services map[string]*service
+	cache    *miniredis.Miniredis
+
+	visitors, journeys, orders, declined atomic.Int64
+}
+
+// Start opens the shop: when it returns, every service listens. ctx bounds the start
+// alone. The receiver need not be there yet.
+func Start(ctx context.Context, o Options) (*Store, error) {
+	if o.Endpoint == "" {
+		return nil, errors.New("start webstore: no endpoint to send spans to")
+	}
+	if o.Concurrency <= 0 {
+		o.Concurrency = DefaultConcurrency
+	}
+	s := &Store{options: o, services: map[string]*service{}}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("start webstore: %w", err), s.Close(context.WithoutCancel(ctx)))
+	}
+	return s, nil
+}
+
+// open brings all services up to their sockets, then joins them along the graph.
+func (s *Store) open(ctx context.Context) error {
+	addressOf := newAddresses(ctx)
+	s.cache = miniredis.NewMiniRedis()
+	if err := s.cache.StartAddr(net.JoinHostPort(addressOf(len(catalogue)).String(), "0")); err != nil {
+		return fmt.Errorf("start cache: %w", err)
+	}
+	for i, k := range catalogue {
+		service, err := newService(ctx, s.options.Endpoint, k, addressOf(i), newRand(s.options.Seed, ^uint64(i))) //nolint:gosec // a small index
+		if err != nil {
+			return fmt.Errorf("open %s: %w", k.name, err)
+		}
+		s.services[k.name] = service
+	}
+	for _, e := range graph {
+		if err := s.services[e.From].connect(e.To, e.Protocol, s.address(e.To)); err != nil {
+			return err
+		}
+	}
+	for _, k := range catalogue {
+		service := s.services[k.name]
+		a, err := k.build(service)
+		if err != nil {
+			return fmt.Errorf("build %s: %w", k.name, err)
+		}
+		service.serve(a)
+	}
+	return nil
+}
+
+func (s *Store) address(name string) string {
+	if name == cache {
+		return s.cache.Addr()
+	}
+	return s.services[name].listener.Addr().String()
+}
+
+// newAddresses returns the loopback address of each service: 127.0.1.11 and up. Where
+// the system has only 127.0.0.1 (macOS) they share that one.
+func newAddresses(ctx context.Context) func(i int) net.IP {
+	first := net.IPv4(127, 0, 1, 11).To4()
+	if l, err := listen(ctx, first); err != nil {
+		return func(int) net.IP { return net.IPv4(127, 0, 0, 1).To4() }
+	} else if err := l.Close(); err != nil {
+		return func(int) net.IP { return net.IPv4(127, 0, 0, 1).To4() }
+	}
+	return func(i int) net.IP { return net.IPv4(127, 0, 1, byte(11+i)).To4() } //nolint:gosec // a dozen
+}
+
+// newRand returns the numbers of one stream of a seed.
+func newRand(seed, stream uint64) *rand.Rand {
+	return rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // repeatable is the point
+}
+
+// Run lets so many visitors make their journeys and returns when all have left
+// or ctx ended. A visitor who sees an error page that is not about their card ends
+// the run.
+func (s *Store) Run(ctx context.Context, journeys int) error {
+	first := s.visitors.Add(int64(journeys)) - int64(journeys)
+	var next atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	for range min(s.options.Concurrency, journeys) {
+		g.Go(func() error {
+			for ctx.Err() == nil {
+				n := next.Add(1) - 1
+				if n >= int64(journeys) {
+					return nil
+				}
+				if err := s.visit(ctx, first+n); err != nil {
+					return fmt.Errorf("make journey %d: %w", first+n, err)
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	return g.Wait()
+}
+
+func (s *Store) visit(ctx context.Context, number int64) error {
+	end, err := newVisit(s.services[loadGenerator], s.options.Seed, uint64(number)).run(ctx) //nolint:gosec // counts up from 0
+	if err != nil {
+		return err
+	}
+	s.journeys.Add(1)
+	switch end {
+	case ordered:
+		s.orders.Add(1)
+	case declined:
+		s.declined.Add(1)
+	case left:
+	}
+	return nil
+}
+
+// Report may be called at any time, and is final after Close.
+func (s *Store) Report() Report {
+	r := Report{
+		Journeys: s.journeys.Load(),
+		Orders:   s.orders.Load(),
+		Declined: s.declined.Load(),
+		Services: map[string]Counts{},
+	}
+	for name, service := range s.services {
+		c := service.telemetry.ledger.counts()
+		r.Services[name] = c
+		r.Total.Ended += c.Ended
+		r.Total.Acknowledged += c.Acknowledged
+		r.Total.Rejected += c.Rejected
+		if err := service.telemetry.ledger.lastError(); err != nil {
+			r.LastError = fmt.Errorf("export of %s: %w", name, err)
+		}
+	}
+	return r
+}
+
+// Close shuts the shop and exports what is left, for as long as ctx lasts. It
+// first ends the clients, then the servers with their handlers, then the telemetry,
+// so that no span ends behind its exporter's back.
+func (s *Store) Close(ctx context.Context) error {
+	all := slices.Collect(maps.Values(s.services))
+	err := errors.Join(
+		forAll(all, (*service).hangUp),
+		forAll(all, func(one *service) error { return one.stopServing(ctx) }),
+		forAll(all, func(one *service) error { return one.telemetry.shutdown(ctx) }),
+	)
+	if s.cache != nil {
+		s.cache.Close()
+	}
+	return err
+}
+
+// forAll does something to all services at once and returns what went wrong.
+func forAll(all []*service, do func(*service) error) error {
+	errs := make([]error, len(all))
+	var wait sync.WaitGroup
+	for i, one := range all {
+		wait.Go(func() {
+			if err := do(one); err != nil {
+				errs[i] = fmt.Errorf("close %s: %w", one.name, err)
+			}
+		})
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}

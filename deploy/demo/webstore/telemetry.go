@@ -1,0 +1,210 @@
+package webstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding/gzip"
+)
+
+const (
+	// exportTimeout bounds one export with all its retries. A receiver that is
+	// busy answers UNAVAILABLE and recovers within a second or two.
+	exportTimeout = 20 * time.Second
+	// batchDelay is how long a span waits for company: less than the 5 s of the SDK,
+	// so that a demo sees its spans soon.
+	batchDelay = 500 * time.Millisecond
+)
+
+// retry begins sooner than the SDK's 5 s, which a demo would have to wait for.
+var retry = otlptracegrpc.RetryConfig{Enabled: true, InitialInterval: 200 * time.Millisecond, MaxInterval: 2 * time.Second, MaxElapsedTime: exportTimeout}
+
+// propagator carries the trace from process to process: W3C traceparent.
+var propagator propagation.TextMapPropagator = propagation.TraceContext{}
+
+// Counts says what became of the spans of one service, or of all.
+type Counts struct {
+	// Ended are the spans that were recorded.
+	Ended int64
+	// Acknowledged are those that the receiver said it has.
+	Acknowledged int64
+	// Rejected are those that it refused by partial success.
+	Rejected int64
+}
+
+// Missing returns how many spans the receiver never answered for: still on
+// their way, or, after Close, lost.
+func (c Counts) Missing() int64 { return c.Ended - c.Acknowledged - c.Rejected }
+
+// telemetry is the OpenTelemetry SDK of one service, with a connection to the
+// receiver of its own.
+type telemetry struct {
+	provider *sdktrace.TracerProvider
+	conn     *grpc.ClientConn
+	ledger   *ledger
+}
+
+// newTelemetry needs no receiver yet: the connection is made by the first export.
+// Everything that decides where spans go is given here; the environment variables of
+// the SDK cannot change it.
+func newTelemetry(ctx context.Context, endpoint string, id identity) (*telemetry, error) {
+	l := &ledger{}
+	conn, err := grpc.NewClient("passthrough:///"+endpoint,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name)),
+		grpc.WithUnaryInterceptor(l.intercept),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connect exporter: %w", err)
+	}
+	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithGRPCConn(conn), otlptracegrpc.WithTimeout(exportTimeout), otlptracegrpc.WithRetry(retry))
+	if err != nil {
+		_ = conn.Close() // never used
+		return nil, fmt.Errorf("create exporter: %w", err)
+	}
+	res, err := id.resource(ctx)
+	if err != nil {
+		_ = conn.Close() // never used
+		return nil, err
+	}
+	return &telemetry{
+		conn:   conn,
+		ledger: l,
+		provider: sdktrace.NewTracerProvider(
+			sdktrace.WithResource(res),
+			sdktrace.WithSampler(sdktrace.AlwaysSample()),
+			sdktrace.WithSpanProcessor(l),
+			// Blocking: a demo that compares what was sent with what is stored may
+			// become slow, but may not drop.
+			sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(batchDelay), sdktrace.WithExportTimeout(exportTimeout), sdktrace.WithBlocking()),
+		),
+	}, nil
+}
+
+// shutdown exports what is left and closes the connection.
+func (t *telemetry) shutdown(ctx context.Context) error {
+	err := t.provider.Shutdown(ctx)
+	if closeErr := t.conn.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// identity is what tells one service from the others: a pod in a cluster.
+type identity struct {
+	service, pod, uid, node, ip string
+}
+
+func (id identity) resource(ctx context.Context) (*resource.Resource, error) {
+	res, err := resource.New(ctx,
+		resource.WithSchemaURL(semconv.SchemaURL),
+		resource.WithTelemetrySDK(),
+		resource.WithAttributes(
+			semconv.ServiceName(id.service),
+			semconv.ServiceNamespace(Namespace),
+			semconv.ServiceInstanceID(id.pod),
+			semconv.K8SClusterName(cluster),
+			semconv.K8SNamespaceName(Namespace),
+			semconv.K8SDeploymentName(id.service),
+			semconv.K8SNodeName(id.node),
+			semconv.K8SPodName(id.pod),
+			semconv.K8SPodUID(id.uid),
+			semconv.K8SPodIP(id.ip),
+		),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("describe %s: %w", id.service, err)
+	}
+	return res, nil
+}
+
+// ledger counts spans twice: as they end, as the first of the processors, and
+// as the receiver answers for them, on the wire. Between the two stands the SDK,
+// which may lose some.
+type ledger struct {
+	ended, acknowledged, rejected atomic.Int64
+
+	mu   sync.Mutex
+	last error // of the exports, for people
+}
+
+func (l *ledger) counts() Counts {
+	// The answers first: a span that ends in between is missing for the moment, not
+	// acknowledged before it ended.
+	c := Counts{Acknowledged: l.acknowledged.Load(), Rejected: l.rejected.Load()}
+	c.Ended = l.ended.Load()
+	return c
+}
+
+func (l *ledger) lastError() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+// intercept sees each attempt to export. One that failed counts for nothing: the
+// exporter tries again, and so the receiver's last word counts.
+func (l *ledger) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if err == nil {
+		err = l.enter(req, reply)
+		if err != nil {
+			l.remember(err)
+		}
+		return nil // the exporter reads the partial success for itself
+	}
+	l.remember(err)
+	return err
+}
+
+// enter counts what the receiver answered; the error tells a partial success.
+func (l *ledger) enter(req, reply any) error {
+	request, ok := req.(*coltracepb.ExportTraceServiceRequest)
+	if !ok {
+		return fmt.Errorf("read request: %T is not an export of traces", req)
+	}
+	response, ok := reply.(*coltracepb.ExportTraceServiceResponse)
+	if !ok {
+		return fmt.Errorf("read reply: %T does not answer an export of traces", reply)
+	}
+	rejected := response.GetPartialSuccess().GetRejectedSpans()
+	l.rejected.Add(rejected)
+	l.acknowledged.Add(spanCount(request) - rejected)
+	if rejected != 0 {
+		return fmt.Errorf("receiver rejected %d spans: %s", rejected, response.GetPartialSuccess().GetErrorMessage())
+	}
+	return nil
+}
+
+func (l *ledger) remember(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = err
+}
+
+func spanCount(req *coltracepb.ExportTraceServiceRequest) (n int64) {
+	for _, rs := range req.GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			n += int64(len(ss.GetSpans()))
+		}
+	}
+	return n
+}
+
+// A ledger is the first span processor of its provider.
+
+func (l *ledger) OnStart(context.Context, sdktrace.ReadWriteSpan) {}
+func (l *ledger) OnEnd(sdktrace.ReadOnlySpan)                     { l.ended.Add(1) }
+func (l *ledger) Shutdown(context.Context) error                  { return nil }
+func (l *ledger) ForceFlush(context.Context) error                { return nil }

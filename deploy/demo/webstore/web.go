@@ -1,0 +1,159 @@
+package webstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// maxBody bounds a request or a page; the largest here has a few kilobytes.
+const maxBody = 1 << 20
+
+// routes are the handlers of an HTTP server by the pattern of http.ServeMux.
+// What a handler returns is the page, as JSON.
+type routes map[string]func(r *http.Request) (any, error)
+
+func (s *service) newWebServer(routes routes) *http.Server {
+	mux := http.NewServeMux()
+	for pattern, handle := range routes {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, handle) })
+	}
+	handler := otelhttp.NewHandler(mux, "", s.webOptions()...)
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+}
+
+func (s *service) answer(w http.ResponseWriter, r *http.Request, handle func(*http.Request) (any, error)) {
+	// otelhttp starts the span before the mux knows the route.
+	_, route, _ := strings.Cut(r.Pattern, " ")
+	trace.SpanFromContext(r.Context()).SetAttributes(semconv.HTTPRoute(strings.TrimSuffix(route, "{$}")))
+
+	var page any
+	err := s.latency.wait(r.Context())
+	if err == nil {
+		page, err = handle(r)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), statusCode(err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(page) // the client has gone away
+}
+
+// statusCode says as much of an error as a browser understands.
+func statusCode(err error) int {
+	switch status.Code(err) {
+	case codes.InvalidArgument:
+		return http.StatusBadRequest
+	case codes.NotFound:
+		return http.StatusNotFound
+	case codes.FailedPrecondition:
+		return http.StatusPaymentRequired
+	case codes.Unavailable:
+		return http.StatusServiceUnavailable
+	default:
+		return http.StatusInternalServerError
+	}
+}
+
+// newWebClient keeps the connections of one service apart from those of the others.
+func (s *service) newWebClient() *http.Client {
+	s.transport = &http.Transport{DialContext: s.dialer().DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute}
+	options := append(s.webOptions(),
+		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method }),
+		otelhttp.WithClientTrace(func(ctx context.Context) *httptrace.ClientTrace {
+			return &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { setPeer(ctx, got.Conn.RemoteAddr()) }}
+		}),
+	)
+	return &http.Client{Transport: otelhttp.NewTransport(s.transport, options...)}
+}
+
+func (s *service) webOptions() []otelhttp.Option {
+	return []otelhttp.Option{
+		otelhttp.WithTracerProvider(s.telemetry.provider),
+		otelhttp.WithPropagators(propagator),
+	}
+}
+
+// webError is an answer that is not the page.
+type webError struct {
+	code int
+	text string
+}
+
+func (e *webError) Error() string { return fmt.Sprintf("%d %s", e.code, e.text) }
+
+// refused reports whether err is the shop's refusal to take the customer's money,
+// which is its business and no failure.
+func refused(err error) bool {
+	var e *webError
+	return errors.As(err, &e) && e.code == http.StatusPaymentRequired
+}
+
+// fetch sends body, if any, as JSON to another service. page may be nil.
+func (s *service) fetch(ctx context.Context, to, method, path string, body, page any, cookies ...*http.Cookie) error {
+	address, ok := s.sites[to]
+	if !ok {
+		return fmt.Errorf("call %s: %s has no edge to it", to, s.name)
+	}
+	req, err := newRequest(ctx, method, "http://"+address+path, body)
+	if err != nil {
+		return err
+	}
+	for _, c := range cookies {
+		req.AddCookie(c)
+	}
+	resp, err := s.web.Do(req)
+	if err != nil {
+		return err
+	}
+	content, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if closeErr := resp.Body.Close(); err == nil {
+		err = closeErr
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("read answer of %s %s: %w", method, path, err)
+	case resp.StatusCode != http.StatusOK:
+		return &webError{resp.StatusCode, strings.TrimSpace(string(content))}
+	case page == nil:
+		return nil
+	}
+	return json.Unmarshal(content, page)
+}
+
+func newRequest(ctx context.Context, method, url string, body any) (*http.Request, error) {
+	if body == nil {
+		return http.NewRequestWithContext(ctx, method, url, nil)
+	}
+	content, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(content))
+	if err == nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, err
+}
+
+// readBody reads the JSON of a request.
+func readBody(r *http.Request, into any) error {
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(into); err != nil {
+		return status.Errorf(codes.InvalidArgument, "read body: %v", err)
+	}
+	return nil
+}
