@@ -8,7 +8,7 @@ import (
 // nearest returns the known key that key is most likely a misspelling of: the
 // same name in another section, or few edits away. It returns "" when nothing is near.
 func nearest(key string, known []string) string {
-	slices.Sort(known) // equally near: the same answer every time
+	slices.Sort(known)                                    // equally near: the same answer every time
 	best, bestEdits := "", max(2, len(lastPart(key))/3)+1 // two letters exchanged are two edits
 	for _, candidate := range known {
 		if n := edits(key, candidate); n < bestEdits {

@@ -1,0 +1,96 @@
+package opshttp
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// checkTimeout is less than the second and a half that probes commonly wait
+	// twice over, and more than a healthy broker or database ever takes.
+	checkTimeout = 2 * time.Second
+	// readyFor is how long an answer is repeated. It bounds the load that probes
+	// make, and is well under the period of any probe.
+	readyFor = time.Second
+)
+
+// Check tells whether one thing that the program needs is there.
+type Check struct {
+	Name string
+	// Func returns nil, or why not. It must return soon after ctx ends, and is
+	// called from any goroutine, never twice at a time.
+	Func func(ctx context.Context) error
+}
+
+// verdict is the body of /ready.
+type verdict struct {
+	Ready  bool     `json:"ready"`
+	Checks []result `json:"checks"`
+}
+
+type result struct {
+	Name  string `json:"name"`
+	OK    bool   `json:"ok"`
+	Cause string `json:"cause,omitempty"`
+}
+
+type readiness struct {
+	checks []Check
+
+	mu      sync.Mutex // held while checks run, so that others wait for the same verdict
+	last    verdict
+	expires time.Time
+}
+
+func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	v := r.verdict(req.Context())
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	if !v.Ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(v) // fails only when the client has gone
+}
+
+func (r *readiness) verdict(ctx context.Context) verdict {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Now().Before(r.expires) {
+		return r.last
+	}
+	// The verdict is for everybody, so the first to ask must not end it by leaving.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+	defer cancel()
+	r.last = r.run(ctx)
+	r.expires = time.Now().Add(readyFor)
+	return r.last
+}
+
+func (r *readiness) run(ctx context.Context) verdict {
+	v := verdict{Ready: true, Checks: make([]result, len(r.checks))}
+	var wg sync.WaitGroup
+	for i, c := range r.checks {
+		wg.Go(func() { v.Checks[i] = c.run(ctx) })
+	}
+	wg.Wait()
+	for _, res := range v.Checks {
+		v.Ready = v.Ready && res.OK
+	}
+	return v
+}
+
+func (c Check) run(ctx context.Context) (res result) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			res = result{Name: c.Name, Cause: fmt.Sprintf("panic: %v", cause)}
+		}
+	}()
+	if err := c.Func(ctx); err != nil {
+		return result{Name: c.Name, Cause: err.Error()}
+	}
+	return result{Name: c.Name, OK: true}
+}

@@ -1,0 +1,147 @@
+package opshttp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof" //nolint:gosec // also registers on http.DefaultServeMux, which nothing serves
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	Listen string `mapstructure:"listen" doc:"host:port of /healthz, /ready and /metrics; port 0 picks a free one"`
+	Pprof  bool   `mapstructure:"pprof" doc:"serve profiles under /debug/pprof/ to everybody who reaches the port"`
+}
+
+// DefaultConfig returns the configuration of a server on its documented port.
+func DefaultConfig() Config {
+	return Config{Listen: "0.0.0.0:20417"}
+}
+
+// Validate reports every problem at once, each by its key.
+func (c Config) Validate() error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	return nil
+}
+
+// Options are what code sets. The zero value is usable.
+type Options struct {
+	Logger   *slog.Logger        // nil logs nothing
+	Gatherer prometheus.Gatherer // nil leaves /metrics out
+	Checks   []Check             // none means always ready
+}
+
+const (
+	// readHeaderTimeout frees what a client holds that connects and sends nothing.
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 2 * time.Minute
+	// scrapesAtOnce leaves room for a pair of scrapers and a person.
+	scrapesAtOnce = 4
+	// stopTimeout is for answers being written when Run's context ends.
+	stopTimeout = 5 * time.Second
+)
+
+// Server serves HTTP. Make one with New.
+type Server struct {
+	mux      *http.ServeMux
+	http     *http.Server
+	listener net.Listener
+}
+
+// New checks cfg and binds its address, so that a port in use is reported before
+// anything runs. It starts nothing: clients that connect early wait for Run. A Server
+// that never runs must be closed.
+func New(cfg Config, opts Options) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("http config: %w", err)
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("http.listen: %w", err)
+	}
+	s := &Server{mux: http.NewServeMux(), listener: listener}
+	s.http = &http.Server{
+		Handler:           s.mux,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
+	}
+	s.Handle("GET /healthz", http.HandlerFunc(alive))
+	s.Handle("GET /ready", &readiness{checks: opts.Checks})
+	if opts.Gatherer != nil {
+		s.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{
+			ErrorLog:            s.http.ErrorLog,
+			ErrorHandling:       promhttp.ContinueOnError, // one broken collector must not hide the others
+			MaxRequestsInFlight: scrapesAtOnce,
+		}))
+	}
+	if cfg.Pprof {
+		s.handleProfiles()
+	}
+	return s, nil
+}
+
+func alive(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, "ok\n") // fails only when the client has gone
+}
+
+func (s *Server) handleProfiles() {
+	s.Handle("/debug/pprof/", http.HandlerFunc(pprof.Index))
+	s.Handle("/debug/pprof/cmdline", http.HandlerFunc(pprof.Cmdline))
+	s.Handle("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
+	s.Handle("/debug/pprof/symbol", http.HandlerFunc(pprof.Symbol))
+	s.Handle("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
+}
+
+// Handle adds a handler for a pattern of http.ServeMux, at any time. It panics
+// when the pattern is taken or malformed.
+func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
+
+// Addr is where the server listens, with the port that was picked.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Run serves until ctx ends, then lets answers being written finish for a few
+// seconds. A stop that was asked for returns nil. Run is called once.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve http on %s: %w", s.Addr(), err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	err := s.http.Shutdown(stop)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = s.http.Close() // a client reads too slowly, or a profile is being taken
+	}
+	<-served
+	if err != nil {
+		return fmt.Errorf("stop http on %s: %w", s.Addr(), err)
+	}
+	return nil
+}
+
+// Close releases the port of a Server that does not run. After Run it does
+// nothing.
+func (s *Server) Close() error {
+	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close http listener: %w", err)
+	}
+	return nil
+}
