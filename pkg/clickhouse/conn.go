@@ -64,13 +64,7 @@ type conn struct {
 func (d *dialer) dial(ctx context.Context, addr string) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	var wire net.Conn
-	var err error
-	if d.tls != nil {
-		wire, err = (&tls.Dialer{Config: d.tls}).DialContext(ctx, "tcp", addr)
-	} else {
-		wire, err = (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	}
+	wire, err := dialWire(ctx, addr, d.tls)
 	if err != nil {
 		return nil, err
 	}

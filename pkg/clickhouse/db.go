@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"time"
 
@@ -37,8 +38,12 @@ func Open(cfg Config, log *slog.Logger) (*DB, error) {
 	conn, err := driver.Open(&driver.Options{
 		Addr: cfg.Addresses,
 		// No database: ours may not exist yet, so every statement names it.
-		Auth:         driver.Auth{Username: cfg.Username, Password: cfg.Password},
-		TLS:          s.dialer.tls,
+		Auth: driver.Auth{Username: cfg.Username, Password: cfg.Password},
+		DialContext: func(ctx context.Context, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
+			defer cancel()
+			return dialWire(ctx, addr, s.dialer.tls)
+		},
 		DialTimeout:  cfg.DialTimeout,
 		ReadTimeout:  cfg.QueryTimeout,
 		MaxOpenConns: queryConns,

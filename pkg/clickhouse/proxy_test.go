@@ -54,7 +54,7 @@ func (p proxy) start(t *testing.T) string {
 func (p proxy) serve(ctx context.Context, client net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	server, err := net.Dial("tcp", p.server)
+	server, err := dialWire(ctx, p.server, nil)
 	if err != nil {
 		_ = client.Close()
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -116,4 +117,30 @@ func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans"); got != strconv.Itoa(rows) {
 		t.Errorf("%s rows, want %d", got, rows)
 	}
+}
+
+// Ending inserts at any moment must not take the embedded engine along, which
+// a reset connection does.
+func TestEngineSurvivesCancelledInserts(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = Null")
+	const rows = 100_000
+	var wg sync.WaitGroup
+	for writer := range 3 {
+		wg.Go(func() {
+			ins := newInserter(t, cfg)
+			block := numbers(0, rows)
+			for i := range 150 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i*(writer+1)*20)*time.Microsecond)
+				_ = ins.Insert(ctx, 0, "t", "", block, rows)
+				cancel()
+				if err := d.Ping(t.Context()); err != nil {
+					t.Errorf("after %d cancelled inserts: %v", i+1, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
