@@ -123,7 +123,7 @@ func TestFiltersTravelToTheShards(t *testing.T) {
 	cfg, dbs := twoShards(t)
 	for _, d := range dbs {
 		mustExec(t, d, `INSERT INTO `+cfg.Database+`.spans_local (trace_id, span_id, start_time)
-			SELECT lower(hex(sipHash128(number))), lower(hex(sipHash64(number))), toStartOfHour(now64(9, 'UTC')) - toIntervalMillisecond(10 * number) FROM numbers(500000)`)
+			SELECT lower(hex(sipHash128(number))), lower(hex(sipHash64(number))), toStartOfHour(now64(9, 'UTC')) - toIntervalMillisecond(10 * number) FROM numbers(200000)`)
 	}
 	trace := queryText(t, dbs[0], "SELECT trace_id FROM "+cfg.Database+".spans_local LIMIT 1")
 	for _, sql := range []string{

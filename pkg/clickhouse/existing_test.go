@@ -54,7 +54,7 @@ func TestExistingSpansAreFoundByTheirKeys(t *testing.T) {
 func TestLookupUsesThePrimaryKey(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	mustExec(t, d, `INSERT INTO `+d.cfg.Database+`.spans_local (trace_id, span_id, start_time)
-		SELECT lower(hex(sipHash128(number))), lower(hex(sipHash64(number))), toStartOfHour(now64(9, 'UTC')) - toIntervalMillisecond(10 * number) FROM numbers(1000000)`)
+		SELECT lower(hex(sipHash128(number))), lower(hex(sipHash64(number))), toStartOfHour(now64(9, 'UTC')) - toIntervalMillisecond(25 * number) FROM numbers(400000)`)
 	keys := []SpanKey{keyOf(1, time.Now().Add(-90*time.Minute)), keyOf(2, time.Now().Add(-89*time.Minute))}
 	sql := lookupSQL(d.cfg.Database, keys)
 	total := granules(t, d, "SELECT * FROM "+d.cfg.Database+".spans_local")
