@@ -10,6 +10,9 @@ import (
 	"github.com/ClickHouse/ch-go"
 )
 
+// clientName is what we call ourselves in ClickHouse's lists of queries.
+const clientName = "metaflow-server"
+
 // staleAfter is how long a connection may lie idle before it is tried with a
 // ping: a server or a balancer may have closed it, and a block sent into a
 // closed connection has an unknown outcome where a ping has none.
@@ -19,6 +22,7 @@ const staleAfter = 2 * time.Second
 type dialer struct {
 	options ch.Options // without an address
 	tls     *tls.Config
+	inserts string        // how inserted blocks are compressed
 	timeout time.Duration // for all of connecting, encrypting and logging in
 }
 
@@ -29,36 +33,27 @@ func newDialer(cfg Config) (*dialer, error) {
 	}
 	return &dialer{
 		options: ch.Options{
-			ClientName:  "metaflow-server",
-			User:        cfg.Username,
-			Password:    cfg.Password,
-			Compression: wireCompression(cfg.Compression),
-			// Answers take as long as an insert takes: do ends the wait, by
+			ClientName: clientName,
+			User:       cfg.Username,
+			Password:   cfg.Password,
+			// Answers take as long as a query takes: conn.run ends the wait, by
 			// closing the connection under the client.
 			ReadTimeout: ch.NoTimeout,
 		},
 		tls:     tlsConfig,
+		inserts: cfg.Compression,
 		timeout: cfg.DialTimeout,
 	}, nil
-}
-
-func wireCompression(name string) ch.Compression {
-	switch name {
-	case compressionLZ4:
-		return ch.CompressionLZ4
-	case compressionZSTD:
-		return ch.CompressionZSTD
-	default:
-		return ch.CompressionDisabled
-	}
 }
 
 // conn is one connection in a state fit for a query. It belongs to one
 // goroutine at a time.
 type conn struct {
-	client *ch.Client
-	wire   net.Conn
-	used   time.Time // when it was last put back
+	client      *ch.Client // for everything but inserts
+	compression string     // of inserts
+	sender      *sender    // for inserts; nil before the first
+	wire        net.Conn
+	used        time.Time // when it was last put back
 }
 
 func (d *dialer) dial(ctx context.Context, addr string) (*conn, error) {
@@ -73,18 +68,28 @@ func (d *dialer) dial(ctx context.Context, addr string) (*conn, error) {
 		_ = wire.Close() // the client leaves a failed login open
 		return nil, fmt.Errorf("log in: %w", err)
 	}
-	return &conn{client: client, wire: wire}, nil
+	return &conn{client: client, compression: d.inserts, wire: wire}, nil
 }
 
-// run does f with the client and ends it when ctx does. The client alone would
-// not: it notices a cancelled context only between packets, and a server that
-// has stopped reading or writing sends none.
+func (c *conn) insert(in insertion) error {
+	if c.sender == nil {
+		c.sender = newSender(c.wire, c.client.ServerInfo(), c.compression)
+	}
+	return c.sender.insert(in)
+}
+
+// use is one exchange with a server.
+type use func(ctx context.Context, c *conn) error
+
+// run does f and ends it when ctx does, by closing the connection: the client
+// notices a cancelled context only between packets, and a server that has
+// stopped reading or writing sends none.
 //
-// After an error the connection is closed, whatever the error: the client may
-// have left half a packet in its buffer or on the wire.
-func (c *conn) run(ctx context.Context, f func(ctx context.Context, client *ch.Client) error) error {
+// After an error the connection is closed, whatever the error: there may be
+// half a packet in a buffer or on the wire.
+func (c *conn) run(ctx context.Context, f use) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.wire.Close() })
-	err := f(ctx, c.client)
+	err := f(ctx, c)
 	if !stop() && err == nil {
 		// The answer came and the connection was closed after it.
 		c.close()
@@ -111,7 +116,7 @@ func (c *conn) alive(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, staleAfter)
 	defer cancel()
-	return c.run(ctx, func(ctx context.Context, client *ch.Client) error { return client.Ping(ctx) }) == nil
+	return c.run(ctx, func(ctx context.Context, c *conn) error { return c.client.Ping(ctx) }) == nil
 }
 
 func (c *conn) close() {

@@ -70,11 +70,11 @@ func (d *DB) lookUp(ctx context.Context, shard int, keys []SpanKey, found map[Sp
 	defer cancel()
 	traceID, spanID := proto.ColFixedStr{Size: 32}, proto.ColFixedStr{Size: 16}
 	var start proto.ColInt64
-	addr, err := d.shards.run(ctx, shard, func(ctx context.Context, client *ch.Client) error {
-		if err := d.catchUp(ctx, client); err != nil {
+	addr, err := d.shards.run(ctx, shard, func(ctx context.Context, c *conn) error {
+		if err := d.catchUp(ctx, c.client); err != nil {
 			return err
 		}
-		return client.Do(ctx, ch.Query{
+		return c.client.Do(ctx, ch.Query{
 			Body: lookupSQL(d.cfg.Database, keys),
 			Result: proto.Results{
 				{Name: "trace_id", Data: &traceID},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ func spanBlock(n int, start func(i int) time.Time) proto.Input {
 		at       = new(proto.ColDateTime64).WithPrecision(proto.PrecisionNano).WithLocation(time.UTC)
 		service  = new(proto.ColStr).LowCardinality()
 		attrs    = proto.NewMap(new(proto.ColStr).LowCardinality(), new(proto.ColStr))
+		kind     proto.ColEnum // learns from the table what its words mean
 		duration proto.ColInt64
 	)
 	for i := range n {
@@ -40,6 +42,7 @@ func spanBlock(n int, start func(i int) time.Time) proto.Input {
 		at.Append(start(i))
 		service.Append("service-" + strconv.Itoa(i%3))
 		attrs.AppendKV([]proto.KV[string, string]{{Key: "n", Value: strconv.Itoa(i)}, {Key: "http.route", Value: "/a"}})
+		kind.Append("server")
 		duration.Append(int64(i))
 	}
 	return proto.Input{
@@ -48,6 +51,7 @@ func spanBlock(n int, start func(i int) time.Time) proto.Input {
 		{Name: "start_time", Data: at},
 		{Name: "service_name", Data: service},
 		{Name: "attributes", Data: attrs},
+		{Name: "kind", Data: &kind},
 		{Name: "duration_ns", Data: &duration},
 	}
 }
@@ -91,9 +95,9 @@ func TestTokenDecidesWhatIsStored(t *testing.T) {
 				t.Errorf("%s rows, want %s", got, tc.want)
 			}
 			// Encoding fills caches of the columns; the rows stay what they were.
-			sum := "SELECT sum(duration_ns), uniqExact(span_id), uniqExact(service_name), sum(toInt32(attributes['n'])) FROM " +
+			sum := "SELECT sum(duration_ns), uniqExact(span_id), uniqExact(service_name), sum(toInt32(attributes['n'])), countIf(kind = 'server') FROM " +
 				"(SELECT DISTINCT * FROM " + cfg.Database + ".spans)"
-			if got := queryText(t, d, sum); got != "4950\t100\t3\t4950" {
+			if got := queryText(t, d, sum); got != "4950\t100\t3\t4950\t100" {
 				t.Errorf("sums of the rows are %q", got)
 			}
 		})
@@ -147,13 +151,14 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		want  fault.Class
 		text  []string
 	}{
-		"a row violates a constraint":  {"checked", 20, "", fault.Rejected, []string{"20 rows", ".checked at 127.0.0.1", "VIOLATED_CONSTRAINT (469): Constraint `not_13`"}},
-		"a value is none of an enum":   {"narrow", 1, "", fault.Rejected, []string{"UNKNOWN_ELEMENT_OF_ENUM (691)"}},
-		"more partitions than a block": {"parted", 101, "", fault.Rejected, []string{"TOO_MANY_PARTS (252)"}},
-		"the table does not exist":     {"missing", 1, "", fault.Retryable, []string{"UNKNOWN_TABLE (60)", "missing"}},
-		"the column does not exist":    {"other", 1, "", fault.Retryable, []string{"NO_SUCH_COLUMN_IN_TABLE (16)"}},
-		"nobody listens":               {"checked", 1, refusing, fault.Retryable, []string{"connection refused", refusing}},
-		"the name resolves to nothing": {"checked", 1, "no.such.host.invalid:9000", fault.Retryable, []string{"no.such.host.invalid:9000"}},
+		"a row violates a constraint":    {"checked", 20, "", fault.Rejected, []string{"20 rows", ".checked at 127.0.0.1", "VIOLATED_CONSTRAINT (469): Constraint `not_13`"}},
+		"a row of very many violates it": {"checked", 3_000_000, "", fault.Rejected, []string{"3000000 rows", "VIOLATED_CONSTRAINT (469)"}},
+		"a value is none of an enum":     {"narrow", 1, "", fault.Rejected, []string{"UNKNOWN_ELEMENT_OF_ENUM (691)"}},
+		"more partitions than a block":   {"parted", 101, "", fault.Rejected, []string{"TOO_MANY_PARTS (252)"}},
+		"the table does not exist":       {"missing", 1, "", fault.Retryable, []string{"UNKNOWN_TABLE (60)", "missing"}},
+		"the column does not exist":      {"other", 1, "", fault.Retryable, []string{"NO_SUCH_COLUMN_IN_TABLE (16)"}},
+		"nobody listens":                 {"checked", 1, refusing, fault.Retryable, []string{"connection refused", refusing}},
+		"the name resolves to nothing":   {"checked", 1, "no.such.host.invalid:9000", fault.Retryable, []string{"no.such.host.invalid:9000"}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -301,5 +306,29 @@ func TestCompressionOnTheWire(t *testing.T) {
 	}
 	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans"); got != "3000" {
 		t.Errorf("%s rows", got)
+	}
+}
+
+// A writer's memory is bounded by its batches. Sending them must not hold them
+// a second time.
+func TestBlockIsSentFromWhereItLies(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = Null")
+	const rows = 4_000_000
+	block := numbers(0, rows) // 32 MB
+	for _, compression := range []string{compressionLZ4, compressionZSTD, compressionNone} {
+		cfg.Compression = compression
+		ins := newInserter(t, cfg)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if err := ins.Insert(t.Context(), 0, "t", "", block, rows); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		// zstd's own tables take 10 MiB.
+		if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 16 {
+			t.Errorf("%s: %d MiB allocated for a block of %d MiB", compression, got, rows*8>>20)
+		}
 	}
 }

@@ -8,15 +8,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// defaultMaxConns is for a writer that has a few partitions in flight: each
-// connection holds buffers as large as its largest block.
+// defaultMaxConns is for a writer that has a few partitions in flight. A
+// connection that has inserted holds 2 MiB, with zstd 13.
 const defaultMaxConns = 4
 
 // InserterOptions is what code chooses; every field may be left zero.
@@ -33,7 +32,7 @@ type InserterOptions struct {
 type Inserter struct {
 	database string
 	timeout  time.Duration
-	settings []ch.Setting // those of every insert
+	settings []proto.Setting // those of every insert
 	shards   *shards
 	metrics  *metrics
 }
@@ -105,10 +104,8 @@ func (i *Inserter) Insert(ctx context.Context, shard int, table, token string, i
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
 	start := time.Now()
-	q := i.query(table, token, input, rows)
-	addr, err := i.shards.run(ctx, shard, func(ctx context.Context, client *ch.Client) error {
-		return client.Do(ctx, q)
-	})
+	in := i.insertion(table, token, input, rows)
+	addr, err := i.shards.run(ctx, shard, func(_ context.Context, c *conn) error { return c.insert(in) })
 	if err != nil {
 		err = fault.As(classOf(err), fmt.Errorf("insert %d rows into %s.%s at %s: %w",
 			rows, i.database, table, addr, readable(err)))
@@ -127,15 +124,15 @@ func checkRows(input proto.Input, rows int) error {
 	return nil
 }
 
-func (i *Inserter) query(table, token string, input proto.Input, rows int) ch.Query {
-	settings := make([]ch.Setting, 0, len(i.settings)+2)
+func (i *Inserter) insertion(table, token string, input proto.Input, rows int) insertion {
+	settings := make([]proto.Setting, 0, len(i.settings)+2)
 	settings = append(settings, i.settings...)
 	settings = append(settings,
 		setting("insert_deduplication_token", token),
 		// A block is never cut below this many rows.
 		setting("max_insert_block_size", strconv.Itoa(max(rows, 1<<20))),
 	)
-	return ch.Query{Body: insertSQL(i.database, table, input), Input: input, Settings: settings}
+	return insertion{sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows}
 }
 
 func insertSQL(database, table string, input proto.Input) string {
@@ -151,12 +148,17 @@ func insertSQL(database, table string, input proto.Input) string {
 	return b.String()
 }
 
-func insertSettings(cfg Config) []ch.Setting {
-	settings := []ch.Setting{
+func insertSettings(cfg Config) []proto.Setting {
+	settings := []proto.Setting{
 		// The answer must come after the rows are in a part.
 		setting("async_insert", "0"),
 		setting("insert_deduplicate", "1"),
 		setting("deduplicate_blocks_in_dependent_materialized_views", "1"),
+		// A block must not be cut, whatever the user's profile says. Older
+		// servers do not know this one, and never cut.
+		{Key: "use_strict_insert_block_limits", Value: "0"},
+		// Nobody reads them.
+		{Key: "send_profile_events", Value: "0"},
 	}
 	if cfg.InsertQuorum != "" {
 		settings = append(settings, setting("insert_quorum", cfg.InsertQuorum))
@@ -166,6 +168,6 @@ func insertSettings(cfg Config) []ch.Setting {
 
 // setting is one that the server must know: on an error we would rather hear
 // of it than store twice.
-func setting(key, value string) ch.Setting {
-	return ch.Setting{Key: key, Value: value, Important: true}
+func setting(key, value string) proto.Setting {
+	return proto.Setting{Key: key, Value: value, Important: true}
 }

@@ -3,7 +3,6 @@ package clickhouse
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"reflect"
 	"regexp"
@@ -32,7 +31,7 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if engine, err = chengine.Start(context.Background(), chengine.Options{DataDir: dir, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}); err != nil {
+	if engine, err = chengine.Start(context.Background(), chengine.Options{DataDir: dir}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"github.com/ClickHouse/ch-go"
 )
 
 // holdOff is how long an address that failed is left alone while another of
@@ -86,7 +84,7 @@ func (n *node) takeIdle() *conn {
 
 // run does f over a connection that it takes and gives back. dialed is false
 // when f was not called.
-func (n *node) run(ctx context.Context, f func(ctx context.Context, client *ch.Client) error) (dialed bool, err error) {
+func (n *node) run(ctx context.Context, f use) (dialed bool, err error) {
 	c, err := n.acquire(ctx)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -84,7 +84,7 @@ func (s *shards) count() int {
 // failed lately, so that all writers prefer the same one. When that one cannot
 // be connected to, the next is tried; once f was called its error is returned,
 // because what it sent may have been stored.
-func (s *shards) run(ctx context.Context, shard int, f func(ctx context.Context, client *ch.Client) error) (addr string, err error) {
+func (s *shards) run(ctx context.Context, shard int, f use) (addr string, err error) {
 	if err := s.refresh(ctx, refreshEvery); err != nil {
 		return strings.Join(s.addresses(), ", "), err
 	}
@@ -180,9 +180,9 @@ func (s *shards) readCluster(ctx context.Context) error {
 	var errs []error
 	for _, n := range nodes {
 		var found [][]string
-		_, err := n.run(ctx, func(ctx context.Context, client *ch.Client) error {
+		_, err := n.run(ctx, func(ctx context.Context, c *conn) error {
 			var err error
-			found, err = selectCluster(ctx, client, s.cluster)
+			found, err = selectCluster(ctx, c.client, s.cluster)
 			return err
 		})
 		if err == nil {
