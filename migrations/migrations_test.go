@@ -38,7 +38,7 @@ func TestRenderedTables(t *testing.T) {
 				strings.Join(upStatements(t, tc.params), ";\n\n") + ";\n")
 			path := filepath.Join("..", "schema", tc.golden)
 			if *update {
-				if err := os.WriteFile(path, got, 0o644); err != nil { //nolint:gosec // as every file of the tree
+				if err := os.WriteFile(path, got, 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}

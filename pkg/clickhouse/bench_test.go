@@ -85,8 +85,10 @@ func newTypedColumns() *typedColumns {
 		attributes: proto.NewMap(new(proto.ColStr).LowCardinality(), new(proto.ColStr)),
 	}
 	c.input = proto.Input{
-		{Name: "trace_id", Data: &c.traceID}, {Name: "span_id", Data: &c.spanID},
-		{Name: "start_time", Data: c.start}, {Name: "duration_ns", Data: &c.duration},
+		{Name: "trace_id", Data: &c.traceID},
+		{Name: "span_id", Data: &c.spanID},
+		{Name: "start_time", Data: c.start},
+		{Name: "duration_ns", Data: &c.duration},
 		{Name: "attributes", Data: c.attributes},
 	}
 	for i := range c.labels {
@@ -155,6 +157,7 @@ func BenchmarkInsert(b *testing.B) {
 				if err != nil {
 					return err
 				}
+				defer func() { _ = out.Close() }()
 				if err := layOut(out, spans); err != nil {
 					return err
 				}

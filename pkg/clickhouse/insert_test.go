@@ -309,9 +309,15 @@ func TestCompressionOnTheWire(t *testing.T) {
 	}
 }
 
+// raceEnabled is set where the race detector is built in.
+var raceEnabled bool
+
 // A writer's memory is bounded by its batches. Sending them must not hold them
 // a second time.
 func TestBlockIsSentFromWhereItLies(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates in code that does not")
+	}
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
 	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = Null")

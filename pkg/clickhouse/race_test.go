@@ -1,0 +1,5 @@
+//go:build race
+
+package clickhouse
+
+func init() { raceEnabled = true }
