@@ -1,0 +1,167 @@
+// Package broker runs Kafka inside this process: franz-go's kfake, which
+// speaks the protocol on a real port and keeps its data in a directory.
+//
+// It is what `metaflow-server standalone` and the tests use in place of Apache Kafka.
+// One node, no replication. Topics are not created by mentioning them.
+//
+// What a producer got an acknowledgement for, and what a consumer committed, is
+// there again after a restart and after the process was killed. It also
+// survives the machine losing power only with Options.SyncWrites.
+package broker
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+)
+
+// Options are set by code.
+type Options struct {
+	// Listen is the address to listen on, which is also the one that clients are
+	// told: host and port, where port 0 picks a free one. Empty means 127.0.0.1:9092.
+	Listen string
+	// DataDir keeps the data; it is created when missing. Empty keeps the data in memory.
+	DataDir string
+	// SyncWrites makes every write reach the disk before it is acknowledged.
+	SyncWrites bool
+	// TLS makes the listener use TLS. nil does not.
+	TLS *tls.Config
+	// Users may log in by SASL, and then everybody must. None lets everybody in.
+	Users []User
+	// Settings are broker settings under their Kafka names, such as message.max.bytes.
+	Settings map[string]string
+	// Logger gets the broker's warnings and errors. nil discards.
+	Logger *slog.Logger
+}
+
+// User is a login with every permission.
+type User struct {
+	Mechanism string // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+	Name      string
+	Password  string
+}
+
+const defaultListen = "127.0.0.1:9092"
+
+// Broker is a running broker. Close it.
+type Broker struct {
+	cluster *kfake.Cluster
+	addr    string
+	lock    *os.File // of the data directory; nil without one
+	close   sync.Once
+}
+
+// Start listens and serves until Close. When it returns, clients can connect.
+func Start(opts Options) (*Broker, error) {
+	if opts.Listen == "" {
+		opts.Listen = defaultListen
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	ln, err := net.Listen("tcp", opts.Listen)
+	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("start kafka on %s: another program uses this port; choose another one: %w", opts.Listen, err)
+		}
+		return nil, fmt.Errorf("start kafka on %s: %w", opts.Listen, err)
+	}
+	b := &Broker{addr: ln.Addr().String()}
+	if opts.DataDir != "" {
+		if b.lock, err = lock(opts.DataDir); err != nil {
+			return nil, errors.Join(fmt.Errorf("start kafka on %s: %w", opts.Listen, err), ln.Close())
+		}
+	}
+	if b.cluster, err = kfake.NewCluster(options(opts, ln)...); err != nil {
+		return nil, errors.Join(fmt.Errorf("start kafka on %s with data in %q: %w", opts.Listen, opts.DataDir, err), ln.Close(), b.unlock())
+	}
+	return b, nil
+}
+
+func options(opts Options, ln net.Listener) []kfake.Opt {
+	kopts := []kfake.Opt{
+		kfake.NumBrokers(1),
+		kfake.ClusterID("metaflow"),
+		kfake.ListenFn(func(string, string) (net.Listener, error) { return ln, nil }),
+		kfake.BrokerConfigs(opts.Settings),
+		kfake.WithLogger(logger{opts.Logger}),
+	}
+	if opts.DataDir != "" {
+		kopts = append(kopts, kfake.DataDir(opts.DataDir))
+	}
+	if opts.SyncWrites {
+		kopts = append(kopts, kfake.SyncWrites())
+	}
+	if opts.TLS != nil {
+		kopts = append(kopts, kfake.TLS(opts.TLS))
+	}
+	if len(opts.Users) > 0 {
+		kopts = append(kopts, kfake.EnableSASL())
+	}
+	for _, u := range opts.Users {
+		kopts = append(kopts, kfake.Superuser(u.Mechanism, u.Name, u.Password))
+	}
+	return kopts
+}
+
+// Addr returns the host:port that clients connect to.
+func (b *Broker) Addr() string { return b.addr }
+
+// Cluster returns the broker's own interface, through which tests inject
+// faults (Cluster.ControlKey).
+func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
+
+// Close writes what is not written yet and stops serving. Further calls do nothing.
+func (b *Broker) Close() error {
+	var err error
+	b.close.Do(func() {
+		b.cluster.Close()
+		err = b.unlock()
+	})
+	return err
+}
+
+// lock makes sure that nobody else uses the directory: two brokers on one would
+// destroy each other's data. The lock ends with the process, however it ends.
+func lock(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		err = fmt.Errorf("lock data directory %s: another process uses it: %w", dir, err)
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (b *Broker) unlock() error {
+	if b.lock == nil {
+		return nil
+	}
+	return b.lock.Close()
+}
+
+// logger passes the broker's log on.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Logf(level kfake.LogLevel, msg string, args ...any) {
+	switch level {
+	case kfake.LogLevelError:
+		l.log.Error("embedded kafka: " + fmt.Sprintf(msg, args...))
+	case kfake.LogLevelWarn:
+		l.log.Warn("embedded kafka: " + fmt.Sprintf(msg, args...))
+	default: // what it calls information is about every request
+	}
+}

@@ -1,0 +1,118 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/segmentio/kafka-go/protocol/offsetcommit"
+	"github.com/segmentio/kafka-go/protocol/offsetfetch"
+)
+
+// Claim is one partition, owned for one generation of the group. It belongs to
+// the handler that got it.
+type Claim struct {
+	group     *Group
+	gen       generation
+	partition int
+	fetcher   fetcher
+}
+
+func newClaim(g *Group, gen generation, partition int) *Claim {
+	return &Claim{group: g, gen: gen, partition: partition, fetcher: fetcher{client: g.client}}
+}
+
+// Topic returns the name of the topic.
+func (c *Claim) Topic() string { return c.group.topic }
+
+// Partition returns the number of the partition.
+func (c *Claim) Partition() int { return c.partition }
+
+// Generation returns the number of the generation. It grows with every
+// rebalance of the group.
+func (c *Claim) Generation() int { return c.gen.id }
+
+// Committed returns what the group has committed last, by whichever member:
+// the offset to go on from and the metadata with it. The offset is -1 when there is none.
+func (c *Claim) Committed(ctx context.Context) (offset int64, metadata string, err error) {
+	answer, err := c.group.client.roundTrip(ctx, controlTimeout, &offsetfetch.Request{
+		GroupID: c.group.id,
+		Topics:  []offsetfetch.RequestTopic{{Name: c.Topic(), PartitionIndexes: []int32{int32(c.partition)}}},
+	})
+	if err != nil {
+		return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
+	}
+	res := answer.(*offsetfetch.Response)
+	err = codeError(res.ErrorCode, "")
+	for _, t := range res.Topics {
+		for _, p := range t.Partitions {
+			if err == nil {
+				err = codeError(p.ErrorCode, "")
+			}
+			if err == nil {
+				return max(p.CommittedOffset, -1), p.Metadata, nil
+			}
+		}
+	}
+	if err == nil {
+		err = errNoAnswer
+	}
+	return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
+}
+
+// Commit makes offset the one to go on from, for whoever owns the partition
+// next. It fails with class fault.Fenced when the partition may be somebody else's; after any
+// other error it may have been done or not.
+func (c *Claim) Commit(ctx context.Context, offset int64, metadata string) error {
+	err := c.commit(ctx, offset, metadata)
+	c.group.client.metrics.committed(c.group.id, err)
+	if err != nil {
+		return fmt.Errorf("commit offset %d of %s/%d: %w", offset, c.Topic(), c.partition, classifyGroup(err))
+	}
+	return nil
+}
+
+func (c *Claim) commit(ctx context.Context, offset int64, metadata string) error {
+	answer, err := c.group.client.roundTrip(ctx, controlTimeout, &offsetcommit.Request{
+		GroupID:         c.group.id,
+		GenerationID:    int32(c.gen.id),
+		MemberID:        c.gen.member,
+		RetentionTimeMs: -1, // the brokers'
+		Topics: []offsetcommit.RequestTopic{{
+			Name: c.Topic(),
+			Partitions: []offsetcommit.RequestPartition{{
+				PartitionIndex: int32(c.partition), CommittedOffset: offset, CommittedLeaderEpoch: -1, CommittedMetadata: metadata,
+			}},
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	for _, t := range answer.(*offsetcommit.Response).Topics {
+		for _, p := range t.Partitions {
+			return codeError(p.ErrorCode, "")
+		}
+	}
+	return errNoAnswer
+}
+
+// Fetch returns what the partition has from offset on: at most about maxBytes
+// compressed, but at least one batch of records when there is any. When nothing comes within
+// maxWait, Records is empty. An offset outside the log is ErrOffsetOutOfRange; the
+// end of the log is not outside. A batch that nobody can read is a *CorruptError.
+//
+// The records and their bytes are valid until the next Fetch of the Claim.
+func (c *Claim) Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+	return c.fetcher.fetch(ctx, c.Topic(), c.partition, offset, maxBytes, maxWait)
+}
+
+// Bounds returns the first offset of the log and the one after its last.
+func (c *Claim) Bounds(ctx context.Context) (start, end int64, err error) {
+	return c.group.client.Bounds(ctx, c.Topic(), c.partition)
+}
+
+// OffsetAt returns the first offset whose record is not older than t, or the
+// end of the log.
+func (c *Claim) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
+	return c.group.client.OffsetAt(ctx, c.Topic(), c.partition, t)
+}

@@ -1,0 +1,126 @@
+package kafka
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	Brokers        []string      `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
+	Partitions     int           `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
+	Replication    int           `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
+	Retention      time.Duration `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
+	Compression    string        `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; zstd halves the log of lz4 and costs about three times its CPU"`
+	MaxRecordBytes int64         `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
+	ProduceTimeout time.Duration `mapstructure:"produce_timeout" doc:"how long to try to get records acknowledged by all in-sync replicas before the client is told to send again"`
+	SASL           SASL          `mapstructure:"sasl"`
+	TLS            TLS           `mapstructure:"tls"`
+}
+
+// SASL is how to log in. The zero value does not.
+type SASL struct {
+	Mechanism string `mapstructure:"mechanism" doc:"plain, scram-sha-256 or scram-sha-512; empty does not log in"`
+	Username  string `mapstructure:"username" doc:"user to log in as"`
+	Password  string `mapstructure:"password" doc:"password of the user" secret:"true"`
+}
+
+// TLS is how connections are encrypted. The zero value does not.
+type TLS struct {
+	Enabled            bool   `mapstructure:"enabled" doc:"use TLS; the brokers then name their TLS listeners, usually port 9093"`
+	CAFile             string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
+	CertFile           string `mapstructure:"cert_file" doc:"PEM file of the client's certificate; needs key_file"`
+	KeyFile            string `mapstructure:"key_file" doc:"PEM file of the client's key; needs cert_file"`
+	ServerName         string `mapstructure:"server_name" doc:"name to expect in the brokers' certificates; empty expects the host of each address"`
+	InsecureSkipVerify bool   `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
+}
+
+// DefaultConfig returns the configuration for one broker on this machine.
+func DefaultConfig() Config {
+	return Config{
+		Brokers:        []string{"127.0.0.1:9092"},
+		Partitions:     12,
+		Replication:    1,
+		Retention:      24 * time.Hour,
+		Compression:    "lz4",
+		MaxRecordBytes: 900 << 10,
+		ProduceTimeout: 10 * time.Second,
+	}
+}
+
+const (
+	mechanismPlain    = "plain"
+	mechanismScram256 = "scram-sha-256"
+	mechanismScram512 = "scram-sha-512"
+)
+
+// Validate reports every problem at once, each by its key. It reads no file.
+func (c Config) Validate() error {
+	var errs []error
+	problem := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(c.Brokers) == 0 {
+		problem("brokers: at least one is required")
+	}
+	for i, addr := range c.Brokers {
+		if err := checkAddress(addr); err != nil {
+			problem("brokers[%d]: %w", i, err)
+		}
+	}
+	if c.Partitions < 1 {
+		problem("partitions: %d is not positive", c.Partitions)
+	}
+	if c.Replication < 1 {
+		problem("replication: %d is not positive", c.Replication)
+	}
+	if c.Retention < time.Minute {
+		problem("retention: %s is less than a minute", c.Retention)
+	}
+	if _, err := codecByName(c.Compression); err != nil {
+		problem("compression: %w", err)
+	}
+	if c.MaxRecordBytes < 1<<10 || c.MaxRecordBytes > maxRequestBytes {
+		problem("max_record_bytes: %d is not between %d and %d", c.MaxRecordBytes, 1<<10, maxRequestBytes)
+	}
+	if c.ProduceTimeout < 100*time.Millisecond {
+		problem("produce_timeout: %s is less than 100ms", c.ProduceTimeout)
+	}
+	errs = append(errs, c.SASL.problems()...)
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		problem("tls.cert_file and tls.key_file: %q and %q, but one needs the other", c.TLS.CertFile, c.TLS.KeyFile)
+	}
+	return errors.Join(errs...)
+}
+
+func (s SASL) problems() []error {
+	var errs []error
+	switch {
+	case s.Mechanism == "" && s.Username != "":
+		errs = append(errs, fmt.Errorf("sasl.mechanism: it is empty, but sasl.username is %q", s.Username))
+	case s.Mechanism == "":
+		return nil
+	case !slices.Contains([]string{mechanismPlain, mechanismScram256, mechanismScram512}, s.Mechanism):
+		errs = append(errs, fmt.Errorf("sasl.mechanism: %q is not plain, scram-sha-256 or scram-sha-512", s.Mechanism))
+	}
+	if s.Mechanism != "" && s.Username == "" {
+		errs = append(errs, fmt.Errorf("sasl.username: it is empty, but sasl.mechanism is %q", s.Mechanism))
+	}
+	return errs
+}
+
+func checkAddress(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if host == "" {
+		return fmt.Errorf("%q names no host", addr)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: %q is not a port", addr, port)
+	}
+	return nil
+}

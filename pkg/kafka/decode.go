@@ -1,0 +1,234 @@
+package kafka
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"time"
+	"unsafe"
+
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// maxDecompressed bounds what one record batch may decompress to. Brokers
+// take 1 MiB batches by default and spans compress up to tenfold; a batch
+// beyond this bound is taken for an attack on memory.
+const maxDecompressed = 128 << 20
+
+var (
+	errCRC     = errors.New("its checksum is wrong")
+	errFormat  = errors.New("its format is older than Kafka 0.11's")
+	errRecords = errors.New("its records are malformed")
+)
+
+// Batch is what one fetch returned.
+type Batch struct {
+	Records []record.Record
+	// Next is the offset to fetch next. It may lie beyond the last record:
+	// compaction and transactions leave offsets without records.
+	Next int64
+	// HighWatermark is the end of the log, as far as it is replicated.
+	HighWatermark int64
+
+	headers [][]byte // of each record, encoded
+}
+
+// Headers returns all headers of record i. Those that record.Meta knows are in
+// its Meta already.
+func (b *Batch) Headers(i int) []record.Header {
+	var headers []record.Header
+	if i < len(b.headers) {
+		_ = eachHeader(b.headers[i], func(key string, value []byte) {
+			headers = append(headers, record.Header{Key: string([]byte(key)), Value: value})
+		})
+	}
+	return headers
+}
+
+// decoder holds memory for the records of a fetch, which is used again for the
+// next.
+type decoder struct {
+	plain   []byte // decompressed batches
+	records []record.Record
+	headers [][]byte
+}
+
+// decode returns the records in data, a sequence of record batches of which
+// the last may be cut off, from offset from on. The records share memory with
+// data and with d.
+//
+// When a batch is corrupt, those before it are returned; when there are none, the error
+// is a *CorruptError.
+func (d *decoder) decode(data []byte, from int64) (Batch, error) {
+	d.plain, d.records, d.headers = d.plain[:0], d.records[:0], d.headers[:0]
+	next := from
+	for len(data) >= batchHeaderSize {
+		length := int(int32(binary.BigEndian.Uint32(data[batchAtLength:]))) + batchAtEpoch
+		if length < batchHeaderSize {
+			return d.corrupt(next, next+1, io.ErrUnexpectedEOF)
+		}
+		if length > len(data) {
+			break // cut off by the size of the fetch
+		}
+		h := batchHeader(data[:length])
+		if after := h.next(); after > next {
+			if err := d.batch(h, next); err != nil {
+				return d.corrupt(next, after, err)
+			}
+			next = after
+		}
+		data = data[length:]
+	}
+	return Batch{Records: d.records, Next: next, headers: d.headers}, nil
+}
+
+func (d *decoder) corrupt(offset, next int64, cause error) (Batch, error) {
+	if len(d.records) > 0 {
+		return Batch{Records: d.records, Next: offset, headers: d.headers}, nil
+	}
+	return Batch{}, &CorruptError{Offset: offset, Next: next, Cause: cause}
+}
+
+// batchHeader is a whole batch; the name says what is read from it.
+type batchHeader []byte
+
+func (h batchHeader) base() int64 { return int64(binary.BigEndian.Uint64(h[batchAtOffset:])) }
+
+// next is the offset after the batch's last record, whether that still exists or not.
+func (h batchHeader) next() int64 {
+	if h[batchAtMagic] != batchMagic {
+		return h.base() + 1
+	}
+	return h.base() + int64(int32(binary.BigEndian.Uint32(h[batchAtLastDelta:]))) + 1
+}
+
+func (h batchHeader) attributes() uint16 { return binary.BigEndian.Uint16(h[batchAtAttributes:]) }
+
+// batch adds the records of h from offset from on.
+func (d *decoder) batch(h batchHeader, from int64) error {
+	switch {
+	case h[batchAtMagic] != batchMagic:
+		return errFormat
+	case crc32.Checksum(h[batchAtAttributes:], castagnoli) != binary.BigEndian.Uint32(h[batchAtCRC:]):
+		return errCRC
+	case h.attributes()&attrControl != 0:
+		return nil // the end of a transaction; nothing of ours
+	}
+	body := []byte(h[batchHeaderSize:])
+	if codec := int(h.attributes() & attrCodec); codec != codecNone {
+		start := len(d.plain)
+		plain, err := appendDecompressed(d.plain, codec, body, maxDecompressed)
+		if err != nil {
+			return fmt.Errorf("decompress: %w", err)
+		}
+		// Growing moved d.plain elsewhere; the records of earlier batches keep what
+		// they point to.
+		d.plain, body = plain, plain[start:]
+	}
+	records, headers := len(d.records), len(d.headers)
+	if err := d.all(h, body, from); err != nil {
+		d.records, d.headers = d.records[:records], d.headers[:headers]
+		return err
+	}
+	return nil
+}
+
+// all adds the records in body from offset from on.
+func (d *decoder) all(h batchHeader, body []byte, from int64) error {
+	for range int(int32(binary.BigEndian.Uint32(h[batchAtCount:]))) {
+		size, n := binary.Varint(body)
+		if n <= 0 || size < 0 || size > int64(len(body)-n) {
+			return errRecords
+		}
+		if err := d.one(h, body[n:n+int(size)], from); err != nil {
+			return err
+		}
+		body = body[n+int(size):]
+	}
+	return nil
+}
+
+// one adds the record in b, unless it lies before offset from.
+func (d *decoder) one(h batchHeader, b []byte, from int64) error {
+	r := fieldReader{b: b}
+	r.skip(1)
+	timeDelta := r.varint()
+	offset := h.base() + r.varint()
+	r.bytes() // the key
+	value := r.bytes()
+	if r.bad {
+		return errRecords
+	}
+	if offset < from {
+		return nil
+	}
+	millis := int64(binary.BigEndian.Uint64(h[batchAtFirstTime:])) + timeDelta
+	if h.attributes()&attrLogAppendTime != 0 {
+		millis = int64(binary.BigEndian.Uint64(h[batchAtMaxTime:]))
+	}
+	rec := record.Record{Offset: offset, Time: time.UnixMilli(millis), Value: value}
+	if err := eachHeader(r.b, rec.Meta.Set); err != nil {
+		return err
+	}
+	d.records = append(d.records, rec)
+	d.headers = append(d.headers, r.b)
+	return nil
+}
+
+// eachHeader calls f with every header in b. The key is valid until f returns.
+func eachHeader(b []byte, f func(key string, value []byte)) error {
+	r := fieldReader{b: b}
+	for range r.varint() {
+		key := r.bytes()
+		value := r.bytes()
+		if r.bad {
+			break
+		}
+		f(unsafe.String(unsafe.SliceData(key), len(key)), value)
+	}
+	if r.bad {
+		return errRecords
+	}
+	return nil
+}
+
+// fieldReader reads the fields of a record. Once bad it stays bad and returns zeros.
+type fieldReader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *fieldReader) varint() int64 {
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *fieldReader) skip(n int) {
+	if n > len(r.b) {
+		r.b, r.bad = nil, true
+		return
+	}
+	r.b = r.b[n:]
+}
+
+// bytes returns a field that may be null. Its capacity ends with it.
+func (r *fieldReader) bytes() []byte {
+	n := r.varint()
+	if n < 0 {
+		return nil
+	}
+	if n > int64(len(r.b)) {
+		r.b, r.bad = nil, true
+		return nil
+	}
+	field := r.b[:n:n]
+	r.b = r.b[n:]
+	return field
+}

@@ -1,0 +1,228 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+)
+
+// GroupOptions are set by code.
+type GroupOptions struct {
+	// SessionTimeout is how long the brokers wait for a sign of life before they
+	// give the partitions to others. 0 means 10 s: long enough for a stop of
+	// the garbage collector or a slow network, short for a writer that crashed.
+	SessionTimeout time.Duration
+	// RebalanceTimeout is how long the brokers let the handlers of this member
+	// finish when another one joins or leaves. 0 means 60 s.
+	RebalanceTimeout time.Duration
+	// Heartbeat is the interval of the signs of life, and so the time after
+	// which a rebalance is noticed. 0 means 1 s.
+	Heartbeat time.Duration
+}
+
+const (
+	defaultSessionTimeout   = 10 * time.Second
+	defaultRebalanceTimeout = time.Minute
+	defaultHeartbeat        = time.Second
+	// joinSlack is what a broker may take to answer beyond the rebalance timeout.
+	joinSlack = 10 * time.Second
+	// watchInterval is how often the leader of the group looks whether the topic
+	// has got more partitions.
+	watchInterval = time.Minute
+)
+
+// Group is this program's membership of a consumer group that reads one topic.
+//
+// # How a partition changes hands
+//
+// Membership follows Kafka's classic protocol, through segmentio/kafka-go's
+// requests. Its ConsumerGroup is not used, because it stops the heartbeats as
+// soon as a generation ends and then waits for the handlers: one that takes longer than
+// the session timeout loses the right to commit what it has finished. Here:
+//
+//  1. Another member joins, leaves or dies. The next heartbeat is answered
+//     REBALANCE_IN_PROGRESS.
+//  2. The handlers' contexts end. Heartbeats go on, so the session stays alive;
+//     the coordinator waits for us at most for the rebalance timeout, and until then
+//     takes commits of the old generation. A handler finishes what it must, commits,
+//     and returns.
+//  3. All handlers have returned; only now do we join again. The coordinator hands out
+//     the partitions of the next generation when every member has joined, so no two members
+//     work on a partition while both are in time.
+//  4. A handler that is late finds its commits refused with ILLEGAL_GENERATION or
+//     UNKNOWN_MEMBER_ID, which is fault.Fenced. What it still writes elsewhere must be
+//     harmless by other means; for the writer that is the deduplication token.
+//
+// The same holds when Run's context ends, except that step 3 leaves the group.
+// When the coordinator cannot be reached, the generation goes on until the session
+// timeout has passed since its last answer, because only then may others have our partitions.
+type Group struct {
+	client *Client
+	id     string
+	topic  string
+	opts   GroupOptions
+	log    *slog.Logger
+	member string // our id, given by the coordinator; empty before and after
+}
+
+// NewGroup returns the membership of group id, which begins with Run.
+func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
+	if opts.SessionTimeout <= 0 {
+		opts.SessionTimeout = defaultSessionTimeout
+	}
+	if opts.RebalanceTimeout <= 0 {
+		opts.RebalanceTimeout = defaultRebalanceTimeout
+	}
+	if opts.Heartbeat <= 0 {
+		opts.Heartbeat = defaultHeartbeat
+	}
+	return &Group{
+		client: c, id: id, topic: topic, opts: opts,
+		log: c.log.With("group", id, "topic", topic),
+	}
+}
+
+// Handler works on one partition until ctx ends. It may commit after that, with a
+// context of its own, until it returns; see Group for how long it has. Returning earlier gives
+// up the partition: the whole member joins again and gets, perhaps other, partitions.
+// An error ends Run.
+type Handler func(ctx context.Context, c *Claim) error
+
+// Run joins the group and calls handle for each partition assigned, each in a
+// goroutine of its own, generation after generation, until ctx ends or a handler
+// fails. When it returns, all handlers have returned and the group is left.
+// Trouble with Kafka is logged and waited out. A Group runs once at a time.
+func (g *Group) Run(ctx context.Context, handle Handler) error {
+	defer g.leave(context.WithoutCancel(ctx))
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		gen, err := g.join(ctx)
+		if err == nil {
+			attempt = -1
+			err = g.follow(ctx, gen, handle)
+			var failed *handlerError
+			if errors.As(err, &failed) {
+				return failed.error
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		g.forget(err)
+		if err == nil || errors.Is(err, kafkago.RebalanceInProgress) || errors.Is(err, kafkago.MemberIDRequired) {
+			continue
+		}
+		g.client.suspect(err)
+		g.log.Warn("not in the consumer group, trying again", "error", err)
+		_ = sleep(ctx, backoff(max(attempt, 0)))
+	}
+	return nil
+}
+
+// handlerError is an error of a handler, as opposed to Kafka's.
+type handlerError struct{ error }
+
+// forget drops our member id when the coordinator does not know it any more.
+func (g *Group) forget(err error) {
+	if errors.Is(err, kafkago.UnknownMemberId) || errors.Is(err, kafkago.FencedInstanceID) {
+		g.member = ""
+	}
+}
+
+// generation is what the members agreed upon.
+type generation struct {
+	id         int
+	member     string
+	leader     bool
+	partitions []int // ours
+	known      int   // partitions that the leader has assigned
+}
+
+// follow runs the handlers of one generation until it ends. The result says why
+// it ended; nil when ctx did.
+func (g *Group) follow(ctx context.Context, gen generation, handle Handler) error {
+	g.log.Info("partitions assigned", "generation", gen.id, "partitions", gen.partitions)
+	g.client.metrics.rebalances.WithLabelValues(g.id).Inc()
+	assigned := g.client.metrics.assigned.WithLabelValues(g.id)
+	assigned.Set(float64(len(gen.partitions)))
+	defer assigned.Set(0)
+
+	work, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
+	var beating, handling sync.WaitGroup
+	beating.Go(func() { g.beat(beats, gen, stop) })
+	for _, partition := range gen.partitions {
+		handling.Go(func() {
+			claim := newClaim(g, gen, partition)
+			err := handle(work, claim)
+			switch {
+			case err != nil:
+				stop(&handlerError{fmt.Errorf("handle %s/%d: %w", g.topic, partition, err)})
+			default:
+				stop(errGivenUp)
+			}
+		})
+	}
+	if len(gen.partitions) == 0 {
+		<-work.Done()
+	}
+	handling.Wait()
+	stopBeats()
+	beating.Wait()
+	if ctx.Err() != nil {
+		var failed *handlerError
+		if cause := context.Cause(work); errors.As(cause, &failed) {
+			return cause
+		}
+		return nil
+	}
+	return context.Cause(work)
+}
+
+var errGivenUp = errors.New("a handler gave up its partition")
+
+// beat sends heartbeats until ctx ends, and stops the handlers when the
+// coordinator says that the generation is over, or has not answered for too long.
+func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
+	ticks := time.NewTicker(g.opts.Heartbeat)
+	defer ticks.Stop()
+	answered, watched := time.Now(), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		sent := time.Now()
+		err := g.heartbeat(ctx, gen)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			answered = sent
+		case generationOver(err):
+			stop(err)
+		default:
+			if time.Since(answered) >= g.opts.SessionTimeout {
+				stop(fmt.Errorf("no heartbeat for %s: %w", g.opts.SessionTimeout, err))
+			}
+		}
+		if gen.leader && time.Since(watched) >= watchInterval {
+			watched = time.Now()
+			if n, err := g.client.Partitions(ctx, g.topic); err == nil && n != gen.known {
+				stop(fmt.Errorf("topic %s has %d partitions now, not %d", g.topic, n, gen.known))
+			}
+		}
+	}
+}
+
+// generationOver reports whether err means that the members join again.
+func generationOver(err error) bool {
+	return errors.Is(err, kafkago.RebalanceInProgress) || errors.Is(err, kafkago.IllegalGeneration) ||
+		errors.Is(err, kafkago.UnknownMemberId) || errors.Is(err, kafkago.FencedInstanceID)
+}

@@ -1,0 +1,118 @@
+package kafka_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"go.uber.org/goleak"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const topic = "metaflow.test"
+
+// startCluster runs a broker in memory until the test ends.
+func startCluster(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
+	t.Helper()
+	cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	return cluster
+}
+
+// newClient returns a client of cluster, whose configuration edit may change.
+func newClient(t testing.TB, cluster *kfake.Cluster, edit func(*kafka.Config)) *kafka.Client {
+	t.Helper()
+	cfg := kafka.DefaultConfig()
+	cfg.Brokers = cluster.ListenAddrs()
+	if edit != nil {
+		edit(&cfg)
+	}
+	client, err := kafka.New(cfg, kafka.Options{Logger: testLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client
+}
+
+// testLogger shows the log of a test that fails.
+func testLogger(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
+
+// createTopic creates topic.
+func createTopic(t testing.TB, client *kafka.Client, partitions int) {
+	t.Helper()
+	if err := client.EnsureTopics(t.Context(), kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startProducer runs a producer until the test ends.
+func startProducer(t testing.TB, client *kafka.Client, opts kafka.ProducerOptions) *kafka.Producer {
+	t.Helper()
+	p := client.NewProducer(topic, opts)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Producer.Run = %v", err)
+		}
+	})
+	return p
+}
+
+// readAll fetches a partition from offset to its end.
+func readAll(t testing.TB, client *kafka.Client, partition int, offset int64) []record.Record {
+	t.Helper()
+	var all []record.Record
+	for {
+		b, err := client.Fetch(t.Context(), topic, partition, offset, 1<<20, 10*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b.Records) == 0 && b.Next == offset {
+			return all
+		}
+		all = append(all, b.Records...)
+		offset = b.Next
+	}
+}
+
+// values returns what the records hold, as text.
+func values(records []record.Record) []string {
+	var texts []string
+	for _, r := range records {
+		texts = append(texts, string(r.Value))
+	}
+	return texts
+}
+
+// numbered returns n records for a partition, with the values prefix-0, prefix-1 and so on.
+func numbered(partition int, prefix string, n int) []kafka.Outgoing {
+	batch := make([]kafka.Outgoing, n)
+	for i := range batch {
+		batch[i] = kafka.Outgoing{Partition: partition, Value: fmt.Appendf(nil, "%s-%d", prefix, i)}
+	}
+	return batch
+}
+

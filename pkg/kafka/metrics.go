@@ -1,0 +1,112 @@
+package kafka
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of one Client.
+type metrics struct {
+	producedRecords *prometheus.CounterVec
+	producedBytes   *prometheus.CounterVec
+	sentBytes       *prometheus.CounterVec
+	produceSeconds  *prometheus.HistogramVec
+	produceErrors   *prometheus.CounterVec
+	fetchedRecords  *prometheus.CounterVec
+	fetchedBytes    *prometheus.CounterVec
+	commits         *prometheus.CounterVec
+	rebalances      *prometheus.CounterVec
+	assigned        *prometheus.GaugeVec
+}
+
+// newMetrics registers with reg, or with nothing when reg is nil.
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "metaflow", Subsystem: "kafka", Name: name, Help: help,
+		}, labels)
+	}
+	m := &metrics{
+		producedRecords: counter("produced_records_total", "Records that Kafka acknowledged.", "topic"),
+		producedBytes:   counter("produced_bytes_total", "Bytes of record values that Kafka acknowledged, before compression.", "topic"),
+		sentBytes:       counter("sent_bytes_total", "Bytes of record batches sent to Kafka, compressed, those sent again included.", "topic"),
+		produceSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "metaflow", Subsystem: "kafka", Name: "produce_duration_seconds",
+			Help: "Time from handing records to the producer to their acknowledgement, or to giving up.",
+			// A broker on this machine answers in half a millisecond; 10 s is where giving up begins by default.
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"topic", "outcome"}),
+		produceErrors:  counter("produce_errors_total", "Batches that Kafka refused or that got no answer, by cause; most are sent again.", "topic", "cause"),
+		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
+		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
+		commits:        counter("commits_total", "Offsets committed, by outcome.", "group", "outcome"),
+		rebalances:     counter("rebalances_total", "Generations of the consumer group that this member took part in.", "group"),
+		assigned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "metaflow", Subsystem: "kafka", Name: "assigned_partitions",
+			Help: "Partitions that this member of the consumer group follows.",
+		}, []string{"group"}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors,
+		m.fetchedRecords, m.fetchedBytes, m.commits, m.rebalances, m.assigned,
+	} {
+		errs = append(errs, reg.Register(c))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return m, nil
+}
+
+// topicMetrics are those of one Producer, looked up once.
+type topicMetrics struct {
+	records, bytes, sent prometheus.Counter
+	acknowledged, failed prometheus.Observer
+	errors               *prometheus.CounterVec // by cause
+}
+
+func (m *metrics) ofTopic(topic string) topicMetrics {
+	return topicMetrics{
+		records:      m.producedRecords.WithLabelValues(topic),
+		bytes:        m.producedBytes.WithLabelValues(topic),
+		sent:         m.sentBytes.WithLabelValues(topic),
+		acknowledged: m.produceSeconds.WithLabelValues(topic, "acknowledged"),
+		failed:       m.produceSeconds.WithLabelValues(topic, "failed"),
+		errors:       m.produceErrors.MustCurryWith(prometheus.Labels{"topic": topic}),
+	}
+}
+
+// produced counts one call of Produce.
+func (m *topicMetrics) produced(batch []Outgoing, took time.Duration, err error) {
+	if err != nil {
+		m.failed.Observe(took.Seconds())
+		return
+	}
+	bytes := 0
+	for i := range batch {
+		bytes += len(batch[i].Value)
+	}
+	m.records.Add(float64(len(batch)))
+	m.bytes.Add(float64(bytes))
+	m.acknowledged.Observe(took.Seconds())
+}
+
+func (m *metrics) fetched(topic string, b *Batch, bytes int) {
+	m.fetchedRecords.WithLabelValues(topic).Add(float64(len(b.Records)))
+	m.fetchedBytes.WithLabelValues(topic).Add(float64(bytes))
+}
+
+func (m *metrics) committed(group string, err error) {
+	outcome := "accepted"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.commits.WithLabelValues(group, outcome).Inc()
+}

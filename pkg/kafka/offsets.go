@@ -1,0 +1,80 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol/listoffsets"
+)
+
+// Bounds returns the first offset in the log of a partition and the one after
+// the last. Records of unfinished transactions count.
+func (c *Client) Bounds(ctx context.Context, topic string, partition int) (start, end int64, err error) {
+	if start, err = c.listOffset(ctx, topic, partition, kafkago.FirstOffset); err != nil {
+		return 0, 0, err
+	}
+	if end, err = c.listOffset(ctx, topic, partition, kafkago.LastOffset); err != nil {
+		return 0, 0, err
+	}
+	return start, end, nil
+}
+
+// OffsetAt returns the first offset whose record is not older than t, or the
+// end of the log when all are.
+func (c *Client) OffsetAt(ctx context.Context, topic string, partition int, t time.Time) (int64, error) {
+	offset, err := c.listOffset(ctx, topic, partition, max(t.UnixMilli(), 0))
+	if err != nil || offset >= 0 {
+		return offset, err
+	}
+	return c.listOffset(ctx, topic, partition, kafkago.LastOffset)
+}
+
+// listOffset asks for one offset by time in milliseconds, or by one of Kafka's
+// special times. It returns -1 when no record is that new.
+func (c *Client) listOffset(ctx context.Context, topic string, partition int, millis int64) (int64, error) {
+	answer, err := c.roundTrip(ctx, controlTimeout, &listoffsets.Request{
+		ReplicaID: -1,
+		Topics: []listoffsets.RequestTopic{{
+			Topic: topic,
+			Partitions: []listoffsets.RequestPartition{{
+				Partition: int32(partition), CurrentLeaderEpoch: -1, Timestamp: millis,
+			}},
+		}},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
+	}
+	for _, t := range answer.(*listoffsets.Response).Topics {
+		for _, p := range t.Partitions {
+			if err := codeError(p.ErrorCode, ""); err != nil {
+				c.suspect(err)
+				return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
+			}
+			return p.Offset, nil
+		}
+	}
+	return 0, fmt.Errorf("list offsets of %s/%d: the answer is empty", topic, partition)
+}
+
+// suspect looks the leaders up again when err says that they have moved, or
+// that a broker has gone, and reports whether it does.
+func (c *Client) suspect(err error) bool {
+	if errors.Is(err, context.Canceled) {
+		return false // our own doing
+	}
+	var code kafkago.Error
+	if errors.As(err, &code) {
+		switch code {
+		case kafkago.NotLeaderForPartition, kafkago.LeaderNotAvailable, kafkago.UnknownTopicOrPartition,
+			kafkago.FencedLeaderEpoch, kafkago.UnknownLeaderEpoch, kafkago.KafkaStorageError, kafkago.NotController,
+			kafkago.BrokerNotAvailable, kafkago.Unknown:
+		default:
+			return false
+		}
+	}
+	c.refresh()
+	return true
+}

@@ -1,0 +1,303 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+)
+
+// ProducerOptions are set by code.
+type ProducerOptions struct {
+	// MaxBatchBytes bounds one batch of a partition before compression; a
+	// larger record travels alone. It should not exceed what the topic takes
+	// (max.message.bytes), in case the records do not compress. 0 means 1,000,000,
+	// which is below the brokers' default of 1,048,588.
+	MaxBatchBytes int
+	// InFlight bounds the requests under way to one broker. One is enough while
+	// all partitions are busy, since a request carries a batch of each; more keep
+	// one slow partition from delaying the others. 0 means 4.
+	InFlight int
+}
+
+const (
+	defaultMaxBatchBytes = 1_000_000
+	defaultInFlight      = 4
+	// maxRequestBytes bounds a request before compression, well below the
+	// brokers' socket.request.max.bytes of 100 MiB.
+	maxRequestBytes = 32 << 20
+)
+
+// Producer writes records to one topic. Make it with Client.NewProducer; its
+// methods may be called concurrently.
+//
+// Batching is natural: while a partition has a batch under way, whatever is
+// produced for it waits and then goes out as one batch. Nobody waits for company.
+type Producer struct {
+	client  *Client
+	topic   string
+	opts    ProducerOptions
+	metrics topicMetrics
+
+	mu      sync.Mutex
+	running bool
+	stopped bool
+	idle    *sync.Cond    // signaled when a call or a sender ends
+	calls   int           // of Produce, under way
+	queues  []*queue      // by partition; nil when nothing was ever produced for it
+	leaders []int32       // by partition; nil when they have to be looked up
+	senders map[int32]int // alive, by the broker that they send to
+}
+
+// queue is what waits for one partition.
+type queue struct {
+	partition int
+	waiting   []entry
+	flight    *flight // made, but not acknowledged; nil for none
+	busy      bool    // a sender has the flight
+	limit     int     // records of the next flight at most, after one was too large; 0 means any number
+	attempt   int     // of the flight, or of finding the leader
+	notBefore time.Time
+}
+
+// entry is one record and the call that waits for it. The record is the
+// caller's: it may be read only while the call is not gone.
+type entry struct {
+	out  *Outgoing
+	call *call
+}
+
+// call is one call of Produce.
+type call struct {
+	left    int           // entries not settled
+	gone    bool          // the caller does not wait any more
+	err     error         // first answer that is not worth another try
+	trouble error         // last answer that is
+	done    chan struct{} // closed when left is 0
+}
+
+// NewProducer returns a Producer that does nothing until Run.
+func (c *Client) NewProducer(topic string, opts ProducerOptions) *Producer {
+	if opts.MaxBatchBytes <= 0 {
+		opts.MaxBatchBytes = defaultMaxBatchBytes
+	}
+	if opts.InFlight <= 0 {
+		opts.InFlight = defaultInFlight
+	}
+	p := &Producer{
+		client: c, topic: topic, opts: opts, metrics: c.metrics.ofTopic(topic),
+		senders: make(map[int32]int),
+	}
+	p.idle = sync.NewCond(&p.mu)
+	return p
+}
+
+// Run sends what Produce is given. When ctx ends, further calls of Produce are
+// refused with ErrStopped, those under way go on as long as their own context
+// and Config.ProduceTimeout let them, and then Run returns nil.
+func (p *Producer) Run(ctx context.Context) error {
+	p.mu.Lock()
+	p.running = true
+	p.wake()
+	p.mu.Unlock()
+
+	<-ctx.Done()
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	for p.calls > 0 || len(p.senders) > 0 {
+		p.idle.Wait()
+	}
+	return nil
+}
+
+// Produce returns nil when all records are acknowledged by all in-sync
+// replicas. It tries until ctx ends, at most for Config.ProduceTimeout.
+//
+// After an error each record may have been stored, not stored, or stored
+// twice, unless the class is fault.Rejected: then Kafka refused at least one record
+// and will do so again. Every other error, a full disk or a missing permission included, has
+// class fault.Retryable.
+//
+// The batch and all its bytes belong to Produce until it returns, and to the
+// caller afterwards, after an error too: what is still under way by then is a copy.
+func (p *Producer) Produce(ctx context.Context, batch []Outgoing) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	begun := time.Now()
+	err := p.produce(ctx, batch)
+	p.metrics.produced(batch, time.Since(begun), err)
+	if err != nil {
+		return fmt.Errorf("produce %d records to %s: %w", len(batch), p.topic, err)
+	}
+	return nil
+}
+
+func (p *Producer) produce(ctx context.Context, batch []Outgoing) error {
+	for i := range batch {
+		if n := batch[i].Partition; n < 0 || n > maxPartition {
+			return fault.As(fault.Rejected, fmt.Errorf("there is no partition %d", n))
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.client.cfg.ProduceTimeout)
+	defer cancel()
+	c := &call{left: len(batch), done: make(chan struct{})}
+	if err := p.enqueue(c, batch); err != nil {
+		return err
+	}
+	defer p.leave()
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return p.withdraw(ctx, c)
+	}
+}
+
+// maxPartition only keeps a wild number from making a wild slice. Kafka has no
+// topics of that many partitions.
+const maxPartition = 1 << 20
+
+func (p *Producer) enqueue(c *call, batch []Outgoing) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return ErrStopped
+	}
+	p.calls++
+	for i := range batch {
+		q := p.queue(batch[i].Partition)
+		q.waiting = append(q.waiting, entry{out: &batch[i], call: c})
+	}
+	p.wake()
+	return nil
+}
+
+func (p *Producer) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls--
+	p.idle.Broadcast()
+}
+
+// queue returns that of a partition. The caller holds mu.
+func (p *Producer) queue(partition int) *queue {
+	for len(p.queues) <= partition {
+		p.queues = append(p.queues, nil)
+	}
+	if p.queues[partition] == nil {
+		p.queues[partition] = &queue{partition: partition}
+	}
+	return p.queues[partition]
+}
+
+// withdraw takes back what has not been sent, and makes sure that nobody reads
+// the caller's bytes any more.
+func (p *Producer) withdraw(ctx context.Context, c *call) error {
+	p.mu.Lock()
+	if c.left == 0 { // settled in the same moment
+		p.mu.Unlock()
+		return c.err
+	}
+	c.gone = true
+	var encoding []<-chan struct{}
+	for _, q := range p.queues {
+		if q == nil {
+			continue
+		}
+		q.waiting = forget(q.waiting, c)
+		switch {
+		case q.busy && q.flight.has(c):
+			encoding = append(encoding, q.flight.encoded)
+		case !q.busy && q.flight != nil && !q.flight.wanted():
+			q.end(q.flight, nil) // nobody hears of it
+		}
+	}
+	err, trouble := context.Cause(ctx), c.trouble
+	p.mu.Unlock()
+	for _, encoded := range encoding {
+		<-encoded // takes no longer than compressing one batch
+	}
+	if trouble != nil {
+		return fmt.Errorf("%w, after: %w", err, trouble)
+	}
+	return err
+}
+
+// forget removes the entries of c.
+func forget(entries []entry, c *call) []entry {
+	kept := entries[:0]
+	for _, e := range entries {
+		if e.call != c {
+			kept = append(kept, e)
+		}
+	}
+	clear(entries[len(kept):])
+	return kept
+}
+
+// settle ends e with err, or with success. The caller holds mu.
+func (e entry) settle(err error) {
+	c := e.call
+	if err != nil && (c.err == nil || (fault.ClassOf(c.err) == fault.Rejected && fault.ClassOf(err) != fault.Rejected)) {
+		c.err = err // what may yet succeed must not be reported as refused
+	}
+	if c.left--; c.left == 0 {
+		close(c.done)
+	}
+}
+
+// ready reports whether a sender could take q now.
+func (q *queue) ready(now time.Time) bool {
+	return q != nil && !q.busy && (q.flight != nil || len(q.waiting) > 0) && !now.Before(q.notBefore)
+}
+
+// unknownLeader stands for the broker of partitions whose leader has to be
+// looked up.
+const unknownLeader = -1
+
+// leader returns the broker that leads a partition. The caller holds mu.
+func (p *Producer) leader(partition int) int32 {
+	if partition < len(p.leaders) {
+		return p.leaders[partition]
+	}
+	return unknownLeader
+}
+
+// wake starts a sender for each broker that has something to do and whose
+// senders all wait for answers. The caller holds mu.
+//
+// No wake-up is lost: a sender looks for more work under mu before it ends, and
+// whoever makes work holds mu and calls wake.
+func (p *Producer) wake() {
+	if !p.running {
+		return
+	}
+	now := time.Now()
+	for _, q := range p.queues {
+		if !q.ready(now) {
+			continue
+		}
+		leader := p.leader(q.partition)
+		switch {
+		case leader == unknownLeader && p.senders[leader] == 0:
+			p.senders[leader]++
+			go p.find()
+		case leader != unknownLeader && p.senders[leader] < p.opts.InFlight:
+			p.senders[leader]++
+			go p.send(leader, p.take(leader, now))
+		}
+	}
+}
+
+// retire counts a sender out. The caller holds mu.
+func (p *Producer) retire(leader int32) {
+	if p.senders[leader]--; p.senders[leader] == 0 {
+		delete(p.senders, leader)
+	}
+	p.idle.Broadcast()
+}

@@ -1,0 +1,142 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol/createtopics"
+)
+
+// Topic is what EnsureTopics creates.
+type Topic struct {
+	Name            string
+	Partitions      int           // 0 means Config.Partitions
+	Replication     int           // 0 means Config.Replication
+	Retention       time.Duration // 0 means Config.Retention; ignored when Compacted
+	Compacted       bool          // keep the last record of every key, for ever
+	MaxMessageBytes int           // largest batch of records the topic takes; 0 leaves it to the brokers
+}
+
+// EnsureTopics creates the topics that are missing. Several programs may do so at
+// once. Topics that are there already stay as they are; a different number of partitions is
+// logged, because the hash of trace ids then leads elsewhere than configured.
+func (c *Client) EnsureTopics(ctx context.Context, topics ...Topic) error {
+	var errs []error
+	for _, t := range topics {
+		t = c.withDefaults(t)
+		if err := c.ensureTopic(ctx, t); err != nil {
+			errs = append(errs, fmt.Errorf("create topic %s: %w", t.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Client) withDefaults(t Topic) Topic {
+	if t.Partitions == 0 {
+		t.Partitions = c.cfg.Partitions
+	}
+	if t.Replication == 0 {
+		t.Replication = c.cfg.Replication
+	}
+	if t.Retention == 0 {
+		t.Retention = c.cfg.Retention
+	}
+	return t
+}
+
+func (c *Client) ensureTopic(ctx context.Context, t Topic) error {
+	have, err := c.Partitions(ctx, t.Name)
+	switch {
+	case err == nil:
+		c.comparePartitions(t, have)
+		return nil
+	case !errors.Is(err, kafkago.UnknownTopicOrPartition):
+		return err
+	}
+	// The library waits after this until its own cache has the topic.
+	answer, err := c.roundTrip(ctx, controlTimeout, &createtopics.Request{
+		Topics:    []createtopics.RequestTopic{t.request()},
+		TimeoutMs: int32(controlTimeout.Milliseconds()),
+	})
+	if err != nil {
+		return err
+	}
+	for _, created := range answer.(*createtopics.Response).Topics {
+		err = errors.Join(err, codeError(created.ErrorCode, created.ErrorMessage))
+	}
+	switch {
+	case err == nil:
+		c.log.Info("topic created", "topic", t.Name, "partitions", t.Partitions, "replication", t.Replication)
+		return nil
+	case errors.Is(err, kafkago.TopicAlreadyExists):
+		return c.awaitTopic(ctx, t)
+	default:
+		return err
+	}
+}
+
+// awaitTopic waits until the topic that somebody else has created a moment ago
+// can be seen.
+func (c *Client) awaitTopic(ctx context.Context, t Topic) error {
+	for attempt := 0; ; attempt++ {
+		c.refresh()
+		have, err := c.Partitions(ctx, t.Name)
+		if err == nil {
+			c.comparePartitions(t, have)
+			return nil
+		}
+		if !errors.Is(err, kafkago.UnknownTopicOrPartition) {
+			return err
+		}
+		if err := sleep(ctx, backoff(attempt)); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Client) comparePartitions(t Topic, have int) {
+	if have != t.Partitions {
+		c.log.Warn("topic exists with another number of partitions than configured; it stays as it is",
+			"topic", t.Name, "partitions", have, "configured", t.Partitions)
+	}
+}
+
+func (t Topic) request() createtopics.RequestTopic {
+	req := createtopics.RequestTopic{
+		Name:              t.Name,
+		NumPartitions:     int32(t.Partitions),
+		ReplicationFactor: int16(t.Replication),
+	}
+	set := func(name, value string) {
+		req.Configs = append(req.Configs, createtopics.RequestConfig{Name: name, Value: value})
+	}
+	if t.Compacted {
+		set("cleanup.policy", "compact")
+	} else {
+		set("retention.ms", strconv.FormatInt(t.Retention.Milliseconds(), 10))
+	}
+	if t.MaxMessageBytes > 0 {
+		set("max.message.bytes", strconv.Itoa(t.MaxMessageBytes))
+	}
+	return req
+}
+
+// backoff doubles from 20 ms to about 1 s: a new leader is elected within that.
+func backoff(attempt int) time.Duration {
+	return 20 * time.Millisecond << min(attempt, 6)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
