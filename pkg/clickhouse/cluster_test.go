@@ -101,6 +101,23 @@ func TestShardsHoldTheirRowsAndViewsShowThemAll(t *testing.T) {
 		}
 	}
 	checkLookupAsksTheShard(t, cfg, start(3))
+	checkRetentionOfEveryShardIsSeen(t, cfg, dbs[1])
+}
+
+// A change of the retention may have reached some nodes only.
+func checkRetentionOfEveryShardIsSeen(t *testing.T, cfg Config, changed *DB) {
+	t.Helper()
+	d := openDB(t, cfg)
+	p := migrations.Params{Database: cfg.Database, Cluster: cfg.Cluster, Topology: migrations.PerShard}
+	hour, month := migrations.TTL("start_time", time.Hour), migrations.TTL("start_time", 30*24*time.Hour)
+	mustExec(t, changed, alterTTL(p, "spans_local", hour))
+	got, err := d.currentTTLs(t.Context(), "spans_local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{month, hour}, got); diff != "" {
+		t.Errorf("TTLs of the cluster (-want +got):\n%s", diff)
+	}
 }
 
 func checkLookupAsksTheShard(t *testing.T, cfg Config, start func(int) time.Time) {

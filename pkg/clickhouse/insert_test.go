@@ -338,3 +338,28 @@ func TestBlockIsSentFromWhereItLies(t *testing.T) {
 		}
 	}
 }
+
+// A connection that lay idle may have been closed by anyone between here and
+// the server. That is found out before a block is sent into it.
+func TestIdleConnectionIsTriedFirst(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
+	ins := newInserter(t, cfg)
+	pool := ins.shards.seeds[0]
+	for i, happens := range []func(c *conn){
+		func(*conn) {},
+		func(c *conn) { c.used = time.Time{} },
+		func(c *conn) { c.used = time.Time{}; _ = c.wire.Close() },
+	} {
+		if len(pool.idle) > 0 {
+			happens(pool.idle[0])
+		}
+		if err := ins.Insert(t.Context(), 0, "t", strconv.Itoa(i), numbers(i, 1), 1); err != nil {
+			t.Errorf("insert %d: %v", i, err)
+		}
+		if len(pool.idle) != 1 {
+			t.Errorf("insert %d left %d idle connections", i, len(pool.idle))
+		}
+	}
+}

@@ -24,6 +24,9 @@ type MigrationStatus struct {
 	At      time.Time // when it was last run in either direction; zero if never
 }
 
+// recordTable is where every migration that was run is recorded.
+const recordTable = "schema_migrations"
+
 // ddlTimeout bounds one statement on all nodes of a cluster.
 const ddlTimeout = 3 * time.Minute
 
@@ -120,7 +123,14 @@ func (d *DB) params(keep Retention) migrations.Params {
 	return migrations.Params{Database: d.cfg.Database, Cluster: d.cfg.Cluster, SpansRetention: keep.Spans}
 }
 
+// bootstrap makes the record of migrations where there is none. A statement for
+// all nodes fails while one of them is down, so none is run without need: a
+// server must be able to start then.
 func (d *DB) bootstrap(ctx context.Context, p migrations.Params) error {
+	exists, err := d.tableExists(ctx, recordTable)
+	if err != nil || exists {
+		return err
+	}
 	statements, err := migrations.Bootstrap(p)
 	if err != nil {
 		return err
@@ -140,7 +150,7 @@ func (d *DB) step(ctx context.Context, m migrations.Migration, up bool) error {
 	if err := d.execAll(ctx, what, statements); err != nil {
 		return err
 	}
-	err := d.conn.Exec(ctx, "INSERT INTO "+d.cfg.Database+".schema_migrations (version, name, applied) VALUES ($1, $2, $3)",
+	err := d.conn.Exec(ctx, "INSERT INTO "+d.cfg.Database+"."+recordTable+" (version, name, applied) VALUES ($1, $2, $3)",
 		m.Version, m.Name, up)
 	if err != nil {
 		return fmt.Errorf("record migration %04d_%s: %w", m.Version, m.Name, readable(err))
@@ -174,12 +184,12 @@ func (d *DB) exec(ctx context.Context, statement string) error {
 // applied returns the newest record of each version; none before bootstrap.
 func (d *DB) applied(ctx context.Context) (map[uint32]MigrationStatus, error) {
 	found := make(map[uint32]MigrationStatus)
-	exists, err := d.tableExists(ctx, "schema_migrations")
+	exists, err := d.tableExists(ctx, recordTable)
 	if err != nil || !exists {
 		return found, err
 	}
 	rows, err := d.conn.Query(ctx, "SELECT version, argMax(name, at), argMax(applied, at), max(at) FROM "+
-		d.cfg.Database+".schema_migrations GROUP BY version")
+		d.cfg.Database+"."+recordTable+" GROUP BY version")
 	if err != nil {
 		return nil, fmt.Errorf("read migrations: %w", readable(err))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,14 +36,14 @@ func (d *DB) retain(ctx context.Context, p migrations.Params) error {
 }
 
 func (d *DB) retainTable(ctx context.Context, p migrations.Params, table, want string) error {
-	have, err := d.currentTTL(ctx, table)
-	if err != nil || have == want {
+	have, err := d.currentTTLs(ctx, table)
+	if err != nil || len(have) == 1 && have[0] == want {
 		return err
 	}
 	if err := d.exec(ctx, alterTTL(p, table, want)); err != nil {
 		return fmt.Errorf("change retention of %s.%s: %w", p.Database, table, err)
 	}
-	d.log.Info("changed retention", "table", table, "from", have, "to", want)
+	d.log.Info("changed retention", "table", table, "from", strings.Join(have, "; "), "to", want)
 	return nil
 }
 
@@ -59,17 +60,31 @@ func alterTTL(p migrations.Params, table, ttl string) string {
 
 var ttlInEngine = regexp.MustCompile(`(?s) TTL (.*?)(?: SETTINGS .*)?$`)
 
-// currentTTL returns the table's TTL expression as ClickHouse shows it, or "".
-func (d *DB) currentTTL(ctx context.Context, table string) (string, error) {
-	var engine string
-	err := d.conn.QueryRow(ctx, "SELECT engine_full FROM system.tables WHERE database = $1 AND name = $2",
-		d.cfg.Database, table).Scan(&engine)
+// currentTTLs returns the table's TTL expressions as ClickHouse shows them, ""
+// for none: one, unless nodes of the cluster differ because a change reached
+// only some of them. Nodes that are down are not asked.
+func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
+	from := "system.tables"
+	if d.cfg.Cluster != "" {
+		from = "clusterAllReplicas('" + d.cfg.Cluster + "', 'system', 'tables')"
+	}
+	var engines []string
+	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+from+
+		" WHERE database = $1 AND name = $2 SETTINGS skip_unavailable_shards = 1", d.cfg.Database, table).Scan(&engines)
 	if err != nil {
-		return "", fmt.Errorf("read retention of %s.%s: %w", d.cfg.Database, table, readable(err))
+		return nil, fmt.Errorf("read retention of %s.%s: %w", d.cfg.Database, table, readable(err))
 	}
-	match := ttlInEngine.FindStringSubmatch(engine)
-	if match == nil {
-		return "", nil
+	if len(engines) == 0 {
+		return nil, fmt.Errorf("read retention of %s.%s: there is no such table", d.cfg.Database, table)
 	}
-	return strings.TrimSpace(match[1]), nil
+	ttls := make([]string, 0, len(engines))
+	for _, engine := range engines {
+		ttl := ""
+		if match := ttlInEngine.FindStringSubmatch(engine); match != nil {
+			ttl = strings.TrimSpace(match[1])
+		}
+		ttls = append(ttls, ttl)
+	}
+	slices.Sort(ttls)
+	return slices.Compact(ttls), nil
 }

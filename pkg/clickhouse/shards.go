@@ -114,12 +114,15 @@ func (s *shards) replicas(shard int) ([]*node, error) {
 	if shard < 0 || shard >= len(s.list) {
 		return nil, fmt.Errorf("shard %d of %d is not known", shard, len(s.list))
 	}
-	now := time.Now()
 	nodes := slices.Clone(s.list[shard])
-	slices.SortStableFunc(nodes, func(a, b *node) int {
-		return compareBool(a.down(now), b.down(now))
-	})
+	healthyFirst(nodes)
 	return nodes, nil
+}
+
+// healthyFirst puts the nodes that failed lately behind the others.
+func healthyFirst(nodes []*node) {
+	now := time.Now()
+	slices.SortStableFunc(nodes, func(a, b *node) int { return compareBool(a.down(now), b.down(now)) })
 }
 
 func compareBool(a, b bool) int {
@@ -177,6 +180,7 @@ func (s *shards) readCluster(ctx context.Context) error {
 	s.mu.Lock()
 	nodes := s.all()
 	s.mu.Unlock()
+	healthyFirst(nodes)
 	var errs []error
 	for _, n := range nodes {
 		var found [][]string
