@@ -82,7 +82,8 @@ func renderConfig(o Options, dir, name string, at ports) []byte {
 		_ = xml.EscapeText(&b, fmt.Append(nil, value)) // a bytes.Buffer takes everything
 		fmt.Fprintf(&b, "</%s>\n", name)
 	}
-	b.WriteString("<clickhouse>\n  <logger><level>warning</level><console>1</console></logger>\n")
+	b.WriteString("<clickhouse>\n  <logger><level>error</level><console>1</console></logger>\n")
+	element("log-level", "error") // what clickhouse-local reads instead; its default is trace, which costs
 	element("display_name", name)
 	element("path", dir+"/")
 	element("tmp_path", dir+"/tmp/")

@@ -1,0 +1,68 @@
+# MetaFlow. `make help` lists what there is to make.
+
+GO       ?= go
+BIN      := bin
+CHDB     := 26.7.3-stable.1
+ENGINE   := .cache/chdb/$(CHDB)
+LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+FUZZTIME ?= 30s
+DATA_DIR ?= .cache/standalone
+
+# The programs need no C compiler and no C library.
+export CGO_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help build engine demo run test race integration bench bench-pipeline storage-lab fuzz lint generate check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the programs into bin/
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/...
+
+engine: ## fetch the embedded ClickHouse, unless there is one on the PATH
+	@command -v clickhouse >/dev/null || deploy/engine/fetch.sh $(ENGINE)
+
+demo: build engine ## run the WebStore through the whole pipeline and print the answer from SQL
+	$(GO) run ./deploy/demo/runner -server $(BIN)/metaflow-server
+
+run: build engine ## run everything in the foreground, to go on playing (data in .cache/standalone)
+	$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)
+
+test: engine ## run the tests
+	$(GO) test -timeout 15m ./...
+
+race: engine ## run the tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
+
+integration: build engine ## run the tests that need more: Apache Kafka, a real collector
+	$(GO) test -timeout 30m -tags integration ./integration/...
+
+bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline)
+	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
+	$(MAKE) bench-pipeline
+
+bench-pipeline: build engine ## measure CPU per span and stage, memory and bytes on disk of the whole pipeline
+	$(GO) run ./integration/pipelinebench -server $(BIN)/metaflow-server
+
+storage-lab: engine ## measure the ways to store spans that migrations/STORAGE.md compares
+	$(GO) run ./integration/storagelab
+
+fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
+	@set -e; $(GO) list ./... | while read -r pkg; do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+lint: ## run the linters
+	$(GO) vet ./...
+	$(GO) run $(LINTER) run ./...
+
+generate: ## write the golden files and generated documents again
+	$(GO) generate ./...
+
+check: lint test ## what a change must pass
+
+clean: ## remove what was built and the data of `make run`, but not the fetched engine
+	rm -rf $(BIN) $(DATA_DIR)

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/deadletter"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+var kafkaFlags = map[string]string{"kafka-brokers": "kafka.brokers"}
+
+func newDeadLetter() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "List what could not be stored, and why", Args: noArgs}
+	withKafka(list, func(cmd *cobra.Command, _ *server, client *kafka.Client) error {
+		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "OFFSET\tDIVERTED\tFROM\tSPANS\tBYTES\tCAUSE")
+		n := 0
+		err := deadletter.Each(cmd.Context(), client, schema.TopicDeadLetter, func(e deadletter.Entry) error {
+			n++
+			fmt.Fprintf(w, "%d/%d\t%s\t%s/%d/%d\t%d\t%d\t%s\n", e.At.Partition, e.At.Offset,
+				e.Time.UTC().Format("2006-01-02 15:04:05"), e.Topic, e.Partition, e.Offset, e.Spans, len(e.Value), e.Cause)
+			return nil
+		})
+		if err := errors.Join(err, w.Flush()); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d dead letters\n", n)
+		return err
+	})
+
+	replay := &cobra.Command{
+		Use:   "replay",
+		Short: "Send the spans of dead letters through the pipeline again",
+		Long: `replay sends the spans of dead letters to the spans topic again. Spans that are
+stored already are recognized by their ids and not stored twice, so it is safe to
+repeat. Letters stay in the dead-letter topic until its retention removes them.`,
+		Args: noArgs,
+	}
+	since := replay.Flags().Duration("since", 0, "only letters diverted within this time; 0 means all")
+	withKafka(replay, func(cmd *cobra.Command, cfg *server, client *kafka.Client) error {
+		return runReplay(cmd, cfg, client, *since)
+	})
+	return group("deadletter", "Look at and replay what could not be stored", list, replay)
+}
+
+func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time.Duration) error {
+	partitions, err := client.Partitions(cmd.Context(), schema.TopicSpans)
+	if err != nil {
+		return err
+	}
+	producing, stop := context.WithCancel(context.WithoutCancel(cmd.Context()))
+	defer stop()
+	producer := client.NewProducer(schema.TopicSpans, kafka.ProducerOptions{})
+	begun := time.Now()
+	var report deadletter.Report
+	var g errgroup.Group
+	g.Go(func() error { return producer.Run(producing) })
+	g.Go(func() error {
+		defer stop()
+		var err error
+		target := deadletter.Target{Producer: producer, Partitions: partitions, MaxRecordBytes: int(cfg.Kafka.MaxRecordBytes)}
+		report, err = deadletter.Replay(cmd.Context(), client, schema.TopicDeadLetter, target, func(e deadletter.Entry) bool {
+			return since == 0 || begun.Sub(e.Time) <= since
+		})
+		return err
+	})
+	err = g.Wait()
+	fmt.Fprintf(cmd.OutOrStdout(), "%d letters read, %d spans sent again, %d letters skipped because they are no OTLP request, %d spans refused for their ids\n",
+		report.Letters, report.Spans, report.Skipped, report.Refused)
+	return err
+}
+
+// withKafka makes cmd run f with the configuration and a Kafka client.
+func withKafka(cmd *cobra.Command, f func(*cobra.Command, *server, *kafka.Client) error) {
+	flags := addConfigFlags(cmd, kafkaFlags)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := flags.load(cmd)
+		if err != nil {
+			return err
+		}
+		client, err := kafka.New(cfg.Kafka, kafka.Options{Logger: cfg.Log.logger(cmd.ErrOrStderr())})
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return f(cmd, cfg, client)
+	}
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+)
+
+var clickhouseFlags = map[string]string{
+	"clickhouse-addresses": "clickhouse.addresses",
+	"clickhouse-database":  "clickhouse.database",
+	"clickhouse-cluster":   "clickhouse.cluster",
+}
+
+func newMigrate() *cobra.Command {
+	up := &cobra.Command{Use: "up", Short: "Bring the schema up to date; waits for ClickHouse", Args: noArgs}
+	withDB(up, func(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
+		if err := db.Wait(cmd.Context()); err != nil {
+			return err
+		}
+		if err := db.Migrate(cmd.Context(), cfg.Retention); err != nil {
+			return err
+		}
+		current, _, err := db.SchemaVersion(cmd.Context())
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "schema is at version %d\n", current)
+		return err
+	})
+
+	status := &cobra.Command{Use: "status", Short: "List the migrations; status 1 when some are missing", Args: noArgs}
+	withDB(status, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
+		all, err := db.MigrationStatus(cmd.Context())
+		if err != nil {
+			return err
+		}
+		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "VERSION\tNAME\tAPPLIED")
+		missing := 0
+		for _, m := range all {
+			applied := "no"
+			if m.Applied {
+				applied = m.At.UTC().Format("2006-01-02 15:04:05")
+			} else {
+				missing++
+			}
+			fmt.Fprintf(w, "%04d\t%s\t%s\n", m.Version, m.Name, applied)
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		if missing > 0 {
+			return fmt.Errorf("%d migrations are missing: run 'metaflow-server migrate up'", missing)
+		}
+		return nil
+	})
+
+	down := &cobra.Command{Use: "down", Short: "Take back the newest migration, with the data it holds", Args: noArgs}
+	yes := down.Flags().Bool("yes", false, "yes, delete the data")
+	withDB(down, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
+		if !*yes {
+			return &usageError{errors.New("migrate down deletes tables with their data: say --yes if that is meant")}
+		}
+		taken, err := db.MigrateDown(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if taken == nil {
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "nothing to take back")
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "took back %04d %s\n", taken.Version, taken.Name)
+		return err
+	})
+	return group("migrate", "Manage the schema in ClickHouse", up, status, down)
+}
+
+// withDB makes cmd run f with the configuration and a database.
+func withDB(cmd *cobra.Command, f func(*cobra.Command, *server, *clickhouse.DB) error) {
+	flags := addConfigFlags(cmd, clickhouseFlags)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := flags.load(cmd)
+		if err != nil {
+			return err
+		}
+		db, err := clickhouse.Open(cfg.ClickHouse, cfg.Log.logger(cmd.ErrOrStderr()))
+		if err != nil {
+			return err
+		}
+		return errors.Join(f(cmd, cfg, db), db.Close())
+	}
+}

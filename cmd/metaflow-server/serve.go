@@ -1,0 +1,34 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func newServe() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve with Kafka and ClickHouse elsewhere",
+		Long: `serve runs the roles of this process until SIGTERM: gateway (OTLP to Kafka),
+writer (Kafka to ClickHouse), control. It waits for Kafka and ClickHouse when they
+are not there yet; /ready says for what.`,
+		Args: noArgs,
+	}
+	flags := addConfigFlags(cmd, map[string]string{
+		"roles":                "roles",
+		"grpc-listen":          "grpc.listen",
+		"http-listen":          "http.listen",
+		"kafka-brokers":        "kafka.brokers",
+		"clickhouse-addresses": "clickhouse.addresses",
+		"clickhouse-cluster":   "clickhouse.cluster",
+	})
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := flags.load(cmd)
+		if err != nil {
+			return err
+		}
+		a, err := newApp(cfg, cfg.Log.logger(cmd.ErrOrStderr()))
+		if err != nil {
+			return err
+		}
+		return a.run(cmd.Context())
+	}
+	return cmd
+}

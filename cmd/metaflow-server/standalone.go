@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/config"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+)
+
+// standalone is what the command's own flags say.
+type standalone struct {
+	dataDir              string
+	kafkaListen          string
+	nativePort, httpPort int
+	readyFile            string
+}
+
+// addresses is where everything listens, as --ready-file has it.
+type addresses struct {
+	GRPC             string `json:"grpc"`
+	HTTP             string `json:"http"`
+	Kafka            string `json:"kafka"`
+	ClickHouseNative string `json:"clickhouse_native"`
+	ClickHouseHTTP   string `json:"clickhouse_http"`
+}
+
+func newStandalone() *cobra.Command {
+	var o standalone
+	cmd := &cobra.Command{
+		Use:   "standalone",
+		Short: "Serve with an embedded Kafka and an embedded ClickHouse",
+		Long: `standalone runs everything in one place: all roles, over a Kafka broker inside
+this process and a ClickHouse in a child process. It is for trying out, for
+development and for small hosts; its data survives restarts and kill -9.
+Everything listens on loopback unless told otherwise. Port 0 picks a free one.`,
+		Args: noArgs,
+	}
+	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "directory that keeps the data of Kafka and ClickHouse; created when missing (required)")
+	cmd.Flags().StringVar(&o.kafkaListen, "kafka-listen", "127.0.0.1:9092", "host:port of the embedded Kafka")
+	cmd.Flags().IntVar(&o.nativePort, "clickhouse-native-port", 9000, "port of the embedded ClickHouse's native protocol on loopback")
+	cmd.Flags().IntVar(&o.httpPort, "clickhouse-http-port", 8123, "port of the embedded ClickHouse's HTTP interface on loopback")
+	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "file to write the addresses to, as JSON, once everything listens")
+	flags := addConfigFlags(cmd, map[string]string{"grpc-listen": "grpc.listen", "http-listen": "http.listen"})
+	cmd.Flags().Lookup("grpc-listen").DefValue = "127.0.0.1:20035"
+	cmd.Flags().Lookup("http-listen").DefValue = "127.0.0.1:20417"
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if o.dataDir == "" {
+			return &usageError{errors.New("--data-dir is required")}
+		}
+		cfg := defaultServer()
+		cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:20035", "127.0.0.1:20417"
+		cfg.Log.Format, cfg.Log.Level = "text", "warn"
+		// Nothing is gained by compressing what never leaves the machine.
+		cfg.ClickHouse.Compression = "none"
+		err := config.Load(cfg, config.Options{File: flags.file, EnvPrefix: envPrefix, Flags: cmd.Flags(), FlagKeys: flags.keys})
+		if err != nil {
+			return err
+		}
+		return o.run(cmd.Context(), cfg, cfg.Log.logger(cmd.ErrOrStderr()), cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+// run starts the engines, then the server over them, and stops in the
+// opposite order.
+func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out io.Writer) (err error) {
+	if err := os.MkdirAll(o.dataDir, 0o750); err != nil {
+		return fmt.Errorf("create data directory: %w", err)
+	}
+	engine, err := chengine.Start(ctx, chengine.Options{
+		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, HTTPPort: o.httpPort, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownGrace)
+		defer cancel()
+		err = errors.Join(err, engine.Stop(stop))
+	}()
+	kafka, err := broker.Start(broker.Options{Listen: o.kafkaListen, DataDir: filepath.Join(o.dataDir, "kafka"), SyncWrites: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kafka.Close()) }()
+
+	cfg.Kafka.Brokers = []string{kafka.Addr()}
+	cfg.Kafka.Replication = 1
+	cfg.ClickHouse.Addresses = []string{engine.NativeAddr()}
+	cfg.ClickHouse.Cluster = ""
+	a, err := newApp(cfg, log)
+	if err != nil {
+		return err
+	}
+	listening := make(chan net.Addr, 1)
+	a.listening = func(grpc net.Addr) { listening <- grpc }
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, stop := context.WithCancel(ctx)
+	g.Go(func() error {
+		defer stop()
+		return a.run(ctx)
+	})
+	g.Go(func() error { // the server is of no use without its ClickHouse
+		select {
+		case <-engine.Done():
+			return fmt.Errorf("the embedded ClickHouse ended: %w", engine.Err())
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error {
+		at := addresses{
+			HTTP: a.http.Addr().String(), Kafka: kafka.Addr(),
+			ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: engine.HTTPAddr(),
+		}
+		select {
+		case grpc := <-listening:
+			at.GRPC = grpc.String()
+		case <-ctx.Done():
+			return nil
+		}
+		if !becomesReady(ctx, a.checkSchema) {
+			return nil
+		}
+		return o.announce(at, out)
+	})
+	return g.Wait()
+}
+
+// becomesReady waits until check succeeds; it is false when ctx ends before.
+func becomesReady(ctx context.Context, check func(context.Context) error) bool {
+	for check(ctx) != nil {
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// announce says where everything listens.
+func (o *standalone) announce(at addresses, out io.Writer) error {
+	fmt.Fprintf(out, `MetaFlow is ready.
+  OTLP/gRPC          %s   (point an OTLP exporter here)
+  HTTP               %s   (/ready, /metrics)
+  Kafka              %s
+  ClickHouse native  %s
+  ClickHouse HTTP    %s
+  data               %s
+
+Try:  curl -s http://%s/ --data-binary \
+  "SELECT service_name, name, count() AS spans, round(quantile(0.99)(duration_ns) / 1e6, 2) AS p99_ms FROM metaflow.spans GROUP BY ALL ORDER BY spans DESC LIMIT 10 FORMAT PrettyCompact"
+Stop with Ctrl-C.
+`, at.GRPC, at.HTTP, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, at.ClickHouseHTTP)
+	if o.readyFile == "" {
+		return nil
+	}
+	if err := writeReadyFile(o.readyFile, at); err != nil {
+		return fmt.Errorf("write ready file: %w", err)
+	}
+	return nil
+}
+
+// writeReadyFile writes the addresses in one step: who finds the file can read it whole.
+func writeReadyFile(name string, at addresses) error {
+	text, err := json.Marshal(at)
+	if err != nil {
+		return err
+	}
+	temporary := name + "." + strconv.Itoa(os.Getpid())
+	if err := os.WriteFile(temporary, append(text, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, name)
+}

@@ -1,0 +1,285 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
+)
+
+// site is a broker and a ClickHouse that the tests can take away, and a
+// configuration for servers over them.
+type site struct {
+	t          *testing.T
+	dir        string
+	config     string
+	kafka      *broker.Broker
+	kafkaAddr  string
+	engine     *chengine.Engine
+	nativePort int
+	grpc       string
+}
+
+func newSite(t *testing.T, extra string) *site {
+	t.Helper()
+	s := &site{t: t, dir: t.TempDir(), kafkaAddr: freeAddr(t), grpc: freeAddr(t)}
+	s.startKafka()
+	s.startEngine()
+	t.Cleanup(func() {
+		s.stopKafka()
+		s.stopEngine()
+	})
+	s.config = filepath.Join(s.dir, "metaflow.yaml")
+	yaml := fmt.Sprintf(`grpc: {listen: %q, retry_delay: 200ms}
+kafka: {brokers: [%q], partitions: 6, produce_timeout: 3s}
+clickhouse: {addresses: ["127.0.0.1:%d"], query_timeout: 10s}
+writer: {max_batch_wait: 200ms}
+log: {format: text}
+%s`, s.grpc, s.kafkaAddr, s.nativePort, extra)
+	if err := os.WriteFile(s.config, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *site) startKafka() {
+	s.t.Helper()
+	var err error
+	s.kafka, err = broker.Start(broker.Options{Listen: s.kafkaAddr, DataDir: filepath.Join(s.dir, "kafka")})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) stopKafka() {
+	if s.kafka != nil {
+		_ = s.kafka.Close()
+		s.kafka = nil
+	}
+}
+
+func (s *site) startEngine() {
+	s.t.Helper()
+	s.engine = chtest.Start(s.t, chengine.Options{DataDir: filepath.Join(s.dir, "clickhouse"), NativePort: s.nativePort})
+	_, port, err := net.SplitHostPort(s.engine.NativeAddr())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.nativePort, _ = strconv.Atoi(port)
+}
+
+func (s *site) stopEngine() {
+	if s.engine != nil {
+		chtest.Stop(s.t, s.engine)
+		s.engine = nil
+	}
+}
+
+// serve starts a server with these roles and returns it with its HTTP address.
+func (s *site) serve(roles string) (*process, string) {
+	s.t.Helper()
+	addr := freeAddr(s.t)
+	return start(s.t, "serve", "--config", s.config, "--roles", roles, "--http-listen", addr), addr
+}
+
+// ready waits until the server says that it is.
+func ready(p *process, addr string) {
+	p.t.Helper()
+	p.eventually(time.Minute, func() error {
+		code, body, err := get("http://" + addr + "/ready")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("not ready: %s", body)
+		}
+		return err
+	})
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// Writers die at any moment and others take over; gateways die and clients
+// send again. In the end every acknowledged span is stored exactly once.
+func TestKilledAgainAndAgain(t *testing.T) {
+	s := newSite(t, "")
+	gateway, _ := s.serve("gateway")
+	first, addr := s.serve("writer")
+	ready(first, addr)
+	second, _ := s.serve("writer")
+
+	c := newClient(t, s.grpc, 1)
+	var sending sync.WaitGroup
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	sending.Go(func() {
+		for range 150 {
+			c.send(ctx, 40)
+			time.Sleep(50 * time.Millisecond) //nolint:forbidigo // spreads the load over the kills
+		}
+	})
+	for i := range 5 {
+		time.Sleep(time.Second + time.Duration(i)*130*time.Millisecond) //nolint:forbidigo // kills at different moments
+		if i == 2 {
+			gateway.kill()
+			gateway, _ = s.serve("gateway")
+		}
+		first.kill()
+		first, second = second, nil
+		second, _ = s.serve("writer")
+	}
+	sending.Wait()
+	t.Logf("%d spans acknowledged, %d requests sent more than once", c.sent, c.again)
+	second.eventually(2*time.Minute, exactly(open(t, s.engine.NativeAddr()), c.sent))
+	for _, p := range []*process{gateway, first, second} {
+		if code := p.terminate(); code != 0 {
+			t.Errorf("exit status %d after SIGTERM", code)
+		}
+	}
+}
+
+func TestClickHouseAway(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	c := newClient(t, s.grpc, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c.send(ctx, 100)
+	s.stopEngine()
+	for range 20 {
+		c.send(ctx, 100) // goes on: Kafka keeps it
+	}
+	server.eventually(30*time.Second, func() error {
+		code, body, err := get("http://" + addr + "/ready")
+		if err != nil {
+			return err
+		}
+		if code != http.StatusServiceUnavailable || !strings.Contains(body, "clickhouse") {
+			return fmt.Errorf("/ready says %d %s", code, body)
+		}
+		return nil
+	})
+	s.startEngine()
+	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), c.sent))
+	ready(server, addr)
+}
+
+// While Kafka is away a client hears at once that it has to come back, and
+// when; what it was told is stored is stored.
+func TestKafkaAway(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	c := newClient(t, s.grpc, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c.send(ctx, 100)
+	s.stopKafka()
+	_, err := c.trace.Export(ctx, &coltracepb.ExportTraceServiceRequest{ResourceSpans: c.gen.Request(10).GetResourceSpans()})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("export without Kafka: %v", err)
+	}
+	if !hasRetryInfo(err) {
+		t.Errorf("the answer says not when to come back: %v", err)
+	}
+	s.startKafka()
+	for range 5 {
+		c.send(ctx, 100)
+	}
+	// The ten spans that were not acknowledged may or may not have arrived.
+	server.eventually(time.Minute, func() error {
+		rows, ids, err := stored(open(t, s.engine.NativeAddr()))
+		if err == nil && (rows != ids || rows < uint64(c.sent) || rows > uint64(c.sent)+10) {
+			err = fmt.Errorf("%d rows with %d ids stored, %d acknowledged", rows, ids, c.sent)
+		}
+		return err
+	})
+}
+
+func hasRetryInfo(err error) bool {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok && info.GetRetryDelay().AsDuration() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// A server starts before its engines are there, waits for them, says for what,
+// and stops cleanly while it waits.
+func TestServerWaitsForItsEngines(t *testing.T) {
+	s := newSite(t, "")
+	s.stopKafka()
+	s.stopEngine()
+	server, addr := s.serve("gateway,writer,control")
+	server.eventually(30*time.Second, func() error {
+		code, body, err := get("http://" + addr + "/ready")
+		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "kafka") || !strings.Contains(body, "clickhouse")) {
+			err = fmt.Errorf("/ready says %d %s", code, body)
+		}
+		return err
+	})
+	impatient, _ := s.serve("writer")
+	impatient.eventually(10*time.Second, func() error {
+		if !strings.Contains(impatient.output.String(), "trying again") {
+			return fmt.Errorf("it does not say that it waits: %s", impatient.output.String())
+		}
+		return nil
+	})
+	if code := impatient.terminate(); code != 0 {
+		t.Errorf("exit status %d when stopped while waiting", code)
+	}
+	s.startKafka()
+	s.startEngine()
+	ready(server, addr)
+}
+
+// With migrations left to somebody else, a writer waits for them.
+func TestMigrateByHand(t *testing.T) {
+	s := newSite(t, "migrate_at_start: false\n")
+	server, addr := s.serve("writer")
+	server.eventually(30*time.Second, func() error {
+		_, body, err := get("http://" + addr + "/ready")
+		if err == nil && !strings.Contains(body, "migrate up") {
+			err = fmt.Errorf("/ready says %s", body)
+		}
+		return err
+	})
+	for _, step := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"status", 1, "migrate up"}, {"up", 0, "version"}, {"up", 0, "version"}, {"status", 0, "0001"},
+		{"down", 2, "--yes"},
+	} {
+		p := start(t, "migrate", step.args, "--config", s.config)
+		<-p.done
+		if code := p.cmd.ProcessState.ExitCode(); code != step.code || !strings.Contains(p.output.String(), step.says) {
+			t.Errorf("migrate %s: exit status %d, want %d, and %q in:\n%s", step.args, code, step.code, step.says, p.output.String())
+		}
+	}
+	ready(server, addr)
+}

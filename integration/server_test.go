@@ -1,0 +1,233 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+)
+
+// binary is the server under test, built by TestMain.
+var binary string
+
+func TestMain(m *testing.M) {
+	chengine.MaybeRunChild()
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "metaflow-integration-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary = filepath.Join(dir, "metaflow-server")
+	build := exec.Command("go", "build", "-o", binary, "../cmd/metaflow-server")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "build the server:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// output collects what a process prints.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// process is a running metaflow-server.
+type process struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	output output
+	done   chan struct{}
+}
+
+// start runs the server with these arguments. It is killed at the end of the
+// test if it still lives, and what it said is shown when the test has failed.
+func start(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.Command(binary, args...), done: make(chan struct{})}
+	p.cmd.Dir = repository(t)
+	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.done)
+		_ = p.cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("%v said:\n%s", args, p.output.String())
+		}
+	})
+	return p
+}
+
+// repository is where the embedded engine's library is looked for.
+func repository(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// kill ends the process as kill -9 does.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// terminate asks the process to stop and returns its exit status.
+func (p *process) terminate() int {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		p.t.Errorf("the server did not stop within a minute")
+		p.kill()
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// eventually waits until check returns nil, and fails the test with its last
+// error when that takes too long or the process ends meanwhile.
+func (p *process) eventually(within time.Duration, check func() error) {
+	p.t.Helper()
+	if err := waitFor(within, p.done, check); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// waitFor calls check until it returns nil, done is closed or the time is up.
+func waitFor(within time.Duration, done <-chan struct{}, check func() error) error {
+	deadline := time.After(within)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-done:
+			return fmt.Errorf("the server ended: %w", err)
+		case <-deadline:
+			return fmt.Errorf("not within %s: %w", within, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// addresses is what --ready-file holds.
+type addresses struct {
+	GRPC             string `json:"grpc"`
+	HTTP             string `json:"http"`
+	Kafka            string `json:"kafka"`
+	ClickHouseNative string `json:"clickhouse_native"`
+	ClickHouseHTTP   string `json:"clickhouse_http"`
+}
+
+// standalone is a server with its engines inside.
+type standalone struct {
+	*process
+	at addresses
+}
+
+// startStandalone returns when the server is ready, on free ports.
+func startStandalone(t *testing.T, dataDir string) *standalone {
+	t.Helper()
+	ready := filepath.Join(t.TempDir(), "ready.json")
+	s := &standalone{process: start(t, "standalone", "--data-dir", dataDir, "--ready-file", ready,
+		"--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
+		"--clickhouse-native-port", "0", "--clickhouse-http-port", "0")}
+	s.eventually(time.Minute, func() error {
+		text, err := os.ReadFile(ready)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(text, &s.at)
+	})
+	return s
+}
+
+// open connects to a ClickHouse.
+func open(t *testing.T, addr string) driver.Conn {
+	t.Helper()
+	conn, err := clickhouse.Open(&clickhouse.Options{Addr: []string{addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// stored counts the rows of metaflow.spans, and the different ids among them.
+func stored(conn driver.Conn) (rows, ids uint64, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = conn.QueryRow(ctx, "SELECT count(), uniqExact(trace_id, span_id) FROM metaflow.spans").Scan(&rows, &ids)
+	return rows, ids, err
+}
+
+// exactly returns nil once that many spans are stored, each once.
+func exactly(conn driver.Conn, want int) func() error {
+	return func() error {
+		rows, ids, err := stored(conn)
+		if err != nil {
+			return err
+		}
+		if rows != uint64(want) || ids != uint64(want) {
+			return fmt.Errorf("%d rows with %d different ids are stored, want %d", rows, ids, want)
+		}
+		return nil
+	}
+}
+
+// get returns the status and the body of an HTTP address.
+func get(url string) (int, string, error) {
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}

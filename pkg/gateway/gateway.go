@@ -1,0 +1,132 @@
+// Package gateway takes OTLP requests from the network to Kafka.
+//
+// A request's bytes are walked once: validated, judged span by span and
+// regrouped by partition (pkg/otlp). Each partition's part becomes one record
+// that carries its content hash. The caller gets its answer only after Kafka has
+// acknowledged all records of the request with acks=all; on any doubt the answer is
+// an error that makes the client send the same bytes again, which the writer
+// recognizes by the hash.
+//
+// The gateway holds no spans of its own: what is in memory belongs to a
+// request that has not been answered. Its receiver bounds how much that is.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// Config is what an operator may set.
+type Config struct {
+	AcceptPast   time.Duration `mapstructure:"accept_past" doc:"How long ago a span may have started or ended; older ones are rejected with a reason. Too much lets broken clocks open old partitions in ClickHouse."`
+	AcceptFuture time.Duration `mapstructure:"accept_future" doc:"How far a span's times may lie in the future, for clocks that are ahead."`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour}
+}
+
+// Validate reports every problem, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	if c.AcceptPast <= 0 {
+		errs = append(errs, fmt.Errorf("accept_past: %s is not positive", c.AcceptPast))
+	}
+	if c.AcceptFuture < 0 {
+		errs = append(errs, fmt.Errorf("accept_future: %s is negative", c.AcceptFuture))
+	}
+	return errors.Join(errs...)
+}
+
+// Producer writes records to Kafka. Produce returns nil only when every record
+// is acknowledged by all in-sync replicas. It may go on reading the values
+// after it returned an error.
+type Producer interface {
+	Produce(ctx context.Context, batch []kafka.Outgoing) error
+}
+
+// Options are set by code.
+type Options struct {
+	Partitions     int                   // of the spans topic
+	MaxRecordBytes int                   // larger parts are split; Kafka's own limit must lie above it
+	Now            func() time.Time      // nil means time.Now
+	Registerer     prometheus.Registerer // nil means none
+}
+
+// Gateway consumes requests. Make it with New; its methods may be called concurrently.
+type Gateway struct {
+	cfg      Config
+	producer Producer
+	opts     Options
+	metrics  *metrics
+	work     sync.Pool // of *work
+}
+
+// work is the memory that one request needs.
+type work struct {
+	splitter otlp.Splitter
+	batch    []kafka.Outgoing
+}
+
+// New returns a Gateway. It starts nothing.
+func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	g := &Gateway{cfg: cfg, producer: producer, opts: opts, metrics: newMetrics(opts.Registerer)}
+	g.work.New = func() any { return new(work) }
+	return g, nil
+}
+
+// ConsumeTraces stores the spans of req in Kafka. It implements
+// otlpgrpc.Consumer: a nil error means that every span but those counted in
+// the result is durable. An error of class fault.Rejected means that req is not OTLP.
+func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+	w := g.work.Get().(*work)
+	now := g.opts.Now()
+	window := otlp.WindowAt(now, g.cfg.AcceptPast, g.cfg.AcceptFuture)
+	records, rejected, err := w.splitter.Split(req.Body, otlp.Options{
+		Partitions: g.opts.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
+	})
+	if err != nil {
+		g.work.Put(w)
+		g.metrics.malformed.Inc()
+		return otlpgrpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
+	}
+	spans := 0
+	w.batch = w.batch[:0]
+	for _, r := range records {
+		spans += r.Spans
+		meta := record.Meta{Agent: req.Agent, Received: now, Hash: record.HashOf(r.Value), HasHash: true, Resend: req.Resend}
+		w.batch = append(w.batch, kafka.Outgoing{Partition: r.Partition, Value: r.Value, Headers: meta.Headers()})
+	}
+	g.metrics.received(spans, &rejected)
+	if len(w.batch) > 0 {
+		if err := g.producer.Produce(ctx, w.batch); err != nil {
+			// The producer may still be reading from w: leave it to the garbage collector.
+			g.metrics.failed.Add(float64(spans))
+			return otlpgrpc.Result{}, fmt.Errorf("produce %d spans: %w", spans, err)
+		}
+		g.metrics.produced.Add(float64(spans))
+	}
+	g.work.Put(w)
+	if rejected.Total() == 0 {
+		return otlpgrpc.Result{}, nil
+	}
+	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
+}

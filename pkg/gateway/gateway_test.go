@@ -1,0 +1,183 @@
+package gateway_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/gateway"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// log is a producer that keeps what it is given, or fails.
+type log struct {
+	records []kafka.Outgoing
+	err     error
+}
+
+func (l *log) Produce(_ context.Context, batch []kafka.Outgoing) error {
+	if l.err != nil {
+		return l.err
+	}
+	for _, r := range batch {
+		r.Value = append([]byte(nil), r.Value...)
+		l.records = append(l.records, r)
+	}
+	return nil
+}
+
+func request(t *testing.T, spans ...*tracepb.Span) []byte {
+	t.Helper()
+	b, err := proto.Marshal(&coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func span(trace, id byte) *tracepb.Span {
+	return &tracepb.Span{
+		TraceId: append(make([]byte, 15), trace), SpanId: append(make([]byte, 7), id),
+		StartTimeUnixNano: uint64(now.UnixNano()), EndTimeUnixNano: uint64(now.UnixNano()),
+	}
+}
+
+func newGateway(t *testing.T, l *log) (*gateway.Gateway, *prometheus.Registry) {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{
+		Partitions: 4, MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g, reg
+}
+
+func TestConsumeProducesByPartition(t *testing.T) {
+	l := &log{}
+	g, _ := newGateway(t, l)
+	var spans []*tracepb.Span
+	for i := range byte(40) {
+		spans = append(spans, span(i+1, i+1))
+	}
+	res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, spans...), Agent: "node-1", Resend: true})
+	if err != nil || res.Rejected != 0 {
+		t.Fatalf("ConsumeTraces = %+v, %v", res, err)
+	}
+	seen := map[int]bool{}
+	total := 0
+	for _, r := range l.records {
+		if seen[r.Partition] {
+			t.Errorf("two records for partition %d", r.Partition)
+		}
+		seen[r.Partition] = true
+		var meta record.Meta
+		for _, h := range r.Headers {
+			meta.Set(h.Key, h.Value)
+		}
+		if meta.Agent != "node-1" || !meta.Resend || !meta.Received.Equal(now) || meta.Hash != record.HashOf(r.Value) {
+			t.Errorf("headers say %+v", meta)
+		}
+		var req coltracepb.ExportTraceServiceRequest
+		if err := proto.Unmarshal(r.Value, &req); err != nil {
+			t.Fatal(err)
+		}
+		for _, sp := range req.GetResourceSpans()[0].GetScopeSpans()[0].GetSpans() {
+			if p := otlp.Partition(sp.GetTraceId(), 4); p != r.Partition {
+				t.Errorf("a span of partition %d in a record of %d", p, r.Partition)
+			}
+			total++
+		}
+	}
+	if total != 40 {
+		t.Errorf("%d spans produced, want 40", total)
+	}
+}
+
+func TestConsumeAnswers(t *testing.T) {
+	away := errors.New("broker away")
+	tests := map[string]struct {
+		body     []byte
+		produce  error
+		rejected int64
+		class    fault.Class
+		wantErr  bool
+	}{
+		"all good":          {body: request(t, span(1, 1))},
+		"nothing":           {body: nil},
+		"one span of three": {body: request(t, span(1, 1), span(1, 0), span(2, 2)), rejected: 1},
+		"only bad spans":    {body: request(t, span(0, 1)), rejected: 1},
+		"garbage":           {body: []byte("garbage"), wantErr: true, class: fault.Rejected},
+		"Kafka is away":     {body: request(t, span(1, 1)), produce: away, wantErr: true, class: fault.Retryable},
+		"Kafka is full":     {body: request(t, span(1, 1)), produce: fault.As(fault.Overload, away), wantErr: true, class: fault.Overload},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			g, _ := newGateway(t, &log{err: tc.produce})
+			res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: tc.body})
+			if (err != nil) != tc.wantErr || err != nil && fault.ClassOf(err) != tc.class {
+				t.Fatalf("error %v of class %v", err, fault.ClassOf(err))
+			}
+			if res.Rejected != tc.rejected || (res.Message != "") != (tc.rejected > 0) {
+				t.Errorf("result %+v, want %d rejected", res, tc.rejected)
+			}
+		})
+	}
+}
+
+// An operator finds a missing span by adding up the counters.
+func TestCountersAddUp(t *testing.T) {
+	l := &log{}
+	g, reg := newGateway(t, l)
+	_, _ = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, span(1, 1), span(2, 0), span(3, 3))})
+	l.err = errors.New("broker away")
+	_, _ = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, span(1, 1))})
+	_, _ = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: []byte("garbage")})
+	for name, want := range map[string]float64{
+		"metaflow_gateway_spans_received_total":     4,
+		"metaflow_gateway_spans_produced_total":     2,
+		"metaflow_gateway_spans_rejected_total":     1,
+		"metaflow_gateway_spans_failed_total":       1,
+		"metaflow_gateway_requests_malformed_total": 1,
+	} {
+		if got := gather(t, reg, name); got != want {
+			t.Errorf("%s = %v, want %v", name, got, want)
+		}
+	}
+	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
+		t.Errorf("metrics lint: %v %v", problems, err)
+	}
+}
+
+func gather(t *testing.T, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}

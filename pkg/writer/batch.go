@@ -1,0 +1,76 @@
+package writer
+
+import (
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// batch is the range of records that is being gathered, decoded.
+type batch struct {
+	from, to int64 // offsets [from, to)
+	begun    time.Time
+	received time.Time // at a gateway, of the oldest record that says so
+	block    *columns.Spans
+	kept     []kept // the records that have rows in the block
+	dead     []kafka.Outgoing
+	deadSize int64
+	ids      map[clickhouse.SpanKey]struct{} // of all rows, once a resent record is among them
+
+	duplicates, resent int // spans that have no row because they were there already
+	refusedRows        int // rows of the block that ClickHouse refused
+}
+
+// kept is a record with rows in the block.
+type kept struct {
+	offset int64
+	absent map[int]struct{} // indexes of its spans that were left out as resent
+}
+
+func newBatch(block *columns.Spans, from int64) *batch {
+	return &batch{from: from, to: from, begun: time.Now(), block: block}
+}
+
+// memory is what the batch takes. A nil batch takes none.
+func (b *batch) memory() int64 {
+	if b == nil {
+		return 0
+	}
+	return int64(b.block.Bytes()) + b.deadSize
+}
+
+func (b *batch) full(cfg *Config) bool {
+	return b.block.Rows() >= cfg.MaxBatchRows || b.memory() >= cfg.MaxBatch
+}
+
+// due reports whether the batch has to be inserted now. A nil batch never is.
+func (b *batch) due(cfg *Config, now time.Time) bool {
+	return b != nil && (now.Sub(b.begun) >= cfg.MaxWait || b.full(cfg))
+}
+
+// divert adds a dead letter.
+func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string) {
+	letter := record.DeadLetter{Cause: cause, Topic: claim.Topic(), Partition: claim.Partition(), Offset: r.Offset, Meta: r.Meta}
+	b.dead = append(b.dead, kafka.Outgoing{Value: append([]byte(nil), value...), Headers: letter.Headers()})
+	b.deadSize += int64(len(value))
+}
+
+// noteReceived keeps the oldest time of receipt.
+func (b *batch) noteReceived(t time.Time) {
+	if !t.IsZero() && (b.received.IsZero() || t.Before(b.received)) {
+		b.received = t
+	}
+}
+
+// slack is how much further than the gateway's the writer's window of accepted times reaches.
+const slack = time.Hour
+
+// accepted is the window in which the spans of a record must lie. It depends
+// on the record alone, so that every writer judges it alike.
+func (w *Writer) accepted(r *record.Record) otlp.Window {
+	return otlp.WindowAt(r.Time, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
+}

@@ -1,0 +1,69 @@
+package writer
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what an operator may set.
+type Config struct {
+	Group        string        `mapstructure:"group" doc:"Kafka consumer group that all writers of one installation share."`
+	MaxBatchRows int           `mapstructure:"max_batch_rows" doc:"Spans in one INSERT at most. More make fewer parts in ClickHouse and take more memory here and there."`
+	MaxBatch     int64         `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Bytes of columns in one INSERT at most, before compression."`
+	MaxWait      time.Duration `mapstructure:"max_batch_wait" doc:"How long a batch may wait for more spans: the delay until a span can be queried when there are few. Too little makes many small parts in ClickHouse."`
+	MemoryBytes  int64         `mapstructure:"memory_bytes" unit:"bytes" doc:"Memory of all batches and fetches under way together. When it is used up, batches are inserted before they are full."`
+	FetchBytes   int           `mapstructure:"fetch_bytes" unit:"bytes" doc:"Compressed bytes of one fetch from a partition."`
+	DedupWindow  time.Duration `mapstructure:"dedup_window" doc:"How long after a request a copy of it, sent again by the client, is recognized by its content."`
+	DedupBytes   int64         `mapstructure:"dedup_bytes" unit:"bytes" doc:"How much of a partition's log that window reaches back at most; also what is read when a partition is taken over."`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Group:        "metaflow-writer",
+		MaxBatchRows: 100_000,
+		MaxBatch:     32 << 20,
+		MaxWait:      time.Second,
+		MemoryBytes:  128 << 20,
+		FetchBytes:   1 << 20,
+		DedupWindow:  10 * time.Minute,
+		DedupBytes:   256 << 20,
+	}
+}
+
+// fetchFactor is how much larger than Config.FetchBytes a fetch and the
+// columns made of it are taken to be: spans compress four to eight times, and
+// hexadecimal ids and dictionary keys add to them.
+const fetchFactor = 8
+
+// Validate reports every problem, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Group == "" {
+		errs = append(errs, errors.New("group: is empty"))
+	}
+	for _, p := range []struct {
+		key   string
+		value int64
+	}{
+		{"max_batch_rows", int64(c.MaxBatchRows)},
+		{"max_batch_bytes", c.MaxBatch},
+		{"fetch_bytes", int64(c.FetchBytes)},
+		{"dedup_bytes", c.DedupBytes},
+	} {
+		if p.value <= 0 {
+			errs = append(errs, fmt.Errorf("%s: %d is not positive", p.key, p.value))
+		}
+	}
+	if c.MaxWait <= 0 {
+		errs = append(errs, fmt.Errorf("max_batch_wait: %s is not positive", c.MaxWait))
+	}
+	if c.DedupWindow < 0 {
+		errs = append(errs, fmt.Errorf("dedup_window: %s is negative", c.DedupWindow))
+	}
+	if least := int64(c.FetchBytes) * fetchFactor; c.MemoryBytes < least {
+		errs = append(errs, fmt.Errorf("memory_bytes: %d is less than %d, which one fetch needs (%d times fetch_bytes)", c.MemoryBytes, least, fetchFactor))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,236 @@
+package writer_test
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	pb "google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// errCrash ends a writer in the middle of what it does.
+var errCrash = fault.As(fault.Fenced, errors.New("crashed"))
+
+// partitionLog is one partition of the topic and the group's commit for it.
+type partitionLog struct {
+	mu       sync.Mutex
+	records  []record.Record
+	start    int64 // what lies before it was deleted
+	offset   int64
+	metadata string
+	commits  []string
+	steps    int // operations until the owner crashes; negative means never
+	trouble  map[string]error
+}
+
+func newLog() *partitionLog { return &partitionLog{offset: -1, steps: -1, trouble: map[string]error{}} }
+
+func (l *partitionLog) end() int64 { return int64(len(l.records)) }
+
+func (l *partitionLog) append(at time.Time, value []byte, resend bool) {
+	r := record.Record{Offset: l.end(), Time: at, Value: value}
+	r.Meta = record.Meta{Hash: record.HashOf(value), HasHash: true, Resend: resend, Agent: "node-1"}
+	l.records = append(l.records, r)
+}
+
+// step counts an operation, and fails when it is the one to fail.
+func (l *partitionLog) step(ctx context.Context, name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := l.trouble[name]; err != nil {
+		delete(l.trouble, name)
+		return err
+	}
+	if l.steps == 0 {
+		return errCrash
+	}
+	if l.steps > 0 {
+		l.steps--
+	}
+	return nil
+}
+
+func (l *partitionLog) Topic() string  { return "metaflow.spans" }
+func (l *partitionLog) Partition() int { return 3 }
+
+func (l *partitionLog) Committed(ctx context.Context) (int64, string, error) {
+	return l.offset, l.metadata, l.step(ctx, "committed")
+}
+
+func (l *partitionLog) Commit(ctx context.Context, offset int64, metadata string) error {
+	if err := l.step(ctx, "commit"); err != nil {
+		return err
+	}
+	l.offset, l.metadata = offset, metadata
+	l.commits = append(l.commits, strings.TrimSpace(fmt.Sprint(offset, " ", metadata)))
+	return nil
+}
+
+// fetchRecords is how many records one fetch returns.
+const fetchRecords = 3
+
+func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait time.Duration) (kafka.Batch, error) {
+	if err := l.step(ctx, "fetch"); err != nil {
+		return kafka.Batch{}, err
+	}
+	if offset < l.start || offset > l.end() {
+		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
+	}
+	to := min(offset+fetchRecords, l.end())
+	if to == offset {
+		select {
+		case <-time.After(maxWait):
+		case <-ctx.Done():
+			return kafka.Batch{}, ctx.Err()
+		}
+	}
+	return kafka.Batch{Records: append([]record.Record(nil), l.records[offset:to]...), Next: to, HighWatermark: l.end()}, nil
+}
+
+func (l *partitionLog) Bounds(ctx context.Context) (int64, int64, error) {
+	return l.start, l.end(), l.step(ctx, "bounds")
+}
+
+func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
+	for _, r := range l.records[l.start:] {
+		if !r.Time.Before(t) {
+			return r.Offset, l.step(ctx, "offset at")
+		}
+	}
+	return l.end(), l.step(ctx, "offset at")
+}
+
+// table is a ClickHouse that knows what it has stored.
+type table struct {
+	mu      sync.Mutex
+	tokens  map[string]bool
+	spans   map[string]int // by span id in hex: how often it is stored
+	poison  map[string]bool
+	broken  error    // of every insert
+	outcome []string // of the next inserts: "", "fails" or "doubtful"
+	inserts int
+}
+
+func newTable() *table {
+	return &table{tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
+}
+
+func (s *table) Shards() int { return 2 }
+
+func (s *table) Insert(ctx context.Context, shard int, name, token string, input proto.Input, rows int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inserts++
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if shard != 1 || name != "spans_local" {
+		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
+	}
+	if s.broken != nil {
+		return s.broken
+	}
+	outcome := ""
+	if len(s.outcome) > 0 {
+		outcome, s.outcome = s.outcome[0], s.outcome[1:]
+	}
+	if outcome == "fails" {
+		return errors.New("connection refused")
+	}
+	ids := spanIDs(input)
+	if len(ids) != rows {
+		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
+	}
+	if !s.tokens[token] {
+		for _, id := range ids {
+			if s.poison[id] {
+				return fault.As(fault.Rejected, errors.New("constraint violated"))
+			}
+		}
+		s.tokens[token] = true
+		for _, id := range ids {
+			s.spans[id]++
+		}
+	}
+	if outcome == "doubtful" {
+		return errors.New("timeout")
+	}
+	return nil
+}
+
+func (s *table) ExistingSpans(_ context.Context, _ int, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := map[clickhouse.SpanKey]struct{}{}
+	for _, k := range keys {
+		if s.spans[hex.EncodeToString(k.SpanID[:])] > 0 {
+			found[k] = struct{}{}
+		}
+	}
+	return found, nil
+}
+
+// spanIDs reads the column span_id of a block.
+func spanIDs(input proto.Input) []string {
+	for _, c := range input {
+		if c.Name == "span_id" {
+			var b proto.Buffer
+			c.Data.EncodeColumn(&b)
+			var ids []string
+			for i := 0; i < len(b.Buf); i += 16 {
+				ids = append(ids, string(b.Buf[i:i+16]))
+			}
+			return ids
+		}
+	}
+	return nil
+}
+
+// letters is the dead-letter topic.
+type letters struct{ all []record.DeadLetter }
+
+func (d *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
+	for _, o := range batch {
+		var l record.DeadLetter
+		for _, h := range o.Headers {
+			l.Set(h.Key, h.Value)
+		}
+		d.all = append(d.all, l)
+	}
+	return nil
+}
+
+// request is an OTLP request with spans of these numbers.
+func request(at time.Time, numbers ...int) []byte {
+	var spans []*tracepb.Span
+	for _, n := range numbers {
+		spans = append(spans, &tracepb.Span{
+			TraceId: []byte("0123456789abcdef"), SpanId: fmt.Appendf(nil, "%08d", n),
+			StartTimeUnixNano: uint64(at.UnixNano()), EndTimeUnixNano: uint64(at.UnixNano()),
+		})
+	}
+	b, err := pb.Marshal(&coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
+	}}})
+	if err != nil {
+		panic(err) // what is built here can be marshalled
+	}
+	return b
+}
+
+func spanID(n int) string { return hex.EncodeToString(fmt.Appendf(nil, "%08d", n)) }

@@ -1,0 +1,87 @@
+package writer
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// metrics count spans when their batch is committed, so that a batch that is
+// read again counts once: consumed = inserted + duplicates + resent + diverted.
+type metrics struct {
+	inserted      prometheus.Counter
+	duplicates    *prometheus.CounterVec
+	diverted      prometheus.Counter
+	lost          prometheus.Counter
+	resumed       prometheus.Counter
+	retries       *prometheus.CounterVec
+	batchRows     prometheus.Histogram
+	batchBytes    prometheus.Histogram
+	insertSeconds prometheus.Histogram
+	delay         prometheus.Histogram
+	behind        *prometheus.GaugeVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	return &metrics{
+		inserted: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_spans_inserted_total", Help: "Spans stored in ClickHouse.",
+		}),
+		duplicates: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_writer_spans_duplicate_total", Help: "Spans dropped because they were there already: by the content of their record, or by their ids after a resend.",
+		}, []string{"by"}),
+		diverted: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_dead_letters_total", Help: "Records handed to the dead-letter topic: a span each, or a request that cannot be decoded.",
+		}),
+		lost: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_records_lost_total", Help: "Records that the log no longer had when they were to be read.",
+		}),
+		resumed: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_ranges_resumed_total", Help: "Planned ranges of an earlier owner that were inserted again.",
+		}),
+		retries: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_writer_retries_total", Help: "Operations that failed and were tried again.",
+		}, []string{"operation"}),
+		batchRows: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "metaflow_writer_batch_rows", Help: "Spans in one INSERT.", Buckets: prometheus.ExponentialBuckets(1, 4, 10),
+		}),
+		batchBytes: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "metaflow_writer_batch_bytes", Help: "Bytes of columns in one INSERT, before compression.", Buckets: prometheus.ExponentialBuckets(1<<10, 4, 10),
+		}),
+		insertSeconds: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "metaflow_writer_insert_seconds", Help: "Duration of the successful attempt to insert a batch.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+		}),
+		delay: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "metaflow_writer_delay_seconds", Help: "From the receipt of a batch's oldest request at the gateway until it can be queried.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 20),
+		}),
+		behind: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "metaflow_writer_lag_records", Help: "Records in the partition that are not fetched yet.",
+		}, []string{"partition"}),
+	}
+}
+
+// stored counts a committed batch.
+func (m *metrics) stored(b *batch, rows int) {
+	m.inserted.Add(float64(rows - b.refusedRows))
+	m.duplicates.WithLabelValues("content").Add(float64(b.duplicates))
+	m.duplicates.WithLabelValues("id").Add(float64(b.resent))
+	m.diverted.Add(float64(len(b.dead)))
+	if rows > 0 {
+		m.batchRows.Observe(float64(rows))
+		m.batchBytes.Observe(float64(b.block.Bytes()))
+	}
+	if !b.received.IsZero() {
+		m.delay.Observe(time.Since(b.received).Seconds())
+	}
+}
+
+func (m *metrics) lag(partition int, records int64) {
+	m.behind.WithLabelValues(strconv.Itoa(partition)).Set(float64(records))
+}
+
+func (m *metrics) forget(partition int) {
+	m.behind.DeleteLabelValues(strconv.Itoa(partition))
+}

@@ -1,0 +1,296 @@
+package writer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/dedup"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/plan"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// partition follows one partition. It belongs to the goroutine of Handle.
+type partition struct {
+	*Writer
+	claim  Claim
+	log    *slog.Logger
+	window *dedup.Window
+	next   int64 // offset to fetch next
+	batch  *batch
+	held   int64 // of Writer.memory, for batch
+}
+
+func newPartition(w *Writer, claim Claim) *partition {
+	return &partition{
+		Writer: w, claim: claim,
+		log: w.log.With("topic", claim.Topic(), "partition", claim.Partition()),
+	}
+}
+
+// close gives back what the partition holds. A batch that was not planned is
+// simply forgotten: its records are read again by the next owner.
+func (p *partition) close() {
+	p.dropBatch()
+	p.metrics.forget(p.claim.Partition())
+}
+
+// run returns when ctx ends or the partition is lost.
+func (p *partition) run(ctx context.Context) {
+	err := p.persist(ctx, "take partition over", p.resume)
+	for err == nil {
+		err = p.step(ctx)
+	}
+	if ctx.Err() == nil {
+		p.log.Warn("partition lost to another writer", "error", err)
+	}
+}
+
+// persist calls f until it succeeds. It gives up, with an error, when ctx
+// ends or the partition is somebody else's.
+func (p *partition) persist(ctx context.Context, what string, f func(context.Context) error) error {
+	for attempt := 0; ; attempt++ {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || fault.ClassOf(err) == fault.Fenced {
+			return err
+		}
+		p.metrics.retries.WithLabelValues(what).Inc()
+		delay := backoff(attempt)
+		p.log.Warn("failed, trying again", "operation", what, "error", err, "attempt", attempt+1, "after", delay)
+		if err := sleep(ctx, delay); err != nil {
+			return err
+		}
+	}
+}
+
+// backoff doubles from 100 ms to 15 s: short enough to notice a restarted
+// server at once, long enough not to be what keeps it from starting.
+func backoff(attempt int) time.Duration {
+	return min(100*time.Millisecond<<min(attempt, 10), 15*time.Second)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// resume finds where the last owner stopped, and finishes what it had planned.
+func (p *partition) resume(ctx context.Context) error {
+	p.dropBatch()
+	from, metadata, err := p.claim.Committed(ctx)
+	if err != nil {
+		return err
+	}
+	start, end, err := p.claim.Bounds(ctx)
+	if err != nil {
+		return err
+	}
+	if from < 0 {
+		from = start
+	}
+	to, planned, err := plan.Parse(from, metadata)
+	if err != nil {
+		return err
+	}
+	if err := p.rebuildWindow(ctx, start, min(from, end)); err != nil {
+		return err
+	}
+	p.next = from
+	p.log.Info("partition taken over", "offset", from, "planned_to", to, "behind", end-from, "window_records", p.window.Len())
+	if !planned {
+		return nil
+	}
+	return p.finish(ctx, from, to)
+}
+
+// rebuildWindow reads the log before offset from as far back as the window reaches.
+func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error {
+	p.window = dedup.New(dedup.Limits{Age: p.cfg.DedupWindow, Bytes: p.cfg.DedupBytes})
+	if from <= start {
+		return nil
+	}
+	newest, err := p.timeOf(ctx, from-1)
+	if err != nil {
+		return err
+	}
+	offset, err := p.claim.OffsetAt(ctx, newest.Add(-p.cfg.DedupWindow))
+	if err != nil {
+		return err
+	}
+	// The last owner looked no further back than from the end of the log at
+	// that time, and neither do we: what is older is forgotten by its bytes.
+	return p.read(ctx, max(start, offset), from, func(r *record.Record) { p.window.Duplicate(r) })
+}
+
+// timeOf returns the timestamp of the record at offset, or of the next that the log still has.
+func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error) {
+	t := time.Now()
+	err := p.read(ctx, offset, offset+1, func(r *record.Record) { t = r.Time })
+	return t, err
+}
+
+// readWait bounds one fetch of a range that is known to be in the log. When it
+// passes and nothing came, the log has no more.
+const readWait = 5 * time.Second
+
+// read calls f for every record in [from, to) that the log still has.
+func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record)) error {
+	for from < to {
+		fetched, err := p.claim.Fetch(ctx, from, p.cfg.FetchBytes, readWait)
+		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
+			if from, err = p.skipLost(ctx, from); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for i := range fetched.Records {
+			if r := &fetched.Records[i]; r.Offset < to {
+				f(r)
+			}
+		}
+		if fetched.Next == from {
+			p.log.Error("records that were there are gone from the log", "from", from, "to", to, "high_watermark", fetched.HighWatermark)
+			p.metrics.lost.Add(float64(to - from))
+			return nil
+		}
+		from = fetched.Next
+	}
+	return nil
+}
+
+// skipLost says what is lost when offset is no longer in the log, and returns
+// the offset to go on from. It happens when retention deletes what no writer
+// has read yet, or when Kafka itself lost the end of the log.
+func (p *partition) skipLost(ctx context.Context, offset int64) (int64, error) {
+	start, end, err := p.claim.Bounds(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if offset >= start && offset <= end {
+		return 0, fmt.Errorf("fetch offset %d: refused as out of range, but the log has [%d, %d)", offset, start, end)
+	}
+	p.log.Error("records are gone from the log before they were read: its retention is shorter than the outage",
+		"offset", offset, "log_start", start, "log_end", end)
+	if offset > end {
+		return end, nil
+	}
+	p.metrics.lost.Add(float64(start - offset))
+	return start, nil
+}
+
+// finish forms the planned range [from, to) again, inserts and commits it.
+func (p *partition) finish(ctx context.Context, from, to int64) error {
+	p.openBatch(from)
+	var failed error
+	err := p.read(ctx, from, to, func(r *record.Record) {
+		if failed == nil {
+			failed = p.take(ctx, r)
+		}
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return err
+	}
+	p.batch.to = to
+	p.next = to
+	p.metrics.resumed.Inc()
+	return p.finishBatch(ctx)
+}
+
+// step fetches once, and inserts when the batch is due.
+func (p *partition) step(ctx context.Context) error {
+	need := int64(p.cfg.FetchBytes) * fetchFactor
+	if !p.memory.TryAcquire(need) {
+		if p.batch != nil {
+			return p.flush(ctx) // gives back what it holds
+		}
+		if err := p.memory.Acquire(ctx, need); err != nil {
+			return err
+		}
+	}
+	err := p.fetch(ctx)
+	// What the batch has grown by stays held, the rest goes back.
+	grown := min(max(p.batch.memory()-p.held, 0), need)
+	p.held += grown
+	p.memory.Release(need - grown)
+	if err != nil {
+		return err
+	}
+	if p.batch.due(&p.cfg, time.Now()) {
+		return p.flush(ctx)
+	}
+	return nil
+}
+
+// fetch takes what the log has next, or waits for it as long as the batch may wait.
+func (p *partition) fetch(ctx context.Context) error {
+	wait := p.cfg.MaxWait
+	if p.batch != nil {
+		wait = max(time.Until(p.batch.begun.Add(p.cfg.MaxWait)), time.Millisecond)
+	}
+	var fetched kafka.Batch
+	err := p.persist(ctx, "fetch", func(ctx context.Context) error {
+		var err error
+		fetched, err = p.claim.Fetch(ctx, p.next, p.cfg.FetchBytes, wait)
+		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
+			p.next, err = p.skipLost(ctx, p.next)
+			fetched = kafka.Batch{Next: p.next, HighWatermark: p.next}
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for i := range fetched.Records {
+		r := &fetched.Records[i]
+		p.openBatch(r.Offset)
+		if err := p.take(ctx, r); err != nil {
+			return err
+		}
+		if p.batch.full(&p.cfg) {
+			if err := p.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	p.next = fetched.Next
+	if p.batch != nil {
+		p.batch.to = p.next
+	}
+	p.metrics.lag(p.claim.Partition(), fetched.HighWatermark-p.next)
+	return nil
+}
+
+// openBatch makes sure that there is a batch. A new one begins at offset from.
+func (p *partition) openBatch(from int64) {
+	if p.batch == nil {
+		p.batch = newBatch(p.blocks.Get().(*columns.Spans), from)
+	}
+}
+
+// dropBatch forgets the batch and gives back its memory.
+func (p *partition) dropBatch() {
+	if p.batch != nil {
+		p.batch.block.Reset()
+		p.blocks.Put(p.batch.block)
+		p.batch = nil
+	}
+	p.memory.Release(p.held)
+	p.held = 0
+}

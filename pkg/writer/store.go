@@ -1,0 +1,97 @@
+package writer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/plan"
+)
+
+// flush announces the batch and stores it.
+func (p *partition) flush(ctx context.Context) error {
+	b := p.batch
+	if b.block.Rows() > 0 {
+		err := p.persist(ctx, "commit plan", func(ctx context.Context) error {
+			return p.claim.Commit(ctx, b.from, plan.Metadata(b.to))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return p.finishBatch(ctx)
+}
+
+// finishBatch inserts the batch, whose plan is committed, diverts what cannot
+// be stored and commits its end. When ctx ends, what is under way may still
+// succeed within the grace, but nothing is tried again.
+func (p *partition) finishBatch(ctx context.Context) error {
+	b := p.batch
+	graceful, cancel := withGrace(ctx, p.opts.Grace)
+	defer cancel()
+	rng := plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to}
+	rows := b.block.Rows()
+	if rows > 0 {
+		if err := p.insert(ctx, graceful, rng); err != nil {
+			return err
+		}
+	}
+	if len(b.dead) > 0 {
+		err := p.persist(ctx, "produce dead letters", func(context.Context) error {
+			return p.dead.Produce(graceful, b.dead)
+		})
+		if err != nil {
+			return err
+		}
+		p.log.Warn("diverted to the dead-letter topic", "records", len(b.dead), "from", b.from, "to", b.to)
+	}
+	err := p.persist(ctx, "commit", func(context.Context) error {
+		return p.claim.Commit(graceful, b.to, "")
+	})
+	if err != nil {
+		return err
+	}
+	p.metrics.stored(b, rows)
+	p.dropBatch()
+	return nil
+}
+
+// withGrace returns a context that ends some time after ctx does.
+func withGrace(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	graceful, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		_ = sleep(graceful, grace)
+		cancel()
+	})
+	return graceful, func() { stop(); cancel() }
+}
+
+// shard is where this partition's spans go, and always went: deduplication by
+// token holds within a shard.
+func (p *partition) shard() int { return p.claim.Partition() % p.store.Shards() }
+
+// insert stores the block, as a whole or, when ClickHouse refuses some of its
+// rows, without those. What may succeed later is tried for ever.
+func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error {
+	return p.persist(ctx, "insert", func(context.Context) error {
+		begun := time.Now()
+		err := p.insertBlock(graceful, rng.Token(), p.batch.block)
+		if err != nil && fault.ClassOf(err) == fault.Rejected {
+			err = p.insertPieces(graceful, rng, err)
+		}
+		if err == nil {
+			p.metrics.insertSeconds.Observe(time.Since(begun).Seconds())
+		}
+		return err
+	})
+}
+
+func (p *partition) insertBlock(ctx context.Context, token string, block *columns.Spans) error {
+	err := p.store.Insert(ctx, p.shard(), columns.TableSpans, token, block.Input(), block.Rows())
+	if err != nil {
+		return fmt.Errorf("insert %s: %w", token, err)
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+package writer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/writer"
+)
+
+func config() writer.Config {
+	cfg := writer.DefaultConfig()
+	cfg.MaxBatchRows = 20
+	return cfg
+}
+
+func newWriter(t interface{ Fatal(...any) }, store writer.Store, dead writer.DeadLetters) *writer.Writer {
+	w, err := writer.New(config(), store, dead, writer.Options{
+		AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour, Grace: 5 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// follow runs a writer over the log until it has committed all of it, or has
+// crashed, or has not come to an end in the (virtual) time given.
+func follow(w *writer.Writer, log *partitionLog, within time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = w.Handle(ctx, log)
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(100 * time.Millisecond):
+			synctest.Wait()
+			log.mu.Lock()
+			finished := log.offset == log.end() && log.metadata == ""
+			log.mu.Unlock()
+			if finished {
+				cancel()
+				<-done
+				return
+			}
+		}
+	}
+}
+
+func TestBatchIsPlannedInsertedAndCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		log.append(time.Now(), request(time.Now(), 1, 2), false)
+		log.append(time.Now(), request(time.Now(), 3), false)
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		if diff := cmp.Diff([]string{"0 metaflow/1 to=2", "2"}, log.commits); diff != "" {
+			t.Errorf("commits (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(map[string]bool{"metaflow.spans/3/0-2": true}, store.tokens); diff != "" {
+			t.Errorf("tokens (-want +got):\n%s", diff)
+		}
+		want := map[string]int{spanID(1): 1, spanID(2): 1, spanID(3): 1}
+		if diff := cmp.Diff(want, store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// The dead writer had inserted its range and not committed it: the next owner
+// inserts the very same range, whatever has come since.
+func TestTakeoverFinishesThePlannedRange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		for i := range 5 {
+			log.append(time.Now(), request(time.Now(), i), false)
+		}
+		log.offset, log.metadata = 1, "metaflow/1 to=3"
+		store.tokens["metaflow.spans/3/1-3"] = true // and it did store it
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		want := map[string]int{spanID(3): 1, spanID(4): 1}
+		if diff := cmp.Diff(want, store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]string{"3", "3 metaflow/1 to=5", "5"}, log.commits); diff != "" {
+			t.Errorf("commits (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A plan of a version that this writer does not know may mean anything: it
+// must wait for an operator rather than store a range twice.
+func TestUnknownPlanStopsThePartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		log.append(time.Now(), request(time.Now(), 1), false)
+		log.offset, log.metadata = 0, "metaflow/2 rows=1"
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		if store.inserts > 0 || len(log.commits) > 0 {
+			t.Errorf("%d inserts, commits %v", store.inserts, log.commits)
+		}
+	})
+}
+
+func TestClickHouseAwayForHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		for i := range 100 {
+			log.append(time.Now(), request(time.Now(), i), false)
+		}
+		store.broken = errors.New("connection refused")
+		time.AfterFunc(3*time.Hour, func() {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			store.broken = nil
+		})
+		follow(newWriter(t, store, &letters{}), log, 4*time.Hour)
+		if len(store.spans) != 100 {
+			t.Errorf("%d spans stored", len(store.spans))
+		}
+		// The longest pause between attempts is 15 s.
+		if store.inserts > 3*3600/15+50 {
+			t.Errorf("%d attempts in three hours", store.inserts)
+		}
+	})
+}
+
+func TestRefusedRowsAreDiverted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{}
+		log.append(time.Now(), request(time.Now(), 1, 2, 3), false)
+		log.append(time.Now(), []byte("garbage"), false)
+		log.append(time.Now(), request(time.Now(), 4, 5, 6), false)
+		log.append(time.Now(), request(time.Now().Add(-48*time.Hour), 7), false)
+		store.poison[spanID(2)], store.poison[spanID(6)] = true, true
+		follow(newWriter(t, store, dead), log, time.Minute)
+		want := map[string]int{spanID(1): 1, spanID(3): 1, spanID(4): 1, spanID(5): 1}
+		if diff := cmp.Diff(want, store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+		causes := map[string]int{}
+		for _, l := range dead.all {
+			causes[fmt.Sprint(l.Offset, " ", l.Cause)]++
+		}
+		wantCauses := map[string]int{
+			"0 insert metaflow.spans/3/0-4/rows/5-6: constraint violated": 1,
+			"1 malformed protobuf": 1,
+			"2 insert metaflow.spans/3/0-4/rows/1-2: constraint violated": 1,
+			"3 span refused for its start_time":                           1,
+		}
+		if diff := cmp.Diff(wantCauses, causes); diff != "" {
+			t.Errorf("dead letters (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// When every row is refused, the table is at fault, which somebody may mend:
+// nothing is diverted.
+func TestBrokenTableDivertsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{}
+		log.append(time.Now(), request(time.Now(), 1, 2, 3), false)
+		store.broken = fault.As(fault.Rejected, errors.New("constraint violated"))
+		time.AfterFunc(time.Hour, func() {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			store.broken = nil
+		})
+		follow(newWriter(t, store, dead), log, 2*time.Hour)
+		if len(dead.all) > 0 || len(store.spans) != 3 {
+			t.Errorf("%d dead letters, %d spans stored", len(dead.all), len(store.spans))
+		}
+	})
+}
+
+// Retention that is shorter than an outage deletes what nobody has read: the
+// writer says so and goes on.
+func TestLogDeletedBeforeItWasRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		for i := range 6 {
+			log.append(time.Now(), request(time.Now(), i), false)
+		}
+		log.offset, log.start = 1, 4
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		if diff := cmp.Diff(map[string]int{spanID(4): 1, spanID(5): 1}, store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestCopies(t *testing.T) {
+	tests := map[string]struct {
+		later  time.Duration
+		resend bool
+		spans  []int // of the second request
+		want   map[string]int
+	}{
+		"the same request at once":                {0, false, []int{1, 2}, map[string]int{spanID(1): 1, spanID(2): 1}},
+		"the same request hours later":            {3 * time.Hour, false, []int{1, 2}, map[string]int{spanID(1): 2, spanID(2): 2}},
+		"hours later, and the agent says so":      {3 * time.Hour, true, []int{1, 2}, map[string]int{spanID(1): 1, spanID(2): 1}},
+		"cut differently, and the agent says so":  {0, true, []int{2, 3}, map[string]int{spanID(1): 1, spanID(2): 1, spanID(3): 1}},
+		"resent without ever having been stored":  {0, true, []int{8, 9}, map[string]int{spanID(1): 1, spanID(2): 1, spanID(8): 1, spanID(9): 1}},
+		"another request that has the same spans": {0, false, []int{2, 1}, map[string]int{spanID(1): 2, spanID(2): 2}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store := newLog(), newTable()
+				begin := time.Now()
+				log.append(begin, request(begin, 1, 2), false)
+				log.append(begin.Add(tc.later), request(begin, tc.spans...), tc.resend)
+				follow(newWriter(t, store, &letters{}), log, time.Minute)
+				if diff := cmp.Diff(tc.want, store.spans); diff != "" {
+					t.Errorf("spans (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// noDeadline hides that a test has a deadline, which is real time and cannot
+// be asked for where time is virtual.
+type noDeadline struct{ rapid.TB }
+
+// The heart of the matter: whatever the log holds, wherever writers crash,
+// whichever inserts fail or succeed without anybody hearing of it, in the end
+// every span is stored exactly once or was diverted.
+func TestExactlyOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rapid.Check(noDeadline{t}, func(t *rapid.T) {
+			log, store, dead := newLog(), newTable(), &letters{}
+			want := map[string]int{}
+			number := 0
+			var sent [][]int
+			begin := time.Now()
+			for range rapid.IntRange(1, 25).Draw(t, "records") {
+				at := begin.Add(time.Duration(len(log.records)) * time.Second)
+				switch kind := rapid.IntRange(0, 9).Draw(t, "kind"); {
+				case kind == 0:
+					log.append(at, fmt.Appendf(nil, "garbage %d", number), false)
+				case kind <= 2 && len(sent) > 0: // the client sends the same request again
+					i := rapid.IntRange(0, len(sent)-1).Draw(t, "copy")
+					log.append(at, request(begin, sent[i]...), false)
+				case kind == 3 && len(sent) > 0: // the agent sends spans again, in other requests
+					i := rapid.IntRange(0, len(sent)-1).Draw(t, "resend")
+					log.append(at, request(begin, append([]int{number}, sent[i]...)...), true)
+					want[spanID(number)] = 1
+					number++
+				default:
+					var spans []int
+					for range rapid.IntRange(1, 8).Draw(t, "spans") {
+						spans = append(spans, number)
+						want[spanID(number)] = 1
+						number++
+					}
+					// Not alone in its batch, lest the table seem to be at fault.
+					if len(spans) > 1 && rapid.IntRange(0, 5).Draw(t, "poison") == 0 {
+						store.poison[spanID(spans[0])] = true
+						delete(want, spanID(spans[0]))
+					}
+					sent = append(sent, spans)
+					log.append(at, request(begin, spans...), false)
+				}
+			}
+			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "fails", "doubtful"}), 0, 20).Draw(t, "outcomes")
+			for range rapid.IntRange(0, 6).Draw(t, "crashes") {
+				log.steps = rapid.IntRange(0, 25).Draw(t, "steps")
+				follow(newWriter(t, store, dead), log, time.Hour)
+			}
+			log.steps = -1
+			follow(newWriter(t, store, dead), log, time.Hour)
+			if log.offset != log.end() {
+				t.Fatalf("committed %d of %d", log.offset, log.end())
+			}
+			if diff := cmp.Diff(want, store.spans); diff != "" {
+				t.Fatalf("spans (-want +got):\n%s", diff)
+			}
+		})
+	})
+}
