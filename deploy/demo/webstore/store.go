@@ -114,7 +114,7 @@ func (s *Store) open(ctx context.Context) error {
 		return fmt.Errorf("start cache: %w", err)
 	}
 	for i, k := range catalogue {
-		service, err := newService(ctx, s.options.Endpoint, k, addressOf(i), newRand(s.options.Seed, ^uint64(i))) //nolint:gosec // a small index
+		service, err := newService(ctx, s.options.Endpoint, k, addressOf(i), newRand(s.options.Seed, ^uint64(i)))
 		if err != nil {
 			return fmt.Errorf("open %s: %w", k.name, err)
 		}
@@ -152,12 +152,12 @@ func newAddresses(ctx context.Context) func(i int) net.IP {
 	} else if err := l.Close(); err != nil {
 		return func(int) net.IP { return net.IPv4(127, 0, 0, 1).To4() }
 	}
-	return func(i int) net.IP { return net.IPv4(127, 0, 1, byte(11+i)).To4() } //nolint:gosec // a dozen
+	return func(i int) net.IP { return net.IPv4(127, 0, 1, byte(11+i)).To4() }
 }
 
 // newRand returns the numbers of one stream of a seed.
 func newRand(seed, stream uint64) *rand.Rand {
-	return rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // repeatable is the point
+	return rand.New(rand.NewPCG(seed, stream))
 }
 
 // Run lets so many visitors make their journeys and returns when all have left
@@ -185,7 +185,7 @@ func (s *Store) Run(ctx context.Context, journeys int) error {
 }
 
 func (s *Store) visit(ctx context.Context, number int64) error {
-	end, err := newVisit(s.services[loadGenerator], s.options.Seed, uint64(number)).run(ctx) //nolint:gosec // counts up from 0
+	end, err := newVisit(s.services[loadGenerator], s.options.Seed, uint64(number)).run(ctx)
 	if err != nil {
 		return err
 	}

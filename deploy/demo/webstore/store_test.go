@@ -3,6 +3,7 @@ package webstore
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -272,6 +273,31 @@ func TestStoreStopsWhenAsked(t *testing.T) {
 	closeStore(t, s)
 	if c := s.Report().Total; c.Missing() != 0 {
 		t.Errorf("%d of %d spans are missing after an early stop", c.Missing(), c.Ended)
+	}
+}
+
+// A receiver that has died does not hold up a store that is to end.
+func TestCloseGivesUp(t *testing.T) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	s, err := Start(t.Context(), Options{Endpoint: l.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context(), 3); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Close(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Close = %v, want that it was cancelled", err)
+	}
+	if c := s.Report().Total; c.Missing() != c.Ended || c.Ended == 0 {
+		t.Errorf("%d of %d spans are missing, want all", c.Missing(), c.Ended)
 	}
 }
 

@@ -2,6 +2,7 @@ package webstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,10 @@ const (
 	// batchDelay is how long a span waits for company: less than the 5 s of the SDK,
 	// so that a demo sees its spans soon.
 	batchDelay = 500 * time.Millisecond
+	// maxQueue bounds the spans that wait for one exporter, about 1 kB each.
+	// While there is room a visitor never waits for the receiver, not even for
+	// one that has died.
+	maxQueue = 1 << 14
 )
 
 // retry begins sooner than the SDK's 5 s, which a demo would have to wait for.
@@ -51,6 +56,7 @@ func (c Counts) Missing() int64 { return c.Ended - c.Acknowledged - c.Rejected }
 // receiver of its own.
 type telemetry struct {
 	provider *sdktrace.TracerProvider
+	exporter sdktrace.SpanExporter
 	conn     *grpc.ClientConn
 	ledger   *ledger
 }
@@ -79,26 +85,32 @@ func newTelemetry(ctx context.Context, endpoint string, id identity) (*telemetry
 		return nil, err
 	}
 	return &telemetry{
-		conn:   conn,
-		ledger: l,
+		exporter: exporter,
+		conn:     conn,
+		ledger:   l,
 		provider: sdktrace.NewTracerProvider(
 			sdktrace.WithResource(res),
 			sdktrace.WithSampler(sdktrace.AlwaysSample()),
 			sdktrace.WithSpanProcessor(l),
 			// Blocking: a demo that compares what was sent with what is stored may
 			// become slow, but may not drop.
-			sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(batchDelay), sdktrace.WithExportTimeout(exportTimeout), sdktrace.WithBlocking()),
+			sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(batchDelay), sdktrace.WithExportTimeout(exportTimeout),
+				sdktrace.WithMaxQueueSize(maxQueue), sdktrace.WithBlocking()),
 		),
 	}, nil
 }
 
-// shutdown exports what is left and closes the connection.
+// shutdown exports what is left and closes the connection. When ctx ends first it
+// gives the rest up. Either way the processor has ended when it returns.
 func (t *telemetry) shutdown(ctx context.Context) error {
-	err := t.provider.Shutdown(ctx)
-	if closeErr := t.conn.Close(); err == nil {
-		err = closeErr
+	// Without its exporter the processor fails at once to export what it still has.
+	unhook := context.AfterFunc(ctx, func() { _ = t.exporter.Shutdown(ctx) })
+	defer unhook()
+	err := t.provider.Shutdown(context.WithoutCancel(ctx))
+	if ctx.Err() != nil {
+		err = errors.Join(err, fmt.Errorf("export the last spans: %w", context.Cause(ctx)))
 	}
-	return err
+	return errors.Join(err, t.conn.Close())
 }
 
 // identity is what tells one service from the others: a pod in a cluster.

@@ -31,14 +31,17 @@ func (s *service) newWebServer(routes routes) *http.Server {
 	for pattern, handle := range routes {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, handle) })
 	}
-	handler := otelhttp.NewHandler(mux, "", s.webOptions()...)
+	// The span is named when it starts, and once more when the mux knows the route.
+	named := otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string {
+		return strings.TrimSpace(r.Method + " " + route(r))
+	})
+	handler := otelhttp.NewHandler(mux, "", append(s.webOptions(), named)...)
 	return &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 }
 
 func (s *service) answer(w http.ResponseWriter, r *http.Request, handle func(*http.Request) (any, error)) {
 	// otelhttp starts the span before the mux knows the route.
-	_, route, _ := strings.Cut(r.Pattern, " ")
-	trace.SpanFromContext(r.Context()).SetAttributes(semconv.HTTPRoute(strings.TrimSuffix(route, "{$}")))
+	trace.SpanFromContext(r.Context()).SetAttributes(semconv.HTTPRoute(route(r)))
 
 	var page any
 	err := s.latency.wait(r.Context())
@@ -51,6 +54,12 @@ func (s *service) answer(w http.ResponseWriter, r *http.Request, handle func(*ht
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(page) // the client has gone away
+}
+
+// route is what the mux matched, empty before it did.
+func route(r *http.Request) string {
+	_, path, _ := strings.Cut(r.Pattern, " ")
+	return strings.TrimSuffix(path, "{$}")
 }
 
 // statusCode says as much of an error as a browser understands.
