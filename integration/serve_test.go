@@ -49,7 +49,7 @@ func newSite(t *testing.T, extra string) *site {
 	yaml := fmt.Sprintf(`grpc: {listen: %q, retry_delay: 200ms}
 kafka: {brokers: [%q], partitions: 6, produce_timeout: 3s}
 clickhouse: {addresses: ["127.0.0.1:%d"], query_timeout: 10s}
-writer: {max_batch_wait: 200ms}
+writer: {max_batch_wait: 200ms, session_timeout: 6s}
 log: {format: text}
 %s`, s.grpc, s.kafkaAddr, s.nativePort, extra)
 	if err := os.WriteFile(s.config, []byte(yaml), 0o600); err != nil {
@@ -125,37 +125,48 @@ func freeAddr(t *testing.T) string {
 func TestKilledAgainAndAgain(t *testing.T) {
 	s := newSite(t, "")
 	gateway, _ := s.serve("gateway")
-	first, addr := s.serve("writer")
-	ready(first, addr)
-	second, _ := s.serve("writer")
+	writer, addr := s.serve("writer")
+	ready(writer, addr)
 
 	c := newClient(t, s.grpc, 1)
 	var sending sync.WaitGroup
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	sending.Go(func() {
-		for range 150 {
+		for range 400 {
 			c.send(ctx, 40)
 			time.Sleep(50 * time.Millisecond) //nolint:forbidigo // spreads the load over the kills
 		}
 	})
-	for i := range 5 {
-		time.Sleep(time.Second + time.Duration(i)*130*time.Millisecond) //nolint:forbidigo // kills at different moments
-		if i == 2 {
+	for i := range 3 {
+		next, _ := s.serve("writer")
+		// The embedded broker never gives up a member that dies while it
+		// waits to join, as Kafka does: kill only members.
+		next.eventually(time.Minute, assigned(next))
+		if i == 1 {
 			gateway.kill()
 			gateway, _ = s.serve("gateway")
 		}
-		first.kill()
-		first, second = second, nil
-		second, _ = s.serve("writer")
+		writer.kill()
+		writer = next
 	}
 	sending.Wait()
 	t.Logf("%d spans acknowledged, %d requests sent more than once", c.sent, c.again)
-	second.eventually(2*time.Minute, exactly(open(t, s.engine.NativeAddr()), c.sent))
-	for _, p := range []*process{gateway, first, second} {
+	writer.eventually(2*time.Minute, exactly(open(t, s.engine.NativeAddr()), c.sent))
+	for _, p := range []*process{gateway, writer} {
 		if code := p.terminate(); code != 0 {
 			t.Errorf("exit status %d after SIGTERM", code)
 		}
+	}
+}
+
+// assigned returns nil once a writer has been given partitions.
+func assigned(p *process) func() error {
+	return func() error {
+		if !strings.Contains(p.output.String(), "partition taken over") {
+			return fmt.Errorf("no partition is assigned")
+		}
+		return nil
 	}
 }
 

@@ -172,7 +172,7 @@ func (a *app) runWriter(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	group := a.kafka.NewGroup(a.cfg.Writer.Group, schema.TopicSpans, kafka.GroupOptions{})
+	group := a.kafka.NewGroup(a.cfg.Writer.Group, schema.TopicSpans, kafka.GroupOptions{SessionTimeout: a.cfg.Writer.Session})
 	a.log.Info("writer joins", "group", a.cfg.Writer.Group)
 	var g errgroup.Group
 	g.Go(func() error { return dead.Run(producing) })

@@ -9,6 +9,7 @@ import (
 // Config is what an operator may set.
 type Config struct {
 	Group        string        `mapstructure:"group" doc:"Kafka consumer group that all writers of one installation share."`
+	Session      time.Duration `mapstructure:"session_timeout" doc:"How long after its last sign of life a writer's partitions are given to others. Kafka's group.min.session.timeout.ms is the least."`
 	MaxBatchRows int           `mapstructure:"max_batch_rows" doc:"Spans in one INSERT at most. More make fewer parts in ClickHouse and take more memory here and there."`
 	MaxBatch     int64         `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Bytes of columns in one INSERT at most, before compression."`
 	MaxWait      time.Duration `mapstructure:"max_batch_wait" doc:"How long a batch may wait for more spans: the delay until a span can be queried when there are few. Too little makes many small parts in ClickHouse."`
@@ -22,6 +23,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Group:        "metaflow-writer",
+		Session:      10 * time.Second,
 		MaxBatchRows: 100_000,
 		MaxBatch:     32 << 20,
 		MaxWait:      time.Second,
@@ -55,6 +57,9 @@ func (c Config) Validate() error {
 		if p.value <= 0 {
 			errs = append(errs, fmt.Errorf("%s: %d is not positive", p.key, p.value))
 		}
+	}
+	if c.Session <= 0 {
+		errs = append(errs, fmt.Errorf("session_timeout: %s is not positive", c.Session))
 	}
 	if c.MaxWait <= 0 {
 		errs = append(errs, fmt.Errorf("max_batch_wait: %s is not positive", c.MaxWait))
