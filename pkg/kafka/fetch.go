@@ -17,10 +17,6 @@ import (
 // nothing later matters here.
 const fetchVersion = 10
 
-// maxResponse bounds what a broker may make us read. One batch larger than
-// asked for is legal, and brokers that take batches of more than this are not known.
-const maxResponse = 256 << 20
-
 // fetchRequest asks for the records of one partition. The library would
 // decode the answer into pages and copy each record out of them; through its hook for
 // messages that do their own exchange, the answer is read into one buffer and
@@ -63,64 +59,20 @@ func (r *fetchRequest) Required(versions map[protocol.ApiKey]int16) bool {
 
 // RawExchange runs in the connection's goroutine, perhaps after the caller has
 // gone. The buffer is the exchange's until it returns.
-func (r *fetchRequest) RawExchange(rw io.ReadWriter) (answer protocol.Message, err error) {
+func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	if r.version < fetchVersion {
 		return nil, fmt.Errorf("the broker is older than Kafka 2.1: %w", kafkago.UnsupportedVersion)
 	}
-	if conn, ok := rw.(interface{ SetDeadline(t time.Time) error }); ok {
-		// A caller that gave up must not leave a goroutine waiting for records.
-		stop := context.AfterFunc(r.ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-		defer func() {
-			if !stop() { // the deadline may come later than now, so the connection is spoilt
-				answer, err = nil, context.Cause(r.ctx)
-			}
-		}()
-	}
-	return r.exchange(rw)
-}
-
-func (r *fetchRequest) exchange(rw io.ReadWriter) (*fetchResponse, error) {
-	if _, err := rw.Write(r.encode()); err != nil {
+	buf, err := exchange(r.ctx, rw, r.encode(), r.buf)
+	if err != nil {
 		return nil, err
-	}
-	var size [4]byte
-	if _, err := io.ReadFull(rw, size[:]); err != nil {
-		return nil, unexpected(err)
-	}
-	n := binary.BigEndian.Uint32(size[:])
-	if n > maxResponse {
-		return nil, fmt.Errorf("fetch answer of %d bytes is too large", n)
-	}
-	buf := r.buf[:0]
-	if cap(buf) < int(n) {
-		buf = make([]byte, n)
-	}
-	buf = buf[:n]
-	if _, err := io.ReadFull(rw, buf); err != nil {
-		return nil, unexpected(err)
 	}
 	return parseFetch(buf, r.topic, r.partition)
 }
 
-// unexpected makes the end of a connection an error of its own: io.EOF means
-// something good elsewhere.
-func unexpected(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// fetchCorrelation is in every request. A connection carries one at a time.
-const fetchCorrelation = 1
-
 func (r *fetchRequest) encode() []byte {
 	be := binary.BigEndian
-	b := make([]byte, 4, 128)
-	b = be.AppendUint16(b, uint16(protocol.Fetch))
-	b = be.AppendUint16(b, fetchVersion)
-	b = be.AppendUint32(b, fetchCorrelation)
-	b = appendString(b, clientID)
+	b := appendHeader(make([]byte, 0, 128), protocol.Fetch, fetchVersion)
 	b = be.AppendUint32(b, ^uint32(0)) // replica: none, a consumer
 	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
 	b = be.AppendUint32(b, 1) // at least one byte, or maxWait
@@ -136,24 +88,12 @@ func (r *fetchRequest) encode() []byte {
 	b = be.AppendUint64(b, uint64(r.offset))
 	b = be.AppendUint64(b, ^uint64(0)) // log start: only followers know
 	b = be.AppendUint32(b, uint32(r.maxBytes))
-	b = be.AppendUint32(b, 0) // forgotten topics
-	be.PutUint32(b, uint32(len(b)-4))
-	return b
+	return be.AppendUint32(b, 0) // forgotten topics
 }
 
-func appendString(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
-	return append(b, s...)
-}
-
-var errFetchAnswer = errors.New("fetch answer is malformed")
-
-// parseFetch reads the answer to a request for one partition.
+// parseFetch reads the answer in buf to a request for one partition.
 func parseFetch(buf []byte, topic string, partition int32) (*fetchResponse, error) {
-	r := answerReader{b: buf}
-	if r.int32() != fetchCorrelation {
-		return nil, errFetchAnswer
-	}
+	r := answerReader{b: buf[correlationSize:]}
 	r.int32() // throttled for so many milliseconds, by the broker itself
 	res := &fetchResponse{buf: buf, code: r.int16()}
 	r.int32() // session
@@ -164,7 +104,7 @@ func parseFetch(buf []byte, topic string, partition int32) (*fetchResponse, erro
 	name := r.string()
 	partitions := r.int32()
 	if topics != 1 || partitions != 1 || name != topic || r.int32() != partition {
-		return nil, errFetchAnswer
+		return nil, errAnswer
 	}
 	res.code = r.int16()
 	res.highWatermark = r.int64()
@@ -179,44 +119,6 @@ func parseFetch(buf []byte, topic string, partition int32) (*fetchResponse, erro
 	}
 	res.batches = r.bytes()
 	return res, r.err()
-}
-
-// answerReader reads fixed-size fields. Once bad it stays bad and returns zeros.
-type answerReader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *answerReader) err() error {
-	if r.bad {
-		return errFetchAnswer
-	}
-	return nil
-}
-
-func (r *answerReader) take(n int) []byte {
-	if n < 0 || n > len(r.b) {
-		r.b, r.bad = nil, true
-		return make([]byte, 8)[:min(max(n, 0), 8)]
-	}
-	field := r.b[:n]
-	r.b = r.b[n:]
-	return field
-}
-
-func (r *answerReader) int16() int16 { return int16(binary.BigEndian.Uint16(r.take(2))) }
-func (r *answerReader) int32() int32 { return int32(binary.BigEndian.Uint32(r.take(4))) }
-func (r *answerReader) int64() int64 { return int64(binary.BigEndian.Uint64(r.take(8))) }
-
-func (r *answerReader) string() string { return string(r.take(int(r.int16()))) }
-
-// bytes returns nil for null.
-func (r *answerReader) bytes() []byte {
-	n := int(r.int32())
-	if n < 0 {
-		return nil
-	}
-	return r.take(n)
 }
 
 // fetcher holds the memory of fetches that follow one another.

@@ -67,6 +67,7 @@ type Group struct {
 	topic  string
 	opts   GroupOptions
 	log    *slog.Logger
+	watch  time.Duration
 	member string // our id, given by the coordinator; empty before and after
 }
 
@@ -82,7 +83,7 @@ func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
 		opts.Heartbeat = defaultHeartbeat
 	}
 	return &Group{
-		client: c, id: id, topic: topic, opts: opts,
+		client: c, id: id, topic: topic, opts: opts, watch: watchInterval,
 		log: c.log.With("group", id, "topic", topic),
 	}
 }
@@ -212,7 +213,7 @@ func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCau
 				stop(fmt.Errorf("no heartbeat for %s: %w", g.opts.SessionTimeout, err))
 			}
 		}
-		if gen.leader && time.Since(watched) >= watchInterval {
+		if gen.leader && time.Since(watched) >= g.watch {
 			watched = time.Now()
 			if n, err := g.client.Partitions(ctx, g.topic); err == nil && n != gen.known {
 				stop(fmt.Errorf("topic %s has %d partitions now, not %d", g.topic, n, gen.known))

@@ -21,7 +21,8 @@ const topic = "metaflow.test"
 // startCluster runs a broker in memory until the test ends.
 func startCluster(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
 	t.Helper()
-	cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, opts...)...)
+	standard := []kfake.Opt{kfake.NumBrokers(1), kfake.GroupMinSessionTimeout(time.Second)}
+	cluster, err := kfake.NewCluster(append(standard, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,4 +116,3 @@ func numbered(partition int, prefix string, n int) []kafka.Outgoing {
 	}
 	return batch
 }
-

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol/heartbeat"
 	"github.com/segmentio/kafka-go/protocol/leavegroup"
 )
 
@@ -98,16 +97,6 @@ func assign(topic string, partitions int, members []kafkago.JoinGroupResponseMem
 		})
 	}
 	return assignments
-}
-
-func (g *Group) heartbeat(ctx context.Context, gen generation) error {
-	answer, err := g.client.roundTrip(ctx, g.opts.SessionTimeout/2, &heartbeat.Request{
-		GroupID: g.id, GenerationID: int32(gen.id), MemberID: gen.member,
-	})
-	if err != nil {
-		return err
-	}
-	return codeError(answer.(*heartbeat.Response).ErrorCode, "")
 }
 
 // leaveTimeout bounds the goodbye. Without it the others wait for the session

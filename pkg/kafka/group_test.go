@@ -1,0 +1,320 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+const groupID = "metaflow-test"
+
+// patience is how long a test waits for what must come.
+const patience = 20 * time.Second
+
+var errCut = errors.New("the connection is cut")
+
+// member is a running Group whose handlers do as the test says.
+type member struct {
+	t      *testing.T
+	cancel context.CancelFunc
+	done   chan error
+
+	mu     sync.Mutex
+	claims map[int]*kafka.Claim // of handlers that run
+	change chan struct{}        // closed and made anew at each change
+}
+
+// startMember joins the group. last is what each handler does after its context ended; nil is nothing.
+func startMember(t *testing.T, client *kafka.Client, last func(*kafka.Claim)) *member {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	m := &member{t: t, cancel: cancel, done: make(chan error, 1), claims: map[int]*kafka.Claim{}, change: make(chan struct{})}
+	group := client.NewGroup(groupID, topic, kafka.GroupOptions{
+		SessionTimeout: time.Second, RebalanceTimeout: 10 * time.Second, Heartbeat: 50 * time.Millisecond,
+	})
+	go func() {
+		m.done <- group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error {
+			m.set(c.Partition(), c)
+			<-ctx.Done()
+			m.set(c.Partition(), nil)
+			if last != nil {
+				last(c)
+			}
+			return nil
+		})
+	}()
+	t.Cleanup(m.stop)
+	return m
+}
+
+func (m *member) stop() {
+	m.cancel()
+	if err, ok := <-m.done; ok {
+		close(m.done)
+		if err != nil {
+			m.t.Errorf("Group.Run = %v", err)
+		}
+	}
+}
+
+func (m *member) set(partition int, c *kafka.Claim) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c == nil {
+		delete(m.claims, partition)
+	} else {
+		m.claims[partition] = c
+	}
+	close(m.change)
+	m.change = make(chan struct{})
+}
+
+// await waits until the member owns exactly n partitions, and returns them.
+func (m *member) await(n int) map[int]*kafka.Claim {
+	m.t.Helper()
+	timeout := time.After(patience)
+	for {
+		m.mu.Lock()
+		claims, change := map[int]*kafka.Claim{}, m.change
+		for p, c := range m.claims {
+			claims[p] = c
+		}
+		m.mu.Unlock()
+		if len(claims) == n {
+			return claims
+		}
+		select {
+		case <-change:
+		case <-timeout:
+			m.t.Fatalf("member owns %d partitions, want %d", len(claims), n)
+		}
+	}
+}
+
+func partitionsOf(claims ...map[int]*kafka.Claim) []int {
+	var all []int
+	for _, m := range claims {
+		for p := range m {
+			all = append(all, p)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+func TestSecondMemberTakesHalf(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 4)
+	first := startMember(t, client, nil)
+	old := first.await(4)[0]
+
+	second := startMember(t, newClient(t, cluster, nil), nil)
+	theirs := second.await(2)
+	ours := first.await(2)
+	if diff := cmp.Diff([]int{0, 1, 2, 3}, partitionsOf(ours, theirs)); diff != "" {
+		t.Errorf("partitions of both (-want +got):\n%s", diff)
+	}
+
+	// The claim of the generation before is worth nothing, whoever owns the partition now.
+	if err := old.Commit(t.Context(), 7, "late"); fault.ClassOf(err) != fault.Fenced {
+		t.Errorf("commit of an old generation = %v, want class fenced", err)
+	}
+	for p, c := range theirs {
+		if offset, metadata, err := c.Committed(t.Context()); offset != -1 || metadata != "" || err != nil {
+			t.Errorf("partition %d: committed = %d, %q, %v; want nothing", p, offset, metadata, err)
+		}
+	}
+
+	second.stop()
+	first.await(4)
+}
+
+// What the last handler commits after its context ended is there for the next
+// owner: at a rebalance and at shutdown.
+func TestLastCommitIsAccepted(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 2)
+	var mu sync.Mutex
+	var errs []error
+	last := func(c *kafka.Claim) {
+		// Long enough for a few heartbeats that say that the generation is over.
+		time.Sleep(200 * time.Millisecond)
+		err := c.Commit(context.Background(), int64(100+c.Generation()), fmt.Sprintf("plan of %d", c.Generation()))
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	first := startMember(t, client, last)
+	generation := first.await(2)[0].Generation()
+	second := startMember(t, newClient(t, cluster, nil), nil)
+	second.await(1)
+	committed := func(m *member, want int) {
+		t.Helper()
+		for p, c := range m.await(len(m.await(1))) {
+			offset, metadata, err := c.Committed(t.Context())
+			if offset != int64(100+want) || metadata != fmt.Sprintf("plan of %d", want) || err != nil {
+				t.Errorf("partition %d: committed = %d, %q, %v; want %d", p, offset, metadata, err, 100+want)
+			}
+		}
+	}
+	committed(second, generation)
+
+	current := -1
+	for _, c := range first.await(1) {
+		current = c.Generation()
+	}
+	first.stop()
+	mu.Lock()
+	defer mu.Unlock()
+	if len(errs) != 3 || errors.Join(errs...) != nil {
+		t.Errorf("last commits = %v, want three without error", errs)
+	}
+	claims := second.await(2)
+	found := false
+	for _, c := range claims {
+		offset, _, err := c.Committed(t.Context())
+		found = found || (offset == int64(100+current) && err == nil)
+	}
+	if !found {
+		t.Errorf("the commit at shutdown, in generation %d, was not found by the next owner", current)
+	}
+}
+
+// A member that dies says no goodbye: the others wait for the session timeout.
+func TestDeadMemberIsReplaced(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 2)
+	survivor := startMember(t, client, nil)
+	survivor.await(2)
+
+	victim := startMember(t, newClient(t, cluster, nil), nil)
+	victim.await(1)
+	var orphaned *kafka.Claim
+	for _, c := range victim.await(1) {
+		orphaned = c
+	}
+	cut := func(key kmsg.Key, memberOf func(kmsg.Request) string) {
+		cluster.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			cluster.KeepControl()
+			return nil, errCut, memberOf(req) == kafka.MemberID(orphaned)
+		})
+	}
+	cut(kmsg.Heartbeat, func(r kmsg.Request) string { return r.(*kmsg.HeartbeatRequest).MemberID })
+	cut(kmsg.JoinGroup, func(r kmsg.Request) string { return r.(*kmsg.JoinGroupRequest).MemberID })
+	cut(kmsg.LeaveGroup, func(r kmsg.Request) string { return r.(*kmsg.LeaveGroupRequest).Members[0].MemberID })
+	survivor.await(2)
+	if err := orphaned.Commit(t.Context(), 5, ""); fault.ClassOf(err) != fault.Fenced {
+		t.Errorf("commit of a dead member = %v, want class fenced", err)
+	}
+}
+
+// A handler that fails ends Run with its error, after the other handlers have returned.
+func TestHandlerErrorEndsRun(t *testing.T) {
+	client := newClient(t, startCluster(t), nil)
+	createTopic(t, client, 3)
+	broken := errors.New("disk is full")
+	returned := make(chan int, 3)
+	err := client.NewGroup(groupID, topic, kafka.GroupOptions{}).Run(t.Context(), func(ctx context.Context, c *kafka.Claim) error {
+		defer func() { returned <- c.Partition() }()
+		if c.Partition() == 1 {
+			return broken
+		}
+		<-ctx.Done()
+		return nil
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("Run = %v, want the handler's error", err)
+	}
+	if len(returned) != 3 {
+		t.Errorf("Run returned before all handlers did: %d of 3", len(returned))
+	}
+}
+
+// A coordinator that moves or restarts is waited out.
+func TestGroupOutlivesCoordinatorTrouble(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 1)
+	refusals := []*kerr.Error{kerr.CoordinatorNotAvailable, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator}
+	for _, refusal := range refusals {
+		cluster.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			res := req.ResponseKind().(*kmsg.JoinGroupResponse)
+			res.ErrorCode = refusal.Code
+			return res, nil, true
+		})
+	}
+	m := startMember(t, client, nil)
+	claim := m.await(1)[0]
+
+	// Single lost heartbeats do not end a generation.
+	for range 3 {
+		cluster.ControlKey(int16(kmsg.Heartbeat), func(kmsg.Request) (kmsg.Response, error, bool) {
+			return nil, errCut, true
+		})
+	}
+	time.Sleep(500 * time.Millisecond)
+	if err := claim.Commit(t.Context(), 3, "still ours"); err != nil {
+		t.Errorf("commit after lost heartbeats = %v", err)
+	}
+	if offset, metadata, err := claim.Committed(t.Context()); offset != 3 || metadata != "still ours" || err != nil {
+		t.Errorf("committed = %d, %q, %v", offset, metadata, err)
+	}
+}
+
+// Partitions that are added while the group runs are followed, too.
+func TestMorePartitionsAreNoticed(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 2)
+	ctx, cancel := context.WithCancel(t.Context())
+	assigned := make(chan int, 10)
+	group := client.NewGroup(groupID, topic, kafka.GroupOptions{Heartbeat: 20 * time.Millisecond})
+	group.Watch(50 * time.Millisecond)
+	done := make(chan error, 1)
+	go func() {
+		done <- group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error {
+			assigned <- c.Partition()
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	seen := map[int]int{<-assigned: 1, <-assigned: 1}
+	req := kmsg.NewCreatePartitionsRequest()
+	added := kmsg.NewCreatePartitionsRequestTopic()
+	added.Topic, added.Count = topic, 3
+	req.Topics = append(req.Topics, added)
+	req.TimeoutMillis = 1000
+	if _, err := req.RequestWith(ctx, newFranz(t, cluster)); err != nil {
+		t.Fatal(err)
+	}
+	client.Close() // forgets what it knows of the topic, as it does from time to time
+	for range 3 {
+		select {
+		case p := <-assigned:
+			seen[p]++
+		case <-time.After(patience):
+			t.Fatal("the new partition was not assigned")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(map[int]int{0: 2, 1: 2, 2: 1}, seen); diff != "" {
+		t.Errorf("times that partitions were assigned (-want +got):\n%s", diff)
+	}
+}

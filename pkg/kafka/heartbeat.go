@@ -1,0 +1,59 @@
+package kafka
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+
+	"github.com/segmentio/kafka-go/protocol"
+)
+
+// heartbeatRequest is the first version of Kafka's heartbeat, which every broker
+// knows. The library's own message takes the fields of later answers in the wrong
+// order and so never sees an error: a member that uses it does not learn of a rebalance.
+type heartbeatRequest struct {
+	ctx        context.Context //nolint:containedctx // of the one exchange that this value is
+	group      string
+	generation int32
+	member     string
+}
+
+type heartbeatResponse struct{ code int16 }
+
+func (*heartbeatRequest) ApiKey() protocol.ApiKey  { return protocol.Heartbeat }
+func (*heartbeatResponse) ApiKey() protocol.ApiKey { return protocol.Heartbeat }
+
+// Group routes the request to the coordinator.
+func (r *heartbeatRequest) Group() string { return r.group }
+
+// Required says that RawExchange is to be used, always.
+func (*heartbeatRequest) Required(map[protocol.ApiKey]int16) bool { return true }
+
+// RawExchange implements protocol.RawExchanger.
+func (r *heartbeatRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
+	b := appendHeader(nil, protocol.Heartbeat, 0)
+	b = appendString(b, r.group)
+	b = binary.BigEndian.AppendUint32(b, uint32(r.generation))
+	b = appendString(b, r.member)
+	answer, err := exchange(r.ctx, rw, b, nil)
+	if err != nil {
+		return nil, err
+	}
+	body := answerReader{b: answer[correlationSize:]}
+	res := &heartbeatResponse{code: body.int16()}
+	return res, body.err()
+}
+
+// heartbeat tells the coordinator that we live, and hears whether the
+// generation does.
+func (g *Group) heartbeat(ctx context.Context, gen generation) error {
+	ctx, cancel := context.WithTimeout(ctx, g.opts.SessionTimeout/2)
+	defer cancel()
+	answer, err := g.client.roundTrip(ctx, g.opts.SessionTimeout/2, &heartbeatRequest{
+		ctx: ctx, group: g.id, generation: int32(gen.id), member: gen.member,
+	})
+	if err != nil {
+		return err
+	}
+	return codeError(answer.(*heartbeatResponse).code, "")
+}

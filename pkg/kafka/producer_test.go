@@ -1,0 +1,305 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+// refuse answers the next times produce requests with err, or all when times is
+// negative, and counts them. The records are not stored.
+func refuse(cluster *kfake.Cluster, err *kerr.Error, times int) *atomic.Int32 {
+	var count atomic.Int32
+	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if n := count.Add(1); times >= 0 && int(n) > times {
+			return nil, nil, false
+		}
+		return produceAnswer(req.(*kmsg.ProduceRequest), err), nil, true
+	})
+	return &count
+}
+
+func produceAnswer(req *kmsg.ProduceRequest, err *kerr.Error) *kmsg.ProduceResponse {
+	res := req.ResponseKind().(*kmsg.ProduceResponse)
+	for _, rt := range req.Topics {
+		st := kmsg.NewProduceResponseTopic()
+		st.Topic = rt.Topic
+		for _, rp := range rt.Partitions {
+			sp := kmsg.NewProduceResponseTopicPartition()
+			sp.Partition, sp.ErrorCode = rp.Partition, err.Code
+			st.Partitions = append(st.Partitions, sp)
+		}
+		res.Topics = append(res.Topics, st)
+	}
+	return res
+}
+
+func TestProduceTriesAgain(t *testing.T) {
+	for _, refusal := range []*kerr.Error{
+		kerr.NotEnoughReplicas, kerr.NotEnoughReplicasAfterAppend, kerr.RequestTimedOut,
+		kerr.NotLeaderForPartition, kerr.LeaderNotAvailable, kerr.UnknownTopicOrPartition, kerr.CorruptMessage,
+	} {
+		t.Run(refusal.Message, func(t *testing.T) {
+			cluster := startCluster(t)
+			client := newClient(t, cluster, nil)
+			createTopic(t, client, 2)
+			producer := startProducer(t, client, kafka.ProducerOptions{})
+			count := refuse(cluster, refusal, 2)
+			if err := producer.Produce(t.Context(), append(numbered(0, "a", 3), numbered(1, "b", 2)...)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]string{"a-0", "a-1", "a-2"}, values(readAll(t, client, 0, 0))); diff != "" {
+				t.Errorf("stored (-want +got):\n%s", diff)
+			}
+			if count.Load() < 3 {
+				t.Errorf("%d requests, want at least 3", count.Load())
+			}
+		})
+	}
+}
+
+func TestProduceGivesUpAtOnce(t *testing.T) {
+	tests := map[string]struct {
+		refusal *kerr.Error
+		code    kafkago.Error
+		class   fault.Class
+	}{
+		"too large":        {kerr.MessageTooLarge, kafkago.MessageSizeTooLarge, fault.Rejected},
+		"invalid record":   {kerr.InvalidRecord, kafkago.InvalidRecord, fault.Rejected},
+		"wild timestamp":   {kerr.InvalidTimestamp, kafkago.InvalidTimestamp, fault.Rejected},
+		"no permission":    {kerr.TopicAuthorizationFailed, kafkago.TopicAuthorizationFailed, fault.Retryable},
+		"broken by policy": {kerr.PolicyViolation, kafkago.PolicyViolation, fault.Retryable},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			cluster := startCluster(t)
+			client := newClient(t, cluster, nil)
+			createTopic(t, client, 1)
+			producer := startProducer(t, client, kafka.ProducerOptions{})
+			count := refuse(cluster, tc.refusal, -1)
+			err := producer.Produce(t.Context(), numbered(0, "a", 1))
+			if !errors.Is(err, tc.code) || fault.ClassOf(err) != tc.class {
+				t.Errorf("Produce = %v, class %s; want %v, class %s", err, fault.ClassOf(err), tc.code, tc.class)
+			}
+			if count.Load() != 1 {
+				t.Errorf("%d requests, want 1", count.Load())
+			}
+		})
+	}
+}
+
+// A batch that is too large as a whole is split; only a record that is too
+// large alone is refused, and not those that travelled with it.
+func TestTooLargeBatchIsSplit(t *testing.T) {
+	cluster := startCluster(t, kfake.BrokerConfigs(map[string]string{"message.max.bytes": "1000"}))
+	client := newClient(t, cluster, func(c *kafka.Config) { c.Compression = "none" })
+	createTopic(t, client, 1)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	batch := make([]kafka.Outgoing, 0, 20)
+	want := make([]string, 0, 20)
+	for i := range 20 {
+		value := strings.Repeat(string(rune('a'+i)), 300)
+		want = append(want, value)
+		batch = append(batch, kafka.Outgoing{Value: []byte(value)})
+	}
+	if err := producer.Produce(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, values(readAll(t, client, 0, 0))); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+
+	huge := kafka.Outgoing{Value: make([]byte, 2000)}
+	err := producer.Produce(t.Context(), []kafka.Outgoing{{Value: []byte("before")}, huge, {Value: []byte("after")}})
+	if fault.ClassOf(err) != fault.Rejected {
+		t.Errorf("Produce with a huge record = %v, want class rejected", err)
+	}
+	if diff := cmp.Diff(append(want, "before", "after"), values(readAll(t, client, 0, 0))); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+}
+
+// A broker that is down: Produce returns in time, nothing stays behind, and when
+// the broker is back records arrive, each call's in order.
+func TestBrokerDownAndBack(t *testing.T) {
+	dir := t.TempDir()
+	first, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := first.ListenAddrs()[0]
+	client := newClient(t, first, func(c *kafka.Config) { c.ProduceTimeout = 10 * time.Second })
+	createTopic(t, client, 1)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	if err := producer.Produce(t.Context(), numbered(0, "before", 2)); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if err := producer.Produce(ctx, numbered(0, "lost", 1)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Produce without a broker = %v, want the deadline", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := producer.Held(); n != 0 {
+		t.Errorf("%d records are still held after their callers left", n)
+	}
+
+	patient := make(chan error, 1)
+	go func() { patient <- producer.Produce(t.Context(), numbered(0, "patient", 3)) }()
+	time.Sleep(100 * time.Millisecond)
+	var port int
+	if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
+		t.Fatal(err)
+	}
+	second, err := kfake.NewCluster(kfake.Ports(port), kfake.DataDir(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if err := <-patient; err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"before-0", "before-1", "patient-0", "patient-1", "patient-2"}
+	if diff := cmp.Diff(want, values(readAll(t, client, 0, 0))); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+}
+
+// After Produce has returned, whatever it said, nobody reads the caller's bytes.
+// The race detector is the judge.
+func TestBytesAreTheCallersAfterReturn(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 3)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	var n atomic.Int32
+	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if n.Add(1)%3 == 0 {
+			return produceAnswer(req.(*kmsg.ProduceRequest), kerr.RequestTimedOut), nil, true
+		}
+		return nil, nil, false
+	})
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(1, uint64(worker)))
+			value := make([]byte, 64<<10)
+			for range 30 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.IntN(3000))*time.Microsecond)
+				_ = producer.Produce(ctx, []kafka.Outgoing{{Partition: random.IntN(3), Value: value}})
+				cancel()
+				for i := range value {
+					value[i]++
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Calls that overlap share batches, and every call's records stay in order.
+func TestConcurrentCallsShareBatches(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 4)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	var requests atomic.Int32
+	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		requests.Add(1)
+		return nil, nil, false
+	})
+	const workers, calls = 32, 20
+	var wg sync.WaitGroup
+	for worker := range workers {
+		wg.Go(func() {
+			for i := range calls {
+				var batch []kafka.Outgoing
+				for p := range 4 {
+					batch = append(batch, kafka.Outgoing{Partition: p, Value: fmt.Appendf(nil, "%d %d", worker, i)})
+				}
+				if err := producer.Produce(t.Context(), batch); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for p := range 4 {
+		next := map[int]int{}
+		records := readAll(t, client, p, 0)
+		for _, r := range records {
+			var worker, i int
+			if _, err := fmt.Sscan(string(r.Value), &worker, &i); err != nil {
+				t.Fatal(err)
+			}
+			if i != next[worker] {
+				t.Fatalf("partition %d: worker %d's call %d follows %d", p, worker, i, next[worker]-1)
+			}
+			next[worker]++
+		}
+		if len(records) != workers*calls {
+			t.Errorf("partition %d has %d records, want %d", p, len(records), workers*calls)
+		}
+	}
+	t.Logf("%d requests for %d records", requests.Load(), workers*calls*4)
+	if int(requests.Load()) > workers*calls {
+		t.Errorf("%d requests for %d calls: they do not share", requests.Load(), workers*calls)
+	}
+}
+
+func TestStoppedProducerRefuses(t *testing.T) {
+	client := newClient(t, startCluster(t), nil)
+	createTopic(t, client, 1)
+	producer := client.NewProducer(topic, kafka.ProducerOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := producer.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := producer.Produce(t.Context(), numbered(0, "a", 1)); !errors.Is(err, kafka.ErrStopped) {
+		t.Errorf("Produce after Run = %v, want ErrStopped", err)
+	}
+}
+
+func TestUnknownPartitionAndTopic(t *testing.T) {
+	client := newClient(t, startCluster(t), func(c *kafka.Config) { c.ProduceTimeout = 200 * time.Millisecond })
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	if err := producer.Produce(t.Context(), numbered(0, "a", 1)); !errors.Is(err, kafkago.UnknownTopicOrPartition) {
+		t.Errorf("Produce to an unknown topic = %v", err)
+	}
+	createTopic(t, client, 1)
+	if err := producer.Produce(t.Context(), numbered(1, "a", 1)); err == nil || !strings.Contains(err.Error(), "no such partition") {
+		t.Errorf("Produce to an unknown partition = %v", err)
+	}
+	if err := producer.Produce(t.Context(), numbered(-1, "a", 1)); fault.ClassOf(err) != fault.Rejected {
+		t.Errorf("Produce to partition -1 = %v, want class rejected", err)
+	}
+	if err := producer.Produce(t.Context(), numbered(0, "a", 1)); err != nil {
+		t.Errorf("Produce after all that = %v", err)
+	}
+}
