@@ -394,7 +394,7 @@ func TestMalformedStructsPanic(t *testing.T) {
 		"not a pointer":       program{},
 		"a field without key": &struct{ A int }{},
 		"an unexported field": &struct {
-			a int `mapstructure:"a"` //nolint:unused // that it is refused is the test
+			a int `mapstructure:"a"`
 		}{},
 		"an upper-case key": &struct {
 			A int `mapstructure:"A"`

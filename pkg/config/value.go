@@ -32,7 +32,7 @@ func (f field) scalarName(t reflect.Type) string {
 	case t == duration:
 		return "duration"
 	}
-	switch t.Kind() { //nolint:exhaustive // all other kinds are refused
+	switch t.Kind() {
 	case reflect.String:
 		return "text"
 	case reflect.Bool:
@@ -100,7 +100,7 @@ func (f field) parseInto(v reflect.Value, text string) error {
 		v.SetInt(int64(d))
 		return nil
 	}
-	switch v.Kind() { //nolint:exhaustive // scalarName has refused all other kinds
+	switch v.Kind() {
 	case reflect.String:
 		v.SetString(text)
 	case reflect.Bool:
@@ -165,8 +165,16 @@ var sizeUnits = []struct {
 	name  string
 	bytes int64
 }{
-	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
-	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}, {"B", 1}, {"", 1},
+	{"TiB", 1 << 40},
+	{"GiB", 1 << 30},
+	{"MiB", 1 << 20},
+	{"KiB", 1 << 10},
+	{"TB", 1e12},
+	{"GB", 1e9},
+	{"MB", 1e6},
+	{"KB", 1e3},
+	{"B", 1},
+	{"", 1},
 }
 
 var errNotSize = errors.New("is not a size such as 64MiB, 900KiB or 1000000")

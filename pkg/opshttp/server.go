@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof" //nolint:gosec // also registers on http.DefaultServeMux, which nothing serves
+	"net/http/pprof" // also registers on http.DefaultServeMux, which nothing serves
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -130,7 +130,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = s.http.Close() // a client reads too slowly, or a profile is being taken
 	}
-	<-served
+	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
 	if err != nil {
 		return fmt.Errorf("stop http on %s: %w", s.Addr(), err)
 	}

@@ -80,7 +80,10 @@ func benchmarkExport(b *testing.B, compression string) {
 	for {
 		select {
 		case <-received:
-		case <-done:
+		case err := <-done:
+			if err != nil {
+				b.Error(err)
+			}
 			return
 		}
 	}

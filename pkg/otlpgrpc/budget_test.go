@@ -61,7 +61,7 @@ func repeat(size int64, times int) []int64 {
 // Whatever comes, the sum granted stays within the bound, an empty budget takes
 // any request that is allowed at all, and nothing is lost or invented.
 func TestBudgetHoldsItsBound(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // repeatable is the point
+	rng := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
 		maxRequest := 1 + rng.Int64N(64*mib)
 		b := newBudget(Config{MaxRequestBytes: maxRequest, MaxBytesInFlight: maxRequest + rng.Int64N(8*mib), MaxRequestsInFlight: 1 + rng.IntN(50)})

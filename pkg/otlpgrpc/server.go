@@ -100,7 +100,7 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(s.admit),
 		grpc.MaxRecvMsgSize(int(s.cfg.MaxRequestBytes)),
-		grpc.MaxConcurrentStreams(uint32(s.cfg.MaxConcurrentStreams)), //nolint:gosec // Validate bounds it
+		grpc.MaxConcurrentStreams(uint32(s.cfg.MaxConcurrentStreams)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge:      s.cfg.ConnectionAge,
 			MaxConnectionAgeGrace: s.cfg.ConnectionAgeGrace,
