@@ -1,20 +1,27 @@
 -- What stores the spans. Writers insert here, into the shard of the partition.
 CREATE TABLE IF NOT EXISTS {{.Database}}.spans_local{{.OnCluster}}
 (
-    trace_id FixedString(32) CODEC(ZSTD(1)),
+    -- Hex text: 14.3 bytes for all three ids under ZSTD(1), 14.0 as bytes. The type
+    -- that the views show, so that a filter reaches the index below without a
+    -- conversion; in this order its lengths cost 0.02 bytes, those of span ids 1.5.
+    trace_id String CODEC(ZSTD(1)),
     span_id FixedString(16) CODEC(ZSTD(1)),
     parent_span_id String CODEC(ZSTD(1)),
     trace_state String CODEC(ZSTD(1)),
     flags UInt32 CODEC(ZSTD(1)),
     name LowCardinality(String) CODEC(ZSTD(1)),
     kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5) CODEC(ZSTD(1)),
+    -- Delta saves 1.1 bytes in this order; DoubleDelta 0.2.
     start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
-    duration_ns Int64 CODEC(ZSTD(1)),
+    -- T64 saves 0.4 bytes; Gorilla is refused for integers.
+    duration_ns Int64 CODEC(T64, ZSTD(1)),
     status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2) CODEC(ZSTD(1)),
     status_message String CODEC(ZSTD(1)),
     service_name LowCardinality(String) CODEC(ZSTD(1)),
     service_namespace LowCardinality(String) CODEC(ZSTD(1)),
     service_instance_id LowCardinality(String) CODEC(ZSTD(1)),
+    -- JSON object, one dictionary entry a resource: 0.35 bytes a span; as a Map in
+    -- each row it costs 4.6 more and doubles the CPU of an insert.
     resource LowCardinality(String) CODEC(ZSTD(1)),
     resource_schema_url LowCardinality(String) CODEC(ZSTD(1)),
     resource_dropped_attributes_count UInt32 CODEC(ZSTD(1)),
@@ -53,13 +60,39 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.spans_local{{.OnCluster}}
     pod_uid LowCardinality(String) CODEC(ZSTD(1)),
     node LowCardinality(String) CODEC(ZSTD(1)),
     workload LowCardinality(String) CODEC(ZSTD(1)),
-    agent_id LowCardinality(String) CODEC(ZSTD(1))
+    agent_id LowCardinality(String) CODEC(ZSTD(1)),
+
+    -- In each hour one granule may hold the trace by the primary key; the filter
+    -- rules out all but one. About 370 traces a granule, so 0.1 bytes a span.
+    INDEX trace_id trace_id TYPE bloom_filter(0.001) GRANULARITY 1,
+    -- For attributes['key'] = 'value'. Through a view, servers that know map keys as
+    -- subcolumns use it only with optimize_functions_to_subcolumns = 0.
+    -- A trace's spans share values, so a filter rules out nearly all granules.
+    -- 1.3 bytes a span. Keys add nothing to it; concatenated pairs cost more CPU;
+    -- a text index takes 17.7 bytes.
+    INDEX attribute_values mapValues(attributes) TYPE bloom_filter(0.01) GRANULARITY 1
 )
 ENGINE = {{engine "MergeTree"}}
 PARTITION BY toDate(start_time)
-ORDER BY (toStartOfHour(start_time), trace_id, span_id)
+-- A trace in one piece: ids take 14 bytes instead of 28. The hour first, so that a
+-- question about hours reads those; start_time last: span_id there costs 7 bytes
+-- a span, because times, pods and attributes no longer follow the order of calls.
+ORDER BY (toStartOfHour(start_time), trace_id, start_time)
+-- Without start_time: ClickHouse would hold a question about times against that
+-- column, which the order of traces scatters, and no longer against the hour.
+PRIMARY KEY (toStartOfHour(start_time), trace_id)
 {{ttl "start_time" .SpansRetention}}
-SETTINGS ttl_only_drop_parts = 1, {{deduplication}};
+SETTINGS
+{{- if .StringSerialization}}
+    -- The length of a string before it, not in a stream of its own: 11 bytes a span
+    -- less and less CPU, for the values of small maps repeat as a whole.
+    string_serialization_version = 'single_stream',
+{{- end}}
+    -- A fresh part of one insert is one file instead of some two hundred: a third
+    -- less CPU an insert. Merged parts above this are wide as usual.
+    min_bytes_for_wide_part = 134217728,
+    ttl_only_drop_parts = 1,
+    {{deduplication}};
 
 {{- if .Cluster}}
 

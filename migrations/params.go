@@ -32,6 +32,10 @@ type Params struct {
 	// SpansRetention is how long spans are kept, counted from their start. Zero
 	// keeps them for ever.
 	SpansRetention time.Duration
+	// StringSerialization is whether the server knows the table setting
+	// string_serialization_version. Those that do not store strings as we want
+	// them anyway.
+	StringSerialization bool
 }
 
 var (

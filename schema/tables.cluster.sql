@@ -14,7 +14,7 @@ ORDER BY version;
 
 CREATE TABLE IF NOT EXISTS metaflow.spans_local ON CLUSTER 'metaflow'
 (
-    trace_id FixedString(32) CODEC(ZSTD(1)),
+    trace_id String CODEC(ZSTD(1)),
     span_id FixedString(16) CODEC(ZSTD(1)),
     parent_span_id String CODEC(ZSTD(1)),
     trace_state String CODEC(ZSTD(1)),
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS metaflow.spans_local ON CLUSTER 'metaflow'
     name LowCardinality(String) CODEC(ZSTD(1)),
     kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5) CODEC(ZSTD(1)),
     start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
-    duration_ns Int64 CODEC(ZSTD(1)),
+    duration_ns Int64 CODEC(T64, ZSTD(1)),
     status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2) CODEC(ZSTD(1)),
     status_message String CODEC(ZSTD(1)),
     service_name LowCardinality(String) CODEC(ZSTD(1)),
@@ -66,13 +66,20 @@ CREATE TABLE IF NOT EXISTS metaflow.spans_local ON CLUSTER 'metaflow'
     pod_uid LowCardinality(String) CODEC(ZSTD(1)),
     node LowCardinality(String) CODEC(ZSTD(1)),
     workload LowCardinality(String) CODEC(ZSTD(1)),
-    agent_id LowCardinality(String) CODEC(ZSTD(1))
+    agent_id LowCardinality(String) CODEC(ZSTD(1)),
+    INDEX trace_id trace_id TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX attribute_values mapValues(attributes) TYPE bloom_filter(0.01) GRANULARITY 1
 )
 ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
 PARTITION BY toDate(start_time)
-ORDER BY (toStartOfHour(start_time), trace_id, span_id)
+ORDER BY (toStartOfHour(start_time), trace_id, start_time)
+PRIMARY KEY (toStartOfHour(start_time), trace_id)
 TTL toDateTime(start_time) + toIntervalSecond(2592000)
-SETTINGS ttl_only_drop_parts = 1, replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+SETTINGS
+    string_serialization_version = 'single_stream',
+    min_bytes_for_wide_part = 134217728,
+    ttl_only_drop_parts = 1,
+    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
 
 CREATE TABLE IF NOT EXISTS metaflow.spans_distributed ON CLUSTER 'metaflow' AS metaflow.spans_local
 ENGINE = Distributed('metaflow', 'metaflow', 'spans_local', cityHash64(trace_id));

@@ -68,8 +68,11 @@ func chunk(sorted []SpanKey) int {
 func (d *DB) lookUp(ctx context.Context, shard int, keys []SpanKey, found map[SpanKey]struct{}) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
 	defer cancel()
-	traceID, spanID := proto.ColFixedStr{Size: 32}, proto.ColFixedStr{Size: 16}
-	var start proto.ColInt64
+	var (
+		traceID proto.ColStr
+		spanID  = proto.ColFixedStr{Size: 16}
+		start   proto.ColInt64
+	)
 	addr, err := d.shards.run(ctx, shard, func(ctx context.Context, c *conn) error {
 		if err := d.catchUp(ctx, c.client); err != nil {
 			return err
@@ -84,7 +87,7 @@ func (d *DB) lookUp(ctx context.Context, shard int, keys []SpanKey, found map[Sp
 			OnResult: func(context.Context, proto.Block) error {
 				for i := range start.Rows() {
 					k := SpanKey{Start: start.Row(i)}
-					if _, err := hex.Decode(k.TraceID[:], traceID.Row(i)); err != nil {
+					if _, err := hex.Decode(k.TraceID[:], traceID.RowBytes(i)); err != nil {
 						return fmt.Errorf("read trace_id: %w", err)
 					}
 					if _, err := hex.Decode(k.SpanID[:], spanID.Row(i)); err != nil {
@@ -123,7 +126,7 @@ func syncReplicaSQL(database string) string {
 }
 
 // lookupSQL asks for keys, which are sorted by start. The time window and the
-// pair of ids are a prefix of the sort key.
+// trace ids are a prefix of the sort key.
 func lookupSQL(database string, keys []SpanKey) string {
 	var b strings.Builder
 	b.WriteString("SELECT trace_id, span_id, toUnixTimestamp64Nano(start_time) AS start FROM " + database + ".spans_local" +

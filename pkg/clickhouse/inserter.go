@@ -154,9 +154,12 @@ func insertSettings(cfg Config) []proto.Setting {
 		setting("async_insert", "0"),
 		setting("insert_deduplicate", "1"),
 		setting("deduplicate_blocks_in_dependent_materialized_views", "1"),
-		// A block must not be cut, whatever the user's profile says. Older
-		// servers do not know this one, and never cut.
+		// What follows is not known to every server; one that does not know it
+		// ignores it. A block must not be cut, whatever the user's profile says.
 		{Key: "use_strict_insert_block_limits", Value: "0"},
+		// Merges build the skip indexes, once for many inserts: until then a
+		// young part is read without them.
+		{Key: "materialize_skip_indexes_on_insert", Value: "0"},
 		// Nobody reads them.
 		{Key: "send_profile_events", Value: "0"},
 	}

@@ -35,6 +35,10 @@ const ddlTimeout = 3 * time.Minute
 // Wait before.
 func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 	p := d.params(keep)
+	var err error
+	if p.StringSerialization, err = d.knowsTableSetting(ctx, "string_serialization_version"); err != nil {
+		return err
+	}
 	all, err := migrations.Render(p)
 	if err != nil {
 		return err
@@ -207,6 +211,15 @@ func (d *DB) applied(ctx context.Context) (map[uint32]MigrationStatus, error) {
 		return nil, fmt.Errorf("read migrations: %w", readable(err))
 	}
 	return found, nil
+}
+
+func (d *DB) knowsTableSetting(ctx context.Context, name string) (bool, error) {
+	var n uint64
+	err := d.conn.QueryRow(ctx, "SELECT count() FROM system.merge_tree_settings WHERE name = $1", name).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for table setting %s: %w", name, readable(err))
+	}
+	return n > 0, nil
 }
 
 func (d *DB) tableExists(ctx context.Context, table string) (bool, error) {
