@@ -101,7 +101,11 @@ func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 	failed := make(chan error, 1)
 	go func() { failed <- newInserter(t, muted).Insert(t.Context(), 0, "spans_local", "token", block, rows) }()
 	for queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans") != strconv.Itoa(rows) {
-		time.Sleep(10 * time.Millisecond) // for a server, whose clock is the real one
+		select {
+		case <-t.Context().Done():
+			t.Fatal("the block was never stored")
+		case <-time.After(10 * time.Millisecond): // the server's clock is the real one
+		}
 	}
 	_ = syscall.Kill(e.PID(), syscall.SIGKILL)
 	<-e.Done()
