@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -100,6 +101,7 @@ func (c *Client) Ping(ctx context.Context) error {
 		err = answer.Error
 	}
 	if err != nil {
+		c.suspect(err)
 		return fmt.Errorf("ask kafka for its versions: %w", c.explain(ctx, err))
 	}
 	return nil
@@ -155,13 +157,27 @@ func (c *Client) roundTrip(ctx context.Context, timeout time.Duration, req proto
 // is what its own request for metadata met.
 func (c *Client) explain(ctx context.Context, err error) error {
 	noRoute := errors.Is(err, protocol.ErrNoTopic) || errors.Is(err, protocol.ErrNoPartition) || errors.Is(err, protocol.ErrNoLeader)
-	if !noRoute || ctx.Err() != nil {
-		return err
+	if noRoute && ctx.Err() == nil {
+		if _, merr := c.transport.RoundTrip(ctx, c.addr, &metadata.Request{TopicNames: []string{}}); merr != nil {
+			err = merr
+		}
 	}
-	if _, merr := c.transport.RoundTrip(ctx, c.addr, &metadata.Request{TopicNames: []string{}}); merr != nil {
-		return merr
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w (%s)", err, c.hangUpHint())
 	}
 	return err
+}
+
+// hangUpHint says why a broker may close a connection without a word.
+func (c *Client) hangUpHint() string {
+	switch {
+	case c.sasl != nil:
+		return "the broker closed the connection: it restarts, or it refused the login of sasl.username by authentication with sasl.mechanism"
+	case c.tls == nil:
+		return "the broker closed the connection: it restarts, or it wants TLS or a login"
+	default:
+		return "the broker closed the connection: it restarts, or it wants a login"
+	}
 }
 
 // refresh makes the next request ask for the leaders again and use new

@@ -15,7 +15,7 @@ import (
 // maxDecompressed bounds what one record batch may decompress to. Brokers
 // take 1 MiB batches by default and spans compress up to tenfold; a batch
 // beyond this bound is taken for an attack on memory.
-const maxDecompressed = 128 << 20
+const maxDecompressed = 64 << 20
 
 var (
 	errCRC     = errors.New("its checksum is wrong")
@@ -137,32 +137,38 @@ func (d *decoder) batch(h batchHeader, from int64) error {
 
 // all adds the records in body from offset from on.
 func (d *decoder) all(h batchHeader, body []byte, from int64) error {
+	last := h.base() - 1
 	for range int(int32(binary.BigEndian.Uint32(h[batchAtCount:]))) {
 		size, n := binary.Varint(body)
 		if n <= 0 || size < 0 || size > int64(len(body)-n) {
 			return errRecords
 		}
-		if err := d.one(h, body[n:n+int(size)], from); err != nil {
+		offset, err := d.one(h, body[n:n+int(size)], from)
+		if err != nil {
 			return err
 		}
+		if offset <= last || offset >= h.next() {
+			return errRecords
+		}
+		last = offset
 		body = body[n+int(size):]
 	}
 	return nil
 }
 
-// one adds the record in b, unless it lies before offset from.
-func (d *decoder) one(h batchHeader, b []byte, from int64) error {
+// one adds the record in b, unless it lies before offset from, and returns its offset.
+func (d *decoder) one(h batchHeader, b []byte, from int64) (offset int64, err error) {
 	r := fieldReader{b: b}
 	r.skip(1)
 	timeDelta := r.varint()
-	offset := h.base() + r.varint()
+	offset = h.base() + r.varint()
 	r.bytes() // the key
 	value := r.bytes()
 	if r.bad {
-		return errRecords
+		return 0, errRecords
 	}
 	if offset < from {
-		return nil
+		return offset, nil
 	}
 	millis := int64(binary.BigEndian.Uint64(h[batchAtFirstTime:])) + timeDelta
 	if h.attributes()&attrLogAppendTime != 0 {
@@ -170,11 +176,11 @@ func (d *decoder) one(h batchHeader, b []byte, from int64) error {
 	}
 	rec := record.Record{Offset: offset, Time: time.UnixMilli(millis), Value: value}
 	if err := eachHeader(r.b, rec.Meta.Set); err != nil {
-		return err
+		return 0, err
 	}
 	d.records = append(d.records, rec)
 	d.headers = append(d.headers, r.b)
-	return nil
+	return offset, nil
 }
 
 // eachHeader calls f with every header in b. The key is valid until f returns.

@@ -20,7 +20,7 @@ const fetchVersion = 10
 // fetchRequest asks for the records of one partition. The library would
 // decode the answer into pages and copy each record out of them; through its hook for
 // messages that do their own exchange, the answer is read into one buffer and
-// decoded in place. That is three to four times as fast (BenchmarkFetch).
+// decoded in place. That is twice as fast for less than half of the CPU (BenchmarkFetch).
 type fetchRequest struct {
 	ctx       context.Context //nolint:containedctx // of the one exchange that this value is
 	topic     string
@@ -138,6 +138,7 @@ func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset 
 }
 
 func (f *fetcher) fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+	f.trim(maxBytes)
 	deadline := maxWait + controlTimeout
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
@@ -159,6 +160,20 @@ func (f *fetcher) fetch(ctx context.Context, topic string, partition int, offset
 	f.client.metrics.fetched(topic, &batch, len(res.batches))
 	return batch, nil
 }
+
+// trim lets go of memory that an exceptionally large batch has left behind.
+func (f *fetcher) trim(maxBytes int) {
+	const slack = 1 << 20
+	if cap(f.buf) > 2*maxBytes+slack {
+		f.buf = nil
+	}
+	if cap(f.plain) > usualRatio*maxBytes+slack {
+		f.plain = nil
+	}
+}
+
+// usualRatio is more than spans compress under most codecs.
+const usualRatio = 16
 
 func (f *fetcher) answer(res *fetchResponse, offset int64) (Batch, error) {
 	err := codeError(res.code, "")

@@ -118,7 +118,7 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			continue
 		}
 		g.client.suspect(err)
-		g.log.Warn("not in the consumer group, trying again", "error", err)
+		g.log.Warn("joining the consumer group again", "error", err)
 		_ = sleep(ctx, backoff(max(attempt, 0)))
 	}
 	return nil

@@ -1,0 +1,43 @@
+package kafka_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+func TestDefaultConfigIsValid(t *testing.T) {
+	if err := kafka.DefaultConfig().Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestValidateNamesEveryProblem(t *testing.T) {
+	cfg := kafka.Config{
+		Brokers:     []string{"kafka", "kafka:", ":9092", "kafka:9092"},
+		Compression: "brotli", MaxRecordBytes: 1, Retention: time.Second,
+		SASL: kafka.SASL{Mechanism: "gssapi"},
+		TLS:  kafka.TLS{CertFile: "cert.pem"},
+	}
+	want := []string{
+		"brokers[0]: address kafka: missing port in address",
+		`brokers[1]: "kafka:": "" is not a port`,
+		`brokers[2]: ":9092" names no host`,
+		"partitions: 0 is not positive",
+		"replication: 0 is not positive",
+		"retention: 1s is less than a minute",
+		`compression: "brotli" is not none, gzip, snappy, lz4 or zstd`,
+		"max_record_bytes: 1 is not between 1024 and 33554432",
+		"produce_timeout: 0s is less than 100ms",
+		`sasl.mechanism: "gssapi" is not plain, scram-sha-256 or scram-sha-512`,
+		`sasl.username: it is empty, but sasl.mechanism is "gssapi"`,
+		`tls.cert_file and tls.key_file: "cert.pem" and "", but one needs the other`,
+	}
+	if diff := cmp.Diff(want, strings.Split(cfg.Validate().Error(), "\n")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,278 @@
+package kafka
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/pierrec/lz4/v4"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+var testTime = time.UnixMilli(1_700_000_000_000)
+
+// logBatch returns a batch as it lies in the log: n records "offset N" from offset first on.
+func logBatch(compression string, first int64, n int) []byte {
+	codec, err := codecByName(compression)
+	if err != nil {
+		panic(err)
+	}
+	var entries []entry
+	for i := range n {
+		entries = append(entries, entry{out: &Outgoing{Value: fmt.Appendf(nil, "offset %d", first+int64(i))}})
+	}
+	e := encoder{codec: codec}
+	b := e.appendBatch(nil, entries, testTime)
+	binary.BigEndian.PutUint64(b[batchAtOffset:], uint64(first))
+	return b
+}
+
+// seal puts the right checksum on a batch that a test has changed.
+func seal(b []byte) []byte {
+	binary.BigEndian.PutUint32(b[batchAtCRC:], crc32.Checksum(b[batchAtAttributes:], castagnoli))
+	return b
+}
+
+func offsets(first, end int64) []record.Record {
+	var records []record.Record
+	for o := first; o < end; o++ {
+		records = append(records, record.Record{Offset: o, Time: testTime, Value: fmt.Appendf(nil, "offset %d", o)})
+	}
+	return records
+}
+
+func TestDecode(t *testing.T) {
+	join := func(batches ...[]byte) []byte { return bytes.Join(batches, nil) }
+	control := logBatch("none", 5, 1)
+	control[batchAtAttributes+1] |= attrControl
+	seal(control)
+	// Compaction has removed the records 12 to 19 of this batch, and left its end.
+	compacted := logBatch("lz4", 10, 2)
+	binary.BigEndian.PutUint32(compacted[batchAtLastDelta:], 9)
+	seal(compacted)
+	emptied := logBatch("none", 20, 1)[:batchHeaderSize]
+	binary.BigEndian.PutUint32(emptied[batchAtLength:], batchHeaderSize-batchAtEpoch)
+	binary.BigEndian.PutUint32(emptied[batchAtCount:], 0)
+	binary.BigEndian.PutUint32(emptied[batchAtLastDelta:], 4)
+	seal(emptied)
+
+	tests := map[string]struct {
+		data []byte
+		from int64
+		want Batch
+	}{
+		"nothing":                        {nil, 7, Batch{Next: 7}},
+		"one batch":                      {logBatch("none", 0, 3), 0, Batch{Records: offsets(0, 3), Next: 3}},
+		"begins before the offset":       {logBatch("zstd", 0, 9), 5, Batch{Records: offsets(5, 9), Next: 9}},
+		"all before the offset":          {logBatch("zstd", 0, 3), 3, Batch{Next: 3}},
+		"batches of several codecs":      {join(logBatch("lz4", 0, 2), logBatch("gzip", 2, 2), logBatch("snappy", 4, 1)), 1, Batch{Records: offsets(1, 5), Next: 5}},
+		"the last one is cut off":        {join(logBatch("lz4", 0, 2), logBatch("lz4", 2, 2)[:70]), 0, Batch{Records: offsets(0, 2), Next: 2}},
+		"cut off within the header":      {join(logBatch("lz4", 0, 2), logBatch("lz4", 2, 2)[:20]), 0, Batch{Records: offsets(0, 2), Next: 2}},
+		"end of a transaction":           {join(control, logBatch("none", 6, 1)), 5, Batch{Records: offsets(6, 7), Next: 7}},
+		"only the end of a transaction":  {control, 5, Batch{Next: 6}},
+		"the end is compacted away":      {compacted, 10, Batch{Records: offsets(10, 12), Next: 20}},
+		"everything is compacted away":   {emptied, 20, Batch{Next: 25}},
+		"compacted up to a later offset": {logBatch("none", 30, 1), 20, Batch{Records: offsets(30, 31), Next: 31}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			var d decoder
+			for range 2 { // the second time with used memory
+				got, err := d.decode(tc.data, tc.from)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreUnexported(Batch{}), cmpopts.EquateEmpty()); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+func TestLogAppendTime(t *testing.T) {
+	b := logBatch("none", 0, 1)
+	appended := testTime.Add(time.Hour)
+	b[batchAtAttributes+1] |= attrLogAppendTime
+	binary.BigEndian.PutUint64(b[batchAtMaxTime:], uint64(appended.UnixMilli()))
+	var d decoder
+	got, err := d.decode(seal(b), 0)
+	if err != nil || !got.Records[0].Time.Equal(appended) {
+		t.Errorf("time = %v, %v; want the broker's, %v", got.Records, err, appended)
+	}
+}
+
+// A batch that nobody can read does not hide those before it, and says where to go on.
+func TestCorruptBatch(t *testing.T) {
+	flipped := logBatch("lz4", 2, 3)
+	flipped[len(flipped)-1] ^= 1
+	garbage := logBatch("none", 2, 3)
+	garbage[batchAtAttributes+1] = codecZstd
+	lies := logBatch("none", 2, 3)
+	binary.BigEndian.PutUint32(lies[batchAtCount:], 1000)
+	old := logBatch("none", 2, 1)
+	old[batchAtMagic] = 1
+	tests := map[string]struct {
+		batch []byte
+		next  int64
+	}{
+		"wrong checksum":    {flipped, 5},
+		"not compressed so": {seal(garbage), 5},
+		"too few records":   {seal(lies), 5},
+		"older format":      {old, 3},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			var d decoder
+			data := append(logBatch("lz4", 0, 2), tc.batch...)
+			got, err := d.decode(data, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(Batch{Records: offsets(0, 2), Next: 2}, got, cmpopts.IgnoreUnexported(Batch{})); diff != "" {
+				t.Errorf("before it (-want +got):\n%s", diff)
+			}
+			_, err = d.decode(data, got.Next)
+			var corrupt *CorruptError
+			if !errors.As(err, &corrupt) || corrupt.Offset != 2 || corrupt.Next != tc.next {
+				t.Errorf("at it: %v, want a CorruptError from 2 to %d", err, tc.next)
+			}
+			if fault.ClassOf(classifyFetch(err)) != fault.Rejected {
+				t.Error("its class is not rejected")
+			}
+		})
+	}
+}
+
+// A few bytes must not be able to take all memory.
+func TestDecompressionIsBounded(t *testing.T) {
+	zeros := make([]byte, 1<<20)
+	for _, name := range []string{"gzip", "snappy", "lz4", "zstd"} {
+		t.Run(name, func(t *testing.T) {
+			codec, err := codecByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			packed := codec.append(nil, zeros)
+			if _, err := appendDecompressed(nil, codec.id, packed, len(zeros)-1); !errors.Is(err, errTooBig) {
+				t.Errorf("one byte over the bound: %v", err)
+			}
+			prefix := []byte("before")
+			got, err := appendDecompressed(prefix, codec.id, packed, len(zeros))
+			if err != nil || !bytes.Equal(got, append([]byte("before"), zeros...)) {
+				t.Errorf("at the bound: %d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
+// Whatever lz4 frame the ecosystem writes is read.
+func TestLZ4Frames(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	noise := make([]byte, 300<<10)
+	for i := range noise {
+		noise[i] = byte(random.UintN(256))
+	}
+	text := bytes.Repeat([]byte("spans of the web store, "), 30_000)
+	contents := map[string][]byte{"empty": nil, "text": text, "noise": noise, "both": append(append([]byte(nil), text...), noise...)}
+	options := map[string][]lz4.Option{
+		"plain":         nil,
+		"small blocks":  {lz4.BlockSizeOption(lz4.Block64Kb)},
+		"large blocks":  {lz4.BlockSizeOption(lz4.Block4Mb)},
+		"all checksums": {lz4.BlockChecksumOption(true), lz4.ChecksumOption(true)},
+		"slow":          {lz4.CompressionLevelOption(lz4.Level9)},
+	}
+	for name, opts := range options {
+		for kind, content := range contents {
+			t.Run(name+" "+kind, func(t *testing.T) {
+				var frame bytes.Buffer
+				w := lz4.NewWriter(&frame)
+				if err := w.Apply(append(opts, lz4.SizeOption(uint64(len(content))))...); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := w.Write(content); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+				got, err := unlz4(nil, frame.Bytes(), 10<<20)
+				if err != nil || !bytes.Equal(got, content) {
+					t.Errorf("got %d bytes, %v; want %d", len(got), err, len(content))
+				}
+			})
+		}
+	}
+	// And the library reads ours.
+	for kind, content := range contents {
+		var got bytes.Buffer
+		if _, err := got.ReadFrom(lz4.NewReader(bytes.NewReader(appendLZ4(nil, content)))); err != nil || !bytes.Equal(got.Bytes(), content) {
+			t.Errorf("ours, %s: got %d bytes, %v; want %d", kind, got.Len(), err, len(content))
+		}
+	}
+}
+
+// Java's snappy comes in blocks with a header of its own.
+func TestXerialSnappy(t *testing.T) {
+	packed := append(append([]byte(nil), xerialMagic...), 0, 0, 0, 1, 0, 0, 0, 1)
+	for _, part := range []string{"first, ", "second"} {
+		block := appendSnappy(nil, []byte(part))
+		packed = binary.BigEndian.AppendUint32(packed, uint32(len(block)))
+		packed = append(packed, block...)
+	}
+	got, err := unsnappy(nil, packed, 100)
+	if string(got) != "first, second" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if _, err := unsnappy(nil, packed[:len(packed)-1], 100); err == nil {
+		t.Error("a cut block was accepted")
+	}
+}
+
+// FuzzDecode holds decode to its contract for bytes from anyone: no panic, every
+// failure is a *CorruptError that leads onward, records are in order and not before
+// the offset asked for.
+func FuzzDecode(f *testing.F) {
+	for _, compression := range []string{"none", "gzip", "snappy", "lz4", "zstd"} {
+		f.Add(append(logBatch(compression, 0, 3), logBatch(compression, 3, 1)...), int64(1), true)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, from int64, repair bool) {
+		if from < 0 || from > 1<<40 {
+			return
+		}
+		if length := len(data); repair && length > batchHeaderSize { // so that the fuzzer gets past the checksum
+			data = bytes.Clone(data)
+			binary.BigEndian.PutUint32(data[batchAtLength:], uint32(length-batchAtEpoch))
+			seal(data)
+		}
+		var d decoder
+		b, err := d.decode(data, from)
+		if err != nil {
+			var corrupt *CorruptError
+			if !errors.As(err, &corrupt) || corrupt.Next <= from {
+				t.Fatalf("from %d: %v, next %d", from, err, corrupt.Next)
+			}
+			return
+		}
+		if b.Next < from {
+			t.Fatalf("next is %d, before %d", b.Next, from)
+		}
+		last := from - 1
+		for i := range b.Records {
+			if o := b.Records[i].Offset; o <= last || o >= b.Next {
+				t.Fatalf("offset %d is not between %d and %d", o, last, b.Next)
+			}
+			last = b.Records[i].Offset
+			b.Headers(i)
+		}
+	})
+}
