@@ -32,6 +32,7 @@ func main() {
 	flag.IntVar(&o.batch, "batch", 512, "spans in one request")
 	flag.IntVar(&o.partitions, "partitions", 12, "partitions of the topic")
 	flag.IntVar(&o.senders, "senders", 4, "requests at a time")
+	flag.StringVar(&o.profiles, "profiles", "", "directory for CPU and heap profiles of our gateway and writer; taking them costs some CPU itself")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,7 +44,7 @@ func main() {
 }
 
 type options struct {
-	server, collector                 string
+	server, collector, profiles       string
 	spans, batch, partitions, senders int
 	verbose                           bool
 }

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // metaflow measures our own pipeline.
@@ -13,22 +17,65 @@ func (b *bench) metaflow(ctx context.Context) (figures, error) {
 	if err != nil {
 		return figures{}, err
 	}
+	ops, err := freeAddr()
+	if err != nil {
+		return figures{}, err
+	}
 	config := filepath.Join(b.dir, "metaflow.yaml")
 	yaml := fmt.Sprintf(`grpc: {listen: %q}
-http: {listen: "127.0.0.1:0"}
+http: {listen: %q, pprof: %t}
 kafka: {brokers: [%q], partitions: %d}
 clickhouse: {addresses: [%q]}
-`, otlp, b.kafka, b.partitions, b.engine.NativeAddr())
+`, otlp, ops, b.profiles != "", b.kafka, b.partitions, b.engine.NativeAddr())
 	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
 		return figures{}, err
 	}
 	role := func(role string) func() (*process, error) {
 		return func() (*process, error) {
+			if b.profiles != "" {
+				go b.profile(ctx, ops, role)
+			}
 			return start(b.verbose, nil, b.server, "serve", "--config", config, "--roles", role)
 		}
 	}
 	return b.measure(ctx, pipeline{
 		name: "metaflow", otlp: otlp, receiver: role("gateway"), writer: role("writer"),
-		count: "SELECT count() FROM metaflow.spans", table: "metaflow.spans_local",
+		count: "SELECT count() FROM metaflow.spans", table: "metaflow.spans_local", once: true,
 	})
+}
+
+// profile saves what a role does in its first seconds, and its heap then.
+func (b *bench) profile(ctx context.Context, addr, role string) {
+	for name, path := range map[string]string{"cpu": "profile?seconds=4", "heap": "heap?seconds=4"} {
+		go func() {
+			if err := save(ctx, "http://"+addr+"/debug/pprof/"+path, filepath.Join(b.profiles, role+"."+name+".pprof")); err != nil {
+				progress("profile of the %s: %v", role, err)
+			}
+		}()
+	}
+}
+
+// save fetches url, once something answers there, into a file.
+func save(ctx context.Context, url, file string) error {
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			defer func() { _ = resp.Body.Close() }()
+			out, err := os.Create(file)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(out, resp.Body)
+			return errors.Join(err, out.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }

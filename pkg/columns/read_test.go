@@ -96,7 +96,7 @@ func read(s *columns.Spans) ([]row, error) {
 	words := map[string]*proto.ColLowCardinality[string]{}
 	numbers := map[string]*proto.ColUInt32{}
 	var (
-		traceID, spanID         proto.ColFixedStr
+		spanID                  proto.ColFixedStr
 		kind, status            proto.ColEnum
 		start                   proto.ColDateTime64
 		duration                proto.ColInt64
@@ -110,12 +110,11 @@ func read(s *columns.Spans) ([]row, error) {
 		linkDropped, linkFlags  proto.ColUInt32
 		attributes, onEvent, on = newMap(), newMap(), newMap()
 	)
-	traceID.SetSize(32)
 	spanID.SetSize(16)
 	events := &list{ColTuple: proto.ColTuple{&eventTime, eventName, onEvent, &eventDropped}}
 	links := &list{ColTuple: proto.ColTuple{&linkTrace, &linkSpan, &linkState, on, &linkDropped, &linkFlags}}
 	special := map[string]proto.ColResult{
-		"trace_id": &traceID, "span_id": &spanID, "kind": &kind, "status_code": &status,
+		"span_id": &spanID, "kind": &kind, "status_code": &status,
 		"start_time": &start, "duration_ns": &duration, "ip": &ip, "peer_ip": &peerIP, "port": &port, "peer_port": &peerPort,
 		"attributes": attributes, "events": events, "links": links,
 	}
@@ -149,7 +148,7 @@ func read(s *columns.Spans) ([]row, error) {
 	var rows []row
 	for i := range s.Rows() {
 		r := row{
-			TraceID: string(traceID.Row(i)), SpanID: string(spanID.Row(i)),
+			TraceID: text["trace_id"].Row(i), SpanID: string(spanID.Row(i)),
 			ParentSpanID: text["parent_span_id"].Row(i), TraceState: text["trace_state"].Row(i),
 			Flags: numbers["flags"].Row(i), Name: words["name"].Row(i), Kind: kind.Row(i),
 			StatusCode: status.Row(i), StatusMessage: text["status_message"].Row(i),

@@ -42,7 +42,8 @@ type Spans struct {
 	input proto.Input
 	all   []column
 
-	traceID, spanID          fixed
+	traceID                  text
+	spanID                   fixed
 	parentSpanID, traceState text
 	flags                    fixed
 	name                     dict
@@ -84,8 +85,8 @@ type Spans struct {
 // NewSpans returns an empty block.
 func NewSpans() *Spans {
 	s := &Spans{
-		traceID: newFixed("FixedString(32)", 32), spanID: newFixed("FixedString(16)", 16),
-		flags: newFixed("UInt32", 4), name: newDict(),
+		spanID: newFixed("FixedString(16)", 16),
+		flags:  newFixed("UInt32", 4), name: newDict(),
 		kind: newFixed(kindType, 1), start: newFixed("DateTime64(9, 'UTC')", 8), duration: newFixed("Int64", 8),
 		statusCode: newFixed(statusType, 1), droppedAttributes: newFixed("UInt32", 4),
 		droppedEvents: newFixed("UInt32", 4), droppedLinks: newFixed("UInt32", 4),
@@ -161,7 +162,7 @@ func (s *Spans) Heads(f func(*otlp.Head)) {
 	var spanID [8]byte
 	for i := range s.rows {
 		// What putHex wrote decodes without an error.
-		_, _ = hex.Decode(traceID[:], s.traceID.buf[32*i:32*i+32])
+		_, _ = hex.Decode(traceID[:], s.traceID.buf[33*i+1:33*i+33]) // its length stands before it
 		_, _ = hex.Decode(spanID[:], s.spanID.buf[16*i:16*i+16])
 		f(&otlp.Head{TraceID: traceID[:], SpanID: spanID[:], Start: binary.LittleEndian.Uint64(s.start.buf[8*i:])})
 	}

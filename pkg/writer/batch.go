@@ -47,9 +47,9 @@ func (b *batch) full(cfg *Config) bool {
 	return b.block.Rows() >= cfg.MaxBatchRows || b.memory() >= cfg.MaxBatch
 }
 
-// due reports whether the batch has to be inserted now. A nil batch never is.
+// due reports whether the batch has waited long enough, or is full.
 func (b *batch) due(cfg *Config, now time.Time) bool {
-	return b != nil && (now.Sub(b.begun) >= cfg.MaxWait || b.full(cfg))
+	return b.full(cfg) || now.Sub(b.begun) >= cfg.MaxWait
 }
 
 // divert adds a dead letter.

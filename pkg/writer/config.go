@@ -13,7 +13,7 @@ type Config struct {
 	MaxBatchRows int           `mapstructure:"max_batch_rows" doc:"Spans in one INSERT at most. More make fewer parts in ClickHouse and take more memory here and there."`
 	MaxBatch     int64         `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Bytes of columns in one INSERT at most, before compression."`
 	MaxWait      time.Duration `mapstructure:"max_batch_wait" doc:"How long a batch may wait for more spans: the delay until a span can be queried when there are few. Too little makes many small parts in ClickHouse."`
-	MemoryBytes  int64         `mapstructure:"memory_bytes" unit:"bytes" doc:"Memory of all batches and fetches under way together. When it is used up, batches are inserted before they are full."`
+	MemoryBytes  int64         `mapstructure:"memory_bytes" unit:"bytes" doc:"Memory of all batches and fetches under way together. Half of it is for partitions that are behind, which fill whole batches in turn; when the other half is used up, batches are inserted before they are full."`
 	FetchBytes   int           `mapstructure:"fetch_bytes" unit:"bytes" doc:"Compressed bytes of one fetch from a partition."`
 	DedupWindow  time.Duration `mapstructure:"dedup_window" doc:"How long after a request a copy of it, sent again by the client, is recognized by its content."`
 	DedupBytes   int64         `mapstructure:"dedup_bytes" unit:"bytes" doc:"How much of a partition's log that window reaches back at most; also what is read when a partition is taken over."`
@@ -25,10 +25,10 @@ func DefaultConfig() Config {
 		Group:        "metaflow-writer",
 		Session:      10 * time.Second,
 		MaxBatchRows: 100_000,
-		MaxBatch:     32 << 20,
+		MaxBatch:     24 << 20,
 		MaxWait:      time.Second,
 		MemoryBytes:  128 << 20,
-		FetchBytes:   1 << 20,
+		FetchBytes:   256 << 10,
 		DedupWindow:  10 * time.Minute,
 		DedupBytes:   256 << 20,
 	}
@@ -38,6 +38,10 @@ func DefaultConfig() Config {
 // columns made of it are taken to be: spans compress four to eight times, and
 // hexadecimal ids and dictionary keys add to them.
 const fetchFactor = 8
+
+// slots is how many partitions that are behind may fill a batch at a time: as
+// many whole batches as half of the memory holds. The other half is for those that keep up.
+func (c Config) slots() int64 { return max(1, c.MemoryBytes/2/max(c.MaxBatch, 1)) }
 
 // Validate reports every problem, each by its key.
 func (c Config) Validate() error {
@@ -67,8 +71,8 @@ func (c Config) Validate() error {
 	if c.DedupWindow < 0 {
 		errs = append(errs, fmt.Errorf("dedup_window: %s is negative", c.DedupWindow))
 	}
-	if least := int64(c.FetchBytes) * fetchFactor; c.MemoryBytes < least {
-		errs = append(errs, fmt.Errorf("memory_bytes: %d is less than %d, which one fetch needs (%d times fetch_bytes)", c.MemoryBytes, least, fetchFactor))
+	if least := 2 * max(int64(c.FetchBytes)*fetchFactor, c.MaxBatch); c.MemoryBytes < least {
+		errs = append(errs, fmt.Errorf("memory_bytes: %d is less than %d, twice max_batch_bytes and twice %d times fetch_bytes", c.MemoryBytes, least, fetchFactor))
 	}
 	return errors.Join(errs...)
 }

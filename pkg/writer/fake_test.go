@@ -33,6 +33,7 @@ type partitionLog struct {
 	commits  []string
 	steps    int // operations until the owner crashes; negative means never
 	trouble  map[string]error
+	lent     [][]byte // the values that the last fetch returned
 }
 
 func newLog() *partitionLog { return &partitionLog{offset: -1, steps: -1, trouble: map[string]error{}} }
@@ -99,7 +100,18 @@ func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait t
 			return kafka.Batch{}, ctx.Err()
 		}
 	}
-	return kafka.Batch{Records: append([]record.Record(nil), l.records[offset:to]...), Next: to, HighWatermark: l.end()}, nil
+	// What the last fetch returned is not valid any more, so let nobody read it.
+	for _, value := range l.lent {
+		clear(value)
+	}
+	l.lent = nil
+	batch := kafka.Batch{Next: to, HighWatermark: l.end()}
+	for _, r := range l.records[offset:to] {
+		r.Value = append([]byte(nil), r.Value...)
+		l.lent = append(l.lent, r.Value)
+		batch.Records = append(batch.Records, r)
+	}
+	return batch, nil
 }
 
 func (l *partitionLog) Bounds(ctx context.Context) (int64, int64, error) {

@@ -24,6 +24,10 @@ type partition struct {
 	next   int64 // offset to fetch next
 	batch  *batch
 	held   int64 // of Writer.memory, for batch
+	bulk   bool  // has one of Writer.slots instead
+	behind bool  // the log has more than was fetched
+
+	fetched bool // the records of the last fetch are still valid
 }
 
 func newPartition(w *Writer, claim Claim) *partition {
@@ -109,7 +113,7 @@ func (p *partition) resume(ctx context.Context) error {
 	if err := p.rebuildWindow(ctx, start, min(from, end)); err != nil {
 		return err
 	}
-	p.next = from
+	p.next, p.behind = from, end > from
 	p.log.Info("partition taken over", "offset", from, "planned_to", to, "behind", end-from, "window_records", p.window.Len())
 	if !planned {
 		return nil
@@ -147,8 +151,10 @@ func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error)
 // passes and nothing came, the log has no more.
 const readWait = 5 * time.Second
 
-// read calls f for every record in [from, to) that the log still has.
+// read calls f for every record in [from, to) that the log still has. What was
+// fetched before is no longer valid then.
 func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record)) error {
+	p.fetched = false
 	for from < to {
 		fetched, err := p.claim.Fetch(ctx, from, p.cfg.FetchBytes, readWait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
@@ -215,30 +221,58 @@ func (p *partition) finish(ctx context.Context, from, to int64) error {
 
 // step fetches once, and inserts when the batch is due.
 func (p *partition) step(ctx context.Context) error {
-	need := int64(p.cfg.FetchBytes) * fetchFactor
-	if !p.memory.TryAcquire(need) {
-		if p.batch != nil {
-			return p.flush(ctx) // gives back what it holds
-		}
-		if err := p.memory.Acquire(ctx, need); err != nil {
+	if p.behind && p.batch == nil {
+		if err := p.slots.Acquire(ctx, 1); err != nil {
 			return err
+		}
+		p.bulk = true
+	}
+	var need int64
+	if !p.bulk { // what a slot holds is accounted for
+		need = int64(p.cfg.FetchBytes) * fetchFactor
+		if !p.memory.TryAcquire(need) {
+			if p.batch != nil {
+				return p.flush(ctx) // gives back what it holds
+			}
+			if err := p.memory.Acquire(ctx, need); err != nil {
+				return err
+			}
 		}
 	}
 	err := p.fetch(ctx)
-	// What the batch has grown by stays held, the rest goes back.
-	grown := min(max(p.batch.memory()-p.held, 0), need)
-	p.held += grown
-	p.memory.Release(need - grown)
-	if err != nil {
+	if need > 0 {
+		// What the batch has grown by stays held, the rest goes back.
+		grown := min(max(p.batch.memory()-p.held, 0), need)
+		p.held += grown
+		p.memory.Release(need - grown)
+	}
+	switch {
+	case err != nil:
 		return err
-	}
-	if p.batch.due(&p.cfg, time.Now()) {
+	case p.batch == nil:
+		p.leaveBulk()
+		return nil
+	// In a slot the batch grows until it is full or the log has no more. A
+	// partition that has just fallen behind gives way to those in the slots.
+	case p.bulk != p.behind, p.batch.due(&p.cfg, time.Now()) && !p.bulk:
 		return p.flush(ctx)
+	default:
+		return nil
 	}
-	return nil
 }
 
-// fetch takes what the log has next, or waits for it as long as the batch may wait.
+// leaveBulk gives up the slot, if there is one. A partition that is behind may
+// fill a whole batch only in one of a few slots: otherwise all that are
+// behind would share the memory, and insert many small batches.
+func (p *partition) leaveBulk() {
+	if p.bulk {
+		p.slots.Release(1)
+		p.bulk = false
+	}
+}
+
+// fetch takes what the log has next, or waits for it as long as the batch may
+// wait, and notes whether the log has more.
 func (p *partition) fetch(ctx context.Context) error {
 	wait := p.cfg.MaxWait
 	if p.batch != nil {
@@ -264,8 +298,14 @@ func (p *partition) fetch(ctx context.Context) error {
 			return err
 		}
 		if p.batch.full(&p.cfg) {
+			p.fetched = true
 			if err := p.flush(ctx); err != nil {
 				return err
+			}
+			if !p.fetched { // the flush had to fetch, so the rest is no longer valid
+				p.next = r.Offset + 1
+				p.behind = true
+				return nil
 			}
 		}
 	}
@@ -274,23 +314,49 @@ func (p *partition) fetch(ctx context.Context) error {
 		p.batch.to = p.next
 	}
 	p.metrics.lag(p.claim.Partition(), fetched.HighWatermark-p.next)
+	p.behind = fetched.HighWatermark > p.next
 	return nil
 }
 
 // openBatch makes sure that there is a batch. A new one begins at offset from.
 func (p *partition) openBatch(from int64) {
-	if p.batch == nil {
-		p.batch = newBatch(p.blocks.Get().(*columns.Spans), from)
+	if p.batch != nil {
+		return
 	}
+	var block *columns.Spans
+	if p.bulk {
+		select {
+		case block = <-p.large:
+		default:
+		}
+	}
+	if block == nil {
+		block = p.blocks.Get().(*columns.Spans)
+	}
+	p.batch = newBatch(block, from)
 }
 
-// dropBatch forgets the batch and gives back its memory.
+// dropBatch forgets the batch and gives back its memory, or its slot.
 func (p *partition) dropBatch() {
 	if p.batch != nil {
 		p.batch.block.Reset()
-		p.blocks.Put(p.batch.block)
+		p.recycle(p.batch.block)
 		p.batch = nil
 	}
 	p.memory.Release(p.held)
 	p.held = 0
+	p.leaveBulk()
+}
+
+// recycle keeps a block that has grown in a slot for the next slot, and no
+// more of them than there are slots.
+func (p *partition) recycle(block *columns.Spans) {
+	if !p.bulk {
+		p.blocks.Put(block)
+		return
+	}
+	select {
+	case p.large <- block:
+	default:
+	}
 }

@@ -73,8 +73,10 @@ type Writer struct {
 	dead    DeadLetters
 	log     *slog.Logger
 	metrics *metrics
-	memory  *semaphore.Weighted
-	blocks  sync.Pool // of *columns.Spans; idle ones are the garbage collector's
+	memory  *semaphore.Weighted // bytes, for partitions that are not behind
+	slots   *semaphore.Weighted // whole batches, for those that are
+	blocks  sync.Pool           // of *columns.Spans; idle ones are the garbage collector's
+	large   chan *columns.Spans // idle blocks that have grown to whole batches
 }
 
 // New checks cfg and returns a Writer. It starts nothing.
@@ -88,7 +90,9 @@ func New(cfg Config, store Store, dead DeadLetters, opts Options) (*Writer, erro
 	w := &Writer{
 		cfg: cfg, opts: opts, store: store, dead: dead, log: opts.Logger,
 		metrics: newMetrics(opts.Registerer),
-		memory:  semaphore.NewWeighted(cfg.MemoryBytes),
+		memory:  semaphore.NewWeighted(cfg.MemoryBytes / 2),
+		slots:   semaphore.NewWeighted(cfg.slots()),
+		large:   make(chan *columns.Spans, cfg.slots()),
 	}
 	w.blocks.New = func() any { return columns.NewSpans() }
 	return w, nil
