@@ -28,9 +28,9 @@ func MaybeRunChild() {
 	}
 	if err := runLibrary(library, os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		os.Exit(1) //nolint:forbidigo // this process is the engine, main never runs
 	}
-	os.Exit(0)
+	os.Exit(0) //nolint:forbidigo // as above
 }
 
 // runLibrary calls clickhouse-local's main with args and returns when it ended,
@@ -55,6 +55,6 @@ func runLibrary(library string, args []string) error {
 		pin.Pin(argv[i])
 	}
 	pin.Pin(&argv[0])
-	queryCmdline(int32(len(args)), unsafe.Pointer(&argv[0])) //nolint:gosec // a command line has few arguments
+	queryCmdline(int32(len(args)), unsafe.Pointer(&argv[0]))
 	return nil
 }
