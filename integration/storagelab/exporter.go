@@ -1,0 +1,47 @@
+package main
+
+// exporter is the table of the OpenTelemetry Collector's ClickHouse exporter,
+// with its order, indexes and codecs: what there is to be better than.
+var exporter = variant{
+	name: "collector's exporter",
+	columns: []col{
+		{"Timestamp", "DateTime64(9)", "Delta, ZSTD(1)", "start_time", times},
+		{"TraceId", "String", "ZSTD(1)", "trace_id", ids},
+		{"SpanId", "String", "ZSTD(1)", "span_id", ids},
+		{"ParentSpanId", "String", "ZSTD(1)", "parent_span_id", ids},
+		{"TraceState", "String", "ZSTD(1)", "trace_state", rest},
+		{"SpanName", "LowCardinality(String)", "ZSTD(1)", "name", rest},
+		{"SpanKind", "LowCardinality(String)", "ZSTD(1)", "initcap(toString(kind))", rest},
+		{"ServiceName", "LowCardinality(String)", "ZSTD(1)", "service_name", resource},
+		{"ResourceAttributes", "Map(LowCardinality(String), String)", "ZSTD(1)", "JSONExtract(resource, 'Map(String, String)')", resource},
+		{"ScopeName", "String", "ZSTD(1)", "scope_name", resource},
+		{"ScopeVersion", "String", "ZSTD(1)", "scope_version", resource},
+		{"SpanAttributes", "Map(LowCardinality(String), String)", "ZSTD(1)", "attributes", attributes},
+		{"Duration", "UInt64", "ZSTD(1)", "duration_ns", times},
+		{"StatusCode", "LowCardinality(String)", "ZSTD(1)", "initcap(toString(status_code))", rest},
+		{"StatusMessage", "String", "ZSTD(1)", "status_message", rest},
+		{"Events.Timestamp", "Array(DateTime64(9))", "ZSTD(1)", "event_times", rest},
+		{"Events.Name", "Array(LowCardinality(String))", "ZSTD(1)", "event_names", rest},
+		{"Events.Attributes", "Array(Map(LowCardinality(String), String))", "ZSTD(1)", "event_attributes", rest},
+		{"Links.TraceId", "Array(String)", "ZSTD(1)", "link_traces", rest},
+		{"Links.SpanId", "Array(String)", "ZSTD(1)", "link_spans", rest},
+		{"Links.TraceState", "Array(String)", "ZSTD(1)", "arrayMap(x -> '', link_spans)", rest},
+		{"Links.Attributes", "Array(Map(LowCardinality(String), String))", "ZSTD(1)", "link_attributes", rest},
+	},
+	indexes: []string{
+		"INDEX idx_trace_id TraceId TYPE bloom_filter(0.001) GRANULARITY 1",
+		"INDEX idx_res_attr_key mapKeys(ResourceAttributes) TYPE bloom_filter(0.01) GRANULARITY 1",
+		"INDEX idx_res_attr_value mapValues(ResourceAttributes) TYPE bloom_filter(0.01) GRANULARITY 1",
+		"INDEX idx_span_attr_key mapKeys(SpanAttributes) TYPE bloom_filter(0.01) GRANULARITY 1",
+		"INDEX idx_span_attr_value mapValues(SpanAttributes) TYPE bloom_filter(0.01) GRANULARITY 1",
+		"INDEX idx_duration Duration TYPE minmax GRANULARITY 1",
+	},
+	order:    "(ServiceName, SpanName, toDateTime(Timestamp))",
+	parts:    "toDate(Timestamp)",
+	settings: []string{"ttl_only_drop_parts=1"},
+	asked: asked{
+		trace: "TraceId = '?'", service: "ServiceName = '?'", attribute: "SpanAttributes['app.user.id'] = '?'",
+		pod: "ResourceAttributes['k8s.pod.name'] = '?'", failed: "StatusCode = 'Error'", time: "Timestamp", duration: "Duration",
+		list: "TraceId, SpanId, ServiceName, SpanName, Timestamp, Duration, StatusCode, StatusMessage",
+	},
+}

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+)
+
+func TestMain(m *testing.M) {
+	chengine.MaybeRunChild()
+	goleak.VerifyTestMain(m)
+}
+
+// The variants that the decision rests on stay measurable.
+func TestLabMeasures(t *testing.T) {
+	var out bytes.Buffer
+	args := []string{"-spans", "400", "-block", "150", "-repeat", "1", "-dir", t.TempDir(), "-only", "exporter,chosen"}
+	if err := run(t.Context(), args, &out); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); strings.Count(text, "\n| chosen") != 3 || strings.Contains(text, "not possible") {
+		t.Errorf("report:\n%s", text)
+	}
+}

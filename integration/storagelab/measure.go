@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// lab is a filled staging table and what is asked of it.
+type lab struct {
+	config
+	server
+}
+
+// result is one row of the report.
+type result struct {
+	name          string
+	bytes         map[string]float64 // a span, by group
+	insert, merge time.Duration      // of the server's CPU, a span
+	latencies     []latency
+}
+
+type latency struct{ cold, warm time.Duration }
+
+func (r result) String() string {
+	total := 0.0
+	for _, b := range r.bytes {
+		total += b
+	}
+	cells := []string{r.name, fmt.Sprintf("%.1f", total)}
+	for _, group := range []string{ids, times, attributes, resource, "indexes", rest} {
+		cells = append(cells, fmt.Sprintf("%.1f", r.bytes[group]))
+	}
+	for _, cpu := range []time.Duration{r.insert, r.merge} {
+		cells = append(cells, fmt.Sprintf("%.2f", float64(cpu.Nanoseconds())/1e3))
+	}
+	for _, q := range r.latencies {
+		cells = append(cells, fmt.Sprintf("%.0f/%.0f", float64(q.cold.Microseconds())/1e3, float64(q.warm.Microseconds())/1e3))
+	}
+	return "| " + strings.Join(cells, " | ") + " |"
+}
+
+func (l *lab) measure(ctx context.Context, v variant) (r result, err error) {
+	if _, err := l.ask(ctx, "DROP TABLE IF EXISTS spans SYNC"); err != nil {
+		return r, err
+	}
+	if _, err := l.ask(ctx, v.ddl()); err != nil {
+		return r, err
+	}
+	r.name = v.name
+	if r.insert, err = l.insert(ctx, v); err != nil {
+		return r, err
+	}
+	if r.merge, err = l.merge(ctx); err != nil {
+		return r, err
+	}
+	if r.bytes, err = l.sizes(ctx, v); err != nil {
+		return r, err
+	}
+	for _, question := range l.questions(v) {
+		q, err := l.time(ctx, question)
+		if err != nil {
+			return r, err
+		}
+		r.latencies = append(r.latencies, q)
+	}
+	return r, nil
+}
+
+// insert copies the staging table block by block and returns the server's CPU a
+// span of the cheapest INSERT: other work on the machine only ever adds to it. The data goes over in the native format under LZ4,
+// as over the native protocol; one request becomes one part.
+func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
+	if _, err := l.ask(ctx, "SYSTEM STOP MERGES spans"); err != nil {
+		return 0, err
+	}
+	var used []time.Duration
+	for block := range l.blocks() {
+		sql := fmt.Sprintf("SELECT %s FROM stage WHERE block = %d FORMAT Native", v.sources(), block)
+		data, err := l.do(ctx, sql, nil, "compress=1", "prefer_column_name_to_alias=1", "max_block_size="+strconv.Itoa(l.block))
+		if err != nil {
+			return 0, err
+		}
+		before := l.cpu()
+		if _, err := l.do(ctx, "INSERT INTO spans FORMAT Native", data, append(v.insert, "decompress=1")...); err != nil {
+			return 0, err
+		}
+		used = append(used, l.cpu()-before)
+	}
+	if have, err := l.ask(ctx, "SELECT count() FROM spans"); err != nil || have != strconv.Itoa(l.spans) {
+		return 0, fmt.Errorf("%s of %d spans arrived: %w", have, l.spans, err)
+	}
+	return slices.Min(used) / time.Duration(min(l.block, l.spans)), nil
+}
+
+// merge lets the server merge as it likes, then rewrites everything a few times
+// and returns the server's CPU a span of the cheapest. In service a span is
+// rewritten about three times, on its way from a part of one insert to the largest.
+func (l *lab) merge(ctx context.Context) (time.Duration, error) {
+	if _, err := l.ask(ctx, "SYSTEM START MERGES spans"); err != nil {
+		return 0, err
+	}
+	var used []time.Duration
+	for range 4 {
+		before := l.cpu()
+		if _, err := l.ask(ctx, "OPTIMIZE TABLE spans FINAL"); err != nil {
+			return 0, err
+		}
+		used = append(used, l.cpu()-before)
+	}
+	return slices.Min(used[1:]) / time.Duration(l.spans), nil
+}
+
+// sizes returns the bytes a span on disk by group; what no column owns (marks of
+// the key, checksums) is in the rest, projections among the indexes.
+func (l *lab) sizes(ctx context.Context, v variant) (map[string]float64, error) {
+	text, err := l.ask(ctx, `
+		SELECT column, sum(column_bytes_on_disk) FROM system.parts_columns WHERE active AND table = 'spans' GROUP BY column
+		UNION ALL SELECT 'TOTAL', sum(bytes_on_disk) FROM system.parts WHERE active AND table = 'spans'
+		UNION ALL SELECT 'INDEX', sum(secondary_indices_compressed_bytes + secondary_indices_marks_bytes) FROM system.parts WHERE active AND table = 'spans'
+		UNION ALL SELECT 'INDEX', sum(bytes_on_disk) FROM system.projection_parts WHERE active AND table = 'spans'`)
+	if err != nil {
+		return nil, err
+	}
+	groups, out, rows := v.groups(), map[string]float64{}, float64(l.spans)
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return nil, fmt.Errorf("size of %s: %w", name, err)
+		}
+		switch name {
+		case "TOTAL":
+			out[rest] += n / rows
+			continue
+		case "INDEX":
+			out["indexes"] += n / rows
+		default:
+			if groups[name] == rest {
+				continue
+			}
+			out[groups[name]] += n / rows
+		}
+		out[rest] -= n / rows
+	}
+	return out, nil
+}
+
+// question is one of the report's, with values to ask it for one after another.
+type question struct {
+	sql    string // ? stands for the value
+	values []string
+}
+
+func (l *lab) questions(v variant) []question {
+	a := v.asked
+	hour := "%s >= toDateTime64('2026-06-01 12:00:00', 9, 'UTC') AND %[1]s < toDateTime64('2026-06-01 13:00:00', 9, 'UTC')"
+	hour = fmt.Sprintf(hour, a.time)
+	day := fmt.Sprintf("%s >= toDateTime64('2026-06-01 12:00:00', 9, 'UTC')", a.time)
+	list := "SELECT " + a.list + " FROM spans WHERE "
+	return []question{
+		{"SELECT * FROM spans WHERE " + a.trace, l.sample("lower(trace_id)")},
+		{list + a.service + " AND " + hour + " ORDER BY " + a.duration + " DESC LIMIT 20", []string{"frontend", "checkoutservice", "cartservice"}},
+		{list + a.attribute + " AND " + day + " ORDER BY " + a.time + " DESC LIMIT 100", l.sample("attributes['app.user.id']")},
+		{list + a.pod + " AND " + a.failed + " AND " + hour + " ORDER BY " + a.time + " DESC LIMIT 100", l.sample("pod")},
+	}
+}
+
+// sample returns a few values of an expression from all over the staging table.
+func (l *lab) sample(expression string) []string {
+	sql := fmt.Sprintf("SELECT DISTINCT %s AS x FROM stage WHERE x != '' AND cityHash64(span_id) %% %d = 0 LIMIT 20", expression, max(1, l.spans/200))
+	text, err := l.ask(context.Background(), sql)
+	if err != nil || text == "" {
+		return []string{"absent"}
+	}
+	return strings.Split(text, "\n")
+}
+
+// time asks a question for several values: once each after the server's caches
+// were emptied, then again with them. The medians count.
+func (l *lab) time(ctx context.Context, q question) (latency, error) {
+	var cold, warm []time.Duration
+	for i := range l.repeat {
+		sql := strings.ReplaceAll(q.sql, "?", q.values[i%len(q.values)]) + " FORMAT Native"
+		for _, drop := range []string{"MARK CACHE", "UNCOMPRESSED CACHE", "PRIMARY INDEX CACHE", "INDEX MARK CACHE"} {
+			if _, err := l.ask(ctx, "SYSTEM DROP "+drop); err != nil {
+				return latency{}, err
+			}
+		}
+		for _, times := range []*[]time.Duration{&cold, &warm} {
+			start := time.Now()
+			if _, err := l.ask(ctx, sql); err != nil {
+				return latency{}, err
+			}
+			*times = append(*times, time.Since(start))
+		}
+	}
+	slices.Sort(cold)
+	slices.Sort(warm)
+	return latency{cold[len(cold)/2], warm[len(warm)/2]}, nil
+}
