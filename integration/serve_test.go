@@ -283,7 +283,10 @@ func TestMigrateByHand(t *testing.T) {
 		code int
 		says string
 	}{
-		{"status", 1, "migrate up"}, {"up", 0, "version"}, {"up", 0, "version"}, {"status", 0, "0001"},
+		{"status", 1, "migrate up"},
+		{"up", 0, "version"},
+		{"up", 0, "version"},
+		{"status", 0, "0001"},
 		{"down", 2, "--yes"},
 	} {
 		p := start(t, "migrate", step.args, "--config", s.config)

@@ -241,7 +241,7 @@ func (a *app) retry(ctx context.Context, what string, f func(context.Context) er
 // asked for while waiting is no failure.
 func ignoreStop(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // this is what it is for
 	}
 	return err
 }

@@ -178,7 +178,11 @@ func (b *bench) waitMerged(ctx context.Context) error {
 		if n > 0 {
 			quiet = 0
 		}
-		time.Sleep(250 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(250 * time.Millisecond):
+		}
 	}
 	return nil
 }

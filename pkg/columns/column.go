@@ -26,15 +26,17 @@ type fixed struct {
 	buf   []byte
 }
 
-func (c *fixed) Type() proto.ColumnType            { return c.typ }
-func (c *fixed) Rows() int                         { return len(c.buf) / c.width }
-func (c *fixed) EncodeColumn(b *proto.Buffer)      { b.PutRaw(c.buf) }
-func (c *fixed) WriteColumn(w *proto.Writer)       { w.ChainWrite(c.buf) }
-func (c *fixed) reset()                            { c.buf = c.buf[:0] }
-func (c *fixed) bytes() int                        { return len(c.buf) }
-func (c *fixed) putByte(v byte)                    { c.buf = append(c.buf, v) }
-func (c *fixed) putUint16(v uint16)                { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
-func (c *fixed) putUint32(v uint32)                { c.buf = binary.LittleEndian.AppendUint32(c.buf, v) }
+func (c *fixed) Type() proto.ColumnType       { return c.typ }
+func (c *fixed) Rows() int                    { return len(c.buf) / c.width }
+func (c *fixed) EncodeColumn(b *proto.Buffer) { b.PutRaw(c.buf) }
+func (c *fixed) WriteColumn(w *proto.Writer)  { w.ChainWrite(c.buf) }
+func (c *fixed) reset()                       { c.buf = c.buf[:0] }
+func (c *fixed) bytes() int                   { return len(c.buf) }
+func (c *fixed) putByte(v byte)               { c.buf = append(c.buf, v) }
+func (c *fixed) putUint16(v uint16)           { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
+
+func (c *fixed) putUint32(v uint32) { c.buf = binary.LittleEndian.AppendUint32(c.buf, v) }
+
 func (c *fixed) putUint64(v uint64)                { c.buf = binary.LittleEndian.AppendUint64(c.buf, v) }
 func (c *fixed) putAddress(v *[16]byte)            { c.buf = append(c.buf, v[:]...) }
 func (c *fixed) putHex(id []byte)                  { c.buf = appendHex(c.buf, id) }

@@ -36,7 +36,7 @@ func (s *Span) resolveRPC(name []byte) {
 // the HTTP request, which is where gRPC and Connect transmit it.
 func (s *Span) methodOfTransport(name []byte) []byte {
 	method := trimSlash(name)
-	if slash := bytes.IndexByte(method, '/'); slash > 0 && slash+1 < len(method) && bytes.IndexAny(method, " ?:") < 0 {
+	if slash := bytes.IndexByte(method, '/'); slash > 0 && slash+1 < len(method) && !bytes.ContainsAny(method, " ?:") {
 		return method
 	}
 	return trimSlash(s.httpPath())

@@ -73,7 +73,7 @@ func (r *Rejected) Message(w Window, maxRecordBytes int) string {
 			b.WriteString("; ")
 		}
 		fmt.Fprintf(&b, "%d spans rejected: ", n)
-		switch reason {
+		switch reason { //nolint:exhaustive // Each calls with reasons for a rejection only
 		case BadTraceID:
 			b.WriteString("trace_id is not 16 bytes or all zero")
 		case BadSpanID:

@@ -88,7 +88,7 @@ func (ps *pieces) load(ctx context.Context) error {
 	}
 	for i := range ps.records {
 		r := &ps.records[i]
-		_, err := ps.listing(r.Value, ps.accepted(r), func(index int, _ *otlp.Head) {
+		err := ps.listing(r.Value, ps.accepted(r), func(index int, _ *otlp.Head) {
 			ps.rows = append(ps.rows, origin{i, index})
 		})
 		if err != nil {

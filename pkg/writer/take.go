@@ -83,7 +83,7 @@ func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) e
 	}
 	var keys []clickhouse.SpanKey
 	var indexes []int
-	_, err := p.listing(r.Value, p.accepted(r), func(index int, head *otlp.Head) {
+	err := p.listing(r.Value, p.accepted(r), func(index int, head *otlp.Head) {
 		keys = append(keys, keyOf(head))
 		indexes = append(indexes, index)
 	})
@@ -111,14 +111,15 @@ func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) e
 }
 
 // listing calls f for every acceptable span of a request.
-func (p *partition) listing(value []byte, window otlp.Window, f func(index int, head *otlp.Head)) ([]columns.Refused, error) {
+func (p *partition) listing(value []byte, window otlp.Window, f func(index int, head *otlp.Head)) error {
 	scratch := p.blocks.Get().(*columns.Spans)
 	defer p.blocks.Put(scratch)
 	defer scratch.Reset()
-	return scratch.Append(value, columns.Source{Window: window, Skip: func(index int, head *otlp.Head) bool {
+	_, err := scratch.Append(value, columns.Source{Window: window, Skip: func(index int, head *otlp.Head) bool {
 		f(index, head)
 		return true
 	}})
+	return err
 }
 
 func keyOf(head *otlp.Head) clickhouse.SpanKey {

@@ -157,7 +157,7 @@ func newAddresses(ctx context.Context) func(i int) net.IP {
 
 // newRand returns the numbers of one stream of a seed.
 func newRand(seed, stream uint64) *rand.Rand {
-	return rand.New(rand.NewPCG(seed, stream))
+	return rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // repeatable is the point
 }
 
 // Run lets so many visitors make their journeys and returns when all have left
