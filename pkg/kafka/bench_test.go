@@ -224,7 +224,9 @@ func BenchmarkFetch(b *testing.B) {
 	}
 	size := sizeOf(all)
 	cancel()
-	<-done
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
 	b.Run("ours", func(b *testing.B) {
 		f := fetcher{client: client}
 		benchFetch(b, records, size, func(offset int64) (int64, int) {

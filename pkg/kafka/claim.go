@@ -42,22 +42,25 @@ func (c *Claim) Committed(ctx context.Context) (offset int64, metadata string, e
 	if err != nil {
 		return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
 	}
-	res := answer.(*offsetfetch.Response)
-	err = codeError(res.ErrorCode, "")
-	for _, t := range res.Topics {
-		for _, p := range t.Partitions {
-			if err == nil {
-				err = codeError(p.ErrorCode, "")
-			}
-			if err == nil {
-				return max(p.CommittedOffset, -1), p.Metadata, nil
-			}
-		}
+	offset, metadata, err = c.committed(answer.(*offsetfetch.Response))
+	if err != nil {
+		return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
 	}
-	if err == nil {
-		err = errNoAnswer
+	return offset, metadata, nil
+}
+
+func (c *Claim) committed(answer *offsetfetch.Response) (offset int64, metadata string, err error) {
+	if err := codeError(answer.ErrorCode, ""); err != nil {
+		return 0, "", err
 	}
-	return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
+	if len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
+		return 0, "", errNoAnswer
+	}
+	p := answer.Topics[0].Partitions[0]
+	if err := codeError(p.ErrorCode, ""); err != nil {
+		return 0, "", err
+	}
+	return max(p.CommittedOffset, -1), p.Metadata, nil
 }
 
 // Commit makes offset the one to go on from, for whoever owns the partition
@@ -88,12 +91,11 @@ func (c *Claim) commit(ctx context.Context, offset int64, metadata string) error
 	if err != nil {
 		return err
 	}
-	for _, t := range answer.(*offsetcommit.Response).Topics {
-		for _, p := range t.Partitions {
-			return codeError(p.ErrorCode, "")
-		}
+	topics := answer.(*offsetcommit.Response).Topics
+	if len(topics) != 1 || len(topics[0].Partitions) != 1 {
+		return errNoAnswer
 	}
-	return errNoAnswer
+	return codeError(topics[0].Partitions[0].ErrorCode, "")
 }
 
 // Fetch returns what the partition has from offset on: at most about maxBytes

@@ -40,8 +40,11 @@ type fetchResponse struct {
 	batches       []byte
 }
 
-func (*fetchRequest) ApiKey() protocol.ApiKey  { return protocol.Fetch }
-func (*fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch }
+// ApiKey says which of Kafka's requests this is.
+func (*fetchRequest) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:staticcheck // the library's interface names it so
+
+// ApiKey says which of Kafka's answers this is.
+func (*fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:staticcheck // the library's interface names it so
 
 // Broker routes the request to the partition's leader.
 func (r *fetchRequest) Broker(cluster protocol.Cluster) (protocol.Broker, error) {

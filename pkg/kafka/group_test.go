@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,9 +150,22 @@ func TestLastCommitIsAccepted(t *testing.T) {
 	createTopic(t, client, 2)
 	var mu sync.Mutex
 	var errs []error
+	beats := make(chan string)
+	cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		select {
+		case beats <- req.(*kmsg.HeartbeatRequest).MemberID:
+		default:
+		}
+		return nil, nil, false
+	})
 	last := func(c *kafka.Claim) {
-		// Long enough for a few heartbeats that say that the generation is over.
-		time.Sleep(200 * time.Millisecond)
+		// Signs of life go on while a handler finishes.
+		for range 3 {
+			for kafka.MemberID(c) != <-beats {
+				continue
+			}
+		}
 		err := c.Commit(context.Background(), int64(100+c.Generation()), fmt.Sprintf("plan of %d", c.Generation()))
 		mu.Lock()
 		defer mu.Unlock()
@@ -261,12 +275,17 @@ func TestGroupOutlivesCoordinatorTrouble(t *testing.T) {
 	claim := m.await(1)[0]
 
 	// Single lost heartbeats do not end a generation.
-	for range 3 {
-		cluster.ControlKey(int16(kmsg.Heartbeat), func(kmsg.Request) (kmsg.Response, error, bool) {
-			return nil, errCut, true
-		})
-	}
-	time.Sleep(500 * time.Millisecond)
+	var beats atomic.Int32
+	answered := make(chan struct{})
+	cluster.ControlKey(int16(kmsg.Heartbeat), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		n := beats.Add(1)
+		if n == 5 {
+			close(answered)
+		}
+		return nil, errCut, n <= 3
+	})
+	<-answered
 	if err := claim.Commit(t.Context(), 3, "still ours"); err != nil {
 		t.Errorf("commit after lost heartbeats = %v", err)
 	}

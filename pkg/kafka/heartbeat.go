@@ -20,8 +20,11 @@ type heartbeatRequest struct {
 
 type heartbeatResponse struct{ code int16 }
 
-func (*heartbeatRequest) ApiKey() protocol.ApiKey  { return protocol.Heartbeat }
-func (*heartbeatResponse) ApiKey() protocol.ApiKey { return protocol.Heartbeat }
+// ApiKey says which of Kafka's requests this is.
+func (*heartbeatRequest) ApiKey() protocol.ApiKey { return protocol.Heartbeat } //nolint:staticcheck // the library's interface names it so
+
+// ApiKey says which of Kafka's answers this is.
+func (*heartbeatResponse) ApiKey() protocol.ApiKey { return protocol.Heartbeat } //nolint:staticcheck // the library's interface names it so
 
 // Group routes the request to the coordinator.
 func (r *heartbeatRequest) Group() string { return r.group }

@@ -47,16 +47,16 @@ func (c *Client) listOffset(ctx context.Context, topic string, partition int, mi
 	if err != nil {
 		return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
 	}
-	for _, t := range answer.(*listoffsets.Response).Topics {
-		for _, p := range t.Partitions {
-			if err := codeError(p.ErrorCode, ""); err != nil {
-				c.suspect(err)
-				return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
-			}
-			return p.Offset, nil
-		}
+	topics := answer.(*listoffsets.Response).Topics
+	if len(topics) != 1 || len(topics[0].Partitions) != 1 {
+		return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, errNoAnswer)
 	}
-	return 0, fmt.Errorf("list offsets of %s/%d: the answer is empty", topic, partition)
+	p := topics[0].Partitions[0]
+	if err := codeError(p.ErrorCode, ""); err != nil {
+		c.suspect(err)
+		return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
+	}
+	return p.Offset, nil
 }
 
 // suspect looks the leaders up again when err says that they have moved, or

@@ -169,7 +169,6 @@ func TestBrokerDownAndBack(t *testing.T) {
 
 	patient := make(chan error, 1)
 	go func() { patient <- producer.Produce(t.Context(), numbered(0, "patient", 3)) }()
-	time.Sleep(100 * time.Millisecond)
 	var port int
 	if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
 		t.Fatal(err)

@@ -135,7 +135,7 @@ func lock(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("create data directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o640)
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
@@ -159,9 +159,9 @@ type logger struct{ log *slog.Logger }
 func (l logger) Logf(level kfake.LogLevel, msg string, args ...any) {
 	switch level {
 	case kfake.LogLevelError:
-		l.log.Error("embedded kafka: " + fmt.Sprintf(msg, args...))
+		l.log.Error("embedded kafka is in trouble", "error", fmt.Sprintf(msg, args...))
 	case kfake.LogLevelWarn:
-		l.log.Warn("embedded kafka: " + fmt.Sprintf(msg, args...))
+		l.log.Warn("embedded kafka warns", "warning", fmt.Sprintf(msg, args...))
 	default: // what it calls information is about every request
 	}
 }

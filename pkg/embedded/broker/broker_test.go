@@ -203,22 +203,28 @@ func TestDataSurvivesKill(t *testing.T) {
 			want = append(want, value)
 		}
 		// Somebody is still writing when it dies; half a record may be left of that.
-		writing := make(chan struct{})
+		written, stopped := make(chan struct{}), make(chan struct{})
 		go func() {
-			defer close(writing)
-			for err := error(nil); err == nil; {
-				_, err = c.Produce(t.Context(), &kafkago.ProduceRequest{
+			defer close(stopped)
+			for i := 0; ; i++ {
+				_, err := c.Produce(t.Context(), &kafkago.ProduceRequest{
 					Topic: noise, RequiredAcks: kafkago.RequireAll,
 					Records: kafkago.NewRecordReader(kafkago.Record{Value: kafkago.NewBytes(make([]byte, 100_000))}),
 				})
+				if i == 5 {
+					close(written)
+				}
+				if err != nil {
+					return
+				}
 			}
 		}()
-		time.Sleep(20 * time.Millisecond) // to be in the middle of it
+		<-written
 		if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		<-writing
+		<-stopped
 	}
 	checkContent(t, client(t, start(t, broker.Options{Listen: "127.0.0.1:0", DataDir: dir}).Addr()), want)
 }
