@@ -143,11 +143,25 @@ func (m *message) validField(tag Tag, value []byte, depth int) bool {
 	switch f := &m.fields[tag>>3]; {
 	case f.text:
 		return utf8.Valid(value)
+	case f.sub == keyValue && plainText(value):
+		return utf8.Valid(value)
 	case f.sub != nil:
 		return f.sub.valid(value, depth-1)
 	default:
 		return true
 	}
+}
+
+// plainText reports whether b is a KeyValue in the form in which nearly all
+// are written: a key and a text, each shorter than 128 bytes. Its tags and lengths
+// are ASCII then, so that it is valid when b as a whole is UTF-8.
+func plainText(b []byte) bool {
+	if len(b) < 6 || Tag(b[0]) != TagKeyValueKey || b[1] >= 0x80 || int(b[1]) > len(b)-6 {
+		return false
+	}
+	v := b[2+int(b[1]):] // the value's tag and length, the text's tag and length, the text
+	return Tag(v[0]) == TagKeyValueValue && int(v[1]) == len(v)-2 && v[1] < 0x80 &&
+		Tag(v[2]) == TagAnyValueString && int(v[3]) == len(v)-4
 }
 
 // Check returns ErrMalformed unless req is a valid ExportTraceServiceRequest.
