@@ -46,7 +46,7 @@ func DefaultConfig() Config {
 		Partitions:     12,
 		Replication:    1,
 		Retention:      24 * time.Hour,
-		Compression:    "lz4",
+		Compression:    "snappy",
 		MaxRecordBytes: 900 << 10,
 		ProduceTimeout: 10 * time.Second,
 	}
