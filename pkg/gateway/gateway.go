@@ -51,8 +51,7 @@ func (c Config) Validate() error {
 }
 
 // Producer writes records to Kafka. Produce returns nil only when every record
-// is acknowledged by all in-sync replicas. It may go on reading the values
-// after it returned an error.
+// is acknowledged by all in-sync replicas, and keeps nothing of batch.
 type Producer interface {
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
 }
@@ -98,13 +97,13 @@ func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
 // the result is durable. An error of class fault.Rejected means that req is not OTLP.
 func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
 	w := g.work.Get().(*work)
+	defer g.work.Put(w)
 	now := g.opts.Now()
 	window := otlp.WindowAt(now, g.cfg.AcceptPast, g.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, otlp.Options{
 		Partitions: g.opts.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
 	})
 	if err != nil {
-		g.work.Put(w)
 		g.metrics.malformed.Inc()
 		return otlpgrpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
 	}
@@ -118,13 +117,11 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	g.metrics.received(spans, &rejected)
 	if len(w.batch) > 0 {
 		if err := g.producer.Produce(ctx, w.batch); err != nil {
-			// The producer may still be reading from w: leave it to the garbage collector.
 			g.metrics.failed.Add(float64(spans))
 			return otlpgrpc.Result{}, fmt.Errorf("produce %d spans: %w", spans, err)
 		}
 		g.metrics.produced.Add(float64(spans))
 	}
-	g.work.Put(w)
 	if rejected.Total() == 0 {
 		return otlpgrpc.Result{}, nil
 	}

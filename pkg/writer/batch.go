@@ -55,7 +55,7 @@ func (b *batch) due(cfg *Config, now time.Time) bool {
 // divert adds a dead letter.
 func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string) {
 	letter := record.DeadLetter{Cause: cause, Topic: claim.Topic(), Partition: claim.Partition(), Offset: r.Offset, Meta: r.Meta}
-	b.dead = append(b.dead, kafka.Outgoing{Value: append([]byte(nil), value...), Headers: letter.Headers()})
+	b.dead = append(b.dead, kafka.Outgoing{Value: append([]byte{}, value...), Headers: letter.Headers()})
 	b.deadSize += int64(len(value))
 }
 

@@ -33,7 +33,8 @@ type partitionLog struct {
 	commits  []string
 	steps    int // operations until the owner crashes; negative means never
 	trouble  map[string]error
-	lent     [][]byte // the values that the last fetch returned
+	corrupt  *kafka.CorruptError // what a fetch of its offsets returns
+	lent     [][]byte            // the values that the last fetch returned
 }
 
 func newLog() *partitionLog { return &partitionLog{offset: -1, steps: -1, trouble: map[string]error{}} }
@@ -92,7 +93,13 @@ func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait t
 	if offset < l.start || offset > l.end() {
 		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
 	}
+	if bad := l.corrupt; bad != nil && offset >= bad.Offset && offset < bad.Next {
+		return kafka.Batch{}, bad
+	}
 	to := min(offset+fetchRecords, l.end())
+	if bad := l.corrupt; bad != nil && offset < bad.Offset {
+		to = min(to, bad.Offset)
+	}
 	if to == offset {
 		select {
 		case <-time.After(maxWait):

@@ -137,13 +137,13 @@ func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error 
 	}
 	// The last owner looked no further back than from the end of the log at
 	// that time, and neither do we: what is older is forgotten by its bytes.
-	return p.read(ctx, max(start, offset), from, func(r *record.Record) { p.window.Duplicate(r) })
+	return p.read(ctx, max(start, offset), from, func(r *record.Record) { p.window.Duplicate(r) }, nil)
 }
 
 // timeOf returns the timestamp of the record at offset, or of the next that the log still has.
 func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error) {
 	t := time.Now()
-	err := p.read(ctx, offset, offset+1, func(r *record.Record) { t = r.Time })
+	err := p.read(ctx, offset, offset+1, func(r *record.Record) { t = r.Time }, nil)
 	return t, err
 }
 
@@ -151,9 +151,10 @@ func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error)
 // passes and nothing came, the log has no more.
 const readWait = 5 * time.Second
 
-// read calls f for every record in [from, to) that the log still has. What was
-// fetched before is no longer valid then.
-func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record)) error {
+// read calls f for every record in [from, to) that the log still has, and
+// corrupt, when given, for every batch that cannot be read. What was fetched
+// before is no longer valid then.
+func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record), corrupt func(*kafka.CorruptError)) error {
 	p.fetched = false
 	for from < to {
 		fetched, err := p.claim.Fetch(ctx, from, p.cfg.FetchBytes, readWait)
@@ -161,6 +162,13 @@ func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Rec
 			if from, err = p.skipLost(ctx, from); err != nil {
 				return err
 			}
+			continue
+		}
+		if bad, ok := asCorrupt(err); ok {
+			if corrupt != nil {
+				corrupt(bad)
+			}
+			from = bad.Next
 			continue
 		}
 		if err != nil {
@@ -209,7 +217,7 @@ func (p *partition) finish(ctx context.Context, from, to int64) error {
 		if failed == nil {
 			failed = p.take(ctx, r)
 		}
-	})
+	}, p.divertCorrupt)
 	if err := errors.Join(err, failed); err != nil {
 		return err
 	}
@@ -285,6 +293,11 @@ func (p *partition) fetch(ctx context.Context) error {
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
 			p.next, err = p.skipLost(ctx, p.next)
 			fetched = kafka.Batch{Next: p.next, HighWatermark: p.next}
+		}
+		if bad, ok := asCorrupt(err); ok {
+			p.openBatch(bad.Offset)
+			p.divertCorrupt(bad)
+			fetched, err = kafka.Batch{Next: bad.Next, HighWatermark: bad.Next}, nil
 		}
 		return err
 	})

@@ -79,7 +79,7 @@ func (ps *pieces) load(ctx context.Context) error {
 			ps.records = append(ps.records, own)
 			ps.kept = append(ps.kept, k)
 		}
-	})
+	}, nil)
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,12 @@ package writer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/record"
 )
@@ -34,6 +36,20 @@ func (p *partition) take(ctx context.Context, r *record.Record) error {
 	b.kept = append(b.kept, k)
 	b.resent += len(k.absent)
 	return p.divertRefused(r, refused)
+}
+
+// divertCorrupt notes in the dead letters that a batch of the log cannot be
+// read: its bytes do not match their checksum, or are no record batch.
+func (p *partition) divertCorrupt(bad *kafka.CorruptError) {
+	p.batch.to = bad.Next
+	p.batch.divert(p.claim, &record.Record{Offset: bad.Offset}, nil, bad.Error())
+	p.metrics.lost.Add(float64(bad.Next - bad.Offset))
+}
+
+// asCorrupt returns the CorruptError in err, if there is one.
+func asCorrupt(err error) (*kafka.CorruptError, bool) {
+	var bad *kafka.CorruptError
+	return bad, errors.As(err, &bad)
 }
 
 // source is how the rows of r are chosen: without the spans that are absent,

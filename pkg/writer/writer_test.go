@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -161,6 +162,25 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 		}
 		if diff := cmp.Diff(wantCauses, causes); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A batch of the log that nobody can read is noted and passed over.
+func TestUnreadableBatchIsDiverted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{}
+		for i := range 6 {
+			log.append(time.Now(), request(time.Now(), i), false)
+		}
+		log.corrupt = &kafka.CorruptError{Offset: 2, Next: 4, Cause: errors.New("wrong checksum")}
+		follow(newWriter(t, store, dead), log, time.Minute)
+		want := map[string]int{spanID(0): 1, spanID(1): 1, spanID(4): 1, spanID(5): 1}
+		if diff := cmp.Diff(want, store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+		if len(dead.all) != 1 || dead.all[0].Offset != 2 {
+			t.Errorf("dead letters %+v", dead.all)
 		}
 	})
 }
