@@ -169,9 +169,10 @@ func (l *lab) questions(v variant) []question {
 	}
 }
 
-// sample returns a few values of an expression from all over the staging table.
+// sample returns a few values of an expression from all over the staging table,
+// the same for every variant: how often a value occurs decides what it costs.
 func (l *lab) sample(expression string) []string {
-	sql := fmt.Sprintf("SELECT DISTINCT %s AS x FROM stage WHERE x != '' AND cityHash64(span_id) %% %d = 0 LIMIT 20", expression, max(1, l.spans/200))
+	sql := fmt.Sprintf("SELECT DISTINCT %s AS x FROM stage WHERE x != '' AND cityHash64(span_id) %% %d = 0 ORDER BY cityHash64(x) LIMIT 20", expression, max(1, l.spans/200))
 	text, err := l.ask(context.Background(), sql)
 	if err != nil || text == "" {
 		return []string{"absent"}
