@@ -36,6 +36,9 @@ type Params struct {
 	// string_serialization_version. Those that do not store strings as we want
 	// them anyway.
 	StringSerialization bool
+	// AutoStatistics is whether the server knows the table setting
+	// auto_statistics_types. Those that do not make no statistics by themselves.
+	AutoStatistics bool
 }
 
 var (

@@ -27,7 +27,7 @@ func twoShards(t *testing.T) (Config, [2]*DB) {
 	cfg := testConfig(t)
 	cfg.Cluster = "two"
 	cfg.Addresses = []string{"127.0.0.1:1", loopback(ports[0]), loopback(ports[1])}
-	p := migrations.Params{Database: cfg.Database, Cluster: cfg.Cluster, Topology: migrations.PerShard, SpansRetention: 30 * 24 * time.Hour, StringSerialization: true}
+	p := migrations.Params{Database: cfg.Database, Cluster: cfg.Cluster, Topology: migrations.PerShard, SpansRetention: 30 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true}
 	var dbs [2]*DB
 	for i, port := range ports {
 		startEngine(t, chengine.Options{

@@ -39,6 +39,9 @@ func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 	if p.StringSerialization, err = d.knowsTableSetting(ctx, "string_serialization_version"); err != nil {
 		return err
 	}
+	if p.AutoStatistics, err = d.knowsTableSetting(ctx, "auto_statistics_types"); err != nil {
+		return err
+	}
 	all, err := migrations.Render(p)
 	if err != nil {
 		return err

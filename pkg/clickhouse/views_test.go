@@ -63,13 +63,13 @@ func TestViewsShowASpanWhole(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	db := d.cfg.Database
 	mustExec(t, d, "INSERT INTO "+db+`.spans_local (trace_id, span_id, parent_span_id, start_time, duration_ns, kind, status_code, name, service_name,
-		resource, scope_name, scope_attributes, attributes, events, links, ip, peer_ip, peer_port)
+		resource, scope, attributes, events, links, ip, peer_ip, peer_port)
 		SELECT '0102030405060708090a0b0c0d0e0f10', 'a1b2c3d4e5f60718', 'ffffffffffffffff', now64(9, 'UTC'), 1, 'consumer', 'error', 'op', 'cart',
-		'{"k8s.pod.name":"cart-0","a \\"quoted\\" key":"\\u00e9\\n"}', 'lib', '{"s":"1"}', map('http.route', '/a'),
+		'{"k8s.pod.name":"cart-0","a \\"quoted\\" key":"\\u00e9\\n"}', '{"name":"lib","attributes":"{\\"s\\":\\"1\\"}"}', map('http.route', '/a'),
 		[(toDateTime64('2026-01-02 03:04:05.123456789', 9, 'UTC'), 'exception', map('k', 'v'), 2)],
 		[('11111111111111111111111111111111', '2222222222222222', 'x=y', map('l', 'w'), 0, 1)],
 		'::ffff:10.0.0.1', '::', 443`)
-	mustExec(t, d, "INSERT INTO "+db+`.spans_local (trace_id, span_id, start_time, duration_ns, resource, scope_attributes)
+	mustExec(t, d, "INSERT INTO "+db+`.spans_local (trace_id, span_id, start_time, duration_ns, resource, scope)
 		VALUES (repeat('0', 31) || '1', repeat('0', 15) || '1', now64(9, 'UTC'), -5, '', '')`)
 
 	spans := `SELECT trace_id, parent_span_id, kind, toUnixTimestamp64Nano(end_time) - toUnixTimestamp64Nano(start_time), status_code,

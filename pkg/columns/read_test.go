@@ -21,12 +21,10 @@ type row struct {
 	Dropped                                   [3]uint32 // attributes, events, links
 	Events                                    []event
 	Links                                     []link
-	Service, Pod, Resource, ResourceSchema    string
-	ScopeName, ScopeAttributes                string
+	Service, Pod, Resource, Origin, Scope     string
 	Protocol, Method, Endpoint, ResponseCode  string
 	IP, PeerIP                                string
 	PeerPort                                  uint16
-	Agent                                     string
 }
 
 type pair struct{ Key, Value string }
@@ -157,11 +155,10 @@ func read(s *columns.Spans) ([]row, error) {
 				numbers["dropped_attributes_count"].Row(i), numbers["dropped_events_count"].Row(i), numbers["dropped_links_count"].Row(i),
 			},
 			Service: words["service_name"].Row(i), Pod: words["pod"].Row(i), Resource: words["resource"].Row(i),
-			ResourceSchema: words["resource_schema_url"].Row(i),
-			ScopeName:      words["scope_name"].Row(i), ScopeAttributes: words["scope_attributes"].Row(i),
+			Origin: words["origin"].Row(i), Scope: words["scope"].Row(i),
 			Protocol: words["protocol"].Row(i), Method: words["method"].Row(i), Endpoint: words["endpoint"].Row(i),
 			ResponseCode: words["response_code"].Row(i),
-			IP:           ip.Row(i).ToIP().String(), PeerIP: peerIP.Row(i).ToIP().String(), PeerPort: peerPort.Row(i), Agent: words["agent_id"].Row(i),
+			IP:           ip.Row(i).ToIP().String(), PeerIP: peerIP.Row(i).ToIP().String(), PeerPort: peerPort.Row(i),
 		}
 		events.each(i, func(e int) {
 			r.Events = append(r.Events, event{uint64(eventTime.Data[e]), eventName.Row(e), pairs(onEvent, e), eventDropped.Row(e)})

@@ -57,7 +57,6 @@ type Spans struct {
 	endpoint, responseCode   dict
 	ip, peerIP               fixed
 	port, peerPort           fixed
-	agentID                  dict
 	attributes               attributes
 
 	events          nested
@@ -92,7 +91,6 @@ func NewSpans() *Spans {
 		droppedEvents: newFixed("UInt32", 4), droppedLinks: newFixed("UInt32", 4),
 		protocol: newDict(), method: newDict(), endpoint: newDict(), responseCode: newDict(),
 		ip: newFixed("IPv6", 16), peerIP: newFixed("IPv6", 16), port: newFixed("UInt16", 2), peerPort: newFixed("UInt16", 2),
-		agentID:   newDict(),
 		eventTime: newFixed("DateTime64(9, 'UTC')", 8), eventName: newDict(), eventDropped: newFixed("UInt32", 4),
 		linkDropped: newFixed("UInt32", 4), linkFlags: newFixed("UInt32", 4),
 	}
@@ -129,9 +127,8 @@ func NewSpans() *Spans {
 	s.add("port", &s.port)
 	s.add("peer_ip", &s.peerIP)
 	s.add("peer_port", &s.peerPort)
-	s.add("agent_id", &s.agentID)
 	s.resources.each(s.add)
-	s.scopes.each(s.add)
+	s.add("scope", &s.scopes.text)
 	return s
 }
 
@@ -204,7 +201,7 @@ func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
 	if err := otlp.Check(value); err != nil {
 		return nil, err
 	}
-	a := appender{Spans: s, src: &src, agent: s.agentID.key([]byte(src.Agent))}
+	a := appender{Spans: s, src: &src}
 	for i := 0; i < len(value); {
 		tag, lo, hi := otlp.Next(value, i)
 		if tag == otlp.TagRequestResourceSpans {
@@ -219,9 +216,8 @@ func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
 type appender struct {
 	*Spans
 	src      *Source
-	agent    uint32
 	resource *resourceKeys
-	scope    scopeKeys
+	scope    uint32 // key in scopes.text
 	index    int
 	refused  []Refused
 }
@@ -240,7 +236,7 @@ func (a *appender) resourceSpans(b []byte) {
 		}
 		i = hi
 	}
-	a.resource = a.resources.get(resource, schema, &a.scratch)
+	a.resource = a.resources.get(resource, schema, a.src.Agent, &a.scratch)
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		if tag == otlp.TagResourceSpansScopeSpans {
@@ -311,7 +307,7 @@ func (a *appender) span(b []byte) {
 	a.spanEvents(b, &f)
 	a.spanLinks(b, &f)
 	a.resource.put(&a.resources)
-	a.scope.put(&a.scopes)
+	a.scopes.text.putKey(a.scope)
 	a.rows++
 }
 
@@ -396,7 +392,6 @@ func (a *appender) row(f *spanFields) {
 	a.droppedAttributes.putUint32(f.droppedAttributes)
 	a.droppedEvents.putUint32(f.droppedEvents)
 	a.droppedLinks.putUint32(f.droppedLinks)
-	a.agentID.putKey(a.agent)
 }
 
 // enum is v, or 0 where v is none of the values that the enumeration has.

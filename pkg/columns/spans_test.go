@@ -168,6 +168,24 @@ func TestFieldsGivenTwice(t *testing.T) {
 	}
 }
 
+// What few ask for stands in one text for each resource and agent.
+func TestOrigin(t *testing.T) {
+	req := request(newSpan())
+	rs := req.GetResourceSpans()[0]
+	rs.SchemaUrl = "https://opentelemetry.io/schemas/1.40.0"
+	rs.Resource.DroppedAttributesCount = 3
+	rs.Resource.Attributes = []*commonpb.KeyValue{
+		kv("service.namespace", str("shop")), kv("service.instance.id", str("i-1")), kv("k8s.cluster.name", str("c")),
+		kv("k8s.pod.uid", str("u")), kv("k8s.pod.name", str("p")), kv("k8s.node.name", str("n \"quoted\"")),
+	}
+	got := decode(t, marshal(t, req))[0]
+	want := `{"agent_id":"node-1","service_namespace":"shop","service_instance_id":"i-1","cluster":"c","node":"n \"quoted\"","pod_uid":"u",` +
+		`"schema_url":"https://opentelemetry.io/schemas/1.40.0","dropped_attributes_count":3}`
+	if got.Origin != want || got.Pod != "p" {
+		t.Errorf("pod %q, origin %s, want %s", got.Pod, got.Origin, want)
+	}
+}
+
 func TestAppendRefuses(t *testing.T) {
 	good, bad := newSpan(), newSpan()
 	bad.TraceId = bad.TraceId[:3]
@@ -246,6 +264,7 @@ func TestAppendAgreesWithTheOfficialRuntime(t *testing.T) {
 		for i := range got { // the conventions have tests of their own
 			g := &got[i]
 			g.Service, g.Pod, g.Protocol, g.Method, g.Endpoint, g.ResponseCode, g.IP, g.PeerIP, g.PeerPort = "", "", "", "", "", "", "", "", 0
+			g.Origin = ""
 		}
 		if diff := cmp.Diff(expect(req), got); diff != "" {
 			t.Fatalf("(-want +got):\n%s", diff)
@@ -266,8 +285,8 @@ func expect(req *coltracepb.ExportTraceServiceRequest) []row {
 					Start: sp.GetStartTimeUnixNano(), Duration: int64(sp.GetEndTimeUnixNano() - sp.GetStartTimeUnixNano()),
 					Attributes: expectPairs(sp.GetAttributes()),
 					Dropped:    [3]uint32{sp.GetDroppedAttributesCount(), sp.GetDroppedEventsCount(), sp.GetDroppedLinksCount()},
-					Resource:   expectObject(rs.GetResource().GetAttributes()), ResourceSchema: rs.GetSchemaUrl(),
-					ScopeName: ss.GetScope().GetName(), ScopeAttributes: expectObject(ss.GetScope().GetAttributes()),
+					Resource:   expectObject(rs.GetResource().GetAttributes()),
+					Scope:      expectScope(ss),
 				}
 				for _, e := range sp.GetEvents() {
 					r.Events = append(r.Events, event{e.GetTimeUnixNano(), e.GetName(), expectPairs(e.GetAttributes()), e.GetDroppedAttributesCount()})
@@ -300,6 +319,25 @@ func expectObject(kvs []*commonpb.KeyValue) string {
 	var fields []string
 	for _, a := range kvs {
 		fields = append(fields, quote(a.GetKey())+":"+quote(expectText(a.GetValue())))
+	}
+	return "{" + strings.Join(fields, ",") + "}"
+}
+
+func expectScope(ss *tracepb.ScopeSpans) string {
+	var fields []string
+	for _, f := range [][2]string{
+		{"name", ss.GetScope().GetName()}, {"version", ss.GetScope().GetVersion()}, {"schema_url", ss.GetSchemaUrl()},
+		{"attributes", expectObject(ss.GetScope().GetAttributes())},
+	} {
+		if f[1] != "" {
+			fields = append(fields, quote(f[0])+":"+quote(f[1]))
+		}
+	}
+	if n := ss.GetScope().GetDroppedAttributesCount(); n > 0 {
+		fields = append(fields, fmt.Sprintf(`"dropped_attributes_count":%d`, n))
+	}
+	if len(fields) == 0 {
+		return ""
 	}
 	return "{" + strings.Join(fields, ",") + "}"
 }
@@ -407,7 +445,9 @@ func drawRequest(t *rapid.T) *coltracepb.ExportTraceServiceRequest {
 	for range rapid.IntRange(0, 3).Draw(t, "resources") {
 		rs := &tracepb.ResourceSpans{Resource: &resourcepb.Resource{Attributes: drawAttributes(t, 1)}, SchemaUrl: drawText(t, "schema")}
 		for range rapid.IntRange(0, 2).Draw(t, "scopes") {
-			ss := &tracepb.ScopeSpans{Scope: &commonpb.InstrumentationScope{Name: drawText(t, "scope"), Attributes: drawAttributes(t, 0)}}
+			ss := &tracepb.ScopeSpans{SchemaUrl: drawText(t, "schema"), Scope: &commonpb.InstrumentationScope{
+				Name: drawText(t, "scope"), Version: drawText(t, "version"), Attributes: drawAttributes(t, 0), DroppedAttributesCount: rapid.Uint32Range(0, 2).Draw(t, "dropped"),
+			}}
 			for range rapid.IntRange(0, 4).Draw(t, "spans") {
 				sp := newSpan(drawAttributes(t, 2)...)
 				sp.TraceId, sp.SpanId = id(16), id(8)
