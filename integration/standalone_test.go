@@ -100,6 +100,22 @@ func TestStandaloneSurvivesKill(t *testing.T) {
 	s.eventually(time.Minute, exactly(open(t, s.at.ClickHouseNative), sent))
 }
 
+// The embedded engine may die; it is started again, and what was sent meanwhile
+// is stored.
+func TestStandaloneRestartsItsEngine(t *testing.T) {
+	s := startStandalone(t, t.TempDir())
+	c := newClient(t, s.at.GRPC, 1)
+	c.send(t.Context(), 50)
+	if err := syscall.Kill(childOf(t, s.cmd.Process.Pid), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.send(t.Context(), 50)
+	s.eventually(time.Minute, exactly(open(t, s.at.ClickHouseNative), c.sent))
+	if code := s.terminate(); code != 0 {
+		t.Errorf("exit status %d after SIGTERM", code)
+	}
+}
+
 // childOf returns the process whose parent is pid.
 func childOf(t *testing.T, pid int) int {
 	t.Helper()

@@ -81,16 +81,19 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	if err := os.MkdirAll(o.dataDir, 0o750); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
 	}
-	engine, err := chengine.Start(ctx, chengine.Options{
+	engineOptions := chengine.Options{
 		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, HTTPPort: o.httpPort, Logger: log,
-	})
+	}
+	engine, err := chengine.Start(ctx, engineOptions)
 	if err != nil {
 		return err
 	}
+	keeping, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
+	engineEnded := make(chan error, 1)
+	go func() { engineEnded <- chengine.Keep(keeping, engine, engineOptions) }()
 	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownGrace)
-		defer cancel()
-		err = errors.Join(err, engine.Stop(stop))
+		stopEngine()
+		err = errors.Join(err, <-engineEnded)
 	}()
 	kafka, err := broker.Start(broker.Options{Listen: o.kafkaListen, DataDir: filepath.Join(o.dataDir, "kafka"), SyncWrites: true})
 	if err != nil {
@@ -116,8 +119,9 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	})
 	g.Go(func() error { // the server is of no use without its ClickHouse
 		select {
-		case <-engine.Done():
-			return fmt.Errorf("the embedded ClickHouse ended: %w", engine.Err())
+		case err := <-engineEnded: // and could not be started again
+			engineEnded <- nil
+			return err
 		case <-ctx.Done():
 			return nil
 		}

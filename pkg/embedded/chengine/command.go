@@ -95,7 +95,10 @@ func renderConfig(o Options, dir, name string, at ports) []byte {
 	element("primary_index_cache_size", memory/8)
 	// An idle connection looks for the end of the server only so often, in
 	// seconds, and holds it up that long; the default is 10.
-	b.WriteString("  <profiles><default><poll_interval>1</poll_interval></default></profiles>\n")
+	// Through a view, a filter on an attribute's value reaches the index for it
+	// only when map keys are not read as subcolumns.
+	b.WriteString("  <profiles><default><poll_interval>1</poll_interval>" +
+		"<optimize_functions_to_subcolumns>0</optimize_functions_to_subcolumns></default></profiles>\n")
 	// Only a full server reads these: a user without a password, from this machine.
 	element("user_files_path", dir+"/user_files/")
 	fmt.Fprintf(&b, "  <user_directories><users_xml><path>%s</path></users_xml></user_directories>\n", configFile)
