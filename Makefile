@@ -12,7 +12,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine demo run test race integration bench bench-pipeline storage-lab fuzz lint generate check clean
+.PHONY: help build engine collector demo run test race integration bench bench-pipeline storage-lab fuzz lint generate check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,15 +35,20 @@ test: engine ## run the tests
 race: engine ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
 
-integration: build engine ## run the tests that need more: Apache Kafka, a real collector
-	$(GO) test -timeout 30m -tags integration ./integration/...
+integration: engine collector ## run the tests of whole programs, with a real collector too
+	$(GO) test -count 1 -v -timeout 30m ./integration/
+
+collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that tests and benchmarks compare with (3 minutes)
+
+.cache/collector/otelcol: integration/collector/builder.yaml
+	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
 
 bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
 	$(MAKE) bench-pipeline
 
-bench-pipeline: build engine ## measure CPU per span and stage, memory and bytes on disk of the whole pipeline
-	$(GO) run ./integration/pipelinebench -server $(BIN)/metaflow-server
+bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline; beside the collector's if `make collector` built one
+	$(GO) run ./integration/pipelinebench -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
 
 storage-lab: engine ## measure the ways to store spans that migrations/STORAGE.md compares
 	$(GO) run ./integration/storagelab

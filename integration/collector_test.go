@@ -1,0 +1,142 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+)
+
+// A record of our topic is a plain OTLP request: the collector's kafkareceiver
+// reads what our gateway writes, and our writer reads what the collector's
+// kafkaexporter writes. `make collector` builds the collector.
+func TestCollectorReadsAndWritesOurTopic(t *testing.T) {
+	collector := os.Getenv("METAFLOW_TEST_COLLECTOR")
+	if collector == "" {
+		collector = filepath.Join(repository(t), ".cache", "collector", "otelcol")
+	}
+	if _, err := os.Stat(collector); err != nil {
+		t.Skip("no collector: `make collector` builds one")
+	}
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+
+	sink := startSink(t)
+	otlp := freeAddr(t)
+	runCollector(t, collector, fmt.Sprintf(`
+receivers:
+  kafka:
+    brokers: [%q]
+    group_id: reader
+    initial_offset: earliest
+    traces: {topics: [metaflow.spans], encoding: otlp_proto}
+exporters:
+  otlp: {endpoint: %q, tls: {insecure: true}}
+service:
+  telemetry: {metrics: {level: none}, logs: {level: error}}
+  pipelines: {traces: {receivers: [kafka], exporters: [otlp]}}
+`, s.kafkaAddr, sink.addr))
+	runCollector(t, collector, fmt.Sprintf(`
+receivers:
+  otlp: {protocols: {grpc: {endpoint: %q}}}
+exporters:
+  kafka:
+    brokers: [%q]
+    traces: {topic: metaflow.spans, encoding: otlp_proto}
+    partition_traces_by_id: true
+    producer: {required_acks: -1, compression: lz4}
+    sending_queue: {enabled: false}
+service:
+  telemetry: {metrics: {level: none}, logs: {level: error}}
+  pipelines: {traces: {receivers: [otlp], exporters: [kafka]}}
+`, otlp, s.kafkaAddr))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	toUs := newClient(t, s.grpc, 1)
+	toUs.send(ctx, 200)
+	toCollector := newClient(t, otlp, 2)
+	toCollector.send(ctx, 200)
+	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), toUs.sent+toCollector.sent))
+	server.eventually(time.Minute, func() error {
+		if n := sink.ids(); n != toUs.sent+toCollector.sent {
+			return fmt.Errorf("the collector has read %d different spans of our topic, want %d", n, toUs.sent+toCollector.sent)
+		}
+		return nil
+	})
+}
+
+// runCollector runs a collector with this configuration until the test ends.
+func runCollector(t *testing.T, program, config string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "collector.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var said output
+	cmd := exec.Command(program, "--config", file)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("the collector said:\n%s", said.String())
+		}
+	})
+}
+
+// sink is an OTLP receiver that remembers the ids of spans.
+type sink struct {
+	coltracepb.UnimplementedTraceServiceServer
+	addr string
+
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+func startSink(t *testing.T) *sink {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sink{addr: l.Addr().String(), seen: map[string]bool{}}
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
+	coltracepb.RegisterTraceServiceServer(server, s)
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	return s
+}
+
+func (s *sink) Export(_ context.Context, req *coltracepb.ExportTraceServiceRequest) (*coltracepb.ExportTraceServiceResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, rs := range req.GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			for _, sp := range ss.GetSpans() {
+				s.seen[string(sp.GetTraceId())+string(sp.GetSpanId())] = true
+			}
+		}
+	}
+	return &coltracepb.ExportTraceServiceResponse{}, nil
+}
+
+func (s *sink) ids() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.seen)
+}

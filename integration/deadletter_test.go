@@ -1,0 +1,109 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// What ClickHouse refuses for its values, and what is no OTLP at all, is
+// diverted with its cause while everything else is stored; once the cause is
+// mended a replay stores the rest, once, however often it is repeated.
+func TestDeadLettersAreListedAndReplayed(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	conn := open(t, s.engine.NativeAddr())
+	const table = "ALTER TABLE metaflow.spans_local "
+	if err := conn.Exec(t.Context(), table+"ADD CONSTRAINT fine CHECK service_name != 'cartservice'"); err != nil {
+		t.Fatal(err)
+	}
+	produceGarbage(t, s.kafkaAddr)
+	c := newClient(t, s.grpc, 1)
+	c.send(t.Context(), 300)
+
+	refused := 0
+	server.eventually(time.Minute, func() error {
+		list := run(t, "deadletter", "list", "--config", s.config)
+		refused = strings.Count(list, "VIOLATED_CONSTRAINT")
+		if !strings.Contains(list, "malformed") || refused == 0 {
+			return fmt.Errorf("the list lacks something: %s", list)
+		}
+		return exactly(conn, c.sent-refused)()
+	})
+	if err := conn.Exec(t.Context(), table+"DROP CONSTRAINT fine"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		said := run(t, "deadletter", "replay", "--config", s.config)
+		if want := fmt.Sprintf("%d spans sent again, 1 letters skipped", refused); !strings.Contains(said, want) {
+			t.Errorf("replay says %q, want %q in it", said, want)
+		}
+		server.eventually(time.Minute, exactly(conn, c.sent))
+	}
+}
+
+// run runs the server's program to its end and returns what it says.
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	p := start(t, args...)
+	<-p.done
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Fatalf("%v: exit status %d: %s", args, code, p.output.String())
+	}
+	return p.output.String()
+}
+
+// produceGarbage writes a record that is no OTLP to our topic, as another
+// program might.
+func produceGarbage(t *testing.T, addr string) {
+	t.Helper()
+	cfg := kafka.DefaultConfig()
+	cfg.Brokers = []string{addr}
+	client, err := kafka.New(cfg, kafka.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	producer := client.NewProducer(schema.TopicSpans, kafka.ProducerOptions{})
+	done := make(chan error, 1)
+	go func() { done <- producer.Run(ctx) }()
+	if err := producer.Produce(ctx, []kafka.Outgoing{{Partition: 0, Value: []byte("this is no OTLP")}}); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-done
+}
+
+// An agent that sends spans again after any time, cut into requests as it
+// likes, says so, and none is stored twice.
+func TestResentSpansAreStoredOnce(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	conn := open(t, s.engine.NativeAddr())
+	first, second := newClient(t, s.grpc, 7), newClient(t, s.grpc, 7)
+	same := otlptest.Options{Start: time.Now().Add(-time.Minute)}
+	first.gen, second.gen = otlptest.New(7, same), otlptest.New(7, same)
+	first.send(t.Context(), 100)
+	first.send(t.Context(), 100)
+	server.eventually(time.Minute, exactly(conn, 200))
+	resend := metadata.AppendToOutgoingContext(t.Context(), schema.MetadataResend, "1", schema.MetadataAgent, "node-1")
+	second.send(resend, 60)
+	second.send(resend, 140)
+	second.send(resend, 40) // these are new
+	server.eventually(time.Minute, exactly(conn, 240))
+	var agents uint64
+	if err := conn.QueryRow(t.Context(), "SELECT countIf(agent_id = 'node-1') FROM metaflow.spans").Scan(&agents); err != nil || agents != 40 {
+		t.Errorf("%d spans are the agent's, want 40: %v", agents, err)
+	}
+}
