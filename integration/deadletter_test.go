@@ -81,7 +81,9 @@ func produceGarbage(t *testing.T, addr string) {
 		t.Fatal(err)
 	}
 	cancel()
-	<-done
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 }
 
 // An agent that sends spans again after any time, cut into requests as it

@@ -326,7 +326,9 @@ func expectObject(kvs []*commonpb.KeyValue) string {
 func expectScope(ss *tracepb.ScopeSpans) string {
 	var fields []string
 	for _, f := range [][2]string{
-		{"name", ss.GetScope().GetName()}, {"version", ss.GetScope().GetVersion()}, {"schema_url", ss.GetSchemaUrl()},
+		{"name", ss.GetScope().GetName()},
+		{"version", ss.GetScope().GetVersion()},
+		{"schema_url", ss.GetSchemaUrl()},
 		{"attributes", expectObject(ss.GetScope().GetAttributes())},
 	} {
 		if f[1] != "" {
