@@ -77,9 +77,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 // compare measures each variant and prints a row as soon as it is known.
 func (l *lab) compare(ctx context.Context, out io.Writer) error {
 	fmt.Fprintf(out, "%d spans, %d rows an insert, %d spans an hour\n\n", l.spans, l.block, l.perHour)
-	fmt.Fprintln(out, "| variant | bytes/span | ids | times | attributes | resource | indexes | rest | insert us | merges us | "+
+	fmt.Fprintln(out, "| variant | bytes/span | ids | times | attributes | resource | indexes | rest | insert us | first merge us | rewrite us | "+
 		"trace cold/warm ms | slowest | attribute | pod errors |")
-	fmt.Fprintln(out, "|---|"+strings.Repeat("---:|", 13))
+	fmt.Fprintln(out, "|---|"+strings.Repeat("---:|", 14))
 	for _, v := range variants {
 		if !l.wanted(v.name) {
 			continue

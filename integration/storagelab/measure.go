@@ -17,10 +17,10 @@ type lab struct {
 
 // result is one row of the report.
 type result struct {
-	name          string
-	bytes         map[string]float64 // a span, by group
-	insert, merge time.Duration      // of the server's CPU, a span
-	latencies     []latency
+	name      string
+	bytes     map[string]float64 // a span, by group
+	cpu       []time.Duration    // of the server, a span: insert, first merge, rewrite
+	latencies []latency
 }
 
 type latency struct{ cold, warm time.Duration }
@@ -34,7 +34,7 @@ func (r result) String() string {
 	for _, group := range []string{ids, times, attributes, resource, "indexes", rest} {
 		cells = append(cells, fmt.Sprintf("%.1f", r.bytes[group]))
 	}
-	for _, cpu := range []time.Duration{r.insert, r.merge} {
+	for _, cpu := range r.cpu {
 		cells = append(cells, fmt.Sprintf("%.2f", float64(cpu.Nanoseconds())/1e3))
 	}
 	for _, q := range r.latencies {
@@ -51,12 +51,15 @@ func (l *lab) measure(ctx context.Context, v variant) (r result, err error) {
 		return r, err
 	}
 	r.name = v.name
-	if r.insert, err = l.insert(ctx, v); err != nil {
+	insert, err := l.insert(ctx, v)
+	if err != nil {
 		return r, err
 	}
-	if r.merge, err = l.merge(ctx); err != nil {
+	first, rewrite, err := l.merge(ctx)
+	if err != nil {
 		return r, err
 	}
+	r.cpu = []time.Duration{insert, first, rewrite}
 	if r.bytes, err = l.sizes(ctx, v); err != nil {
 		return r, err
 	}
@@ -96,22 +99,25 @@ func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
 	return slices.Min(used) / time.Duration(min(l.block, l.spans)), nil
 }
 
-// merge lets the server merge as it likes, then rewrites everything a few times
-// and returns the server's CPU a span of the cheapest. In service a span is
-// rewritten about three times, on its way from a part of one insert to the largest.
-func (l *lab) merge(ctx context.Context) (time.Duration, error) {
+// merge merges the fresh parts of all inserts into one, whose rows lie by turns
+// in each of them, and then rewrites that a few times. It returns the server's CPU a span of
+// the former and of the cheapest of the latter. In service a span is merged about
+// three times, on its way from a part of one insert to the largest.
+func (l *lab) merge(ctx context.Context) (first, rewrite time.Duration, err error) {
+	before := l.cpu()
 	if _, err := l.ask(ctx, "SYSTEM START MERGES spans"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var used []time.Duration
 	for range 4 {
-		before := l.cpu()
 		if _, err := l.ask(ctx, "OPTIMIZE TABLE spans FINAL"); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		used = append(used, l.cpu()-before)
+		before = l.cpu()
 	}
-	return slices.Min(used[1:]) / time.Duration(l.spans), nil
+	spans := time.Duration(l.spans)
+	return used[0] / spans, slices.Min(used[1:]) / spans, nil
 }
 
 // sizes returns the bytes a span on disk by group; what no column owns (marks of

@@ -172,6 +172,7 @@ const (
 	minmaxTime   = "INDEX time start_time TYPE minmax GRANULARITY 1"
 	inlineSizes  = "string_serialization_version='single_stream'"
 	compactParts = "min_bytes_for_wide_part=134217728"
+	noStatistics = "auto_statistics_types=''"
 	onlyOnMerge  = "materialize_skip_indexes_on_insert=0"
 	bucketedMaps = "map_serialization_version='with_buckets', map_buckets_min_avg_size=1, max_buckets_in_map=64, map_buckets_strategy='linear', map_buckets_coefficient=4"
 )
@@ -198,7 +199,7 @@ var byTrace = variant{
 
 // packed keeps what a resource, a scope and a place in the cluster determine in
 // one JSON text each, instead of seventeen columns.
-var packed = byTrace.with("derived columns packed",
+var packed = byTrace.with("all derived columns packed",
 	without("service_namespace", "service_instance_id", "cluster", "namespace", "pod", "pod_uid", "node", "workload", "agent_id", "ip",
 		"resource_schema_url", "resource_dropped_attributes_count",
 		"scope_name", "scope_version", "scope_attributes", "scope_schema_url", "scope_dropped_attributes_count"),
@@ -212,8 +213,22 @@ var packed = byTrace.with("derived columns packed",
 	asks(func(a *asked) { a.pod = "JSONExtractString(origin, 'pod') = '?'" }),
 )
 
+// each is chosen but for what is packed in that one.
+var each = byTrace.with("derived columns each for itself", codec("T64, ZSTD(1)", "duration_ns"), typed("trace_id", "String", ""),
+	setting(compactParts), index(bloomValues), insert(onlyOnMerge))
+
 // chosen is what migrations/ create, and how the writer inserts.
-var chosen = byTrace.with("chosen", codec("T64, ZSTD(1)", "duration_ns"), setting(compactParts), index(bloomValues), insert(onlyOnMerge))
+var chosen = each.with("chosen", setting(noStatistics),
+	without("agent_id", "service_namespace", "service_instance_id", "cluster", "node", "pod_uid",
+		"resource_schema_url", "resource_dropped_attributes_count",
+		"scope_name", "scope_version", "scope_attributes", "scope_schema_url", "scope_dropped_attributes_count"),
+	adding(
+		col{
+			"origin", "LowCardinality(String)", "ZSTD(1)",
+			"toJSONString(map('agent_id', agent_id, 'service_namespace', service_namespace, 'service_instance_id', service_instance_id, 'cluster', cluster, 'node', node, 'pod_uid', pod_uid, 'schema_url', schema_url))", resource,
+		},
+		col{"scope", "LowCardinality(String)", "ZSTD(1)", "toJSONString(map('name', scope_name, 'version', scope_version, 'schema_url', schema_url))", resource},
+	))
 
 // binary stores ids as bytes.
 func binary(v *variant) {
@@ -274,9 +289,10 @@ var variants = []variant{
 	byTrace.with("compact parts to 128 MiB", setting(compactParts)),
 	byTrace.with("horizontal merges", setting("enable_vertical_merge_algorithm=0")),
 
+	each,
+	each.with("each for itself, no statistics", setting(noStatistics)),
 	chosen,
 	chosen.with("chosen, blooms at inserts too", func(v *variant) { v.insert = nil }),
-	chosen.with("chosen, binary ids", binary),
 }
 
 func asks(change func(*asked)) func(*variant) { return func(v *variant) { change(&v.asked) } }
