@@ -29,7 +29,7 @@ const (
 
 // server is the configuration file of metaflow-server.
 type server struct {
-	Roles         []string             `mapstructure:"roles" doc:"what this process does: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
+	Roles         []string             `mapstructure:"roles" doc:"what this process does: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration; nothing to do in this version)"`
 	GRPC          otlpgrpc.Config      `mapstructure:"grpc"`
 	HTTP          opshttp.Config       `mapstructure:"http"`
 	Kafka         kafka.Config         `mapstructure:"kafka"`

@@ -58,7 +58,7 @@ type configFlags struct {
 // addConfigFlags gives cmd --config, and a flag for each of the keys.
 func addConfigFlags(cmd *cobra.Command, keys map[string]string) *configFlags {
 	f := &configFlags{keys: map[string]string{}}
-	cmd.Flags().StringVar(&f.file, "config", "", "YAML file with the configuration; `metaflow-server config print` shows every key")
+	cmd.Flags().StringVar(&f.file, "config", "", "YAML `FILE` with the configuration; 'metaflow-server config print' shows every key")
 	byName := map[string]config.Key{}
 	for _, k := range config.Keys(defaultServer(), envPrefix) {
 		byName[k.Name] = k

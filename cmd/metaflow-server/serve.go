@@ -7,7 +7,7 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Serve with Kafka and ClickHouse elsewhere",
 		Long: `serve runs the roles of this process until SIGTERM: gateway (OTLP to Kafka),
-writer (Kafka to ClickHouse), control. It waits for Kafka and ClickHouse when they
+writer (Kafka to ClickHouse), control (nothing to do in this version). It waits for Kafka and ClickHouse when they
 are not there yet; /ready says for what.`,
 		Args: noArgs,
 	}
