@@ -65,7 +65,7 @@ lint: ## run the linters
 	$(GO) run $(LINTER) run ./...
 
 generate: ## write the golden files again: the rendered tables of schema/ and what programs print
-	$(GO) test ./migrations ./pkg/config ./deploy/demo/runner -update
+	$(GO) test ./migrations ./pkg/config ./deploy/demo/runner ./cmd/metaflow-server -update
 
 check: lint test ## what a change must pass
 

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden file")
+
+func TestMain(m *testing.M) {
+	chengine.MaybeRunChild()
+	os.Exit(m.Run())
+}
+
+// execute runs the program and returns its exit status and what it says.
+func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = run(t.Context(), args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+// Every key with its default and meaning, as operators see it: a change here
+// is a change for them.
+func TestPrintedDefaultsGolden(t *testing.T) {
+	code, got, stderr := execute(t, "config", "print")
+	if code != exitOK {
+		t.Fatalf("exit status %d: %s", code, stderr)
+	}
+	const golden = "testdata/defaults.yaml"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatalf("%v; -update writes it", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("(-want +got; -update rewrites):\n%s", diff)
+	}
+	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != exitOK {
+		t.Errorf("what is printed cannot be used: exit status %d: %s", code, stderr)
+	}
+}
+
+// Whatever is wrong is said at once, each by its key, with the value found.
+func TestEveryProblemAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "wrong.yaml")
+	yaml := `roles: [gateway, riter]
+grpc: {listen: nowhere, max_request_bytes: huge}
+kafka: {brokers: [], compression: rar, sasl: {password: hunter2}}
+clickhouse: {database: "a b", adresses: [x]}
+retention: {spans: -1h}
+writer: {memory_bytes: 1MiB}
+log: {level: loud, format: xml}
+`
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := execute(t, "config", "check", "--config", file)
+	if code != exitUsage {
+		t.Errorf("exit status %d, want %d", code, exitUsage)
+	}
+	for _, word := range []string{
+		"roles[1]", "riter", "grpc.listen", "nowhere", "grpc.max_request_bytes", "huge", "kafka.brokers", "kafka.compression", "rar",
+		"clickhouse.database", "adresses", "clickhouse.addresses", "retention.spans", "writer.memory_bytes", "log.level", "loud", "log.format",
+	} {
+		if !strings.Contains(stderr, word) {
+			t.Errorf("%q is not in what it says:\n%s", word, stderr)
+		}
+	}
+	if strings.Contains(stderr, "hunter2") {
+		t.Errorf("a password is in what it says:\n%s", stderr)
+	}
+}
