@@ -85,9 +85,10 @@ SETTINGS
     -- less and less CPU, for the values of small maps repeat as a whole.
     string_serialization_version = 'single_stream',
 {{- end}}
-    -- A fresh part of one insert is one file instead of some two hundred: a third
-    -- less CPU an insert. Merged parts above this are wide as usual.
-    min_bytes_for_wide_part = 134217728,
+    -- Above the largest insert (writer.max_batch_bytes), below what merges make of a
+    -- few: a fresh part is one file instead of some two hundred, which halves the CPU of
+    -- an insert, and merges write wide parts, which they can do column by column.
+    min_bytes_for_wide_part = 50331648,
     ttl_only_drop_parts = 1,
     {{deduplication}};
 

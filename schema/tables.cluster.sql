@@ -67,7 +67,7 @@ TTL toDateTime(start_time) + toIntervalSecond(2592000)
 SETTINGS
     auto_statistics_types = '',
     string_serialization_version = 'single_stream',
-    min_bytes_for_wide_part = 134217728,
+    min_bytes_for_wide_part = 50331648,
     ttl_only_drop_parts = 1,
     replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
 

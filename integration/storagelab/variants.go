@@ -171,7 +171,7 @@ const (
 	setService   = "INDEX service service_name TYPE set(100) GRANULARITY 1"
 	minmaxTime   = "INDEX time start_time TYPE minmax GRANULARITY 1"
 	inlineSizes  = "string_serialization_version='single_stream'"
-	compactParts = "min_bytes_for_wide_part=134217728"
+	compactParts = "min_bytes_for_wide_part=50331648" // one insert is compact, what merges make of it is not
 	noStatistics = "auto_statistics_types=''"
 	onlyOnMerge  = "materialize_skip_indexes_on_insert=0"
 	bucketedMaps = "map_serialization_version='with_buckets', map_buckets_min_avg_size=1, max_buckets_in_map=64, map_buckets_strategy='linear', map_buckets_coefficient=4"
@@ -286,7 +286,8 @@ var variants = []variant{
 
 	byTrace.with("granules of 4096", setting("index_granularity=4096")),
 	byTrace.with("granules of 16384", setting("index_granularity=16384")),
-	byTrace.with("compact parts to 128 MiB", setting(compactParts)),
+	byTrace.with("compact parts to 48 MiB", setting(compactParts)),
+	byTrace.with("compact parts to 128 MiB", setting("min_bytes_for_wide_part=134217728")),
 	byTrace.with("horizontal merges", setting("enable_vertical_merge_algorithm=0")),
 
 	each,
