@@ -26,8 +26,6 @@ type partition struct {
 	held   int64 // of Writer.memory, for batch
 	bulk   bool  // has one of Writer.slots instead
 	behind bool  // the log has more than was fetched
-
-	fetched bool // the records of the last fetch are still valid
 }
 
 func newPartition(w *Writer, claim Claim) *partition {
@@ -155,7 +153,6 @@ const readWait = 5 * time.Second
 // corrupt, when given, for every batch that cannot be read. What was fetched
 // before is no longer valid then.
 func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record), corrupt func(*kafka.CorruptError)) error {
-	p.fetched = false
 	for from < to {
 		fetched, err := p.claim.Fetch(ctx, from, p.cfg.FetchBytes, readWait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
@@ -211,6 +208,12 @@ func (p *partition) skipLost(ctx context.Context, offset int64) (int64, error) {
 
 // finish forms the planned range [from, to) again, inserts and commits it.
 func (p *partition) finish(ctx context.Context, from, to int64) error {
+	// The range may be as large as a batch can be, and so may those of all the
+	// other partitions that are taken over now.
+	if err := p.slots.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	p.bulk = true
 	p.openBatch(from)
 	var failed error
 	err := p.read(ctx, from, to, func(r *record.Record) {
@@ -311,15 +314,10 @@ func (p *partition) fetch(ctx context.Context) error {
 			return err
 		}
 		if p.batch.full(&p.cfg) {
-			p.fetched = true
-			if err := p.flush(ctx); err != nil {
-				return err
-			}
-			if !p.fetched { // the flush had to fetch, so the rest is no longer valid
-				p.next = r.Offset + 1
-				p.behind = true
-				return nil
-			}
+			// The rest is fetched again: a flush may have to fetch, and the
+			// rest is better kept for the next whole batch than inserted alone.
+			p.next, p.behind = r.Offset+1, fetched.HighWatermark > r.Offset+1
+			return p.flush(ctx)
 		}
 	}
 	p.next = fetched.Next
