@@ -29,8 +29,9 @@ demo: build engine ## run the WebStore through the whole pipeline and print the 
 run: build engine ## run everything in the foreground, to go on playing (data in .cache/standalone)
 	$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)
 
+# The integration tests build the server anew, which go's cache of results cannot see.
 test: engine ## run the tests
-	$(GO) test -timeout 15m ./...
+	$(GO) test -count 1 -timeout 15m ./...
 
 race: engine ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
