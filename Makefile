@@ -5,6 +5,7 @@ BIN      := bin
 CHDB     := 26.7.3-stable.1
 ENGINE   := .cache/chdb/$(CHDB)
 LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+BUF      := github.com/bufbuild/buf/cmd/buf@v1.75.0
 FUZZTIME ?= 30s
 DATA_DIR ?= .cache/standalone
 
@@ -65,7 +66,8 @@ lint: ## run the linters
 	$(GO) vet ./...
 	$(GO) run $(LINTER) run ./...
 
-generate: ## write the golden files again: the rendered tables of schema/ and what programs print
+generate: ## write again what is made from sources: the Go code of schema/, its rendered tables, and what programs print
+	$(GO) run $(BUF) generate
 	$(GO) test ./migrations ./pkg/config ./deploy/demo/runner ./cmd/metaflow-server -update
 
 check: lint test ## what a change must pass

@@ -11,6 +11,19 @@ const (
 	// TopicDeadLetter carries what could not be decoded or stored, each record
 	// with its cause in the headers below.
 	TopicDeadLetter = "metaflow.dead-letter"
+	// TopicControl carries what operators did to the agent groups: one partition, a
+	// metaflow.agent.v1.Command each, kept for ever. The order of its records is the
+	// order of the changes.
+	TopicControl = "metaflow.control"
+	// TopicResources carries what is known of agents and pods: one partition,
+	// compacted, the key says what a record is about.
+	TopicResources = "metaflow.resources"
+)
+
+// Keys of records of TopicResources begin with one of these.
+const (
+	// KeyAgent goes before an agent's id; the value is a metaflow.agent.v1.AgentStatus.
+	KeyAgent = "agent/"
 )
 
 // Headers of a record of TopicSpans. All are optional for the reader: records
