@@ -4,14 +4,16 @@ import (
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
 // message receives the bytes of one Export.
 type message struct {
 	server  *Server
-	granted int64   // by the budget
-	body    *[]byte // nil until received, or when refused
-	refused refusal // set when the size, once known, did not fit
+	granted int64            // by the budget
+	body    *[]byte          // nil until received, or when refused
+	refused inflight.Refusal // set when the size, once known, did not fit
 }
 
 // take copies data, which gRPC holds in many small buffers and reclaims when
@@ -22,21 +24,21 @@ func (m *message) take(data mem.BufferSlice) {
 		return
 	}
 	size := data.Len()
-	if !m.server.budget.resize(m.granted, int64(size)) {
-		m.refused = tooManyBytes
+	if !m.server.budget.Resize(m.granted, int64(size)) {
+		m.refused = inflight.TooManyBytes
 		return
 	}
 	m.granted = int64(size)
-	m.body = m.server.buffers.get(size)
+	m.body = m.server.buffers.Get(size)
 	data.CopyTo(*m.body)
 }
 
 // release gives everything back. The body is kept from reuse when somebody may
 // still read it.
 func (m *message) release(reuse bool) {
-	m.server.budget.leave(m.granted)
+	m.server.budget.Leave(m.granted)
 	if m.body != nil && reuse {
-		m.server.buffers.put(m.body)
+		m.server.buffers.Put(m.body)
 	}
 }
 

@@ -16,13 +16,10 @@
 //   - Other failures follow the class that the consumer gave (pkg/fault).
 //   - A panic in the consumer is INTERNAL for that request and nothing for the others.
 //
-// Memory: a request counts as an estimate, the largest seen lately, from its
-// headers until it has been read, and as its size from then until it is
-// answered. The sum never exceeds MaxBytesInFlight. Decompression runs in as many
-// requests at a time as there are processors, each holding at most
-// MaxRequestBytes. The estimate is what keeps a thousand clients that come back
-// in the same second from being read all at once.
+// Memory: pkg/inflight counts what is in flight, and the sum never exceeds
+// MaxBytesInFlight. Decompression runs in as many requests at a time as there are
+// processors, each holding at most MaxRequestBytes.
 //
-// Concurrency: the consumer is called from many goroutines, one a request. The
-// one lock is budget.mu; nothing is called while it is held.
+// Concurrency: the consumer is called from many goroutines, one a request. No lock
+// is held meanwhile.
 package otlpgrpc

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -46,7 +47,7 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	if info.FullMethodName != coltracepb.TraceService_Export_FullMethodName {
 		return ctx, nil
 	}
-	if why := s.budget.check(); why != "" {
+	if why := s.budget.Check(); why != "" {
 		err := s.refused(why)
 		s.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
 		return ctx, err
@@ -79,8 +80,8 @@ func (s *Server) answer(ctx context.Context, receive func(any) error) (any, erro
 // export receives one request and has it consumed. All its errors are statuses.
 func (s *Server) export(ctx context.Context, receive func(any) error) (resp *coltracepb.ExportTraceServiceResponse, err error) {
 	m := message{server: s}
-	var why refusal
-	if m.granted, why = s.budget.enter(); why != "" {
+	var why inflight.Refusal
+	if m.granted, why = s.budget.Enter(); why != "" {
 		return nil, s.refused(why)
 	}
 	// After a panic a goroutine of the consumer may still read the body.

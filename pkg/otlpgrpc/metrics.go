@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
 type metrics struct {
@@ -16,7 +18,7 @@ type metrics struct {
 	panics   prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer, b *budget) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, b *inflight.Budget) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_gateway_requests_total",
@@ -43,7 +45,7 @@ func newMetrics(reg prometheus.Registerer, b *budget) (*metrics, error) {
 	for _, code := range []codes.Code{codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Unavailable, codes.Internal} {
 		m.requests.WithLabelValues(code.String())
 	}
-	for _, bound := range []refusal{tooManyBytes, tooManyRequests} {
+	for _, bound := range []inflight.Refusal{inflight.TooManyBytes, inflight.TooManyRequests} {
 		m.refused.WithLabelValues(string(bound))
 	}
 	if reg == nil {
@@ -53,14 +55,14 @@ func newMetrics(reg prometheus.Registerer, b *budget) (*metrics, error) {
 		Name: "metaflow_gateway_bytes_in_flight",
 		Help: "Bytes of OTLP export requests not yet answered, estimates for those not yet read included.",
 	}, func() float64 {
-		bytes, _ := b.inFlight()
+		bytes, _ := b.InFlight()
 		return float64(bytes)
 	})
 	requestsInFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "metaflow_gateway_requests_in_flight",
 		Help: "OTLP export requests not yet answered.",
 	}, func() float64 {
-		_, requests := b.inFlight()
+		_, requests := b.InFlight()
 		return float64(requests)
 	})
 	return m, errors.Join(

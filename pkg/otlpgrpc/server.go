@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
 // Options are what code sets. The zero value is usable.
@@ -40,8 +42,8 @@ type Server struct {
 	log      *slog.Logger
 	grace    time.Duration
 	metrics  *metrics
-	budget   *budget
-	buffers  buffers
+	budget   *inflight.Budget
+	buffers  inflight.Buffers
 	listener net.Listener
 	grpc     *grpc.Server
 	health   *health.Server
@@ -69,8 +71,10 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		consumer: consumer,
 		log:      opts.Logger,
 		grace:    opts.ShutdownGrace,
-		budget:   newBudget(cfg),
-		health:   health.NewServer(),
+		budget: inflight.New(inflight.Limits{
+			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight,
+		}),
+		health: health.NewServer(),
 	}
 	s.streams, s.endStreams = context.WithCancel(context.Background())
 	var err error
@@ -176,7 +180,7 @@ func (s *Server) drain() {
 	select {
 	case <-drained:
 	case <-timer.C:
-		_, requests := s.budget.inFlight()
+		_, requests := s.budget.InFlight()
 		s.log.Warn("requests cut off at shutdown", slog.Int("requests", requests), slog.Duration("grace", s.grace))
 		s.grpc.Stop()
 		<-drained

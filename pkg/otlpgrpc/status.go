@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
 // maxStatusText keeps a status, which travels in HTTP/2 headers, under the header
@@ -39,7 +40,7 @@ func (s *Server) unavailable(text string) error {
 	return detailed.Err()
 }
 
-func (s *Server) refused(why refusal) error {
+func (s *Server) refused(why inflight.Refusal) error {
 	s.metrics.refused.WithLabelValues(string(why)).Inc()
 	return s.unavailable("server is at its limit of " + strings.ReplaceAll(string(why), "_", " "))
 }

@@ -1,4 +1,4 @@
-package otlpgrpc
+package inflight
 
 import (
 	"math/rand/v2"
@@ -7,14 +7,14 @@ import (
 
 const mib = 1 << 20
 
-func testBudget(maxBytes int64) *budget {
-	return newBudget(Config{MaxRequestBytes: 64 * mib, MaxBytesInFlight: maxBytes, MaxRequestsInFlight: 1000})
+func testBudget(maxBytes int64) *Budget {
+	return New(Limits{RequestBytes: 64 * mib, Bytes: maxBytes, Requests: 1000})
 }
 
 // admitAll enters until refused and returns how many got in.
-func admitAll(b *budget) (entered int, why refusal) {
+func admitAll(b *Budget) (entered int, why Refusal) {
 	for {
-		if _, why = b.enter(); why != "" {
+		if _, why = b.Enter(); why != "" {
 			return entered, why
 		}
 		entered++
@@ -37,11 +37,11 @@ func TestUnreadRequestsCountAsTheLargestSeenLately(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := testBudget(256 * mib)
 			for _, size := range tc.seen {
-				granted, why := b.enter()
-				if why != "" || !b.resize(granted, size) {
+				granted, why := b.Enter()
+				if why != "" || !b.Resize(granted, size) {
 					t.Fatalf("request of %d bytes refused by an empty budget", size)
 				}
-				b.leave(size)
+				b.Leave(size)
 			}
 			if got, _ := admitAll(b); got != tc.want {
 				t.Errorf("let in %d, want %d", got, tc.want)
@@ -64,16 +64,16 @@ func TestBudgetHoldsItsBound(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
 		maxRequest := 1 + rng.Int64N(64*mib)
-		b := newBudget(Config{MaxRequestBytes: maxRequest, MaxBytesInFlight: maxRequest + rng.Int64N(8*mib), MaxRequestsInFlight: 1 + rng.IntN(50)})
+		b := New(Limits{RequestBytes: maxRequest, Bytes: maxRequest + rng.Int64N(8*mib), Requests: 1 + rng.IntN(50)})
 		var held []int64
 		for range 500 {
 			if len(held) > 0 && rng.IntN(2) == 0 {
 				i := rng.IntN(len(held))
-				b.leave(held[i])
+				b.Leave(held[i])
 				held[i] = held[len(held)-1]
 				held = held[:len(held)-1]
 			}
-			granted, why := b.enter()
+			granted, why := b.Enter()
 			if why != "" {
 				if len(held) == 0 {
 					t.Fatalf("an empty budget refused: %s", why)
@@ -82,39 +82,22 @@ func TestBudgetHoldsItsBound(t *testing.T) {
 			}
 			size := rng.Int64N(maxRequest + 1)
 			switch {
-			case b.resize(granted, size):
+			case b.Resize(granted, size):
 				granted = size
 			case len(held) == 0:
 				t.Fatalf("the only request, %d of at most %d bytes, was refused", size, maxRequest)
 			}
 			held = append(held, granted)
-			bytes, requests := b.inFlight()
-			if bytes > b.maxBytes || requests > b.maxRequests || requests != len(held) {
-				t.Fatalf("%d bytes and %d requests in flight, bounds %d and %d, held %d", bytes, requests, b.maxBytes, b.maxRequests, len(held))
+			bytes, requests := b.InFlight()
+			if bytes > b.limits.Bytes || requests > b.limits.Requests || requests != len(held) {
+				t.Fatalf("%d bytes and %d requests in flight, bounds %d and %d, held %d", bytes, requests, b.limits.Bytes, b.limits.Requests, len(held))
 			}
 		}
 		for _, granted := range held {
-			b.leave(granted)
+			b.Leave(granted)
 		}
-		if bytes, requests := b.inFlight(); bytes != 0 || requests != 0 {
+		if bytes, requests := b.InFlight(); bytes != 0 || requests != 0 {
 			t.Fatalf("%d bytes and %d requests remain", bytes, requests)
 		}
-	}
-}
-
-func TestSizeClassesHoldTheirSizeAndWasteLittle(t *testing.T) {
-	last := -1
-	for size := 1; size < 200*mib; size += 1 + size/777 {
-		class, capacity := sizeClass(size)
-		if capacity < size || size > 4096 && capacity > size+size/4 {
-			t.Fatalf("%d bytes get a buffer of %d", size, capacity)
-		}
-		if again, same := sizeClass(capacity); again != class || same != capacity {
-			t.Fatalf("a buffer of %d returns to class %d of %d, came from %d", capacity, again, same, class)
-		}
-		if class < last || class > last+1 {
-			t.Fatalf("class %d follows %d at %d bytes", class, last, size)
-		}
-		last = class
 	}
 }

@@ -1,4 +1,4 @@
-package otlpgrpc
+package inflight
 
 import (
 	"math/bits"
@@ -6,7 +6,7 @@ import (
 )
 
 // Buffers come in sizes a quarter of an octave apart, so that less than a fifth of one
-// is unused: what the budget counts is then close to what the process holds.
+// is unused: what a Budget counts is then close to what the process holds.
 const (
 	smallestShift  = 12 // 4 KiB
 	largestShift   = 27 // 128 MiB; larger ones are not kept
@@ -14,13 +14,13 @@ const (
 	sizeClasses    = (largestShift-smallestShift)*stepsPerOctave + 1
 )
 
-// buffers keeps request bodies for reuse.
-type buffers struct {
+// Buffers keeps request bodies for reuse. The zero value is ready to use.
+type Buffers struct {
 	classes [sizeClasses]sync.Pool
 }
 
-// get returns a buffer of length size. Its content is what the last user left.
-func (p *buffers) get(size int) *[]byte {
+// Get returns a buffer of length size. Its content is what the last user left.
+func (p *Buffers) Get(size int) *[]byte {
 	class, capacity := sizeClass(size)
 	if class >= sizeClasses {
 		b := make([]byte, size)
@@ -35,7 +35,9 @@ func (p *buffers) get(size int) *[]byte {
 	return b
 }
 
-func (p *buffers) put(b *[]byte) {
+// Put takes back a buffer that nobody reads or writes any more. Its length may
+// have changed; one that Get did not make is dropped.
+func (p *Buffers) Put(b *[]byte) {
 	if class, capacity := sizeClass(cap(*b)); class < sizeClasses && capacity == cap(*b) {
 		p.classes[class].Put(b)
 	}

@@ -1,0 +1,125 @@
+package inflight
+
+import "sync"
+
+// Before a request has been read, its size is a guess.
+const (
+	// firstGuess stands until something has been received: more than a batch of
+	// an SDK (512 spans, about 340 KB), less than a large one of a collector.
+	firstGuess = 1 << 20
+	// leastGuess keeps a fleet of small requests from making the next large
+	// ones come for free.
+	leastGuess = 64 << 10
+	// guessDecay is the part of the distance by which the guess falls towards a
+	// smaller request: it forgets a large one after about a hundred.
+	guessDecay = 32
+)
+
+// Refusal says which bound was reached. The zero value is none. Its text suits a
+// metric's label.
+type Refusal string
+
+// The bounds of a Budget.
+const (
+	TooManyBytes    Refusal = "bytes_in_flight"
+	TooManyRequests Refusal = "requests_in_flight"
+)
+
+// Limits are the bounds of a Budget, all positive.
+type Limits struct {
+	// RequestBytes is the largest request that there can be. No more than
+	// Bytes, or the largest would never be let in.
+	RequestBytes int64
+	Bytes        int64 // of all requests that are not yet answered
+	Requests     int   // that are not yet answered
+}
+
+// Budget bounds what is in flight. It never blocks. Make one with New.
+//
+// A request goes through Enter, through Resize once its size is known, and through
+// Leave.
+type Budget struct {
+	limits Limits
+
+	mu       sync.Mutex
+	bytes    int64 // granted, estimates included
+	requests int
+	guess    int64 // bytes granted to a request that is not yet read
+}
+
+// New returns a Budget with nothing in flight.
+func New(limits Limits) *Budget {
+	return &Budget{limits: limits, guess: min(firstGuess, limits.RequestBytes)}
+}
+
+// Check tells whether Enter would refuse, and grants nothing.
+func (b *Budget) Check() Refusal {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refuse()
+}
+
+// refuse needs b.mu.
+func (b *Budget) refuse() Refusal {
+	switch {
+	case b.requests >= b.limits.Requests:
+		return TooManyRequests
+	case b.bytes+b.guess > b.limits.Bytes:
+		return TooManyBytes
+	default:
+		return ""
+	}
+}
+
+// Enter admits a request whose size is not yet known and returns the bytes
+// granted to it, which Leave gives back.
+func (b *Budget) Enter() (granted int64, why Refusal) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if why := b.refuse(); why != "" {
+		return 0, why
+	}
+	b.requests++
+	b.bytes += b.guess
+	return b.guess, ""
+}
+
+// Resize replaces a grant by the request's size, now known: Leave is then to be
+// given size. When the size does not fit, Resize leaves the grant as it was and
+// returns false.
+func (b *Budget) Resize(granted, size int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.learn(size)
+	if b.bytes-granted+size > b.limits.Bytes {
+		return false
+	}
+	b.bytes += size - granted
+	return true
+}
+
+// learn moves the guess: up at once, because the next requests are likely to be as
+// large, and down slowly. It needs b.mu.
+func (b *Budget) learn(size int64) {
+	if size < b.guess {
+		size = b.guess - (b.guess-size)/guessDecay
+		size = max(size, min(b.guess, leastGuess))
+	}
+	b.guess = size
+}
+
+// Leave gives back what Enter or the last successful Resize granted.
+func (b *Budget) Leave(granted int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.requests--
+	b.bytes -= granted
+}
+
+// InFlight returns the bytes granted, estimates included, and the requests that
+// they were granted to.
+func (b *Budget) InFlight() (bytes int64, requests int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes, b.requests
+}
