@@ -11,6 +11,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/measured"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
 
@@ -18,7 +19,7 @@ import (
 type bench struct {
 	options
 	dir    string
-	broker *process
+	broker *measured.Process
 	kafka  string
 	engine *chengine.Engine
 	conn   driver.Conn
@@ -59,7 +60,7 @@ func (b *bench) close() {
 		_ = b.engine.Stop(ctx)
 	}
 	if b.broker != nil {
-		b.broker.stop()
+		b.broker.Stop()
 	}
 	_ = os.RemoveAll(b.dir)
 }
@@ -73,8 +74,8 @@ func progress(format string, args ...any) {
 type pipeline struct {
 	name     string
 	otlp     string // address that the receiver listens on
-	receiver func() (*process, error)
-	writer   func() (*process, error)
+	receiver func() (*measured.Process, error)
+	writer   func() (*measured.Process, error)
 	count    string // SQL: how many spans are stored
 	once     bool   // more than were sent is an error; otherwise it is reported
 	table    string // database.table that holds them
@@ -89,11 +90,11 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 	if err != nil {
 		return f, err
 	}
-	defer receiver.stop()
-	if err := receiver.waitListening(ctx, p.otlp); err != nil {
+	defer receiver.Stop()
+	if err := receiver.WaitListening(ctx, p.otlp); err != nil {
 		return f, err
 	}
-	before, err := usageOf(receiver.cmd.Process.Pid)
+	before, err := measured.UsageOf(receiver.Cmd.Process.Pid)
 	if err != nil {
 		return f, err
 	}
@@ -102,15 +103,15 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 		return f, err
 	}
 	f.sendSeconds = time.Since(begun).Seconds()
-	after, err := usageOf(receiver.cmd.Process.Pid)
+	after, err := measured.UsageOf(receiver.Cmd.Process.Pid)
 	if err != nil {
 		return f, err
 	}
-	f.gateway, f.gatewayRSS = b.perSpan(after.cpu-before.cpu), after.peak
-	receiver.stop()
+	f.gateway, f.gatewayRSS = b.perSpan(after.CPU-before.CPU), after.Peak
+	receiver.Stop()
 
 	progress("%s: writing", p.name)
-	engineBefore, err := usageOf(b.engine.PID())
+	engineBefore, err := measured.UsageOf(b.engine.PID())
 	if err != nil {
 		return f, err
 	}
@@ -119,25 +120,25 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 	if err != nil {
 		return f, err
 	}
-	defer writer.stop()
+	defer writer.Stop()
 	if err := b.waitStored(ctx, p, writer); err != nil {
 		return f, err
 	}
 	f.writeSeconds = time.Since(begun).Seconds()
-	used, err := usageOf(writer.cmd.Process.Pid)
+	used, err := measured.UsageOf(writer.Cmd.Process.Pid)
 	if err != nil {
 		return f, err
 	}
-	f.writer, f.writerRSS = b.perSpan(used.cpu), used.peak
+	f.writer, f.writerRSS = b.perSpan(used.CPU), used.Peak
 	if err := b.waitMerged(ctx); err != nil {
 		return f, err
 	}
-	engineAfter, err := usageOf(b.engine.PID())
+	engineAfter, err := measured.UsageOf(b.engine.PID())
 	if err != nil {
 		return f, err
 	}
-	f.clickhouse = b.perSpan(engineAfter.cpu - engineBefore.cpu)
-	writer.stop()
+	f.clickhouse = b.perSpan(engineAfter.CPU - engineBefore.CPU)
+	writer.Stop()
 	f.bytesPerSpan, err = b.onDisk(ctx, p)
 	return f, err
 }
@@ -146,7 +147,7 @@ func (b *bench) perSpan(cpu time.Duration) float64 {
 	return float64(cpu.Nanoseconds()) / 1e3 / float64(b.spans)
 }
 
-func (b *bench) waitStored(ctx context.Context, p pipeline, writer *process) error {
+func (b *bench) waitStored(ctx context.Context, p pipeline, writer *measured.Process) error {
 	for {
 		var n uint64
 		err := b.conn.QueryRow(ctx, p.count).Scan(&n)
@@ -159,8 +160,8 @@ func (b *bench) waitStored(ctx context.Context, p pipeline, writer *process) err
 			return nil
 		}
 		select {
-		case <-writer.done:
-			return fmt.Errorf("the writer ended with %d spans stored: %s", n, writer.output.String())
+		case <-writer.Done:
+			return fmt.Errorf("the writer ended with %d spans stored: %s", n, writer.Output.String())
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), err)
 		case <-time.After(250 * time.Millisecond):

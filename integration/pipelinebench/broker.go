@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/measured"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
@@ -27,21 +28,21 @@ func maybeRunBroker() {
 	select {}
 }
 
-func startBroker(ctx context.Context, verbose bool) (*process, string, error) {
+func startBroker(ctx context.Context, verbose bool) (*measured.Process, string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, "", err
 	}
-	addr, err := freeAddr()
+	addr, err := measured.FreeAddr()
 	if err != nil {
 		return nil, "", err
 	}
-	p, err := start(verbose, []string{brokerEnv + "=" + addr}, self)
+	p, err := measured.Start(verbose, []string{brokerEnv + "=" + addr}, self)
 	if err != nil {
 		return nil, "", err
 	}
-	if err := p.waitListening(ctx, addr); err != nil {
-		p.stop()
+	if err := p.WaitListening(ctx, addr); err != nil {
+		p.Stop()
 		return nil, "", err
 	}
 	return p, addr, nil

@@ -9,15 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/integration/internal/measured"
 )
 
 // metaflow measures our own pipeline.
 func (b *bench) metaflow(ctx context.Context) (figures, error) {
-	otlp, err := freeAddr()
+	otlp, err := measured.FreeAddr()
 	if err != nil {
 		return figures{}, err
 	}
-	ops, err := freeAddr()
+	ops, err := measured.FreeAddr()
 	if err != nil {
 		return figures{}, err
 	}
@@ -30,12 +32,12 @@ clickhouse: {addresses: [%q]}
 	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
 		return figures{}, err
 	}
-	role := func(role string) func() (*process, error) {
-		return func() (*process, error) {
+	role := func(role string) func() (*measured.Process, error) {
+		return func() (*measured.Process, error) {
 			if b.profiles != "" {
 				go b.profile(ctx, ops, role)
 			}
-			return start(b.verbose, nil, b.server, "serve", "--config", config, "--roles", role)
+			return measured.Start(b.verbose, nil, b.server, "serve", "--config", config, "--roles", role)
 		}
 	}
 	return b.measure(ctx, pipeline{

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/metaflowys/metaflow-server/integration/internal/measured"
 )
 
 // otelcol measures the collector's pipeline: lz4, acks=all and partitioned by
 // trace, as ours is; batches of 50,000 into the exporter's own schema.
 func (b *bench) otelcol(ctx context.Context) (figures, error) {
-	otlp, err := freeAddr()
+	otlp, err := measured.FreeAddr()
 	if err != nil {
 		return figures{}, err
 	}
@@ -51,13 +53,13 @@ service:
   telemetry: {metrics: {level: none}, logs: {level: warn}}
   pipelines: {traces: {receivers: [kafka], processors: [batch], exporters: [clickhouse]}}
 `, b.kafka, topic, b.engine.NativeAddr())
-	run := func(name, yaml string) func() (*process, error) {
-		return func() (*process, error) {
+	run := func(name, yaml string) func() (*measured.Process, error) {
+		return func() (*measured.Process, error) {
 			file := filepath.Join(b.dir, name+".yaml")
 			if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 				return nil, err
 			}
-			return start(b.verbose, nil, b.collector, "--config", file)
+			return measured.Start(b.verbose, nil, b.collector, "--config", file)
 		}
 	}
 	if err := b.conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS otel"); err != nil {

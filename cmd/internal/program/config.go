@@ -1,0 +1,81 @@
+package program
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/pkg/config"
+)
+
+// EnvPrefix and a key make the name of an environment variable.
+const EnvPrefix = "METAFLOW"
+
+// Validator is a configuration, a pointer to a struct as pkg/config describes it.
+type Validator interface{ Validate() error }
+
+// Configured is how a program is configured: New returns the defaults.
+type Configured[C Validator] struct {
+	New func() C
+}
+
+// Flags are the flags of a command that reads the configuration.
+type Flags[C Validator] struct {
+	from Configured[C]
+	cmd  *cobra.Command
+	file string
+	keys map[string]string // flag name -> key
+}
+
+// AddFlags gives cmd --config, and a flag for each of the keys.
+func (c Configured[C]) AddFlags(cmd *cobra.Command, keys map[string]string) *Flags[C] {
+	f := &Flags[C]{from: c, cmd: cmd, keys: keys}
+	cmd.Flags().StringVar(&f.file, "config", "", "YAML `FILE` with the configuration; the command 'config print' shows every key")
+	byName := map[string]config.Key{}
+	for _, k := range config.Keys(c.New(), EnvPrefix) {
+		byName[k.Name] = k
+	}
+	for flag, key := range keys {
+		cmd.Flags().String(flag, byName[key].Default, byName[key].Doc)
+	}
+	return f
+}
+
+// Load returns the effective configuration.
+func (f *Flags[C]) Load() (C, error) {
+	cfg := f.from.New()
+	return cfg, f.LoadOver(cfg)
+}
+
+// LoadOver does the same to a configuration that holds other defaults.
+func (f *Flags[C]) LoadOver(cfg C) error {
+	return config.Load(cfg, config.Options{File: f.file, EnvPrefix: EnvPrefix, Flags: f.cmd.Flags(), FlagKeys: f.keys})
+}
+
+// Command returns the command config with check and print. keys are flags that
+// they understand beside --config.
+func (c Configured[C]) Command(keys map[string]string) *cobra.Command {
+	check := &cobra.Command{
+		Use: "check", Short: "Say everything that is wrong with the configuration; status 2 if anything is", Args: Args(cobra.NoArgs),
+	}
+	checked := c.AddFlags(check, keys)
+	check.RunE = func(cmd *cobra.Command, _ []string) error {
+		if _, err := checked.Load(); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), "the configuration is valid")
+		return err
+	}
+	show := &cobra.Command{
+		Use: "print", Short: "Print every key with its value, default and meaning, as a file that can be used", Args: Args(cobra.NoArgs),
+	}
+	shown := c.AddFlags(show, keys)
+	show.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := shown.Load()
+		if err != nil {
+			return err
+		}
+		return config.Print(cmd.OutOrStdout(), cfg, c.New(), EnvPrefix)
+	}
+	return Group("config", "Check or print the configuration", check, show)
+}

@@ -1,0 +1,130 @@
+// Package program is what the command lines of MetaFlow's programs have in
+// common: exit statuses, errors, help, logging, and the commands around a
+// configuration. It holds nothing of what a program does.
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/pkg/config"
+)
+
+// Exit statuses that scripts can rely on.
+const (
+	ExitOK     = 0
+	ExitFailed = 1
+	ExitUsage  = 2 // wrong flags or configuration: trying again will not help
+)
+
+// Run executes root until it returns or a signal ends it, prints its error, and
+// returns the exit status. Nothing below it exits, reads flags or catches signals.
+func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal kills at once
+
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var wrong *config.Error
+	var usage *UsageError
+	switch {
+	case err == nil:
+		return ExitOK
+	case errors.As(err, &wrong):
+		fmt.Fprintf(stderr, "%s: the configuration is wrong:\n", root.Name())
+		for _, p := range wrong.Problems {
+			fmt.Fprintln(stderr, "  "+p.String())
+		}
+		return ExitUsage
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "%s: %v\nTry --help.\n", root.Name(), err)
+		return ExitUsage
+	default:
+		fmt.Fprintf(stderr, "%s: %v\n", root.Name(), err)
+		return ExitFailed
+	}
+}
+
+// UsageError is a command line that cannot be understood.
+type UsageError struct{ Cause error }
+
+func (e *UsageError) Error() string { return e.Cause.Error() }
+
+func (e *UsageError) Unwrap() error { return e.Cause }
+
+// Usage makes a UsageError.
+func Usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
+// Root is the command of a whole program.
+func Root(use, short string, commands ...*cobra.Command) *cobra.Command {
+	root := Group(use, short, append(commands, newVersion(use))...)
+	root.SilenceErrors = true // Run prints them, once
+	root.SilenceUsage = true
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
+	return root
+}
+
+// Group is a command that only has subcommands.
+func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
+			}
+			return &UsageError{err}
+		}
+		return cmd.Help()
+	}}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// Args makes errors of a check of arguments usage errors.
+func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return &UsageError{err}
+		}
+		return nil
+	}
+}
+
+func newVersion(program string) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), program, Version())
+			return err
+		},
+	}
+}
+
+// Version is what the Go toolchain recorded when the program was built.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			v += " " + s.Value
+		}
+	}
+	return v + " " + info.GoVersion
+}
