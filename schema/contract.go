@@ -57,3 +57,11 @@ const (
 	// MetadataResend is "1" when this request may have been delivered before.
 	MetadataResend = "metaflow-resend"
 )
+
+// What a google.rpc.ErrorInfo in the status of a refused TraceService/Export says.
+const (
+	ErrorDomain = "metaflow"
+	// ReasonAtLimit says that the server refused the request because of what it has
+	// in flight, before anything of it was stored.
+	ReasonAtLimit = "AT_LIMIT"
+)

@@ -8,10 +8,12 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
+	"github.com/metaflowys/metaflow-server/schema"
 )
 
 // maxStatusText keeps a status, which travels in HTTP/2 headers, under the header
@@ -31,18 +33,22 @@ func (s *Server) statusOf(err error) error {
 }
 
 // unavailable asks the client to send the same again, later.
-func (s *Server) unavailable(text string) error {
+func (s *Server) unavailable(text string, more ...protoadapt.MessageV1) error {
 	st := status.New(codes.Unavailable, statusText(text))
-	detailed, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(jitter(s.cfg.RetryDelay))})
+	details := append(more, &errdetails.RetryInfo{RetryDelay: durationpb.New(jitter(s.cfg.RetryDelay))})
+	detailed, err := st.WithDetails(details...)
 	if err != nil {
 		return st.Err()
 	}
 	return detailed.Err()
 }
 
+// refused says beside that nothing of the request was stored, so that an agent
+// need not send it as one that may have been.
 func (s *Server) refused(why inflight.Refusal) error {
 	s.metrics.refused.WithLabelValues(string(why)).Inc()
-	return s.unavailable("server is at its limit of " + strings.ReplaceAll(string(why), "_", " "))
+	return s.unavailable("server is at its limit of "+strings.ReplaceAll(string(why), "_", " "),
+		&errdetails.ErrorInfo{Domain: schema.ErrorDomain, Reason: schema.ReasonAtLimit})
 }
 
 // jitter spreads clients that were refused together between half of d and one

@@ -1,0 +1,151 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/metaflowys/metaflow-server/schema"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// Options are what code sets. The zero value is usable.
+type Options struct {
+	Logger     *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil registers nothing
+	AgentID    string                // goes with every call; empty sends none
+	// LookupHost returns the IP addresses of a name. Default is the system's.
+	LookupHost func(ctx context.Context, host string) ([]string, error)
+}
+
+// Client speaks to all replicas of the server. Make one with New.
+type Client struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	conn    *grpc.ClientConn
+
+	// The metadata of calls, which gRPC only reads.
+	plain, resend metadata.MD
+}
+
+// New checks cfg, reads its certificates and returns a Client that has not dialled
+// yet. It must be closed.
+func New(cfg Config, opts Options) (*Client, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("server config: %w", err)
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.LookupHost == nil {
+		opts.LookupHost = net.DefaultResolver.LookupHost
+	}
+	c := &Client{cfg: cfg, log: opts.Logger, metrics: newMetrics(), plain: metadata.MD{}}
+	if opts.AgentID != "" {
+		c.plain.Set(schema.MetadataAgent, opts.AgentID)
+	}
+	c.resend = metadata.Join(c.plain, metadata.Pairs(schema.MetadataResend, "1"))
+
+	certificates, err := cfg.TLS.Source(opts.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("server tls: %w", err)
+	}
+	creds := insecure.NewCredentials()
+	if certificates != nil {
+		creds = &reloading{TransportCredentials: credentials.NewTLS(certificates.Config()), source: certificates}
+	}
+	c.conn, err = grpc.NewClient(scheme+":///servers",
+		grpc.WithResolvers(&replicas{cfg: cfg, lookupHost: opts.LookupHost, log: opts.Logger, metrics: c.metrics}),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			MinConnectTimeout: cfg.ConnectTimeout,
+			Backoff: backoff.Config{
+				BaseDelay:  min(500*time.Millisecond, cfg.MaxBackoff),
+				Multiplier: 1.6,
+				Jitter:     0.2,
+				MaxDelay:   cfg.MaxBackoff,
+			},
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time:                cfg.Keepalive.Time,
+			Timeout:             cfg.Keepalive.Timeout,
+			PermitWithoutStream: true, // a server that vanished is known before the next request
+		}),
+		grpc.WithIdleTimeout(0),
+		grpc.WithDisableRetry(),
+		grpc.WithNoProxy(), // servers are neighbours; a proxy for the Web would only hide where requests go
+		grpc.WithUserAgent("metaflow-agent"),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("make client of %v: %w", cfg.Addresses, err)
+	}
+	if err := c.metrics.register(opts.Registerer, c); err != nil {
+		c.conn.Close()
+		return nil, fmt.Errorf("register upstream metrics: %w", err)
+	}
+	return c, nil
+}
+
+// Close ends all calls and connections. It may be called more than once.
+func (c *Client) Close() {
+	c.conn.Close() // it says only that it was closed before
+}
+
+// Ready tells whether a connection to some server stands at the moment. It never
+// blocks; the first call begins to connect.
+func (c *Client) Ready() bool { return c.state() == connectivity.Ready }
+
+// state wakes a channel that has not been used yet.
+func (c *Client) state() connectivity.State {
+	state := c.conn.GetState()
+	if state == connectivity.Idle {
+		c.conn.Connect()
+	}
+	return state
+}
+
+// WaitReady blocks until a connection to some server stands, or until ctx ends
+// or the Client is closed, which are errors.
+func (c *Client) WaitReady(ctx context.Context) error {
+	for {
+		state := c.state()
+		switch state { //nolint:exhaustive // the others are waited through
+		case connectivity.Ready:
+			return nil
+		case connectivity.Shutdown:
+			return fmt.Errorf("connect to %v: the client is closed", c.cfg.Addresses)
+		}
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return fmt.Errorf("connect to %v: %w", c.cfg.Addresses, context.Cause(ctx))
+		}
+	}
+}
+
+// Connect opens the stream of control to one of the replicas. It fails at once when none
+// can be reached. The stream lives until ctx ends or the server ends it, and
+// the caller reads it to its end or ends ctx.
+func (c *Client) Connect(ctx context.Context) (agentv1.ControlService_ConnectClient, error) {
+	if state := c.state(); state != connectivity.Ready && state != connectivity.TransientFailure {
+		return nil, notReady(state)
+	}
+	stream, err := agentv1.NewControlServiceClient(c.conn).Connect(metadata.NewOutgoingContext(ctx, c.plain))
+	if err != nil {
+		return nil, fmt.Errorf("open control stream: %w", err)
+	}
+	return stream, nil
+}

@@ -1,0 +1,85 @@
+package upstream
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	Addresses       []string         `mapstructure:"addresses" doc:"host:port of the servers; a name with several addresses, such as a headless service, stands for all of them"`
+	Timeout         time.Duration    `mapstructure:"timeout" doc:"time for one request to be answered; keep it above the server's kafka.produce_timeout. Too short sends again what was stored, too long holds senders while a server hangs"`
+	ConnectTimeout  time.Duration    `mapstructure:"connect_timeout" doc:"time for one connection, with TLS"`
+	MaxBackoff      time.Duration    `mapstructure:"max_backoff" doc:"longest pause between two tries to connect to one server; pauses start below a second and grow"`
+	ResolveInterval time.Duration    `mapstructure:"resolve_interval" doc:"how often names are looked up, so that new servers are found"`
+	Keepalive       Keepalive        `mapstructure:"keepalive"`
+	TLS             tlsconfig.Client `mapstructure:"tls"`
+}
+
+// Keepalive finds dead connections.
+type Keepalive struct {
+	Time    time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged; servers disconnect clients that ping more often than their grpc.keepalive.min_client_interval"`
+	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
+}
+
+// leastKeepalive is the least that grpc-go accepts, and that servers allow by
+// default.
+const leastKeepalive = 10 * time.Second
+
+// DefaultConfig returns the configuration for a server on this machine.
+func DefaultConfig() Config {
+	return Config{
+		Addresses:       []string{"127.0.0.1:20035"},
+		Timeout:         20 * time.Second,
+		ConnectTimeout:  5 * time.Second,
+		MaxBackoff:      10 * time.Second,
+		ResolveInterval: 15 * time.Second,
+		Keepalive: Keepalive{
+			Time:    15 * time.Second, // pings that arrive a little early must not count as too many
+			Timeout: 10 * time.Second,
+		},
+	}
+}
+
+// Validate reports every problem at once, each by its key. It reads no file and
+// looks up no name.
+func (c Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(len(c.Addresses) > 0, "addresses: at least one is required")
+	for i, addr := range c.Addresses {
+		if err := checkAddress(addr); err != nil {
+			errs = append(errs, fmt.Errorf("addresses[%d]: %w", i, err))
+		}
+	}
+	check(c.Timeout >= 100*time.Millisecond, "timeout: %s is less than 100ms", c.Timeout)
+	check(c.ConnectTimeout >= 100*time.Millisecond, "connect_timeout: %s is less than 100ms", c.ConnectTimeout)
+	check(c.MaxBackoff >= 100*time.Millisecond, "max_backoff: %s is less than 100ms", c.MaxBackoff)
+	check(c.ResolveInterval >= time.Second, "resolve_interval: %s is less than 1s", c.ResolveInterval)
+	check(c.Keepalive.Time >= leastKeepalive, "keepalive.time: %s is less than %s", c.Keepalive.Time, leastKeepalive)
+	check(c.Keepalive.Timeout >= time.Second, "keepalive.timeout: %s is less than 1s", c.Keepalive.Timeout)
+	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
+}
+
+func checkAddress(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if host == "" {
+		return fmt.Errorf("%q names no host", addr)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: %q is not a port", addr, port)
+	}
+	return nil
+}

@@ -1,0 +1,29 @@
+package upstream
+
+import (
+	"context"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+)
+
+// reloading is TLS with the certificates that are in force when a connection is
+// made. The embedded credentials serve all that is not about one connection.
+type reloading struct {
+	credentials.TransportCredentials
+	source *tlsconfig.Source
+}
+
+func (r *reloading) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	cfg := r.source.Config()
+	if cfg.ServerName != "" {
+		authority = cfg.ServerName
+	}
+	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, raw)
+}
+
+func (r *reloading) Clone() credentials.TransportCredentials {
+	return &reloading{TransportCredentials: r.TransportCredentials.Clone(), source: r.source}
+}

@@ -1,0 +1,121 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+)
+
+// ExportOptions are of one request.
+type ExportOptions struct {
+	Resend   bool // a server may have these spans already
+	Compress bool // with zstd
+}
+
+// Result is what the server did with a request that it accepted. The zero value
+// is full success.
+type Result struct {
+	Rejected int64  // spans that were not stored and must not be sent again
+	Message  string // why, or a warning when Rejected is zero
+}
+
+// Export sends body, an ExportTraceServiceRequest, to one of the replicas and
+// returns nil when that has stored it. It tries once, for at most Config.Timeout,
+// and fails at once when no connection stands. Body is not changed, and not read after
+// Export returned.
+//
+// The class of its error (pkg/fault) is Rejected when the same bytes will be
+// refused again, Overload when the server asked for a pause (RetryAfter) and
+// Retryable otherwise. See also Doubtful.
+func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
+	start := time.Now()
+	m := message{body: body, compressed: opts.Compress}
+	var resp coltracepb.ExportTraceServiceResponse
+	err := c.export(ctx, &m, &resp, opts)
+	c.metrics.exported(err, len(body), time.Since(start))
+	if err != nil {
+		return Result{}, exportError(err, m.handed, len(body))
+	}
+	return Result{
+		Rejected: resp.GetPartialSuccess().GetRejectedSpans(),
+		Message:  resp.GetPartialSuccess().GetErrorMessage(),
+	}, nil
+}
+
+func (c *Client) export(ctx context.Context, m *message, resp *coltracepb.ExportTraceServiceResponse, opts ExportOptions) error {
+	// In these two states gRPC would wait. After a failure it does not, and knows
+	// the cause.
+	if state := c.state(); state == connectivity.Idle || state == connectivity.Connecting {
+		return notReady(state)
+	}
+	md := c.plain
+	if opts.Resend {
+		md = c.resend
+	}
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(ctx, md), c.cfg.Timeout)
+	defer cancel()
+	var call []grpc.CallOption
+	if opts.Compress {
+		call = []grpc.CallOption{grpc.UseCompressor(compression)}
+	}
+	return c.conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, m, resp, call...)
+}
+
+// message is the request of one Export.
+type message struct {
+	body       []byte
+	compressed bool // gRPC does it before the call returns
+	handed     bool // to a connection: gRPC encodes after it has picked one
+}
+
+// chunk is the size of the pieces in which a body is copied: gRPC gives each back
+// when it has been written, and keeps a pool of this size.
+const chunk = 32 << 10
+
+// encode returns the body as buffers that gRPC may keep. It may write them
+// after the call was given up, when the body belongs to others again: half of another
+// request in a stream that is just being cancelled could be taken for a whole one.
+// So they are a copy, unless they are only the compressor's source.
+func (m *message) encode() mem.BufferSlice {
+	m.handed = true
+	if m.compressed {
+		return mem.BufferSlice{mem.SliceBuffer(m.body)}
+	}
+	pool := mem.DefaultBufferPool()
+	slice := make(mem.BufferSlice, 0, len(m.body)/chunk+1)
+	for rest := m.body; len(rest) > 0; {
+		n := min(len(rest), chunk)
+		slice = append(slice, mem.Copy(rest[:n], pool))
+		rest = rest[n:]
+	}
+	return slice
+}
+
+// codec is protobuf for every message but an Export's request, which is bytes
+// already.
+type codec struct {
+	encoding.CodecV2
+}
+
+func newCodec() codec {
+	return codec{encoding.GetCodecV2(proto.Name)}
+}
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*message); ok {
+		return m.encode(), nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+func notReady(state connectivity.State) error {
+	return fmt.Errorf("%w: %s", errNotReady, state)
+}

@@ -1,0 +1,81 @@
+package upstream
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+type metrics struct {
+	requests     *prometheus.CounterVec
+	bytes        prometheus.Counter
+	duration     prometheus.Histogram
+	addresses    prometheus.Gauge
+	lookupErrors prometheus.Counter
+}
+
+// codeNotReady stands in for a gRPC code when no server was asked.
+const codeNotReady = "NotReady"
+
+func newMetrics() *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_upstream_requests_total",
+			Help: "Trace requests sent to servers, by gRPC status code of the answer; NotReady when no server was connected.",
+		}, []string{"code"}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_upstream_sent_bytes_total",
+			Help: "Bytes of trace requests that servers accepted, before compression.",
+		}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "metaflow_upstream_request_duration_seconds",
+			Help:    "Time from sending a trace request to its answer.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, as at the server
+		}),
+		addresses: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "metaflow_upstream_addresses",
+			Help: "Addresses of servers known, reachable or not.",
+		}),
+		lookupErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_upstream_lookup_errors_total",
+			Help: "Lookups of server names that failed.",
+		}),
+	}
+	for _, code := range []codes.Code{codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Unavailable, codes.DeadlineExceeded} {
+		m.requests.WithLabelValues(code.String())
+	}
+	m.requests.WithLabelValues(codeNotReady)
+	return m
+}
+
+func (m *metrics) register(reg prometheus.Registerer, c *Client) error {
+	if reg == nil {
+		return nil
+	}
+	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "metaflow_upstream_ready",
+		Help: "1 while a connection to some server stands.",
+	}, func() float64 {
+		if c.Ready() {
+			return 1
+		}
+		return 0
+	})
+	return errors.Join(reg.Register(m.requests), reg.Register(m.bytes), reg.Register(m.duration),
+		reg.Register(m.addresses), reg.Register(m.lookupErrors), reg.Register(ready))
+}
+
+func (m *metrics) exported(err error, size int, took time.Duration) {
+	if errors.Is(err, errNotReady) {
+		m.requests.WithLabelValues(codeNotReady).Inc()
+		return
+	}
+	m.requests.WithLabelValues(status.Code(err).String()).Inc()
+	m.duration.Observe(took.Seconds())
+	if err == nil {
+		m.bytes.Add(float64(size))
+	}
+}
