@@ -1,0 +1,116 @@
+package agentconfig
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// groupKey names the agent group that a text is for. It is no setting.
+const groupKey = "agent_group_id"
+
+// groupAlias is its name at the predecessor.
+const groupAlias = "vtap_group_id"
+
+// Key is one setting, for documentation and completion.
+type Key struct {
+	Name    string   // with its sections, separated by dots
+	Aliases []string // of the predecessor
+	Type    string   // in words
+	Range   string   // in words; empty when the type says it all
+	Default string   // as YAML writes it
+	Doc     string   // one sentence or more, without a line break
+}
+
+// Catalogue returns every setting. Settings of one section follow each other.
+func Catalogue() []Key {
+	keys := make([]Key, len(settings))
+	for i, s := range settings {
+		keys[i] = s.Key
+		keys[i].Aliases = slices.Clone(s.Aliases)
+	}
+	return keys
+}
+
+// setting is one key and where its value lies in a Config.
+type setting struct {
+	Key
+	read  func(input) (any, error)
+	text  func(any) string // as YAML writes it; read takes it back
+	store func(*Config, any)
+	load  func(*Config) any
+}
+
+func newSetting[T any](name string, k kind[T], field func(*Config) *T, doc string, aliases ...string) setting {
+	defaults := Default()
+	return setting{
+		Key:   Key{Name: name, Aliases: aliases, Type: k.name, Range: k.limits, Default: k.text(*field(&defaults)), Doc: doc},
+		read:  func(in input) (any, error) { return k.read(in) },
+		text:  func(v any) string { return k.text(v.(T)) },
+		store: func(c *Config, v any) { *field(c) = v.(T) },
+		load:  func(c *Config) any { return *field(c) },
+	}
+}
+
+// settings is the catalogue, in its order.
+var settings = []setting{
+	newSetting("inputs.integration.enabled", boolean(), func(c *Config) *bool { return &c.Integration.Enabled },
+		"Whether the agent takes data from other programs, on the ports below.",
+		"external_agent_http_proxy_enabled"),
+	newSetting("inputs.integration.listen_port", port(), func(c *Config) *int { return &c.Integration.ListenPort },
+		"Port of OTLP/HTTP on every agent: POST /v1/traces and /api/v1/otel/trace. 0 closes it.",
+		"external_agent_http_proxy_port"),
+	newSetting("inputs.integration.grpc_port", port(), func(c *Config) *int { return &c.Integration.GRPCPort },
+		"Port of OTLP/gRPC on every agent, usually 4317. 0 closes it."),
+	newSetting("inputs.integration.max_request_bytes", size(64<<10, 512<<20), func(c *Config) *int64 { return &c.Integration.MaxRequestBytes },
+		"Largest request after decompression; a larger one is refused. Agents hold a request in memory, so a large limit takes memory from the host."),
+	newSetting("inputs.integration.compression.trace", boolean(), func(c *Config) *bool { return &c.Integration.Compression.Trace },
+		"Whether traces are compressed on the way to the server. It saves network and costs CPU on the host.",
+		"static_config.external-agent-http-proxy-compressed"),
+	newSetting("inputs.integration.feature_control.trace_integration_disabled", boolean(),
+		func(c *Config) *bool { return &c.Integration.FeatureControl.TraceIntegrationDisabled },
+		"Whether traces are refused, with a status that says so, while the ports stay open.",
+		"static_config.external-trace-integration-disabled"),
+	newSetting("inputs.flow.enabled", boolean(), func(c *Config) *bool { return &c.Flow.Enabled },
+		"Whether the agent observes the TCP connections of its host."),
+	newSetting("inputs.flow.dump_interval", duration(time.Second, 5*time.Minute), func(c *Config) *time.Duration { return &c.Flow.DumpInterval },
+		"How often all connections are looked at. A shorter interval sees more of short connections and costs CPU on the host."),
+	newSetting("inputs.flow.report_interval", duration(10*time.Second, 10*time.Minute), func(c *Config) *time.Duration { return &c.Flow.ReportInterval },
+		"How often a living connection is reported. A shorter interval makes more rows."),
+	newSetting("inputs.flow.exclude_cidrs", list(cidr()), func(c *Config) *[]netip.Prefix { return &c.Flow.ExcludeCIDRs },
+		"Connections with a local or peer address in one of these networks are not observed."),
+	newSetting("inputs.flow.exclude_ports", list(portRange()), func(c *Config) *[]PortRange { return &c.Flow.ExcludePorts },
+		"Connections with a local or peer port in one of these ranges are not observed."),
+	newSetting("outputs.spool.max_bytes", size(1<<20, 1<<40), func(c *Config) *int64 { return &c.Spool.MaxBytes },
+		"Disk that each agent may use to keep what no server takes. When it is full, senders are told to come again later."),
+	newSetting("outputs.spool.drain_bytes_per_second", size(64<<10, 10<<30), func(c *Config) *int64 { return &c.Spool.DrainBytesPerSecond },
+		"How fast each agent sends what it kept once a server takes it again, beside live traffic."),
+}
+
+// names are all names that set something, the group's among them.
+var names = func() map[string]*setting {
+	m := map[string]*setting{groupKey: nil, groupAlias: nil}
+	for i := range settings {
+		m[settings[i].Name] = &settings[i]
+		for _, alias := range settings[i].Aliases {
+			m[alias] = &settings[i]
+		}
+	}
+	return m
+}()
+
+// sections are all sections that something of names is in.
+var sections = func() map[string]bool {
+	m := map[string]bool{}
+	for name := range names {
+		for i, c := range name {
+			if c == '.' {
+				m[name[:i]] = true
+			}
+		}
+	}
+	return m
+}()
+
+func lastPart(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
