@@ -61,15 +61,14 @@ type Change struct {
 	New string `json:"new"`
 }
 
-// Diff tells what is different for agents when the configuration was old and becomes
-// new, in the order of the catalogue. A key that is set to its default is no difference
+// Diff tells what is different for agents when before becomes after, in the order of the catalogue. A key that is set to its default is no difference
 // from one that is not set.
-func Diff(old, new Document) []Change { //nolint:predeclared // the words for it
-	was, is := old.Config(), new.Config()
+func Diff(before, after Document) []Change {
+	was, is := before.Config(), after.Config()
 	var changes []Change
 	for _, s := range settings {
-		if before, after := s.text(s.load(&was)), s.text(s.load(&is)); before != after {
-			changes = append(changes, Change{Key: s.Name, Old: before, New: after})
+		if old, now := s.text(s.load(&was)), s.text(s.load(&is)); old != now {
+			changes = append(changes, Change{Key: s.Name, Old: old, New: now})
 		}
 	}
 	return changes
