@@ -1,0 +1,335 @@
+package tlsconfig_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+)
+
+// authority signs certificates for one test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) authority {
+	t.Helper()
+	a := authority{}
+	a.cert, a.key = issue(t, a, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	})
+	return a
+}
+
+// issue signs template with the authority, or with itself when that is zero.
+func issue(t *testing.T, a authority, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.SerialNumber = big.NewInt(1)
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+func (a authority) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// leaf returns a certificate for 127.0.0.1 and for name, usable on both sides.
+func (a authority) leaf(t *testing.T, name string) (cert, key []byte) {
+	t.Helper()
+	c, k := issue(t, a, &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{name},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// dir holds the files of one side.
+type dir string
+
+func newDir(t *testing.T, a authority, leaf string) dir {
+	t.Helper()
+	d := dir(t.TempDir())
+	d.write(t, "ca.pem", a.pem())
+	cert, key := a.leaf(t, leaf)
+	d.write(t, "cert.pem", cert)
+	d.write(t, "key.pem", key)
+	return d
+}
+
+func (d dir) path(name string) string { return filepath.Join(string(d), name) }
+
+func (d dir) write(t *testing.T, name string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(d.path(name), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (d dir) client() tlsconfig.Client {
+	return tlsconfig.Client{Enabled: true, CAFile: d.path("ca.pem"), CertFile: d.path("cert.pem"), KeyFile: d.path("key.pem")}
+}
+
+func (d dir) server() tlsconfig.Server {
+	return tlsconfig.Server{ClientCAFile: d.path("ca.pem"), CertFile: d.path("cert.pem"), KeyFile: d.path("key.pem")}
+}
+
+// side is a pair of what the two sides of a connection use.
+type side struct {
+	client *tlsconfig.Source
+	server *tls.Config
+	log    *bytes.Buffer
+}
+
+func newSide(t *testing.T, client tlsconfig.Client, server tlsconfig.Server) side {
+	t.Helper()
+	s := side{log: new(bytes.Buffer)}
+	log := slog.New(slog.NewTextHandler(s.log, nil))
+	var err error
+	if s.client, err = client.Source(log); err != nil {
+		t.Fatal(err)
+	}
+	if s.server, err = server.Config(log); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// handshake connects and returns the names that the sides showed each other.
+func (s side) handshake() (client, server string, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // not a pipe: an alert is written while nobody reads
+	if err != nil {
+		return "", "", err
+	}
+	defer l.Close()
+	a, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return "", "", err
+	}
+	defer a.Close()
+	b, err := l.Accept()
+	if err != nil {
+		return "", "", err
+	}
+	defer b.Close()
+	cfg := s.client.Config()
+	if cfg.ServerName == "" {
+		cfg.ServerName = "127.0.0.1"
+	}
+	near, far := tls.Client(a, cfg), tls.Server(b, s.server)
+	done := make(chan error, 1)
+	go func() {
+		err := far.Handshake()
+		if err != nil {
+			b.Close()
+		} else { // a refusal comes after the client's own part of the handshake
+			_, err = far.Write([]byte("!"))
+		}
+		done <- err
+	}()
+	err = near.Handshake()
+	if err == nil {
+		_, err = near.Read(make([]byte, 1))
+	}
+	if err != nil {
+		a.Close()
+		return "", "", errors.Join(err, <-done)
+	}
+	if err := <-done; err != nil {
+		return "", "", err
+	}
+	return far.ConnectionState().PeerCertificates[0].Subject.CommonName, near.ConnectionState().PeerCertificates[0].Subject.CommonName, nil
+}
+
+func (s side) expect(t *testing.T, client, server string) {
+	t.Helper()
+	gotClient, gotServer, err := s.handshake()
+	if err != nil || gotClient != client || gotServer != server {
+		t.Errorf("handshake of %q and %q, %v; want %q and %q", gotClient, gotServer, err, client, server)
+	}
+}
+
+func TestBothSidesShowTheirCertificates(t *testing.T) {
+	a := newAuthority(t)
+	near, far := newDir(t, a, "near"), newDir(t, a, "far")
+	newSide(t, near.client(), far.server()).expect(t, "near", "far")
+
+	named := near.client()
+	named.ServerName = "far"
+	newSide(t, named, far.server()).expect(t, "near", "far")
+
+	named.ServerName = "elsewhere"
+	if _, _, err := newSide(t, named, far.server()).handshake(); err == nil || !strings.Contains(err.Error(), "elsewhere") {
+		t.Errorf("a server of another name: %v", err)
+	}
+	stranger := newDir(t, newAuthority(t), "stranger")
+	trusting := stranger.client()
+	trusting.InsecureSkipVerify = true
+	for name, client := range map[string]tlsconfig.Client{"trusts others": stranger.client(), "is trusted by others": trusting} {
+		if _, _, err := newSide(t, client, far.server()).handshake(); err == nil {
+			t.Errorf("a client that %s was let in", name)
+		}
+	}
+}
+
+// Everything is replaced: authority, certificates and keys of both sides, as when a
+// mounted secret changes.
+func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, fresh := newAuthority(t), newAuthority(t)
+		near, far := newDir(t, old, "near"), newDir(t, old, "far")
+		s := newSide(t, near.client(), far.server())
+		s.expect(t, "near", "far")
+
+		replace := func(d dir, a authority, leaf string) {
+			d.write(t, "ca.pem", a.pem())
+			cert, key := a.leaf(t, leaf)
+			d.write(t, "cert.pem", cert)
+			d.write(t, "key.pem", key)
+		}
+		replace(near, fresh, "new near")
+		replace(far, fresh, "new far")
+		s.expect(t, "near", "far") // not looked at yet
+		time.Sleep(5 * time.Second)
+		s.expect(t, "new near", "new far")
+	})
+}
+
+func TestFilesThatCannotBeUsedChangeNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		near, far := newDir(t, a, "near"), newDir(t, a, "far")
+		s := newSide(t, near.client(), far.server())
+
+		cert, key := a.leaf(t, "new far")
+		far.write(t, "cert.pem", cert) // and the key of the old one
+		for range 3 {
+			time.Sleep(5 * time.Second)
+			s.expect(t, "near", "far")
+		}
+		if n := strings.Count(s.log.String(), "cannot be used"); n != 1 {
+			t.Errorf("logged %d times, want once:\n%s", n, s.log)
+		}
+		far.write(t, "key.pem", key)
+		time.Sleep(5 * time.Second)
+		s.expect(t, "near", "new far")
+
+		for _, broken := range []string{"", "garbage"} {
+			near.write(t, "ca.pem", []byte(broken))
+			time.Sleep(5 * time.Second)
+			s.expect(t, "near", "new far")
+		}
+		if err := os.Remove(far.path("key.pem")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		s.expect(t, "near", "new far")
+	})
+}
+
+func TestMistakesShowAtTheStart(t *testing.T) {
+	a := newAuthority(t)
+	d := newDir(t, a, "near")
+	d.write(t, "garbage.pem", []byte("garbage"))
+	client, server := d.client(), d.server()
+	other := newDir(t, a, "other")
+	tests := map[string]struct {
+		err  error
+		want []string
+	}{
+		"no CA":          {sourceError(client, func(c *tlsconfig.Client) { c.CAFile = "/no/ca" }), []string{"ca_file", "/no/ca"}},
+		"CA of garbage":  {sourceError(client, func(c *tlsconfig.Client) { c.CAFile = d.path("garbage.pem") }), []string{"ca_file", "holds no PEM certificate"}},
+		"another's key":  {sourceError(client, func(c *tlsconfig.Client) { c.KeyFile = other.path("key.pem") }), []string{"cert_file", "key_file", "does not match"}},
+		"no certificate": {serverError(server, func(s *tlsconfig.Server) { s.CertFile = "/no/cert" }), []string{"cert_file", "/no/cert"}},
+		"no key":         {serverError(server, func(s *tlsconfig.Server) { s.KeyFile = "/no/key" }), []string{"key_file", "/no/key"}},
+		"no client CA":   {serverError(server, func(s *tlsconfig.Server) { s.ClientCAFile = "/no/ca" }), []string{"client_ca_file", "/no/ca"}},
+		"half a pair":    {tlsconfig.Client{CertFile: "c"}.Validate("tls"), []string{`tls.cert_file and tls.key_file: "c" and ""`}},
+		"two at once":    {tlsconfig.Server{KeyFile: "k", ClientCAFile: "ca"}.Validate("grpc.tls"), []string{`grpc.tls.key_file: "" and "k"`, `grpc.tls.client_ca_file: "ca" needs grpc.tls.cert_file`}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			if tc.err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(tc.err.Error(), want) {
+					t.Errorf("error does not name %q: %v", want, tc.err)
+				}
+			}
+		})
+	}
+}
+
+func sourceError(c tlsconfig.Client, change func(*tlsconfig.Client)) error {
+	change(&c)
+	_, err := c.Source(nil)
+	return err
+}
+
+func serverError(s tlsconfig.Server, change func(*tlsconfig.Server)) error {
+	change(&s)
+	_, err := s.Config(nil)
+	return err
+}
+
+func TestOffIsPlainText(t *testing.T) {
+	source, err := tlsconfig.Client{CAFile: "/not/read"}.Source(nil)
+	if err != nil || source.Config() != nil {
+		t.Errorf("client: %v, %v", source.Config(), err)
+	}
+	cfg, err := tlsconfig.Server{}.Config(nil)
+	if err != nil || cfg != nil {
+		t.Errorf("server: %v, %v", cfg, err)
+	}
+	if err := errors.Join(tlsconfig.Client{}.Validate("tls"), tlsconfig.Server{}.Validate("tls")); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is handed out belongs to the caller.
+func TestConfigurationsAreNotShared(t *testing.T) {
+	source, err := newDir(t, newAuthority(t), "near").client().Source(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.Config().ServerName = "changed"
+	if got := source.Config().ServerName; got != "" {
+		t.Errorf("server name is %q", got)
+	}
+}
