@@ -1,0 +1,299 @@
+package deploytest
+
+import (
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/lint"
+	"helm.sh/helm/v3/pkg/lint/support"
+	"sigs.k8s.io/yaml"
+)
+
+const chartDir = "../helm/metaflow"
+
+// release is one installation of the chart.
+type release struct {
+	name, namespace string
+	kubernetes      string // version; empty is a current one
+	values          string // YAML
+}
+
+// render returns the objects of a release, and its notes.
+func (r release) render(t *testing.T) (manifest, notes string, err error) {
+	t.Helper()
+	chart, err := loader.Load(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := chartutil.ReadValues([]byte(r.values))
+	if err != nil {
+		t.Fatal(err)
+	}
+	capabilities := chartutil.DefaultCapabilities.Copy()
+	version := r.kubernetes
+	if version == "" {
+		version = "v1.34.0"
+	}
+	kube, err := chartutil.ParseKubeVersion(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	capabilities.KubeVersion = *kube
+	options := chartutil.ReleaseOptions{Name: r.name, Namespace: r.namespace, Revision: 1, IsInstall: true}
+	if options.Name == "" {
+		options.Name, options.Namespace = "metaflow", "observability"
+	}
+	all, err := chartutil.ToRenderValues(chart, values, options, capabilities)
+	if err != nil {
+		return "", "", err
+	}
+	files, err := engine.Render(chart, all)
+	if err != nil {
+		return "", "", err
+	}
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		switch {
+		case strings.HasSuffix(name, "NOTES.txt"):
+			notes = files[name]
+		case strings.TrimSpace(files[name]) != "":
+			b.WriteString("---\n# Source: " + name + "\n" + strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(files[name]), "---")) + "\n")
+		}
+	}
+	return b.String(), notes, nil
+}
+
+func (r release) objects(t *testing.T) *objects {
+	t.Helper()
+	manifest, _, err := r.render(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, manifest, r.namespace)
+}
+
+// matrix is every way to install the chart that the tests look at, by the name of
+// its file in testdata/chart, and the Secrets that exist before, with their keys.
+var matrix = map[string]struct {
+	kubernetes string
+	secrets    map[string][]string
+}{
+	"first-try":  {},
+	"production": {secrets: map[string][]string{"kafka-login": {"password"}, "clickhouse-login": {"pass"}, "otlp-tls": {"tls.crt", "tls.key", "ca.crt"}, "kafka-tls": {"ca.crt", "tls.crt", "tls.key"}, "clickhouse-tls": {"ca.crt"}, "agent-tls": {"ca.crt", "tls.crt", "tls.key"}}},
+	"small":      {kubernetes: "v1.27.0"},
+	"second":     {},
+	"roles":      {},
+}
+
+func (r release) fromMatrix(t *testing.T, name string) release {
+	t.Helper()
+	r.values = read(t, filepath.Join("testdata/chart", name+".values.yaml"))
+	r.kubernetes = matrix[name].kubernetes
+	return r
+}
+
+// Every installation is linted, decoded into the types of Kubernetes, looked
+// through for references that lead nowhere, and compared with its golden file.
+func TestChart(t *testing.T) {
+	for name, tc := range matrix {
+		t.Run(name, func(t *testing.T) {
+			r := release{}.fromMatrix(t, name)
+			for _, m := range lintChart(t, r.values) {
+				t.Errorf("lint: %s", m)
+			}
+			manifest, notes, err := r.render(t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, filepath.Join("chart", name+".yaml"), manifest)
+			golden(t, filepath.Join("chart", name+".notes.txt"), notes)
+			o := decode(t, manifest, "")
+			o.secrets = tc.secrets
+			for _, problem := range o.audit() {
+				t.Error(problem)
+			}
+		})
+	}
+}
+
+func lintChart(t *testing.T, text string) []string {
+	t.Helper()
+	values, err := chartutil.ReadValues([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, m := range lint.All(chartDir, values, "observability", true).Messages {
+		// An icon would be an address outside of the cluster.
+		if m.Severity > support.InfoSev || !strings.Contains(m.Error(), "icon is recommended") {
+			said = append(said, m.Error())
+		}
+	}
+	return said
+}
+
+// Without one given, a password is made that nobody guesses.
+func TestChartMakesPassword(t *testing.T) {
+	r := release{}
+	first := r.objects(t).secret("metaflow-clickhouse")["password"]
+	second := r.objects(t).secret("metaflow-clickhouse")["password"]
+	if len(first) < 32 || string(first) == string(second) {
+		t.Errorf("passwords %q and %q: want two different ones of 32 characters", first, second)
+	}
+}
+
+// What the schema or the templates refuse, they refuse by key and with a reason.
+func TestChartRefuses(t *testing.T) {
+	tests := map[string]struct {
+		values string
+		want   []string // each is in the error
+	}{
+		"an unknown value":                    {"sever: {}", []string{"sever"}},
+		"an unknown value below":              {"server: {replica: 2}", []string{"/server", "replica"}},
+		"an unknown key of the server":        {"server: {config: {kafka: {partitons: 3}}}", []string{"/server/config/kafka", "partitons"}},
+		"an unknown key of the agent":         {"agent: {config: {sever: {}}}", []string{"/agent/config", "sever"}},
+		"a key of the wrong type":             {"server: {config: {kafka: {partitions: many}}}", []string{"/server/config/kafka/partitions", "integer"}},
+		"no duration":                         {"server: {config: {retention: {spans: 30d}}}", []string{"/server/config/retention/spans", "30d"}},
+		"no size":                             {"server: {config: {writer: {memory_bytes: lots}}}", []string{"/server/config/writer/memory_bytes"}},
+		"no role":                             {"server: {config: {roles: [gatway]}}", []string{"/server/config/roles/0"}},
+		"a password in the configuration":     {"server: {config: {kafka: {sasl: {password: x}}}}", []string{"/server/config/kafka/sasl", "password"}},
+		"the schema's switch":                 {"server: {config: {migrate_at_start: true}}", []string{"migrate_at_start"}},
+		"no replicas":                         {"server: {replicas: 0}", []string{"/server/replicas"}},
+		"a node port that no node has":        {"server: {service: {nodePorts: {grpc: 80}}}", []string{"/server/service/nodePorts/grpc"}},
+		"an unknown mode":                     {"server: {migration: {mode: hook}}", []string{"/server/migration/mode"}},
+		"no quantity":                         {"server: {resources: {limits: {memory: 1GB}}}", []string{"/server/resources/limits/memory"}},
+		"a digest that is none":               {"agent: {image: {digest: latest}}", []string{"/agent/image/digest"}},
+		"no Kafka":                            {"kafka: {enabled: false}", []string{"server.config.kafka.brokers: none is given"}},
+		"no ClickHouse":                       {"clickhouse: {enabled: false}", []string{"server.config.clickhouse.addresses: none is given"}},
+		"two Kafkas":                          {"server: {config: {kafka: {brokers: ['k:9092']}}}", []string{"kafka.enabled: is true"}},
+		"flow data without the node's net":    {"agent: {hostNetwork: false}", []string{"agent.hostNetwork: flow data"}},
+		"fewer replicas at most than at least": {"server: {autoscaling: {enabled: true, minReplicas: 9}}", []string{"server.autoscaling.minReplicas"}},
+		"a name that is too long":             {"fullnameOverride: a123456789-123456789-123456789-123456789-1", []string{"/fullnameOverride"}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := release{values: tc.values}.render(t)
+			if err == nil {
+				t.Fatal("it was taken")
+			}
+			// Paths are written with dots or slashes, by version of the library.
+			said := err.Error()
+			slashes := regexp.MustCompile(`([a-zA-Z0-9])\.([a-zA-Z0-9])`).ReplaceAllString(said, "$1/$2")
+			for _, want := range tc.want {
+				if !strings.Contains(said, want) && !strings.Contains("/"+slashes, want) {
+					t.Errorf("the error does not say %q:\n%s", want, said)
+				}
+			}
+		})
+	}
+	t.Run("a release whose names would be too long", func(t *testing.T) {
+		_, _, err := release{name: strings.Repeat("r", 53), namespace: "n"}.render(t)
+		if err == nil || !strings.Contains(err.Error(), "fullnameOverride") {
+			t.Errorf("error %v, want one that names fullnameOverride", err)
+		}
+	})
+}
+
+// Releases in one cluster share no object, and, with the values of the second
+// that the README shows, no port and no directory of a node either.
+func TestChartTwoReleases(t *testing.T) {
+	second := release{}.fromMatrix(t, "second").values
+	tests := map[string]struct{ a, b release }{
+		"two names":      {release{name: "metaflow", namespace: "one"}, release{name: "other", namespace: "one", values: second}},
+		"two namespaces": {release{name: "metaflow", namespace: "one"}, release{name: "metaflow", namespace: "two", values: second}},
+		"dashes":         {release{name: "metaflow-b", namespace: "a"}, release{name: "b-metaflow", namespace: "metaflow", values: second}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			a, b := tc.a.objects(t), tc.b.objects(t)
+			for _, problem := range a.join(b).audit() {
+				t.Error(problem)
+			}
+		})
+	}
+	t.Run("the defaults twice", func(t *testing.T) {
+		problems := release{name: "metaflow", namespace: "one"}.objects(t).
+			join(release{name: "metaflow", namespace: "two"}.objects(t)).audit()
+		for _, p := range problems {
+			if !strings.Contains(p, "port 3") { // 30035, 30417, 38086, 38087
+				t.Error(p)
+			}
+		}
+		if len(problems) == 0 {
+			t.Error("the ports of the nodes collide, and nobody says so")
+		}
+	})
+}
+
+// A change of the configuration exchanges the pods, a new version of the chart alone
+// does not, and the Job of a migration is never changed, only replaced.
+func TestChartRollsOut(t *testing.T) {
+	base := release{values: "clickhouse: {password: {value: x}}"}.objects(t)
+	other := release{values: "clickhouse: {password: {value: x}}\nserver: {config: {retention: {spans: 24h}}}"}.objects(t)
+	before, after := base.template("metaflow-server"), other.template("metaflow-server")
+	if before.Annotations["checksum/config"] == after.Annotations["checksum/config"] {
+		t.Error("a change of the configuration does not change the pods")
+	}
+	jobs := func(o *objects) (names []string) {
+		for _, w := range o.workloads {
+			if w.kind == "Job" {
+				names = append(names, w.name)
+			}
+		}
+		return names
+	}
+	if a, b := jobs(base), jobs(other); len(a) != 1 || len(b) != 1 || a[0] == b[0] {
+		t.Errorf("jobs %v and %v, want two names", a, b)
+	}
+	scaled := release{values: "clickhouse: {password: {value: x}}\nserver: {replicas: 5}"}.objects(t)
+	if a, b := jobs(base), jobs(scaled); a[0] != b[0] {
+		t.Errorf("more replicas made the job %s of %s", b[0], a[0])
+	}
+	for _, w := range base.workloads {
+		if w.kind == "Pod" {
+			continue // that of helm test, made anew for every test
+		}
+		for key, value := range w.template.Labels {
+			if strings.Contains(key, "version") || strings.Contains(key, "helm.sh/chart") {
+				t.Errorf("pods of %s have the label %s=%s", w, key, value)
+			}
+		}
+	}
+}
+
+// The server's file is what the chart computed with server.config over it, zero
+// values included.
+func TestChartConfigOverrides(t *testing.T) {
+	o := release{values: "server: {config: {http: {listen: '127.0.0.1:9', pprof: false}, grpc: {listen: '0.0.0.0:4317', connection_age: 0s}, shutdown_grace: 1m30s}}"}.objects(t)
+	var got struct {
+		GRPC          struct{ Listen, ConnectionAge string }
+		HTTP          struct{ Listen string }
+		ShutdownGrace string `json:"shutdown_grace"`
+	}
+	if err := yaml.Unmarshal([]byte(o.configMap("metaflow-server")["metaflow-server.yaml"]), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.GRPC.Listen != "0.0.0.0:4317" || got.HTTP.Listen != "127.0.0.1:9" || got.ShutdownGrace != "1m30s" {
+		t.Errorf("configuration %+v", got)
+	}
+	pod := o.template("metaflow-server").Spec
+	if grace := *pod.TerminationGracePeriodSeconds; grace != 110 {
+		t.Errorf("pods are given %d s to end, want 20 s more than shutdown_grace", grace)
+	}
+	var agent struct {
+		Server struct{ Addresses []string }
+	}
+	if err := yaml.Unmarshal([]byte(o.configMap("metaflow-agent")["metaflow-agent.yaml"]), &agent); err != nil {
+		t.Fatal(err)
+	}
+	if want := "metaflow-server-headless.observability.svc:4317"; len(agent.Server.Addresses) != 1 || agent.Server.Addresses[0] != want {
+		t.Errorf("the agents' servers are %v, want %s", agent.Server.Addresses, want)
+	}
+}

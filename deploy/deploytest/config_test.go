@@ -1,0 +1,216 @@
+package deploytest
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+	core "k8s.io/api/core/v1"
+)
+
+// configs are the definitions of values.schema.json that are made of what a program
+// says of its configuration.
+var configs = map[string]struct {
+	program string
+	// left out: what the chart decides itself, or keeps in a Secret.
+	without []string
+}{
+	"serverConfig": {program: "metaflow-server", without: []string{"migrate_at_start"}},
+	"agentConfig":  {program: "metaflow-agent", without: []string{"name", "id", "cluster"}},
+}
+
+// words are the keys that take one of a few words. TestWords holds them against the programs.
+var words = map[string][]string{
+	"roles":                  {"gateway", "writer", "control"},
+	"kafka.compression":      {"none", "gzip", "snappy", "lz4", "zstd"},
+	"kafka.sasl.mechanism":   {"", "plain", "scram-sha-256", "scram-sha-512"},
+	"clickhouse.compression": {"none", "lz4", "zstd"},
+	"log.level":              {"debug", "info", "warn", "error"},
+	"log.format":             {"json", "text"},
+}
+
+type schema = map[string]any
+
+// types are JSON Schema's words for the types of our configuration.
+var types = map[string]schema{
+	"text":          {"type": "string"},
+	"true or false": {"type": "boolean"},
+	"whole number":  {"type": "integer"},
+	"number":        {"type": "number"},
+	"size":          {"anyOf": []any{schema{"type": "integer"}, schema{"type": "string", "pattern": `^[0-9]+([.][0-9]+)? ?([kKmMgGtT][iI]?)?[bB]?$`}}},
+	"duration":      {"type": "string", "pattern": `^(0|([0-9]+([.][0-9]*)?(ns|us|µs|ms|s|m|h))+)$`},
+}
+
+var described = regexp.MustCompile(`(?s)^(.*)\n((?:list of )?)(text|true or false|whole number|number|size|duration), default .*, METAFLOW_[A-Z0-9_]+$`)
+
+// configSchema makes a JSON Schema of what `config print` says. Secrets are left out.
+func configSchema(t *testing.T, section *yaml.Node, prefix string, without []string) schema {
+	t.Helper()
+	properties := schema{}
+	for i := 0; i < len(section.Content); i += 2 {
+		name, value := section.Content[i], section.Content[i+1]
+		key := prefix + name.Value
+		if slices.Contains(without, key) || value.Tag == "!!null" {
+			continue
+		}
+		comment := strings.ReplaceAll("\n"+name.HeadComment, "\n# ", "\n")[1:]
+		if value.Kind == yaml.MappingNode {
+			properties[name.Value] = configSchema(t, value, key+".", without)
+			continue
+		}
+		m := described.FindStringSubmatch(comment)
+		if m == nil {
+			t.Fatalf("%s is described as %q", key, comment)
+		}
+		property := schema{}
+		for k, v := range types[m[3]] {
+			property[k] = v
+		}
+		if words[key] != nil {
+			property["enum"] = words[key]
+		}
+		if m[2] != "" {
+			property = schema{"type": "array", "items": property}
+		}
+		property["description"] = strings.ReplaceAll(m[1], "\n", " ")
+		properties[name.Value] = property
+	}
+	return schema{"type": "object", "additionalProperties": false, "properties": properties}
+}
+
+func printed(t *testing.T, program string) *yaml.Node {
+	t.Helper()
+	text, err := run(t, program, "config", "print")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &document); err != nil {
+		t.Fatal(err)
+	}
+	return document.Content[0]
+}
+
+// The schema of the chart knows exactly the keys of the programs.
+func TestSchemaHasTheKeysOfThePrograms(t *testing.T) {
+	file := filepath.Join(chartDir, "values.schema.json")
+	var all schema
+	if err := json.Unmarshal([]byte(read(t, file)), &all); err != nil {
+		t.Fatal(err)
+	}
+	definitions, _ := all["$defs"].(schema)
+	for name, c := range configs {
+		want := configSchema(t, printed(t, c.program), "", c.without)
+		text, err := json.Marshal(want) // as it comes out of a file
+		if err != nil {
+			t.Fatal(err)
+		}
+		var generic any
+		if err := json.Unmarshal(text, &generic); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(generic, definitions[name]); diff != "" && !*update {
+			t.Errorf("%s has other keys than %s (-program +schema); `make generate` writes them again\n%s", name, c.program, diff)
+		}
+		definitions[name] = generic
+	}
+	if !*update {
+		return
+	}
+	var out strings.Builder
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(all); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(out.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What the schema takes for a word, the program takes too, and nothing else.
+func TestWords(t *testing.T) {
+	for key, taken := range words {
+		t.Run(key, func(t *testing.T) {
+			for _, word := range append(taken, "sesame") {
+				value := any(word)
+				if key == "roles" {
+					value = []string{word}
+				}
+				path := strings.Split(key, ".")
+				slices.Reverse(path)
+				for _, p := range path {
+					value = map[string]any{p: value}
+				}
+				config := value.(map[string]any)
+				if kafka, ok := config["kafka"].(map[string]any); ok && key == "kafka.sasl.mechanism" && word != "" {
+					kafka["sasl"].(map[string]any)["username"] = "u"
+				}
+				text, err := yaml.Marshal(config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := checkConfig(t, "metaflow-server", string(text)); (err == nil) != (word != "sesame") {
+					t.Errorf("metaflow-server config check of %q: %v", word, err)
+				}
+			}
+		})
+	}
+}
+
+// The files inside the ConfigMaps pass the programs' own checks, and so do the
+// variables beside them: each is a key of the program.
+func TestChartConfigPassesCheck(t *testing.T) {
+	keys := map[string]string{"server": variables(t, "metaflow-server"), "migrate": variables(t, "metaflow-server"), "schema": variables(t, "metaflow-server"), "agent": variables(t, "metaflow-agent")}
+	for name := range matrix {
+		t.Run(name, func(t *testing.T) {
+			o := release{}.fromMatrix(t, name).objects(t)
+			checked := 0
+			each(o, func(m *core.ConfigMap) {
+				for file, text := range m.Data {
+					program, ok := strings.CutSuffix(file, ".yaml")
+					if !ok {
+						continue
+					}
+					checked++
+					if err := checkConfig(t, program, text); err != nil && !onlyMissesPassword(err) {
+						t.Errorf("%s: %v\n%s", m.Name, err, text)
+					}
+				}
+			})
+			if checked == 0 {
+				t.Error("no configuration was found")
+			}
+			for _, w := range o.workloads {
+				for _, c := range slices.Concat(w.template.Spec.InitContainers, w.template.Spec.Containers) {
+					for _, e := range c.Env {
+						if strings.HasPrefix(e.Name, "METAFLOW_") && !strings.Contains(keys[c.Name], e.Name+"\n") {
+							t.Errorf("%s: %s of container %s is no key of its program", w, e.Name, c.Name)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// onlyMissesPassword tells of a check that would pass with the variables of the pod.
+func onlyMissesPassword(err error) bool {
+	return strings.Contains(err.Error(), "password") && strings.Count(err.Error(), "\n  ") == 1
+}
+
+func variables(t *testing.T, program string) string {
+	t.Helper()
+	text, err := run(t, program, "config", "print")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(regexp.MustCompile(`METAFLOW_[A-Z0-9_]+`).FindAllString(text, -1), "\n") + "\n"
+}

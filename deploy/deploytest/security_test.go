@@ -1,0 +1,133 @@
+package deploytest
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	"github.com/prometheus/prometheus/promql/parser"
+	core "k8s.io/api/core/v1"
+	"k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+)
+
+// Everything but the agent runs in namespaces that enforce the Pod Security Standard
+// "restricted", and no pod but the agent's gets the API's token.
+func TestChartIsRestricted(t *testing.T) {
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	level := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
+	for name := range matrix {
+		for _, w := range (release{}).fromMatrix(t, name).objects(t).workloads {
+			if w.kind == "DaemonSet" {
+				continue
+			}
+			for _, r := range evaluator.EvaluatePod(level, &w.template.ObjectMeta, &w.template.Spec) {
+				if !r.Allowed {
+					t.Errorf("%s: %s: %s: %s", name, w, r.ForbiddenReason, r.ForbiddenDetail)
+				}
+			}
+			if token := w.template.Spec.AutomountServiceAccountToken; token == nil || *token {
+				t.Errorf("%s: %s is given a token of the API", name, w)
+			}
+			for _, c := range slices.Concat(w.template.Spec.InitContainers, w.template.Spec.Containers) {
+				ours := strings.HasPrefix(c.Image, "metaflowys/")
+				if s := c.SecurityContext; ours && (s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem) {
+					t.Errorf("%s: the root of %s in %s can be written", name, c.Name, w)
+				}
+			}
+		}
+	}
+}
+
+// An agent has the capabilities and namespaces that flow data needs, exactly, and
+// none of them without.
+func TestAgentPrivileges(t *testing.T) {
+	tests := map[string]struct {
+		values           string
+		add              []core.Capability
+		hostPID, hostNet bool
+	}{
+		"flow data":             {"", []core.Capability{"NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"}, true, true},
+		"traces alone":          {"agent: {flow: {enabled: false}}", nil, false, true},
+		"without the node's net": {"agent: {flow: {enabled: false}, hostNetwork: false}", nil, false, false},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			o := release{values: tc.values}.objects(t)
+			pod := o.template("metaflow-agent").Spec
+			c := pod.Containers[0].SecurityContext
+			if diff := cmp.Diff(tc.add, c.Capabilities.Add); diff != "" {
+				t.Errorf("capabilities (-want +got):\n%s", diff)
+			}
+			if !slices.Equal(c.Capabilities.Drop, []core.Capability{"ALL"}) || *c.AllowPrivilegeEscalation || c.Privileged != nil || !*c.ReadOnlyRootFilesystem {
+				t.Errorf("security context %+v", c)
+			}
+			if pod.HostPID != tc.hostPID || pod.HostNetwork != tc.hostNet || pod.HostIPC {
+				t.Errorf("hostPID %v, hostNetwork %v, hostIPC %v", pod.HostPID, pod.HostNetwork, pod.HostIPC)
+			}
+			if unconfined := c.AppArmorProfile != nil; unconfined != tc.hostPID {
+				t.Errorf("AppArmor unconfined: %v", unconfined)
+			}
+			for _, v := range pod.Volumes {
+				if v.HostPath != nil && v.Name != "spool" {
+					t.Errorf("the node's %s is mounted", v.HostPath.Path)
+				}
+			}
+		})
+	}
+}
+
+// Alerts are valid, and ask for metrics that exist.
+func TestAlerts(t *testing.T) {
+	source := sourceOfMetrics(t)
+	rules := 0
+	each(release{values: "prometheusRule: {enabled: true}"}.objects(t), func(r *monitoring.PrometheusRule) {
+		for _, g := range r.Spec.Groups {
+			for _, rule := range g.Rules {
+				rules++
+				expr, err := parser.NewParser(parser.Options{}).ParseExpr(rule.Expr.String())
+				if err != nil {
+					t.Errorf("%s: %v", rule.Alert, err)
+					continue
+				}
+				parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+					if v, ok := node.(*parser.VectorSelector); ok {
+						metric := strings.TrimSuffix(v.Name, "_bucket")
+						if !strings.Contains(source, `"`+metric+`"`) {
+							t.Errorf("%s: no program has the metric %s", rule.Alert, metric)
+						}
+					}
+					return nil
+				})
+				if rule.Annotations["summary"] == "" || rule.Annotations["description"] == "" || rule.Labels["severity"] == "" {
+					t.Errorf("%s does not say how bad it is and what to do", rule.Alert)
+				}
+			}
+		}
+	})
+	if rules == 0 {
+		t.Error("there are no alerts")
+	}
+}
+
+// sourceOfMetrics is the code of every package.
+func sourceOfMetrics(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	files, err := filepath.Glob(filepath.Join(repository, "pkg", "*", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if !strings.HasSuffix(f, "_test.go") {
+			b.WriteString(read(t, f))
+		}
+	}
+	return b.String()
+}

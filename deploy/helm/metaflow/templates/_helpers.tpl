@@ -1,0 +1,294 @@
+{{/*
+What all names of a release begin with. Names of objects and labels end at 63 characters, so a longer one is
+refused rather than cut: cut names of two releases can be the same.
+*/}}
+{{- define "metaflow.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full -}}
+{{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- end -}}
+{{- if gt (len $full) 40 -}}
+{{- fail (printf "fullnameOverride: give one of at most 40 characters, %q is too long for the names made of it" $full) -}}
+{{- end -}}
+{{- $full -}}
+{{- end -}}
+
+{{/* Objects that belong to no namespace carry the release's in their name: two releases may have one name. */}}
+{{- define "metaflow.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "metaflow.fullname" .) -}}
+{{- end -}}
+
+{{/* What selects the pods of a component: (list . "server"). */}}
+{{- define "metaflow.selector" -}}
+{{- $top := index . 0 -}}
+app.kubernetes.io/name: {{ default $top.Chart.Name $top.Values.nameOverride | trunc 63 }}
+app.kubernetes.io/instance: {{ $top.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Of pods: nothing that changes with the chart alone, so that pods stay when only the chart is new. */}}
+{{- define "metaflow.podLabels" -}}
+{{ include "metaflow.selector" . }}
+app.kubernetes.io/part-of: metaflow
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "metaflow.labels" -}}
+{{- $top := index . 0 -}}
+{{ include "metaflow.selector" . }}
+app.kubernetes.io/version: {{ $top.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $top.Release.Service }}
+app.kubernetes.io/part-of: metaflow
+helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+" "_" }}
+{{- with $top.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* (list . .Values.server.image) */}}
+{{- define "metaflow.image" -}}
+{{- $top := index . 0 -}}{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository (default $top.Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The port of host:port. */}}
+{{- define "metaflow.port" -}}
+{{- splitList ":" . | last -}}
+{{- end -}}
+
+{{/* The host that a probe must name: none, if the program listens on every address. */}}
+{{- define "metaflow.probeHost" -}}
+{{- $host := regexReplaceAll ":[0-9]+$" . "" | trimPrefix "[" | trimSuffix "]" -}}
+{{- if not (has $host (list "" "0.0.0.0" "::")) }}{{ $host }}{{ end -}}
+{{- end -}}
+
+{{/* The server's configuration: what the chart knows, with server.config over it. */}}
+{{- define "metaflow.server.config" -}}
+{{- $name := include "metaflow.fullname" . -}}
+{{- $config := dict
+      "grpc" (dict "listen" "0.0.0.0:20035")
+      "http" (dict "listen" "0.0.0.0:20417")
+      "shutdown_grace" "30s"
+      "migrate_at_start" (eq .Values.server.migration.mode "start") -}}
+{{- if .Values.kafka.enabled -}}
+{{- $_ := set $config "kafka" (dict "brokers" (list (printf "%s-kafka.%s.svc:9092" $name .Release.Namespace))) -}}
+{{- end -}}
+{{- if .Values.clickhouse.enabled -}}
+{{- $_ := set $config "clickhouse" (dict
+      "addresses" (list (printf "%s-clickhouse.%s.svc:9000" $name .Release.Namespace)) "username" "metaflow") -}}
+{{- end -}}
+{{- with .Values.server.tls.grpc -}}
+{{- if .secretName -}}
+{{- $tls := dict "cert_file" "/etc/metaflow/tls/grpc/tls.crt" "key_file" "/etc/metaflow/tls/grpc/tls.key" -}}
+{{- if .clientCertificates -}}{{- $_ := set $tls "client_ca_file" "/etc/metaflow/tls/grpc/ca.crt" -}}{{- end -}}
+{{- $config = mergeOverwrite $config (dict "grpc" (dict "tls" $tls)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $section := list "kafka" "clickhouse" -}}
+{{- with index $.Values.server.tls $section -}}
+{{- if .secretName -}}
+{{- $config = mergeOverwrite $config (dict $section (dict "tls" (include "metaflow.clientTLS" (list $section .) | fromYaml))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $config (deepCopy .Values.server.config)) -}}
+{{- end -}}
+
+{{/* The section tls of a client whose Secret is mounted: (list "kafka" values). */}}
+{{- define "metaflow.clientTLS" -}}
+{{- $dir := printf "/etc/metaflow/tls/%s" (index . 0) -}}
+enabled: true
+ca_file: {{ $dir }}/ca.crt
+{{- if (index . 1).clientCertificate }}
+cert_file: {{ $dir }}/tls.crt
+key_file: {{ $dir }}/tls.key
+{{- end }}
+{{- end -}}
+
+{{/* The agent's configuration: what the chart knows, with agent.config over it. */}}
+{{- define "metaflow.agent.config" -}}
+{{- $server := include "metaflow.server.config" . | fromYaml -}}
+{{- $config := dict
+      "server" (dict "addresses" (list (printf "%s-server-headless.%s.svc:%s"
+        (include "metaflow.fullname" .) .Release.Namespace (include "metaflow.port" $server.grpc.listen))))
+      "http" (dict "listen" "0.0.0.0:38087")
+      "spool" (dict "dir" "/var/lib/metaflow-agent") -}}
+{{- with .Values.clusterName -}}{{- $_ := set $config "cluster" . -}}{{- end -}}
+{{- with .Values.agent.tls -}}
+{{- if .secretName -}}
+{{- $config = mergeOverwrite $config (dict "server" (dict "tls" (include "metaflow.clientTLS" (list "server" .) | fromYaml))) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $config (deepCopy .Values.agent.config)) -}}
+{{- end -}}
+
+{{/* Seconds of a duration such as 30s, 2m or 1m30s, rounded up. */}}
+{{- define "metaflow.seconds" -}}
+{{- $total := 0.0 -}}
+{{- range regexFindAll "[0-9]+([.][0-9]+)?(ms|us|ns|h|m|s)" . -1 -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]+)?" . | float64 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $total = addf $total (mulf $number (get (dict "h" 3600.0 "m" 60.0 "s" 1.0 "ms" 0.001 "us" 0.000001 "ns" 0.000000001) $unit)) -}}
+{{- end -}}
+{{- ceil $total | int64 -}}
+{{- end -}}
+
+{{/* Names the Secret of a credential: (list . credential "server"); nothing, if there is none. */}}
+{{- define "metaflow.credentialSecret" -}}
+{{- $credential := index . 1 -}}
+{{- if $credential.existingSecret -}}
+{{- $credential.existingSecret -}}
+{{- else if $credential.value -}}
+{{- printf "%s-%s" (include "metaflow.fullname" (index . 0)) (index . 2) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Passwords of the server, as environment variables. */}}
+{{- define "metaflow.server.env" -}}
+{{- with include "metaflow.credentialSecret" (list . .Values.server.credentials.kafkaPassword "server") }}
+- name: METAFLOW_KAFKA_SASL_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ ternary $.Values.server.credentials.kafkaPassword.key "kafka-password" (ne $.Values.server.credentials.kafkaPassword.existingSecret "") }}
+{{- end }}
+{{- if .Values.clickhouse.enabled }}
+- name: METAFLOW_CLICKHOUSE_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "metaflow.clickhouse.secret" . }}
+      key: {{ .Values.clickhouse.password.key }}
+{{- else }}
+{{- with include "metaflow.credentialSecret" (list . .Values.server.credentials.clickhousePassword "server") }}
+- name: METAFLOW_CLICKHOUSE_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ ternary $.Values.server.credentials.clickhousePassword.key "clickhouse-password" (ne $.Values.server.credentials.clickhousePassword.existingSecret "") }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "metaflow.clickhouse.secret" -}}
+{{- default (printf "%s-clickhouse" (include "metaflow.fullname" .)) .Values.clickhouse.password.existingSecret -}}
+{{- end -}}
+
+{{/* Volumes with the server's configuration and certificates, and where they are mounted. */}}
+{{- define "metaflow.server.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "metaflow.fullname" . }}-server
+{{- range $section := list "grpc" "kafka" "clickhouse" }}
+{{- with (index $.Values.server.tls $section).secretName }}
+- name: tls-{{ $section }}
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "metaflow.server.volumeMounts" -}}
+- name: config
+  mountPath: /etc/metaflow/metaflow-server.yaml
+  subPath: metaflow-server.yaml
+  readOnly: true
+{{- range $section := list "grpc" "kafka" "clickhouse" }}
+{{- if (index $.Values.server.tls $section).secretName }}
+- name: tls-{{ $section }}
+  mountPath: /etc/metaflow/tls/{{ $section }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* As the Pod Security Standard "restricted" asks. */}}
+{{- define "metaflow.restrictedPod" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "metaflow.restrictedContainer" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* A claim of a StatefulSet named data, or its stand-in: (list . persistence). */}}
+{{- define "metaflow.claims" -}}
+{{- $top := index . 0 -}}
+{{- with index . 1 }}
+{{- if .enabled -}}
+persistentVolumeClaimRetentionPolicy:
+  whenDeleted: {{ ternary "Delete" "Retain" .deleteOnUninstall }}
+  whenScaled: Retain
+volumeClaimTemplates:
+  - apiVersion: v1
+    kind: PersistentVolumeClaim
+    metadata:
+      name: data
+    spec:
+      accessModes: [ReadWriteOnce]
+      {{- with .storageClass }}
+      storageClassName: {{ . }}
+      {{- end }}
+      resources:
+        requests:
+          storage: {{ .size }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where pods may run: the values nodeSelector, affinity and tolerations. */}}
+{{- define "metaflow.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* What contradicts itself, beyond what the schema can say. */}}
+{{- define "metaflow.check" -}}
+{{- $v := .Values -}}
+{{- if and $v.agent.enabled $v.agent.flow.enabled (not $v.agent.hostNetwork) -}}
+{{- fail "agent.hostNetwork: flow data is taken in the node's network; set it to true, or agent.flow.enabled to false" -}}
+{{- end -}}
+{{- if and $v.agent.enabled $v.server.tls.grpc.secretName (not $v.agent.tls.secretName) (not (dig "server" "tls" "enabled" false $v.agent.config)) -}}
+{{- fail "agent.tls.secretName: none is given, and the server speaks TLS by server.tls.grpc; set agent.config.server.tls.enabled to trust the system's authorities" -}}
+{{- end -}}
+{{- range $engine := list "kafka" "clickhouse" -}}
+{{- $key := get (dict "kafka" "brokers" "clickhouse" "addresses") $engine -}}
+{{- $given := dig $engine $key nil $v.server.config -}}
+{{- if and (index $v $engine).enabled $given -}}
+{{- fail (printf "%s.enabled: is true, and server.config.%s.%s names another one; set one of them only" $engine $engine $key) -}}
+{{- else if and (not (index $v $engine).enabled) (not $given) -}}
+{{- fail (printf "server.config.%s.%s: none is given, and %s.enabled is false" $engine $key $engine) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.server.autoscaling.enabled (gt (int $v.server.autoscaling.minReplicas) (int $v.server.autoscaling.maxReplicas)) -}}
+{{- fail "server.autoscaling.minReplicas: is greater than maxReplicas" -}}
+{{- end -}}
+{{- end -}}
