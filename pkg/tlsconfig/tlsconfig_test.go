@@ -208,6 +208,9 @@ func TestBothSidesShowTheirCertificates(t *testing.T) {
 	}
 }
 
+// laterLook lets the time pass, virtually, until files are looked at again.
+func laterLook() { time.Sleep(5 * time.Second) } //nolint:forbidigo // in a bubble of synctest it costs no time
+
 // Everything is replaced: authority, certificates and keys of both sides, as when a
 // mounted secret changes.
 func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
@@ -226,7 +229,7 @@ func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
 		replace(near, fresh, "new near")
 		replace(far, fresh, "new far")
 		s.expect(t, "near", "far") // not looked at yet
-		time.Sleep(5 * time.Second)
+		laterLook()
 		s.expect(t, "new near", "new far")
 	})
 }
@@ -240,25 +243,25 @@ func TestFilesThatCannotBeUsedChangeNothing(t *testing.T) {
 		cert, key := a.leaf(t, "new far")
 		far.write(t, "cert.pem", cert) // and the key of the old one
 		for range 3 {
-			time.Sleep(5 * time.Second)
+			laterLook()
 			s.expect(t, "near", "far")
 		}
 		if n := strings.Count(s.log.String(), "cannot be used"); n != 1 {
 			t.Errorf("logged %d times, want once:\n%s", n, s.log)
 		}
 		far.write(t, "key.pem", key)
-		time.Sleep(5 * time.Second)
+		laterLook()
 		s.expect(t, "near", "new far")
 
 		for _, broken := range []string{"", "garbage"} {
 			near.write(t, "ca.pem", []byte(broken))
-			time.Sleep(5 * time.Second)
+			laterLook()
 			s.expect(t, "near", "new far")
 		}
 		if err := os.Remove(far.path("key.pem")); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Second)
+		laterLook()
 		s.expect(t, "near", "new far")
 	})
 }
