@@ -245,7 +245,9 @@ type UpdateConfiguration struct {
 	// yaml has the canonical keys that are to be set.
 	Yaml string `protobuf:"bytes,2,opt,name=yaml,proto3" json:"yaml,omitempty"`
 	// replace takes away every key that yaml does not set.
-	Replace       bool `protobuf:"varint,3,opt,name=replace,proto3" json:"replace,omitempty"`
+	Replace bool `protobuf:"varint,3,opt,name=replace,proto3" json:"replace,omitempty"`
+	// create refuses the command when the group sets any key already.
+	Create        bool `protobuf:"varint,4,opt,name=create,proto3" json:"create,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -301,6 +303,13 @@ func (x *UpdateConfiguration) GetReplace() bool {
 	return false
 }
 
+func (x *UpdateConfiguration) GetCreate() bool {
+	if x != nil {
+		return x.Create
+	}
+	return false
+}
+
 // AgentStatus is a record of the compacted topic metaflow.resources, under the key
 // "agent/" followed by the agent's id. No value means that the agent was deleted.
 type AgentStatus struct {
@@ -313,7 +322,7 @@ type AgentStatus struct {
 	GroupId string `protobuf:"bytes,4,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
 	// peer is the address that the agent connected from.
 	Peer string `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
-	// replica is the server that the agent is connected to.
+	// replica is the server that the agent is connected to; empty when its stream has ended.
 	Replica       string `protobuf:"bytes,6,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -408,11 +417,12 @@ const file_metaflow_agent_v1_log_proto_rawDesc = "" +
 	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"(\n" +
 	"\vDeleteGroup\x12\x19\n" +
-	"\bgroup_id\x18\x01 \x01(\tR\agroupId\"^\n" +
+	"\bgroup_id\x18\x01 \x01(\tR\agroupId\"v\n" +
 	"\x13UpdateConfiguration\x12\x19\n" +
 	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x18\n" +
-	"\areplace\x18\x03 \x01(\bR\areplace\"\x86\x02\n" +
+	"\areplace\x18\x03 \x01(\bR\areplace\x12\x16\n" +
+	"\x06create\x18\x04 \x01(\bR\x06create\"\x86\x02\n" +
 	"\vAgentStatus\x12C\n" +
 	"\fregistration\x18\x01 \x01(\v2\x1f.metaflow.agent.v1.RegistrationR\fregistration\x12:\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.metaflow.agent.v1.HeartbeatR\theartbeat\x12-\n" +
