@@ -1,0 +1,568 @@
+package flow
+
+import (
+	"net/netip"
+	"time"
+)
+
+const (
+	// missesUntilClosed is how many dumps in a row must miss a connection before it counts as
+	// ended. One is too few: a dump that goes on while sockets come and go may pass one over, and the
+	// last words of a socket come a moment after it left the kernel's table.
+	missesUntilClosed = 2
+	// deadMemory is how long a connection whose end was reported waits for its last words.
+	deadMemory = time.Hour
+	// listenerMemory is how long a port counts as listening after somebody was last seen listening
+	// there. It covers connections that outlive a restarted server's socket.
+	listenerMemory = 5 * time.Minute
+	// maxUndecided bounds the connections of one namespace that wait for the next look at the
+	// listening ports; a busy node ends a few thousand connections a second.
+	maxUndecided = 8192
+)
+
+// Stats are totals since the table was made.
+type Stats struct {
+	// Connections are remembered now, those of them included that are dead.
+	Connections int
+	// Untracked were living connections that did not fit; they are reported when they end.
+	Untracked uint64
+	// Dropped are rows that were lost because nobody took them.
+	Dropped uint64
+	// Unclear are last words that were not reported because they might be of a connection that already was.
+	Unclear uint64
+}
+
+// Table knows the connections of all network namespaces. Use New.
+type Table struct {
+	cfg    Config
+	spaces map[uint64]*space
+	rows   []Row
+	size   int // connections in all spaces
+	stats  Stats
+}
+
+// space is one network namespace.
+type space struct {
+	inode     uint64
+	conns     map[uint64]*conn // by cookie
+	listeners map[netip.AddrPort]int64
+	undecided []undecided
+
+	generation uint32 // of the current dump, or of the last
+	began      int64  // when the current dump began, or the last
+	known      int64  // until when everything that lives was seen: connections not seen by then are younger
+	adopt      bool   // connections that the next dump shows for the first time are not young
+	overrun    bool   // last words were lost since the last dump
+	silent     bool   // last words never come
+	forgot     int64  // until when what was given up, and is forgotten, may have lived
+	locals     [2]local
+}
+
+// local is the address from which a namespace connects to others, if there is but one.
+type local struct {
+	addr  netip.Addr
+	mixed bool
+}
+
+// conn is one connection.
+type conn struct {
+	cookie      uint64
+	local, peer netip.AddrPort
+	cgroup      uint64
+	uid         uint32
+	generation  uint32 // of the dump that saw it last
+	seen        int64
+	reported    int64  // end of its last row, or its beginning
+	acked       uint64 // Info.BytesAcked
+	counters    Counters
+	base        Counters // what was reported
+	rtt, minRTT uint32
+	role        Role
+	established bool
+	counted     bool // as a connection
+	dead        bool // its end was reported, its last words were not heard
+	failed      bool // its end was reported as a failed connect
+	misses      uint8
+}
+
+// undecided is a connection that was seen in its last words only, which do not say its role.
+type undecided struct {
+	socket Socket
+	now    int64
+	start  int64
+}
+
+// New returns an empty table.
+func New(cfg Config) *Table {
+	return &Table{cfg: cfg, spaces: map[uint64]*space{}}
+}
+
+// Configure changes the configuration. When it changes what is left out, the connections that are left out
+// from now on are forgotten without a row, and those that are not any more are reported from the
+// next dump on, without what was before.
+func (t *Table) Configure(cfg Config) {
+	same := t.cfg.sameExclusions(&cfg)
+	t.cfg = cfg
+	if same {
+		return
+	}
+	for _, sp := range t.spaces {
+		sp.adopt = true
+		for cookie, c := range sp.conns {
+			if t.cfg.excludes(c.local, c.peer) {
+				t.remove(sp, cookie)
+			}
+		}
+	}
+}
+
+// Open begins to follow a network namespace. With adopt, the connections that its first dump
+// shows may be old, and what they did before is not counted; without, they are as young as now.
+// Silent says that last words will not come, so that a connection that dumps miss is over.
+func (t *Table) Open(now time.Time, namespace uint64, adopt, silent bool) {
+	t.spaces[namespace] = &space{
+		inode:     namespace,
+		conns:     map[uint64]*conn{},
+		listeners: map[netip.AddrPort]int64{},
+		known:     now.UnixNano(),
+		adopt:     adopt,
+		silent:    silent,
+	}
+}
+
+// Close ends a network namespace: all its connections are over.
+func (t *Table) Close(now time.Time, namespace uint64) {
+	sp := t.spaces[namespace]
+	if sp == nil {
+		return
+	}
+	t.decide(sp)
+	for cookie, c := range sp.conns {
+		if !c.dead {
+			t.finish(sp, c, now.UnixNano(), guessEnd(c))
+		}
+		t.remove(sp, cookie)
+	}
+	delete(t.spaces, namespace)
+}
+
+// BeginDump says that what Observe is given from now on is of a dump that began at this moment.
+func (t *Table) BeginDump(now time.Time, namespace uint64) {
+	if sp := t.spaces[namespace]; sp != nil {
+		sp.generation++
+		sp.began = now.UnixNano()
+	}
+}
+
+// Observe takes a socket of a dump, a listening one too. What was destroyed while the dump went on
+// is given to Destroyed after the last Observe, never between. It does not keep s.
+func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
+	sp := t.spaces[namespace]
+	if sp == nil {
+		return
+	}
+	at := now.UnixNano()
+	local, peer := unmap(s.Local), unmap(s.Peer)
+	if s.State == StateListen {
+		sp.listeners[local] = at
+		return
+	}
+	if peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
+		return
+	}
+	c := sp.conns[s.Cookie]
+	if c != nil && c.other(s, local, peer) {
+		if !c.dead {
+			t.finish(sp, c, at, guessEnd(c))
+		}
+		t.remove(sp, s.Cookie)
+		c = nil
+	}
+	if c == nil {
+		if t.cfg.excludes(local, peer) {
+			return
+		}
+		if t.size >= t.cfg.maxConnections() {
+			t.stats.Untracked++
+			return
+		}
+		c = &conn{cookie: s.Cookie, local: local, peer: peer, reported: sp.known, minRTT: UnknownRTT}
+		if sp.adopt {
+			c.base, c.reported = countersOf(s), at
+			c.counted = s.established()
+			c.counters = c.base
+		}
+		sp.conns[s.Cookie] = c
+		t.size++
+		sp.remember(local, peer)
+	}
+	c.generation, c.misses, c.dead, c.seen = sp.generation, 0, false, at
+	c.cgroup, c.uid = s.Cgroup, s.UID
+	c.take(s)
+	if c.role == RoleUnknown {
+		c.role = s.role()
+	}
+}
+
+// EndDump says that the dump is over. Everything that was destroyed before the dump began must have
+// been given to Destroyed by now. Living connections are reported that are due; those that the dump and the one
+// before it missed have ended. A dump that is not complete says nothing of what
+// it did not show.
+func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
+	sp := t.spaces[namespace]
+	if sp == nil {
+		return
+	}
+	at := now.UnixNano()
+	memory := int64(deadMemory)
+	if t.size > t.cfg.maxConnections()*3/4 {
+		memory = 0 // the living need the room
+	}
+	t.decide(sp)
+	for cookie, c := range sp.conns {
+		switch {
+		case c.generation == sp.generation:
+			if at-c.reported >= int64(t.cfg.ReportInterval) && len(t.rows) < t.cfg.maxRows() {
+				t.report(sp, c, at)
+			}
+		case c.dead:
+			if complete && at-c.reported >= memory {
+				sp.forgot = max(sp.forgot, c.reported)
+				t.remove(sp, cookie)
+			}
+		case complete:
+			c.misses++
+			switch {
+			case sp.silent:
+				t.finish(sp, c, at, guessEnd(c))
+				t.remove(sp, cookie)
+			case c.misses >= missesUntilClosed || sp.overrun:
+				t.finish(sp, c, at, guessEnd(c))
+				c.dead = true
+			}
+		}
+	}
+	for l, seen := range sp.listeners {
+		if at-seen > int64(listenerMemory) {
+			delete(sp.listeners, l)
+		}
+	}
+	if complete {
+		sp.known, sp.adopt, sp.overrun = sp.began, false, false
+	}
+}
+
+// Undecided reports whether connections of the namespace wait for a look at its
+// listening ports: a dump of these alone is due, followed by Decide.
+func (t *Table) Undecided(namespace uint64) bool {
+	sp := t.spaces[namespace]
+	return sp != nil && len(sp.undecided) > 0
+}
+
+// Decide says that Observe was given all listening sockets of the namespace.
+func (t *Table) Decide(namespace uint64) {
+	if sp := t.spaces[namespace]; sp != nil {
+		t.decide(sp)
+	}
+}
+
+// Overrun says that last words were lost. What the next dump misses has ended.
+func (t *Table) Overrun(namespace uint64) {
+	if sp := t.spaces[namespace]; sp != nil {
+		sp.overrun = true
+	}
+}
+
+// Destroyed takes the last words of a socket. It does not keep s.
+func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
+	sp := t.spaces[namespace]
+	if sp == nil {
+		return
+	}
+	at := now.UnixNano()
+	local, peer := unmap(s.Local), unmap(s.Peer)
+	c := sp.conns[s.Cookie]
+	if c != nil && !s.disconnected() && c.other(s, local, peer) {
+		// The socket was connected anew since, and ended before a dump showed it.
+		if !c.dead {
+			t.finish(sp, c, at, guessEnd(c))
+		}
+		start := c.seen
+		t.remove(sp, s.Cookie)
+		t.destroyedUnknown(sp, s, local, peer, start, at)
+		return
+	}
+	if c == nil {
+		t.destroyedUnknown(sp, s, local, peer, sp.known, at)
+		return
+	}
+	if s.disconnected() {
+		c.established = c.established || s.established()
+		c.counters.Retransmits = max(c.counters.Retransmits, countersOf(s).Retransmits)
+	} else {
+		c.take(s)
+		if r := s.role(); r != RoleUnknown && c.role == RoleUnknown {
+			c.role = r
+		}
+	}
+	c.role = sp.roleOf(c.role, c.local)
+	end := EndConnectFailed
+	if c.established {
+		end = s.end(c.role)
+		if end == EndConnectFailed {
+			end = EndReset // the socket was cleared of what it knew
+		}
+	}
+	t.finish(sp, c, at, end)
+	t.remove(sp, s.Cookie)
+}
+
+// destroyedUnknown takes the last words of a connection that no dump has shown.
+func (t *Table) destroyedUnknown(sp *space, s *Socket, local, peer netip.AddrPort, start, at int64) {
+	if peer.Port() == 0 && (peer.Addr().IsUnspecified() || !peer.IsValid()) {
+		return // it listened, or was never used
+	}
+	if t.cfg.excludes(local, peer) {
+		return
+	}
+	if sp.adopt {
+		// It may have begun long ago; the dump that would have shown its counters by
+		// then did not come in time.
+		t.stats.Unclear++
+		return
+	}
+	if sp.forgot != 0 && s.established() && at-int64(s.idle()) <= sp.forgot {
+		t.stats.Unclear++
+		return
+	}
+	if s.established() && s.role() == RoleUnknown && !sp.listening(local) {
+		if len(sp.undecided) >= maxUndecided {
+			t.decide(sp)
+		}
+		sp.undecided = append(sp.undecided, undecided{socket: *s, now: at, start: start})
+		return
+	}
+	t.whole(sp, s, start, at)
+}
+
+// decide reports the undecided connections by the listening ports as they are known now.
+func (t *Table) decide(sp *space) {
+	for i := range sp.undecided {
+		u := &sp.undecided[i]
+		t.whole(sp, &u.socket, u.start, u.now)
+	}
+	sp.undecided = sp.undecided[:0]
+	if cap(sp.undecided) > maxUndecided/4 {
+		sp.undecided = nil
+	}
+}
+
+// whole reports a connection in one row, from its last words.
+func (t *Table) whole(sp *space, s *Socket, start, at int64) {
+	c := conn{
+		cookie: s.Cookie, local: unmap(s.Local), peer: unmap(s.Peer), cgroup: s.Cgroup, uid: s.UID,
+		reported: start, minRTT: UnknownRTT, role: s.role(),
+	}
+	if c.local.Addr().IsUnspecified() {
+		c.local = netip.AddrPortFrom(sp.localFor(c.peer.Addr()), c.local.Port())
+	}
+	c.take(s)
+	c.role = sp.roleOf(c.role, c.local)
+	t.finish(sp, &c, at, s.end(c.role))
+}
+
+// Take appends the rows that are ready to dst and forgets them.
+func (t *Table) Take(dst []Row) []Row {
+	dst = append(dst, t.rows...)
+	if cap(t.rows) > defaultMaxRows/4 {
+		t.rows = nil
+	}
+	t.rows = t.rows[:0]
+	return dst
+}
+
+// Waiting is how many rows Take would give.
+func (t *Table) Waiting() int { return len(t.rows) }
+
+// Stats returns what became of things that are not in rows.
+func (t *Table) Stats() Stats {
+	s := t.stats
+	s.Connections = t.size
+	return s
+}
+
+func (t *Table) remove(sp *space, cookie uint64) {
+	delete(sp.conns, cookie)
+	t.size--
+}
+
+// report gives a row of a living connection.
+func (t *Table) report(sp *space, c *conn, at int64) {
+	c.role = sp.roleOf(c.role, c.local)
+	t.rows = append(t.rows, c.row(sp, at))
+}
+
+// finish gives the last row of a connection; when one was given before and nothing happened since, none.
+func (t *Table) finish(sp *space, c *conn, at int64, end End) {
+	c.role = sp.roleOf(c.role, c.local)
+	again := c.dead
+	if again {
+		if end == EndConnectFailed {
+			return // as was reported
+		}
+		at = c.reported
+	}
+	if c.failed {
+		end = EndUnknown // it was counted
+	}
+	row := c.row(sp, at)
+	row.Closed, row.Reason = true, end
+	switch end {
+	case EndConnectFailed:
+		row.ConnectFailures = 1
+		c.failed, c.counted = true, true
+	case EndReset:
+		row.Resets = 1
+	case EndTimedOut:
+		row.Timeouts = 1
+	case EndUnknown, EndOrderly:
+		if again && row.Counters == (Counters{}) && row.Connections == 0 {
+			return
+		}
+	}
+	if len(t.rows) >= t.cfg.maxRows() {
+		t.stats.Dropped++
+		return
+	}
+	t.rows = append(t.rows, row)
+}
+
+// row is what the connection did since its last row.
+func (c *conn) row(sp *space, at int64) Row {
+	row := Row{
+		Start: c.reported, End: max(at, c.reported),
+		Namespace: sp.inode, Cookie: c.cookie, Cgroup: c.cgroup, UID: c.uid,
+		Local: c.local, Peer: c.peer, Role: c.role,
+		Counters: c.counters.sub(c.base),
+		RTT:      c.rtt,
+	}
+	if c.minRTT != UnknownRTT {
+		row.MinRTT = c.minRTT
+	}
+	if c.established && !c.counted {
+		row.Connections = 1
+		c.counted = true
+	}
+	c.base, c.reported = c.counters, row.End
+	return row
+}
+
+// take has the numbers of the connection follow those of its socket.
+func (c *conn) take(s *Socket) {
+	c.counters = c.counters.advance(countersOf(s))
+	c.acked = max(c.acked, s.Info.BytesAcked)
+	c.established = c.established || s.established()
+	if s.Info.RTT != 0 {
+		c.rtt = s.Info.RTT
+	}
+	if s.Info.MinRTT != UnknownRTT {
+		c.minRTT = s.Info.MinRTT
+	}
+}
+
+// other reports whether s, of the same cookie, is another connection than c: the application
+// has connected the socket anew.
+func (c *conn) other(s *Socket, local, peer netip.AddrPort) bool {
+	if peer != c.peer || local.Port() != c.local.Port() {
+		return true
+	}
+	if c.established && !s.established() {
+		return true
+	}
+	return s.Info.BytesReceived < c.counters.BytesReceived || s.Info.BytesAcked < c.acked
+}
+
+// guessEnd is the end of a connection whose last words were not heard.
+func guessEnd(c *conn) End {
+	if !c.established {
+		return EndConnectFailed
+	}
+	return EndUnknown
+}
+
+// idle is how long ago, in nanoseconds, the connection showed life for the last time.
+func (s *Socket) idle() time.Duration {
+	ms := s.Info.LastAck
+	if s.Info.SegmentsReceived > 0 {
+		ms = min(ms, s.Info.LastReceived)
+	}
+	if s.Info.SegmentsSent > 0 {
+		ms = min(ms, s.Info.LastSent)
+	}
+	return time.Duration(ms) * time.Millisecond
+}
+
+// roleOf is the role that is known, or else the one that the listening ports say.
+func (sp *space) roleOf(role Role, local netip.AddrPort) Role {
+	switch {
+	case role != RoleUnknown:
+		return role
+	case sp.listening(local):
+		return RoleServer
+	default:
+		return RoleClient
+	}
+}
+
+// listening reports whether somebody listens, or did lately, where local is.
+func (sp *space) listening(local netip.AddrPort) bool {
+	port := local.Port()
+	for _, l := range [...]netip.AddrPort{local, netip.AddrPortFrom(netip.IPv6Unspecified(), port), netip.AddrPortFrom(netip.IPv4Unspecified(), port)} {
+		if _, ok := sp.listeners[l]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// remember keeps the address from which the namespace speaks to others.
+func (sp *space) remember(own, peer netip.AddrPort) {
+	if peer.Addr().IsLoopback() {
+		return
+	}
+	l := &sp.locals[family(own.Addr())]
+	switch {
+	case !l.addr.IsValid():
+		l.addr = own.Addr()
+	case l.addr != own.Addr():
+		l.mixed = true
+	}
+}
+
+// localFor is the address from which the namespace speaks to peer, unspecified when that is not certain.
+func (sp *space) localFor(peer netip.Addr) netip.Addr {
+	if peer.IsLoopback() {
+		return peer
+	}
+	if l := sp.locals[family(peer)]; l.addr.IsValid() && !l.mixed {
+		return l.addr
+	}
+	if peer.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	if a.Addr().Is4In6() {
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	}
+	return a
+}
