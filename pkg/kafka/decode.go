@@ -33,6 +33,15 @@ type Batch struct {
 	HighWatermark int64
 
 	headers [][]byte // of each record, encoded
+	keys    [][]byte // of each record
+}
+
+// Key returns the key of record i, nil when it has none.
+func (b *Batch) Key(i int) []byte {
+	if i >= len(b.keys) {
+		return nil
+	}
+	return b.keys[i]
 }
 
 // Headers returns all headers of record i. Those that record.Meta knows are in
@@ -53,6 +62,7 @@ type decoder struct {
 	plain   []byte // decompressed batches
 	records []record.Record
 	headers [][]byte
+	keys    [][]byte
 }
 
 // decode returns the records in data, a sequence of record batches of which
@@ -62,7 +72,7 @@ type decoder struct {
 // When a batch is corrupt, those before it are returned; when there are none, the error
 // is a *CorruptError.
 func (d *decoder) decode(data []byte, from int64) (Batch, error) {
-	d.plain, d.records, d.headers = d.plain[:0], d.records[:0], d.headers[:0]
+	d.plain, d.records, d.headers, d.keys = d.plain[:0], d.records[:0], d.headers[:0], d.keys[:0]
 	next := from
 	for len(data) >= batchHeaderSize {
 		length := int(int32(binary.BigEndian.Uint32(data[batchAtLength:]))) + batchAtEpoch
@@ -81,12 +91,12 @@ func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 		}
 		data = data[length:]
 	}
-	return Batch{Records: d.records, Next: next, headers: d.headers}, nil
+	return Batch{Records: d.records, Next: next, headers: d.headers, keys: d.keys}, nil
 }
 
 func (d *decoder) corrupt(offset, next int64, cause error) (Batch, error) {
 	if len(d.records) > 0 {
-		return Batch{Records: d.records, Next: offset, headers: d.headers}, nil
+		return Batch{Records: d.records, Next: offset, headers: d.headers, keys: d.keys}, nil
 	}
 	return Batch{}, &CorruptError{Offset: offset, Next: next, Cause: cause}
 }
@@ -127,9 +137,9 @@ func (d *decoder) batch(h batchHeader, from int64) error {
 		// they point to.
 		d.plain, body = plain, plain[start:]
 	}
-	records, headers := len(d.records), len(d.headers)
+	n := len(d.records)
 	if err := d.all(h, body, from); err != nil {
-		d.records, d.headers = d.records[:records], d.headers[:headers]
+		d.records, d.headers, d.keys = d.records[:n], d.headers[:n], d.keys[:n]
 		return err
 	}
 	return nil
@@ -162,7 +172,7 @@ func (d *decoder) one(h batchHeader, b []byte, from int64) (offset int64, err er
 	r.skip(1)
 	timeDelta := r.varint()
 	offset = h.base() + r.varint()
-	r.bytes() // the key
+	key := r.bytes()
 	value := r.bytes()
 	if r.bad {
 		return 0, errRecords
@@ -174,12 +184,13 @@ func (d *decoder) one(h batchHeader, b []byte, from int64) (offset int64, err er
 	if h.attributes()&attrLogAppendTime != 0 {
 		millis = int64(binary.BigEndian.Uint64(h[batchAtMaxTime:]))
 	}
-	rec := record.Record{Offset: offset, Time: time.UnixMilli(millis), Value: value}
+	rec := record.Record{Offset: offset, Time: time.UnixMilli(millis), Key: key, Value: value}
 	if err := eachHeader(r.b, rec.Meta.Set); err != nil {
 		return 0, err
 	}
 	d.records = append(d.records, rec)
 	d.headers = append(d.headers, r.b)
+	d.keys = append(d.keys, key)
 	return offset, nil
 }
 

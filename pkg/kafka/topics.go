@@ -16,8 +16,9 @@ type Topic struct {
 	Name            string
 	Partitions      int           // 0 means Config.Partitions
 	Replication     int           // 0 means Config.Replication
-	Retention       time.Duration // 0 means Config.Retention; ignored when Compacted
+	Retention       time.Duration // 0 means Config.Retention; ignored when Compacted or Forever
 	Compacted       bool          // keep the last record of every key, for ever
+	Forever         bool          // keep every record, whatever the brokers' defaults are
 	MaxMessageBytes int           // largest batch of records the topic takes; 0 leaves it to the brokers
 }
 
@@ -114,10 +115,18 @@ func (t Topic) request() createtopics.RequestTopic {
 	set := func(name, value string) {
 		req.Configs = append(req.Configs, createtopics.RequestConfig{Name: name, Value: value})
 	}
-	if t.Compacted {
+	switch {
+	case t.Compacted:
 		set("cleanup.policy", "compact")
-	} else {
-		set("retention.ms", strconv.FormatInt(t.Retention.Milliseconds(), 10))
+	case t.Forever:
+		set("cleanup.policy", "delete") // of what, the next two say
+		set("retention.ms", "-1")
+		set("retention.bytes", "-1")
+	default:
+		set("retention.ms", strconv.FormatInt(max(t.Retention.Milliseconds(), -1), 10))
+		if t.Retention < 0 { // not by size either, whatever the brokers' default is
+			set("retention.bytes", "-1")
+		}
 	}
 	if t.MaxMessageBytes > 0 {
 		set("max.message.bytes", strconv.Itoa(t.MaxMessageBytes))

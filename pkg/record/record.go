@@ -78,7 +78,8 @@ func (m *Meta) Set(key string, value []byte) {
 type Record struct {
 	Offset int64
 	Time   time.Time // Kafka's timestamp of the record, to the millisecond
-	Value  []byte    // an OTLP ExportTraceServiceRequest; owned by the fetch that returned it
+	Key    []byte    // nil when there is none; owned as Value is
+	Value  []byte    // of the spans topic an OTLP ExportTraceServiceRequest, nil for a tombstone; owned by the fetch that returned it
 	Meta   Meta
 }
 
