@@ -48,6 +48,9 @@ func TestRoundTrip(t *testing.T) {
 			if diff := cmp.Diff(want, b, cmpopts.IgnoreUnexported(kafka.Batch{})); diff != "" {
 				t.Errorf("fetched (-want +got):\n%s", diff)
 			}
+			if diff := cmp.Diff([][]byte{nil, []byte("key"), nil, nil}, [][]byte{b.Key(0), b.Key(1), b.Key(2), b.Key(3)}); diff != "" {
+				t.Errorf("keys (-want +got):\n%s", diff)
+			}
 			if diff := cmp.Diff(batch[3].Headers, b.Headers(2)); diff != "" {
 				t.Errorf("headers (-want +got):\n%s", diff)
 			}

@@ -119,7 +119,7 @@ func (t Topic) request() createtopics.RequestTopic {
 	case t.Compacted:
 		set("cleanup.policy", "compact")
 	case t.Forever:
-		set("cleanup.policy", "delete") // of what, the next two say
+		set("cleanup.policy", "delete") // what is over the bounds, of which there are none
 		set("retention.ms", "-1")
 		set("retention.bytes", "-1")
 	default:

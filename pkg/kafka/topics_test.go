@@ -43,6 +43,7 @@ func TestTopicSettings(t *testing.T) {
 		kafka.Topic{Name: "by-config"},
 		kafka.Topic{Name: "by-topic", Retention: time.Hour, MaxMessageBytes: 2 << 20},
 		kafka.Topic{Name: "compacted", Compacted: true},
+		kafka.Topic{Name: "for-ever", Forever: true},
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +53,7 @@ func TestTopicSettings(t *testing.T) {
 	defer transport.CloseIdleConnections()
 	admin := &kafkago.Client{Addr: kafkago.TCP(cluster.ListenAddrs()...), Transport: transport}
 	names := []string{"cleanup.policy", "retention.ms", "max.message.bytes"}
-	for _, name := range []string{"by-config", "by-topic", "compacted"} {
+	for _, name := range []string{"by-config", "by-topic", "compacted", "for-ever"} {
 		res, err := admin.DescribeConfigs(t.Context(), &kafkago.DescribeConfigsRequest{
 			Resources: []kafkago.DescribeConfigRequestResource{{ResourceType: kafkago.ResourceTypeTopic, ResourceName: name, ConfigNames: names}},
 		})
@@ -69,6 +70,7 @@ func TestTopicSettings(t *testing.T) {
 		"by-config": {"cleanup.policy": "delete", "retention.ms": "10800000", "max.message.bytes": standard},
 		"by-topic":  {"cleanup.policy": "delete", "retention.ms": "3600000", "max.message.bytes": "2097152"},
 		"compacted": {"cleanup.policy": "compact", "retention.ms": week, "max.message.bytes": standard},
+		"for-ever":  {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": standard},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)
