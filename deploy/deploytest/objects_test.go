@@ -200,7 +200,9 @@ func (o *objects) audit() []string {
 	}
 	each(o, a.service)
 	each(o, a.networkPolicy)
-	each(o, func(p *policy.PodDisruptionBudget) { a.selects(p.Namespace, p.Spec.Selector, "PodDisruptionBudget "+p.Name) })
+	each(o, func(p *policy.PodDisruptionBudget) {
+		a.selects(p.Namespace, p.Spec.Selector, "PodDisruptionBudget "+p.Name)
+	})
 	each(o, a.autoscaler)
 	each(o, a.serviceMonitor)
 	each(o, func(b *rbac.RoleBinding) {

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 		built.dir, built.programs = dir, map[string]error{}
 		return m.Run()
 	}())
@@ -63,26 +63,29 @@ func program(t *testing.T, name string) string {
 }
 
 // run returns what a program of the repository prints, and its error.
-func run(t *testing.T, name string, args ...string) (string, error) {
+func run(t *testing.T, name string, env []string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command(program(t, name), args...)
 	var out, failed bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &failed
-	cmd.Env = []string{}
+	cmd.Env = env
+	if cmd.Env == nil {
+		cmd.Env = []string{} // not that of the tests
+	}
 	if err := cmd.Run(); err != nil {
 		return out.String(), errors.Join(err, errors.New(failed.String()))
 	}
 	return out.String(), nil
 }
 
-// checkConfig lets a program check its configuration.
-func checkConfig(t *testing.T, name, text string) error {
+// checkConfig lets a program check its configuration, a file with variables over it.
+func checkConfig(t *testing.T, name, text string, env ...string) error {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := run(t, name, "config", "check", "--config", file)
+	_, err := run(t, name, env, "config", "check", "--config", file)
 	return err
 }
 
