@@ -33,15 +33,6 @@ type Batch struct {
 	HighWatermark int64
 
 	headers [][]byte // of each record, encoded
-	keys    [][]byte // of each record
-}
-
-// Key returns the key of record i, nil when it has none.
-func (b *Batch) Key(i int) []byte {
-	if i >= len(b.keys) {
-		return nil
-	}
-	return b.keys[i]
 }
 
 // Headers returns all headers of record i. Those that record.Meta knows are in
@@ -62,7 +53,6 @@ type decoder struct {
 	plain   []byte // decompressed batches
 	records []record.Record
 	headers [][]byte
-	keys    [][]byte
 }
 
 // decode returns the records in data, a sequence of record batches of which
@@ -72,7 +62,7 @@ type decoder struct {
 // When a batch is corrupt, those before it are returned; when there are none, the error
 // is a *CorruptError.
 func (d *decoder) decode(data []byte, from int64) (Batch, error) {
-	d.plain, d.records, d.headers, d.keys = d.plain[:0], d.records[:0], d.headers[:0], d.keys[:0]
+	d.plain, d.records, d.headers = d.plain[:0], d.records[:0], d.headers[:0]
 	next := from
 	for len(data) >= batchHeaderSize {
 		length := int(int32(binary.BigEndian.Uint32(data[batchAtLength:]))) + batchAtEpoch
@@ -91,12 +81,12 @@ func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 		}
 		data = data[length:]
 	}
-	return Batch{Records: d.records, Next: next, headers: d.headers, keys: d.keys}, nil
+	return Batch{Records: d.records, Next: next, headers: d.headers}, nil
 }
 
 func (d *decoder) corrupt(offset, next int64, cause error) (Batch, error) {
 	if len(d.records) > 0 {
-		return Batch{Records: d.records, Next: offset, headers: d.headers, keys: d.keys}, nil
+		return Batch{Records: d.records, Next: offset, headers: d.headers}, nil
 	}
 	return Batch{}, &CorruptError{Offset: offset, Next: next, Cause: cause}
 }
@@ -139,7 +129,7 @@ func (d *decoder) batch(h batchHeader, from int64) error {
 	}
 	n := len(d.records)
 	if err := d.all(h, body, from); err != nil {
-		d.records, d.headers, d.keys = d.records[:n], d.headers[:n], d.keys[:n]
+		d.records, d.headers = d.records[:n], d.headers[:n]
 		return err
 	}
 	return nil
@@ -190,7 +180,6 @@ func (d *decoder) one(h batchHeader, b []byte, from int64) (offset int64, err er
 	}
 	d.records = append(d.records, rec)
 	d.headers = append(d.headers, r.b)
-	d.keys = append(d.keys, key)
 	return offset, nil
 }
 
