@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -52,6 +53,7 @@ type reader struct {
 	groupID  string
 	set      map[string]written // by name of the catalogue
 	problems []Problem
+	more     int  // problems that were not noted
 	broken   bool // nothing of the text can be used
 }
 
@@ -65,12 +67,22 @@ func newReader() *reader {
 	return &reader{values: map[string]any{}, set: map[string]written{}}
 }
 
+// maxProblems are more than anybody reads before correcting the text.
+const maxProblems = 100
+
 func (r *reader) problem(line int, key, format string, args ...any) {
+	if len(r.problems) >= maxProblems {
+		r.more++
+		return
+	}
 	r.problems = append(r.problems, Problem{Line: line, Key: key, Text: fmt.Sprintf(format, args...)})
 }
 
 func (r *reader) inOrder() []Problem {
 	slices.SortStableFunc(r.problems, func(a, b Problem) int { return a.Line - b.Line })
+	if r.more > 0 {
+		r.problems = append(r.problems, Problem{Text: fmt.Sprintf("and %d more problems", r.more)})
+	}
 	return r.problems
 }
 
@@ -95,13 +107,13 @@ func (r *reader) text(text []byte) {
 	case errors.Is(err, io.EOF):
 		return // only comments
 	case err != nil:
-		r.fail(0, "not YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		r.notYAML(err)
 		return
 	}
 	switch err := decoder.Decode(new(yaml.Node)); {
 	case errors.Is(err, io.EOF):
 	case err != nil:
-		r.fail(0, "not YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		r.notYAML(err)
 		return
 	default:
 		r.fail(0, "more than one YAML document; a configuration is one")
@@ -115,6 +127,18 @@ func (r *reader) text(text []byte) {
 	default:
 		r.section("", root.node)
 	}
+}
+
+// syntaxError is how the parser of YAML says where.
+var syntaxError = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?(.*)`)
+
+func (r *reader) notYAML(err error) {
+	line, text := 0, err.Error()
+	if parts := syntaxError.FindStringSubmatch(text); parts != nil {
+		line, _ = strconv.Atoi(parts[1]) // 0 when it does not say
+		text = parts[2]
+	}
+	r.fail(line, "not YAML: %s", text)
 }
 
 // isTable says whether text begins with the head of the table that lists print: who
@@ -216,14 +240,18 @@ func (r *reader) group(name string, line int, value input) {
 }
 
 func (r *reader) unknown(name string, line int) {
+	if len(r.problems) >= maxProblems { // looking for the nearest name takes time
+		r.problem(line, name, "unknown key")
+		return
+	}
 	if predecessorKeys[name] {
 		r.predecessor(name, line)
 		return
 	}
 	near := nearest(name)
 	switch {
-	case name == "<<":
-		r.problem(line, name, "merging of anchors is not supported; write the keys out")
+	case lastPart(name) == "<<":
+		r.problem(line, name, "anchors are not supported; write the keys out")
 	case near != "" && edits(name, near) <= 2:
 		r.problem(line, name, "unknown key; did you mean %s?", near)
 	case underPredecessor(name):

@@ -47,7 +47,9 @@ func boolean() kind[bool] {
 		read: func(in input) (bool, error) {
 			switch text := strings.ToLower(in.node.Value); in.tag() {
 			case tagBool:
-				return text == "true", nil
+				if text == "true" || text == "false" { // a tag may be written before any text
+					return text == "true", nil
+				}
 			case tagInt: // the first generation of the predecessor wrote 0 and 1
 				if in.alias && (text == "0" || text == "1") {
 					return text == "1", nil
@@ -204,7 +206,12 @@ func cidr() kind[netip.Prefix] {
 			}
 			return p, nil
 		},
-		text: func(p netip.Prefix) string { return scalarText(p.String()) },
+		text: func(p netip.Prefix) string {
+			if text := p.String(); text[0] == ':' { // a colon begins a value in a list
+				return strconv.Quote(text)
+			}
+			return p.String()
+		},
 	}
 }
 
@@ -306,13 +313,17 @@ func (in input) found() string {
 		return "an alias"
 	default:
 	}
+	plain := in.node.Value
+	if in.node.Style&yaml.TaggedStyle != 0 || len(plain) > maxShown {
+		return in.String()
+	}
 	switch in.tag() {
 	case tagNull:
 		return "nothing"
 	case tagBool:
-		return in.node.Value
+		return plain
 	case tagInt, tagFloat:
-		return "the number " + in.node.Value
+		return "the number " + plain
 	default:
 		return "the text " + in.String()
 	}
