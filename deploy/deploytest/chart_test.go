@@ -201,8 +201,8 @@ func TestChartRefuses(t *testing.T) {
 	})
 }
 
-// Releases in one cluster share no object, and, with the values of the second
-// that the README shows, no port and no directory of a node either.
+// Releases in one cluster share no object, and, with the values for a second one
+// that the chart's README shows, no port and no directory of a node either.
 func TestChartTwoReleases(t *testing.T) {
 	second := release{}.fromMatrix(t, "second").values
 	tests := map[string]struct{ a, b release }{

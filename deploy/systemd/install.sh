@@ -1,0 +1,91 @@
+#!/bin/sh
+# Installs MetaFlow's programs with their systemd units on this host:
+#
+#   make build && sudo deploy/systemd/install.sh server agent ctl
+#
+# Configuration that is there already stays as it is. With DESTDIR, files are only copied below it.
+#
+#   --bin DIR     where the programs are (default: bin of this repository)
+#   --uninstall   take them away again, without configuration and data
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+bin=$here/../../bin
+dest=${DESTDIR:-}
+uninstall=
+parts=
+
+usage() {
+	sed -n '2,9s/^# \{0,1\}//p' "$0"
+	exit "$1"
+}
+
+while [ $# -gt 0 ]; do
+	case $1 in
+	--bin)
+		[ $# -gt 1 ] || usage 2 >&2
+		bin=$2
+		shift
+		;;
+	--uninstall) uninstall=yes ;;
+	-h | --help) usage 0 ;;
+	server | agent | ctl) parts="$parts $1" ;;
+	*)
+		echo "install.sh: what is $1?" >&2
+		usage 2 >&2
+		;;
+	esac
+	shift
+done
+[ -n "$parts" ] || usage 2 >&2
+if [ -z "$dest" ] && [ "$(id -u)" -ne 0 ]; then
+	echo "install.sh: only root can install; or give DESTDIR" >&2
+	exit 1
+fi
+
+# live tells whether this host's own systemd is to be told.
+live() { [ -z "$dest" ] && [ -d /run/systemd/system ]; }
+
+put() { # mode, from, to
+	install -d "$(dirname "$dest$3")"
+	install -m "$1" "$2" "$dest$3"
+}
+
+keep() { # mode, from, to
+	[ -e "$dest$3" ] || put "$@"
+}
+
+for part in $parts; do
+	name=metaflow-$part
+	if [ -n "$uninstall" ]; then
+		if [ "$part" != ctl ] && live; then
+			systemctl disable --now "$name.service" || true
+		fi
+		rm -f "$dest/usr/bin/$name" "$dest/usr/lib/systemd/system/$name.service" \
+			"$dest/usr/lib/sysusers.d/$name.conf" "$dest/usr/lib/tmpfiles.d/$name.conf"
+		[ "$part" != ctl ] || rm -f "$dest/usr/bin/metaflow-cli"
+		continue
+	fi
+	if [ ! -x "$bin/$name" ]; then
+		echo "install.sh: there is no $bin/$name: run 'make build' first" >&2
+		exit 1
+	fi
+	put 0755 "$bin/$name" "/usr/bin/$name"
+	if [ "$part" = ctl ]; then
+		ln -sf metaflow-ctl "$dest/usr/bin/metaflow-cli"
+		continue
+	fi
+	put 0644 "$here/$name.service" "/usr/lib/systemd/system/$name.service"
+	put 0644 "$here/$name.sysusers" "/usr/lib/sysusers.d/$name.conf"
+	put 0644 "$here/$name.tmpfiles" "/usr/lib/tmpfiles.d/$name.conf"
+	keep 0644 "$here/$name.yaml" "/etc/metaflow/$name.yaml"
+	keep 0600 "$here/$name.env" "/etc/metaflow/$name.env"
+	if [ -z "$dest" ]; then
+		systemd-sysusers "$name.conf"
+		systemd-tmpfiles --create "$name.conf"
+	fi
+	echo "$name: edit /etc/metaflow/$name.yaml, then: systemctl enable --now $name"
+done
+if live; then
+	systemctl daemon-reload
+fi

@@ -1,0 +1,13 @@
+#!/bin/sh
+# After the files of @NAME@ are there: its user, its directories, and a restart if it runs.
+set -e
+if command -v systemd-sysusers >/dev/null; then
+	systemd-sysusers @NAME@.conf
+fi
+if command -v systemd-tmpfiles >/dev/null; then
+	systemd-tmpfiles --create @NAME@.conf
+fi
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload
+	systemctl try-restart @NAME@.service
+fi

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Before the files of @NAME@ go. An upgrade, of a deb ("upgrade") or an rpm (1 and more), stops nothing.
+set -e
+case "${1:-0}" in
+upgrade | [1-9]*) exit 0 ;;
+esac
+if [ -d /run/systemd/system ]; then
+	systemctl disable --now @NAME@.service
+fi
