@@ -405,6 +405,20 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+func TestValues(t *testing.T) {
+	values := parse(t, "external_agent_http_proxy_port: 1").Values()
+	if n := len(agentconfig.Catalogue()); len(values) != n {
+		t.Fatalf("%d values of %d keys", len(values), n)
+	}
+	want := []agentconfig.Value{
+		{Key: "inputs.integration.enabled", Value: "false"},
+		{Key: "inputs.integration.listen_port", Value: "1", Set: true},
+	}
+	if diff := cmp.Diff(want, values[:2]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestExample(t *testing.T) {
 	golden := filepath.Join("testdata", "example.yaml")
 	example := agentconfig.Example()

@@ -106,3 +106,21 @@ func (w *nested) open(name string) (indent string) {
 func (w *nested) in(name string) bool {
 	return strings.Join(w.section, ".")+"."+lastPart(name) == name
 }
+
+// Value is a key with the value in force.
+type Value struct {
+	Key   string `json:"key"`
+	Value string `json:"value"` // as YAML writes it
+	Set   bool   `json:"set"`   // by the document, and no default
+}
+
+// Values returns every key of the catalogue, in its order.
+func (d Document) Values() []Value {
+	c := d.Config()
+	values := make([]Value, len(settings))
+	for i, s := range settings {
+		_, set := d.values[s.Name]
+		values[i] = Value{Key: s.Name, Value: s.text(s.load(&c)), Set: set}
+	}
+	return values
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+)
+
+func newGroup(o *options) *cobra.Command {
+	list := &cobra.Command{
+		Use: "list [GROUP]", Short: "List the agent groups, or one", Args: program.Args(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: o.completeArg(groups), RunE: o.run(listGroups),
+	}
+	create := &cobra.Command{
+		Use: "create NAME", Short: "Make an agent group", Args: program.Args(cobra.ExactArgs(1)),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	id := create.Flags().String("id", "", "`ID` of the group, g- and ten small letters or digits; without it, the server chooses one")
+	create.RunE = o.run(func(c *call) error {
+		g, err := c.service.CreateGroup(c.Context(), c.named(), *id)
+		if err != nil {
+			return err
+		}
+		return c.print(g, func() *table { return groupTable([]controlapi.Group{g}) })
+	})
+	remove := &cobra.Command{
+		Use: "delete GROUP", Short: "Delete an agent group, with its configuration", Args: program.Args(cobra.ExactArgs(1)),
+		Long: `delete deletes a group. Its agents keep the configuration that they have and are
+pending until they name another group or there is one of this name again.`,
+		ValidArgsFunction: o.completeArg(groups),
+		RunE: o.run(func(c *call) error {
+			if err := c.service.DeleteGroup(c.Context(), c.named()); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(c.OutOrStdout(), "agent group %s deleted\n", c.named())
+			return err
+		}),
+	}
+	return program.Group("agent-group", "Group the agents", list, create, remove)
+}
+
+func listGroups(c *call) error {
+	groups, err := c.service.Groups(c.Context())
+	if err != nil {
+		return err
+	}
+	if name := c.named(); name != "" {
+		groups = slices.DeleteFunc(groups, func(g controlapi.Group) bool { return g.ID != name && g.Name != name })
+		if len(groups) == 0 {
+			return fmt.Errorf("there is no agent group %q", name)
+		}
+	}
+	return c.print(groups, func() *table { return groupTable(groups) })
+}
+
+func groupTable(groups []controlapi.Group) *table {
+	t := &table{head: []string{"NAME", "ID", "AGENTS"}}
+	for _, g := range groups {
+		t.add(g.Name, g.ID, strconv.Itoa(g.Agents))
+	}
+	return t
+}

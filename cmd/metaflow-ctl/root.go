@@ -1,0 +1,166 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+)
+
+// environment is what the program learns from outside, other than by its command line.
+type environment struct {
+	lookup func(string) (string, bool)
+	now    func() time.Time
+}
+
+// Formats of -o.
+const (
+	formatTable = "table"
+	formatYAML  = "yaml"
+	formatJSON  = "json"
+)
+
+var formats = []string{formatTable, formatYAML, formatJSON}
+
+// options are the flags of all commands.
+type options struct {
+	env environment
+
+	ip       string
+	port     uint16
+	timeout  time.Duration
+	output   string
+	token    string
+	tls      bool
+	caFile   string
+	insecure bool
+}
+
+// variables can stand for flags.
+var variables = map[string]string{ //nolint:gosec // names of variables, no secrets
+	"ip": "METAFLOW_CTL_IP", "api-port": "METAFLOW_CTL_API_PORT", "token": "METAFLOW_CTL_TOKEN",
+}
+
+func newRoot(name string, env environment) *cobra.Command {
+	if name != "metaflow-cli" {
+		name = "metaflow-ctl"
+	}
+	o := &options{env: env}
+	root := program.Root(name, "Control the agents of MetaFlow", newAgent(o), newGroup(o), newGroupConfig(o))
+	root.Long = fmt.Sprintf(`%[1]s asks a metaflow-server about agents, and changes how they are configured.
+
+To take traces of OpenTelemetry collectors on port 38086 of every agent of a group:
+  %[1]s agent-group list
+  echo 'external_agent_http_proxy_enabled: 1' > agent.yaml
+  %[1]s agent-group-config update ID -f agent.yaml
+
+Exit status: 0 when it worked, 1 when it did not, 2 when the command line is wrong.`, name)
+	root.CompletionOptions.HiddenDefaultCmd = false
+
+	flags := root.PersistentFlags()
+	flags.StringVarP(&o.ip, "ip", "i", "127.0.0.1", "`address` or name of a metaflow-server, or of a node of its cluster; also $METAFLOW_CTL_IP")
+	flags.Uint16Var(&o.port, "api-port", 20417, "`port` of its HTTP; 30417 on a node of the cluster; also $METAFLOW_CTL_API_PORT")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long an answer may take")
+	flags.StringVarP(&o.output, "output", "o", formatTable, "`format` of what is printed: table, yaml or json")
+	flags.StringVar(&o.token, "token", "", "`secret` of the server's configuration, if it has one; better in $METAFLOW_CTL_TOKEN, where other users do not see it")
+	flags.BoolVar(&o.tls, "tls", false, "speak HTTPS")
+	flags.StringVar(&o.caFile, "ca-file", "", "PEM `file` with the certificates of authorities to trust, instead of the system's; implies --tls")
+	flags.BoolVar(&o.insecure, "insecure-skip-verify", false, "trust every certificate; implies --tls")
+	completeFlag(root, "output", formats)
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return o.complete(cmd) }
+	return root
+}
+
+// complete takes from the environment what the command line leaves out, and refuses what
+// no command can work with.
+func (o *options) complete(cmd *cobra.Command) error {
+	for name, variable := range variables {
+		flag := cmd.Flags().Lookup(name)
+		value, set := o.env.lookup(variable)
+		if flag == nil || flag.Changed || !set || value == "" {
+			continue
+		}
+		if err := flag.Value.Set(value); err != nil {
+			return program.Usage("%s: %w", variable, err)
+		}
+	}
+	switch {
+	case !slices.Contains(formats, o.output):
+		return program.Usage("%q is no format for -o: %s", o.output, strings.Join(formats, ", "))
+	case o.timeout <= 0:
+		return program.Usage("--timeout %v is not positive", o.timeout)
+	case strings.ContainsAny(o.ip, "/ "):
+		return program.Usage("--ip %q is neither an address nor a name", o.ip)
+	}
+	return nil
+}
+
+// client returns a client of the server that the flags name.
+func (o *options) client() (*controlapi.Client, error) {
+	co := controlapi.ClientOptions{Token: o.token, Timeout: o.timeout}
+	scheme := "http"
+	if o.tls || o.caFile != "" || o.insecure {
+		scheme = "https"
+		co.TLS = &tls.Config{
+			MinVersion:         tls.VersionTLS12,
+			InsecureSkipVerify: o.insecure, //nolint:gosec // the flag says so
+		}
+		if o.caFile != "" {
+			pem, err := os.ReadFile(o.caFile)
+			if err != nil {
+				return nil, err
+			}
+			co.TLS.RootCAs = x509.NewCertPool()
+			if !co.TLS.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("%s has no certificate in PEM", o.caFile)
+			}
+		}
+	}
+	host := strings.Trim(o.ip, "[]")
+	co.BaseURL = scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(o.port)))
+	return controlapi.NewClient(co), nil
+}
+
+// run makes a command of what asks a server.
+func (o *options) run(f func(*call) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		client, err := o.client()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		err = f(&call{Command: cmd, options: o, service: client, args: args})
+		var dial *net.OpError
+		if errors.As(err, &dial) && dial.Op == "dial" {
+			return fmt.Errorf("%w\n-i and --api-port say where the server is", err)
+		}
+		return err
+	}
+}
+
+// call is one run of a command that asks a server.
+type call struct {
+	*cobra.Command
+	*options
+	service controlapi.Service
+	args    []string
+}
+
+// named returns the only argument, or "" without one.
+func (c *call) named() string {
+	if len(c.args) == 0 {
+		return ""
+	}
+	return c.args[0]
+}
