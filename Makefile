@@ -20,6 +20,7 @@ help: ## list the targets
 
 build: ## build the programs into bin/
 	$(GO) build -trimpath -o $(BIN)/ ./cmd/...
+	ln -f $(BIN)/metaflow-ctl $(BIN)/metaflow-cli
 
 engine: ## fetch the embedded ClickHouse, unless there is one on the PATH
 	@command -v clickhouse >/dev/null || deploy/engine/fetch.sh $(ENGINE)
