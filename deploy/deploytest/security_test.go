@@ -83,6 +83,14 @@ func TestAgentPrivileges(t *testing.T) {
 	}
 }
 
+// Clusters before 1.30 are told by an annotation.
+func TestAgentOnOldCluster(t *testing.T) {
+	pod := release{kubernetes: "v1.28.0"}.objects(t).template("metaflow-agent")
+	if got := pod.Annotations["container.apparmor.security.beta.kubernetes.io/agent"]; got != "unconfined" || pod.Spec.Containers[0].SecurityContext.AppArmorProfile != nil {
+		t.Errorf("annotation %q, field %v", got, pod.Spec.Containers[0].SecurityContext.AppArmorProfile)
+	}
+}
+
 // Alerts are valid, and ask for metrics that exist.
 func TestAlerts(t *testing.T) {
 	source := sourceOfMetrics(t)
