@@ -24,7 +24,7 @@
 // carries the generation of the group; what it still inserts is a range that was planned
 // while it owned the partition, and is formed again by the new owner under the same token.
 //
-// Spans of records that say they may have been delivered before (resend.go)
+// Spans of records that say they may have been delivered before (take.go)
 // are looked up in ClickHouse by their ids; only the missing ones are stored.
 //
 // Memory is bounded by Config.MemoryBytes whatever the lag: a partition that

@@ -31,13 +31,17 @@ type partitionLog struct {
 	offset   int64
 	metadata string
 	commits  []string
-	steps    int // operations until the owner crashes; negative means never
-	trouble  map[string]error
+	steps    int                 // operations until the owner crashes; negative means never
+	trouble  map[string][]error  // of the next operations of a name, nil for none
 	corrupt  *kafka.CorruptError // what a fetch of its offsets returns
-	lent     [][]byte            // the values that the last fetch returned
+	lent     []record.Record     // what the last fetch returned
+	fetches  int
+	faults   []string // of the next fetches: "", "stale leader", "out of range" or "lost end"
 }
 
-func newLog() *partitionLog { return &partitionLog{offset: -1, steps: -1, trouble: map[string]error{}} }
+func newLog() *partitionLog {
+	return &partitionLog{offset: -1, steps: -1, trouble: map[string][]error{}}
+}
 
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
 
@@ -54,9 +58,11 @@ func (l *partitionLog) step(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := l.trouble[name]; err != nil {
-		delete(l.trouble, name)
-		return err
+	if next := l.trouble[name]; len(next) > 0 {
+		l.trouble[name] = next[1:]
+		if next[0] != nil {
+			return next[0]
+		}
 	}
 	if l.steps == 0 {
 		return errCrash
@@ -83,55 +89,93 @@ func (l *partitionLog) Commit(ctx context.Context, offset int64, metadata string
 	return nil
 }
 
-// fetchRecords is how many records one fetch returns.
+// fetchRecords is how many records one fetch returns at most.
 const fetchRecords = 3
+
+// fault is what goes wrong with this fetch.
+func (l *partitionLog) fault() string {
+	if len(l.faults) == 0 {
+		return ""
+	}
+	fault := l.faults[0]
+	l.faults = l.faults[1:]
+	return fault
+}
 
 func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait time.Duration) (kafka.Batch, error) {
 	if err := l.step(ctx, "fetch"); err != nil {
 		return kafka.Batch{}, err
 	}
-	if offset < l.start || offset > l.end() {
-		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
-	}
-	if bad := l.corrupt; bad != nil && offset >= bad.Offset && offset < bad.Next {
-		return kafka.Batch{}, bad
-	}
-	to := min(offset+fetchRecords, l.end())
-	if bad := l.corrupt; bad != nil && offset < bad.Offset {
-		to = min(to, bad.Offset)
-	}
-	if to == offset {
+	batch, err := l.read(offset)
+	if err == nil && batch.Next == offset {
 		select {
 		case <-time.After(maxWait):
 		case <-ctx.Done():
 			return kafka.Batch{}, ctx.Err()
 		}
 	}
+	return batch, err
+}
+
+func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	// What the last fetch returned is not valid any more, so let nobody read it.
-	for _, value := range l.lent {
-		clear(value)
+	for i := range l.lent {
+		clear(l.lent[i].Value)
+		l.lent[i] = record.Record{Offset: -1}
 	}
-	l.lent = nil
-	batch := kafka.Batch{Next: to, HighWatermark: l.end()}
+	l.lent = l.lent[:0]
+	fault := l.fault()
+	if fault == "lost end" { // no replica in sync was left, and another one leads
+		l.records = l.records[:len(l.records)-2]
+	}
+	end := l.end()
+	switch fault {
+	case "stale leader": // it does not know yet how far the log is replicated
+		end = offset
+	case "out of range":
+		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
+	}
+	if offset < l.start || offset > end {
+		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
+	}
+	if bad := l.corrupt; bad != nil && offset >= bad.Offset && offset < bad.Next {
+		return kafka.Batch{}, bad
+	}
+	l.fetches++
+	to := min(offset+1+int64(l.fetches)%fetchRecords, end)
+	if bad := l.corrupt; bad != nil && offset < bad.Offset {
+		to = min(to, bad.Offset)
+	}
 	for _, r := range l.records[offset:to] {
 		r.Value = append([]byte(nil), r.Value...)
-		l.lent = append(l.lent, r.Value)
-		batch.Records = append(batch.Records, r)
+		l.lent = append(l.lent, r)
 	}
-	return batch, nil
+	return kafka.Batch{Records: l.lent, Next: to, HighWatermark: end}, nil
 }
 
 func (l *partitionLog) Bounds(ctx context.Context) (int64, int64, error) {
-	return l.start, l.end(), l.step(ctx, "bounds")
+	if err := l.step(ctx, "bounds"); err != nil {
+		return 0, 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.start, l.end(), nil
 }
 
 func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
+	if err := l.step(ctx, "offset at"); err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, r := range l.records[l.start:] {
 		if !r.Time.Before(t) {
-			return r.Offset, l.step(ctx, "offset at")
+			return r.Offset, nil
 		}
 	}
-	return l.end(), l.step(ctx, "offset at")
+	return l.end(), nil
 }
 
 // table is a ClickHouse that knows what it has stored.

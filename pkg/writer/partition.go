@@ -44,39 +44,70 @@ func (p *partition) close() {
 
 // run returns when ctx ends or the partition is lost.
 func (p *partition) run(ctx context.Context) {
-	err := p.persist(ctx, "take partition over", p.resume)
-	for err == nil {
-		err = p.step(ctx)
-	}
-	if ctx.Err() == nil {
-		p.log.Warn("partition lost to another writer", "error", err)
+	for attempt := 0; ; attempt++ {
+		begun := time.Now()
+		err := p.follow(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case fault.ClassOf(err) == fault.Fenced:
+			p.log.Warn("partition lost to another writer", "error", err)
+			return
+		case time.Since(begun) > maxBackoff: // it went well for a while
+			attempt = 0
+		}
+		if p.pause(ctx, "follow", err, attempt) != nil {
+			return
+		}
 	}
 }
 
+// follow takes the partition over and works on it until something is wrong
+// that only taking it over again can mend.
+func (p *partition) follow(ctx context.Context) error {
+	err := p.resume(ctx)
+	for err == nil {
+		err = p.step(ctx)
+	}
+	return err
+}
+
+// errStartOver says that the batch cannot be stored as it was read. What is
+// still in the log is read again from the committed offset.
+var errStartOver = errors.New("the log is not as it was when the batch was read")
+
 // persist calls f until it succeeds. It gives up, with an error, when ctx
-// ends or the partition is somebody else's.
+// ends, the partition is somebody else's or has to be taken over again.
 func (p *partition) persist(ctx context.Context, what string, f func(context.Context) error) error {
 	for attempt := 0; ; attempt++ {
 		err := f(ctx)
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil || fault.ClassOf(err) == fault.Fenced {
+		if ctx.Err() != nil || fault.ClassOf(err) == fault.Fenced || errors.Is(err, errStartOver) {
 			return err
 		}
-		p.metrics.retries.WithLabelValues(what).Inc()
-		delay := backoff(attempt)
-		p.log.Warn("failed, trying again", "operation", what, "error", err, "attempt", attempt+1, "after", delay)
-		if err := sleep(ctx, delay); err != nil {
+		if err := p.pause(ctx, what, err, attempt); err != nil {
 			return err
 		}
 	}
 }
 
+// pause says that what failed is tried again, and waits before that.
+func (p *partition) pause(ctx context.Context, what string, err error, attempt int) error {
+	p.metrics.retries.WithLabelValues(what).Inc()
+	delay := backoff(attempt)
+	p.log.Warn("failed, trying again", "operation", what, "error", err, "attempt", attempt+1, "after", delay)
+	return sleep(ctx, delay)
+}
+
+// maxBackoff is the longest pause between two attempts.
+const maxBackoff = 15 * time.Second
+
 // backoff doubles from 100 ms to 15 s: short enough to notice a restarted
 // server at once, long enough not to be what keeps it from starting.
 func backoff(attempt int) time.Duration {
-	return min(100*time.Millisecond<<min(attempt, 10), 15*time.Second)
+	return min(100*time.Millisecond<<min(attempt, 10), maxBackoff)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -108,7 +139,16 @@ func (p *partition) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.rebuildWindow(ctx, start, min(from, end)); err != nil {
+	switch {
+	case planned && to > end:
+		// What is missing may come back with a better replica. Without it the range
+		// cannot be formed as it was planned.
+		return fmt.Errorf("the log ends at %d, before the end of the planned range [%d, %d)", end, from, to)
+	case from > end:
+		p.log.Error("the log has lost its end, with records that were stored already", "offset", from, "log_end", end)
+		from = end
+	}
+	if err := p.rebuildWindow(ctx, start, from); err != nil {
 		return err
 	}
 	p.next, p.behind = from, end > from
@@ -146,7 +186,8 @@ func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error)
 }
 
 // readWait bounds one fetch of a range that is known to be in the log. When it
-// passes and nothing came, the log has no more.
+// passes and nothing came, although the log goes on, there is nothing in the range. A
+// new leader may not know for a moment how far the log goes: then it is an error.
 const readWait = 5 * time.Second
 
 // read calls f for every record in [from, to) that the log still has, and
@@ -177,6 +218,9 @@ func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Rec
 			}
 		}
 		if fetched.Next == from {
+			if fetched.HighWatermark < to {
+				return fmt.Errorf("nothing came from offset %d on, and the log seems to end at %d, before %d", from, fetched.HighWatermark, to)
+			}
 			p.log.Error("records that were there are gone from the log", "from", from, "to", to, "high_watermark", fetched.HighWatermark)
 			p.metrics.lost.Add(float64(to - from))
 			return nil
@@ -186,22 +230,21 @@ func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Rec
 	return nil
 }
 
-// skipLost says what is lost when offset is no longer in the log, and returns
-// the offset to go on from. It happens when retention deletes what no writer
-// has read yet, or when Kafka itself lost the end of the log.
+// skipLost returns the offset to go on from when retention has deleted what no
+// writer has read yet. When Kafka itself has lost the end of the log, the
+// error is errStartOver.
 func (p *partition) skipLost(ctx context.Context, offset int64) (int64, error) {
 	start, end, err := p.claim.Bounds(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
-	}
-	if offset >= start && offset <= end {
+	case offset > end:
+		return 0, fmt.Errorf("fetch offset %d: the log ends at %d: %w", offset, end, errStartOver)
+	case offset >= start:
 		return 0, fmt.Errorf("fetch offset %d: refused as out of range, but the log has [%d, %d)", offset, start, end)
 	}
 	p.log.Error("records are gone from the log before they were read: its retention is shorter than the outage",
 		"offset", offset, "log_start", start, "log_end", end)
-	if offset > end {
-		return end, nil
-	}
 	p.metrics.lost.Add(float64(start - offset))
 	return start, nil
 }
@@ -294,8 +337,9 @@ func (p *partition) fetch(ctx context.Context) error {
 		var err error
 		fetched, err = p.claim.Fetch(ctx, p.next, p.cfg.FetchBytes, wait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
-			p.next, err = p.skipLost(ctx, p.next)
-			fetched = kafka.Batch{Next: p.next, HighWatermark: p.next}
+			var next int64
+			next, err = p.skipLost(ctx, p.next)
+			fetched = kafka.Batch{Next: next, HighWatermark: next}
 		}
 		if bad, ok := asCorrupt(err); ok {
 			p.openBatch(bad.Offset)

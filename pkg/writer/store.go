@@ -13,6 +13,9 @@ import (
 // flush announces the batch and stores it.
 func (p *partition) flush(ctx context.Context) error {
 	b := p.batch
+	if b.to <= b.from {
+		return fmt.Errorf("store [%d, %d): it is no range: %w", b.from, b.to, errStartOver)
+	}
 	if b.block.Rows() > 0 {
 		err := p.persist(ctx, "commit plan", func(ctx context.Context) error {
 			return p.claim.Commit(ctx, b.from, plan.Metadata(b.to))

@@ -60,6 +60,15 @@ func follow(w *writer.Writer, log *partitionLog, within time.Duration) {
 	}
 }
 
+// stored is what a table holds that has each of these spans once.
+func stored(numbers ...int) map[string]int {
+	spans := map[string]int{}
+	for _, n := range numbers {
+		spans[spanID(n)] = 1
+	}
+	return spans
+}
+
 func TestBatchIsPlannedInsertedAndCommitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store := newLog(), newTable()
@@ -220,6 +229,64 @@ func TestLogDeletedBeforeItWasRead(t *testing.T) {
 	})
 }
 
+// Kafka may lose the end of its log when no replica in sync is left. A batch
+// with records of that end is forgotten: it could not be formed again after a crash.
+func TestLogLosesItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		time.AfterFunc(time.Second/2, func() { // there is nothing yet when the writer begins
+			log.mu.Lock()
+			defer log.mu.Unlock()
+			log.append(time.Now(), request(time.Now(), 1), false)
+			log.append(time.Now(), request(time.Now(), 2), false)
+		})
+		log.faults = []string{"", "", "lost end"} // while the two wait for more
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		log.append(time.Now(), request(time.Now(), 7), false)
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		if diff := cmp.Diff(stored(7), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A question about the log that fails does not move the offset to read next.
+func TestOutOfRangeWhileKafkaIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		begin := time.Now()
+		for i := range 3 {
+			log.append(begin.Add(time.Duration(i)*time.Hour), request(begin, i), false)
+		}
+		w := newWriter(t, store, &letters{})
+		follow(w, log, time.Minute)
+		log.append(begin.Add(3*time.Hour), request(begin, 3), false)
+		log.faults = []string{"", "", "out of range"}
+		log.trouble["bounds"] = []error{nil, errors.New("connection refused")}
+		follow(w, log, time.Minute)
+		if diff := cmp.Diff(stored(0, 1, 2, 3), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A leader of a moment ago does not know yet how far the log goes. What it does
+// not show is not gone.
+func TestPlannedRangeBehindAStaleLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		for i := range 6 {
+			log.append(time.Now(), request(time.Now(), i), false)
+		}
+		log.offset, log.metadata = 0, "metaflow/1 to=6"
+		log.faults = []string{"", "stale leader", "stale leader"}
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		if diff := cmp.Diff(stored(0, 1, 2, 3, 4, 5), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestCopies(t *testing.T) {
 	tests := map[string]struct {
 		later  time.Duration
@@ -263,19 +330,32 @@ func TestExactlyOnce(t *testing.T) {
 			log, store, dead := newLog(), newTable(), &letters{}
 			want := map[string]int{}
 			number := 0
-			var sent [][]int
+			type sending struct {
+				spans []int
+				at    time.Time // of its last copy
+			}
+			var sent []*sending
 			begin := time.Now()
+			at := begin
 			for range rapid.IntRange(1, 25).Draw(t, "records") {
-				at := begin.Add(time.Duration(len(log.records)) * time.Second)
+				at = at.Add(rapid.SampledFrom([]time.Duration{time.Second, time.Second, 11 * time.Minute}).Draw(t, "later"))
 				switch kind := rapid.IntRange(0, 9).Draw(t, "kind"); {
 				case kind == 0:
 					log.append(at, fmt.Appendf(nil, "garbage %d", number), false)
 				case kind <= 2 && len(sent) > 0: // the client sends the same request again
-					i := rapid.IntRange(0, len(sent)-1).Draw(t, "copy")
-					log.append(at, request(begin, sent[i]...), false)
+					s := rapid.SampledFrom(sent).Draw(t, "copy")
+					log.append(at, request(begin, s.spans...), false)
+					if at.Sub(s.at) > writer.DefaultConfig().DedupWindow {
+						for _, n := range s.spans { // too late to be recognized
+							if !store.poison[spanID(n)] {
+								want[spanID(n)]++
+							}
+						}
+					}
+					s.at = at
 				case kind == 3 && len(sent) > 0: // the agent sends spans again, in other requests
-					i := rapid.IntRange(0, len(sent)-1).Draw(t, "resend")
-					log.append(at, request(begin, append([]int{number}, sent[i]...)...), true)
+					s := rapid.SampledFrom(sent).Draw(t, "resend")
+					log.append(at, request(begin, append([]int{number}, s.spans...)...), true)
 					want[spanID(number)] = 1
 					number++
 				default:
@@ -290,11 +370,14 @@ func TestExactlyOnce(t *testing.T) {
 						store.poison[spanID(spans[0])] = true
 						delete(want, spanID(spans[0]))
 					}
-					sent = append(sent, spans)
+					sent = append(sent, &sending{spans, at})
 					log.append(at, request(begin, spans...), false)
 				}
 			}
 			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "fails", "doubtful"}), 0, 20).Draw(t, "outcomes")
+			log.faults = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "stale leader", "out of range"}), 0, 20).Draw(t, "faults")
+			away := errors.New("connection refused")
+			log.trouble["bounds"] = rapid.SliceOfN(rapid.SampledFrom([]error{nil, away}), 0, 10).Draw(t, "bounds")
 			for range rapid.IntRange(0, 6).Draw(t, "crashes") {
 				log.steps = rapid.IntRange(0, 25).Draw(t, "steps")
 				follow(newWriter(t, store, dead), log, time.Hour)
