@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine collector demo run test race integration bench bench-pipeline storage-lab fuzz lint generate check clean
+.PHONY: help build engine collector demo run test race integration bench bench-pipeline bench-agent storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,7 @@ run: build engine ## run everything in the foreground, to go on playing (data in
 # The integration tests build the server anew, which go's cache of results cannot see.
 test: engine ## run the tests
 	$(GO) test -count 1 -timeout 15m ./...
+	cd deploy/deploytest && $(GO) test -timeout 10m ./...
 
 race: engine ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
@@ -46,12 +47,15 @@ collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that te
 .cache/collector/otelcol: integration/collector/builder.yaml
 	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
 
-bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline)
+bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline) and the agent (bench-agent)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
-	$(MAKE) bench-pipeline
+	$(MAKE) bench-pipeline bench-agent
 
 bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline; beside the collector's if `make collector` built one
 	$(GO) run ./integration/pipelinebench -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
+
+bench-agent: build ## measure CPU per span and memory of the agent; beside the collector's if `make collector` built one
+	$(GO) run ./integration/agentbench -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"
 
 storage-lab: engine ## measure the ways to store spans that migrations/STORAGE.md compares
 	$(GO) run ./integration/storagelab
@@ -66,10 +70,15 @@ fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 lint: ## run the linters
 	$(GO) vet ./...
 	$(GO) run $(LINTER) run ./...
+	cd deploy/deploytest && $(GO) vet ./... && $(GO) run $(LINTER) run ./...
 
 generate: ## write again what is made from sources: the Go code of schema/, its rendered tables, and what programs print
 	$(GO) run $(BUF) generate
 	$(GO) test ./migrations ./pkg/config ./deploy/demo/runner ./cmd/metaflow-server -update
+	cd deploy/deploytest && $(GO) test . -update
+
+packages: ## build deb and rpm packages of the programs for this machine's architecture into bin/packages/
+	deploy/systemd/packages.sh $(BIN)/packages
 
 check: lint test ## what a change must pass
 

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/agent"
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/spool"
+	"github.com/metaflowys/metaflow-server/pkg/upstream"
+)
+
+// app is an agent with all that it needs.
+type app struct {
+	log   *slog.Logger
+	http  *opshttp.Server
+	up    *upstream.Client
+	spool *spool.Spool
+	agent *agent.Agent
+}
+
+// newApp opens what can be opened while the servers are away. An app that was made
+// must be run or closed.
+func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
+	a := &app{log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	id, err := agent.Identity{ID: cfg.ID, Name: cfg.Name, Cluster: cfg.Cluster, Group: cfg.Group}.Complete()
+	if err != nil {
+		return nil, fmt.Errorf("find out who this host is: %w", err)
+	}
+	if err := os.MkdirAll(cfg.Spool.Dir, 0o750); err != nil {
+		return nil, fmt.Errorf("spool.dir: %w", err)
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID}); err != nil {
+		return nil, err
+	}
+	a.spool, err = spool.Open(
+		spool.Config{Dir: filepath.Join(cfg.Spool.Dir, "traces"), MaxBytes: agentconfig.Default().Spool.MaxBytes},
+		spool.Options{Logger: log, Registerer: reg})
+	if err != nil {
+		return nil, fmt.Errorf("spool.dir: %w", err)
+	}
+	a.agent, err = agent.New(cfg.OTLP, a.up, a.spool, agent.Options{
+		Identity: id, Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Checks: []opshttp.Check{
+		{Name: "configuration", Func: a.agent.Configured},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	log.Info("agent starts", slog.String("id", id.ID), slog.String("name", id.Name), slog.Any("servers", cfg.Server.Addresses),
+		slog.String("http", a.http.Addr().String()))
+	return a, nil
+}
+
+// run works until ctx ends, and stops in the order of the data.
+func (a *app) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.close()) }()
+	g, ctx := errgroup.WithContext(ctx)
+	ops, stopOps := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return a.http.Run(ops) })
+	g.Go(func() error {
+		defer stopOps() // operators can watch until the end
+		return a.agent.Run(ctx)
+	})
+	err = g.Wait()
+	a.log.Info("stopped")
+	return err
+}
+
+func (a *app) close() error {
+	var errs []error
+	if a.http != nil {
+		errs = append(errs, a.http.Close())
+	}
+	if a.spool != nil {
+		errs = append(errs, a.spool.Close())
+	}
+	if a.up != nil {
+		a.up.Close()
+	}
+	return errors.Join(errs...)
+}

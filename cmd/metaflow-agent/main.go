@@ -1,0 +1,14 @@
+// Command metaflow-agent takes traces from the collectors of its host to
+// metaflow-server, and keeps them on disk while no server can be reached.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+)
+
+func main() {
+	os.Exit(program.Run(context.Background(), newRoot(), os.Args[1:], os.Stdout, os.Stderr))
+}

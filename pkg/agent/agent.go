@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// Upstream is the way to the servers. pkg/upstream satisfies it.
+type Upstream interface {
+	Exporter
+	Controller
+}
+
+// SizedSpool is a Spool whose bound the configuration sets.
+type SizedSpool interface {
+	Spool
+	SetMaxBytes(n int64)
+}
+
+// Options are set by code.
+type Options struct {
+	Identity   Identity
+	Version    string
+	StateDir   string                // keeps the last configuration; must exist
+	Logger     *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil registers nothing
+}
+
+// Agent is the agent of one host. Make one with New.
+type Agent struct {
+	log        *slog.Logger
+	metrics    *metrics
+	forwarder  *forwarder
+	drainer    *drainer
+	listeners  *listeners
+	control    *control
+	exceptions *exceptions
+	spool      SizedSpool
+	state      stateFile
+	inForce    atomic.Pointer[agentv1.Configuration]
+}
+
+// New returns an Agent that has started nothing. It keeps up and sp, which belong to the
+// caller.
+func New(cfg Config, up Upstream, sp SizedSpool, opts Options) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	codec, err := newCodec()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		log: opts.Logger, metrics: newMetrics(opts.Registerer), exceptions: newExceptions(),
+		spool: sp, state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
+	}
+	a.forwarder = &forwarder{up: up, spool: sp, codec: codec, log: opts.Logger, metrics: a.metrics, liveTime: cfg.LiveTimeout}
+	a.drainer = newDrainer(a.forwarder)
+	a.listeners = newListeners(cfg.BindAddress, a.forwarder, opts.Registerer, opts.Logger, a.exceptions)
+	a.control = &control{
+		up: up, log: opts.Logger, metrics: a.metrics, exceptions: a.exceptions,
+		hello: &agentv1.Registration{
+			AgentId: opts.Identity.ID, InstanceId: opts.Identity.Instance, Name: opts.Identity.Name, Host: opts.Identity.Host,
+			Addresses: opts.Identity.Addresses, Version: opts.Version, Cluster: opts.Identity.Cluster, Group: opts.Identity.Group,
+			StartTimeUnixNano: uint64(time.Now().UnixNano()),
+		},
+		configured: a.configured,
+		inForce: func() (string, uint64) {
+			c := a.inForce.Load()
+			return c.GetGroupId(), c.GetRevision()
+		},
+	}
+	a.apply(&agentv1.Configuration{}) // the defaults, until more is known
+	return a, nil
+}
+
+// Run does the agent's work until ctx ends, and then lets requests under way
+// finish. What the spool holds stays there.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.forwarder.codec.close()
+	switch kept, err := a.state.load(); {
+	case err != nil:
+		a.log.Warn("the kept configuration cannot be read, waiting for the server's", slog.Any("error", err))
+	case kept != nil:
+		a.apply(kept)
+		a.log.Info("the last configuration is in force until a server is reached",
+			slog.String("group", kept.GroupName), slog.Uint64("revision", kept.Revision))
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.listeners.run(ctx) })
+	g.Go(func() error { return a.control.run(ctx) })
+	g.Go(func() error { return a.drainer.run(ctx) })
+	return g.Wait()
+}
+
+// configured applies what a server sent and keeps it.
+func (a *Agent) configured(c *agentv1.Configuration) {
+	a.apply(c)
+	a.log.Info("configuration in force", slog.String("group", c.GroupName), slog.Uint64("revision", c.Revision))
+	if err := a.state.save(c); err != nil {
+		a.log.Warn("the configuration cannot be kept for the next start", slog.Any("error", err))
+	}
+}
+
+// apply puts c in force.
+func (a *Agent) apply(c *agentv1.Configuration) {
+	document, ignored, err := agentconfig.ParseLenient([]byte(c.Yaml))
+	if err != nil { // the server checks before it stores; defaults would close the listener
+		a.exceptions.set("configuration", err.Error())
+		a.log.Error("the configuration cannot be read, the one before stays in force", slog.Any("error", err))
+		return
+	}
+	text := ""
+	if len(ignored) > 0 {
+		text = fmt.Sprintf("not known to this version of the agent: %v", ignored)
+	}
+	a.exceptions.set("configuration", text)
+	cfg := document.Config()
+	a.spool.SetMaxBytes(cfg.Spool.MaxBytes)
+	a.drainer.setRate(cfg.Spool.DrainBytesPerSecond)
+	a.forwarder.config.Store(&cfg)
+	a.forwarder.group.Store(&c.GroupName)
+	a.inForce.Store(c)
+	a.metrics.revision.Set(float64(c.Revision))
+	a.listeners.configure(&cfg)
+}
+
+// Configured returns nil when a configuration is in force that a server has sent
+// at some time: a check for /ready.
+func (a *Agent) Configured(context.Context) error {
+	if a.inForce.Load().GetGroupId() == "" {
+		return errors.New("no server has sent a configuration yet")
+	}
+	return nil
+}

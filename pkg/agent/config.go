@@ -1,0 +1,32 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Config is how the agent receives traces on its host. Which ports, and whether at
+// all, is in the configuration of its agent group.
+type Config struct {
+	BindAddress string        `mapstructure:"bind_address" doc:"IP address that the listeners of the agent group's configuration bind to; empty is all addresses of the host"`
+	LiveTimeout time.Duration `mapstructure:"live_timeout" doc:"how long a request waits for a server before it goes to the spool; keep it below the timeout of the senders, 10s by OpenTelemetry's default"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config { return Config{LiveTimeout: 5 * time.Second} }
+
+// Validate reports every problem, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	if c.BindAddress != "" {
+		if _, err := netip.ParseAddr(c.BindAddress); err != nil {
+			errs = append(errs, fmt.Errorf("bind_address: %q is not an IP address", c.BindAddress))
+		}
+	}
+	if c.LiveTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("live_timeout: %s is not positive", c.LiveTimeout))
+	}
+	return errors.Join(errs...)
+}

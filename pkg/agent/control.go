@@ -1,0 +1,179 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+const (
+	heartbeatInterval = 10 * time.Second
+	// replyTimeout ends a stream on which the server says nothing to heartbeats: a
+	// replica that hangs must not hold the agent.
+	replyTimeout = 3 * heartbeatInterval
+	// controlDelay is the longest pause before another stream is tried; each pause is
+	// random up to it, so that the agents of a cluster do not all come at once.
+	controlDelay = 5 * time.Second
+	// clockTolerance is what a host's clock may be off before it is said: spans and flows of
+	// different hosts are joined with that much slack.
+	clockTolerance = 500 * time.Millisecond
+)
+
+// Stream is an open stream of configuration.
+type Stream = agentv1.ControlService_ConnectClient
+
+// Controller opens streams of configuration. pkg/upstream satisfies it.
+type Controller interface {
+	Connect(ctx context.Context) (Stream, error)
+	WaitReady(ctx context.Context) error
+}
+
+// control holds a stream open and hands on what comes.
+type control struct {
+	up         Controller
+	hello      *agentv1.Registration
+	log        *slog.Logger
+	metrics    *metrics
+	exceptions *exceptions
+	// configured is called with each configuration, from one goroutine.
+	configured func(*agentv1.Configuration)
+	// inForce returns the group and revision in force.
+	inForce func() (group string, revision uint64)
+}
+
+// run holds a stream open until ctx ends.
+func (c *control) run(ctx context.Context) error {
+	said := ""
+	for ctx.Err() == nil {
+		err := c.session(ctx)
+		c.metrics.controlled.Set(0)
+		if ctx.Err() != nil {
+			break
+		}
+		if text := err.Error(); text != said { // once, not every few seconds
+			c.log.WarnContext(ctx, "no stream of configuration, trying again", slog.Any("error", err))
+			said = text
+		}
+		_ = pause(ctx, time.Duration(rand.Int64N(int64(controlDelay)))) //nolint:gosec // spreads load, is no secret
+	}
+	return nil
+}
+
+// session runs one stream to its end, which always has a cause.
+func (c *control) session(ctx context.Context) error {
+	if err := c.up.WaitReady(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	stream, err := c.up.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Registration{Registration: c.hello}}); err != nil {
+		return cause(stream, err)
+	}
+	confirm := make(chan struct{}, 1) // a configuration was applied: say so at once
+	replied := make(chan struct{}, 1)
+	g.Go(func() error { return c.receive(stream, confirm, replied) })
+	g.Go(func() error { return c.beat(ctx, stream, confirm, replied) })
+	return g.Wait()
+}
+
+// cause is why a stream was ended, when sending only says that it was.
+func cause(stream Stream, err error) error {
+	if errors.Is(err, io.EOF) {
+		if _, why := stream.Recv(); why != nil {
+			return why
+		}
+	}
+	return err
+}
+
+// receive handles what the server says until the stream ends.
+func (c *control) receive(stream Stream, confirm, replied chan<- struct{}) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		switch m := m.Message.(type) {
+		case *agentv1.ConnectResponse_Configuration:
+			c.metrics.controlled.Set(1)
+			c.configured(m.Configuration)
+			signal(confirm)
+		case *agentv1.ConnectResponse_HeartbeatReply:
+			c.metrics.controlled.Set(1)
+			c.compareClocks(m.HeartbeatReply)
+			signal(replied)
+		default: // of a newer server
+		}
+	}
+}
+
+// signal wakes who waits on ch, which has a capacity of one.
+func signal(ch chan<- struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// errNoReply says that the server has stopped answering.
+var errNoReply = errors.New("the server does not answer heartbeats")
+
+// beat sends heartbeats: in intervals, and when there is something to say.
+func (c *control) beat(ctx context.Context, stream Stream, confirm, replied <-chan struct{}) error {
+	tick := time.NewTicker(heartbeatInterval)
+	defer tick.Stop()
+	silent := time.NewTimer(replyTimeout)
+	defer silent.Stop()
+	for {
+		if err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Heartbeat{Heartbeat: c.heartbeat()}}); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil // receive returns why
+			}
+			return err
+		}
+		for waiting := true; waiting; {
+			select {
+			case <-replied:
+				silent.Reset(replyTimeout)
+				continue
+			case <-silent.C:
+				return errNoReply
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+			case <-confirm:
+			case <-c.exceptions.changed:
+			}
+			waiting = false
+		}
+	}
+}
+
+func (c *control) heartbeat() *agentv1.Heartbeat {
+	group, revision := c.inForce()
+	return &agentv1.Heartbeat{
+		TimeUnixNano: uint64(time.Now().UnixNano()), GroupId: group, Revision: revision, Exceptions: c.exceptions.texts(),
+	}
+}
+
+// compareClocks estimates how far this host's clock is ahead: the server's clock was
+// read between the sending of the heartbeat and now (RFC 5905, section 8, with one
+// exchange and the server's two times equal).
+func (c *control) compareClocks(r *agentv1.HeartbeatReply) {
+	sent, now, server := int64(r.AgentTimeUnixNano), time.Now().UnixNano(), int64(r.ServerTimeUnixNano)
+	offset := time.Duration((sent-server)/2 + (now-server)/2)
+	c.metrics.clockOffset.Set(offset.Seconds())
+	if offset.Abs() > clockTolerance {
+		c.log.Warn("this host's clock differs from the server's", slog.Duration("ahead_by", offset))
+	}
+}

@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// fakeServer is a server's end of the streams that an agent opens.
+type fakeServer struct {
+	streams chan *fakeStream
+	refuse  error // of the next Connect
+}
+
+func (s *fakeServer) WaitReady(ctx context.Context) error { return ctx.Err() }
+
+func (s *fakeServer) Connect(ctx context.Context) (Stream, error) {
+	if err := s.refuse; err != nil {
+		s.refuse = nil
+		return nil, err
+	}
+	st := &fakeStream{ctx: ctx, up: make(chan *agentv1.ConnectRequest, 100), down: make(chan *agentv1.ConnectResponse, 100)}
+	s.streams <- st
+	return st, nil
+}
+
+type fakeStream struct {
+	grpc.ClientStream
+	ctx  context.Context
+	up   chan *agentv1.ConnectRequest
+	down chan *agentv1.ConnectResponse
+}
+
+func (s *fakeStream) Send(m *agentv1.ConnectRequest) error {
+	if s.ctx.Err() != nil {
+		return io.EOF
+	}
+	s.up <- m
+	return nil
+}
+
+func (s *fakeStream) Recv() (*agentv1.ConnectResponse, error) {
+	select {
+	case m, ok := <-s.down:
+		if !ok {
+			return nil, errors.New("the server ended the stream")
+		}
+		return m, nil
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+func configuration(group string, revision uint64) *agentv1.ConnectResponse {
+	return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Configuration{
+		Configuration: &agentv1.Configuration{GroupId: group, Revision: revision},
+	}}
+}
+
+func reply(beat *agentv1.Heartbeat, ahead time.Duration) *agentv1.ConnectResponse {
+	return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_HeartbeatReply{HeartbeatReply: &agentv1.HeartbeatReply{
+		AgentTimeUnixNano: beat.TimeUnixNano, ServerTimeUnixNano: uint64(time.Now().Add(ahead).UnixNano()),
+	}}}
+}
+
+// session starts a control over a fake server; stop ends it.
+func session(t *testing.T) (s *fakeServer, c *control, stop func()) {
+	t.Helper()
+	s = &fakeServer{streams: make(chan *fakeStream, 10)}
+	var inForce *agentv1.Configuration
+	c = &control{
+		up: s, hello: &agentv1.Registration{AgentId: "a"}, log: slog.New(slog.DiscardHandler),
+		metrics: newMetrics(nil), exceptions: newExceptions(),
+		configured: func(cfg *agentv1.Configuration) { inForce = cfg },
+		inForce:    func() (string, uint64) { return inForce.GetGroupId(), inForce.GetRevision() },
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.run(ctx) }()
+	return s, c, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run = %v", err)
+		}
+	}
+}
+
+// nextBeat returns the next message, which must be a heartbeat.
+func (s *fakeStream) nextBeat(t *testing.T) *agentv1.Heartbeat {
+	t.Helper()
+	select {
+	case m := <-s.up:
+		if m.GetHeartbeat() == nil {
+			t.Fatalf("%v is no heartbeat", m)
+		}
+		return m.GetHeartbeat()
+	case <-time.After(time.Hour):
+		t.Fatal("no heartbeat within an hour")
+		return nil
+	}
+}
+
+func TestAConfigurationIsConfirmedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, stop := session(t)
+		defer stop()
+		stream := <-s.streams
+		if m := <-stream.up; m.GetRegistration().GetAgentId() != "a" {
+			t.Fatalf("the first message is %v", m)
+		}
+		if beat := stream.nextBeat(t); beat.Revision != 0 {
+			t.Errorf("revision %d before the first configuration", beat.Revision)
+		}
+		begun := time.Now()
+		stream.down <- configuration("g", 7)
+		if beat := stream.nextBeat(t); beat.Revision != 7 || beat.GroupId != "g" {
+			t.Errorf("confirmed %v", beat)
+		}
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("confirmed after %s", took)
+		}
+	})
+}
+
+func TestAnExceptionIsToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c, stop := session(t)
+		defer stop()
+		stream := <-s.streams
+		<-stream.up
+		stream.nextBeat(t)
+		c.exceptions.set("port", "taken")
+		if beat := stream.nextBeat(t); len(beat.Exceptions) != 1 || beat.Exceptions[0] != "port: taken" {
+			t.Errorf("exceptions %q", beat.Exceptions)
+		}
+		c.exceptions.set("port", "")
+		if beat := stream.nextBeat(t); len(beat.Exceptions) != 0 {
+			t.Errorf("exceptions %q after the trouble", beat.Exceptions)
+		}
+	})
+}
+
+// A replica that takes heartbeats and answers none is left for another.
+func TestASilentServerIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, stop := session(t)
+		defer stop()
+		<-s.streams
+		begun := time.Now()
+		<-s.streams
+		if took := time.Since(begun); took < replyTimeout || took > replyTimeout+controlDelay {
+			t.Errorf("left after %s", took)
+		}
+	})
+}
+
+// Heartbeats that are answered keep the stream, for ever.
+func TestAStreamThatAnswersIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, stop := session(t)
+		defer stop()
+		stream := <-s.streams
+		<-stream.up
+		for begun := time.Now(); time.Since(begun) < time.Hour; {
+			stream.down <- reply(stream.nextBeat(t), 0)
+		}
+		if len(s.streams) != 0 {
+			t.Error("another stream was opened")
+		}
+	})
+}
+
+// A stream that ends or cannot be opened is opened again, within five seconds.
+func TestAStreamIsOpenedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, stop := session(t)
+		defer stop()
+		for range 10 {
+			stream := <-s.streams
+			s.refuse = errors.New("not now")
+			begun := time.Now()
+			close(stream.down)
+			again := <-s.streams
+			if took := time.Since(begun); took > 2*controlDelay {
+				t.Errorf("opened again after %s", took)
+			}
+			close(again.down)
+		}
+	})
+}

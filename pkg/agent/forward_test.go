@@ -1,0 +1,222 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/spool"
+	"github.com/metaflowys/metaflow-server/pkg/upstream"
+)
+
+// fakeServers takes requests, or not, or takes them and does not say so.
+type fakeServers struct {
+	mu      sync.Mutex
+	random  *rand.Rand
+	trouble float64 // share of the calls that fail
+	away    bool
+	refuse  error             // the answer to everything
+	stored  map[string][]bool // resend of each delivery, by body
+}
+
+func (s *fakeServers) Ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.away
+}
+
+func (s *fakeServers) WaitReady(ctx context.Context) error {
+	for !s.Ready() {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (s *fakeServers) Export(_ context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse != nil {
+		return upstream.Result{}, s.refuse
+	}
+	fails := s.random.Float64() < s.trouble
+	if !fails || s.random.Float64() < 0.5 {
+		s.stored[string(body)] = append(s.stored[string(body)], opts.Resend)
+	}
+	if fails { // an error that upstream does not know is doubtful
+		return upstream.Result{}, errors.New("connection reset by peer")
+	}
+	return upstream.Result{}, nil
+}
+
+func (s *fakeServers) set(trouble float64, away bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trouble, s.away = trouble, away
+}
+
+// rig is a forwarder over fake servers and a real spool.
+type rig struct {
+	*forwarder
+	servers *fakeServers
+	disk    *spool.Spool
+	dir     string
+}
+
+func newRig(t *testing.T, maxBytes int64) *rig {
+	t.Helper()
+	r := &rig{servers: &fakeServers{random: rand.New(rand.NewPCG(1, 2)), stored: map[string][]bool{}}, dir: t.TempDir()}
+	var err error
+	if r.disk, err = spool.Open(spool.Config{Dir: r.dir, MaxBytes: maxBytes}, spool.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.disk.Close() })
+	codec, err := newCodec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(codec.close)
+	r.forwarder = &forwarder{
+		up: r.servers, spool: r.disk, codec: codec, log: slog.New(slog.DiscardHandler), metrics: newMetrics(nil), liveTime: time.Second,
+	}
+	r.configure(agentconfig.Default())
+	return r
+}
+
+func (r *rig) configure(cfg agentconfig.Config) {
+	name := "default"
+	r.config.Store(&cfg)
+	r.group.Store(&name)
+}
+
+var sender = netip.MustParseAddr("10.1.2.3")
+
+// Whatever the servers do, what was acknowledged reaches them, and a request that
+// reaches them again says so.
+func TestAcknowledgedReachesTheServers(t *testing.T) {
+	r := newRig(t, 64<<20)
+	d := newDrainer(r.forwarder)
+	ctx, stop := context.WithCancel(t.Context())
+	drained := make(chan error, 1)
+	go func() { drained <- d.run(ctx) }()
+
+	var mu sync.Mutex
+	var acknowledged []string
+	var g errgroup.Group
+	for worker := range 4 {
+		gen := otlptest.New(uint64(worker), otlptest.Options{Start: time.Now()})
+		g.Go(func() error {
+			for i := range 50 {
+				r.servers.set(float64(i%10)/10, i%7 == 0)
+				body := gen.RequestBytes(3)
+				if _, err := r.consume(ctx, body, sender); err != nil {
+					return err
+				}
+				mu.Lock()
+				acknowledged = append(acknowledged, string(body))
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	r.servers.set(0, false)
+	for r.disk.Len() > 0 {
+		if err := pause(t.Context(), time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-drained; err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range acknowledged {
+		deliveries := r.servers.stored[body]
+		if len(deliveries) == 0 {
+			t.Fatal("a request that was acknowledged has reached no server")
+		}
+		for _, resend := range deliveries[1:] {
+			if !resend {
+				t.Fatal("a request reached the servers again without saying so")
+			}
+		}
+	}
+	if len(acknowledged) != 200 {
+		t.Errorf("%d requests were acknowledged, want all 200", len(acknowledged))
+	}
+}
+
+// With a full spool and no server the sender is asked to come back, and told when.
+func TestAFullSpoolIsSaid(t *testing.T) {
+	r := newRig(t, 1<<20)
+	r.servers.set(0, true)
+	gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
+	var err error
+	for range 10_000 {
+		if _, err = r.consume(t.Context(), gen.RequestBytes(100), sender); err != nil {
+			break
+		}
+	}
+	var busy interface{ RetryAfter() time.Duration }
+	if !errors.As(err, &busy) || busy.RetryAfter() <= 0 || fault.ClassOf(err) != fault.Overload {
+		t.Errorf("consume = %v", err)
+	}
+}
+
+// What the server refuses for good is refused, not spooled.
+func TestRefusedForGood(t *testing.T) {
+	r := newRig(t, 1<<20)
+	r.servers.refuse = fault.As(fault.Rejected, errors.New("no"))
+	_, err := r.consume(t.Context(), otlptest.New(1, otlptest.Options{Start: time.Now()}).RequestBytes(1), sender)
+	if fault.ClassOf(err) != fault.Rejected || r.disk.Len() != 0 {
+		t.Errorf("consume = %v, %d in the spool", err, r.disk.Len())
+	}
+}
+
+func TestGarbageIsRefused(t *testing.T) {
+	r := newRig(t, 1<<20)
+	if _, err := r.consume(t.Context(), []byte("garbage"), sender); fault.ClassOf(err) != fault.Rejected {
+		t.Errorf("consume = %v", err)
+	}
+}
+
+func TestTracesSwitchedOffAreRefusedWithTheGroup(t *testing.T) {
+	r := newRig(t, 1<<20)
+	cfg := agentconfig.Default()
+	cfg.Integration.FeatureControl.TraceIntegrationDisabled = true
+	r.configure(cfg)
+	_, err := r.consume(t.Context(), nil, sender)
+	if fault.ClassOf(err) != fault.Rejected || !strings.Contains(err.Error(), `"default"`) {
+		t.Errorf("consume = %v", err)
+	}
+}
+
+func BenchmarkPack(b *testing.B) {
+	codec, err := newCodec()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer codec.close()
+	body := otlptest.New(1, otlptest.Options{Start: time.Now()}).RequestBytes(512)
+	b.SetBytes(int64(len(body)))
+	var packed []byte
+	for b.Loop() {
+		packed = codec.pack(body)
+	}
+	b.ReportMetric(float64(len(body))/float64(len(packed)), "ratio")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/512, "ns/span")
+}

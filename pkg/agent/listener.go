@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+)
+
+const (
+	// bindRetry is how often a port is tried that somebody else has.
+	bindRetry = 3 * time.Second
+	// listenerGrace is what requests under way have when a listener is closed by the
+	// configuration: longer than they may wait for a server.
+	listenerGrace = 10 * time.Second
+)
+
+// receiver is a server on one port: otlphttp.Server or otlpgrpc.Server.
+type receiver interface {
+	Addr() net.Addr
+	Run(ctx context.Context) error
+}
+
+// settings are what an endpoint depends on; another value makes it anew.
+type settings struct {
+	port            int // 0 is not listening
+	maxRequestBytes int64
+}
+
+// endpoint is one port that the configuration opens and closes.
+type endpoint struct {
+	key  string // of the configuration
+	want func(*agentconfig.Config) settings
+	open func(settings) (receiver, error)
+
+	wanted settings
+	has    settings
+	stop   context.CancelFunc // nil when it is closed
+	ended  chan struct{}
+}
+
+// listeners opens and closes ports as the configuration says.
+type listeners struct {
+	log        *slog.Logger
+	exceptions *exceptions
+	wanted     chan *agentconfig.Config // capacity 1: the latest
+	endpoints  []*endpoint
+	failed     chan *endpoint // one that ended by itself
+}
+
+func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slog.Logger, e *exceptions) *listeners {
+	address := func(port int) string { return net.JoinHostPort(bind, strconv.Itoa(port)) }
+	metrics := otlphttp.NewMetrics(reg)
+	overHTTPPort := &endpoint{
+		key: "inputs.integration.listen_port",
+		want: func(c *agentconfig.Config) settings {
+			return settings{c.Integration.ListenPort, c.Integration.MaxRequestBytes}.unless(!c.Integration.Enabled)
+		},
+		open: func(s settings) (receiver, error) {
+			cfg := otlphttp.DefaultConfig()
+			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
+			cfg.MaxBytesInFlight = max(cfg.MaxBytesInFlight, s.maxRequestBytes)
+			return otlphttp.New(cfg, overHTTP{f}, otlphttp.Options{Logger: log, Metrics: metrics, ShutdownGrace: listenerGrace})
+		},
+	}
+	overGRPCPort := &endpoint{
+		key: "inputs.integration.grpc_port",
+		want: func(c *agentconfig.Config) settings {
+			return settings{c.Integration.GRPCPort, c.Integration.MaxRequestBytes}.unless(!c.Integration.Enabled)
+		},
+		open: func(s settings) (receiver, error) {
+			cfg := otlpgrpc.DefaultConfig()
+			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
+			cfg.MaxBytesInFlight = max(agentBytesInFlight, s.maxRequestBytes)
+			scoped := &removable{Registerer: reg}
+			r, err := otlpgrpc.New(cfg, overGRPC{f}, otlpgrpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
+			if err != nil {
+				scoped.remove()
+				return nil, err
+			}
+			return &scopedReceiver{r, scoped}, nil
+		},
+	}
+	return &listeners{
+		log: log, exceptions: e,
+		wanted: make(chan *agentconfig.Config, 1), failed: make(chan *endpoint),
+		endpoints: []*endpoint{overHTTPPort, overGRPCPort},
+	}
+}
+
+// agentBytesInFlight bounds the requests of OTLP/gRPC in an agent, which shares its
+// host with what it observes.
+const agentBytesInFlight = 64 << 20
+
+func (s settings) unless(off bool) settings {
+	if off || s.port == 0 {
+		return settings{}
+	}
+	return s
+}
+
+// configure makes run open and close what cfg says. It does not wait.
+func (l *listeners) configure(cfg *agentconfig.Config) {
+	for {
+		select {
+		case l.wanted <- cfg:
+			return
+		default:
+		}
+		select {
+		case <-l.wanted: // a newer one takes its place
+		default:
+		}
+	}
+}
+
+// run keeps the ports as configured until ctx ends, and closes them.
+func (l *listeners) run(ctx context.Context) error {
+	retry := time.NewTicker(bindRetry)
+	defer retry.Stop()
+	for {
+		select {
+		case cfg := <-l.wanted:
+			for _, e := range l.endpoints {
+				e.wanted = e.want(cfg)
+			}
+		case e := <-l.failed:
+			e.close()
+		case <-retry.C:
+		case <-ctx.Done():
+			for _, e := range l.endpoints {
+				e.close()
+			}
+			return nil
+		}
+		for _, e := range l.endpoints {
+			l.reconcile(ctx, e)
+		}
+	}
+}
+
+// reconcile brings e to what is wanted, or says why it cannot.
+func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
+	if e.wanted == e.has {
+		return
+	}
+	if e.stop != nil {
+		e.close()
+		l.log.InfoContext(ctx, "listener closed", slog.String("key", e.key), slog.Int("port", e.has.port))
+		e.has = settings{}
+	}
+	if e.wanted.port == 0 {
+		l.exceptions.set(e.key, "")
+		return
+	}
+	r, err := e.open(e.wanted)
+	if err != nil {
+		l.exceptions.set(e.key, err.Error())
+		l.log.WarnContext(ctx, "listener cannot be opened, trying again", slog.String("key", e.key), slog.Any("error", err))
+		return
+	}
+	l.exceptions.set(e.key, "")
+	l.log.InfoContext(ctx, "listener opened", slog.String("key", e.key), slog.String("address", r.Addr().String()))
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e.stop, e.has, e.ended = stop, e.wanted, make(chan struct{})
+	go func(ended chan struct{}) {
+		defer close(ended)
+		err := r.Run(running)
+		if running.Err() != nil {
+			return
+		}
+		l.exceptions.set(e.key, errText(err))
+		select {
+		case l.failed <- e:
+		case <-running.Done():
+		}
+	}(e.ended)
+}
+
+func errText(err error) string {
+	if err == nil {
+		err = errors.New("the listener ended")
+	}
+	return err.Error()
+}
+
+// close ends the endpoint and waits for its requests.
+func (e *endpoint) close() {
+	if e.stop == nil {
+		return
+	}
+	e.stop()
+	<-e.ended
+	e.stop, e.has = nil, settings{}
+}
+
+// removable remembers what was registered, to take it away with the listener
+// that it describes.
+type removable struct {
+	prometheus.Registerer
+	collectors []prometheus.Collector
+}
+
+func (r *removable) orNil() prometheus.Registerer {
+	if r.Registerer == nil {
+		return nil
+	}
+	return r
+}
+
+// Register implements prometheus.Registerer.
+func (r *removable) Register(c prometheus.Collector) error {
+	err := r.Registerer.Register(c)
+	if err == nil {
+		r.collectors = append(r.collectors, c)
+	}
+	return err
+}
+
+// MustRegister implements prometheus.Registerer.
+func (r *removable) MustRegister(all ...prometheus.Collector) {
+	for _, c := range all {
+		r.Registerer.MustRegister(c)
+		r.collectors = append(r.collectors, c)
+	}
+}
+
+func (r *removable) remove() {
+	for _, c := range r.collectors {
+		r.Unregister(c)
+	}
+}
+
+// scopedReceiver takes its metrics away when it ends.
+type scopedReceiver struct {
+	*otlpgrpc.Server
+	scoped *removable
+}
+
+func (r *scopedReceiver) Run(ctx context.Context) error {
+	defer r.scoped.remove()
+	return r.Server.Run(ctx)
+}

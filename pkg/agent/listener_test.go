@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+)
+
+// openListeners runs listeners on loopback until the test ends.
+func openListeners(t *testing.T) *listeners {
+	t.Helper()
+	r := newRig(t, 1<<20)
+	l := newListeners("127.0.0.1", r.forwarder, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), newExceptions())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run = %v", err)
+		}
+	})
+	return l
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func integration(port, grpcPort int) *agentconfig.Config {
+	cfg := agentconfig.Default()
+	cfg.Integration.Enabled, cfg.Integration.ListenPort, cfg.Integration.GRPCPort = true, port, grpcPort
+	return &cfg
+}
+
+// opens waits until the port is open, or not.
+func opens(t *testing.T, port int, want bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), time.Second)
+		if err == nil {
+			_ = conn.Close()
+		}
+		if (err == nil) == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("port %d open: %t, want %t (%v)", port, err == nil, want, err)
+		}
+		if err := pause(t.Context(), 5*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Ports follow the configuration: opened, moved, closed, opened again.
+func TestPortsFollowTheConfiguration(t *testing.T) {
+	l := openListeners(t)
+	one, two, grpc := freePort(t), freePort(t), freePort(t)
+	l.configure(integration(one, 0))
+	opens(t, one, true)
+	l.configure(integration(two, grpc))
+	opens(t, two, true)
+	opens(t, grpc, true)
+	opens(t, one, false)
+	l.configure(integration(0, 0))
+	opens(t, two, false)
+	opens(t, grpc, false)
+	l.configure(integration(two, grpc)) // the metrics of the first time are not in the way
+	opens(t, two, true)
+	opens(t, grpc, true)
+	off := *integration(two, grpc)
+	off.Integration.Enabled = false
+	l.configure(&off)
+	opens(t, two, false)
+	opens(t, grpc, false)
+}
+
+// A port that somebody else has is an exception, and is taken once it is free.
+func TestATakenPortIsTriedAgain(t *testing.T) {
+	l := openListeners(t)
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	port := other.Addr().(*net.TCPAddr).Port
+	l.configure(integration(port, 0))
+	awaitExceptions(t, l, 1)
+	_ = other.Close()
+	awaitExceptions(t, l, 0)
+	opens(t, port, true)
+}
+
+func awaitExceptions(t *testing.T, l *listeners, want int) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for len(l.exceptions.texts()) != want {
+		select {
+		case <-l.exceptions.changed:
+		case <-deadline:
+			t.Fatalf("exceptions %q, want %d", l.exceptions.texts(), want)
+		}
+	}
+}
+
+// The last of many configurations counts, however fast they come.
+func TestConfigureDoesNotWait(t *testing.T) {
+	l := newListeners("127.0.0.1", newRig(t, 1<<20).forwarder, nil, slog.New(slog.DiscardHandler), newExceptions())
+	for port := range 100 {
+		l.configure(integration(port, 0))
+	}
+	select {
+	case cfg := <-l.wanted:
+		if cfg.Integration.ListenPort != 99 {
+			t.Errorf("port %d is wanted, want the last", cfg.Integration.ListenPort)
+		}
+	default:
+		t.Error("no configuration is wanted")
+	}
+}
