@@ -1,0 +1,311 @@
+package agentgrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+const (
+	// RegistrationTimeout frees what a client holds that opens a stream and says nothing.
+	RegistrationTimeout = 10 * time.Second
+	// IdleTimeout is six heartbeats.
+	IdleTimeout = time.Minute
+	// SendTimeout is for the largest configuration over a slow line.
+	SendTimeout = 30 * time.Second
+)
+
+// Options are what code sets. The zero value is usable.
+type Options struct {
+	Logger     *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil registers nothing
+	// MaxStreams bounds the streams open at a time. 0 means 10,000.
+	MaxStreams int
+}
+
+// Service serves ControlService. Make one with New.
+type Service struct {
+	agentv1.UnimplementedControlServiceServer
+
+	controller Controller
+	log        *slog.Logger
+	metrics    *metrics
+	max        int64
+	open       atomic.Int64
+}
+
+// New returns a Service that lets c decide. It starts nothing.
+func New(c Controller, opts Options) (*Service, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.MaxStreams <= 0 {
+		opts.MaxStreams = 10_000
+	}
+	s := &Service{controller: c, log: opts.Logger, max: int64(opts.MaxStreams)}
+	var err error
+	if s.metrics, err = newMetrics(opts.Registerer, &s.open); err != nil {
+		return nil, fmt.Errorf("register metrics of agents' streams: %w", err)
+	}
+	return s, nil
+}
+
+// Register adds the service to a gRPC server. It is called before the server serves.
+func (s *Service) Register(r grpc.ServiceRegistrar) { agentv1.RegisterControlServiceServer(r, s) }
+
+// Connect implements agentv1.ControlServiceServer.
+func (s *Service) Connect(grpcStream agentv1.ControlService_ConnectServer) error {
+	defer s.open.Add(-1)
+	if s.open.Add(1) > s.max {
+		s.metrics.refused.WithLabelValues(codes.ResourceExhausted.String()).Inc()
+		return status.Errorf(codes.ResourceExhausted, "this server has %d agents connected, which is its limit", s.max)
+	}
+	ctx, cancel := context.WithCancel(grpcStream.Context())
+	defer cancel() // frees the goroutines that are not inside gRPC
+	st := &stream{Service: s, received: make(chan received), sending: make(chan *agentv1.ConnectResponse), sent: make(chan error, 1)}
+	go st.receive(ctx, grpcStream)
+	session, err := st.join(ctx)
+	if err != nil {
+		err = statusOf(ctx, err)
+		s.metrics.refused.WithLabelValues(status.Code(err).String()).Inc()
+		return err
+	}
+	defer session.Leave()
+	go st.send(ctx, grpcStream)
+	return statusOf(ctx, st.serve(ctx, session))
+}
+
+// stream is one call of Connect.
+type stream struct {
+	*Service
+
+	received chan received
+	sending  chan *agentv1.ConnectResponse
+	sent     chan error // of the message given to sending last
+}
+
+type received struct {
+	message *agentv1.ConnectRequest
+	err     error // io.EOF when the agent is done
+}
+
+// receive hands on what comes until something goes wrong.
+func (st *stream) receive(ctx context.Context, from agentv1.ControlService_ConnectServer) {
+	for {
+		m, err := from.Recv()
+		select {
+		case st.received <- received{m, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// send sends what it is given, one message after the other.
+func (st *stream) send(ctx context.Context, to agentv1.ControlService_ConnectServer) {
+	for {
+		select {
+		case m := <-st.sending:
+			st.sent <- to.Send(m) // nobody gives another one before this is read
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// The ends of a stream that are not the agent's, nor the controller's.
+var (
+	errNoRegistration = status.Errorf(codes.DeadlineExceeded, "no registration within %s", RegistrationTimeout)
+	errIdle           = status.Errorf(codes.DeadlineExceeded, "no heartbeat within %s", IdleTimeout)
+	errSlow           = status.Errorf(codes.DeadlineExceeded, "the agent did not take a message within %s", SendTimeout)
+	errSecond         = status.Error(codes.InvalidArgument, "a second registration on one stream")
+	errStopping       = status.Error(codes.Unavailable, "the server stops, or closes the connection")
+)
+
+// join waits for the registration.
+func (st *stream) join(ctx context.Context) (Session, error) {
+	timeout := time.NewTimer(RegistrationTimeout)
+	defer timeout.Stop()
+	var first received
+	select {
+	case first = <-st.received:
+	case <-timeout.C:
+		return nil, errNoRegistration
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if first.err != nil {
+		if errors.Is(first.err, io.EOF) {
+			return nil, status.Error(codes.InvalidArgument, "the stream ended without a registration")
+		}
+		return nil, first.err
+	}
+	if err := checkSize(first.message); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	r := first.message.GetRegistration()
+	if r == nil {
+		return nil, status.Error(codes.InvalidArgument, "the first message is not a registration")
+	}
+	if err := checkRegistration(r); err != nil {
+		return nil, status.Error(codes.InvalidArgument, statusText("registration: "+err.Error()))
+	}
+	return st.controller.Join(ctx, r, peerOf(ctx))
+}
+
+// serve is the stream from the registration to its end. nil is the agent's own end.
+func (st *stream) serve(ctx context.Context, session Session) error {
+	idle := time.NewTimer(IdleTimeout)
+	defer idle.Stop()
+	slow := time.NewTimer(SendTimeout)
+	slow.Stop()
+	defer slow.Stop()
+	next := outgoing{configuration: session.Configuration()}
+	sending := st.sending // nil while a message is under way
+	for {
+		to := sending
+		message := next.peek()
+		if message == nil {
+			to = nil
+		}
+		select {
+		case to <- message:
+			st.took(&next)
+			sending = nil
+			slow.Reset(SendTimeout)
+		case err := <-st.sent:
+			if err != nil {
+				return err
+			}
+			sending = st.sending
+			slow.Stop()
+		case in := <-st.received:
+			if in.err != nil {
+				if errors.Is(in.err, io.EOF) {
+					return nil
+				}
+				return in.err
+			}
+			idle.Reset(IdleTimeout)
+			if err := st.take(session, in.message, &next); err != nil {
+				return err
+			}
+		case <-session.Changed():
+			next.configuration = session.Configuration()
+		case <-session.Ended():
+			return session.Err()
+		case <-idle.C:
+			return errIdle
+		case <-slow.C:
+			return errSlow
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (st *stream) take(session Session, m *agentv1.ConnectRequest, next *outgoing) error {
+	if err := checkSize(m); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	switch m := m.Message.(type) {
+	case *agentv1.ConnectRequest_Registration:
+		return errSecond
+	case *agentv1.ConnectRequest_Heartbeat:
+		st.metrics.heartbeats.Inc()
+		h := m.Heartbeat
+		cleanHeartbeat(h)
+		sent := h.TimeUnixNano
+		now := session.Heartbeat(h)
+		next.reply = &agentv1.HeartbeatReply{AgentTimeUnixNano: sent, ServerTimeUnixNano: uint64(now.UnixNano())}
+	default: // of a newer agent
+	}
+	return nil
+}
+
+// outgoing is what is to be sent next. It has room for one of each kind: only the newest of
+// each is of use.
+type outgoing struct {
+	configuration *agentv1.Configuration
+	reply         *agentv1.HeartbeatReply
+}
+
+// peek returns the message to send, nil when there is none.
+func (o *outgoing) peek() *agentv1.ConnectResponse {
+	switch {
+	case o.configuration != nil:
+		return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Configuration{Configuration: o.configuration}}
+	case o.reply != nil:
+		return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_HeartbeatReply{HeartbeatReply: o.reply}}
+	}
+	return nil
+}
+
+// took says that what peek returned is under way.
+func (st *stream) took(o *outgoing) {
+	if o.configuration != nil {
+		st.metrics.configurations.Inc()
+		o.configuration = nil
+		return
+	}
+	o.reply = nil
+}
+
+// statusOf makes the end of a stream what the agent reads.
+func statusOf(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return errStopping // nobody reads it unless the server stops
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	code := codes.Unavailable
+	switch fault.ClassOf(err) {
+	case fault.Fenced:
+		code = codes.AlreadyExists
+	case fault.Rejected:
+		code = codes.InvalidArgument
+	case fault.Overload:
+		code = codes.ResourceExhausted
+	case fault.Retryable:
+	}
+	return status.Error(code, statusText(err.Error()))
+}
+
+// maxStatusText keeps a status, which travels in HTTP/2 headers, under the header
+// limits of proxies and clients (8 KiB is the smallest in common use).
+const maxStatusText = 1 << 10
+
+func statusText(text string) string {
+	if len(text) > maxStatusText {
+		text = text[:maxStatusText] + "..."
+	}
+	return strings.ToValidUTF8(text, "?")
+}
+
+func peerOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return ""
+}
