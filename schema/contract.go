@@ -48,6 +48,9 @@ const (
 	HeaderTopic     = "metaflow-topic"     // where the data came from
 	HeaderPartition = "metaflow-partition" // decimal
 	HeaderOffset    = "metaflow-offset"    // decimal
+	// HeaderTruncated is there when Kafka refused the value, which is left out: how
+	// many bytes it had, decimal.
+	HeaderTruncated = "metaflow-truncated"
 )
 
 // gRPC metadata keys that an agent adds to TraceService/Export.

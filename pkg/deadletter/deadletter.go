@@ -94,7 +94,7 @@ func entry(partition int, batch *kafka.Batch, i int) Entry {
 type Report struct {
 	Letters int // read
 	Spans   int // sent to the spans topic
-	Skipped int // letters that are no OTLP request and cannot be replayed
+	Skipped int // letters that cannot be replayed: their value is no OTLP request, or is left out
 	Refused int // spans that no writer would take: ids of a wrong length
 }
 
@@ -119,6 +119,10 @@ func Replay(ctx context.Context, log Log, topic string, to Target, keep func(Ent
 			return nil
 		}
 		report.Letters++
+		if e.Truncated > 0 {
+			report.Skipped++
+			return nil
+		}
 		records, rejected, err := splitter.Split(e.Value, opts)
 		if err != nil {
 			report.Skipped++

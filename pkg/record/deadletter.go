@@ -14,19 +14,24 @@ type DeadLetter struct {
 	Topic     string
 	Partition int
 	Offset    int64
-	Meta      Meta // of the record it came from
+	Truncated int64 // bytes of a value that is left out, because Kafka refused it
+	Meta      Meta  // of the record it came from
 }
 
 // Headers returns the headers that carry d.
 func (d DeadLetter) Headers() []Header {
 	meta := d.Meta
 	meta.HasHash = false // it was the whole record's
-	return append(meta.Headers(),
+	headers := append(meta.Headers(),
 		Header{schema.HeaderCause, []byte(d.Cause)},
 		Header{schema.HeaderTopic, []byte(d.Topic)},
 		Header{schema.HeaderPartition, strconv.AppendInt(nil, int64(d.Partition), 10)},
 		Header{schema.HeaderOffset, strconv.AppendInt(nil, d.Offset, 10)},
 	)
+	if d.Truncated > 0 {
+		headers = append(headers, Header{schema.HeaderTruncated, strconv.AppendInt(nil, d.Truncated, 10)})
+	}
+	return headers
 }
 
 // Set takes one header into d. Unknown keys are ignored.
@@ -40,6 +45,8 @@ func (d *DeadLetter) Set(key string, value []byte) {
 		d.Partition, _ = strconv.Atoi(string(value))
 	case schema.HeaderOffset:
 		d.Offset, _ = strconv.ParseInt(string(value), 10, 64)
+	case schema.HeaderTruncated:
+		d.Truncated, _ = strconv.ParseInt(string(value), 10, 64)
 	default:
 		d.Meta.Set(key, value)
 	}

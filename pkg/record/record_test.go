@@ -51,7 +51,7 @@ func TestHashIsForever(t *testing.T) {
 
 func TestDeadLetterRoundTrip(t *testing.T) {
 	want := record.DeadLetter{
-		Cause: "malformed protobuf", Topic: "metaflow.spans", Partition: 3, Offset: 1 << 40,
+		Cause: "malformed protobuf", Topic: "metaflow.spans", Partition: 3, Offset: 1 << 40, Truncated: 7,
 		Meta: record.Meta{Agent: "node-1", Received: time.Unix(1, 2), Resend: true},
 	}
 	var got record.DeadLetter

@@ -19,6 +19,7 @@ type batch struct {
 	kept     []kept // the records that have rows in the block
 	dead     []kafka.Outgoing
 	deadSize int64
+	deadSent int                             // of dead, how many Kafka has one by one
 	ids      map[clickhouse.SpanKey]struct{} // of all rows, once a resent record is among them
 
 	duplicates, resent int // spans that have no row because they were there already

@@ -265,10 +265,16 @@ func spanIDs(input proto.Input) []string {
 }
 
 // letters is the dead-letter topic.
-type letters struct{ all []record.DeadLetter }
+type letters struct {
+	all []record.DeadLetter
+	max int // bytes of a value that Kafka takes; 0 means any number
+}
 
 func (d *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
 	for _, o := range batch {
+		if d.max > 0 && len(o.Value) > d.max {
+			return fault.As(fault.Rejected, errors.New("message too large"))
+		}
 		var l record.DeadLetter
 		for _, h := range o.Headers {
 			l.Set(h.Key, h.Value)

@@ -14,6 +14,7 @@ type metrics struct {
 	inserted      prometheus.Counter
 	duplicates    *prometheus.CounterVec
 	diverted      prometheus.Counter
+	truncated     prometheus.Counter
 	lost          prometheus.Counter
 	resumed       prometheus.Counter
 	retries       *prometheus.CounterVec
@@ -35,6 +36,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"by"}),
 		diverted: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_dead_letters_total", Help: "Records handed to the dead-letter topic: a span each, or a request that cannot be decoded.",
+		}),
+		truncated: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_dead_letters_truncated_total", Help: "Dead letters without a value, because Kafka refused it.",
 		}),
 		lost: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_records_lost_total", Help: "Records that the log no longer had when they were to be read.",

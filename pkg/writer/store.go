@@ -3,11 +3,14 @@ package writer
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/plan"
+	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // flush announces the batch and stores it.
@@ -43,7 +46,7 @@ func (p *partition) finishBatch(ctx context.Context) error {
 	}
 	if len(b.dead) > 0 {
 		err := p.persist(ctx, "produce dead letters", func(context.Context) error {
-			return p.dead.Produce(graceful, b.dead)
+			return p.produceDead(graceful)
 		})
 		if err != nil {
 			return err
@@ -59,6 +62,46 @@ func (p *partition) finishBatch(ctx context.Context) error {
 	p.metrics.stored(b, rows)
 	p.dropBatch()
 	return nil
+}
+
+// produceDead hands over the dead letters that are not yet. When Kafka refuses
+// some of them they go one by one, and one that is refused alone goes without its
+// value: a letter that is too large must not stop the partition for ever. Those that Kafka took at first are
+// there twice then, which replaying does not mind.
+func (p *partition) produceDead(ctx context.Context) error {
+	b := p.batch
+	err := p.dead.Produce(ctx, b.dead[b.deadSent:])
+	if fault.ClassOf(err) != fault.Rejected {
+		return err
+	}
+	for ; b.deadSent < len(b.dead); b.deadSent++ {
+		letter := &b.dead[b.deadSent]
+		err := p.dead.Produce(ctx, []kafka.Outgoing{*letter})
+		if fault.ClassOf(err) == fault.Rejected && len(letter.Value) > 0 {
+			p.log.Error("kafka refuses a dead letter, so its value is left out", "error", err, "bytes", len(letter.Value))
+			p.metrics.truncated.Inc()
+			*letter = truncated(letter, err)
+			err = p.dead.Produce(ctx, []kafka.Outgoing{*letter})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// causeBytes bounds the cause in a letter without a value: it may quote one.
+const causeBytes = 1000
+
+// truncated returns the letter without its value, which Kafka refused.
+func truncated(letter *kafka.Outgoing, refused error) kafka.Outgoing {
+	var l record.DeadLetter
+	for _, h := range letter.Headers {
+		l.Set(h.Key, h.Value)
+	}
+	l.Cause = strings.ToValidUTF8(l.Cause[:min(len(l.Cause), causeBytes)], "") + "; the value is left out: " + refused.Error()
+	l.Truncated = int64(len(letter.Value))
+	return kafka.Outgoing{Value: []byte{}, Headers: l.Headers()}
 }
 
 // withGrace returns a context that ends some time after ctx does.

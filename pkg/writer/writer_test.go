@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -170,6 +171,31 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 			"3 span refused for its start_time":                           1,
 		}
 		if diff := cmp.Diff(wantCauses, causes); diff != "" {
+			t.Errorf("dead letters (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A letter that Kafka refuses goes without its value, and stops nobody.
+func TestRefusedDeadLetterIsTruncated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{max: 100}
+		log.append(time.Now(), []byte("garbage"), false)
+		log.append(time.Now(), []byte(strings.Repeat("garbage", 20)), false)
+		log.append(time.Now(), request(time.Now(), 1), false)
+		follow(newWriter(t, store, dead), log, time.Minute)
+		if diff := cmp.Diff(stored(1), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+		got := map[string]int{}
+		for _, l := range dead.all {
+			got[fmt.Sprint(l.Offset, " ", l.Truncated, " ", l.Cause)]++
+		}
+		want := map[string]int{
+			"0 0 malformed protobuf": 2, // once before the other was refused
+			"1 140 malformed protobuf; the value is left out: message too large": 1,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
 		}
 	})
