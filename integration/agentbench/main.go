@@ -25,10 +25,10 @@ import (
 )
 
 type options struct {
-	agent, collector      string
-	spans, batch, senders int
-	rate                  int
-	verbose               bool
+	agent, collector, http string
+	spans, batch, senders  int
+	rate                   int
+	verbose                bool
 }
 
 func main() {
@@ -40,6 +40,7 @@ func main() {
 	flag.IntVar(&o.batch, "batch", 512, "spans in one request")
 	flag.IntVar(&o.senders, "senders", 4, "requests at a time")
 	flag.IntVar(&o.rate, "rate", 20_000, "spans a second of the second part, which is for resident memory")
+	flag.StringVar(&o.http, "agent-http", "127.0.0.1:0", "where the agent serves /metrics, and profiles with METAFLOW_HTTP_PPROF=true")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -172,7 +173,7 @@ func startAgent(o options, dir string) (*target, error) {
 		return nil, err
 	}
 	p, err := measured.Start(o.verbose, []string{"METAFLOW_LOG_LEVEL=warn"}, o.agent,
-		"run", "--server", server, "--spool-dir", filepath.Join(dir, "spool"), "--http-listen", "127.0.0.1:0")
+		"run", "--server", server, "--spool-dir", filepath.Join(dir, "spool"), "--http-listen", o.http)
 	if err != nil {
 		sink.Stop()
 		return nil, err

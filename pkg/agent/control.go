@@ -54,10 +54,7 @@ func (c *control) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := c.session(ctx)
 		c.metrics.controlled.Set(0)
-		if ctx.Err() != nil {
-			break
-		}
-		if text := err.Error(); text != said { // once, not every few seconds
+		if text := err.Error(); text != said && ctx.Err() == nil { // once, not every few seconds
 			c.log.WarnContext(ctx, "no stream of configuration, trying again", slog.Any("error", err))
 			said = text
 		}
