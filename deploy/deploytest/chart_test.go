@@ -1,6 +1,7 @@
 package deploytest
 
 import (
+	"encoding/base64"
 	"maps"
 	"path/filepath"
 	"regexp"
@@ -13,6 +14,11 @@ import (
 	"helm.sh/helm/v3/pkg/engine"
 	"helm.sh/helm/v3/pkg/lint"
 	"helm.sh/helm/v3/pkg/lint/support"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	schemautil "k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"sigs.k8s.io/yaml"
 )
 
@@ -23,6 +29,7 @@ type release struct {
 	name, namespace string
 	kubernetes      string // version; empty is a current one
 	values          string // YAML
+	cluster         fakeCluster
 }
 
 // render returns the objects of a release, and its notes.
@@ -54,7 +61,7 @@ func (r release) render(t *testing.T) (manifest, notes string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	files, err := engine.Render(chart, all)
+	files, err := engine.RenderWithClientProvider(chart, all, r.cluster)
 	if err != nil {
 		return "", "", err
 	}
@@ -147,6 +154,31 @@ func TestChartMakesPassword(t *testing.T) {
 	if len(first) < 32 || string(first) == string(second) {
 		t.Errorf("passwords %q and %q: want two different ones of 32 characters", first, second)
 	}
+}
+
+// An upgrade finds the password that the installation made, and keeps it.
+func TestChartKeepsPassword(t *testing.T) {
+	made := release{}.objects(t).secret("metaflow-clickhouse")["password"]
+	cluster := fakeCluster{"v1/Secret": {&unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Secret",
+		"metadata": map[string]any{"name": "metaflow-clickhouse", "namespace": "observability"},
+		"data":     map[string]any{"password": base64.StdEncoding.EncodeToString(made)},
+	}}}}
+	if got := (release{cluster: cluster}).objects(t).secret("metaflow-clickhouse")["password"]; string(got) != string(made) {
+		t.Errorf("the password %q became %q", made, got)
+	}
+	changed := release{cluster: cluster, values: "clickhouse: {password: {value: mine}}"}
+	if got := changed.objects(t).secret("metaflow-clickhouse")["password"]; string(got) != "mine" {
+		t.Errorf("the password %q was not changed to the one given", got)
+	}
+}
+
+// fakeCluster is what lookup finds, by version and kind.
+type fakeCluster map[string][]runtime.Object
+
+func (c fakeCluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
+	client := dynamicfake.NewSimpleDynamicClient(runtime.NewScheme(), c[apiVersion+"/"+kind]...)
+	return client.Resource(schemautil.GroupVersionResource{Version: apiVersion, Resource: strings.ToLower(kind) + "s"}), true, nil
 }
 
 // What the schema or the templates refuse, they refuse by key and with a reason.
