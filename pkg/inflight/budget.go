@@ -36,8 +36,8 @@ type Limits struct {
 
 // Budget bounds what is in flight. It never blocks. Make one with New.
 //
-// A request goes through Enter, through Resize once its size is known, and through
-// Leave.
+// A request goes through Enter or EnterAtMost, through Grow while it turns out to be larger
+// than granted, through Resize once its size is known, and through Leave.
 type Budget struct {
 	limits Limits
 
@@ -56,15 +56,15 @@ func New(limits Limits) *Budget {
 func (b *Budget) Check() Refusal {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.refuse()
+	return b.refuse(b.guess)
 }
 
 // refuse needs b.mu.
-func (b *Budget) refuse() Refusal {
+func (b *Budget) refuse(size int64) Refusal {
 	switch {
 	case b.requests >= b.limits.Requests:
 		return TooManyRequests
-	case b.bytes+b.guess > b.limits.Bytes:
+	case b.bytes+size > b.limits.Bytes:
 		return TooManyBytes
 	default:
 		return ""
@@ -74,14 +74,28 @@ func (b *Budget) refuse() Refusal {
 // Enter admits a request whose size is not yet known and returns the bytes
 // granted to it, which Leave gives back.
 func (b *Budget) Enter() (granted int64, why Refusal) {
+	return b.EnterAtMost(b.limits.RequestBytes)
+}
+
+// EnterAtMost is Enter for a request that will turn out to be no larger than size.
+func (b *Budget) EnterAtMost(size int64) (granted int64, why Refusal) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if why := b.refuse(); why != "" {
+	size = min(size, b.guess)
+	if why := b.refuse(size); why != "" {
 		return 0, why
 	}
 	b.requests++
-	b.bytes += b.guess
-	return b.guess, ""
+	b.bytes += size
+	return size, ""
+}
+
+// Grow makes a grant larger while a request is being read: Leave is then to be given
+// size. When size does not fit, Grow leaves the grant as it was and returns false.
+func (b *Budget) Grow(granted, size int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.replace(granted, size)
 }
 
 // Resize replaces a grant by the request's size, now known: Leave is then to be
@@ -91,6 +105,11 @@ func (b *Budget) Resize(granted, size int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.learn(size)
+	return b.replace(granted, size)
+}
+
+// replace needs b.mu.
+func (b *Budget) replace(granted, size int64) bool {
 	if b.bytes-granted+size > b.limits.Bytes {
 		return false
 	}
@@ -108,7 +127,7 @@ func (b *Budget) learn(size int64) {
 	b.guess = size
 }
 
-// Leave gives back what Enter or the last successful Resize granted.
+// Leave gives back what Enter, or the last successful Grow or Resize, granted.
 func (b *Budget) Leave(granted int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

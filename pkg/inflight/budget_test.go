@@ -73,14 +73,25 @@ func TestBudgetHoldsItsBound(t *testing.T) {
 				held[i] = held[len(held)-1]
 				held = held[:len(held)-1]
 			}
-			granted, why := b.Enter()
+			// Every other request says beforehand how large it is at most, and
+			// grows while it is read.
+			size, atMost := rng.Int64N(maxRequest+1), maxRequest
+			if rng.IntN(2) == 0 {
+				atMost = size
+			}
+			granted, why := b.EnterAtMost(atMost)
 			if why != "" {
 				if len(held) == 0 {
 					t.Fatalf("an empty budget refused: %s", why)
 				}
 				continue
 			}
-			size := rng.Int64N(maxRequest + 1)
+			if granted > atMost {
+				t.Fatalf("granted %d bytes to a request of at most %d", granted, atMost)
+			}
+			if half := size / 2; half > granted && b.Grow(granted, half) {
+				granted = half
+			}
 			switch {
 			case b.Resize(granted, size):
 				granted = size

@@ -1,0 +1,88 @@
+package otlphttp
+
+import (
+	"mime"
+	"net/http"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/code"
+)
+
+// The paths of trace requests: OTLP's, and the one that MetaFlow's documents tell
+// collectors to use.
+const (
+	pathOTLP     = "/v1/traces"
+	pathMetaFlow = "/api/v1/otel/trace"
+)
+
+const (
+	typeProtobuf = "application/x-protobuf"
+	typeJSON     = "application/json"
+
+	acceptedEncodings = "gzip, zstd, deflate, identity"
+)
+
+// form is how a request is written, and its answer too.
+type form struct {
+	json     bool
+	header   []string // Content-Type of the answer
+	encoding string   // of the request's body; empty is none
+}
+
+var (
+	inProtobuf = []string{typeProtobuf}
+	inJSON     = []string{typeJSON}
+)
+
+// formOf reads what the headers say. Its answers go out in JSON when it cannot know
+// better, because people read those.
+func (s *Server) formOf(r *http.Request) (form, *reply) {
+	f := form{json: true, header: inJSON}
+	contentType := mediaType(r.Header.Get("Content-Type"))
+	if contentType == typeProtobuf {
+		f = form{header: inProtobuf}
+	}
+	switch {
+	case r.URL.Path != pathOTLP && r.URL.Path != pathMetaFlow:
+		return f, s.refuse(http.StatusNotFound, code.Code_NOT_FOUND, badPath,
+			"path %q is not served; traces are taken at %s and %s", r.URL.Path, pathOTLP, pathMetaFlow)
+	case r.Method != http.MethodPost:
+		return f, s.refuse(http.StatusMethodNotAllowed, code.Code_UNIMPLEMENTED, badMethod, "method %s is not served, send POST", r.Method)
+	case contentType != typeProtobuf && contentType != typeJSON:
+		return f, s.refuse(http.StatusUnsupportedMediaType, code.Code_INVALID_ARGUMENT, badType,
+			"content type %q is not understood, send %s or %s", contentType, typeProtobuf, typeJSON)
+	}
+	var refused *reply
+	f.encoding, refused = s.encodingOf(r.Header.Values("Content-Encoding"))
+	return f, refused
+}
+
+// mediaType returns a Content-Type without its parameters, in lower case; what is
+// malformed as it stands.
+func mediaType(header string) string {
+	if header == typeProtobuf || header == typeJSON {
+		return header
+	}
+	if parsed, _, err := mime.ParseMediaType(header); err == nil {
+		return parsed
+	}
+	return header
+}
+
+func (s *Server) encodingOf(headers []string) (string, *reply) {
+	found := ""
+	for _, header := range headers {
+		for name := range strings.SplitSeq(header, ",") {
+			name = strings.ToLower(strings.TrimSpace(name))
+			if name == "" || name == "identity" {
+				continue
+			}
+			if found != "" || !known(name) {
+				return "", s.refuse(http.StatusUnsupportedMediaType, code.Code_INVALID_ARGUMENT, badEncoding,
+					"content encoding %q is not understood, send one of %s", strings.Join(headers, ", "), acceptedEncodings)
+			}
+			found = name
+		}
+	}
+	return found, nil
+}

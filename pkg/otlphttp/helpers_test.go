@@ -1,0 +1,250 @@
+package otlphttp_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+)
+
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(loadTarget); addr != "" {
+		generateLoad(addr)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+const (
+	protobufType = "application/x-protobuf"
+	jsonType     = "application/json"
+)
+
+type consumerFunc func(context.Context, otlphttp.Request) (otlphttp.Result, error)
+
+func (f consumerFunc) ConsumeTraces(ctx context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+	return f(ctx, req)
+}
+
+var accept = consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
+	return otlphttp.Result{}, nil
+})
+
+// refuseAll is the consumer of requests that must not reach it.
+func refuseAll(t *testing.T) consumerFunc {
+	return func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
+		t.Error("consumer called for a request that should have been refused")
+		return otlphttp.Result{}, nil
+	}
+}
+
+func testConfig() otlphttp.Config {
+	cfg := otlphttp.DefaultConfig()
+	cfg.Listen = "127.0.0.1:0"
+	return cfg
+}
+
+// running is a server with its Run in the background.
+type running struct {
+	*otlphttp.Server
+	client *http.Client
+	stop   func()     // asks Run to end; does not wait
+	done   chan error // Run's result
+}
+
+func (r *running) url() string { return "http://" + r.Addr().String() + "/v1/traces" }
+
+// wait returns what Run returned.
+func (r *running) wait(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-r.done:
+		return err
+	case <-time.After(20 * time.Second):
+		t.Fatal("Run did not return")
+		return nil
+	}
+}
+
+func start(t *testing.T, cfg otlphttp.Config, consumer otlphttp.Consumer, opts otlphttp.Options) *running {
+	t.Helper()
+	srv, err := otlphttp.New(cfg, consumer, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 16}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{Server: srv, client: &http.Client{Transport: transport, Timeout: 20 * time.Second}, stop: cancel, done: make(chan error, 1)}
+	var finished sync.WaitGroup
+	finished.Go(func() { r.done <- srv.Run(ctx) })
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		cancel()
+		finished.Wait()
+	})
+	return r
+}
+
+// answer is what a client sees.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func (r *running) post(t *testing.T, contentType, encoding string, body []byte) answer {
+	t.Helper()
+	return r.send(t, http.MethodPost, r.url(), contentType, encoding, bytes.NewReader(body))
+}
+
+// send returns the zero answer, which is neither accepted nor refused, when there is
+// none. It may be called from any goroutine.
+func (r *running) send(t *testing.T, method, url, contentType, encoding string, body io.Reader) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Error(err)
+		return answer{}
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	if encoding != "" {
+		req.Header.Set("Content-Encoding", encoding)
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		t.Errorf("%s %s: %v", method, url, err)
+		return answer{}
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Error(err)
+		return answer{}
+	}
+	return answer{resp.StatusCode, resp.Header, got}
+}
+
+// message returns the message of the google.rpc.Status that every refusal has as
+// its body.
+func (a answer) message(t *testing.T) string {
+	t.Helper()
+	var st status.Status
+	switch got := a.header.Get("Content-Type"); got {
+	case protobufType:
+		if err := proto.Unmarshal(a.body, &st); err != nil {
+			t.Fatalf("body %q is no Status: %v", a.body, err)
+		}
+	case jsonType:
+		var fields struct {
+			Code    int32
+			Message string
+		}
+		if err := json.Unmarshal(a.body, &fields); err != nil {
+			t.Fatalf("body %q is no Status: %v", a.body, err)
+		}
+		st.Code, st.Message = fields.Code, fields.Message
+	default:
+		t.Fatalf("content type %q", got)
+	}
+	if st.GetCode() == 0 || st.GetMessage() == "" {
+		t.Fatalf("a Status of code %d with message %q", st.GetCode(), st.GetMessage())
+	}
+	return st.GetMessage()
+}
+
+// refused fails the test unless a says so with this status and in these words.
+func (a answer) refused(t *testing.T, want int, words string) {
+	t.Helper()
+	if a.status != want {
+		t.Fatalf("answered %d %q, want %d", a.status, a.body, want)
+	}
+	if got := a.message(t); !strings.Contains(got, words) {
+		t.Errorf("%d says %q, want something with %q", a.status, got, words)
+	}
+	seconds, err := strconv.Atoi(a.header.Get("Retry-After"))
+	if retry := want == http.StatusServiceUnavailable; retry != (err == nil && seconds > 0) {
+		t.Errorf("%d has Retry-After %q", a.status, a.header.Get("Retry-After"))
+	}
+}
+
+func (a answer) accepted(t *testing.T) {
+	t.Helper()
+	if a.status != http.StatusOK {
+		t.Fatalf("answered %d %q, want 200", a.status, a.body)
+	}
+}
+
+// requestOf returns a request of about the given size. Its text does not compress to
+// nothing, so that sizes on the wire are of the same order.
+func requestOf(bytes int) *coltracepb.ExportTraceServiceRequest {
+	var spans []*tracepb.Span
+	for size := 0; size < bytes; size += 64 {
+		spans = append(spans, &tracepb.Span{
+			TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "GET /api/" + strconv.Itoa(size*2654435761%1000003),
+		})
+	}
+	return &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
+	}}}
+}
+
+func encoded(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}
+
+// inUse returns the memory that is taken from the system and in use.
+func inUse() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse + m.StackInuse
+}
+
+// metric returns the value of a counter or gauge, or the count of a histogram.
+func metric(t *testing.T, reg prometheus.Gatherer, name, label string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() != name || label != "" && m.GetLabel()[0].GetValue() != label {
+				continue
+			}
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	t.Fatalf("no metric %s{%s}", name, label)
+	return 0
+}

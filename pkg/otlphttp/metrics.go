@@ -1,0 +1,98 @@
+package otlphttp
+
+import (
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are of one port, by whichever Server serves it: a port that is closed and
+// opened again keeps counting. Make them with NewMetrics.
+type Metrics struct {
+	requests *prometheus.CounterVec
+	refused  *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	duration prometheus.Histogram
+	panics   prometheus.Counter
+	evicted  prometheus.Counter
+
+	current atomic.Pointer[Server] // nil while the port is closed
+}
+
+// NewMetrics makes the metrics and registers them. It panics when they are registered
+// already. A nil reg registers nothing.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_otlphttp_requests_total",
+			Help: "OTLP/HTTP requests answered, by status code.",
+		}, []string{"code"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_otlphttp_refused_requests_total",
+			Help: "OTLP/HTTP requests refused before they reached the consumer, by reason.",
+		}, []string{"reason"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_otlphttp_received_bytes_total",
+			Help: "Bytes of OTLP/HTTP request bodies received whole, as they came and after decompression.",
+		}, []string{"form"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "metaflow_otlphttp_request_duration_seconds",
+			Help:    "Time from the headers of an OTLP/HTTP request to its answer.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, as for the gateway
+		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_otlphttp_panics_total",
+			Help: "Requests whose handler panicked.",
+		}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_otlphttp_evicted_connections_total",
+			Help: "Idle connections closed because there were too many.",
+		}),
+	}
+	for _, code := range []int{200, 400, 404, 405, 408, 413, 415, 500, 503} {
+		m.requests.WithLabelValues(strconv.Itoa(code))
+	}
+	for _, why := range reasons {
+		m.refused.WithLabelValues(string(why))
+	}
+	for _, form := range []string{formWire, formPlain} {
+		m.bytes.WithLabelValues(form)
+	}
+	if reg != nil {
+		reg.MustRegister(m.requests, m.refused, m.bytes, m.duration, m.panics, m.evicted,
+			m.gauge("bytes_in_flight", "Bytes of OTLP/HTTP requests not yet answered, estimates for those not yet read included.",
+				func(s *Server) int64 { n, _ := s.budget.InFlight(); return n }),
+			m.gauge("requests_in_flight", "OTLP/HTTP requests not yet answered.",
+				func(s *Server) int64 { _, n := s.budget.InFlight(); return int64(n) }),
+			m.gauge("connections", "Connections open, idle ones included.",
+				func(s *Server) int64 { return int64(s.connections.count()) }),
+		)
+	}
+	return m
+}
+
+// The forms in which bytes are counted.
+const (
+	formWire  = "wire"
+	formPlain = "decompressed"
+)
+
+// gauge shows something of the server that serves the port.
+func (m *Metrics) gauge(name, help string, of func(*Server) int64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "metaflow_otlphttp_" + name, Help: help}, func() float64 {
+		if s := m.current.Load(); s != nil {
+			return float64(of(s))
+		}
+		return 0
+	})
+}
+
+func (m *Metrics) answered(r *reply, took time.Duration) {
+	m.requests.WithLabelValues(strconv.Itoa(r.status)).Inc()
+	m.duration.Observe(took.Seconds())
+	if r.reason != "" {
+		m.refused.WithLabelValues(string(r.reason)).Inc()
+	}
+}

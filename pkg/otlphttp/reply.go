@@ -1,0 +1,156 @@
+package otlphttp
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
+)
+
+// maxMessageBytes keeps what an answer says short, whatever it quotes.
+const maxMessageBytes = 1 << 10
+
+// reason says why a request did not reach the consumer. The zero value is that it did.
+type reason string
+
+const (
+	badPath     reason = "path"
+	badMethod   reason = "method"
+	badType     reason = "content_type"
+	badEncoding reason = "content_encoding"
+	tooLarge    reason = "too_large"
+	tooSlow     reason = "too_slow"
+	brokenOff   reason = "broken_off"
+	malformed   reason = "malformed"
+	stopping    reason = "stopping"
+)
+
+var reasons = []reason{
+	badPath, badMethod, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping,
+	reason(inflight.TooManyBytes), reason(inflight.TooManyRequests),
+}
+
+// reply is an answer: a Result when status is 200, else a google.rpc.Status.
+type reply struct {
+	status     int
+	reason     reason
+	result     Result
+	code       code.Code
+	message    string
+	retryAfter time.Duration // for 503
+}
+
+func (s *Server) refuse(httpStatus int, c code.Code, why reason, format string, args ...any) *reply {
+	return &reply{status: httpStatus, code: c, reason: why, message: fmt.Sprintf(format, args...)}
+}
+
+func (s *Server) refuseTooLarge(what string) *reply {
+	return s.refuse(http.StatusRequestEntityTooLarge, code.Code_RESOURCE_EXHAUSTED, tooLarge,
+		"%s: %d bytes are accepted, send smaller batches", what, s.cfg.MaxRequestBytes)
+}
+
+func (s *Server) refuseBusy(why inflight.Refusal) *reply {
+	return &reply{
+		status: http.StatusServiceUnavailable, code: code.Code_UNAVAILABLE, reason: reason(why),
+		message:    "receiver is at its limit of " + strings.ReplaceAll(string(why), "_", " "),
+		retryAfter: s.cfg.RetryDelay,
+	}
+}
+
+// failed maps a consumer's error to the answer.
+func (s *Server) failed(err error) *reply {
+	r := &reply{message: err.Error()}
+	switch fault.ClassOf(err) {
+	case fault.Rejected:
+		r.status, r.code = http.StatusBadRequest, code.Code_INVALID_ARGUMENT
+	case fault.Retryable, fault.Overload, fault.Fenced:
+		r.status, r.code, r.retryAfter = http.StatusServiceUnavailable, code.Code_UNAVAILABLE, s.cfg.RetryDelay
+		var told interface{ RetryAfter() time.Duration }
+		if errors.As(err, &told) && told.RetryAfter() > 0 {
+			r.retryAfter = told.RetryAfter()
+		}
+	default:
+		r.status, r.code = http.StatusInternalServerError, code.Code_INTERNAL
+	}
+	return r
+}
+
+// write sends the answer. An error means that the client has gone: nobody is left to
+// be told.
+func (r *reply) write(w http.ResponseWriter, f form) {
+	body, err := r.body(f)
+	if err != nil {
+		body = nil
+	}
+	h := w.Header()
+	h["Content-Type"] = f.header
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	switch r.status {
+	case http.StatusServiceUnavailable:
+		h.Set("Retry-After", strconv.FormatInt(seconds(jitter(r.retryAfter)), 10))
+	case http.StatusMethodNotAllowed:
+		h.Set("Allow", http.MethodPost)
+	case http.StatusUnsupportedMediaType:
+		h.Set("Accept-Encoding", acceptedEncodings)
+	}
+	w.WriteHeader(r.status)
+	_, _ = w.Write(body) //nolint:gosec // JSON or protobuf, as its type says: nobody shows it as HTML
+}
+
+func (r *reply) body(f form) ([]byte, error) {
+	message := text(r.message)
+	switch {
+	case r.status != http.StatusOK && f.json:
+		return json.Marshal(map[string]any{"code": int32(r.code), "message": message})
+	case r.status != http.StatusOK:
+		return proto.Marshal(&status.Status{Code: int32(r.code), Message: message})
+	case f.json && r.result == (Result{}):
+		return []byte("{}"), nil
+	case f.json:
+		partial := map[string]string{}
+		if r.result.Rejected != 0 {
+			partial["rejectedSpans"] = strconv.FormatInt(r.result.Rejected, 10) // 64-bit integers are strings
+		}
+		if r.result.Message != "" {
+			partial["errorMessage"] = text(r.result.Message)
+		}
+		return json.Marshal(map[string]any{"partialSuccess": partial})
+	case r.result == (Result{}):
+		return nil, nil // the encoding of an empty message
+	default:
+		return proto.Marshal(&coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
+			RejectedSpans: r.result.Rejected, ErrorMessage: text(r.result.Message),
+		}})
+	}
+}
+
+// text makes a message fit for an answer: valid UTF-8, and short.
+func text(s string) string {
+	if len(s) > maxMessageBytes {
+		s = s[:maxMessageBytes] + "..."
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// jitter spreads clients that were refused together between half of d and one
+// and a half.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d+1) //nolint:gosec // spreads load, guards nothing
+}
+
+// seconds rounds up: Retry-After has no fractions, and 0 would mean at once.
+func seconds(d time.Duration) int64 {
+	return max(1, int64((d+time.Second-1)/time.Second))
+}

@@ -1,0 +1,185 @@
+package otlphttp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
+)
+
+// maxHeaderBytes is far more than exporters send, tokens and baggage included, and little
+// beside what a connection costs anyway.
+const maxHeaderBytes = 32 << 10
+
+// Options are what code sets. The zero value is usable.
+type Options struct {
+	Logger *slog.Logger // nil logs nothing
+	// Metrics are those of the port, made once for all the Servers that serve it one
+	// after the other. Nil counts nothing that anybody sees.
+	Metrics *Metrics
+	// ShutdownGrace bounds the wait for running requests after Run's context
+	// ended. Default 30 s.
+	ShutdownGrace time.Duration
+}
+
+// Server receives OTLP traces. Make one with New.
+type Server struct {
+	cfg         Config
+	consumer    Consumer
+	log         *slog.Logger
+	grace       time.Duration
+	metrics     *Metrics
+	budget      *inflight.Budget
+	buffers     inflight.Buffers
+	decoders    *decoders
+	connections *connections
+	listener    net.Listener
+	http        *http.Server
+	running     requests
+}
+
+// New checks cfg and binds its address, so that a port in use is reported before
+// anything runs. It starts nothing: clients that connect early wait for Run. A Server
+// that never runs must be closed.
+func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("otlp http config: %w", err)
+	}
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for otlp http: %w", err)
+	}
+	return newServer(cfg, consumer, opts, listener), nil
+}
+
+func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listener) *Server {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Metrics == nil {
+		opts.Metrics = NewMetrics(nil)
+	}
+	if opts.ShutdownGrace <= 0 {
+		opts.ShutdownGrace = 30 * time.Second
+	}
+	s := &Server{
+		cfg:      cfg,
+		consumer: consumer,
+		log:      opts.Logger,
+		grace:    opts.ShutdownGrace,
+		metrics:  opts.Metrics,
+		budget: inflight.New(inflight.Limits{
+			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight,
+		}),
+		decoders:    newDecoders(runtime.GOMAXPROCS(0)),
+		connections: newConnections(cfg.MaxConnections),
+		listener:    listener,
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	s.http = &http.Server{
+		Handler:                      s,
+		Protocols:                    protocols,
+		DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout:            cfg.HeaderTimeout,
+		IdleTimeout:                  cfg.IdleTimeout,
+		MaxHeaderBytes:               maxHeaderBytes,
+		ConnState:                    s.connectionChanged,
+		ErrorLog:                     slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug), // what clients do wrong
+	}
+	s.metrics.current.Store(s)
+	return s
+}
+
+// Addr is where the server listens, with the port that was picked.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Run serves until ctx ends, then lets running requests finish within the grace
+// period and cuts off the rest. A stop that was asked for returns nil. When Run
+// returns, the port is free and no request is being served. Run is called once.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.metrics.current.CompareAndSwap(s, nil)
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
+	s.http.BaseContext = func(net.Listener) context.Context { return requests }
+
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.listener) }()
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		s.drain(requests)
+		err = <-served
+	}
+	endRequests()
+	s.http.Close()
+	s.running.wait()
+	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve otlp http on %s: %w", s.Addr(), err)
+}
+
+// drain stops listening and waits for running requests, at most for the grace
+// period.
+func (s *Server) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.grace)
+	defer cancel()
+	s.connections.drain() // http.Server.Shutdown would wait some seconds for those that are new
+	if err := s.http.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
+		_, requests := s.budget.InFlight()
+		s.log.Warn("requests cut off at shutdown", slog.Int("requests", requests), slog.Duration("grace", s.grace))
+	}
+}
+
+// Close releases the port of a Server that does not run. After Run it does
+// nothing.
+func (s *Server) Close() error {
+	s.metrics.current.CompareAndSwap(s, nil)
+	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close otlp http listener: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) connectionChanged(conn net.Conn, state http.ConnState) {
+	if evict := s.connections.changed(conn, state); evict != nil {
+		s.metrics.evicted.Inc()
+		evict.Close()
+	}
+}
+
+// requests counts handlers, so that Run can wait for the last of them. A request may
+// arrive while Run begins to wait: it is not let in.
+type requests struct {
+	mu     sync.Mutex
+	closed bool
+	count  sync.WaitGroup
+}
+
+func (r *requests) enter() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.count.Add(1)
+	return true
+}
+
+func (r *requests) leave() { r.count.Done() }
+
+func (r *requests) wait() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.count.Wait()
+}
