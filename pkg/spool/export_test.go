@@ -1,0 +1,39 @@
+package spool
+
+// Crash ends the Spool as the end of the process would: nothing is written any
+// more, the lock is free.
+func (s *Spool) Crash() {
+	s.syncing <- struct{}{}
+	s.reading.Lock()
+	s.leave()
+	s.mu.Lock()
+	s.closed = true
+	s.awake()
+	s.dir.Close()
+	s.cursor.Close()
+	for _, g := range s.segments {
+		if g.file != nil {
+			g.file.Close()
+		}
+	}
+	s.mu.Unlock()
+	s.reading.Unlock()
+	<-s.syncing
+}
+
+// BreakActive makes every write to the active segment fail, and its sync.
+func (s *Spool) BreakActive() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active.file.Close()
+}
+
+// EncodeHeader returns the header of an entry, for the test of the format.
+func EncodeHeader(segment uint64, flags, index, length uint32, received int64, bodyCRC uint32) [headerSize]byte {
+	return header{flags, index, length, received, bodyCRC}.encode(segment)
+}
+
+// EncodeCursor returns a cursor's file, for the test of the format.
+func EncodeCursor(clean bool, doneSegment uint64, doneIndex uint32, handedSegment uint64, handedIndex uint32) []byte {
+	return cursor{clean, position{doneSegment, doneIndex}, position{handedSegment, handedIndex}}.encode()
+}
