@@ -173,6 +173,39 @@ func TestChartKeepsPassword(t *testing.T) {
 	}
 }
 
+// The server demands the token that metaflow-ctl beside it and that of helm test show.
+func TestChartControlToken(t *testing.T) {
+	for name, tc := range map[string]struct{ values, secret, key string }{
+		"given":  {"server: {credentials: {controlToken: {value: hush}}}", "metaflow-server", "control-token"},
+		"exists": {"server: {credentials: {controlToken: {existingSecret: mine, key: t}}}", "mine", "t"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := release{values: tc.values}.objects(t)
+			o.secrets = map[string][]string{"mine": {"t"}}
+			for _, problem := range o.audit() {
+				t.Error(problem)
+			}
+			want := []string{"server METAFLOW_CONTROL_TOKEN", "server METAFLOW_CTL_TOKEN", "control METAFLOW_CTL_TOKEN"}
+			for _, w := range o.workloads {
+				for _, c := range w.template.Spec.Containers {
+					for _, e := range c.Env {
+						if !strings.HasSuffix(e.Name, "_TOKEN") {
+							continue
+						}
+						want = slices.DeleteFunc(want, func(s string) bool { return s == c.Name+" "+e.Name })
+						if ref := e.ValueFrom.SecretKeyRef; ref.Name != tc.secret || ref.Key != tc.key {
+							t.Errorf("%s of %s is %s of %s", e.Name, w, ref.Key, ref.Name)
+						}
+					}
+				}
+			}
+			if len(want) > 0 {
+				t.Errorf("no container has %v", want)
+			}
+		})
+	}
+}
+
 // fakeCluster is what lookup finds, by version and kind.
 type fakeCluster map[string][]runtime.Object
 

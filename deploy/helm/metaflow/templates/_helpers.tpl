@@ -176,6 +176,19 @@ key_file: {{ $dir }}/tls.key
 {{- end }}
 {{- end -}}
 
+{{/* The token of the control API under the name that a program knows it by: (list . "METAFLOW_CTL_TOKEN"). */}}
+{{- define "metaflow.controlToken" -}}
+{{- $top := index . 0 -}}
+{{- $token := $top.Values.server.credentials.controlToken -}}
+{{- with include "metaflow.credentialSecret" (list $top $token "server") -}}
+- name: {{ index $ 1 }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ ternary $token.key "control-token" (ne $token.existingSecret "") }}
+{{- end -}}
+{{- end -}}
+
 {{- define "metaflow.clickhouse.secret" -}}
 {{- default (printf "%s-clickhouse" (include "metaflow.fullname" .)) .Values.clickhouse.password.existingSecret -}}
 {{- end -}}
