@@ -1,41 +1,29 @@
 package clickhouse
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/migrations"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Addresses    []string      `mapstructure:"addresses" doc:"host:port pairs of the native protocol; without a cluster they must be replicas of one another"`
-	Database     string        `mapstructure:"database" doc:"database that holds everything; created when missing"`
-	Cluster      string        `mapstructure:"cluster" doc:"name in remote_servers; set it to use Replicated and Distributed tables on all of its nodes"`
-	Username     string        `mapstructure:"username" doc:"user that may create tables, insert and select"`
-	Password     string        `mapstructure:"password" doc:"password of the user" secret:"true"`
-	Compression  string        `mapstructure:"compression" doc:"of inserted blocks on the wire: lz4, zstd or none; none saves CPU when ClickHouse is on this machine"`
-	DialTimeout  time.Duration `mapstructure:"dial_timeout" doc:"time for one connection, with TLS and login; too short fails when ClickHouse is busy, too long delays the turn to another replica"`
-	QueryTimeout time.Duration `mapstructure:"query_timeout" doc:"time for one insert or query; an insert that takes longer is sent again under the same token"`
-	InsertQuorum string        `mapstructure:"insert_quorum" doc:"replicas that must have a block before it counts as stored: a number, or auto for a majority; empty leaves it to the user's settings in ClickHouse"`
-	TLS          TLS           `mapstructure:"tls"`
-}
-
-// TLS is how connections are encrypted.
-type TLS struct {
-	Enabled            bool   `mapstructure:"enabled" doc:"use TLS; the addresses then name the secure native port, usually 9440"`
-	CAFile             string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
-	CertFile           string `mapstructure:"cert_file" doc:"PEM file of the client's certificate; needs key_file"`
-	KeyFile            string `mapstructure:"key_file" doc:"PEM file of the client's key; needs cert_file"`
-	ServerName         string `mapstructure:"server_name" doc:"name to expect in the server's certificate; empty expects the host of the address"`
-	InsecureSkipVerify bool   `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
+	Addresses    []string         `mapstructure:"addresses" doc:"host:port pairs of the native protocol; without a cluster they must be replicas of one another"`
+	Database     string           `mapstructure:"database" doc:"database that holds everything; created when missing"`
+	Cluster      string           `mapstructure:"cluster" doc:"name in remote_servers; set it to use Replicated and Distributed tables on all of its nodes"`
+	Username     string           `mapstructure:"username" doc:"user that may create tables, insert and select"`
+	Password     string           `mapstructure:"password" doc:"password of the user" secret:"true"`
+	Compression  string           `mapstructure:"compression" doc:"of inserted blocks on the wire: lz4, zstd or none; none saves CPU when ClickHouse is on this machine"`
+	DialTimeout  time.Duration    `mapstructure:"dial_timeout" doc:"time for one connection, with TLS and login; too short fails when ClickHouse is busy, too long delays the turn to another replica"`
+	QueryTimeout time.Duration    `mapstructure:"query_timeout" doc:"time for one insert or query; an insert that takes longer is sent again under the same token"`
+	InsertQuorum string           `mapstructure:"insert_quorum" doc:"replicas that must have a block before it counts as stored: a number, or auto for a majority; empty leaves it to the user's settings in ClickHouse"`
+	TLS          tlsconfig.Client `mapstructure:"tls" doc:"encryption; the secure native port is usually 9440"`
 }
 
 // DefaultConfig returns the configuration of a single ClickHouse on this machine.
@@ -89,10 +77,7 @@ func (c Config) Validate() error {
 	if n, err := strconv.Atoi(c.InsertQuorum); c.InsertQuorum != "" && c.InsertQuorum != "auto" && (err != nil || n < 0) {
 		problem("insert_quorum: %q is not a number, auto or empty", c.InsertQuorum)
 	}
-	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
-		problem("tls.cert_file and tls.key_file: %q and %q, but one needs the other", c.TLS.CertFile, c.TLS.KeyFile)
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
 }
 
 func checkAddress(addr string) error {
@@ -107,34 +92,4 @@ func checkAddress(addr string) error {
 		return fmt.Errorf("%q: %q is not a port", addr, port)
 	}
 	return nil
-}
-
-// config reads the files that t names. It returns nil when TLS is off.
-func (t TLS) config() (*tls.Config, error) {
-	if !t.Enabled {
-		return nil, nil //nolint:nilnil // both drivers take nil for "no TLS"
-	}
-	cfg := &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		ServerName:         t.ServerName,
-		InsecureSkipVerify: t.InsecureSkipVerify, //nolint:gosec // the operator asked for it by that name
-	}
-	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read tls.ca_file: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read tls.ca_file: %s holds no certificate", t.CAFile)
-		}
-	}
-	if t.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("read tls.cert_file and tls.key_file: %w", err)
-		}
-		cfg.Certificates = []tls.Certificate{cert}
-	}
-	return cfg, nil
 }

@@ -2,12 +2,14 @@ package clickhouse
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // clientName is what we call ourselves in ClickHouse's lists of queries.
@@ -21,13 +23,13 @@ const staleAfter = 2 * time.Second
 // dialer makes connections that speak the native protocol.
 type dialer struct {
 	options ch.Options // without an address
-	tls     *tls.Config
+	tls     *tlsconfig.Source
 	inserts string        // how inserted blocks are compressed
 	timeout time.Duration // for all of connecting, encrypting and logging in
 }
 
-func newDialer(cfg Config) (*dialer, error) {
-	tlsConfig, err := cfg.TLS.config()
+func newDialer(cfg Config, log *slog.Logger) (*dialer, error) {
+	certificates, err := cfg.TLS.Source("tls", log)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +42,7 @@ func newDialer(cfg Config) (*dialer, error) {
 			// closing the connection under the client.
 			ReadTimeout: ch.NoTimeout,
 		},
-		tls:     tlsConfig,
+		tls:     certificates,
 		inserts: cfg.Compression,
 		timeout: cfg.DialTimeout,
 	}, nil

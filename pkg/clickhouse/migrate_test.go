@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 func TestForwardBackAndForward(t *testing.T) {
@@ -262,7 +263,7 @@ func TestConfigReportsEveryProblem(t *testing.T) {
 	}
 	err := Config{
 		Addresses: []string{"nowhere", "host:port", ":9000"}, Database: "a b", Cluster: "it's", Compression: "gzip",
-		InsertQuorum: "most", TLS: TLS{CertFile: "c.pem"},
+		InsertQuorum: "most", TLS: tlsconfig.Client{CertFile: "c.pem"},
 	}.Validate()
 	want := []string{
 		`addresses[0]: address nowhere: missing port in address`,

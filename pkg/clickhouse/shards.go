@@ -39,7 +39,7 @@ type shards struct {
 }
 
 func newShards(cfg Config, maxConns int, log *slog.Logger) (*shards, error) {
-	d, err := newDialer(cfg)
+	d, err := newDialer(cfg, log)
 	if err != nil {
 		return nil, err
 	}

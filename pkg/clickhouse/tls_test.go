@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // encrypted stands before the engine as its secure port. It returns its
@@ -70,15 +72,15 @@ func TestConnectionsAreEncrypted(t *testing.T) {
 	mustExec(t, d, "CREATE TABLE "+plain.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
 	addr, ca := encrypted(t, engine.NativeAddr())
 	tests := map[string]struct {
-		tls  TLS
+		tls  tlsconfig.Client
 		want string // part of the error
 	}{
-		"the authority is trusted":      {TLS{Enabled: true, CAFile: ca}, ""},
-		"another name is expected":      {TLS{Enabled: true, CAFile: ca, ServerName: "example.com"}, ""},
-		"any certificate is accepted":   {TLS{Enabled: true, InsecureSkipVerify: true}, ""},
-		"the authority is not trusted":  {TLS{Enabled: true}, "certificate"},
-		"the certificate is of another": {TLS{Enabled: true, CAFile: ca, ServerName: "other.test"}, "other.test"},
-		"the server wants TLS":          {TLS{}, "log in"},
+		"the authority is trusted":      {tlsconfig.Client{Enabled: true, CAFile: ca}, ""},
+		"another name is expected":      {tlsconfig.Client{Enabled: true, CAFile: ca, ServerName: "example.com"}, ""},
+		"any certificate is accepted":   {tlsconfig.Client{Enabled: true, InsecureSkipVerify: true}, ""},
+		"the authority is not trusted":  {tlsconfig.Client{Enabled: true}, "certificate"},
+		"the certificate is of another": {tlsconfig.Client{Enabled: true, CAFile: ca, ServerName: "other.test"}, "other.test"},
+		"the server wants TLS":          {tlsconfig.Client{}, "log in"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -103,7 +105,7 @@ func TestConnectionsAreEncrypted(t *testing.T) {
 }
 
 func TestMissingTLSFilesAreNamed(t *testing.T) {
-	for name, c := range map[string]TLS{
+	for name, c := range map[string]tlsconfig.Client{
 		"tls.ca_file":   {Enabled: true, CAFile: "no/such.pem"},
 		"tls.cert_file": {Enabled: true, CertFile: "no/such.pem", KeyFile: "no/such.key"},
 	} {

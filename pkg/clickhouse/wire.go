@@ -2,11 +2,12 @@ package clickhouse
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // farewell is how long a connection that is ended early waits for the server
@@ -27,32 +28,15 @@ type wire struct {
 	err  error
 }
 
-// dialWire connects, and encrypts unless tlsConfig is nil. Closing what it
+// dialWire connects, and encrypts unless certificates is nil. Closing what it
 // returns closes a wire.
-func dialWire(ctx context.Context, addr string, tlsConfig *tls.Config) (net.Conn, error) {
+func dialWire(ctx context.Context, addr string, certificates *tlsconfig.Source) (net.Conn, error) {
 	plain, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	w := &wire{TCPConn: plain.(*net.TCPConn)} //nolint:forcetypeassert // a dialer of "tcp" makes no other
-	if tlsConfig == nil {
-		return w, nil
-	}
-	if tlsConfig.ServerName == "" && !tlsConfig.InsecureSkipVerify {
-		host, _, err := net.SplitHostPort(addr)
-		if err != nil {
-			_ = w.Close()
-			return nil, err
-		}
-		tlsConfig = tlsConfig.Clone()
-		tlsConfig.ServerName = host
-	}
-	encrypted := tls.Client(w, tlsConfig)
-	if err := encrypted.HandshakeContext(ctx); err != nil {
-		_ = encrypted.Close()
-		return nil, err
-	}
-	return encrypted, nil
+	return certificates.Encrypt(ctx, w, addr)
 }
 
 // Close may be called while others read and write: they end at once, with a

@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/metadata"
 	"github.com/segmentio/kafka-go/sasl"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 const (
@@ -45,7 +46,7 @@ type Client struct {
 	codec     codec
 	addr      net.Addr
 	transport *kafkago.Transport
-	tls       *tls.Config
+	tls       *tlsconfig.Source
 	sasl      sasl.Mechanism
 
 	mu        sync.Mutex
@@ -66,7 +67,7 @@ func New(cfg Config, opts Options) (*Client, error) {
 	if c.codec, err = codecByName(cfg.Compression); err != nil {
 		return nil, err
 	}
-	if c.tls, err = cfg.TLS.config(); err != nil {
+	if c.tls, err = cfg.TLS.Source("tls", opts.Logger); err != nil {
 		return nil, err
 	}
 	if c.sasl, err = cfg.SASL.mechanism(); err != nil {
@@ -79,10 +80,18 @@ func New(cfg Config, opts Options) (*Client, error) {
 		ClientID:    clientID,
 		DialTimeout: dialTimeout,
 		MetadataTTL: metadataTTL,
-		TLS:         c.tls,
+		Dial:        c.dial, // TLS included: the library would keep the certificates of the start
 		SASL:        c.sasl,
 	}
 	return c, nil
+}
+
+func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.tls.Encrypt(ctx, conn, addr)
 }
 
 // Close ends the idle connections; those in use end with their request. The

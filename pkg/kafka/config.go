@@ -7,19 +7,21 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Brokers        []string      `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
-	Partitions     int           `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
-	Replication    int           `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
-	Retention      time.Duration `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
-	Compression    string        `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half of the CPU of lz4, zstd about half of its space for up to twice its CPU"`
-	MaxRecordBytes int64         `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
-	ProduceTimeout time.Duration `mapstructure:"produce_timeout" doc:"how long to try to get records acknowledged by all in-sync replicas before the client is told to send again"`
-	SASL           SASL          `mapstructure:"sasl"`
-	TLS            TLS           `mapstructure:"tls"`
+	Brokers        []string         `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
+	Partitions     int              `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
+	Replication    int              `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
+	Retention      time.Duration    `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
+	Compression    string           `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half of the CPU of lz4, zstd about half of its space for up to twice its CPU"`
+	MaxRecordBytes int64            `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
+	ProduceTimeout time.Duration    `mapstructure:"produce_timeout" doc:"how long to try to get records acknowledged by all in-sync replicas before the client is told to send again"`
+	SASL           SASL             `mapstructure:"sasl"`
+	TLS            tlsconfig.Client `mapstructure:"tls" doc:"encryption; the brokers' listeners for it are usually on port 9093"`
 }
 
 // SASL is how to log in. The zero value does not.
@@ -27,16 +29,6 @@ type SASL struct {
 	Mechanism string `mapstructure:"mechanism" doc:"plain, scram-sha-256 or scram-sha-512; empty does not log in"`
 	Username  string `mapstructure:"username" doc:"user to log in as"`
 	Password  string `mapstructure:"password" doc:"password of the user" secret:"true"`
-}
-
-// TLS is how connections are encrypted. The zero value does not.
-type TLS struct {
-	Enabled            bool   `mapstructure:"enabled" doc:"use TLS; the brokers then name their TLS listeners, usually port 9093"`
-	CAFile             string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
-	CertFile           string `mapstructure:"cert_file" doc:"PEM file of the client's certificate; needs key_file"`
-	KeyFile            string `mapstructure:"key_file" doc:"PEM file of the client's key; needs cert_file"`
-	ServerName         string `mapstructure:"server_name" doc:"name to expect in the brokers' certificates; empty expects the host of each address"`
-	InsecureSkipVerify bool   `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
 }
 
 // DefaultConfig returns the configuration for one broker on this machine.
@@ -89,10 +81,7 @@ func (c Config) Validate() error {
 		problem("produce_timeout: %s is less than 100ms", c.ProduceTimeout)
 	}
 	errs = append(errs, c.SASL.problems()...)
-	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
-		problem("tls.cert_file and tls.key_file: %q and %q, but one needs the other", c.TLS.CertFile, c.TLS.KeyFile)
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
 }
 
 func (s SASL) problems() []error {

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 func TestDefaultConfigIsValid(t *testing.T) {
@@ -21,7 +22,7 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		Brokers:     []string{"kafka", "kafka:", ":9092", "kafka:9092"},
 		Compression: "brotli", MaxRecordBytes: 1, Retention: time.Second,
 		SASL: kafka.SASL{Mechanism: "gssapi"},
-		TLS:  kafka.TLS{CertFile: "cert.pem"},
+		TLS:  tlsconfig.Client{CertFile: "cert.pem"},
 	}
 	want := []string{
 		"brokers[0]: address kafka: missing port in address",

@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // useEverything produces, fetches and joins a group.
@@ -91,17 +92,17 @@ func TestTLS(t *testing.T) {
 		Certificates: []tls.Certificate{server}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS12,
 	})
 	file := func(name string) string { return filepath.Join(dir, name) }
-	good := kafka.TLS{Enabled: true, CAFile: file("ca.pem")}
+	good := tlsconfig.Client{Enabled: true, CAFile: file("ca.pem")}
 	tests := map[string]struct {
-		edit func(*kafka.TLS)
+		edit func(*tlsconfig.Client)
 		want string // in the error; empty for success
 	}{
-		"trusted authority":   {func(*kafka.TLS) {}, ""},
-		"client certificate":  {func(c *kafka.TLS) { c.CertFile, c.KeyFile = file("client.pem"), file("client.key") }, ""},
-		"unknown authority":   {func(c *kafka.TLS) { c.CAFile = file("other.pem") }, "certificate signed by unknown authority"},
-		"other server name":   {func(c *kafka.TLS) { c.ServerName = "kafka.example" }, "kafka.example"},
-		"nothing is verified": {func(c *kafka.TLS) { c.CAFile, c.InsecureSkipVerify = file("other.pem"), true }, ""},
-		"no TLS at all":       {func(c *kafka.TLS) { c.Enabled = false }, "TLS"},
+		"trusted authority":   {func(*tlsconfig.Client) {}, ""},
+		"client certificate":  {func(c *tlsconfig.Client) { c.CertFile, c.KeyFile = file("client.pem"), file("client.key") }, ""},
+		"unknown authority":   {func(c *tlsconfig.Client) { c.CAFile = file("other.pem") }, "certificate signed by unknown authority"},
+		"other server name":   {func(c *tlsconfig.Client) { c.ServerName = "kafka.example" }, "kafka.example"},
+		"nothing is verified": {func(c *tlsconfig.Client) { c.CAFile, c.InsecureSkipVerify = file("other.pem"), true }, ""},
+		"no TLS at all":       {func(c *tlsconfig.Client) { c.Enabled = false }, "TLS"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -119,10 +120,10 @@ func TestTLS(t *testing.T) {
 		})
 	}
 
-	for name, edit := range map[string]func(*kafka.TLS){
-		"ca_file is missing":       func(c *kafka.TLS) { c.CAFile = file("none.pem") },
-		"ca_file is not PEM":       func(c *kafka.TLS) { c.CAFile = file("client.key") },
-		"key of another cert_file": func(c *kafka.TLS) { c.CertFile, c.KeyFile = file("client.pem"), file("server.key") },
+	for name, edit := range map[string]func(*tlsconfig.Client){
+		"ca_file is missing":       func(c *tlsconfig.Client) { c.CAFile = file("none.pem") },
+		"ca_file is not PEM":       func(c *tlsconfig.Client) { c.CAFile = file("client.key") },
+		"key of another cert_file": func(c *tlsconfig.Client) { c.CertFile, c.KeyFile = file("client.pem"), file("server.key") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := kafka.DefaultConfig()

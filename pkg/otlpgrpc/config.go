@@ -6,20 +6,22 @@ import (
 	"math"
 	"net"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Listen               string        `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
-	MaxRequestBytes      int64         `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request after decompression; larger ones are refused for good"`
-	MaxBytesInFlight     int64         `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while Kafka is slow"`
-	MaxRequestsInFlight  int           `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
-	MaxConcurrentStreams int           `mapstructure:"max_concurrent_streams" doc:"requests at a time on one connection; more wait at the client"`
-	RetryDelay           time.Duration `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again; each is told between half of it and one and a half"`
-	ConnectionAge        time.Duration `mapstructure:"connection_age" doc:"age at which a client is asked to connect again, so that load spreads over new replicas; 0 is never"`
-	ConnectionAgeGrace   time.Duration `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
-	Keepalive            Keepalive     `mapstructure:"keepalive"`
-	TLS                  TLS           `mapstructure:"tls"`
+	Listen               string           `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
+	MaxRequestBytes      int64            `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request after decompression; larger ones are refused for good"`
+	MaxBytesInFlight     int64            `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while Kafka is slow"`
+	MaxRequestsInFlight  int              `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
+	MaxConcurrentStreams int              `mapstructure:"max_concurrent_streams" doc:"requests at a time on one connection; more wait at the client"`
+	RetryDelay           time.Duration    `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again; each is told between half of it and one and a half"`
+	ConnectionAge        time.Duration    `mapstructure:"connection_age" doc:"age at which a client is asked to connect again, so that load spreads over new replicas; 0 is never"`
+	ConnectionAgeGrace   time.Duration    `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
+	Keepalive            Keepalive        `mapstructure:"keepalive"`
+	TLS                  tlsconfig.Server `mapstructure:"tls"`
 }
 
 // Keepalive finds dead connections and turns away clients that ping too often.
@@ -27,14 +29,6 @@ type Keepalive struct {
 	Time              time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged"`
 	Timeout           time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
 	MinClientInterval time.Duration `mapstructure:"min_client_interval" doc:"clients that ping more often than this are disconnected"`
-}
-
-// TLS is plain text when empty. With a certificate, TLS is required; with
-// a client CA too, clients must show a certificate signed by it.
-type TLS struct {
-	CertFile     string `mapstructure:"cert_file" doc:"PEM certificate chain of the server; empty means plain text"`
-	KeyFile      string `mapstructure:"key_file" doc:"PEM private key of cert_file"`
-	ClientCAFile string `mapstructure:"client_ca_file" doc:"PEM certificates that sign clients; set, a client without a certificate is refused"`
 }
 
 // DefaultConfig returns the configuration of a gateway on its documented port.
@@ -80,9 +74,5 @@ func (c Config) Validate() error {
 	check(c.Keepalive.Time >= time.Second, "keepalive.time: %s is less than 1s", c.Keepalive.Time)
 	check(c.Keepalive.Timeout > 0, "keepalive.timeout: %s is not positive", c.Keepalive.Timeout)
 	check(c.Keepalive.MinClientInterval > 0, "keepalive.min_client_interval: %s is not positive", c.Keepalive.MinClientInterval)
-	check((c.TLS.CertFile == "") == (c.TLS.KeyFile == ""),
-		"tls: cert_file %q and key_file %q must be set together", c.TLS.CertFile, c.TLS.KeyFile)
-	check(c.TLS.ClientCAFile == "" || c.TLS.CertFile != "",
-		"tls.client_ca_file: %q needs tls.cert_file", c.TLS.ClientCAFile)
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
 }

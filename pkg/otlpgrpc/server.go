@@ -13,6 +13,7 @@ import (
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -119,12 +120,12 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.ChainUnaryInterceptor(s.guardUnary),
 		grpc.ChainStreamInterceptor(s.guardStream),
 	}
-	creds, err := s.cfg.TLS.credentials()
+	certificates, err := s.cfg.TLS.Config("grpc.tls", s.log)
 	if err != nil {
 		return nil, err
 	}
-	if creds != nil {
-		opts = append(opts, grpc.Creds(creds))
+	if certificates != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(certificates)))
 	}
 	return opts, nil
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 const traceServiceName = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -211,8 +212,8 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 		want   []string
 	}{
 		"port taken":         {func(c *otlpgrpc.Config) { c.Listen = taken.Addr().String() }, []string{"grpc.listen", "address already in use"}},
-		"no certificate":     {func(c *otlpgrpc.Config) { c.TLS = otlpgrpc.TLS{CertFile: "/no/cert", KeyFile: "/no/key"} }, []string{"grpc.tls.cert_file", "/no/cert"}},
-		"half a key pair":    {func(c *otlpgrpc.Config) { c.TLS.CertFile = "/no/cert" }, []string{"tls: cert_file \"/no/cert\" and key_file \"\""}},
+		"no certificate":     {func(c *otlpgrpc.Config) { c.TLS = tlsconfig.Server{CertFile: "/no/cert", KeyFile: "/no/key"} }, []string{"grpc.tls.cert_file", "/no/cert"}},
+		"half a key pair":    {func(c *otlpgrpc.Config) { c.TLS.CertFile = "/no/cert" }, []string{`tls.cert_file and tls.key_file: "/no/cert" and ""`}},
 		"a CA without TLS":   {func(c *otlpgrpc.Config) { c.TLS.ClientCAFile = "/no/ca" }, []string{"tls.client_ca_file"}},
 		"every value absurd": {func(c *otlpgrpc.Config) { *c = otlpgrpc.Config{MaxBytesInFlight: -1} }, []string{"listen", "max_request_bytes: 0", "max_bytes_in_flight: -1", "max_requests_in_flight: 0", "max_concurrent_streams: 0", "retry_delay: 0s", "connection_age_grace: 0s", "keepalive.time: 0s", "keepalive.timeout: 0s", "keepalive.min_client_interval: 0s"}},
 	}

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // authority signs certificates for one test.
@@ -107,11 +108,11 @@ func TestWhoMayConnect(t *testing.T) {
 	}
 	anonymous := credentials.NewTLS(&tls.Config{RootCAs: ours.pool()})
 
-	plain := otlpgrpc.TLS{}
-	oneWay := otlpgrpc.TLS{CertFile: certFile, KeyFile: keyFile}
-	mutual := otlpgrpc.TLS{CertFile: certFile, KeyFile: keyFile, ClientCAFile: caFile}
+	plain := tlsconfig.Server{}
+	oneWay := tlsconfig.Server{CertFile: certFile, KeyFile: keyFile}
+	mutual := tlsconfig.Server{CertFile: certFile, KeyFile: keyFile, ClientCAFile: caFile}
 	tests := map[string]struct {
-		server otlpgrpc.TLS
+		server tlsconfig.Server
 		client credentials.TransportCredentials
 		want   codes.Code
 	}{

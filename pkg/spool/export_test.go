@@ -28,6 +28,24 @@ func (s *Spool) BreakActive() {
 	s.active.file.Close()
 }
 
+// AppendBreakingSync appends e and breaks the file before it is synced.
+func (s *Spool) AppendBreakingSync(e Entry) error {
+	s.syncing <- struct{}{}
+	defer func() { <-s.syncing }()
+	s.mu.Lock()
+	g, err := s.write(header{length: uint32(len(e.Body)), bodyCRC: crc(e.Body)}, e.Body)
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	g.file.Close()
+	b := &batch{done: make(chan struct{})}
+	s.batch = b
+	s.mu.Unlock()
+	s.sync(b)
+	return g.failed
+}
+
 // EncodeHeader returns the header of an entry, for the test of the format.
 func EncodeHeader(segment uint64, flags, index, length uint32, received int64, bodyCRC uint32) [headerSize]byte {
 	return header{flags, index, length, received, bodyCRC}.encode(segment)

@@ -425,7 +425,7 @@ func (s *Spool) fail(g *segment, cause error) {
 		s.drop(g)
 		return
 	}
-	if err := g.file.Truncate(g.durableSize); err != nil {
+	if err := os.Truncate(g.path, g.durableSize); err != nil {
 		s.log.Warn("what was not acknowledged cannot be removed from the spool", slog.String("file", g.path), slog.Any("error", err))
 	}
 	s.bytes -= g.size - g.durableSize

@@ -411,6 +411,33 @@ func TestBrokenFileIsLeftForAnother(t *testing.T) {
 	}
 }
 
+// What could not be synced was not acknowledged, and does not come, not even after a
+// restart.
+func TestWhatCannotBeSyncedIsTakenBack(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, mib)
+	if err := s.AppendBreakingSync(entry(0, 100)); err == nil {
+		t.Error("the first of a file was acknowledged without a sync")
+	}
+	add(t, s, entry(1, 100))
+	if err := s.AppendBreakingSync(entry(2, 100)); err == nil {
+		t.Error("an entry was acknowledged without a sync")
+	}
+	add(t, s, entry(3, 100))
+	if s.Len() != 2 {
+		t.Errorf("%d entries", s.Len())
+	}
+	s.Crash()
+	s = open(t, dir, mib)
+	var got []int
+	for _, e := range drain(t, s) {
+		got = append(got, number(t, e))
+	}
+	if !slices.Equal(got, []int{1, 3}) || s.Bytes() != 0 {
+		t.Errorf("came out: %v, %d bytes remain", got, s.Bytes())
+	}
+}
+
 // Many add while many take, some give back: everything comes out once, and what
 // one of them added in its order.
 func TestManyAtATime(t *testing.T) {

@@ -128,20 +128,20 @@ func (r reading) pool(key, name string) (*x509.CertPool, error) {
 }
 
 // pair returns nil when no file is configured.
-func (r reading) pair(certFile, keyFile string) ([]tls.Certificate, error) {
+func (r reading) pair(key, certFile, keyFile string) ([]tls.Certificate, error) {
 	if certFile == "" {
 		return nil, nil
 	}
-	cert, key := r.contents[certFile], r.contents[keyFile]
+	cert, private := r.contents[certFile], r.contents[keyFile]
 	if cert.err != nil {
-		return nil, fmt.Errorf("read cert_file: %w", cert.err)
+		return nil, fmt.Errorf("read %s.cert_file: %w", key, cert.err)
 	}
-	if key.err != nil {
-		return nil, fmt.Errorf("read key_file: %w", key.err)
+	if private.err != nil {
+		return nil, fmt.Errorf("read %s.key_file: %w", key, private.err)
 	}
-	pair, err := tls.X509KeyPair(cert.data, key.data)
+	pair, err := tls.X509KeyPair(cert.data, private.data)
 	if err != nil {
-		return nil, fmt.Errorf("read cert_file %s and key_file %s: %w", certFile, keyFile, err)
+		return nil, fmt.Errorf("read %s.cert_file and %s.key_file: %s and %s: %w", key, key, certFile, keyFile, err)
 	}
 	return []tls.Certificate{pair}, nil
 }

@@ -1,10 +1,12 @@
 package tlsconfig
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 )
 
 // Client is how connections that we make are encrypted. The zero value is plain
@@ -24,9 +26,9 @@ func (c Client) Validate(key string) error {
 }
 
 // Source reads the files once, so that a mistake shows at the start, and returns what
-// makes configurations from then on. It returns nil when TLS is off. A nil logger
-// logs nothing.
-func (c Client) Source(log *slog.Logger) (*Source, error) {
+// makes configurations from then on. Errors name keys under key. It returns nil when
+// TLS is off. A nil logger logs nothing.
+func (c Client) Source(key string, log *slog.Logger) (*Source, error) {
 	if !c.Enabled {
 		return nil, nil //nolint:nilnil // nil is plain text, for every library that takes a *tls.Config too
 	}
@@ -38,10 +40,10 @@ func (c Client) Source(log *slog.Logger) (*Source, error) {
 			InsecureSkipVerify: c.InsecureSkipVerify, //nolint:gosec // the operator asked for it by that name
 		}
 		var err error
-		if cfg.RootCAs, err = r.pool("ca_file", c.CAFile); err != nil {
+		if cfg.RootCAs, err = r.pool(key+".ca_file", c.CAFile); err != nil {
 			return nil, err
 		}
-		cfg.Certificates, err = r.pair(c.CertFile, c.KeyFile)
+		cfg.Certificates, err = r.pair(key, c.CertFile, c.KeyFile)
 		return cfg, err
 	}
 	if err := s.files.first(); err != nil {
@@ -63,6 +65,29 @@ func (s *Source) Config() *tls.Config {
 	return s.files.now().Clone()
 }
 
+// Encrypt makes conn, a connection to addr, an encrypted one, handshake included;
+// after an error conn is closed. A nil Source returns conn itself.
+func (s *Source) Encrypt(ctx context.Context, conn net.Conn, addr string) (net.Conn, error) {
+	if s == nil {
+		return conn, nil
+	}
+	cfg := s.Config()
+	if cfg.ServerName == "" {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		cfg.ServerName = host
+	}
+	encrypted := tls.Client(conn, cfg)
+	if err := encrypted.HandshakeContext(ctx); err != nil {
+		_ = encrypted.Close()
+		return nil, err
+	}
+	return encrypted, nil
+}
+
 // Server is how connections that we accept are encrypted. The zero value is plain
 // text. With a certificate, TLS is required; with authorities for clients too, clients
 // must show a certificate signed by one of them.
@@ -82,9 +107,9 @@ func (s Server) Validate(key string) error {
 }
 
 // Config reads the files once, so that a mistake shows at the start, and returns a
-// configuration that follows them, good for any number of connections. It returns
-// nil when no certificate is given. A nil logger logs nothing.
-func (s Server) Config(log *slog.Logger) (*tls.Config, error) {
+// configuration that follows them, good for any number of connections. Errors name keys
+// under key. It returns nil when no certificate is given. A nil logger logs nothing.
+func (s Server) Config(key string, log *slog.Logger) (*tls.Config, error) {
 	if s.CertFile == "" {
 		return nil, nil //nolint:nilnil // nil is plain text
 	}
@@ -92,13 +117,13 @@ func (s Server) Config(log *slog.Logger) (*tls.Config, error) {
 	f.build = func(r reading) (*tls.Config, error) {
 		cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 		var err error
-		if cfg.ClientCAs, err = r.pool("client_ca_file", s.ClientCAFile); err != nil {
+		if cfg.ClientCAs, err = r.pool(key+".client_ca_file", s.ClientCAFile); err != nil {
 			return nil, err
 		}
 		if cfg.ClientCAs != nil {
 			cfg.ClientAuth = tls.RequireAndVerifyClientCert
 		}
-		cfg.Certificates, err = r.pair(s.CertFile, s.KeyFile)
+		cfg.Certificates, err = r.pair(key, s.CertFile, s.KeyFile)
 		return cfg, err
 	}
 	if err := f.first(); err != nil {

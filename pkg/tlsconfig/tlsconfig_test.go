@@ -2,6 +2,7 @@ package tlsconfig_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -122,10 +123,10 @@ func newSide(t *testing.T, client tlsconfig.Client, server tlsconfig.Server) sid
 	s := side{log: new(bytes.Buffer)}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	var err error
-	if s.client, err = client.Source(log); err != nil {
+	if s.client, err = client.Source("tls", log); err != nil {
 		t.Fatal(err)
 	}
-	if s.server, err = server.Config(log); err != nil {
+	if s.server, err = server.Config("tls", log); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -148,11 +149,7 @@ func (s side) handshake() (client, server string, err error) {
 		return "", "", err
 	}
 	defer b.Close()
-	cfg := s.client.Config()
-	if cfg.ServerName == "" {
-		cfg.ServerName = "127.0.0.1"
-	}
-	near, far := tls.Client(a, cfg), tls.Server(b, s.server)
+	far := tls.Server(b, s.server)
 	done := make(chan error, 1)
 	go func() {
 		err := far.Handshake()
@@ -163,7 +160,7 @@ func (s side) handshake() (client, server string, err error) {
 		}
 		done <- err
 	}()
-	err = near.Handshake()
+	near, err := s.client.Encrypt(context.Background(), a, l.Addr().String())
 	if err == nil {
 		_, err = near.Read(make([]byte, 1))
 	}
@@ -174,7 +171,7 @@ func (s side) handshake() (client, server string, err error) {
 	if err := <-done; err != nil {
 		return "", "", err
 	}
-	return far.ConnectionState().PeerCertificates[0].Subject.CommonName, near.ConnectionState().PeerCertificates[0].Subject.CommonName, nil
+	return far.ConnectionState().PeerCertificates[0].Subject.CommonName, near.(*tls.Conn).ConnectionState().PeerCertificates[0].Subject.CommonName, nil
 }
 
 func (s side) expect(t *testing.T, client, server string) {
@@ -301,22 +298,26 @@ func TestMistakesShowAtTheStart(t *testing.T) {
 
 func sourceError(c tlsconfig.Client, change func(*tlsconfig.Client)) error {
 	change(&c)
-	_, err := c.Source(nil)
+	_, err := c.Source("tls", nil)
 	return err
 }
 
 func serverError(s tlsconfig.Server, change func(*tlsconfig.Server)) error {
 	change(&s)
-	_, err := s.Config(nil)
+	_, err := s.Config("tls", nil)
 	return err
 }
 
 func TestOffIsPlainText(t *testing.T) {
-	source, err := tlsconfig.Client{CAFile: "/not/read"}.Source(nil)
+	source, err := tlsconfig.Client{CAFile: "/not/read"}.Source("tls", nil)
 	if err != nil || source.Config() != nil {
 		t.Errorf("client: %v, %v", source.Config(), err)
 	}
-	cfg, err := tlsconfig.Server{}.Config(nil)
+	plain, _ := net.Pipe()
+	if conn, err := source.Encrypt(t.Context(), plain, "anywhere"); conn != plain || err != nil {
+		t.Errorf("client: %v, %v", conn, err)
+	}
+	cfg, err := tlsconfig.Server{}.Config("tls", nil)
 	if err != nil || cfg != nil {
 		t.Errorf("server: %v, %v", cfg, err)
 	}
@@ -327,7 +328,7 @@ func TestOffIsPlainText(t *testing.T) {
 
 // What is handed out belongs to the caller.
 func TestConfigurationsAreNotShared(t *testing.T) {
-	source, err := newDir(t, newAuthority(t), "near").client().Source(nil)
+	source, err := newDir(t, newAuthority(t), "near").client().Source("tls", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,9 +58,9 @@ func New(cfg Config, opts Options) (*Client, error) {
 	}
 	c.resend = metadata.Join(c.plain, metadata.Pairs(schema.MetadataResend, "1"))
 
-	certificates, err := cfg.TLS.Source(opts.Logger)
+	certificates, err := cfg.TLS.Source("tls", opts.Logger)
 	if err != nil {
-		return nil, fmt.Errorf("server tls: %w", err)
+		return nil, fmt.Errorf("server config: %w", err)
 	}
 	creds := insecure.NewCredentials()
 	if certificates != nil {
