@@ -74,7 +74,7 @@ lint: ## run the linters
 
 generate: ## write again what is made from sources: the Go code of schema/, its rendered tables, and what programs print
 	$(GO) run $(BUF) generate
-	$(GO) test ./migrations ./pkg/config ./deploy/demo/runner ./cmd/metaflow-server -update
+	$(GO) test ./migrations ./pkg/config ./pkg/agentconfig ./deploy/demo/runner ./cmd/... -update
 	cd deploy/deploytest && $(GO) test . -update
 
 packages: ## build deb and rpm packages of the programs for this machine's architecture into bin/packages/

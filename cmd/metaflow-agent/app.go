@@ -57,7 +57,7 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 		return nil, fmt.Errorf("spool.dir: %w", err)
 	}
 	a.agent, err = agent.New(cfg.OTLP, a.up, a.spool, agent.Options{
-		Identity: id, Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
+		Identity: id, Server: cfg.Server.Addresses[0], Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
 	})
 	if err != nil {
 		return nil, err

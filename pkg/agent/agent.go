@@ -31,6 +31,7 @@ type SizedSpool interface {
 // Options are set by code.
 type Options struct {
 	Identity   Identity
+	Server     string // host:port of a server: tells which of this host's addresses others see
 	Version    string
 	StateDir   string                // keeps the last configuration; must exist
 	Logger     *slog.Logger          // nil logs nothing
@@ -68,7 +69,7 @@ func New(cfg Config, up Upstream, sp SizedSpool, opts Options) (*Agent, error) {
 		log: opts.Logger, metrics: newMetrics(opts.Registerer), exceptions: newExceptions(),
 		spool: sp, state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
-	a.forwarder = &forwarder{up: up, spool: sp, codec: codec, log: opts.Logger, metrics: a.metrics, liveTime: cfg.LiveTimeout}
+	a.forwarder = &forwarder{up: up, spool: sp, codec: codec, log: opts.Logger, metrics: a.metrics, liveTime: cfg.LiveTimeout, host: outboundAddress(opts.Server)}
 	a.drainer = newDrainer(a.forwarder)
 	a.listeners = newListeners(cfg.BindAddress, a.forwarder, opts.Registerer, opts.Logger, a.exceptions)
 	a.control = &control{

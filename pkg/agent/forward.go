@@ -45,6 +45,7 @@ type forwarder struct {
 	log      *slog.Logger
 	metrics  *metrics
 	liveTime time.Duration
+	host     netip.Addr // of this host as others see it; may be unknown
 	config   atomic.Pointer[agentconfig.Config]
 	group    atomic.Pointer[string] // name of the agent group, for errors
 	rest     rest                   // while a server asked for one
@@ -74,7 +75,7 @@ func (f *forwarder) consume(ctx context.Context, body []byte, peer netip.Addr) (
 		scratch = new([]byte)
 	}
 	defer f.buffers.Put(scratch)
-	out, added, err := otlp.AddHostAddress((*scratch)[:0], body, peer.Unmap().String())
+	out, added, err := otlp.AddHostAddress((*scratch)[:0], body, f.addressOf(peer).String())
 	if err != nil {
 		f.metrics.refused(reasonMalformed)
 		return result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
@@ -89,6 +90,16 @@ func (f *forwarder) consume(ctx context.Context, body []byte, peer netip.Addr) (
 		f.metrics.failed(spans)
 	}
 	return res, err
+}
+
+// addressOf is what is added as the address of a sender. Loopback is this host,
+// but says so to nobody else.
+func (f *forwarder) addressOf(peer netip.Addr) netip.Addr {
+	peer = peer.Unmap()
+	if peer.IsLoopback() && f.host.IsValid() {
+		return f.host
+	}
+	return peer
 }
 
 // forward sends body to a server, and to the spool when no server takes it.

@@ -187,6 +187,23 @@ func TestRefusedForGood(t *testing.T) {
 	}
 }
 
+// A sender on this host is known to others by the host's address.
+func TestALoopbackSenderHasTheHostsAddress(t *testing.T) {
+	r := newRig(t, 1<<20)
+	if got := r.addressOf(netip.MustParseAddr("127.0.0.1")).String(); got != "127.0.0.1" {
+		t.Errorf("unknown host: %s", got)
+	}
+	r.host = netip.MustParseAddr("10.9.9.9")
+	for peer, want := range map[string]string{"127.0.0.1": "10.9.9.9", "::1": "10.9.9.9", "::ffff:127.0.0.2": "10.9.9.9", "10.1.2.3": "10.1.2.3", "::ffff:10.1.2.3": "10.1.2.3"} {
+		if got := r.addressOf(netip.MustParseAddr(peer)).String(); got != want {
+			t.Errorf("%s: %s, want %s", peer, got, want)
+		}
+	}
+	if got := outboundAddress("127.0.0.1:1"); got.String() != "127.0.0.1" {
+		t.Errorf("by loopback this host is reached as %s", got)
+	}
+}
+
 func TestGarbageIsRefused(t *testing.T) {
 	r := newRig(t, 1<<20)
 	if _, err := r.consume(t.Context(), []byte("garbage"), sender); fault.ClassOf(err) != fault.Rejected {

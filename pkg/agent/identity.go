@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -55,6 +56,21 @@ func machineID() string {
 		}
 	}
 	return ""
+}
+
+// outboundAddress is the address by which this host reaches a server: what others
+// see of it. It sends nothing. The zero Addr means that it cannot be told.
+func outboundAddress(server string) netip.Addr {
+	conn, err := net.Dial("udp", server) //nolint:noctx // resolves a name at most; connecting UDP sends nothing
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer func() { _ = conn.Close() }()
+	local, ok := conn.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return local.AddrPort().Addr().Unmap()
 }
 
 func hostAddresses() ([]string, error) {

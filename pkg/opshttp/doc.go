@@ -1,5 +1,5 @@
 // Package opshttp is the HTTP server of every MetaFlow program: whether it
-// lives (/healthz), whether it can do its work (/ready), its metrics (/metrics),
+// lives (/healthz), whether it can do its work (/ready; /ready?check=NAME asks for one condition), its metrics (/metrics),
 // profiles when configured (/debug/pprof/), and what the program adds by
 // [Server.Handle].
 //

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -47,7 +48,11 @@ type readiness struct {
 }
 
 func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	v := r.verdict(req.Context())
+	v, err := r.verdict(req.Context()).of(req.URL.Query()["check"])
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if !v.Ready {
@@ -68,6 +73,25 @@ func (r *readiness) verdict(ctx context.Context) verdict {
 	r.last = r.run(ctx)
 	r.expires = time.Now().Add(readyFor)
 	return r.last
+}
+
+// of is the verdict of the checks with these names, of all when there are none. An
+// orchestrator may care for less than a person: it can take nothing from a server away
+// that only waits for its database.
+func (v verdict) of(names []string) (verdict, error) {
+	if len(names) == 0 {
+		return v, nil
+	}
+	some := verdict{Ready: true, Checks: []result{}}
+	for _, name := range names {
+		i := slices.IndexFunc(v.Checks, func(c result) bool { return c.Name == name })
+		if i < 0 {
+			return v, fmt.Errorf("check: there is no %q", name)
+		}
+		some.Checks = append(some.Checks, v.Checks[i])
+		some.Ready = some.Ready && v.Checks[i].OK
+	}
+	return some, nil
 }
 
 func (r *readiness) run(ctx context.Context) verdict {

@@ -243,3 +243,22 @@ func TestCloseReleasesThePortOfAServerThatNeverRan(t *testing.T) {
 	}
 	l.Close()
 }
+
+// A probe may ask for one condition, whatever the others are.
+func TestReadyForOneCheck(t *testing.T) {
+	s := start(t, opshttp.Config{}, opshttp.Options{Checks: []opshttp.Check{
+		{Name: "kafka", Func: func(context.Context) error { return nil }},
+		{Name: "clickhouse", Func: func(context.Context) error { return errors.New("away") }},
+	}})
+	for path, want := range map[string]int{
+		"/ready":                              http.StatusServiceUnavailable,
+		"/ready?check=kafka":                  http.StatusOK,
+		"/ready?check=clickhouse":             http.StatusServiceUnavailable,
+		"/ready?check=kafka&check=clickhouse": http.StatusServiceUnavailable,
+		"/ready?check=kafak":                  http.StatusBadRequest,
+	} {
+		if status, body := get(t, s, path); status != want || strings.Contains(body, "away") && path == "/ready?check=kafka" {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden file")
+
+// execute runs the program and returns its exit status and what it says.
+func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = program.Run(t.Context(), newRoot(), args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+// Every key with its default and meaning, as operators see it: a change here
+// is a change for them.
+func TestPrintedDefaultsGolden(t *testing.T) {
+	code, got, stderr := execute(t, "config", "print")
+	if code != program.ExitOK {
+		t.Fatalf("exit status %d: %s", code, stderr)
+	}
+	const golden = "testdata/defaults.yaml"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatalf("%v; -update writes it", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("(-want +got; -update rewrites):\n%s", diff)
+	}
+	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != program.ExitOK {
+		t.Errorf("what is printed cannot be used: exit status %d: %s", code, stderr)
+	}
+}
+
+// Whatever is wrong is said at once, each by its key, with the value found.
+func TestEveryProblemAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "wrong.yaml")
+	yaml := `server: {addresses: [nowhere], timeout: -1s}
+gruop: x
+spool: {dir: ""}
+otlp: {bind_address: everywhere, live_timeout: soon}
+http: {listen: nowhere}
+log: {level: loud}
+`
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := execute(t, "config", "check", "--config", file)
+	if code != program.ExitUsage {
+		t.Errorf("exit status %d, want %d", code, program.ExitUsage)
+	}
+	for _, word := range []string{
+		"server.addresses", "nowhere", "server.timeout", "gruop", "spool.dir", "otlp.bind_address", "everywhere", "otlp.live_timeout", "soon", "http.listen", "log.level", "loud",
+	} {
+		if !strings.Contains(stderr, word) {
+			t.Errorf("%q is not in what it says:\n%s", word, stderr)
+		}
+	}
+}
+
+// The flags that the documentation promises.
+func TestFlags(t *testing.T) {
+	code, out, stderr := execute(t, "config", "print", "--server", "a:1,b:2", "--group", "shops", "--spool-dir", "/x", "--http-listen", "127.0.0.1:0")
+	for _, word := range []string{"a:1", "b:2", "shops", "/x", "127.0.0.1:0"} {
+		if code != program.ExitOK || !strings.Contains(out, word) {
+			t.Errorf("status %d, %q is not in:\n%s%s", code, word, out, stderr)
+		}
+	}
+}
