@@ -12,7 +12,12 @@ import (
 
 // batch is the range of records that is being gathered, decoded.
 type batch struct {
-	from, to int64 // offsets [from, to)
+	from, to int64              // offsets [from, to)
+	first    int64              // timestamp of the record at from, in milliseconds; 0 when it cannot be read
+	apart    bool               // ClickHouse refused the block, and pieces of it may be stored
+	lookUp   bool               // every record is looked up as if it were resent
+	split    map[piece]struct{} // pieces that were refused
+	doubtful bool               // whether a piece is stored is not known
 	begun    time.Time
 	received time.Time // at a gateway, of the oldest record that says so
 	block    *columns.Spans

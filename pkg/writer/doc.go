@@ -24,6 +24,11 @@
 // carries the generation of the group; what it still inserts is a range that was planned
 // while it owned the partition, and is formed again by the new owner under the same token.
 //
+// A plan also names the shard of ClickHouse, because a token is known only there, and
+// the time of the range's first record, because a topic that is created anew has the same
+// offsets again. It says when the block was refused as a whole and is being stored in pieces
+// (pieces.go); spans of such a range are looked up after a crash.
+//
 // Spans of records that say they may have been delivered before (take.go)
 // are looked up in ClickHouse by their ids; only the missing ones are stored.
 //

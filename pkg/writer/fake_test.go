@@ -36,7 +36,7 @@ type partitionLog struct {
 	corrupt  *kafka.CorruptError // what a fetch of its offsets returns
 	lent     []record.Record     // what the last fetch returned
 	fetches  int
-	faults   []string // of the next fetches: "", "stale leader", "out of range" or "lost end"
+	faults   []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
 }
 
 func newLog() *partitionLog {
@@ -127,8 +127,11 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 	}
 	l.lent = l.lent[:0]
 	fault := l.fault()
-	if fault == "lost end" { // no replica in sync was left, and another one leads
+	switch fault {
+	case "lost end": // no replica in sync was left, and another one leads
 		l.records = l.records[:len(l.records)-2]
+	case "retention":
+		l.start = min(l.start+2, l.end())
 	}
 	end := l.end()
 	switch fault {
@@ -181,19 +184,21 @@ func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error)
 // table is a ClickHouse that knows what it has stored.
 type table struct {
 	mu      sync.Mutex
+	shards  int
 	tokens  map[string]bool
+	at      map[string]int // the shard that knows the token
 	spans   map[string]int // by span id in hex: how often it is stored
 	poison  map[string]bool
 	broken  error    // of every insert
-	outcome []string // of the next inserts: "", "fails" or "doubtful"
+	outcome []string // of the next inserts: "", "fails", "doubtful", "crash", or "mended", which ends all poison
 	inserts int
 }
 
 func newTable() *table {
-	return &table{tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
+	return &table{shards: 2, at: map[string]int{}, tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
 }
 
-func (s *table) Shards() int { return 2 }
+func (s *table) Shards() int { return s.shards }
 
 func (s *table) Insert(ctx context.Context, shard int, name, token string, input proto.Input, rows int) error {
 	s.mu.Lock()
@@ -202,7 +207,7 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if shard != 1 || name != "spans_local" {
+	if shard < 0 || shard >= s.shards || name != "spans_local" {
 		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
 	}
 	if s.broken != nil {
@@ -212,20 +217,25 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	if len(s.outcome) > 0 {
 		outcome, s.outcome = s.outcome[0], s.outcome[1:]
 	}
-	if outcome == "fails" {
+	switch outcome {
+	case "fails":
 		return errors.New("connection refused")
+	case "crash":
+		return errCrash
+	case "mended":
+		clear(s.poison)
 	}
 	ids := spanIDs(input)
 	if len(ids) != rows {
 		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
 	}
-	if !s.tokens[token] {
+	if at, ok := s.at[token]; !s.tokens[token] || ok && at != shard {
 		for _, id := range ids {
 			if s.poison[id] {
 				return fault.As(fault.Rejected, errors.New("constraint violated"))
 			}
 		}
-		s.tokens[token] = true
+		s.tokens[token], s.at[token] = true, shard
 		for _, id := range ids {
 			s.spans[id]++
 		}

@@ -21,6 +21,7 @@ type partition struct {
 	claim  Claim
 	log    *slog.Logger
 	window *dedup.Window
+	shard  int   // where the spans go; tokens are known only there
 	next   int64 // offset to fetch next
 	batch  *batch
 	held   int64 // of Writer.memory, for batch
@@ -124,6 +125,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // resume finds where the last owner stopped, and finishes what it had planned.
 func (p *partition) resume(ctx context.Context) error {
 	p.dropBatch()
+	p.shard = p.ownShard()
 	from, metadata, err := p.claim.Committed(ctx)
 	if err != nil {
 		return err
@@ -135,15 +137,20 @@ func (p *partition) resume(ctx context.Context) error {
 	if from < 0 {
 		from = start
 	}
-	to, planned, err := plan.Parse(from, metadata)
+	planned, ok, err := plan.Parse(from, metadata)
 	if err != nil {
 		return err
 	}
+	if ok {
+		if ok, err = p.sameLog(ctx, start, end, from, planned); err != nil {
+			return err
+		}
+	}
 	switch {
-	case planned && to > end:
+	case ok && planned.To > end:
 		// What is missing may come back with a better replica. Without it the range
 		// cannot be formed as it was planned.
-		return fmt.Errorf("the log ends at %d, before the end of the planned range [%d, %d)", end, from, to)
+		return fmt.Errorf("the log ends at %d, before the end of the planned range [%d, %d)", end, from, planned.To)
 	case from > end:
 		p.log.Error("the log has lost its end, with records that were stored already", "offset", from, "log_end", end)
 		from = end
@@ -151,13 +158,47 @@ func (p *partition) resume(ctx context.Context) error {
 	if err := p.rebuildWindow(ctx, start, from); err != nil {
 		return err
 	}
-	p.next, p.behind = from, end > from
-	p.log.Info("partition taken over", "offset", from, "planned_to", to, "behind", end-from, "window_records", p.window.Len())
-	if !planned {
-		return nil
+	p.next, p.behind = max(from, start), end > from
+	p.log.Info("partition taken over", "offset", from, "planned_to", planned.To, "behind", end-from, "window_records", p.window.Len())
+	if ok {
+		err = p.finish(ctx, from, start, planned)
 	}
-	return p.finish(ctx, from, to)
+	if err == nil && from < start {
+		p.lost(from, start, end)
+	}
+	return err
 }
+
+// lost says that retention has deleted [from, start) before anybody read it.
+func (p *partition) lost(from, start, end int64) {
+	p.log.Error("records are gone from the log before they were read: its retention is shorter than the outage",
+		"offset", from, "log_start", start, "log_end", end)
+	p.metrics.lost.Add(float64(start - from))
+}
+
+// sameLog reports whether the log is still the one that the plan was made for:
+// a topic may be created anew, and a log may lose its end and get another. What is
+// planned has gone then, and the offsets of the range stand for other records.
+func (p *partition) sameLog(ctx context.Context, start, end, from int64, planned plan.Plan) (bool, error) {
+	if planned.First == 0 || from < start || from >= end {
+		return true, nil // nothing to compare
+	}
+	first := planned.First
+	err := p.read(ctx, from, from+1, func(r *record.Record) {
+		if r.Offset == from {
+			first = r.Time.UnixMilli()
+		}
+	}, nil)
+	if err != nil || first == planned.First {
+		return true, err
+	}
+	p.log.Error("the planned range was of records that the log does not have any more, going on without the plan",
+		"from", from, "to", planned.To, "planned_time", time.UnixMilli(planned.First), "time", time.UnixMilli(first))
+	return false, nil
+}
+
+// ownShard is where this partition's spans go while the number of shards stays.
+func (p *partition) ownShard() int { return p.claim.Partition() % p.store.Shards() }
 
 // rebuildWindow reads the log before offset from as far back as the window reaches.
 func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error {
@@ -190,17 +231,14 @@ func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error)
 // new leader may not know for a moment how far the log goes: then it is an error.
 const readWait = 5 * time.Second
 
-// read calls f for every record in [from, to) that the log still has, and
-// corrupt, when given, for every batch that cannot be read. What was fetched
-// before is no longer valid then.
+// read calls f for every record in [from, to), and corrupt, when given, for
+// every batch that cannot be read. What was fetched before is no longer valid
+// then. When the log does not reach that far any more, the error is errStartOver.
 func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record), corrupt func(*kafka.CorruptError)) error {
 	for from < to {
 		fetched, err := p.claim.Fetch(ctx, from, p.cfg.FetchBytes, readWait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
-			if from, err = p.skipLost(ctx, from); err != nil {
-				return err
-			}
-			continue
+			return fmt.Errorf("read [%d, %d): %w: %w", from, to, err, errStartOver)
 		}
 		if bad, ok := asCorrupt(err); ok {
 			if corrupt != nil {
@@ -243,23 +281,41 @@ func (p *partition) skipLost(ctx context.Context, offset int64) (int64, error) {
 	case offset >= start:
 		return 0, fmt.Errorf("fetch offset %d: refused as out of range, but the log has [%d, %d)", offset, start, end)
 	}
-	p.log.Error("records are gone from the log before they were read: its retention is shorter than the outage",
-		"offset", offset, "log_start", start, "log_end", end)
-	p.metrics.lost.Add(float64(start - offset))
+	p.lost(offset, start, end)
 	return start, nil
 }
 
-// finish forms the planned range [from, to) again, inserts and commits it.
-func (p *partition) finish(ctx context.Context, from, to int64) error {
+// finish forms the planned range that begins at from again, inserts and commits
+// it. What lies before start has gone from the log.
+//
+// The rest of a range that was not taken apart keeps the token of the whole: it
+// was stored as a whole or not at all. Of one that was, any piece may be stored. So its
+// spans are looked up by their ids; and the pieces get tokens of their own when they are
+// made of fewer records.
+func (p *partition) finish(ctx context.Context, from, start int64, planned plan.Plan) error {
+	if planned.Shard >= p.store.Shards() {
+		return fmt.Errorf("the range [%d, %d) was planned for shard %d, and may be stored there, but ClickHouse has %d: bring that shard back to its cluster",
+			from, planned.To, planned.Shard, p.store.Shards())
+	}
+	if planned.Shard >= 0 {
+		p.shard = planned.Shard
+	}
+	defer func() { p.shard = p.ownShard() }()
 	// The range may be as large as a batch can be, and so may those of all the
 	// other partitions that are taken over now.
 	if err := p.slots.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	p.bulk = true
+	left := min(max(from, start), planned.To)
 	p.openBatch(from)
+	p.batch.first = planned.First
+	if planned.Apart {
+		p.batch.from = left
+		p.batch.apart, p.batch.lookUp, p.batch.split = true, true, make(map[piece]struct{})
+	}
 	var failed error
-	err := p.read(ctx, from, to, func(r *record.Record) {
+	err := p.read(ctx, left, planned.To, func(r *record.Record) {
 		if failed == nil {
 			failed = p.take(ctx, r)
 		}
@@ -267,8 +323,8 @@ func (p *partition) finish(ctx context.Context, from, to int64) error {
 	if err := errors.Join(err, failed); err != nil {
 		return err
 	}
-	p.batch.to = to
-	p.next = to
+	p.batch.to = planned.To
+	p.next = max(planned.To, start)
 	p.metrics.resumed.Inc()
 	return p.finishBatch(ctx)
 }
@@ -353,7 +409,10 @@ func (p *partition) fetch(ctx context.Context) error {
 	}
 	for i := range fetched.Records {
 		r := &fetched.Records[i]
-		p.openBatch(r.Offset)
+		if p.batch == nil {
+			p.openBatch(r.Offset)
+			p.batch.first = r.Time.UnixMilli()
+		}
 		if err := p.take(ctx, r); err != nil {
 			return err
 		}

@@ -31,6 +31,9 @@ type origin struct {
 	index  int // of the span in its request
 }
 
+// piece is rows [from, to) of the range.
+type piece struct{ from, to int }
+
 type refusal struct {
 	row   int
 	cause error
@@ -41,13 +44,15 @@ type refusal struct {
 //
 // The pieces are the nodes of one tree over the spans of the range. Which
 // spans a piece has, and so what its token stands for, depends on nothing but the
-// log: a writer that comes after a crash tries the same pieces. Spans that were found
-// stored already are simply missing from theirs.
+// log. Spans that were found stored already are simply missing from theirs. A piece
+// that was refused is not tried again, even if it might be accepted by now: parts of
+// it may be stored. A writer that comes after a crash does not know which these are, and
+// looks the spans up (see partition.finish).
 //
 // When nothing at all can be stored, the trouble is with the table and not
 // with the rows, and may be mended: then nothing is diverted and the error
 // makes the caller wait.
-func (p *partition) insertPieces(ctx context.Context, rng plan.Range, cause error) error {
+func (p *partition) insertPieces(ctx context.Context, rng plan.Range) error {
 	ps := &pieces{partition: p, rng: rng}
 	if err := ps.load(ctx); err != nil {
 		return err
@@ -55,8 +60,11 @@ func (p *partition) insertPieces(ctx context.Context, rng plan.Range, cause erro
 	ps.spread()
 	err := ps.insert(ctx, 0, len(ps.rows))
 	if errors.Is(err, errAllRefused) || err == nil && ps.hopeless() {
+		if !p.batch.doubtful {
+			clear(p.batch.split)
+		}
 		return fmt.Errorf("insert %s: single rows of it are refused too, so it is the table's trouble: %w",
-			rng.Token(), fault.As(fault.Retryable, cause))
+			rng.Token(), fault.As(fault.Retryable, ps.refused[0].cause))
 	}
 	if err != nil {
 		return err
@@ -84,7 +92,7 @@ func (ps *pieces) load(ctx context.Context) error {
 		return err
 	}
 	if len(ps.records) != len(b.kept) {
-		return fmt.Errorf("take %s apart: %d of its %d records are left in the log", ps.rng.Token(), len(ps.records), len(b.kept))
+		return fmt.Errorf("take %s apart: %d of its %d records are left in the log: %w", ps.rng.Token(), len(ps.records), len(b.kept), errStartOver)
 	}
 	for i := range ps.records {
 		r := &ps.records[i]
@@ -131,18 +139,23 @@ func (ps *pieces) hopeless() bool { return !ps.progress && len(ps.refused) > 1 }
 
 // insert stores rows [from, to), and notes those that are refused alone.
 func (ps *pieces) insert(ctx context.Context, from, to int) error {
-	err := ps.insertRows(ctx, from, to)
-	switch {
-	case err == nil:
-		return nil
-	case fault.ClassOf(err) != fault.Rejected:
-		return err
-	case to-from == 1:
-		ps.refused = append(ps.refused, refusal{from, err})
-		if !ps.progress && len(ps.refused) >= enough {
-			return errAllRefused
+	this := piece{from, to}
+	if _, split := ps.batch.split[this]; !split {
+		err := ps.insertRows(ctx, from, to)
+		switch {
+		case err == nil:
+			return nil
+		case fault.ClassOf(err) != fault.Rejected:
+			ps.batch.doubtful = true
+			return err
+		case to-from == 1:
+			ps.refused = append(ps.refused, refusal{from, err})
+			if !ps.progress && len(ps.refused) >= enough {
+				return errAllRefused
+			}
+			return nil
 		}
-		return nil
+		ps.batch.split[this] = struct{}{}
 	}
 	middle := from + (to-from)/2
 	if err := ps.insert(ctx, from, middle); err != nil {

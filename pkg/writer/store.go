@@ -20,14 +20,20 @@ func (p *partition) flush(ctx context.Context) error {
 		return fmt.Errorf("store [%d, %d): it is no range: %w", b.from, b.to, errStartOver)
 	}
 	if b.block.Rows() > 0 {
-		err := p.persist(ctx, "commit plan", func(ctx context.Context) error {
-			return p.claim.Commit(ctx, b.from, plan.Metadata(b.to))
-		})
-		if err != nil {
+		if err := p.commitPlan(ctx, ctx); err != nil {
 			return err
 		}
 	}
 	return p.finishBatch(ctx)
+}
+
+// commitPlan announces the batch as it stands.
+func (p *partition) commitPlan(ctx, graceful context.Context) error {
+	b := p.batch
+	announced := plan.Plan{To: b.to, First: b.first, Shard: p.shard, Apart: b.apart}.Metadata()
+	return p.persist(ctx, "commit plan", func(context.Context) error {
+		return p.claim.Commit(graceful, b.from, announced)
+	})
 }
 
 // finishBatch inserts the batch, whose plan is committed, diverts what cannot
@@ -37,7 +43,7 @@ func (p *partition) finishBatch(ctx context.Context) error {
 	b := p.batch
 	graceful, cancel := withGrace(ctx, p.opts.Grace)
 	defer cancel()
-	rng := plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to}
+	rng := plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first}
 	rows := b.block.Rows()
 	if rows > 0 {
 		if err := p.insert(ctx, graceful, rng); err != nil {
@@ -114,19 +120,12 @@ func withGrace(ctx context.Context, grace time.Duration) (context.Context, conte
 	return graceful, func() { stop(); cancel() }
 }
 
-// shard is where this partition's spans go, and always went: deduplication by
-// token holds within a shard.
-func (p *partition) shard() int { return p.claim.Partition() % p.store.Shards() }
-
 // insert stores the block, as a whole or, when ClickHouse refuses some of its
 // rows, without those. What may succeed later is tried for ever.
 func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error {
 	return p.persist(ctx, "insert", func(context.Context) error {
 		begun := time.Now()
-		err := p.insertBlock(graceful, rng.Token(), p.batch.block)
-		if err != nil && fault.ClassOf(err) == fault.Rejected {
-			err = p.insertPieces(graceful, rng, err)
-		}
+		err := p.insertOnce(ctx, graceful, rng)
 		if err == nil {
 			p.metrics.insertSeconds.Observe(time.Since(begun).Seconds())
 		}
@@ -134,8 +133,26 @@ func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error 
 	})
 }
 
+// insertOnce tries the block, or its pieces from the time on when it was
+// refused: were the whole accepted after all, when pieces of it are stored, these
+// would be stored twice. So the plan says so before the first piece is tried.
+func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) error {
+	if !p.batch.apart {
+		err := p.insertBlock(graceful, rng.Token(), p.batch.block)
+		if fault.ClassOf(err) != fault.Rejected {
+			return err
+		}
+		p.log.Warn("refused as a whole, trying its rows", "error", err)
+		p.batch.apart, p.batch.split = true, make(map[piece]struct{})
+		if err := p.commitPlan(ctx, graceful); err != nil {
+			return err
+		}
+	}
+	return p.insertPieces(graceful, rng)
+}
+
 func (p *partition) insertBlock(ctx context.Context, token string, block *columns.Spans) error {
-	err := p.store.Insert(ctx, p.shard(), columns.TableSpans, token, block.Input(), block.Rows())
+	err := p.store.Insert(ctx, p.shard, columns.TableSpans, token, block.Input(), block.Rows())
 	if err != nil {
 		return fmt.Errorf("insert %s: %w", token, err)
 	}

@@ -23,7 +23,7 @@ func (p *partition) take(ctx context.Context, r *record.Record) error {
 	}
 	b.noteReceived(r.Meta.Received)
 	k := kept{offset: r.Offset}
-	if r.Meta.Resend {
+	if r.Meta.Resend || b.lookUp {
 		if err := p.findResent(ctx, r, &k); err != nil {
 			return err
 		}
@@ -109,7 +109,7 @@ func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) e
 	var stored map[clickhouse.SpanKey]struct{}
 	err = p.persist(ctx, "look up resent spans", func(ctx context.Context) error {
 		var err error
-		stored, err = p.store.ExistingSpans(ctx, p.shard(), keys)
+		stored, err = p.store.ExistingSpans(ctx, p.shard, keys)
 		return err
 	})
 	if err != nil {
