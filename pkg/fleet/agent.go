@@ -76,6 +76,18 @@ func (s *State) Status(id string) *agentv1.AgentStatus { return s.agents[id] }
 // AgentCount is how many agents are known, lost ones included.
 func (s *State) AgentCount() int { return len(s.agents) }
 
+// ForgetAgents goes back to before the first record about agents.
+func (s *State) ForgetAgents() { clear(s.agents) }
+
+// Conditions counts the agents in each condition at a moment.
+func (s *State) Conditions(now time.Time) map[Condition]int {
+	count := map[Condition]int{}
+	for _, status := range s.agents {
+		count[s.agent(status, now).Condition]++
+	}
+	return count
+}
+
 // GroupOf returns the group that an agent belongs to which registers so.
 func (s *State) GroupOf(r *agentv1.Registration) (Group, bool) {
 	return s.groups.find(groupNamed(r))

@@ -156,6 +156,12 @@ func (s *State) update(c *agentv1.UpdateConfiguration, revision uint64) Outcome 
 	return Outcome{Changed: true, Group: group, Before: before}
 }
 
+// ForgetCommands goes back to before the first command, for a log that is not the one that
+// was read.
+func (s *State) ForgetCommands() {
+	s.groups, s.next, s.requests = newGroups(), 0, newRequests(RememberedRequests)
+}
+
 // Group returns the group with an id or else a name.
 func (s *State) Group(idOrName string) (Group, bool) { return s.groups.find(idOrName) }
 

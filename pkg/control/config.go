@@ -1,0 +1,38 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	Token       string        `mapstructure:"token" doc:"what metaflow-ctl must show (--token); empty lets everybody in who reaches the HTTP port" secret:"true"`
+	MaxStreams  int           `mapstructure:"max_streams" doc:"agents connected to this server at a time; more are told to try another one"`
+	MaxAgents   int           `mapstructure:"max_agents" doc:"agents known, lost ones included; new ones beyond it are refused"`
+	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long an agent may be lost before it is forgotten, so that nodes that are gone for good are not listed for ever; 0 is never"`
+}
+
+// DefaultConfig returns the configuration that most need not change.
+func DefaultConfig() Config {
+	return Config{MaxStreams: 10_000, MaxAgents: 50_000, ForgetAfter: 30 * 24 * time.Hour}
+}
+
+// leastForgetting is well above any restart of Kafka or of all servers.
+const leastForgetting = time.Hour
+
+// Validate reports every problem at once, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	if c.MaxStreams <= 0 {
+		errs = append(errs, fmt.Errorf("max_streams: %d is not positive", c.MaxStreams))
+	}
+	if c.MaxAgents <= 0 {
+		errs = append(errs, fmt.Errorf("max_agents: %d is not positive", c.MaxAgents))
+	}
+	if c.ForgetAfter != 0 && c.ForgetAfter < leastForgetting {
+		errs = append(errs, fmt.Errorf("forget_after: %s is less than %s, and not 0", c.ForgetAfter, leastForgetting))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,47 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+)
+
+// AwaitAgents waits until the agents as this replica knows them are as done wants them.
+func (c *Control) AwaitAgents(ctx context.Context, done func([]controlapi.Agent) bool) error {
+	return c.await(ctx, func() bool {
+		var list []controlapi.Agent
+		for _, a := range c.state.Agents(c.moment()) {
+			list = append(list, shown(a))
+		}
+		return done(list)
+	})
+}
+
+// AwaitReady waits until both topics have been read to their end.
+func (c *Control) AwaitReady(ctx context.Context) error {
+	return c.await(ctx, func() bool { return c.commands.reached && c.resources.reached })
+}
+
+// ForgetOnce does what Run does every minute.
+func (c *Control) ForgetOnce(ctx context.Context) { c.forgetOnce(ctx) }
+
+// AwaitRead waits until Kafka was read at the time that it is.
+func (c *Control) AwaitRead(ctx context.Context) error {
+	now := c.opts.Now()
+	tick := time.NewTicker(10 * time.Millisecond) // an answer without records wakes nobody
+	defer tick.Stop()
+	for {
+		c.mu.Lock()
+		read := c.resources.read
+		c.mu.Unlock()
+		if !read.Before(now) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

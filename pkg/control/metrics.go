@@ -1,0 +1,99 @@
+package control
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+type metrics struct {
+	commands       *prometheus.CounterVec
+	unreadable     *prometheus.CounterVec
+	statuses       prometheus.Counter
+	statusFailures prometheus.Counter
+	fromMemory     prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
+	m := &metrics{
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_control_commands_total",
+			Help: "Commands read from the log of changes, by outcome; those from before the start are among them.",
+		}, []string{"outcome"}),
+		unreadable: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_control_records_unreadable_total",
+			Help: "Records passed over because they make no sense, by topic.",
+		}, []string{"topic"}),
+		statuses: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_control_statuses_written_total",
+			Help: "Records about agents that Kafka has acknowledged.",
+		}),
+		statusFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_control_status_failures_total",
+			Help: "Attempts to write records about agents that failed.",
+		}),
+		fromMemory: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_control_reads_from_memory_total",
+			Help: "Questions of operators that were answered from memory because Kafka could not be asked.",
+		}),
+	}
+	for _, outcome := range []string{changedOutcome, sameOutcome, refusedOutcome, repeatedOutcome} {
+		m.commands.WithLabelValues(outcome)
+	}
+	for _, topic := range []string{schema.TopicControl, schema.TopicResources} {
+		m.unreadable.WithLabelValues(topic)
+	}
+	if reg == nil {
+		return m, nil
+	}
+	return m, errors.Join(reg.Register(m.commands), reg.Register(m.unreadable), reg.Register(m.statuses),
+		reg.Register(m.statusFailures), reg.Register(m.fromMemory), reg.Register(&agentsCollector{c}))
+}
+
+// Outcomes of commands, as the metric's label has them.
+const (
+	changedOutcome  = "changed"
+	sameOutcome     = "no_change"
+	refusedOutcome  = "refused"
+	repeatedOutcome = "repeated"
+)
+
+func (m *metrics) applied(o fleet.Outcome) {
+	outcome := sameOutcome
+	switch {
+	case o.Repeated:
+		outcome = repeatedOutcome
+	case o.Refused != nil:
+		outcome = refusedOutcome
+	case o.Changed:
+		outcome = changedOutcome
+	}
+	m.commands.WithLabelValues(outcome).Inc()
+}
+
+var agentsDesc = prometheus.NewDesc("metaflow_control_agents", "Agents known, by state; every replica counts all of them.", []string{"state"}, nil)
+
+// agentsCollector counts agents when it is asked: their state is a matter of time.
+type agentsCollector struct{ control *Control }
+
+func (a *agentsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- agentsDesc }
+
+func (a *agentsCollector) Collect(ch chan<- prometheus.Metric) {
+	c := a.control
+	c.mu.Lock()
+	count := c.state.Conditions(c.moment())
+	c.mu.Unlock()
+	for condition, name := range stateNames {
+		ch <- prometheus.MustNewConstMetric(agentsDesc, prometheus.GaugeValue, float64(count[condition]), name)
+	}
+}
+
+var stateNames = map[fleet.Condition]string{
+	fleet.Running: controlapi.StateRunning,
+	fleet.Pending: controlapi.StatePending,
+	fleet.Lost:    controlapi.StateLost,
+}

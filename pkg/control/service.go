@@ -1,0 +1,381 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+var _ controlapi.Service = (*Control)(nil)
+
+const (
+	// readTimeout bounds how long a question waits for Kafka before memory answers.
+	readTimeout = 3 * time.Second
+	// changeTimeout is less than controlapi gives, so that the cause gets to the operator.
+	changeTimeout = 12 * time.Second
+)
+
+// sync returns nil when everything has been read that was in the topics of ps when it was
+// called.
+func (c *Control) sync(ctx context.Context, ps ...*position) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errors.New("kafka was not read in time"))
+	defer cancel()
+	for _, p := range ps {
+		_, end, err := c.opts.Log.Bounds(ctx, p.topic, 0)
+		if err != nil {
+			return err
+		}
+		if err := c.await(ctx, func() bool { return p.next >= end }); err != nil {
+			return fmt.Errorf("read %s: %w", p.topic, err)
+		}
+	}
+	return nil
+}
+
+// refresh makes memory as good as it can be for a read.
+func (c *Control) refresh(ctx context.Context, ps ...*position) error {
+	err := c.sync(ctx, ps...)
+	if err == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range ps {
+		if p.unread() != nil {
+			return controlapi.Unavailable("this server has not read %s yet: %v", p.topic, cmp.Or(p.err, err))
+		}
+	}
+	c.metrics.fromMemory.Inc()
+	c.log.Warn("kafka cannot be asked, answering from memory", slog.Any("error", err))
+	return nil
+}
+
+// Agents implements controlapi.Service.
+func (c *Control) Agents(ctx context.Context) ([]controlapi.Agent, error) {
+	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	agents := c.state.Agents(c.moment())
+	c.mu.Unlock()
+	list := make([]controlapi.Agent, 0, len(agents))
+	for _, a := range agents {
+		list = append(list, shown(a))
+	}
+	return list, nil
+}
+
+// Agent implements controlapi.Service.
+func (c *Control) Agent(ctx context.Context, idOrName string) (controlapi.Agent, error) {
+	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
+		return controlapi.Agent{}, err
+	}
+	a, err := c.find(idOrName)
+	if err != nil {
+		return controlapi.Agent{}, err
+	}
+	return shown(a), nil
+}
+
+func (c *Control) find(idOrName string) (fleet.Agent, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	found := c.state.Find(idOrName, c.moment())
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return fleet.Agent{}, controlapi.NotFound("there is no agent %q", idOrName)
+	default:
+		return fleet.Agent{}, controlapi.Conflict("%d agents are named %q: give the id of one, such as %s", len(found), idOrName, found[0].ID)
+	}
+}
+
+// DeleteAgent implements controlapi.Service.
+func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
+	if err := c.sync(ctx, &c.resources); err != nil {
+		return notMade(err)
+	}
+	a, err := c.find(idOrName)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	if err := c.tombstones(ctx, a.ID); err != nil {
+		return inDoubt(err)
+	}
+	if err := c.sync(ctx, &c.resources); err != nil {
+		return unconfirmed(err)
+	}
+	return nil
+}
+
+func shown(a fleet.Agent) controlapi.Agent {
+	r, beat := a.Status.Registration, a.Status.Heartbeat
+	view := controlapi.Agent{
+		ID: a.ID, Name: r.Name, Host: r.Host, Addresses: append([]string{}, r.Addresses...), Version: r.Version, Cluster: r.Cluster,
+		Group: r.Group, State: stateNames[a.Condition], Exceptions: append([]string{}, a.Exceptions...), Seen: a.Seen, ClockOffset: a.ClockOffset,
+		Revision: beat.GetRevision(), Peer: a.Status.Peer, Replica: a.Status.Replica,
+	}
+	if r.StartTimeUnixNano != 0 {
+		view.Started = time.Unix(0, int64(r.StartTimeUnixNano)).UTC()
+	}
+	if a.Group != nil {
+		view.Group, view.GroupID, view.GroupRevision = a.Group.Name, a.Group.ID, a.Group.Revision
+	}
+	return view
+}
+
+// Groups implements controlapi.Service.
+func (c *Control) Groups(ctx context.Context) ([]controlapi.Group, error) {
+	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	members := c.state.Members()
+	groups := c.state.Groups()
+	list := make([]controlapi.Group, 0, len(groups))
+	for _, g := range groups {
+		list = append(list, controlapi.Group{ID: g.ID, Name: g.Name, Agents: members[g.ID], Revision: g.Revision, Created: g.Created})
+	}
+	return list, nil
+}
+
+// CreateGroup implements controlapi.Service.
+func (c *Control) CreateGroup(ctx context.Context, name, id string) (controlapi.Group, error) {
+	if err := c.sync(ctx, &c.commands); err != nil {
+		return controlapi.Group{}, notMade(err)
+	}
+	id = cmp.Or(id, newGroupID())
+	o, err := c.change(ctx, &agentv1.Command{Change: &agentv1.Command_CreateGroup{
+		CreateGroup: &agentv1.CreateGroup{GroupId: id, Name: name},
+	}}, false)
+	if err != nil {
+		return controlapi.Group{}, err
+	}
+	g := o.Group
+	return controlapi.Group{ID: g.ID, Name: g.Name, Revision: g.Revision, Created: g.Created}, nil
+}
+
+// newGroupID is one of 36^10: no two are ever the same.
+func newGroupID() string {
+	id := []byte("g-")
+	random := make([]byte, 1)
+	for len(id) < len(fleet.DefaultGroupID) {
+		_, _ = rand.Read(random) // never fails
+		if n := int(random[0]); n < 256/len(fleet.IDAlphabet)*len(fleet.IDAlphabet) {
+			id = append(id, fleet.IDAlphabet[n%len(fleet.IDAlphabet)])
+		}
+	}
+	return string(id)
+}
+
+// DeleteGroup implements controlapi.Service.
+func (c *Control) DeleteGroup(ctx context.Context, idOrName string) error {
+	if err := c.sync(ctx, &c.commands); err != nil {
+		return notMade(err)
+	}
+	g, err := c.group(idOrName)
+	if err != nil {
+		return err
+	}
+	_, err = c.change(ctx, &agentv1.Command{Change: &agentv1.Command_DeleteGroup{DeleteGroup: &agentv1.DeleteGroup{GroupId: g.ID}}}, false)
+	return err
+}
+
+func (c *Control) group(idOrName string) (fleet.Group, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if g, ok := c.state.Group(idOrName); ok {
+		return g, nil
+	}
+	return fleet.Group{}, controlapi.NotFound("there is no agent group %q", idOrName)
+}
+
+// Configurations implements controlapi.Service.
+func (c *Control) Configurations(ctx context.Context) ([]controlapi.Configuration, error) {
+	if err := c.refresh(ctx, &c.commands); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	groups := c.state.Groups()
+	c.mu.Unlock()
+	list := make([]controlapi.Configuration, 0, len(groups))
+	for _, g := range groups {
+		list = append(list, configuration(g))
+	}
+	return list, nil
+}
+
+// Configuration implements controlapi.Service.
+func (c *Control) Configuration(ctx context.Context, group string) (controlapi.Configuration, error) {
+	if err := c.refresh(ctx, &c.commands); err != nil {
+		return controlapi.Configuration{}, err
+	}
+	g, err := c.group(group)
+	if err != nil {
+		return controlapi.Configuration{}, err
+	}
+	return configuration(g), nil
+}
+
+func configuration(g fleet.Group) controlapi.Configuration {
+	return controlapi.Configuration{GroupID: g.ID, GroupName: g.Name, Revision: g.Revision, YAML: string(g.Document.YAML(g.ID))}
+}
+
+// UpdateConfiguration implements controlapi.Service.
+func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []byte, opts controlapi.UpdateOptions) (controlapi.Update, error) {
+	document, named, err := agentconfig.Parse(text)
+	if err != nil {
+		return controlapi.Update{}, controlapi.Invalid(err)
+	}
+	sync := c.sync
+	if opts.DryRun {
+		sync = c.refresh
+	}
+	if err := sync(ctx, &c.commands); err != nil {
+		return controlapi.Update{}, notMade(err)
+	}
+	g, err := c.group(cmp.Or(group, named))
+	if err != nil {
+		return controlapi.Update{}, err
+	}
+	if named != "" && named != g.ID && named != g.Name {
+		return controlapi.Update{}, controlapi.Invalid(&agentconfig.Error{Problems: []agentconfig.Problem{{
+			Key: "agent_group_id", Text: fmt.Sprintf("the text is for the agent group %q, but it was to be set for %q (%s)", named, g.Name, g.ID),
+		}}})
+	}
+	return c.configure(ctx, &agentv1.UpdateConfiguration{
+		GroupId: g.ID, Yaml: string(document.YAML("")), Replace: opts.Replace, Create: opts.Create,
+	}, opts.DryRun)
+}
+
+// DeleteConfiguration implements controlapi.Service.
+func (c *Control) DeleteConfiguration(ctx context.Context, group string) (controlapi.Update, error) {
+	if err := c.sync(ctx, &c.commands); err != nil {
+		return controlapi.Update{}, notMade(err)
+	}
+	g, err := c.group(group)
+	if err != nil {
+		return controlapi.Update{}, err
+	}
+	return c.configure(ctx, &agentv1.UpdateConfiguration{GroupId: g.ID, Replace: true}, false)
+}
+
+func (c *Control) configure(ctx context.Context, u *agentv1.UpdateConfiguration, dryRun bool) (controlapi.Update, error) {
+	command := &agentv1.Command{Change: &agentv1.Command_UpdateConfiguration{UpdateConfiguration: u}}
+	o, err := c.change(ctx, command, dryRun)
+	if err != nil {
+		return controlapi.Update{}, err
+	}
+	return controlapi.Update{
+		GroupID: o.Group.ID, GroupName: o.Group.Name, Revision: o.Group.Revision,
+		Changes: agentconfig.Diff(o.Before, o.Group.Document), DryRun: dryRun,
+	}, nil
+}
+
+// change puts a command into the log, unless memory, which must be fresh, says already that
+// it would do nothing. The outcome is what it did, or for a dry run would do.
+func (c *Control) change(ctx context.Context, command *agentv1.Command, dryRun bool) (fleet.Outcome, error) {
+	c.mu.Lock()
+	preview := c.state.Preview(command)
+	c.mu.Unlock()
+	if preview.Refused != nil || !preview.Changed || dryRun {
+		return judged(preview)
+	}
+	return c.submit(ctx, command)
+}
+
+// submit puts a command into the log and waits for its outcome.
+func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	select {
+	case c.changes <- struct{}{}:
+		defer func() { <-c.changes }()
+	case <-ctx.Done():
+		return fleet.Outcome{}, notMade(fmt.Errorf("%d changes are under way: %w", changesAtOnce, ctx.Err()))
+	}
+	command.RequestId, command.TimeUnixNano = rand.Text(), uint64(c.opts.Now().UnixNano())
+	value, err := proto.Marshal(command)
+	if err != nil {
+		return fleet.Outcome{}, controlapi.Invalid(fmt.Errorf("marshal the command: %w", err))
+	}
+	outcome := make(chan fleet.Outcome, 1)
+	c.mu.Lock()
+	c.waiting[command.RequestId] = outcome
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.waiting, command.RequestId)
+		c.mu.Unlock()
+	}()
+	if err := c.opts.Commands.Produce(ctx, []kafka.Outgoing{{Value: value}}); err != nil {
+		select {
+		case o := <-outcome: // only its acknowledgement was lost
+			return judged(o)
+		default:
+		}
+		if fault.ClassOf(err) == fault.Rejected {
+			return fleet.Outcome{}, controlapi.Invalid(err)
+		}
+		return fleet.Outcome{}, inDoubt(err)
+	}
+	select {
+	case o := <-outcome:
+		return judged(o)
+	case <-ctx.Done():
+		return fleet.Outcome{}, unconfirmed(ctx.Err())
+	}
+}
+
+func judged(o fleet.Outcome) (fleet.Outcome, error) {
+	if o.Refused != nil {
+		return fleet.Outcome{}, problem(o.Refused)
+	}
+	return o, nil
+}
+
+func problem(r *fleet.Refusal) error {
+	switch r.Reason {
+	case fleet.NotFound:
+		return controlapi.NotFound("%s", r.Text)
+	case fleet.Conflict:
+		return controlapi.Conflict("%s", r.Text)
+	case fleet.Malformed:
+	}
+	return controlapi.Invalid(r)
+}
+
+// The three ways in which a change can fail for now.
+
+func notMade(err error) error {
+	var known *controlapi.Problem
+	if errors.As(err, &known) {
+		return err
+	}
+	return controlapi.Unavailable("nothing was changed, because kafka cannot be asked: %v", err)
+}
+
+func inDoubt(err error) error {
+	return controlapi.Unavailable("the change may have been made or not, kafka did not acknowledge it; it is safe to try again: %v", err)
+}
+
+func unconfirmed(err error) error {
+	return controlapi.Unavailable("the change is stored, but this server has not read it back yet: %v", err)
+}

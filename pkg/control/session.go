@@ -1,0 +1,325 @@
+package control
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/schema"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+const (
+	// replayTimeout is how long an agent waits for a replica that has just started.
+	replayTimeout = 5 * time.Second
+	// releaseTimeout is how long an agent waits for the end of its former stream to become
+	// known: it takes a way through Kafka when that was at another replica.
+	releaseTimeout = 3 * time.Second
+	// statusInterval is how often an agent is written of which nothing new is known. It is a
+	// little less than the ten seconds between heartbeats, which vary.
+	statusInterval = 8 * time.Second
+)
+
+// session is an agent with a stream to this replica. Control.mu guards what changes.
+type session struct {
+	control      *Control
+	registration *agentv1.Registration
+	peer         string
+	changed      chan struct{} // capacity 1
+	ended        chan struct{}
+
+	err     error // why it was ended
+	group   string
+	told    uint64               // revision that the stream was woken for or given last, of group
+	status  *agentv1.AgentStatus // newest; replaced, never changed
+	seen    time.Time            // of the newest heartbeat, or of the registration
+	written time.Time            // when a status was last given to be written
+	rival   *agentv1.AgentStatus // another agent of this id, not known to be gone
+	since   time.Time            // when the rival was seen first
+}
+
+// Join implements agentgrpc.Controller.
+func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string) (agentgrpc.Session, error) {
+	if err := c.awaitReplay(ctx); err != nil {
+		return nil, err
+	}
+	release, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	var s *session
+	var err error
+	var holder *agentv1.AgentStatus
+	waited := c.await(release, func() bool {
+		if holder = c.holder(r); holder == nil {
+			s, err = c.admit(r, peer)
+		}
+		return holder == nil
+	})
+	switch {
+	case ctx.Err() != nil:
+		if s != nil {
+			s.Leave()
+		}
+		return nil, ctx.Err()
+	case waited != nil:
+		c.log.Warn("agent refused, another one has its id", slog.String("agent_id", r.AgentId),
+			slog.String("peer", peer), slog.String("other_peer", holder.Peer), slog.String("other_replica", holder.Replica))
+		return nil, inUse(holder)
+	case err != nil:
+		return nil, err
+	}
+	return s, nil
+}
+
+// awaitReplay waits until it is known which groups and agents there are.
+func (c *Control) awaitReplay(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, replayTimeout)
+	defer cancel()
+	if c.await(ctx, func() bool { return c.commands.reached && c.resources.reached }) == nil {
+		return nil
+	}
+	if err := c.Ready(ctx); err != nil {
+		return fmt.Errorf("this server does not know the agent groups yet: %w", err)
+	}
+	return nil
+}
+
+// holder returns the agent that has the id of r and is not r, when it is alive. The
+// caller holds mu.
+func (c *Control) holder(r *agentv1.Registration) *agentv1.AgentStatus {
+	now := c.opts.Now()
+	if s := c.sessions[r.AgentId]; s != nil {
+		if s.registration.InstanceId != r.InstanceId && now.Sub(s.seen) <= fleet.LostAfter {
+			return s.status
+		}
+		return nil
+	}
+	status := c.state.Status(r.AgentId)
+	// A stream to this replica that is not among the sessions has ended, also when that
+	// was by the end of the program.
+	if !fleet.Alive(status, now) || status.Replica == c.opts.Replica || status.Registration.InstanceId == r.InstanceId {
+		return nil
+	}
+	return status
+}
+
+// admit makes the session of r, and ends the one that it takes the place of. The
+// caller holds mu.
+func (c *Control) admit(r *agentv1.Registration, peer string) (*session, error) {
+	id := r.AgentId
+	known := c.state.Status(id) != nil || c.sessions[id] != nil
+	// Those whose first record is on its way count a moment later, or here.
+	if !known && max(c.state.AgentCount(), len(c.sessions)) >= c.cfg.MaxAgents {
+		return nil, fault.As(fault.Overload, fmt.Errorf("there are %d agents already, which is the limit (control.max_agents)", c.cfg.MaxAgents))
+	}
+	if former := c.sessions[id]; former != nil {
+		c.end(former, errors.New("the agent has opened another stream"))
+	}
+	s := &session{
+		control: c, registration: r, peer: peer,
+		changed: make(chan struct{}, 1), ended: make(chan struct{}),
+	}
+	c.sessions[id] = s
+	s.say(nil)
+	s.write()
+	c.log.Debug("agent connected", slog.String("agent_id", id), slog.String("name", r.Name), slog.String("peer", peer))
+	return s, nil
+}
+
+// end ends a session that has not left. The caller holds mu.
+func (c *Control) end(s *session, err error) {
+	s.err = err
+	close(s.ended)
+	delete(c.sessions, s.registration.AgentId)
+}
+
+// observed compares what Kafka says of an agent with its session here. The caller
+// holds mu.
+func (c *Control) observed(id string, status *agentv1.AgentStatus) {
+	s := c.sessions[id]
+	switch {
+	case s == nil:
+	case status == nil:
+		s.written = time.Time{} // it comes back with its next heartbeat
+		s.rival = nil
+	case status.Replica == "": // a stream that ended, and not this one
+		if s.rival.GetRegistration().GetInstanceId() == status.Registration.InstanceId {
+			s.rival = nil
+		}
+		s.write() // so that the last word about the id is of its holder
+	case status.Registration.InstanceId == s.registration.InstanceId:
+	case status.Replica == c.opts.Replica || !fleet.Alive(status, c.opts.Now()):
+	case s.rival == nil:
+		s.rival, s.since = status, c.opts.Now()
+	}
+}
+
+// settleInterval is how often rivals are looked at.
+const settleInterval = 500 * time.Millisecond
+
+// settleRivals ends sessions whose id belongs to an agent at another replica, until ctx ends.
+//
+// Two agents may come with one id to two replicas before either replica has read of the other's.
+// Both then read of both, and judge alike. But the rival may also be a former start of the same
+// agent, whose end is still on its way through Kafka; so judgment is put off for as long as
+// Join waits for that.
+func (c *Control) settleRivals(ctx context.Context) error {
+	tick := time.NewTicker(settleInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		c.mu.Lock()
+		now := c.opts.Now()
+		for _, s := range c.sessions {
+			if s.rival != nil && now.Sub(s.since) >= releaseTimeout {
+				c.settle(s, now)
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// settle judges between s and its rival. The caller holds mu.
+func (c *Control) settle(s *session, now time.Time) {
+	rival := s.rival
+	s.rival = nil
+	if startedBefore(s.registration, rival.Registration) && now.Sub(s.seen) <= fleet.LostAfter {
+		s.write()
+		return
+	}
+	id := s.registration.AgentId
+	delete(c.statuses, id)
+	c.end(s, inUse(rival))
+	c.broadcast()
+	c.log.Warn("agent ended, another one has its id", slog.String("agent_id", id),
+		slog.String("peer", s.peer), slog.String("other_peer", rival.Peer), slog.String("other_replica", rival.Replica))
+}
+
+// inUse is for an agent whose id belongs to holder.
+func inUse(holder *agentv1.AgentStatus) error {
+	return fault.As(fault.Fenced, fmt.Errorf(
+		"the agent id %q is in use by another running agent, %q at %s: give this one an id of its own",
+		holder.Registration.AgentId, holder.Registration.Name, holder.Peer))
+}
+
+func startedBefore(a, b *agentv1.Registration) bool {
+	return cmp.Or(cmp.Compare(a.StartTimeUnixNano, b.StartTimeUnixNano), cmp.Compare(a.InstanceId, b.InstanceId)) < 0
+}
+
+// Heartbeat implements agentgrpc.Session.
+func (s *session) Heartbeat(h *agentv1.Heartbeat) time.Time {
+	c := s.control
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sessions[s.registration.AgentId] != s {
+		return c.opts.Now()
+	}
+	last := s.status.Heartbeat
+	s.say(h)
+	news := last == nil || last.GroupId != h.GroupId || last.Revision != h.Revision || !slices.Equal(last.Exceptions, h.Exceptions)
+	if news || s.seen.Sub(s.written) >= statusInterval {
+		s.write()
+	}
+	return s.seen
+}
+
+// say makes the status anew, at this moment. The caller holds mu.
+func (s *session) say(h *agentv1.Heartbeat) {
+	c := s.control
+	s.seen = c.opts.Now()
+	s.status = &agentv1.AgentStatus{
+		Registration: s.registration, Heartbeat: h, SeenTimeUnixNano: uint64(s.seen.UnixNano()),
+		Peer: s.peer, Replica: c.opts.Replica,
+	}
+	if group, ok := c.state.GroupOf(s.registration); ok {
+		s.status.GroupId = group.ID
+	}
+}
+
+// write has the status written. The caller holds mu.
+func (s *session) write() {
+	s.written = s.seen
+	s.control.enqueue(s.status)
+}
+
+// Configuration implements agentgrpc.Session.
+func (s *session) Configuration() *agentv1.Configuration {
+	c := s.control
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	group, ok := c.state.GroupOf(s.registration)
+	if !ok || !c.commands.reached {
+		return nil
+	}
+	s.group, s.told = group.ID, group.Revision
+	built := c.built[group.ID]
+	if built == nil || built.Revision != group.Revision || built.GroupName != group.Name {
+		built = &agentv1.Configuration{
+			GroupId: group.ID, GroupName: group.Name, Revision: group.Revision, Yaml: string(group.Document.YAML("")),
+		}
+		c.built[group.ID] = built
+	}
+	return built
+}
+
+// wake says that Configuration has another result, if it has. The caller holds mu.
+func (s *session) wake() {
+	group, ok := s.control.state.GroupOf(s.registration)
+	if !ok || group.ID == s.group && group.Revision == s.told {
+		return
+	}
+	s.group, s.told = group.ID, group.Revision
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Changed implements agentgrpc.Session.
+func (s *session) Changed() <-chan struct{} { return s.changed }
+
+// Ended implements agentgrpc.Session.
+func (s *session) Ended() <-chan struct{} { return s.ended }
+
+// Err implements agentgrpc.Session.
+func (s *session) Err() error {
+	s.control.mu.Lock()
+	defer s.control.mu.Unlock()
+	return s.err
+}
+
+// Leave implements agentgrpc.Session.
+func (s *session) Leave() {
+	c, id := s.control, s.registration.AgentId
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sessions[id] != s {
+		return // somebody else speaks for the id now
+	}
+	delete(c.sessions, id)
+	c.broadcast() // who waits for the id may have it
+	c.log.Debug("agent disconnected", slog.String("agent_id", id), slog.String("name", s.registration.Name), slog.String("peer", s.peer))
+	known := c.state.Status(id)
+	if fleet.Alive(known, c.opts.Now()) && known.Replica != c.opts.Replica &&
+		known.Registration.InstanceId == s.registration.InstanceId && known.SeenTimeUnixNano > s.status.SeenTimeUnixNano {
+		return // it has been at another replica since
+	}
+	gone := &agentv1.AgentStatus{
+		Registration: s.registration, Heartbeat: s.status.Heartbeat, SeenTimeUnixNano: s.status.SeenTimeUnixNano,
+		GroupId: s.status.GroupId, Peer: s.peer,
+	}
+	c.enqueue(gone)
+}
+
+func isAgent(key []byte) bool { return bytes.HasPrefix(key, []byte(schema.KeyAgent)) }
