@@ -49,14 +49,12 @@ func (b *batch) memory() int64 {
 	return int64(b.block.Bytes()) + b.deadSize
 }
 
-func (b *batch) full(cfg *Config) bool {
-	return b.block.Rows() >= cfg.MaxBatchRows || b.memory() >= cfg.MaxBatch
+func (b *batch) full(cfg *Config, maxBytes int64) bool {
+	return b.block.Rows() >= cfg.MaxBatchRows || b.memory() >= maxBytes
 }
 
-// due reports whether the batch has waited long enough, or is full.
-func (b *batch) due(cfg *Config, now time.Time) bool {
-	return b.full(cfg) || now.Sub(b.begun) >= cfg.MaxWait
-}
+// old reports whether the batch has waited long enough.
+func (b *batch) old(cfg *Config) bool { return time.Since(b.begun) >= cfg.MaxWait }
 
 // divert adds a dead letter.
 func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string) {

@@ -34,15 +34,6 @@ func DefaultConfig() Config {
 	}
 }
 
-// fetchFactor is how much larger than Config.FetchBytes a fetch and the
-// columns made of it are taken to be: spans compress four to eight times, and
-// hexadecimal ids and dictionary keys add to them.
-const fetchFactor = 8
-
-// slots is how many partitions that are behind may fill a batch at a time: as
-// many whole batches as half of the memory holds. The other half is for those that keep up.
-func (c Config) slots() int64 { return max(1, c.MemoryBytes/2/max(c.MaxBatch, 1)) }
-
 // Validate reports every problem, each by its key.
 func (c Config) Validate() error {
 	var errs []error

@@ -33,5 +33,6 @@
 // are looked up in ClickHouse by their ids; only the missing ones are stored.
 //
 // Memory is bounded by Config.MemoryBytes whatever the lag: a partition that
-// gets no more of it inserts what it has, and then waits.
+// gets no more of it inserts what it has, and then waits. Each shard of ClickHouse has
+// an equal share of it (share.go), so one that is away does not stop the others.
 package writer

@@ -25,6 +25,7 @@ var errCrash = fault.As(fault.Fenced, errors.New("crashed"))
 
 // partitionLog is one partition of the topic and the group's commit for it.
 type partitionLog struct {
+	number   int
 	mu       sync.Mutex
 	records  []record.Record
 	start    int64 // what lies before it was deleted
@@ -40,7 +41,7 @@ type partitionLog struct {
 }
 
 func newLog() *partitionLog {
-	return &partitionLog{offset: -1, steps: -1, trouble: map[string][]error{}}
+	return &partitionLog{number: 3, offset: -1, steps: -1, trouble: map[string][]error{}}
 }
 
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
@@ -74,7 +75,7 @@ func (l *partitionLog) step(ctx context.Context, name string) error {
 }
 
 func (l *partitionLog) Topic() string  { return "metaflow.spans" }
-func (l *partitionLog) Partition() int { return 3 }
+func (l *partitionLog) Partition() int { return l.number }
 
 func (l *partitionLog) Committed(ctx context.Context) (int64, string, error) {
 	return l.offset, l.metadata, l.step(ctx, "committed")
@@ -189,8 +190,9 @@ type table struct {
 	at      map[string]int // the shard that knows the token
 	spans   map[string]int // by span id in hex: how often it is stored
 	poison  map[string]bool
-	broken  error    // of every insert
-	outcome []string // of the next inserts: "", "fails", "doubtful", "crash", or "mended", which ends all poison
+	broken  error        // of every insert
+	away    map[int]bool // shards that do not answer
+	outcome []string     // of the next inserts: "", "fails", "doubtful", "crash", or "mended", which ends all poison
 	inserts int
 }
 
@@ -209,6 +211,9 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	}
 	if shard < 0 || shard >= s.shards || name != "spans_local" {
 		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
+	}
+	if s.away[shard] {
+		return errors.New("connection refused")
 	}
 	if s.broken != nil {
 		return s.broken

@@ -21,19 +21,22 @@ type partition struct {
 	claim  Claim
 	log    *slog.Logger
 	window *dedup.Window
-	shard  int   // where the spans go; tokens are known only there
-	next   int64 // offset to fetch next
+	shard  int    // where the spans go; tokens are known only there
+	share  *share // of the memory, for that shard
+	next   int64  // offset to fetch next
 	batch  *batch
-	held   int64 // of Writer.memory, for batch
-	bulk   bool  // has one of Writer.slots instead
+	held   int64 // of share.memory, for batch
+	bulk   bool  // has one of share.slots instead
 	behind bool  // the log has more than was fetched
 }
 
 func newPartition(w *Writer, claim Claim) *partition {
-	return &partition{
+	p := &partition{
 		Writer: w, claim: claim,
 		log: w.log.With("topic", claim.Topic(), "partition", claim.Partition()),
 	}
+	p.aim(p.ownShard())
+	return p
 }
 
 // close gives back what the partition holds. A batch that was not planned is
@@ -125,7 +128,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // resume finds where the last owner stopped, and finishes what it had planned.
 func (p *partition) resume(ctx context.Context) error {
 	p.dropBatch()
-	p.shard = p.ownShard()
+	p.aim(p.ownShard())
 	from, metadata, err := p.claim.Committed(ctx)
 	if err != nil {
 		return err
@@ -197,6 +200,9 @@ func (p *partition) sameLog(ctx context.Context, start, end, from int64, planned
 	return false, nil
 }
 
+// aim makes the spans go to a shard. There must be no batch.
+func (p *partition) aim(shard int) { p.shard, p.share = shard, p.shareOf(shard) }
+
 // ownShard is where this partition's spans go while the number of shards stays.
 func (p *partition) ownShard() int { return p.claim.Partition() % p.store.Shards() }
 
@@ -236,7 +242,7 @@ const readWait = 5 * time.Second
 // then. When the log does not reach that far any more, the error is errStartOver.
 func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record), corrupt func(*kafka.CorruptError)) error {
 	for from < to {
-		fetched, err := p.claim.Fetch(ctx, from, p.cfg.FetchBytes, readWait)
+		fetched, err := p.claim.Fetch(ctx, from, p.share.fetchBytes, readWait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
 			return fmt.Errorf("read [%d, %d): %w: %w", from, to, err, errStartOver)
 		}
@@ -298,12 +304,11 @@ func (p *partition) finish(ctx context.Context, from, start int64, planned plan.
 			from, planned.To, planned.Shard, p.store.Shards())
 	}
 	if planned.Shard >= 0 {
-		p.shard = planned.Shard
+		p.aim(planned.Shard)
 	}
-	defer func() { p.shard = p.ownShard() }()
 	// The range may be as large as a batch can be, and so may those of all the
 	// other partitions that are taken over now.
-	if err := p.slots.Acquire(ctx, 1); err != nil {
+	if err := p.share.slots.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	p.bulk = true
@@ -326,25 +331,29 @@ func (p *partition) finish(ctx context.Context, from, start int64, planned plan.
 	p.batch.to = planned.To
 	p.next = max(planned.To, start)
 	p.metrics.resumed.Inc()
-	return p.finishBatch(ctx)
+	if err := p.finishBatch(ctx); err != nil {
+		return err
+	}
+	p.aim(p.ownShard())
+	return nil
 }
 
 // step fetches once, and inserts when the batch is due.
 func (p *partition) step(ctx context.Context) error {
 	if p.behind && p.batch == nil {
-		if err := p.slots.Acquire(ctx, 1); err != nil {
+		if err := p.share.slots.Acquire(ctx, 1); err != nil {
 			return err
 		}
 		p.bulk = true
 	}
 	var need int64
 	if !p.bulk { // what a slot holds is accounted for
-		need = int64(p.cfg.FetchBytes) * fetchFactor
-		if !p.memory.TryAcquire(need) {
+		need = p.share.fetchMemory()
+		if !p.share.memory.TryAcquire(need) {
 			if p.batch != nil {
 				return p.flush(ctx) // gives back what it holds
 			}
-			if err := p.memory.Acquire(ctx, need); err != nil {
+			if err := p.share.memory.Acquire(ctx, need); err != nil {
 				return err
 			}
 		}
@@ -354,7 +363,7 @@ func (p *partition) step(ctx context.Context) error {
 		// What the batch has grown by stays held, the rest goes back.
 		grown := min(max(p.batch.memory()-p.held, 0), need)
 		p.held += grown
-		p.memory.Release(need - grown)
+		p.share.memory.Release(need - grown)
 	}
 	switch {
 	case err != nil:
@@ -364,19 +373,21 @@ func (p *partition) step(ctx context.Context) error {
 		return nil
 	// In a slot the batch grows until it is full or the log has no more. A
 	// partition that has just fallen behind gives way to those in the slots.
-	case p.bulk != p.behind, p.batch.due(&p.cfg, time.Now()) && !p.bulk:
+	case p.bulk != p.behind, !p.bulk && (p.full() || p.batch.old(&p.cfg)):
 		return p.flush(ctx)
 	default:
 		return nil
 	}
 }
 
+func (p *partition) full() bool { return p.batch.full(&p.cfg, p.share.maxBatch) }
+
 // leaveBulk gives up the slot, if there is one. A partition that is behind may
 // fill a whole batch only in one of a few slots: otherwise all that are
 // behind would share the memory, and insert many small batches.
 func (p *partition) leaveBulk() {
 	if p.bulk {
-		p.slots.Release(1)
+		p.share.slots.Release(1)
 		p.bulk = false
 	}
 }
@@ -391,7 +402,7 @@ func (p *partition) fetch(ctx context.Context) error {
 	var fetched kafka.Batch
 	err := p.persist(ctx, "fetch", func(ctx context.Context) error {
 		var err error
-		fetched, err = p.claim.Fetch(ctx, p.next, p.cfg.FetchBytes, wait)
+		fetched, err = p.claim.Fetch(ctx, p.next, p.share.fetchBytes, wait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
 			var next int64
 			next, err = p.skipLost(ctx, p.next)
@@ -416,7 +427,7 @@ func (p *partition) fetch(ctx context.Context) error {
 		if err := p.take(ctx, r); err != nil {
 			return err
 		}
-		if p.batch.full(&p.cfg) {
+		if p.full() {
 			// The rest is fetched again: a flush may have to fetch, and the
 			// rest is better kept for the next whole batch than inserted alone.
 			p.next, p.behind = r.Offset+1, fetched.HighWatermark > r.Offset+1
@@ -440,7 +451,7 @@ func (p *partition) openBatch(from int64) {
 	var block *columns.Spans
 	if p.bulk {
 		select {
-		case block = <-p.large:
+		case block = <-p.share.large:
 		default:
 		}
 	}
@@ -457,7 +468,7 @@ func (p *partition) dropBatch() {
 		p.recycle(p.batch.block)
 		p.batch = nil
 	}
-	p.memory.Release(p.held)
+	p.share.memory.Release(p.held)
 	p.held = 0
 	p.leaveBulk()
 }
@@ -470,7 +481,7 @@ func (p *partition) recycle(block *columns.Spans) {
 		return
 	}
 	select {
-	case p.large <- block:
+	case p.share.large <- block:
 	default:
 	}
 }

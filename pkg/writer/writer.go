@@ -8,7 +8,6 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
@@ -38,7 +37,7 @@ type Claim interface {
 
 // Store is where spans end up. *clickhouse.Inserter with its DB is one.
 type Store interface {
-	// Shards is how many shards there are, at least 1.
+	// Shards is how many shards there are, at least 1, and stays the same.
 	Shards() int
 	// Insert stores one block, once for one token. An error of class
 	// fault.Rejected depends on the values of the rows; after any other, the
@@ -73,10 +72,10 @@ type Writer struct {
 	dead    DeadLetters
 	log     *slog.Logger
 	metrics *metrics
-	memory  *semaphore.Weighted // bytes, for partitions that are not behind
-	slots   *semaphore.Weighted // whole batches, for those that are
-	blocks  sync.Pool           // of *columns.Spans; idle ones are the garbage collector's
-	large   chan *columns.Spans // idle blocks that have grown to whole batches
+	blocks  sync.Pool // of *columns.Spans; idle ones are the garbage collector's
+
+	mu     sync.Mutex
+	shares map[int]*share // by shard
 }
 
 // New checks cfg and returns a Writer. It starts nothing.
@@ -90,9 +89,7 @@ func New(cfg Config, store Store, dead DeadLetters, opts Options) (*Writer, erro
 	w := &Writer{
 		cfg: cfg, opts: opts, store: store, dead: dead, log: opts.Logger,
 		metrics: newMetrics(opts.Registerer),
-		memory:  semaphore.NewWeighted(cfg.MemoryBytes / 2),
-		slots:   semaphore.NewWeighted(cfg.slots()),
-		large:   make(chan *columns.Spans, cfg.slots()),
+		shares:  make(map[int]*share),
 	}
 	w.blocks.New = func() any { return columns.NewSpans() }
 	return w, nil

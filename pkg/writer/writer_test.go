@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -293,6 +294,51 @@ func TestShardOfThePlan(t *testing.T) {
 		if diff := cmp.Diff(map[int]int{1: 1, 3: 1}, shardsOf); diff != "" {
 			t.Errorf("blocks by shard (-want +got):\n%s", diff)
 		}
+	})
+}
+
+// A shard that is away does not stop the partitions of the other one, whether
+// they are behind or not.
+func TestShardsDoNotStopEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newTable()
+		store.away = map[int]bool{0: true}
+		cfg := config()
+		cfg.MaxBatch, cfg.FetchBytes = 1<<20, 128<<10
+		cfg.MemoryBytes = 4 << 20 // two slots, and two fetches
+		w, err := writer.New(cfg, store, &letters{}, writer.Options{AcceptPast: 24 * time.Hour, Grace: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		var logs []*partitionLog
+		for n := range 8 {
+			log := newLog()
+			log.number = n
+			for i := range 10 {
+				log.append(time.Now(), request(time.Now(), 100*n+i), false)
+			}
+			logs = append(logs, log)
+			running.Go(func() { _ = w.Handle(ctx, log) })
+			synctest.Wait() // the others have what they need by now
+		}
+		<-time.After(time.Minute)
+		for n, log := range logs {
+			log.mu.Lock()
+			log.append(time.Now(), request(time.Now(), 100*n+10), false)
+			log.mu.Unlock()
+		}
+		<-time.After(time.Minute)
+		for n, log := range logs {
+			log.mu.Lock()
+			if want := int64(11 * (n % 2)); max(log.offset, 0) != want {
+				t.Errorf("partition %d: committed %d, want %d", n, log.offset, want)
+			}
+			log.mu.Unlock()
+		}
+		cancel()
+		running.Wait()
 	})
 }
 
