@@ -79,7 +79,7 @@ func TestRowsAddUp(t *testing.T) {
 		k := &kernel{now: t0}
 		tab := New(Config{ReportInterval: time.Duration(rapid.IntRange(0, 30).Draw(t, "interval")) * time.Second})
 		adopt := rapid.Bool().Draw(t, "adopt")
-		tab.Open(k.now, ns, adopt, false)
+		tab.Open(k.now, ns, adopt)
 		all := map[connKey]*modelSocket{}
 		sums := map[connKey]*Row{}
 		before := map[connKey]Counters{} // of adopted connections

@@ -53,7 +53,6 @@ type space struct {
 	known      int64  // until when everything that lives was seen: connections not seen by then are younger
 	adopt      bool   // connections that the next dump shows for the first time are not young
 	overrun    bool   // last words were lost since the last dump
-	silent     bool   // last words never come
 	forgot     int64  // until when what was given up, and is forgotten, may have lived
 	locals     [2]local
 }
@@ -117,16 +116,22 @@ func (t *Table) Configure(cfg Config) {
 }
 
 // Open begins to follow a network namespace. With adopt, the connections that its first dump
-// shows may be old, and what they did before is not counted; without, they are as young as now.
-// Silent says that last words will not come, so that a connection that dumps miss is over.
-func (t *Table) Open(now time.Time, namespace uint64, adopt, silent bool) {
+// shows may be old, and what they did before is not counted; without, none is older than since.
+func (t *Table) Open(since time.Time, namespace uint64, adopt bool) {
 	t.spaces[namespace] = &space{
 		inode:     namespace,
 		conns:     map[uint64]*conn{},
 		listeners: map[netip.AddrPort]int64{},
-		known:     now.UnixNano(),
+		known:     since.UnixNano(),
 		adopt:     adopt,
-		silent:    silent,
+	}
+}
+
+// Forget stops following a network namespace, without a word about its connections: they go on.
+func (t *Table) Forget(namespace uint64) {
+	if sp := t.spaces[namespace]; sp != nil {
+		t.size -= len(sp.conns)
+		delete(t.spaces, namespace)
 	}
 }
 
@@ -232,11 +237,7 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 			}
 		case complete:
 			c.misses++
-			switch {
-			case sp.silent:
-				t.finish(sp, c, at, guessEnd(c))
-				t.remove(sp, cookie)
-			case c.misses >= missesUntilClosed || sp.overrun:
+			if c.misses >= missesUntilClosed || sp.overrun {
 				t.finish(sp, c, at, guessEnd(c))
 				c.dead = true
 			}
@@ -369,6 +370,48 @@ func (t *Table) whole(sp *space, s *Socket, start, at int64) {
 	c.take(s)
 	c.role = sp.roleOf(c.role, c.local)
 	t.finish(sp, &c, at, s.end(c.role))
+}
+
+// Flush reports all living connections of the namespace that did anything since they were reported last, as the last
+// dump showed them. It is for who stops looking: who looks again adopts them.
+func (t *Table) Flush(now time.Time, namespace uint64) {
+	sp := t.spaces[namespace]
+	if sp == nil {
+		return
+	}
+	t.decide(sp)
+	for _, c := range sp.conns {
+		if c.dead || c.counters == c.base && (c.counted || !c.established) {
+			continue
+		}
+		if len(t.rows) >= t.cfg.maxRows() {
+			t.stats.Dropped++
+			continue
+		}
+		t.report(sp, c, min(now.UnixNano(), max(c.seen, c.reported)))
+	}
+}
+
+// ClockSet says that the clock behind the times that are passed was set forward by this much, or back.
+func (t *Table) ClockSet(by time.Duration) {
+	for _, sp := range t.spaces {
+		sp.began += int64(by)
+		sp.known += int64(by)
+		if sp.forgot != 0 {
+			sp.forgot += int64(by)
+		}
+		for _, c := range sp.conns {
+			c.seen += int64(by)
+			c.reported += int64(by)
+		}
+		for l := range sp.listeners {
+			sp.listeners[l] += int64(by)
+		}
+		for i := range sp.undecided {
+			sp.undecided[i].now += int64(by)
+			sp.undecided[i].start += int64(by)
+		}
+	}
 }
 
 // Take appends the rows that are ready to dst and forgets them.

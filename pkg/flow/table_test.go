@@ -66,7 +66,7 @@ func opened(cfg Config) *Table {
 		cfg.ReportInterval = time.Minute
 	}
 	t := New(cfg)
-	t.Open(at(0), ns, false, false)
+	t.Open(at(0), ns, false)
 	dump(t, 0)
 	return t
 }
@@ -145,7 +145,7 @@ func TestLivingConnectionIsReportedByTheInterval(t *testing.T) {
 
 func TestWhatWasBeforeTheFirstDumpIsNotCounted(t *testing.T) {
 	tab := New(Config{ReportInterval: 20 * time.Second})
-	tab.Open(at(0), ns, true, false)
+	tab.Open(at(0), ns, true)
 	destroy(tab, 0, closed(living(4, 9000))) // nobody knows its beginning
 	dump(tab, 1, living(5, 1000))
 	dump(tab, 11, living(5, 1500), living(6, 300))
@@ -390,17 +390,6 @@ func TestClosedNamespaceEndsItsConnections(t *testing.T) {
 	want(t, tab)
 }
 
-func TestWithoutLastWordsADumpEndsWhatItMisses(t *testing.T) {
-	tab := New(Config{ReportInterval: time.Minute})
-	tab.Open(at(0), ns, false, true)
-	dump(tab, 10, living(5, 1000))
-	dump(tab, 20)
-	want(t, tab, short{To: 20, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Connections: 1, Sent: 1000, Received: 500})
-	if got := tab.Stats().Connections; got != 0 {
-		t.Errorf("%d connections remembered, want none", got)
-	}
-}
-
 // The kernel counts segments in 32 bits.
 func TestCountersBeyond32Bits(t *testing.T) {
 	tab := opened(Config{ReportInterval: time.Second})
@@ -413,4 +402,24 @@ func TestCountersBeyond32Bits(t *testing.T) {
 	if len(got) != 2 || got[1].SegmentsSent != 20 || got[1].Retransmits != 2 {
 		t.Errorf("rows %+v", got)
 	}
+}
+
+func TestFlushGivesWhatIsNotReportedYet(t *testing.T) {
+	tab := opened(Config{})
+	dump(tab, 10, living(5, 1000))
+	tab.Flush(at(12), ns)
+	want(t, tab, short{To: 10, Local: cl, Peer: sv, Role: RoleClient, Connections: 1, Sent: 1000, Received: 500})
+	tab.Flush(at(13), ns)
+	want(t, tab)
+}
+
+func TestClockIsSetBack(t *testing.T) {
+	tab := opened(Config{ReportInterval: 20 * time.Second})
+	dump(tab, 3610, living(5, 1000))
+	rows(tab)
+	tab.ClockSet(-time.Hour)
+	dump(tab, 20, living(5, 1500))
+	want(t, tab)
+	dump(tab, 30, living(5, 2000))
+	want(t, tab, short{From: 10, To: 30, Local: cl, Peer: sv, Role: RoleClient, Sent: 1000, Received: 500})
 }

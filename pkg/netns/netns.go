@@ -54,8 +54,6 @@ const (
 // MissingError says which privilege is missing, and for what.
 type MissingError struct {
 	Privilege Privilege
-	// Namespaces is how many namespaces, or with SysPtrace processes, are concerned; 0 is not known.
-	Namespaces int
 	// Err is what the kernel said, nil where it was not asked.
 	Err error
 }

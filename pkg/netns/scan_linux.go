@@ -58,12 +58,13 @@ func (s *Scanner) Scan() (found []Namespace, missing []*MissingError, err error)
 		return nil, nil, fmt.Errorf("find own network namespace: %w", err)
 	}
 	all := map[uint64]*Namespace{own: {Inode: own, Own: true, path: "/proc/thread-self/ns/net"}}
-	denied, err := s.scanProcesses(all)
+	looked, denied, err := s.scanProcesses(all)
 	if err != nil {
 		return nil, nil, err
 	}
-	if denied > 0 {
-		missing = append(missing, &MissingError{Privilege: SysPtrace, Namespaces: denied, Err: unix.EACCES})
+	// A few processes may be out of reach for everybody; with the privilege, most are not.
+	if denied > 0 && (!capable(unix.CAP_SYS_PTRACE) || denied > looked) {
+		missing = append(missing, &MissingError{Privilege: SysPtrace, Err: unix.EACCES})
 	}
 	if pid, err := inodeOf(filepath.Join(s.proc, "1/ns/pid")); err == nil && pid != initialPIDNamespace {
 		missing = append(missing, &MissingError{Privilege: HostPID})
@@ -90,11 +91,12 @@ func (s *Scanner) Scan() (found []Namespace, missing []*MissingError, err error)
 	return found, missing, nil
 }
 
-// scanProcesses adds the namespaces of all processes, and returns how many processes it was not allowed to look at.
-func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (denied int, err error) {
+// scanProcesses adds the namespaces of all processes, and returns how many processes it looked at, and how many
+// it was not allowed to.
+func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (looked, denied int, err error) {
 	dir, err := os.Open(s.proc)
 	if err != nil {
-		return 0, fmt.Errorf("list processes: %w", err)
+		return 0, 0, fmt.Errorf("list processes: %w", err)
 	}
 	defer dir.Close()
 	fd := int(dir.Fd())
@@ -113,6 +115,7 @@ func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (denied int, err erro
 			case err != nil:
 				continue // it ended
 			}
+			looked++
 			ns := all[inode]
 			if ns == nil {
 				ns = &Namespace{Inode: inode}
@@ -126,10 +129,10 @@ func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (denied int, err erro
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return denied, nil
+			return looked, denied, nil
 		}
 		if err != nil {
-			return denied, fmt.Errorf("list processes: %w", err)
+			return looked, denied, fmt.Errorf("list processes: %w", err)
 		}
 	}
 }
@@ -195,6 +198,16 @@ func (s *Scanner) ownerOf(pids []int) cgroup.Owner {
 	return cgroup.Parse(text.String())
 }
 
+// capable reports whether the process has a capability. When that cannot be told, it has.
+func capable(capability uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return true
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
 func inodeOf(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -226,7 +239,7 @@ func enter(ns Namespace, f func() error) error {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 		return ErrGone
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return &MissingError{Privilege: SysPtrace, Namespaces: 1, Err: err}
+		return &MissingError{Privilege: SysPtrace, Err: err}
 	case err != nil:
 		return fmt.Errorf("open network namespace: %w", err)
 	}
@@ -240,7 +253,7 @@ func enter(ns Namespace, f func() error) error {
 	}
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			return &MissingError{Privilege: SysAdmin, Namespaces: 1, Err: err}
+			return &MissingError{Privilege: SysAdmin, Err: err}
 		}
 		return fmt.Errorf("enter network namespace: %w", err)
 	}

@@ -1,0 +1,199 @@
+package capture
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/flow"
+	"github.com/metaflowys/metaflow-server/pkg/netns"
+)
+
+const (
+	// tick is how often last words are taken from the kernel. Longer needs larger receive buffers,
+	// shorter costs a system call per namespace each time.
+	tick = 200 * time.Millisecond
+	// scanInterval is how often namespaces are looked for, at 4 us a process.
+	scanInterval = 2 * time.Second
+	// batchInterval is how long rows are gathered, batchRows how many are not kept waiting.
+	batchInterval = time.Second
+	batchRows     = 2000
+	// listenInterval is how often a namespace is asked who listens, when a connection's role depends on it.
+	listenInterval = time.Second
+	// retryInterval is how long a namespace that could not be opened is left alone.
+	retryInterval = time.Minute
+	// overrunPause is at least between two dumps that were made because last words were lost.
+	overrunPause = time.Second
+	// receiveBuffer holds the last words of some 2,000 to 4,000 sockets: ten times what a busy
+	// node has in a tick.
+	receiveBuffer = 8 << 20
+	// wordsPerTurn bounds what is read of one namespace before the next has its turn.
+	wordsPerTurn = 16384
+	// clockJump is a difference between the wall clock and the time that passed that is not a clock being
+	// slewed.
+	clockJump = 500 * time.Millisecond
+	// goneMemory is how long it is known whose a namespace was that is gone: rows of it may wait for the consumer.
+	goneMemory = 10 * time.Minute
+	// flushTimeout is what the consumer has for the last batch.
+	flushTimeout = 5 * time.Second
+)
+
+// Consumer takes rows.
+type Consumer interface {
+	// Consume is called by one goroutine. It must not keep rows after it returned. An error says that they are
+	// lost; it is counted, and nothing is sent again. At the end of Run, ctx is one that ends in five seconds.
+	Consume(ctx context.Context, rows []flow.Row) error
+}
+
+// Options are for code, not for operators.
+type Options struct {
+	Logger     *slog.Logger          // nil discards
+	Registerer prometheus.Registerer // nil keeps metrics to itself
+	// Namespaces says where namespaces are looked for.
+	Namespaces netns.Options
+	// ExcludeLoopback leaves out connections over loopback addresses.
+	ExcludeLoopback bool
+	// MaxConnections bounds what is remembered, see flow.Config.
+	MaxConnections int
+}
+
+// Capture watches connections. Use New.
+type Capture struct {
+	consumer Consumer
+	opts     Options
+	log      *slog.Logger
+	metrics  *metrics
+	changed  chan struct{} // has room for one: the configuration is another
+
+	mu         sync.Mutex
+	cfg        agentconfig.Flow
+	exceptions []string
+	watched    map[uint64]watched
+}
+
+// New returns a stopped Capture.
+func New(cfg agentconfig.Flow, consumer Consumer, opts Options) *Capture {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Capture{
+		consumer: consumer,
+		opts:     opts,
+		log:      opts.Logger,
+		metrics:  newMetrics(opts.Registerer),
+		changed:  make(chan struct{}, 1),
+		cfg:      cfg,
+		watched:  map[uint64]watched{},
+	}
+}
+
+// Configure changes the configuration of a Capture that runs, or will. It does not wait for it.
+func (c *Capture) Configure(cfg agentconfig.Flow) {
+	c.mu.Lock()
+	c.cfg = cfg
+	c.mu.Unlock()
+	select {
+	case c.changed <- struct{}{}:
+	default: // it will be looked at
+	}
+}
+
+// Exceptions are what an operator should know, a sentence each: the privileges that are missing, and what is not
+// seen for it. There are none while capture is not enabled.
+func (c *Capture) Exceptions() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.exceptions)
+}
+
+// Namespace returns what is known of a namespace by the inode that rows have, for some minutes also of one
+// that is gone.
+func (c *Capture) Namespace(inode uint64) (netns.Namespace, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w, ok := c.watched[inode]
+	return w.ns, ok
+}
+
+// watched is a namespace that was seen at some time.
+type watched struct {
+	ns   netns.Namespace
+	gone time.Time // zero while it is there
+}
+
+// watch keeps what is known of namespaces.
+func (c *Capture) watch(found []netns.Namespace, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for inode, w := range c.watched {
+		switch {
+		case w.gone.IsZero():
+			w.gone = now
+			c.watched[inode] = w
+		case now.Sub(w.gone) > goneMemory:
+			delete(c.watched, inode)
+		}
+	}
+	for _, ns := range found {
+		c.watched[ns.Inode] = watched{ns: ns}
+	}
+}
+
+// setExceptions replaces the exceptions, and returns those that are new.
+func (c *Capture) setExceptions(sentences []string) (added []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range sentences {
+		if !slices.Contains(c.exceptions, s) {
+			added = append(added, s)
+		}
+	}
+	c.exceptions = sentences
+	return added
+}
+
+func (c *Capture) config() agentconfig.Flow {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg
+}
+
+// Run captures until ctx ends, and returns nil then: where nothing can be captured, Exceptions says why. It may
+// be called once.
+func (c *Capture) Run(ctx context.Context) error {
+	out := make(chan []flow.Row, 1)
+	back := make(chan []flow.Row, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for rows := range out {
+			c.consume(ctx, rows)
+			back <- rows
+		}
+	})
+	l := newLoop(c, out, back)
+	l.run(ctx)
+	close(out)
+	wg.Wait()
+
+	l.stop(context.WithoutCancel(ctx))
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	if rows := l.table.Take(nil); len(rows) > 0 {
+		c.consume(last, rows)
+	}
+	return nil
+}
+
+func (c *Capture) consume(ctx context.Context, rows []flow.Row) {
+	if err := c.consumer.Consume(ctx, rows); err != nil {
+		c.metrics.lost.Add(float64(len(rows)))
+		c.log.WarnContext(ctx, "flow data was not taken", "rows", len(rows), "error", err)
+		return
+	}
+	c.metrics.rows.Add(float64(len(rows)))
+}
