@@ -27,7 +27,7 @@
 //
 // The libraries that exist were made for logs whose records depend on each
 // other, where it is right to stop at the first that cannot be read. A spool wants the
-// opposite. By their source: hashicorp/raft-wal verifies checksums only of the
+// opposite. As read in 2026: hashicorp/raft-wal verifies checksums only of the
 // tail at open, so a flipped bit is handed out as data, and needs bbolt beside;
 // prometheus/tsdb/wlog deletes everything behind damage when it repairs, and leaves
 // half a record in the log when a write fails, as on a full disk; etcd's wal chains its checksums,

@@ -64,18 +64,18 @@ func exportError(err error, handed bool, size int) error {
 		}
 	}
 	class := classOf(st.Code(), f.asked)
-	if class == fault.Rejected || atLimit {
+	if class == fault.Rejected || atLimit || st.Code() == codes.Unimplemented {
 		f.doubtful = false
 	}
 	return fault.As(class, f)
 }
 
 // classOf follows OTLP, but keeps what OTLP would have a client drop unless the
-// answer is about the request itself: an answer such as PERMISSION_DENIED ends when
-// an operator has mended something.
+// answer is about the request itself: an answer such as PERMISSION_DENIED, or UNIMPLEMENTED
+// of a server without the role gateway, ends when an operator has mended something.
 func classOf(code codes.Code, askedToWait bool) fault.Class {
 	switch code { //nolint:exhaustive // the others are below
-	case codes.InvalidArgument, codes.Unimplemented:
+	case codes.InvalidArgument:
 		return fault.Rejected
 	case codes.ResourceExhausted:
 		if !askedToWait {

@@ -299,7 +299,7 @@ func TestAnswersOfOthers(t *testing.T) {
 		doubtful bool
 		waits    bool
 	}{
-		"unknown service":           {status.Error(codes.Unimplemented, ""), fault.Rejected, false, false},
+		"unknown service":           {status.Error(codes.Unimplemented, ""), fault.Retryable, false, false},
 		"exhausted, with a time":    {asking(codes.ResourceExhausted), fault.Overload, true, true},
 		"exhausted, without a time": {status.Error(codes.ResourceExhausted, ""), fault.Rejected, false, false},
 		"unavailable":               {status.Error(codes.Unavailable, ""), fault.Retryable, true, false},
