@@ -1,6 +1,7 @@
 package otlp
 
 import (
+	"encoding/binary"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -120,19 +121,44 @@ const (
 
 // valid reports whether b is a well-formed m, all the way down.
 // depth is how many more levels may follow below this one.
+//
+// Most of b are short texts, plain or in attributes, one behind the other. What stands between
+// them, tags and lengths below 128, is ASCII, so that a run of them is UTF-8 exactly
+// when each of them is: it is checked as a whole.
 func (m *message) valid(b []byte, depth int) bool {
 	if depth < 0 {
 		return false
 	}
+	run := 0 // b[run:i] is such a run
 	for i := 0; i < len(b); {
-		tag, lo, hi := Next(b, i)
-		if hi < 0 || !m.validField(tag, b[lo:hi], depth) {
+		var tag Tag
+		var lo, hi int
+		if len(b)-i >= 2 && b[i] < 0x80 && b[i]&typeMask == byte(Bytes) && b[i+1] < 0x80 && b[i]>>3 != 0 {
+			lo = i + 2
+			hi = lo + int(b[i+1])
+			if hi > len(b) {
+				return false
+			}
+			tag = Tag(b[i])
+			f := &m.fields[tag>>3]
+			if f.text || f.sub == keyValue && depth >= levelsOfAttribute && plainText(b[lo:hi]) {
+				i = hi
+				continue
+			}
+		} else if tag, lo, hi = Next(b, i); hi < 0 {
+			return false
+		}
+		if run < i && !validText(b[run:i]) || !m.validField(tag, b[lo:hi], depth) {
 			return false
 		}
 		i = hi
+		run = hi
 	}
-	return true
+	return run == len(b) || validText(b[run:])
 }
+
+// levelsOfAttribute are the levels of a KeyValue with a text: itself and its value.
+const levelsOfAttribute = 2
 
 // validField reports whether value, as Next found it, may stand in a field of
 // m under this tag.
@@ -142,9 +168,11 @@ func (m *message) validField(tag Tag, value []byte, depth int) bool {
 	}
 	switch f := &m.fields[tag>>3]; {
 	case f.text:
-		return utf8.Valid(value)
-	case f.sub == keyValue && plainText(value):
-		return utf8.Valid(value)
+		return validText(value)
+	case f.sub == keyValue && depth >= levelsOfAttribute && plainText(value):
+		return validText(value)
+	case f.sub == keyValue && depth >= levelsOfAttribute && plainNumber(value):
+		return validText(value[2 : 2+int(value[1])])
 	case f.sub != nil:
 		return f.sub.valid(value, depth-1)
 	default:
@@ -163,6 +191,49 @@ func plainText(b []byte) bool {
 	return Tag(v[0]) == TagKeyValueValue && int(v[1]) == len(v)-2 && v[1] < 0x80 &&
 		Tag(v[2]) == TagAnyValueString && int(v[3]) == len(v)-4
 }
+
+// plainNumber does the same for a key and a whole number, a bool or a double. Such a
+// KeyValue is valid when its key is UTF-8.
+func plainNumber(b []byte) bool {
+	if len(b) < 6 || Tag(b[0]) != TagKeyValueKey || b[1] >= 0x80 || int(b[1]) > len(b)-6 {
+		return false
+	}
+	v := b[2+int(b[1]):]
+	if Tag(v[0]) != TagKeyValueValue || int(v[1]) != len(v)-2 || v[1] >= 0x80 {
+		return false
+	}
+	switch Tag(v[2]) {
+	case TagAnyValueInt, TagAnyValueBool:
+		_, n := protowire.ConsumeVarint(v[3:])
+		return n == len(v)-3
+	case TagAnyValueDouble:
+		return len(v) == 3+8
+	default:
+		return false
+	}
+}
+
+// validText is utf8.Valid, faster for what is ASCII, as nearly all is.
+func validText(b []byte) bool {
+	const high = 0x8080808080808080
+	rest := b
+	for ; len(rest) >= 32; rest = rest[32:] {
+		if (le64(rest)|le64(rest[8:])|le64(rest[16:])|le64(rest[24:]))&high != 0 {
+			return utf8.Valid(b)
+		}
+	}
+	for ; len(rest) >= 8; rest = rest[8:] {
+		if le64(rest)&high != 0 {
+			return utf8.Valid(b)
+		}
+	}
+	if len(b) >= 8 { // the last eight, some of them for the second time
+		return le64(b[len(b)-8:])&high == 0 || utf8.Valid(b)
+	}
+	return utf8.Valid(rest)
+}
+
+func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
 // Check returns ErrMalformed unless req is a valid ExportTraceServiceRequest.
 // An empty req is valid.

@@ -13,6 +13,7 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
@@ -311,6 +312,44 @@ func TestPartitionIsForever(t *testing.T) {
 		if got := otlp.Partition(id, partitions); got != want {
 			t.Errorf("of %d partitions: %d, want %d", partitions, got, want)
 		}
+	}
+}
+
+// How deep messages may be nested is the official runtime's rule too; no fuzzer
+// gets that far.
+func TestNestingEndsWhereTheOfficialRuntimeEndsIt(t *testing.T) {
+	field := func(num protowire.Number, value []byte) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(nil, num, protowire.BytesType), value)
+	}
+	accepted, refused := 0, 0
+	for innermost, kv := range map[string][]byte{
+		"text":   append(field(1, []byte("k")), field(2, field(1, []byte("v")))...),
+		"number": append(field(1, []byte("k")), field(2, []byte{0x18, 1})...),
+		"empty":  nil,
+	} {
+		b := kv
+		for depth := 1; depth < 3335; depth++ {
+			b = field(2, field(6, field(1, b))) // a KeyValue with a list of KeyValues as its value
+			if depth < 3325 {
+				continue
+			}
+			req := field(1, field(1, field(1, b)))
+			want := proto.Unmarshal(req, &coltracepb.ExportTraceServiceRequest{})
+			if want == nil {
+				accepted++
+			} else {
+				refused++
+			}
+			if got := otlp.Check(req); (got == nil) != (want == nil) {
+				t.Errorf("%s below %d lists: Check = %v, the official runtime: %v", innermost, depth, got, want)
+			}
+			if _, _, got := otlp.AddHostAddress(nil, req, "10.1.2.3"); (got == nil) != (want == nil) {
+				t.Errorf("%s below %d lists: AddHostAddress = %v, the official runtime: %v", innermost, depth, got, want)
+			}
+		}
+	}
+	if accepted == 0 || refused == 0 {
+		t.Errorf("%d accepted and %d refused: the limit is elsewhere", accepted, refused)
 	}
 }
 
