@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"time"
 	"unsafe"
 
@@ -20,6 +19,8 @@ const maxDecompressed = 64 << 20
 var (
 	errCRC     = errors.New("its checksum is wrong")
 	errFormat  = errors.New("its format is older than Kafka 0.11's")
+	errLength  = errors.New("its length is wrong")
+	errCut     = errors.New("it is cut off")
 	errRecords = errors.New("its records are malformed")
 )
 
@@ -60,28 +61,62 @@ type decoder struct {
 // data and with d.
 //
 // When a batch is corrupt, those before it are returned; when there are none, the error
-// is a *CorruptError.
+// is a *CorruptError. Nothing that the batch says of itself is believed before its checksum
+// is right.
 func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 	d.plain, d.records, d.headers = d.plain[:0], d.records[:0], d.headers[:0]
 	next := from
-	for len(data) >= batchHeaderSize {
-		length := int(int32(binary.BigEndian.Uint32(data[batchAtLength:]))) + batchAtEpoch
-		if length < batchHeaderSize {
-			return d.corrupt(next, next+1, io.ErrUnexpectedEOF)
+	for rest := data; len(rest) > 0; {
+		h, err := cut(rest)
+		if errors.Is(err, errCut) && len(rest) < len(data) {
+			break // by the size of the fetch, which the first one never is
 		}
-		if length > len(data) {
-			break // cut off by the size of the fetch
+		rest = rest[len(h):]
+		if err == nil {
+			err = h.check()
 		}
-		h := batchHeader(data[:length])
+		if err != nil {
+			return d.corrupt(next, following(rest, next), err)
+		}
 		if after := h.next(); after > next {
 			if err := d.batch(h, next); err != nil {
 				return d.corrupt(next, after, err)
 			}
 			next = after
 		}
-		data = data[length:]
 	}
 	return Batch{Records: d.records, Next: next, headers: d.headers}, nil
+}
+
+// cut returns the batch at the beginning of data.
+func cut(data []byte) (batchHeader, error) {
+	if len(data) < batchHeaderSize {
+		return nil, errCut
+	}
+	length := int(int32(binary.BigEndian.Uint32(data[batchAtLength:]))) + batchAtEpoch
+	switch {
+	case length < batchHeaderSize:
+		return nil, errLength
+	case length > len(data):
+		return nil, errCut
+	default:
+		return data[:length], nil
+	}
+}
+
+// following returns where to go on after a batch at offset that says nothing
+// reliable of its end: at the batch behind it, or else at the next offset.
+func following(rest []byte, offset int64) int64 {
+	if h, err := cut(rest); err == nil && h.check() == nil && h.base() > offset {
+		return h.base()
+	}
+	return offset + 1
+}
+
+// damaged reports whether err may be of the way from the disk to here, so that
+// another fetch may return something else.
+func damaged(err error) bool {
+	return errors.Is(err, errCRC) || errors.Is(err, errFormat) || errors.Is(err, errLength) || errors.Is(err, errCut)
 }
 
 func (d *decoder) corrupt(offset, next int64, cause error) (Batch, error) {
@@ -96,24 +131,29 @@ type batchHeader []byte
 
 func (h batchHeader) base() int64 { return int64(binary.BigEndian.Uint64(h[batchAtOffset:])) }
 
-// next is the offset after the batch's last record, whether that still exists or not.
-func (h batchHeader) next() int64 {
-	if h[batchAtMagic] != batchMagic {
-		return h.base() + 1
-	}
-	return h.base() + int64(int32(binary.BigEndian.Uint32(h[batchAtLastDelta:]))) + 1
-}
-
-func (h batchHeader) attributes() uint16 { return binary.BigEndian.Uint16(h[batchAtAttributes:]) }
-
-// batch adds the records of h from offset from on.
-func (d *decoder) batch(h batchHeader, from int64) error {
+// check reports whether the bytes are those that the producer sent. The base
+// offset and the length are not covered: the broker sets them.
+func (h batchHeader) check() error {
 	switch {
 	case h[batchAtMagic] != batchMagic:
 		return errFormat
 	case crc32.Checksum(h[batchAtAttributes:], castagnoli) != binary.BigEndian.Uint32(h[batchAtCRC:]):
 		return errCRC
-	case h.attributes()&attrControl != 0:
+	default:
+		return nil
+	}
+}
+
+// next is the offset after the batch's last record, whether that still exists or not.
+func (h batchHeader) next() int64 {
+	return h.base() + int64(int32(binary.BigEndian.Uint32(h[batchAtLastDelta:]))) + 1
+}
+
+func (h batchHeader) attributes() uint16 { return binary.BigEndian.Uint16(h[batchAtAttributes:]) }
+
+// batch adds the records of h, which is checked, from offset from on.
+func (d *decoder) batch(h batchHeader, from int64) error {
+	if h.attributes()&attrControl != 0 {
 		return nil // the end of a transaction; nothing of ours
 	}
 	body := []byte(h[batchHeaderSize:])

@@ -121,14 +121,27 @@ func TestCorruptBatch(t *testing.T) {
 	binary.BigEndian.PutUint32(lies[batchAtCount:], 1000)
 	old := logBatch("none", 2, 1)
 	old[batchAtMagic] = 1
+	end := bytes.Clone(flipped) // says that it ends before it begins
+	binary.BigEndian.PutUint32(end[batchAtLastDelta:], 1<<31)
+	far := bytes.Clone(flipped)
+	binary.BigEndian.PutUint32(far[batchAtLastDelta:], 1<<30)
+	short := logBatch("lz4", 2, 3)
+	binary.BigEndian.PutUint32(short[batchAtLength:], 1)
+	behind := logBatch("none", 5, 1)
 	tests := map[string]struct {
 		batch []byte
 		next  int64
 	}{
-		"wrong checksum":    {flipped, 5},
-		"not compressed so": {seal(garbage), 5},
-		"too few records":   {seal(lies), 5},
-		"older format":      {old, 3},
+		"wrong checksum":                  {flipped, 3},
+		"wrong checksum, another follows": {append(bytes.Clone(flipped), behind...), 5},
+		"and that one is wrong, too":      {append(bytes.Clone(flipped), flipped...), 3},
+		"and that one is cut off":         {append(bytes.Clone(flipped), behind[:65]...), 3},
+		"its end is before it begins":     {append(end, behind...), 5},
+		"its end is far away":             {append(far, behind...), 5},
+		"it is too short":                 {append(short, behind...), 3},
+		"not compressed so":               {seal(garbage), 5},
+		"too few records":                 {seal(lies), 5},
+		"older format":                    {old, 3},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -146,10 +159,27 @@ func TestCorruptBatch(t *testing.T) {
 			if !errors.As(err, &corrupt) || corrupt.Offset != 2 || corrupt.Next != tc.next {
 				t.Errorf("at it: %v, want a CorruptError from 2 to %d", err, tc.next)
 			}
+			if _, err := d.decode(tc.batch, 2); !errors.As(err, &corrupt) || corrupt.Next != tc.next {
+				t.Errorf("at the beginning: %v, want a CorruptError to %d", err, tc.next)
+			}
 			if fault.ClassOf(classifyFetch(err)) != fault.Rejected {
 				t.Error("its class is not rejected")
 			}
 		})
+	}
+}
+
+// A fetch returns its first batch whole. One that seems longer would be waited for
+// for ever.
+func TestCorruptLength(t *testing.T) {
+	long := logBatch("lz4", 2, 3)
+	binary.BigEndian.PutUint32(long[batchAtLength:], 1<<20)
+	for name, data := range map[string][]byte{"too long": long, "a part of a header": long[:20]} {
+		var d decoder
+		var corrupt *CorruptError
+		if _, err := d.decode(data, 2); !errors.As(err, &corrupt) || corrupt.Next != 3 {
+			t.Errorf("%s: %v, want a CorruptError from 2 to 3", name, err)
+		}
 	}
 }
 

@@ -17,12 +17,12 @@ var ErrOffsetOutOfRange = errors.New("offset is not in the log")
 // ErrStopped says that the Producer does not run any more.
 var ErrStopped = errors.New("producer is stopped")
 
-// CorruptError is a record batch in the log that cannot be read, by nobody.
-// The records before it have been returned by an earlier Fetch. Going on at Next
-// skips it. Its class is fault.Rejected.
+// CorruptError is a record batch in the log that cannot be read, however often
+// it is fetched. The records before it have been returned by an earlier Fetch.
+// Its class is fault.Rejected.
 type CorruptError struct {
 	Offset int64 // of the first record that cannot be read
-	Next   int64 // of the first record after it
+	Next   int64 // where to go on, not after the first record that may be readable
 	Cause  error
 }
 

@@ -140,8 +140,31 @@ func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset 
 	return f.fetch(ctx, topic, partition, offset, maxBytes, maxWait)
 }
 
+// damagedFetches is how often a batch is fetched whose bytes are not what the
+// producer sent. A disk or a network that spoils them once rarely does it again.
+const damagedFetches = 3
+
+// fetch does what Client.Fetch says. A damaged batch is fetched again, over new
+// connections, and with more of what follows it, where reading can go on.
 func (f *fetcher) fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
 	f.trim(maxBytes)
+	for attempt := 1; ; attempt++ {
+		batch, err := f.once(ctx, topic, partition, offset, maxBytes, maxWait)
+		if !damaged(err) || attempt == damagedFetches {
+			return batch, err
+		}
+		f.client.log.Warn("a batch is damaged, fetching it again", "error", err)
+		f.client.metrics.damaged.WithLabelValues(topic).Inc()
+		f.client.transport.CloseIdleConnections()
+		maxBytes = 2*maxBytes + defaultMaxBatchBytes
+		if err := sleep(ctx, backoff(attempt)); err != nil {
+			return Batch{}, fmt.Errorf("fetch %s/%d from offset %d: %w", topic, partition, offset, err)
+		}
+	}
+}
+
+// once fetches once.
+func (f *fetcher) once(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
 	deadline := maxWait + controlTimeout
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()

@@ -17,6 +17,7 @@ type metrics struct {
 	produceErrors   *prometheus.CounterVec
 	fetchedRecords  *prometheus.CounterVec
 	fetchedBytes    *prometheus.CounterVec
+	damaged         *prometheus.CounterVec
 	commits         *prometheus.CounterVec
 	rebalances      *prometheus.CounterVec
 	assigned        *prometheus.GaugeVec
@@ -42,6 +43,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		produceErrors:  counter("produce_errors_total", "Batches that Kafka refused or that got no answer, by cause; most are sent again.", "topic", "cause"),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
+		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
 		commits:        counter("commits_total", "Offsets committed, by outcome.", "group", "outcome"),
 		rebalances:     counter("rebalances_total", "Generations of the consumer group that this member took part in.", "group"),
 		assigned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -55,7 +57,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors,
-		m.fetchedRecords, m.fetchedBytes, m.commits, m.rebalances, m.assigned,
+		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
 	} {
 		errs = append(errs, reg.Register(c))
 	}
