@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/agentgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/control"
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
@@ -29,7 +33,12 @@ type app struct {
 	kafka *kafka.Client
 	db    *clickhouse.DB
 	http  *opshttp.Server
-	// listening is told the gateway's address once it has one.
+	// Of the role control: what it decides and the producers it writes with, and the
+	// streams of agents.
+	control             *control.Control
+	commands, resources *kafka.Producer
+	agents              *agentgrpc.Service
+	// listening is told the address of the gRPC port once it has one.
 	listening func(grpc net.Addr)
 }
 
@@ -43,13 +52,10 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 		}
 	}()
 	a.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	checks := []opshttp.Check{}
-	if cfg.has(roleGateway) || cfg.has(roleWriter) {
-		if a.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: a.reg}); err != nil {
-			return nil, err
-		}
-		checks = append(checks, opshttp.Check{Name: "kafka", Func: a.kafka.Ping})
+	if a.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: a.reg}); err != nil {
+		return nil, err
 	}
+	checks := []opshttp.Check{{Name: "kafka", Func: a.kafka.Ping}}
 	if cfg.has(roleWriter) {
 		if a.db, err = clickhouse.Open(cfg.ClickHouse, log); err != nil {
 			return nil, err
@@ -59,8 +65,53 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 			opshttp.Check{Name: "schema", Func: a.checkSchema},
 		)
 	}
-	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: a.reg, Checks: checks})
+	if cfg.has(roleControl) {
+		checks = append(checks, opshttp.Check{Name: "control", Func: func(ctx context.Context) error { return a.control.Ready(ctx) }})
+	}
+	if a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: a.reg, Checks: checks}); err != nil {
+		return nil, err
+	}
+	if cfg.has(roleControl) {
+		err = a.newControl()
+	}
 	return a, err
+}
+
+// newControl makes what agents and operators speak to. Operators can from the start: they
+// are told what it still waits for.
+func (a *app) newControl() error {
+	replica, err := replicaName(a.http.Addr())
+	if err != nil {
+		return err
+	}
+	a.commands = a.kafka.NewProducer(schema.TopicControl, kafka.ProducerOptions{})
+	a.resources = a.kafka.NewProducer(schema.TopicResources, kafka.ProducerOptions{})
+	a.control, err = control.New(a.cfg.Control, control.Options{
+		Log: a.kafka, Commands: a.commands, Resources: a.resources, Replica: replica, Logger: a.log, Registerer: a.reg,
+	})
+	if err != nil {
+		return err
+	}
+	a.agents, err = agentgrpc.New(a.control, agentgrpc.Options{Logger: a.log, Registerer: a.reg, MaxStreams: a.cfg.Control.MaxStreams})
+	if err != nil {
+		return err
+	}
+	a.http.Handle("/v1/", controlapi.NewHandler(a.control, controlapi.HandlerOptions{Logger: a.log, Token: a.cfg.Control.Token}))
+	return nil
+}
+
+// replicaName is where metaflow-ctl reaches this server, from its neighbours. Two servers on one
+// host have different ports.
+func replicaName(http net.Addr) (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("find out the name of this host: %w", err)
+	}
+	_, port, err := net.SplitHostPort(http.String())
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 func (a *app) close() {
@@ -91,64 +142,100 @@ func (a *app) checkSchema(ctx context.Context) error {
 // operators watch it by last.
 func (a *app) run(ctx context.Context) error {
 	defer a.close()
-	ops, stopOps := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopOps()
-	served := make(chan error, 1)
-	go func() { served <- a.http.Run(ops) }()
-
 	g, ctx := errgroup.WithContext(ctx)
-	if a.cfg.has(roleGateway) {
-		g.Go(func() error { return a.runGateway(ctx) })
+	ops, stopOps := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return a.http.Run(ops) })
+	g.Go(func() error {
+		defer stopOps()
+		return a.runRoles(ctx)
+	})
+	err := g.Wait()
+	a.log.Info("stopped")
+	return err
+}
+
+func (a *app) runRoles(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if a.cfg.has(roleGateway) || a.cfg.has(roleControl) {
+		g.Go(func() error { return a.runPort(ctx) })
 	}
 	if a.cfg.has(roleWriter) {
 		g.Go(func() error { return a.runWriter(ctx) })
 	}
-	g.Go(func() error { // a server of no role but control still lives
-		<-ctx.Done()
-		return nil
-	})
-	err := g.Wait()
-	stopOps()
-	a.log.Info("stopped")
-	return errors.Join(err, <-served)
+	return g.Wait()
 }
 
-// runGateway takes requests until ctx ends, and returns when all are answered.
-func (a *app) runGateway(ctx context.Context) error {
-	if err := a.ensureTopics(ctx); err != nil {
-		return ignoreStop(ctx, err)
+// runPort serves the gRPC port, which gateway and control share, until ctx ends, and returns
+// when all calls are answered.
+func (a *app) runPort(ctx context.Context) error {
+	var producers []*kafka.Producer
+	var traces otlpgrpc.Consumer // none without the role
+	opts := otlpgrpc.Options{Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace}
+	if a.cfg.has(roleControl) {
+		if err := a.ensureTopics(ctx, a.controlTopics()...); err != nil {
+			return ignoreStop(ctx, err)
+		}
+		producers = append(producers, a.commands, a.resources)
+		opts.Register = a.agents.Register
 	}
-	partitions, err := a.kafka.Partitions(ctx, schema.TopicSpans)
+	if a.cfg.has(roleGateway) {
+		gw, spans, err := a.newGateway(ctx)
+		if err != nil {
+			return ignoreStop(ctx, err)
+		}
+		producers = append(producers, spans)
+		traces = gw
+	}
+	receiver, err := otlpgrpc.New(a.cfg.GRPC, traces, opts)
 	if err != nil {
-		return ignoreStop(ctx, err)
+		return err
 	}
-	producing, stopProducer := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopProducer()
+	a.log.Info("grpc port listens", "address", receiver.Addr().String(), "roles", a.cfg.Roles)
+	a.listening(receiver.Addr())
+
+	// What a call stands on lives longer than the last call: control, and the producers under
+	// both. Neither ends before it is told to.
+	controlling, stopControl := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopControl()
+	producing, stopProducers := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopProducers()
+	var above, below errgroup.Group
+	for _, p := range producers {
+		below.Go(func() error { return p.Run(producing) })
+	}
+	if a.control != nil {
+		above.Go(func() error { return a.control.Run(controlling) })
+	}
+	err = receiver.Run(ctx)
+	stopControl()
+	err = errors.Join(err, above.Wait())
+	stopProducers()
+	return errors.Join(err, below.Wait())
+}
+
+// newGateway waits for Kafka. The producer is the gateway's.
+func (a *app) newGateway(ctx context.Context) (*gateway.Gateway, *kafka.Producer, error) {
+	if err := a.ensureTopics(ctx, a.spansTopics()...); err != nil {
+		return nil, nil, err
+	}
+	var partitions int
+	err := a.retry(ctx, "count the partitions", func(ctx context.Context) (err error) {
+		partitions, err = a.kafka.Partitions(ctx, schema.TopicSpans)
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
 	producer := a.kafka.NewProducer(schema.TopicSpans, kafka.ProducerOptions{})
 	gw, err := gateway.New(a.cfg.Gateway, producer, gateway.Options{
 		Partitions: partitions, MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg,
 	})
-	if err != nil {
-		return err
-	}
-	receiver, err := otlpgrpc.New(a.cfg.GRPC, gw, otlpgrpc.Options{Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace})
-	if err != nil {
-		return err
-	}
-	a.log.Info("gateway listens", "address", receiver.Addr().String(), "partitions", partitions)
-	a.listening(receiver.Addr())
-	var g errgroup.Group
-	g.Go(func() error { return producer.Run(producing) })
-	g.Go(func() error {
-		defer stopProducer() // only after the last request is answered
-		return receiver.Run(ctx)
-	})
-	return g.Wait()
+	return gw, producer, err
 }
 
 // runWriter stores what the topic holds until ctx ends.
 func (a *app) runWriter(ctx context.Context) error {
-	if err := a.ensureTopics(ctx); err != nil {
+	if err := a.ensureTopics(ctx, a.spansTopics()...); err != nil {
 		return ignoreStop(ctx, err)
 	}
 	if err := a.prepareSchema(ctx); err != nil {
@@ -190,18 +277,31 @@ type store struct {
 }
 
 // ensureTopics creates the topics that are missing; it waits for Kafka.
-func (a *app) ensureTopics(ctx context.Context) error {
-	k := &a.cfg.Kafka
-	topic := kafka.Topic{
-		Name: schema.TopicSpans, Partitions: k.Partitions, Replication: k.Replication, Retention: k.Retention,
-		MaxMessageBytes: int(k.MaxRecordBytes) + maxMessageOverhead,
-	}
-	dead := topic
-	dead.Name, dead.Partitions = schema.TopicDeadLetter, 1
-	dead.Retention = max(k.Retention, deadLetterRetention)
-	return a.retry(ctx, "create topics", func(ctx context.Context) error {
-		return a.kafka.EnsureTopics(ctx, topic, dead)
-	})
+func (a *app) ensureTopics(ctx context.Context, topics ...kafka.Topic) error {
+	return a.retry(ctx, "create topics", func(ctx context.Context) error { return a.kafka.EnsureTopics(ctx, topics...) })
+}
+
+// spansTopics are those that gateway and writer need.
+func (a *app) spansTopics() []kafka.Topic {
+	spans := a.topic(schema.TopicSpans)
+	dead := a.topic(schema.TopicDeadLetter)
+	dead.Partitions = 1
+	dead.Retention = max(a.cfg.Kafka.Retention, deadLetterRetention)
+	return []kafka.Topic{spans, dead}
+}
+
+// controlTopics are those that control needs. One partition each: the order of their
+// records is the order of what happened.
+func (a *app) controlTopics() []kafka.Topic {
+	commands := a.topic(schema.TopicControl)
+	commands.Partitions, commands.Forever = 1, true
+	resources := a.topic(schema.TopicResources)
+	resources.Partitions, resources.Compacted = 1, true
+	return []kafka.Topic{commands, resources}
+}
+
+func (a *app) topic(name string) kafka.Topic {
+	return kafka.Topic{Name: name, MaxMessageBytes: int(a.cfg.Kafka.MaxRecordBytes) + maxMessageOverhead}
 }
 
 // deadLetterRetention leaves somebody a fortnight to look at what was diverted.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/config"
+	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
@@ -27,9 +28,11 @@ const (
 	roleControl = "control"
 )
 
+var allRoles = []string{roleGateway, roleWriter, roleControl}
+
 // server is the configuration file of metaflow-server.
 type server struct {
-	Roles         []string             `mapstructure:"roles" doc:"what this process does: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration; nothing to do in this version)"`
+	Roles         []string             `mapstructure:"roles" doc:"what this process does: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
 	GRPC          otlpgrpc.Config      `mapstructure:"grpc"`
 	HTTP          opshttp.Config       `mapstructure:"http"`
 	Kafka         kafka.Config         `mapstructure:"kafka"`
@@ -38,6 +41,7 @@ type server struct {
 	Migrate       bool                 `mapstructure:"migrate_at_start" doc:"bring the schema up to date when a writer starts; false where 'metaflow-server migrate up' does it"`
 	Gateway       gateway.Config       `mapstructure:"gateway"`
 	Writer        writer.Config        `mapstructure:"writer"`
+	Control       control.Config       `mapstructure:"control"`
 	Log           logging              `mapstructure:"log"`
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
 }
@@ -53,7 +57,7 @@ const maxMessageOverhead = 64 << 10
 
 func defaultServer() *server {
 	return &server{
-		Roles:         []string{roleGateway, roleWriter, roleControl},
+		Roles:         slices.Clone(allRoles),
 		GRPC:          otlpgrpc.DefaultConfig(),
 		HTTP:          opshttp.DefaultConfig(),
 		Kafka:         kafka.DefaultConfig(),
@@ -62,6 +66,7 @@ func defaultServer() *server {
 		Migrate:       true,
 		Gateway:       gateway.DefaultConfig(),
 		Writer:        writer.DefaultConfig(),
+		Control:       control.DefaultConfig(),
 		Log:           logging{Level: "info", Format: "json"},
 		ShutdownGrace: 30 * time.Second,
 	}
@@ -70,13 +75,12 @@ func defaultServer() *server {
 // Validate reports every problem at once, each by its key.
 func (s *server) Validate() error {
 	var errs []error
-	roles := []string{roleGateway, roleWriter, roleControl}
 	if len(s.Roles) == 0 {
 		errs = append(errs, errors.New("roles: none is given"))
 	}
 	for i, r := range s.Roles {
-		if !slices.Contains(roles, r) {
-			errs = append(errs, fmt.Errorf("roles[%d]: %q is not one of %s", i, r, strings.Join(roles, ", ")))
+		if !slices.Contains(allRoles, r) {
+			errs = append(errs, fmt.Errorf("roles[%d]: %q is not one of %s", i, r, strings.Join(allRoles, ", ")))
 		}
 	}
 	if s.Retention.Spans < 0 {
@@ -98,6 +102,7 @@ func (s *server) Validate() error {
 		config.Section("clickhouse", s.ClickHouse.Validate()),
 		config.Section("gateway", s.Gateway.Validate()),
 		config.Section("writer", s.Writer.Validate()),
+		config.Section("control", s.Control.Validate()),
 	)...)
 }
 

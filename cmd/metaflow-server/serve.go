@@ -7,8 +7,8 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Serve with Kafka and ClickHouse elsewhere",
 		Long: `serve runs the roles of this process until SIGTERM: gateway (OTLP to Kafka),
-writer (Kafka to ClickHouse), control (nothing to do in this version). It waits for Kafka and ClickHouse when they
-are not there yet; /ready says for what.`,
+writer (Kafka to ClickHouse), control (agents and their configuration). It waits for
+Kafka and ClickHouse when they are not there yet; /ready says for what.`,
 		Args: noArgs,
 	}
 	flags := addConfigFlags(cmd, map[string]string{

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -101,6 +102,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	}
 	defer func() { err = errors.Join(err, kafka.Close()) }()
 
+	cfg.Roles = slices.Clone(allRoles)
 	cfg.Kafka.Brokers = []string{kafka.Addr()}
 	cfg.Kafka.Replication = 1
 	cfg.ClickHouse.Addresses = []string{engine.NativeAddr()}
@@ -137,7 +139,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		case <-ctx.Done():
 			return nil
 		}
-		if !becomesReady(ctx, a.checkSchema) {
+		if !becomesReady(ctx, func(ctx context.Context) error { return errors.Join(a.checkSchema(ctx), a.control.Ready(ctx)) }) {
 			return nil
 		}
 		return o.announce(at, out)
@@ -161,7 +163,7 @@ func becomesReady(ctx context.Context, check func(context.Context) error) bool {
 func (o *standalone) announce(at addresses, out io.Writer) error {
 	fmt.Fprintf(out, `MetaFlow is ready.
   OTLP/gRPC          %s   (point an OTLP exporter here)
-  HTTP               %s   (/ready, /metrics)
+  HTTP               %s   (/ready, /metrics; metaflow-ctl asks here)
   Kafka              %s
   ClickHouse native  %s
   ClickHouse HTTP    %s

@@ -56,7 +56,8 @@ type Server struct {
 
 // New checks cfg and binds its address, so that a port in use is reported before
 // anything runs. It starts nothing: clients that connect early wait for Run. A Server
-// that never runs must be closed.
+// that never runs must be closed. Without a consumer the trace service is left out: whoever
+// calls it is told UNIMPLEMENTED.
 func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("grpc config: %w", err)
@@ -90,7 +91,9 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		return nil, fmt.Errorf("grpc.listen: %w", err)
 	}
 	s.grpc = grpc.NewServer(serverOptions...)
-	s.grpc.RegisterService(traceService(), s)
+	if consumer != nil {
+		s.grpc.RegisterService(traceService(), s)
+	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if opts.Register != nil {
 		opts.Register(s.grpc)
@@ -142,7 +145,9 @@ func (s *Server) SetServing(serving bool) {
 		state = healthpb.HealthCheckResponse_SERVING
 	}
 	s.health.SetServingStatus("", state)
-	s.health.SetServingStatus(coltracepb.TraceService_ServiceDesc.ServiceName, state)
+	if s.consumer != nil {
+		s.health.SetServingStatus(coltracepb.TraceService_ServiceDesc.ServiceName, state)
+	}
 }
 
 // Run serves until ctx ends, then lets running requests finish within the grace

@@ -201,6 +201,20 @@ func TestOtherServicesShareThePort(t *testing.T) {
 	}
 }
 
+// A server of another role on this port takes no traces, and says so.
+func TestWithoutAConsumer(t *testing.T) {
+	srv := start(t, testConfig(), nil, otlpgrpc.Options{})
+	conn := dial(t, srv.Addr())
+	err := invokeRaw(t.Context(), conn, nil)
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("Export = %v, want UNIMPLEMENTED", err)
+	}
+	health, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || health.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health = %v, %v", health, err)
+	}
+}
+
 func TestNewReportsWhatIsWrong(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

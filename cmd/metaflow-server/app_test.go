@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// serving is an app that runs until the test ends.
+type serving struct {
+	*app
+
+	grpc net.Addr
+	stop func() error // and its result
+	wait func() error // for its result
+}
+
+// serve runs an app with these roles over the Kafka at addr.
+func serve(t *testing.T, kafka string, edit func(*server)) *serving {
+	t.Helper()
+	cfg := defaultServer()
+	cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Kafka.Brokers, cfg.Kafka.Replication = []string{kafka}, 1
+	edit(cfg)
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	listening := make(chan net.Addr, 1)
+	a.listening = func(grpc net.Addr) { listening <- grpc }
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.run(ctx) }()
+	s := &serving{app: a}
+	s.wait = sync.OnceValue(func() error { return <-ended })
+	s.stop = func() error {
+		cancel()
+		return s.wait()
+	}
+	t.Cleanup(func() { _ = s.stop() })
+	select {
+	case s.grpc = <-listening:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the server does not listen after 30s")
+	}
+	return s
+}
+
+func (s *serving) client(t *testing.T, token string) *controlapi.Client {
+	t.Helper()
+	c := controlapi.NewClient(controlapi.ClientOptions{BaseURL: "http://" + s.http.Addr().String(), Token: token})
+	t.Cleanup(c.Close)
+	return c
+}
+
+func (s *serving) dial(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(s.grpc.String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func startKafka(t *testing.T) string {
+	t.Helper()
+	b, err := broker.Start(broker.Options{Listen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b.Addr()
+}
+
+// Two servers that only control: operators and agents speak to either, the token is asked
+// for, and traces are not taken.
+func TestControlAlone(t *testing.T) {
+	kafka := startKafka(t)
+	only := func(s *server) { s.Roles, s.Control.Token = []string{roleControl}, "hush" }
+	first, second := serve(t, kafka, only), serve(t, kafka, only)
+
+	stream, err := agentv1.NewControlServiceClient(first.dial(t)).Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Registration{Registration: &agentv1.Registration{
+		AgentId: "a1", InstanceId: "i1", Name: "node-1",
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	configuration := func() *agentv1.Configuration {
+		t.Helper()
+		m, err := stream.Recv()
+		if err != nil || m.GetConfiguration() == nil {
+			t.Fatalf("no configuration but %v, %v", m, err)
+		}
+		return m.GetConfiguration()
+	}
+	if c := configuration(); c.GroupName != "default" {
+		t.Errorf("the first configuration is %v", c)
+	}
+	text := []byte("external_agent_http_proxy_enabled: 1\n")
+	if _, err := second.client(t, "hush").UpdateConfiguration(t.Context(), "default", text, controlapi.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if c := configuration(); !strings.Contains(c.Yaml, "enabled: true") {
+		t.Errorf("the second configuration is %v", c)
+	}
+	agents, err := second.client(t, "hush").Agents(t.Context())
+	if err != nil || len(agents) != 1 || !strings.HasSuffix(agents[0].Replica, first.http.Addr().String()[strings.LastIndex(first.http.Addr().String(), ":"):]) {
+		t.Errorf("agents %+v, %v", agents, err)
+	}
+	var problem *controlapi.Problem
+	if _, err := first.client(t, "").Groups(t.Context()); !errors.As(err, &problem) || problem.Code != controlapi.CodeUnauthorized {
+		t.Errorf("without the token: %v", err)
+	}
+	_, err = coltracepb.NewTraceServiceClient(first.dial(t)).Export(t.Context(), &coltracepb.ExportTraceServiceRequest{})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("traces: %v", err)
+	}
+	if code, body := get(t, first, "/ready"); code != http.StatusOK || !strings.Contains(body, `"control","ok":true`) {
+		t.Errorf("/ready is %d %s", code, body)
+	}
+	if code, body := get(t, first, "/metrics"); code != http.StatusOK || !strings.Contains(body, "metaflow_control_streams 1") {
+		t.Errorf("/metrics is %d without the stream", code)
+	}
+	if err := errors.Join(first.stop(), second.stop()); err != nil {
+		t.Errorf("stopped with %v", err)
+	}
+}
+
+// A gateway without control has no /v1/ and no streams of agents.
+func TestGatewayAlone(t *testing.T) {
+	s := serve(t, startKafka(t), func(s *server) { s.Roles = []string{roleGateway} })
+	if _, err := coltracepb.NewTraceServiceClient(s.dial(t)).Export(t.Context(), &coltracepb.ExportTraceServiceRequest{}); err != nil {
+		t.Errorf("traces: %v", err)
+	}
+	stream, err := agentv1.NewControlServiceClient(s.dial(t)).Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a stream of an agent: %v", err)
+	}
+	if code, _ := get(t, s, "/v1/agents"); code != http.StatusNotFound {
+		t.Errorf("/v1/agents is %d", code)
+	}
+}
+
+// While Kafka is away the server waits for it and says so, to probes and to operators.
+func TestControlWaitsForKafka(t *testing.T) {
+	cfg := defaultServer()
+	cfg.Roles, cfg.HTTP.Listen, cfg.Kafka.Brokers = []string{roleControl}, "127.0.0.1:0", []string{"127.0.0.1:1"}
+	a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.run(ctx) }()
+	s := &serving{app: a}
+	if code, body := get(t, s, "/ready?check=control"); code != http.StatusServiceUnavailable {
+		t.Errorf("/ready is %d %s", code, body)
+	}
+	_, err = s.client(t, "").Agents(t.Context())
+	var problem *controlapi.Problem
+	if !errors.As(err, &problem) || problem.Code != controlapi.CodeUnavailable || !strings.Contains(problem.Message, "connection refused") {
+		t.Errorf("agents: %v", err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("stopped with %v", err)
+	}
+}
+
+// A server whose HTTP port fails ends: nobody could ask it how it is.
+func TestHTTPFailureEndsTheServer(t *testing.T) {
+	s := serve(t, startKafka(t), func(s *server) { s.Roles = []string{roleControl} })
+	if err := s.http.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.wait(); err == nil || !strings.Contains(err.Error(), "serve http") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+func get(t *testing.T, s *serving, path string) (code int, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://%s%s", s.http.Addr(), path), http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(text)
+}
