@@ -28,7 +28,8 @@ type partitionLog struct {
 	number   int
 	mu       sync.Mutex
 	records  []record.Record
-	start    int64 // what lies before it was deleted
+	start    int64          // what lies before it was deleted
+	marks    map[int64]bool // offsets without a record, where a transaction ended
 	offset   int64
 	metadata string
 	commits  []string
@@ -153,6 +154,9 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 		to = min(to, bad.Offset)
 	}
 	for _, r := range l.records[offset:to] {
+		if l.marks[r.Offset] {
+			continue
+		}
 		r.Value = append([]byte(nil), r.Value...)
 		l.lent = append(l.lent, r)
 	}

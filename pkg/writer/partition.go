@@ -212,11 +212,11 @@ func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error 
 	if from <= start {
 		return nil
 	}
-	newest, err := p.timeOf(ctx, from-1)
+	last, err := p.lastTime(ctx, start, from)
 	if err != nil {
 		return err
 	}
-	offset, err := p.claim.OffsetAt(ctx, newest.Add(-p.cfg.DedupWindow))
+	offset, err := p.claim.OffsetAt(ctx, last.Add(-p.cfg.DedupWindow))
 	if err != nil {
 		return err
 	}
@@ -225,11 +225,27 @@ func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error 
 	return p.read(ctx, max(start, offset), from, func(r *record.Record) { p.window.Duplicate(r) }, nil)
 }
 
-// timeOf returns the timestamp of the record at offset, or of the next that the log still has.
-func (p *partition) timeOf(ctx context.Context, offset int64) (time.Time, error) {
-	t := time.Now()
-	err := p.read(ctx, offset, offset+1, func(r *record.Record) { t = r.Time }, nil)
-	return t, err
+// lastTime returns the timestamp of the last record before offset end. There
+// need not be one at the very offset before, where a transaction has left its mark. A
+// timestamp in the future is its writer's mistake, and would leave the window empty:
+// it counts as now.
+func (p *partition) lastTime(ctx context.Context, start, end int64) (time.Time, error) {
+	now := time.Now()
+	for back := int64(1); end > start; back *= 8 {
+		from := max(start, end-back)
+		var last time.Time
+		err := p.read(ctx, from, end, func(r *record.Record) { last = r.Time }, nil)
+		switch {
+		case err != nil:
+			return now, err
+		case last.After(now):
+			return now, nil
+		case !last.IsZero():
+			return last, nil
+		}
+		end = from
+	}
+	return now, nil
 }
 
 // readWait bounds one fetch of a range that is known to be in the log. When it

@@ -509,6 +509,45 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// Whoever takes over recognizes copies, whatever stands last in the log.
+func TestCopiesAfterATakeover(t *testing.T) {
+	tests := map[string]struct {
+		away time.Duration // how long nobody was there
+		last func(*partitionLog, time.Time)
+	}{
+		"an old record": {time.Hour, func(*partitionLog, time.Time) {}},
+		"the ends of transactions": {time.Hour, func(log *partitionLog, at time.Time) {
+			log.marks = map[int64]bool{}
+			for range 30 {
+				log.marks[log.end()] = true
+				log.append(at, nil, false)
+			}
+		}},
+		"a record of next year": {time.Minute, func(log *partitionLog, at time.Time) {
+			log.append(at.Add(365*24*time.Hour), request(at.Add(365*24*time.Hour), 3), false)
+		}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store := newLog(), newTable()
+				begin := time.Now()
+				log.append(begin, request(begin, 1, 2), false)
+				tc.last(log, begin)
+				follow(newWriter(t, store, &letters{}), log, time.Minute)
+				log.offset = log.end()
+				<-time.After(tc.away)
+				log.append(begin.Add(time.Minute), request(begin, 1, 2), false)
+				follow(newWriter(t, store, &letters{}), log, time.Minute)
+				delete(store.spans, spanID(3))
+				if diff := cmp.Diff(stored(1, 2), store.spans); diff != "" {
+					t.Errorf("spans (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
 // noDeadline hides that a test has a deadline, which is real time and cannot
 // be asked for where time is virtual.
 type noDeadline struct{ rapid.TB }
