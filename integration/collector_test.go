@@ -20,13 +20,7 @@ import (
 // reads what our gateway writes, and our writer reads what the collector's
 // kafkaexporter writes. `make collector` builds the collector.
 func TestCollectorReadsAndWritesOurTopic(t *testing.T) {
-	collector := os.Getenv("METAFLOW_TEST_COLLECTOR")
-	if collector == "" {
-		collector = filepath.Join(repository(t), ".cache", "collector", "otelcol")
-	}
-	if _, err := os.Stat(collector); err != nil {
-		t.Skip("no collector: `make collector` builds one")
-	}
+	collector := collectorProgram(t)
 	s := newSite(t, "")
 	server, addr := s.serve("gateway,writer")
 	ready(server, addr)
@@ -74,6 +68,20 @@ service:
 		}
 		return nil
 	})
+}
+
+// collectorProgram is the collector that `make collector` builds; without one
+// the test is skipped.
+func collectorProgram(t *testing.T) string {
+	t.Helper()
+	program := os.Getenv("METAFLOW_TEST_COLLECTOR")
+	if program == "" {
+		program = filepath.Join(repository(t), ".cache", "collector", "otelcol")
+	}
+	if _, err := os.Stat(program); err != nil {
+		t.Skip("no collector: `make collector` builds one")
+	}
+	return program
 }
 
 // runCollector runs a collector with this configuration until the test ends.

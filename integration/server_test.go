@@ -21,8 +21,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
 
-// binary is the server under test, built by TestMain.
-var binary string
+// binaries is where TestMain builds the programs under test.
+var binaries string
 
 func TestMain(m *testing.M) {
 	chengine.MaybeRunChild()
@@ -36,12 +36,16 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary = filepath.Join(dir, "metaflow-server")
-	build := exec.Command("go", "build", "-o", binary, "../cmd/metaflow-server")
+	binaries = dir
+	build := exec.Command("go", "build", "-o", dir+"/", "../cmd/...")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "build the server:", err)
+		fmt.Fprintln(os.Stderr, "build the programs:", err)
+		return 1
+	}
+	if err := os.Link(filepath.Join(dir, "metaflow-ctl"), filepath.Join(dir, "metaflow-cli")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
@@ -65,7 +69,7 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// process is a running metaflow-server.
+// process is a running program.
 type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
@@ -73,11 +77,17 @@ type process struct {
 	done   chan struct{}
 }
 
-// start runs the server with these arguments. It is killed at the end of the
-// test if it still lives, and what it said is shown when the test has failed.
+// start runs metaflow-server with these arguments.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(binary, args...), done: make(chan struct{})}
+	return startProgram(t, "metaflow-server", args...)
+}
+
+// startProgram runs a program. It is killed at the end of the test if it still
+// lives, and what it said is shown when the test has failed.
+func startProgram(t *testing.T, name string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.Command(filepath.Join(binaries, name), args...), done: make(chan struct{})}
 	p.cmd.Dir = repository(t)
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -91,7 +101,7 @@ func start(t *testing.T, args ...string) *process {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("%v said:\n%s", args, p.output.String())
+			t.Logf("%s %v said:\n%s", name, args, p.output.String())
 		}
 	})
 	return p
@@ -120,7 +130,7 @@ func (p *process) terminate() int {
 	select {
 	case <-p.done:
 	case <-time.After(time.Minute):
-		p.t.Errorf("the server did not stop within a minute")
+		p.t.Errorf("%s did not stop within a minute", p.cmd.Path)
 		p.kill()
 	}
 	return p.cmd.ProcessState.ExitCode()
@@ -147,7 +157,7 @@ func waitFor(within time.Duration, done <-chan struct{}, check func() error) err
 		}
 		select {
 		case <-done:
-			return fmt.Errorf("the server ended: %w", err)
+			return fmt.Errorf("the program ended: %w", err)
 		case <-deadline:
 			return fmt.Errorf("not within %s: %w", within, err)
 		case <-tick.C:
@@ -173,9 +183,15 @@ type standalone struct {
 // startStandalone returns when the server is ready, on free ports.
 func startStandalone(t *testing.T, dataDir string) *standalone {
 	t.Helper()
+	return startStandaloneAt(t, dataDir, "127.0.0.1:0")
+}
+
+// startStandaloneAt does the same with gRPC on a given address.
+func startStandaloneAt(t *testing.T, dataDir, grpc string) *standalone {
+	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready.json")
 	s := &standalone{process: start(t, "standalone", "--data-dir", dataDir, "--ready-file", ready,
-		"--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
+		"--grpc-listen", grpc, "--http-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
 		"--clickhouse-native-port", "0", "--clickhouse-http-port", "0")}
 	s.eventually(time.Minute, func() error {
 		text, err := os.ReadFile(ready)

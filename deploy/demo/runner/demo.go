@@ -48,17 +48,23 @@ func demo(ctx context.Context, o options, out *terminal, progress *progress) (er
 		case <-ctx.Done():
 		}
 	}()
-	return explain(ctx, show(ctx, o, server, out, progress))
+	return explain(ctx, show(ctx, o, server, dir, out, progress))
 }
 
 // show sends the spans and prints the answers.
-func show(ctx context.Context, o options, server *server, out *terminal, progress *progress) (err error) {
+func show(ctx context.Context, o options, server *server, dir string, out *terminal, progress *progress) (err error) {
 	at, err := server.awaitReady(ctx)
 	if err != nil {
 		return err
 	}
-	progress.printf("ready: OTLP/gRPC %s, Kafka %s, ClickHouse %s (native), %s (HTTP)", at.GRPC, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP)
-	report, err := visit(ctx, o, at.GRPC, progress)
+	progress.printf("ready: gRPC %s, Kafka %s, ClickHouse %s (native), %s (HTTP)", at.GRPC, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP)
+	path, err := startPath(ctx, o, at, dir, progress)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, path.stop()) }()
+	progress.printf("the spans' way: %s", path.said)
+	report, err := visit(ctx, o, path.entry, progress)
 	if err != nil {
 		return err
 	}

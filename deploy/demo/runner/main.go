@@ -1,12 +1,13 @@
-// Command runner is the demo: it starts a MetaFlow server of its own on free
-// ports, has the WebStore send it the spans of some hundred visitors, and prints
-// from SQL what arrived: the counts, the slowest trace, the service graph.
+// Command runner is the demo: it starts a MetaFlow server and an agent of its own
+// on free ports (and a collector, when there is one), has the WebStore send the spans of
+// some hundred visitors, and prints from SQL what arrived: the counts, the slowest
+// trace, the service graph.
 //
 //	go run ./deploy/demo/runner                          the whole demo
 //	go run ./deploy/demo/runner -endpoint 127.0.0.1:20035    only the WebStore, against a running server
 //
 // It ends by itself: with status 0 when every acknowledged span is stored exactly
-// once, else with 1 and the reason. The server that it started and its data are gone
+// once, else with 1 and the reason. What it started and its data are gone
 // when it ends, however it ends, short of a kill -9 that leaves the data.
 //
 // Answers go to standard output, progress and trouble to standard error.
@@ -36,11 +37,14 @@ func main() {
 
 // options are the flags.
 type options struct {
-	server   string
-	endpoint string
-	journeys int
-	seed     uint64
-	patience time.Duration
+	server    string
+	agent     string
+	ctl       string
+	collector string
+	endpoint  string
+	journeys  int
+	seed      uint64
+	patience  time.Duration
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -48,7 +52,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.server, "server", "bin/metaflow-server", "the server `program` to start")
-	flags.StringVar(&o.endpoint, "endpoint", "", "start no server: send the spans to the OTLP/gRPC receiver at `host:port`")
+	flags.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program` to start")
+	flags.StringVar(&o.ctl, "ctl", "bin/metaflow-ctl", "the `program` that configures the agent")
+	flags.StringVar(&o.collector, "collector", ".cache/collector/otelcol", "an OpenTelemetry Collector `program` to put in front of the agent, if it is there")
+	flags.StringVar(&o.endpoint, "endpoint", "", "start nothing: send the spans to the OTLP/gRPC receiver at `host:port`, or to an OTLP/HTTP URL")
 	flags.IntVar(&o.journeys, "journeys", 260, "visitors of the shop, of about 80 spans each")
 	flags.Uint64Var(&o.seed, "seed", 1, "decides who buys what")
 	flags.DurationVar(&o.patience, "patience", defaultPatience, "give up when no span was stored for so long")

@@ -31,20 +31,113 @@ type endpoints struct {
 	ClickHouseHTTP   string `json:"clickhouse_http"`
 }
 
-// server is a MetaFlow server in a child process. One goroutine waits for its end.
-type server struct {
+// child is a program in a process of its own. One goroutine waits for its end.
+type child struct {
+	name   string // for people
 	cmd    *exec.Cmd
-	ready  string // the file that tells where it listens
 	output *tail
 	done   chan struct{}
 	end    error // of the process, once done is closed
 }
 
-// startServer runs the program in standalone mode on free ports, with its data
-// in dir.
+// startChild runs a program.
+func startChild(name, program string, args ...string) (*child, error) {
+	cmd := exec.Command(program, args...) //nolint:gosec // the user names it
+	c := &child{name: name, cmd: cmd, output: &tail{}, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = c.output, c.output
+	cmd.SysProcAttr = childAttributes()
+	// What holds the output open after the program has ended is not waited for.
+	cmd.WaitDelay = time.Second
+
+	started := make(chan error)
+	go c.supervise(started)
+	err := <-started
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("start %s: there is no %s (`make build` makes it)", name, program)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// supervise stays on one thread: the kernel signals the child when the thread
+// that started it ends.
+func (c *child) supervise(started chan<- error) {
+	runtime.LockOSThread()
+	defer close(c.done)
+	err := c.cmd.Start()
+	started <- err
+	if err == nil {
+		c.end = c.cmd.Wait()
+	}
+}
+
+// death describes the end of a program that should live.
+func (c *child) death() error {
+	return fmt.Errorf("%s ended too early (%s); the last it said:\n%s", c.name, c.status(), c.output)
+}
+
+func (c *child) status() string {
+	if c.end == nil {
+		return "exit status 0"
+	}
+	return c.end.Error()
+}
+
+// await polls until check is satisfied. An error of check ends the wait.
+func (c *child) await(ctx context.Context, check func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("%s was not ready after %v", c.name, readyTimeout))
+	defer cancel()
+	poll := time.NewTicker(readyPoll)
+	defer poll.Stop()
+	for {
+		if ready, err := check(); ready || err != nil {
+			return err
+		}
+		select {
+		case <-poll.C:
+		case <-c.done:
+			return c.death()
+		case <-ctx.Done():
+			return fmt.Errorf("%w; the last it said:\n%s", context.Cause(ctx), c.output)
+		}
+	}
+}
+
+// stop asks the program to end and waits until it has. Whoever already ended is
+// not asked.
+func (c *child) stop() error {
+	select {
+	case <-c.done:
+		return nil
+	default:
+	}
+	// Fails only for a process that has ended just now.
+	_ = c.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-c.done:
+	case <-time.After(stopTimeout):
+		_ = c.cmd.Process.Kill()
+		<-c.done
+		return fmt.Errorf("%s did not stop within %v of SIGTERM and was killed; the last it said:\n%s", c.name, stopTimeout, c.output)
+	}
+	if c.end != nil {
+		return fmt.Errorf("%s did not stop cleanly (%s); the last it said:\n%s", c.name, c.status(), c.output)
+	}
+	return nil
+}
+
+// server is a MetaFlow server in standalone mode.
+type server struct {
+	*child
+	ready string // the file that tells where it listens
+}
+
+// startServer runs the program on free ports, with its data in dir.
 func startServer(program, dir string) (*server, error) {
 	ready := filepath.Join(dir, "ready.json")
-	cmd := exec.Command(program, "standalone", //nolint:gosec // the user names it
+	c, err := startChild("the server", program, "standalone",
 		"--data-dir", filepath.Join(dir, "data"),
 		"--grpc-listen", "127.0.0.1:0",
 		"--http-listen", "127.0.0.1:0",
@@ -53,68 +146,19 @@ func startServer(program, dir string) (*server, error) {
 		"--clickhouse-http-port", "0",
 		"--ready-file", ready,
 	)
-	s := &server{cmd: cmd, ready: ready, output: &tail{}, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = s.output, s.output
-	cmd.SysProcAttr = childAttributes()
-	// What holds the output open after the server has ended is not waited for.
-	cmd.WaitDelay = time.Second
-
-	started := make(chan error)
-	go s.supervise(started)
-	err := <-started
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("start server: there is no %s (`make build` makes it)", program)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("start server: %w", err)
-	}
-	return s, nil
-}
-
-// supervise stays on one thread: the kernel signals the child when the thread
-// that started it ends.
-func (s *server) supervise(started chan<- error) {
-	runtime.LockOSThread()
-	defer close(s.done)
-	err := s.cmd.Start()
-	started <- err
-	if err == nil {
-		s.end = s.cmd.Wait()
-	}
-}
-
-// death describes the end of a server that should live.
-func (s *server) death() error {
-	return fmt.Errorf("the server ended too early (%s); the last it said:\n%s", s.status(), s.output)
-}
-
-func (s *server) status() string {
-	if s.end == nil {
-		return "exit status 0"
-	}
-	return s.end.Error()
+	return &server{c, ready}, err
 }
 
 // awaitReady returns where the server listens once it does.
-func (s *server) awaitReady(ctx context.Context) (endpoints, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout,
-		fmt.Errorf("the server was not ready after %v", readyTimeout))
-	defer cancel()
-	poll := time.NewTicker(readyPoll)
-	defer poll.Stop()
-	for {
-		e, err := readEndpoints(s.ready)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return e, err
+func (s *server) awaitReady(ctx context.Context) (at endpoints, err error) {
+	err = s.await(ctx, func() (bool, error) {
+		at, err = readEndpoints(s.ready)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
 		}
-		select {
-		case <-poll.C:
-		case <-s.done:
-			return endpoints{}, s.death()
-		case <-ctx.Done():
-			return endpoints{}, fmt.Errorf("%w; the last it said:\n%s", context.Cause(ctx), s.output)
-		}
-	}
+		return true, err
+	})
+	return at, err
 }
 
 func readEndpoints(path string) (e endpoints, err error) {
@@ -129,27 +173,4 @@ func readEndpoints(path string) (e endpoints, err error) {
 		return e, fmt.Errorf("read the server's ready file: %s names no grpc or no clickhouse_native address", content)
 	}
 	return e, nil
-}
-
-// stop asks the server to end and waits until it has. Whoever already ended is
-// not asked.
-func (s *server) stop() error {
-	select {
-	case <-s.done:
-		return nil
-	default:
-	}
-	// Fails only for a process that has ended just now.
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-s.done:
-	case <-time.After(stopTimeout):
-		_ = s.cmd.Process.Kill()
-		<-s.done
-		return fmt.Errorf("the server did not stop within %v of SIGTERM and was killed; the last it said:\n%s", stopTimeout, s.output)
-	}
-	if s.end != nil {
-		return fmt.Errorf("the server did not stop cleanly (%s); the last it said:\n%s", s.status(), s.output)
-	}
-	return nil
 }

@@ -30,7 +30,8 @@ const DefaultConcurrency = 6
 
 // Options say where the spans go. Endpoint is required.
 type Options struct {
-	// Endpoint is the host:port of an OTLP receiver, gRPC without TLS.
+	// Endpoint is the host:port of an OTLP/gRPC receiver without TLS, or the URL
+	// of an OTLP/HTTP one.
 	Endpoint string
 	// Seed decides the visitors and the latencies.
 	Seed uint64

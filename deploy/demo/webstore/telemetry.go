@@ -1,14 +1,19 @@
 package webstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -17,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -57,47 +63,67 @@ func (c Counts) Missing() int64 { return c.Ended - c.Acknowledged - c.Rejected }
 type telemetry struct {
 	provider *sdktrace.TracerProvider
 	exporter sdktrace.SpanExporter
-	conn     *grpc.ClientConn
+	close    func() error // the connection
 	ledger   *ledger
 }
 
 // newTelemetry needs no receiver yet: the connection is made by the first export.
 // Everything that decides where spans go is given here; the environment variables of
-// the SDK cannot change it.
+// the SDK cannot change it. An endpoint with a scheme is an OTLP/HTTP URL, else it is
+// the host:port of an OTLP/gRPC receiver.
 func newTelemetry(ctx context.Context, endpoint string, id identity) (*telemetry, error) {
-	l := &ledger{}
+	t := &telemetry{ledger: &ledger{}}
+	res, err := id.resource(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(endpoint, "://") {
+		err = t.exportOverHTTP(ctx, endpoint)
+	} else {
+		err = t.exportOverGRPC(ctx, endpoint)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create exporter: %w", err)
+	}
+	t.provider = sdktrace.NewTracerProvider(
+		sdktrace.WithResource(res),
+		sdktrace.WithSampler(sdktrace.AlwaysSample()),
+		sdktrace.WithSpanProcessor(t.ledger),
+		// Blocking: a demo that compares what was sent with what is stored may
+		// become slow, but may not drop.
+		sdktrace.WithBatcher(t.exporter, sdktrace.WithBatchTimeout(batchDelay), sdktrace.WithExportTimeout(exportTimeout),
+			sdktrace.WithMaxQueueSize(maxQueue), sdktrace.WithBlocking()),
+	)
+	return t, nil
+}
+
+func (t *telemetry) exportOverGRPC(ctx context.Context, endpoint string) error {
 	conn, err := grpc.NewClient("passthrough:///"+endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name)),
-		grpc.WithUnaryInterceptor(l.intercept),
+		grpc.WithUnaryInterceptor(t.ledger.intercept),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("connect exporter: %w", err)
+		return err
 	}
-	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithGRPCConn(conn), otlptracegrpc.WithTimeout(exportTimeout), otlptracegrpc.WithRetry(retry))
+	t.close = conn.Close
+	t.exporter, err = otlptracegrpc.New(ctx, otlptracegrpc.WithGRPCConn(conn), otlptracegrpc.WithTimeout(exportTimeout), otlptracegrpc.WithRetry(retry))
 	if err != nil {
 		_ = conn.Close() // never used
-		return nil, fmt.Errorf("create exporter: %w", err)
 	}
-	res, err := id.resource(ctx)
-	if err != nil {
-		_ = conn.Close() // never used
-		return nil, err
+	return err
+}
+
+func (t *telemetry) exportOverHTTP(ctx context.Context, endpoint string) (err error) {
+	transport := &http.Transport{}
+	t.close = func() error {
+		transport.CloseIdleConnections()
+		return nil
 	}
-	return &telemetry{
-		exporter: exporter,
-		conn:     conn,
-		ledger:   l,
-		provider: sdktrace.NewTracerProvider(
-			sdktrace.WithResource(res),
-			sdktrace.WithSampler(sdktrace.AlwaysSample()),
-			sdktrace.WithSpanProcessor(l),
-			// Blocking: a demo that compares what was sent with what is stored may
-			// become slow, but may not drop.
-			sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(batchDelay), sdktrace.WithExportTimeout(exportTimeout),
-				sdktrace.WithMaxQueueSize(maxQueue), sdktrace.WithBlocking()),
-		),
-	}, nil
+	t.exporter, err = otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(endpoint),
+		otlptracehttp.WithHTTPClient(&http.Client{Transport: &listener{transport, t.ledger}, Timeout: exportTimeout}),
+		otlptracehttp.WithTimeout(exportTimeout), otlptracehttp.WithRetry(otlptracehttp.RetryConfig(retry)))
+	return err
 }
 
 // shutdown exports what is left and closes the connection. When ctx ends first it
@@ -110,7 +136,7 @@ func (t *telemetry) shutdown(ctx context.Context) error {
 	if ctx.Err() != nil {
 		err = errors.Join(err, fmt.Errorf("export the last spans: %w", context.Cause(ctx)))
 	}
-	return errors.Join(err, t.conn.Close())
+	return errors.Join(err, t.close())
 }
 
 // identity is what tells one service from the others: a pod in a cluster.
@@ -178,6 +204,59 @@ func (l *ledger) intercept(ctx context.Context, method string, req, reply any, c
 	}
 	l.remember(err)
 	return err
+}
+
+// listener sees each attempt to export over HTTP.
+type listener struct {
+	next   http.RoundTripper
+	ledger *ledger
+}
+
+// RoundTrip implements http.RoundTripper.
+func (l *listener) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := l.exchange(req)
+	if err != nil {
+		l.ledger.remember(err)
+	}
+	return resp, err
+}
+
+// exchange counts what an acknowledged request held. The exporter sets GetBody,
+// to be able to send again.
+func (l *listener) exchange(req *http.Request) (*http.Response, error) {
+	resp, err := l.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, err
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(text))
+	if resp.StatusCode != http.StatusOK {
+		l.ledger.remember(fmt.Errorf("the receiver answered %s", resp.Status))
+		return resp, nil
+	}
+	request, response := new(coltracepb.ExportTraceServiceRequest), new(coltracepb.ExportTraceServiceResponse)
+	sent, err := req.GetBody()
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(unmarshal(sent, request), proto.Unmarshal(text, response)); err != nil {
+		return nil, err
+	}
+	if err := l.ledger.enter(request, response); err != nil {
+		l.ledger.remember(err)
+	}
+	return resp, nil
+}
+
+func unmarshal(body io.ReadCloser, m proto.Message) error {
+	text, err := io.ReadAll(body)
+	if err := errors.Join(err, body.Close()); err != nil {
+		return err
+	}
+	return proto.Unmarshal(text, m)
 }
 
 // enter counts what the receiver answered; the error tells a partial success.

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// path is what stands between the WebStore and the server: the agent, and in
+// front of it a collector when there is one.
+type path struct {
+	children []*child // in the order of the data
+	entry    string   // where the WebStore sends its spans
+	said     string   // the way in words
+}
+
+// group is the agent group that every agent belongs to unless it names another.
+const group = "default"
+
+// startPath starts an agent, has metaflow-ctl open its port, and puts the
+// collector in front of it when the program is there.
+func startPath(ctx context.Context, o options, at endpoints, dir string, progress *progress) (_ *path, err error) {
+	p := &path{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.stop())
+		}
+	}()
+	agent, err := startChild("the agent", o.agent, "run", "--server", at.GRPC, "--spool-dir", filepath.Join(dir, "spool"), "--http-listen", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	p.children = append(p.children, agent)
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	progress.printf("metaflow-ctl agent-group-config update %s: the agent is to listen on port %s", group, port)
+	if err := switchOn(ctx, o.ctl, at.HTTP, dir, port); err != nil {
+		return nil, err
+	}
+	receiver := net.JoinHostPort("127.0.0.1", port)
+	if err := agent.await(ctx, listening(receiver)); err != nil {
+		return nil, err
+	}
+	p.entry = "http://" + receiver + "/api/v1/otel/trace"
+	p.said = "WebStore -> agent -> server"
+	if _, err := os.Stat(o.collector); err != nil {
+		return p, nil // the SDKs speak to the agent
+	}
+	otlp, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	collector, err := startCollector(o.collector, dir, net.JoinHostPort("127.0.0.1", otlp), p.entry)
+	if err != nil {
+		return nil, err
+	}
+	p.children = append([]*child{collector}, p.children...)
+	p.entry = net.JoinHostPort("127.0.0.1", otlp)
+	p.said = "WebStore -> OpenTelemetry Collector -> agent -> server"
+	return p, collector.await(ctx, listening(p.entry))
+}
+
+// stop ends what was started, in the order of the data: each hands on what it has.
+func (p *path) stop() error {
+	var errs []error
+	for _, c := range p.children {
+		errs = append(errs, c.stop())
+	}
+	return errors.Join(errs...)
+}
+
+// switchOn does what the operator's page says.
+func switchOn(ctx context.Context, ctl, server, dir, port string) error {
+	file := filepath.Join(dir, "agent.yaml")
+	text := "external_agent_http_proxy_enabled: 1\nexternal_agent_http_proxy_port: " + port + "\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	host, api, err := net.SplitHostPort(server)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, ctl, "agent-group-config", "update", group, "-f", file, "--ip", host, "--api-port", api) //nolint:gosec // the user names it
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("switch the agent on: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// startCollector runs an OpenTelemetry Collector that sends to the agent, as the
+// DaemonSet of deploy/otel-agent does.
+func startCollector(program, dir, listen, traces string) (*child, error) {
+	file := filepath.Join(dir, "collector.yaml")
+	text := fmt.Sprintf(`receivers:
+  otlp: {protocols: {grpc: {endpoint: %q}}}
+exporters:
+  otlphttp: {traces_endpoint: %q, tls: {insecure: true}, retry_on_failure: {enabled: true}}
+service:
+  telemetry: {metrics: {level: none}, logs: {level: warn}}
+  pipelines: {traces: {receivers: [otlp], exporters: [otlphttp]}}
+`, listen, traces)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	return startChild("the collector", program, "--config", file)
+}
+
+// listening tells whether somebody listens at addr.
+func listening(addr string) func() (bool, error) {
+	return func() (bool, error) {
+		conn, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			return false, nil //nolint:nilerr // not yet
+		}
+		return true, conn.Close()
+	}
+}
+
+// freePort returns a port that was free a moment ago.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = l.Close() }()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
