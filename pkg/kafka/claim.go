@@ -28,6 +28,13 @@ func (c *Claim) Topic() string { return c.group.topic }
 // Partition returns the number of the partition.
 func (c *Claim) Partition() int { return c.partition }
 
+// Grace returns how long the handler may go on after its context has ended. Later, the
+// brokers may have given the partition to another member, and refuse commits.
+func (c *Claim) Grace() time.Duration {
+	// The rest is for noticing the rebalance, and for joining again in time.
+	return c.group.opts.RebalanceTimeout / 4 * 3
+}
+
 // Generation returns the number of the generation. It grows with every
 // rebalance of the group.
 func (c *Claim) Generation() int { return c.gen.id }

@@ -78,6 +78,8 @@ func (l *partitionLog) step(ctx context.Context, name string) error {
 func (l *partitionLog) Topic() string  { return "metaflow.spans" }
 func (l *partitionLog) Partition() int { return l.number }
 
+func (l *partitionLog) Grace() time.Duration { return 3 * time.Second }
+
 func (l *partitionLog) Committed(ctx context.Context) (int64, string, error) {
 	return l.offset, l.metadata, l.step(ctx, "committed")
 }
@@ -195,6 +197,7 @@ type table struct {
 	spans   map[string]int // by span id in hex: how often it is stored
 	poison  map[string]bool
 	broken  error        // of every insert
+	hangs   bool         // until the context of the insert ends
 	away    map[int]bool // shards that do not answer
 	outcome []string     // of the next inserts: "", "fails", "doubtful", "crash", or "mended", which ends all poison
 	inserts int
@@ -218,6 +221,10 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	}
 	if s.away[shard] {
 		return errors.New("connection refused")
+	}
+	if s.hangs {
+		<-ctx.Done()
+		return ctx.Err()
 	}
 	if s.broken != nil {
 		return s.broken

@@ -41,7 +41,7 @@ func (p *partition) commitPlan(ctx, graceful context.Context) error {
 // succeed within the grace, but nothing is tried again.
 func (p *partition) finishBatch(ctx context.Context) error {
 	b := p.batch
-	graceful, cancel := withGrace(ctx, p.opts.Grace)
+	graceful, cancel := withGrace(ctx, min(p.opts.Grace, p.claim.Grace()))
 	defer cancel()
 	rng := plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first}
 	rows := b.block.Rows()
@@ -72,8 +72,8 @@ func (p *partition) finishBatch(ctx context.Context) error {
 
 // produceDead hands over the dead letters that are not yet. When Kafka refuses
 // some of them they go one by one, and one that is refused alone goes without its
-// value: a letter that is too large must not stop the partition for ever. Those that Kafka took at first are
-// there twice then, which replaying does not mind.
+// value: a letter that is too large must not stop the partition for ever. Those that
+// Kafka took at first are there twice then, which replaying does not mind.
 func (p *partition) produceDead(ctx context.Context) error {
 	b := p.batch
 	err := p.dead.Produce(ctx, b.dead[b.deadSent:])

@@ -19,6 +19,9 @@ import (
 type Claim interface {
 	Topic() string
 	Partition() int
+	// Grace is how long the partition stays ours after the context of its
+	// handler has ended.
+	Grace() time.Duration
 	// Committed returns the committed offset and its metadata; the offset is
 	// negative when the group has none.
 	Committed(ctx context.Context) (offset int64, metadata string, err error)
@@ -58,7 +61,8 @@ type Options struct {
 	// record's timestamp and is an hour more generous, so that it only finds what
 	// no gateway has seen.
 	AcceptPast, AcceptFuture time.Duration
-	// Grace is how long an insert under way may take when the partition is given up or the program stops.
+	// Grace is how long an insert under way may take when the partition is given
+	// up or the program stops, but no longer than Claim.Grace.
 	Grace      time.Duration
 	Logger     *slog.Logger          // nil discards
 	Registerer prometheus.Registerer // nil means none

@@ -150,6 +150,21 @@ func TestClickHouseAwayForHours(t *testing.T) {
 	})
 }
 
+// An insert under way gets the grace, but none in which the partition is
+// somebody else's.
+func TestGraceEndsWithTheClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		store.hangs = true
+		log.append(time.Now(), request(time.Now(), 1), false)
+		begun := time.Now()
+		follow(newWriter(t, store, &letters{}), log, time.Minute)
+		if took := time.Since(begun) - time.Minute; took != log.Grace() {
+			t.Errorf("the writer went on for %s, the claim for %s", took, log.Grace())
+		}
+	})
+}
+
 func TestRefusedRowsAreDiverted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store, dead := newLog(), newTable(), &letters{}
