@@ -7,8 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/control"
@@ -18,8 +17,6 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
-
-const envPrefix = "METAFLOW"
 
 // Roles of a server. One process may have any of them.
 const (
@@ -42,18 +39,15 @@ type server struct {
 	Gateway       gateway.Config       `mapstructure:"gateway"`
 	Writer        writer.Config        `mapstructure:"writer"`
 	Control       control.Config       `mapstructure:"control"`
-	Log           logging              `mapstructure:"log"`
+	Log           program.Log          `mapstructure:"log"`
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
-}
-
-type logging struct {
-	Level  string `mapstructure:"level" doc:"debug, info, warn or error"`
-	Format string `mapstructure:"format" doc:"json or text"`
 }
 
 // maxMessageOverhead is by how much the topic's limit lies above the largest
 // record: headers and the framing of a batch.
 const maxMessageOverhead = 64 << 10
+
+var configured = program.Configured[*server]{New: defaultServer}
 
 func defaultServer() *server {
 	return &server{
@@ -67,7 +61,7 @@ func defaultServer() *server {
 		Gateway:       gateway.DefaultConfig(),
 		Writer:        writer.DefaultConfig(),
 		Control:       control.DefaultConfig(),
-		Log:           logging{Level: "info", Format: "json"},
+		Log:           program.DefaultLog(),
 		ShutdownGrace: 30 * time.Second,
 	}
 }
@@ -89,12 +83,6 @@ func (s *server) Validate() error {
 	if s.ShutdownGrace <= 0 {
 		errs = append(errs, fmt.Errorf("shutdown_grace: %s is not positive", s.ShutdownGrace))
 	}
-	if _, err := s.Log.level(); err != nil {
-		errs = append(errs, err)
-	}
-	if s.Log.Format != "json" && s.Log.Format != "text" {
-		errs = append(errs, fmt.Errorf("log.format: %q is neither json nor text", s.Log.Format))
-	}
 	return errors.Join(append(errs,
 		config.Section("grpc", s.GRPC.Validate()),
 		config.Section("http", s.HTTP.Validate()),
@@ -103,33 +91,8 @@ func (s *server) Validate() error {
 		config.Section("gateway", s.Gateway.Validate()),
 		config.Section("writer", s.Writer.Validate()),
 		config.Section("control", s.Control.Validate()),
+		config.Section("log", s.Log.Validate()),
 	)...)
 }
 
 func (s *server) has(role string) bool { return slices.Contains(s.Roles, role) }
-
-func newConfig() *cobra.Command {
-	check := &cobra.Command{
-		Use: "check", Short: "Say everything that is wrong with the configuration; status 2 if anything is", Args: noArgs,
-	}
-	checked := addConfigFlags(check, nil)
-	check.RunE = func(cmd *cobra.Command, _ []string) error {
-		if _, err := checked.load(cmd); err != nil {
-			return err
-		}
-		_, err := fmt.Fprintln(cmd.OutOrStdout(), "the configuration is valid")
-		return err
-	}
-	show := &cobra.Command{
-		Use: "print", Short: "Print every key with its value, default and meaning, as a file that can be used", Args: noArgs,
-	}
-	shown := addConfigFlags(show, nil)
-	show.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := shown.load(cmd)
-		if err != nil {
-			return err
-		}
-		return config.Print(cmd.OutOrStdout(), cfg, defaultServer(), envPrefix)
-	}
-	return group("config", "Check or print the configuration", check, show)
-}

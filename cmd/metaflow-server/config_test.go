@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
 
@@ -32,7 +33,7 @@ func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 // is a change for them.
 func TestPrintedDefaultsGolden(t *testing.T) {
 	code, got, stderr := execute(t, "config", "print")
-	if code != exitOK {
+	if code != program.ExitOK {
 		t.Fatalf("exit status %d: %s", code, stderr)
 	}
 	const golden = "testdata/defaults.yaml"
@@ -48,7 +49,7 @@ func TestPrintedDefaultsGolden(t *testing.T) {
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("(-want +got; -update rewrites):\n%s", diff)
 	}
-	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != exitOK {
+	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != program.ExitOK {
 		t.Errorf("what is printed cannot be used: exit status %d: %s", code, stderr)
 	}
 }
@@ -68,8 +69,8 @@ log: {level: loud, format: xml}
 		t.Fatal(err)
 	}
 	code, _, stderr := execute(t, "config", "check", "--config", file)
-	if code != exitUsage {
-		t.Errorf("exit status %d, want %d", code, exitUsage)
+	if code != program.ExitUsage {
+		t.Errorf("exit status %d, want %d", code, program.ExitUsage)
 	}
 	for _, word := range []string{
 		"roles[1]", "riter", "grpc.listen", "nowhere", "grpc.max_request_bytes", "huge", "kafka.brokers", "kafka.compression", "rar",

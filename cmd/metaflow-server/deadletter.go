@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/deadletter"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -18,7 +19,7 @@ import (
 var kafkaFlags = map[string]string{"kafka-brokers": "kafka.brokers"}
 
 func newDeadLetter() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "List what could not be stored, and why", Args: noArgs}
+	list := &cobra.Command{Use: "list", Short: "List what could not be stored, and why", Args: program.Args(cobra.NoArgs)}
 	withKafka(list, func(cmd *cobra.Command, _ *server, client *kafka.Client) error {
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "OFFSET\tDIVERTED\tFROM\tSPANS\tBYTES\tCAUSE")
@@ -42,13 +43,13 @@ func newDeadLetter() *cobra.Command {
 		Long: `replay sends the spans of dead letters to the spans topic again. Spans that are
 stored already are recognized by their ids and not stored twice, so it is safe to
 repeat. Letters stay in the dead-letter topic until its retention removes them.`,
-		Args: noArgs,
+		Args: program.Args(cobra.NoArgs),
 	}
 	since := replay.Flags().Duration("since", 0, "only letters diverted within this time; 0 means all")
 	withKafka(replay, func(cmd *cobra.Command, cfg *server, client *kafka.Client) error {
 		return runReplay(cmd, cfg, client, *since)
 	})
-	return group("deadletter", "Look at and replay what could not be stored", list, replay)
+	return program.Group("deadletter", "Look at and replay what could not be stored", list, replay)
 }
 
 func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time.Duration) error {
@@ -80,13 +81,13 @@ func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time
 
 // withKafka makes cmd run f with the configuration and a Kafka client.
 func withKafka(cmd *cobra.Command, f func(*cobra.Command, *server, *kafka.Client) error) {
-	flags := addConfigFlags(cmd, kafkaFlags)
+	flags := configured.AddFlags(cmd, kafkaFlags)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := flags.load(cmd)
+		cfg, err := flags.Load()
 		if err != nil {
 			return err
 		}
-		client, err := kafka.New(cfg.Kafka, kafka.Options{Logger: cfg.Log.logger(cmd.ErrOrStderr())})
+		client, err := kafka.New(cfg.Kafka, kafka.Options{Logger: cfg.Log.Logger(cmd.ErrOrStderr())})
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 )
 
@@ -17,7 +18,7 @@ var clickhouseFlags = map[string]string{
 }
 
 func newMigrate() *cobra.Command {
-	up := &cobra.Command{Use: "up", Short: "Bring the schema up to date; waits for ClickHouse", Args: noArgs}
+	up := &cobra.Command{Use: "up", Short: "Bring the schema up to date; waits for ClickHouse", Args: program.Args(cobra.NoArgs)}
 	withDB(up, func(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
 		if err := db.Wait(cmd.Context()); err != nil {
 			return err
@@ -33,7 +34,7 @@ func newMigrate() *cobra.Command {
 		return err
 	})
 
-	status := &cobra.Command{Use: "status", Short: "List the migrations; status 1 when some are missing", Args: noArgs}
+	status := &cobra.Command{Use: "status", Short: "List the migrations; status 1 when some are missing", Args: program.Args(cobra.NoArgs)}
 	withDB(status, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
 		all, err := db.MigrationStatus(cmd.Context())
 		if err != nil {
@@ -60,11 +61,11 @@ func newMigrate() *cobra.Command {
 		return nil
 	})
 
-	down := &cobra.Command{Use: "down", Short: "Take back the newest migration, with the data it holds", Args: noArgs}
+	down := &cobra.Command{Use: "down", Short: "Take back the newest migration, with the data it holds", Args: program.Args(cobra.NoArgs)}
 	yes := down.Flags().Bool("yes", false, "yes, delete the data")
 	withDB(down, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
 		if !*yes {
-			return &usageError{errors.New("migrate down deletes tables with their data: say --yes if that is meant")}
+			return program.Usage("migrate down deletes tables with their data: say --yes if that is meant")
 		}
 		taken, err := db.MigrateDown(cmd.Context())
 		if err != nil {
@@ -77,18 +78,18 @@ func newMigrate() *cobra.Command {
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "took back %04d %s\n", taken.Version, taken.Name)
 		return err
 	})
-	return group("migrate", "Manage the schema in ClickHouse", up, status, down)
+	return program.Group("migrate", "Manage the schema in ClickHouse", up, status, down)
 }
 
 // withDB makes cmd run f with the configuration and a database.
 func withDB(cmd *cobra.Command, f func(*cobra.Command, *server, *clickhouse.DB) error) {
-	flags := addConfigFlags(cmd, clickhouseFlags)
+	flags := configured.AddFlags(cmd, clickhouseFlags)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := flags.load(cmd)
+		cfg, err := flags.Load()
 		if err != nil {
 			return err
 		}
-		db, err := clickhouse.Open(cfg.ClickHouse, cfg.Log.logger(cmd.ErrOrStderr()))
+		db, err := clickhouse.Open(cfg.ClickHouse, cfg.Log.Logger(cmd.ErrOrStderr()))
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,10 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+)
 
 func newServe() *cobra.Command {
 	cmd := &cobra.Command{
@@ -9,9 +13,9 @@ func newServe() *cobra.Command {
 		Long: `serve runs the roles of this process until SIGTERM: gateway (OTLP to Kafka),
 writer (Kafka to ClickHouse), control (agents and their configuration). It waits for
 Kafka and ClickHouse when they are not there yet; /ready says for what.`,
-		Args: noArgs,
+		Args: program.Args(cobra.NoArgs),
 	}
-	flags := addConfigFlags(cmd, map[string]string{
+	flags := configured.AddFlags(cmd, map[string]string{
 		"roles":                "roles",
 		"grpc-listen":          "grpc.listen",
 		"http-listen":          "http.listen",
@@ -20,11 +24,11 @@ Kafka and ClickHouse when they are not there yet; /ready says for what.`,
 		"clickhouse-cluster":   "clickhouse.cluster",
 	})
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := flags.load(cmd)
+		cfg, err := flags.Load()
 		if err != nil {
 			return err
 		}
-		a, err := newApp(cfg, cfg.Log.logger(cmd.ErrOrStderr()))
+		a, err := newApp(cfg, cfg.Log.Logger(cmd.ErrOrStderr()))
 		if err != nil {
 			return err
 		}

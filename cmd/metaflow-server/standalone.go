@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/metaflowys/metaflow-server/pkg/config"
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
@@ -48,30 +48,30 @@ func newStandalone() *cobra.Command {
 this process and a ClickHouse in a child process. It is for trying out, for
 development and for small hosts; its data survives restarts and kill -9.
 Everything listens on loopback unless told otherwise. Port 0 picks a free one.`,
-		Args: noArgs,
+		Args: program.Args(cobra.NoArgs),
 	}
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "directory that keeps the data of Kafka and ClickHouse; created when missing (required)")
 	cmd.Flags().StringVar(&o.kafkaListen, "kafka-listen", "127.0.0.1:9092", "host:port of the embedded Kafka")
 	cmd.Flags().IntVar(&o.nativePort, "clickhouse-native-port", 9000, "port of the embedded ClickHouse's native protocol on loopback")
 	cmd.Flags().IntVar(&o.httpPort, "clickhouse-http-port", 8123, "port of the embedded ClickHouse's HTTP interface on loopback")
 	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "file to write the addresses to, as JSON, once everything listens")
-	flags := addConfigFlags(cmd, map[string]string{"grpc-listen": "grpc.listen", "http-listen": "http.listen"})
+	flags := configured.AddFlags(cmd, map[string]string{"grpc-listen": "grpc.listen", "http-listen": "http.listen"})
 	cmd.Flags().Lookup("grpc-listen").DefValue = "127.0.0.1:20035"
 	cmd.Flags().Lookup("http-listen").DefValue = "127.0.0.1:20417"
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if o.dataDir == "" {
-			return &usageError{errors.New("--data-dir is required")}
+			return program.Usage("--data-dir is required")
 		}
 		cfg := defaultServer()
 		cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:20035", "127.0.0.1:20417"
 		cfg.Log.Format, cfg.Log.Level = "text", "warn"
 		// Nothing is gained by compressing what never leaves the machine.
 		cfg.ClickHouse.Compression = "none"
-		err := config.Load(cfg, config.Options{File: flags.file, EnvPrefix: envPrefix, Flags: cmd.Flags(), FlagKeys: flags.keys})
+		err := flags.LoadOver(cfg)
 		if err != nil {
 			return err
 		}
-		return o.run(cmd.Context(), cfg, cfg.Log.logger(cmd.ErrOrStderr()), cmd.OutOrStdout())
+		return o.run(cmd.Context(), cfg, cfg.Log.Logger(cmd.ErrOrStderr()), cmd.OutOrStdout())
 	}
 	return cmd
 }
