@@ -63,11 +63,11 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 		return err
 	}
 	name := fmt.Sprintf("flowbench%d", os.Getpid())
-	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name).CombinedOutput(); err != nil { //nolint:gosec // the name is made here
 		return fmt.Errorf("make network namespace: %w: %s", err, out)
 	}
-	defer func() { _ = exec.Command("ip", "netns", "del", name).Run() }()
-	if out, err := exec.CommandContext(ctx, "ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil {
+	defer func() { _ = exec.Command("ip", "netns", "del", name).Run() }()                                               //nolint:gosec // the name is made here
+	if out, err := exec.CommandContext(ctx, "ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:gosec // the name is made here
 		return fmt.Errorf("set loopback up: %w: %s", err, out)
 	}
 	arguments := []string{"-living", strconv.Itoa(living), "-rate", strconv.Itoa(rate)}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/cgroup"
 	"github.com/metaflowys/metaflow-server/pkg/flow"
 	"github.com/metaflowys/metaflow-server/pkg/netns"
 )
@@ -56,6 +57,9 @@ type Options struct {
 	Registerer prometheus.Registerer // nil keeps metrics to itself
 	// Namespaces says where namespaces are looked for.
 	Namespaces netns.Options
+	// CgroupRoot is where the host's control groups of version 2 are mounted; empty is
+	// /sys/fs/cgroup, or /sys/fs/cgroup/unified where the former is of version 1.
+	CgroupRoot string
 	// ExcludeLoopback leaves out connections over loopback addresses.
 	ExcludeLoopback bool
 	// MaxConnections bounds what is remembered, see flow.Config.
@@ -69,6 +73,7 @@ type Capture struct {
 	log      *slog.Logger
 	metrics  *metrics
 	changed  chan struct{} // has room for one: the configuration is another
+	groups   *groups
 
 	mu         sync.Mutex
 	cfg        agentconfig.Flow
@@ -87,6 +92,7 @@ func New(cfg agentconfig.Flow, consumer Consumer, opts Options) *Capture {
 		log:      opts.Logger,
 		metrics:  newMetrics(opts.Registerer),
 		changed:  make(chan struct{}, 1),
+		groups:   newGroups(opts.CgroupRoot),
 		cfg:      cfg,
 		watched:  map[uint64]watched{},
 	}
@@ -118,6 +124,19 @@ func (c *Capture) Namespace(inode uint64) (netns.Namespace, bool) {
 	defer c.mu.Unlock()
 	w, ok := c.watched[inode]
 	return w.ns, ok
+}
+
+// Owner returns whom the socket of a row belongs to: by its own control group where the kernel said it, else as the
+// others of its network namespace. So pods that use the host's network are told from each other, as far as their
+// connections were seen alive. It may read the file system; who consumes rows may call it.
+func (c *Capture) Owner(r *flow.Row) cgroup.Owner {
+	if r.Cgroup != 0 {
+		if o := c.groups.owner(r.Cgroup, time.Now()); o != (cgroup.Owner{}) {
+			return o
+		}
+	}
+	ns, _ := c.Namespace(r.Namespace)
+	return ns.Owner
 }
 
 // watched is a namespace that was seen at some time.
