@@ -29,7 +29,7 @@ func runDemo(t *testing.T, behaviour string) (stdout, stderr string, err error) 
 	}
 	defer func() { _ = out.Close() }()
 	var trouble bytes.Buffer
-	err = run(t.Context(), []string{"-server", os.Args[0], "-journeys", "20", "-patience", "3s"}, out, &trouble)
+	err = run(t.Context(), []string{"-server", os.Args[0], "-agent", "", "-journeys", "20", "-patience", "3s"}, out, &trouble)
 	if left, _ := filepath.Glob(filepath.Join(tmp, "metaflow-demo-*")); len(left) > 0 {
 		t.Errorf("the demo left %q behind", left)
 	}

@@ -52,7 +52,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.server, "server", "bin/metaflow-server", "the server `program` to start")
-	flags.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program` to start")
+	flags.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program` to start; empty sends to the server directly")
 	flags.StringVar(&o.ctl, "ctl", "bin/metaflow-ctl", "the `program` that configures the agent")
 	flags.StringVar(&o.collector, "collector", ".cache/collector/otelcol", "an OpenTelemetry Collector `program` to put in front of the agent, if it is there")
 	flags.StringVar(&o.endpoint, "endpoint", "", "start nothing: send the spans to the OTLP/gRPC receiver at `host:port`, or to an OTLP/HTTP URL")
