@@ -30,9 +30,9 @@ const (
 	retryInterval = time.Minute
 	// overrunPause is at least between two dumps that were made because last words were lost.
 	overrunPause = time.Second
-	// receiveBuffer holds the last words of some 2,000 to 4,000 sockets: ten times what a busy
+	// defaultReceiveBuffer holds the last words of some 2,000 to 4,000 sockets: ten times what a busy
 	// node has in a tick.
-	receiveBuffer = 8 << 20
+	defaultReceiveBuffer = 8 << 20
 	// wordsPerTurn bounds what is read of one namespace before the next has its turn.
 	wordsPerTurn = 16384
 	// clockJump is a difference between the wall clock and the time that passed that is not a clock being
@@ -64,6 +64,9 @@ type Options struct {
 	ExcludeLoopback bool
 	// MaxConnections bounds what is remembered, see flow.Config.
 	MaxConnections int
+	// ReceiveBuffer is how many bytes of last words the kernel keeps for each namespace; 0 is 8 MiB. It takes
+	// the memory only while there are that many.
+	ReceiveBuffer int
 }
 
 // Capture watches connections. Use New.
@@ -85,6 +88,9 @@ type Capture struct {
 func New(cfg agentconfig.Flow, consumer Consumer, opts Options) *Capture {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.ReceiveBuffer <= 0 {
+		opts.ReceiveBuffer = defaultReceiveBuffer
 	}
 	return &Capture{
 		consumer: consumer,

@@ -473,6 +473,42 @@ func TestShortConnections(t *testing.T) {
 	}
 }
 
+// TestOverrun: when last words are lost among too many, the connections that a dump had shown are still ended, and
+// what they did is counted once.
+func TestOverrun(t *testing.T) {
+	client, server := pair(t, 6)
+	reg := prometheus.NewRegistry()
+	_, s := start(t, fast(), Options{Registerer: reg, ReceiveBuffer: 1}) // the kernel grants its minimum
+	s.watched(t, client, server)
+	to := server.serve("tcp", netip.AddrPortFrom(server.address, 8000).String(), discard)
+	flood := server.serve("tcp", netip.AddrPortFrom(server.address, 8001).String(), discard)
+	const n = 20
+	old := make([]net.Conn, n)
+	for i := range old {
+		conn := client.mustDial(to)
+		if _, err := conn.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		old[i] = conn
+	}
+	match := at(client, flow.RoleClient, to)
+	s.await(t, "living", match, func(r flow.Row) bool { return r.BytesSent == 1000*n })
+	for i := range 10 * n {
+		client.mustDial(flood).Close()
+		if i%10 == 0 {
+			old[i/10].Close()
+		}
+	}
+	await(t, "an overrun", func() bool { return metric(t, reg, "metaflow_capture_overruns_total") > 0 })
+	await(t, "the end of all", func() bool {
+		_, ended := s.sum(func(r *flow.Row) bool { return match(r) && r.Closed })
+		return ended == n
+	})
+	if sum, _ := s.sum(match); sum.BytesSent != 1000*n || sum.Connections != n || sum.ConnectFailures+sum.Resets+sum.Timeouts != 0 {
+		t.Errorf("rows add up to %+v", sum)
+	}
+}
+
 // TestReconfigured: what happens while capture is disabled is nobody's business, what happens before and after is
 // counted once; and so with what is excluded.
 func TestReconfigured(t *testing.T) {

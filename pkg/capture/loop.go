@@ -246,7 +246,7 @@ func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) 
 		if err != nil {
 			return err
 		}
-		granted, err = conn.Subscribe(receiveBuffer)
+		granted, err = conn.Subscribe(l.c.opts.ReceiveBuffer)
 		if err != nil {
 			conn.Close()
 			return err
@@ -271,7 +271,7 @@ func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) 
 		s.retry = l.clock.Add(retryInterval)
 		return
 	}
-	if granted < receiveBuffer/2 {
+	if granted < l.c.opts.ReceiveBuffer/2 {
 		s.why = "Bursts of short connections may be missed: a receive buffer beyond net.core.rmem_max needs the capability CAP_NET_ADMIN."
 	}
 	l.c.log.DebugContext(ctx, "network namespace is watched", "inode", s.ns.Inode, "name", s.ns.Name, "pids", s.ns.PIDs, "pod_uid", s.ns.Owner.PodUID)
