@@ -477,10 +477,14 @@ func (x *FlowGroup) GetFlows() []*Flow {
 // Flow is what one end of one TCP connection did between two moments. Counters are of that
 // time only: over all flows of a connection they add up to the connection's own.
 type Flow struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	StartTimeUnixNano uint64                 `protobuf:"fixed64,1,opt,name=start_time_unix_nano,json=startTimeUnixNano,proto3" json:"start_time_unix_nano,omitempty"`
-	EndTimeUnixNano   uint64                 `protobuf:"fixed64,2,opt,name=end_time_unix_nano,json=endTimeUnixNano,proto3" json:"end_time_unix_nano,omitempty"`
-	// local_address and peer_address have 4 bytes or 16; an IPv4 address never has 16.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// start_time_unix_nano of a connection's first flow is the latest moment at which it was surely
+	// not there yet, some seconds before it began: the kernel does not say when that was.
+	StartTimeUnixNano uint64 `protobuf:"fixed64,1,opt,name=start_time_unix_nano,json=startTimeUnixNano,proto3" json:"start_time_unix_nano,omitempty"`
+	EndTimeUnixNano   uint64 `protobuf:"fixed64,2,opt,name=end_time_unix_nano,json=endTimeUnixNano,proto3" json:"end_time_unix_nano,omitempty"`
+	// local_address and peer_address have 4 bytes or 16; an IPv4 address never has 16. Of failed
+	// connects and resets the kernel may have forgotten the peer's port, which is 0 then, and the
+	// local address, which is the unspecified one then.
 	LocalAddress []byte    `protobuf:"bytes,3,opt,name=local_address,json=localAddress,proto3" json:"local_address,omitempty"`
 	LocalPort    uint32    `protobuf:"varint,4,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
 	PeerAddress  []byte    `protobuf:"bytes,5,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
