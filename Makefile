@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine collector demo run test race integration bench bench-pipeline bench-agent storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ engine: ## fetch the embedded ClickHouse, unless there is one on the PATH
 
 demo: build engine ## run the WebStore through the whole pipeline and print the answer from SQL
 	$(GO) run ./deploy/demo/runner -server $(BIN)/metaflow-server
+
+demo-spring-boot: build engine ## run a Spring Boot shop with the Java agent through the whole pipeline (needs a JDK and Maven)
+	$(GO) run ./deploy/demo/spring-boot/runner
 
 run: build engine ## run everything in the foreground, to go on playing (data in .cache/standalone)
 	$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)

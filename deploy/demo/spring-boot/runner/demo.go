@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/deploy/demo/spring-boot/queries"
+)
+
+// endpoints is what the server writes into its ready file.
+type endpoints struct {
+	GRPC           string `json:"grpc"`
+	HTTP           string `json:"http"`
+	ClickHouseHTTP string `json:"clickhouse_http"`
+}
+
+// demo runs everything. What it started is gone when it returns.
+func demo(ctx context.Context, o options, out io.Writer, progress func(string, ...any)) (err error) {
+	if err := build(ctx, o, progress); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "metaflow-demo-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	asked := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	p, err := startPath(ctx, o, dir, progress)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	p.watch(ctx, cancel)
+	seen, err := trade(ctx, o, dir, p, progress)
+	if err != nil {
+		return explain(ctx, err)
+	}
+	db := queried{p.at.ClickHouseHTTP}
+	acknowledged, err := p.acknowledged(ctx)
+	if err != nil {
+		return explain(ctx, err)
+	}
+	if err := awaitStored(ctx, db, acknowledged, o.patience, progress); err != nil {
+		return explain(ctx, err)
+	}
+	if err := answer(ctx, db, out); err != nil {
+		return explain(ctx, err)
+	}
+	if err := check(ctx, o, db, acknowledged, seen, out); err != nil || !o.stay {
+		return explain(ctx, err)
+	}
+	progress("ClickHouse answers at http://%s/ until Ctrl-C", p.at.ClickHouseHTTP)
+	<-ctx.Done()
+	if asked.Err() != nil {
+		return nil
+	}
+	return context.Cause(ctx)
+}
+
+// explain says why ctx ended instead of that it did.
+func explain(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}
+
+// path is where the spans go: an agent, unless the demo runs without, and the server.
+type path struct {
+	at       endpoints
+	children []*child // in the order of the data
+	exporter exporter
+	// received and failed are the metrics, at metrics, of what the Java agents sent and of how
+	// much of it they were not told is safe, so that they sent it again.
+	received, failed, metrics string
+}
+
+// startPath starts server and agent, with their data in dir.
+func startPath(ctx context.Context, o options, dir string, progress func(string, ...any)) (_ *path, err error) {
+	p := &path{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.stop())
+		}
+	}()
+	progress("starting %s on free ports, data in %s", o.server, dir)
+	ready := filepath.Join(dir, "ready.json")
+	server, err := startChild("the server", nil, o.server, "standalone",
+		"--data-dir", filepath.Join(dir, "data"), "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
+		"--kafka-listen", "127.0.0.1:0", "--clickhouse-native-port", "0", "--clickhouse-http-port", "0", "--ready-file", ready)
+	if err != nil {
+		return nil, err
+	}
+	p.children = []*child{server}
+	err = server.await(ctx, func() (bool, error) {
+		text, err := os.ReadFile(ready)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return true, errors.Join(err, json.Unmarshal(text, &p.at))
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.exporter = exporter{"grpc", "http://" + p.at.GRPC}
+	p.received, p.failed, p.metrics = "metaflow_gateway_spans_received_total", "metaflow_gateway_spans_failed_total", p.at.HTTP
+	if !o.direct {
+		err = p.startAgent(ctx, o, dir, progress)
+	}
+	return p, err
+}
+
+// startAgent puts an agent before the server, and opens its port as an operator does.
+func (p *path) startAgent(ctx context.Context, o options, dir string, progress func(string, ...any)) error {
+	receiver, err := freeAddress("127.0.0.1")
+	if err != nil {
+		return err
+	}
+	if p.metrics, err = freeAddress("127.0.0.1"); err != nil {
+		return err
+	}
+	p.received, p.failed = "metaflow_agent_received_spans_total", "metaflow_agent_failed_spans_total"
+	agent, err := startChild("the agent", nil, o.agent, "run", "--server", p.at.GRPC,
+		"--spool-dir", filepath.Join(dir, "spool"), "--http-listen", p.metrics)
+	if err != nil {
+		return err
+	}
+	p.children = append([]*child{agent}, p.children...)
+	_, port, err := net.SplitHostPort(receiver)
+	if err != nil {
+		return err
+	}
+	host, api, err := net.SplitHostPort(p.at.HTTP)
+	if err != nil {
+		return err
+	}
+	progress("metaflow-ctl agent-group-config update default: the agent is to listen on port %s", port)
+	cmd := exec.CommandContext(ctx, o.ctl, "agent-group-config", "update", "default", "-f", "-", "--ip", host, "--api-port", api) //nolint:gosec // the user names it
+	cmd.Stdin = strings.NewReader("inputs:\n  integration:\n    enabled: true\n    listen_port: " + port + "\n")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("switch the agent on: %w: %s", err, text)
+	}
+	p.exporter = exporter{"http/protobuf", "http://" + receiver}
+	return agent.await(ctx, listening(receiver))
+}
+
+// acknowledged returns how many spans the Java agents were told are safe.
+func (p *path) acknowledged(ctx context.Context) (int, error) {
+	text, err := get(ctx, "http://"+p.metrics+"/metrics", "")
+	if err != nil {
+		return 0, err
+	}
+	received, err := metric(text, p.received)
+	if err != nil {
+		return 0, err
+	}
+	failed, err := metric(text, p.failed)
+	return received - failed, err
+}
+
+// metric finds a metric without labels in what Prometheus would read.
+func metric(text, name string) (int, error) {
+	for l := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(l, name+" "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return int(n), err
+		}
+	}
+	return 0, fmt.Errorf("there is no metric %s", name)
+}
+
+// watch calls gone when one of them ends before ctx does.
+func (p *path) watch(ctx context.Context, gone func(error)) {
+	(&shop{children: p.children}).watch(ctx, gone)
+}
+
+// stop ends agent and server, in the order of the data.
+func (p *path) stop() error {
+	var errs []error
+	for _, c := range p.children {
+		errs = append(errs, c.stop())
+	}
+	return errors.Join(errs...)
+}
+
+// trade opens the shop, lets the visitors in, and closes it: then all spans are on their way.
+func trade(ctx context.Context, o options, dir string, p *path, progress func(string, ...any)) (seen *report, err error) {
+	progress("starting %s and the five services, OpenTelemetry's Java agent in each", database)
+	s, err := startShop(o, dir, p.exporter)
+	if err != nil {
+		return nil, err
+	}
+	open, closed := context.WithCancelCause(ctx)
+	defer closed(nil)
+	s.watch(open, closed)
+	if err := s.awaitReady(open); err != nil {
+		return nil, errors.Join(explain(open, err), s.stop())
+	}
+	progress("the shop is open at http://%s: %d visits to warm up, then %d", s.addresses[entrance], warmUp, o.visits)
+	seen, err = visit(open, "http://"+s.addresses[entrance], o.visits, o.seed)
+	err = explain(open, err)
+	closed(nil) // what ends from now on is meant to
+	progress("%d requests answered; closing the shop, so that every span is sent", seen.total())
+	return seen, errors.Join(err, s.stop())
+}
+
+// awaitStored waits until want spans can be read.
+func awaitStored(ctx context.Context, db queried, want int, patience time.Duration, progress func(string, ...any)) error {
+	poll := time.NewTicker(250 * time.Millisecond)
+	defer poll.Stop()
+	stored, changed := -1, time.Now()
+	for {
+		n, err := db.number(ctx, "SELECT count() FROM metaflow.spans")
+		if err == nil && n != stored {
+			stored, changed = n, time.Now()
+			progress("%d of %d spans stored", n, want)
+		}
+		if err == nil && n >= want {
+			return nil
+		}
+		if time.Since(changed) >= patience {
+			return errors.Join(fmt.Errorf("%d of %d acknowledged spans are stored, and nothing was added for %v", stored, want, patience), err)
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// answer prints what the demo is for.
+func answer(ctx context.Context, db queried, out io.Writer) error {
+	for _, q := range []struct{ title, query string }{
+		{"The service graph", queries.Graph},
+		{"The slowest request", queries.Waterfall},
+		{"The slowest SQL", queries.SlowSQL},
+		{"The errors", queries.Errors},
+	} {
+		table, err := db.table(ctx, q.query)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "\n== %s\n%s\n%s", q.title, indent(q.query), table)
+	}
+	return nil
+}
+
+func indent(text string) (out string) {
+	for l := range strings.Lines(text) {
+		out += "   " + l
+	}
+	return out
+}
+
+// check prints whether what is stored is complete, and fails when it is not.
+func check(ctx context.Context, o options, db queried, acknowledged int, seen *report, out io.Writer) error {
+	fmt.Fprint(out, "\n== Is it complete?\n")
+	var errs []error
+	hold := func(what string, want int, query string) {
+		got, err := db.number(ctx, query)
+		mark := "ok"
+		if err == nil && got != want {
+			mark = fmt.Sprintf("should be %d", want)
+			err = fmt.Errorf("%s: %d, should be %d", what, got, want)
+		}
+		errs = append(errs, err)
+		fmt.Fprintf(out, "%-66s %7d  %s\n", what, got, mark)
+	}
+	hold("spans stored, of those acknowledged", acknowledged, "SELECT count() FROM metaflow.spans")
+	hold("distinct spans", acknowledged, "SELECT uniqExact(trace_id, span_id) FROM metaflow.spans")
+	if !o.direct {
+		hold("spans that name the agent they came through", acknowledged, "SELECT countIf(agent_id != '') FROM metaflow.spans")
+	}
+	hold("services with spans", len(services), "SELECT uniqExact(service_name) FROM metaflow.spans")
+	for _, status := range slices.Sorted(maps.Keys(seen.statuses)) {
+		hold(fmt.Sprintf("requests that the shop answered with %d", status), seen.statuses[status], fmt.Sprintf(
+			"SELECT count() FROM metaflow.spans WHERE service_name = '%s' AND kind = 'server' AND parent_span_id = '' AND response_code = '%d'", entrance, status))
+	}
+	hold("spans whose parent is missing", 0,
+		"SELECT count() FROM metaflow.spans WHERE parent_span_id != '' AND (trace_id, parent_span_id) NOT IN (SELECT trace_id, span_id FROM metaflow.spans)")
+	hold("calls between services that nobody answered", 0,
+		"SELECT count() FROM metaflow.spans WHERE kind = 'client' AND protocol = 'http' AND (trace_id, span_id) NOT IN (SELECT trace_id, parent_span_id FROM metaflow.spans WHERE kind = 'server')")
+	hold("requests without a call or a statement below them", 0,
+		"SELECT count() FROM metaflow.spans WHERE kind = 'server' AND (trace_id, span_id) NOT IN (SELECT trace_id, parent_span_id FROM metaflow.spans)")
+	return errors.Join(errs...)
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// database is the service that the others keep their data in. It reports no spans.
+const database = "db-demo"
+
+// entrance is the service that visitors talk to.
+const entrance = "web-shop"
+
+// services are those that are traced. The order is that in which they are stopped: who
+// calls before who is called.
+var services = []string{entrance, "svc-order", "svc-user", "svc-item", "svc-stock"}
+
+// exporter says where the Java agents send spans to.
+type exporter struct{ protocol, endpoint string }
+
+// shop is the running services.
+type shop struct {
+	children  []*child // those of services, then the database
+	addresses map[string]string
+}
+
+// startShop starts the services on free ports. The database's files are in dir.
+func startShop(o options, dir string, to exporter) (_ *shop, err error) {
+	s := &shop{addresses: map[string]string{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	password := rand.Text()
+	for i, name := range append(services[:len(services):len(services)], database) {
+		// Addresses of their own tell services apart, where the system has them, and no outgoing
+		// connection takes such a port before the JVM does.
+		if s.addresses[name], err = freeAddress(fmt.Sprintf("127.0.2.%d", i+1)); err != nil {
+			s.addresses[name], err = freeAddress("127.0.0.1")
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range services {
+		if err := s.start(o, name, dir, environment(name, password, to), "-javaagent:"+filepath.Join(o.build, agentJar)); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.start(o, database, dir, environment(database, password, to))
+}
+
+func (s *shop) start(o options, name, dir string, env []string, flags ...string) error {
+	host, port, err := net.SplitHostPort(s.addresses[name])
+	if err != nil {
+		return err
+	}
+	// A JVM that lives for a minute pays for good code and never earns it.
+	args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Xss512k"}, flags...)
+	args = append(args, "-jar", filepath.Join(o.build, shopJar),
+		"--server.address="+host, "--server.port="+port,
+		"--shop.db-demo="+s.addresses[database],
+		"--shop.db-directory="+filepath.Join(dir, database),
+	)
+	if name == database {
+		args = append(args, "--shop.db-address="+host, "--shop.db-port="+port)
+	}
+	for _, callee := range services {
+		args = append(args, "--shop."+callee+"=http://"+s.addresses[callee])
+	}
+	c, err := startChild(name, env, "java", args...)
+	if err == nil {
+		s.children = append(s.children, c)
+	}
+	return err
+}
+
+// environment is ours, without what would configure the Java agent or Spring, and with what
+// deploy/demo/spring-boot/manifests gives the services.
+func environment(name, password string, to exporter) []string {
+	var env []string
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, "OTEL_") && !strings.HasPrefix(e, "SPRING_") && !strings.HasPrefix(e, "SHOP_") &&
+			!strings.HasPrefix(e, "SERVER_") && !strings.HasPrefix(e, "JAVA_TOOL_OPTIONS=") && !strings.HasPrefix(e, "JDK_JAVA_OPTIONS=") {
+			env = append(env, e)
+		}
+	}
+	return append(env,
+		"SPRING_PROFILES_ACTIVE="+name,
+		"SHOP_DBPASSWORD="+password,
+		"OTEL_SERVICE_NAME="+name,
+		"OTEL_RESOURCE_ATTRIBUTES=service.namespace=springboot-otel-demo",
+		"OTEL_EXPORTER_OTLP_PROTOCOL="+to.protocol,
+		"OTEL_EXPORTER_OTLP_ENDPOINT="+to.endpoint,
+		"OTEL_METRICS_EXPORTER=none",
+		"OTEL_LOGS_EXPORTER=none",
+		"OTEL_SEMCONV_STABILITY_OPT_IN=database",
+		"OTEL_BSP_MAX_QUEUE_SIZE=16384", // the demo wants every span, so the queue holds more than a minute of them
+		"OTEL_BSP_SCHEDULE_DELAY=1000",
+	)
+}
+
+// awaitReady waits until all services listen.
+func (s *shop) awaitReady(ctx context.Context) error {
+	for _, c := range s.children {
+		if err := c.await(ctx, listening(s.addresses[c.name])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watch calls gone when a service ends before ctx does.
+func (s *shop) watch(ctx context.Context, gone func(error)) {
+	for _, c := range s.children {
+		go func() {
+			select {
+			case <-c.done:
+				gone(c.death())
+			case <-ctx.Done():
+			}
+		}()
+	}
+}
+
+// stop ends the services, whose Java agents then send what they have, and after them the database.
+func (s *shop) stop() error {
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	end := func(c *child) {
+		err := c.stop()
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	for _, c := range s.children {
+		if c.name == database {
+			wg.Wait()
+			end(c)
+			continue
+		}
+		wg.Go(func() { end(c) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// listening tells whether somebody listens at addr.
+func listening(addr string) func() (bool, error) {
+	return func() (bool, error) {
+		conn, err := net.DialTimeout("tcp", addr, time.Second) //nolint:gosec // ours
+		if err != nil {
+			return false, nil //nolint:nilerr // not yet
+		}
+		return true, conn.Close()
+	}
+}
+
+// freeAddress returns a port of host that was free a moment ago.
+func freeAddress(host string) (string, error) {
+	l, err := net.Listen("tcp", host+":0")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String(), nil
+}

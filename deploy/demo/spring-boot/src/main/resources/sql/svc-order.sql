@@ -1,0 +1,12 @@
+CREATE TABLE IF NOT EXISTS purchase (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    user_id INT NOT NULL,
+    total_cents BIGINT NOT NULL,
+    placed_at TIMESTAMP WITH TIME ZONE DEFAULT CURRENT_TIMESTAMP NOT NULL
+);
+CREATE INDEX IF NOT EXISTS purchase_user ON purchase (user_id);
+CREATE TABLE IF NOT EXISTS purchase_line (
+    purchase_id BIGINT NOT NULL REFERENCES purchase,
+    item_id INT NOT NULL,
+    quantity INT NOT NULL
+);
