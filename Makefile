@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,15 +34,25 @@ demo-spring-boot: build engine ## run a Spring Boot shop with the Java agent thr
 run: build engine ## run everything in the foreground, to go on playing (data in .cache/standalone)
 	$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)
 
+kafka: ## fetch Apache Kafka, for the tests that run on a real one (needs Maven and Java)
+	@deploy/kafka/fetch.sh .cache/kafka
+
+kafka-if-possible:
+	@if command -v mvn >/dev/null && command -v java >/dev/null; then \
+		deploy/kafka/fetch.sh .cache/kafka || echo "tests on Apache Kafka are skipped: it could not be fetched"; \
+	else \
+		echo "tests on Apache Kafka are skipped: they need Maven and Java (mvn, java) on the PATH"; \
+	fi
+
 # The integration tests build the server anew, which go's cache of results cannot see.
-test: engine ## run the tests
+test: engine kafka-if-possible ## run the tests
 	$(GO) test -count 1 -timeout 15m ./...
 	cd deploy/deploytest && $(GO) test -count 1 -timeout 10m ./...
 
-race: engine ## run the tests under the race detector (needs a C compiler)
+race: engine kafka-if-possible ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
 
-integration: engine collector ## run the tests of whole programs, with a real collector too
+integration: engine kafka-if-possible collector ## run the tests of whole programs, with a real collector too
 	$(GO) test -count 1 -v -timeout 30m ./integration/
 
 collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that tests and benchmarks compare with (3 minutes)

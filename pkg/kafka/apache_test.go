@@ -12,19 +12,20 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// brokersVariable names brokers of a real Apache Kafka, with commas between
-// them. Without it the tests of this file are skipped; the others cover the same on
-// the embedded broker.
+// brokersVariable names brokers to use instead of an Apache Kafka that the test
+// starts, with commas between them.
 const brokersVariable = "METAFLOW_TEST_KAFKA_BROKERS"
 
+// Apache Kafka says what the embedded broker of the other tests says.
 func TestApacheKafka(t *testing.T) {
 	brokers := os.Getenv(brokersVariable)
 	if brokers == "" {
-		t.Skip(brokersVariable + " is not set")
+		brokers = apachekafka.Start(t).Addr()
 	}
 	name := fmt.Sprintf("metaflow.test.%d", time.Now().UnixNano())
 	connect := func(compression string) *kafka.Client {

@@ -22,7 +22,7 @@ type spoiler struct {
 }
 
 func (s *spoiler) listen(network, address string) (net.Listener, error) {
-	l, err := net.Listen(network, address) //nolint:noctx // kfake gives none
+	l, err := net.Listen(network, address)
 	return spoiltListener{l, s}, err
 }
 
