@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +102,21 @@ func enable(t *testing.T, server, id, addr string) {
 	mustCtl(t, server, "agent-group-config", "update", id, "-f", file)
 }
 
+// freePort returns an address for a listener that is opened later: outside the range
+// that outgoing connections take their ports from.
+func freePort(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(15000+rand.IntN(15000)))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			_ = l.Close()
+			return addr
+		}
+	}
+	t.Fatal("no port is free between 15000 and 30000")
+	return ""
+}
+
 // listens returns nil when somebody listens at addr.
 func listens(addr string) error {
 	conn, err := net.DialTimeout("tcp", addr, time.Second)
@@ -177,7 +194,7 @@ func post(ctx context.Context, url string, body []byte) (int, error) {
 func TestAgentByTheDocument(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
-	port := freeAddr(t)
+	port := freePort(t)
 
 	list, said, status := ctl(t, "metaflow-cli", s.at.HTTP, "agent-group", "list")
 	if status != 0 || !strings.HasPrefix(list, "NAME") {
@@ -246,7 +263,7 @@ func agentState(t *testing.T, server, state string) error {
 // While the server is away the agent acknowledges and keeps; kill -9 of the
 // agent loses nothing of it, and everything is stored once.
 func TestAgentSpoolsWhileTheServerIsAway(t *testing.T) {
-	dir, spool, port := t.TempDir(), t.TempDir(), freeAddr(t)
+	dir, spool, port := t.TempDir(), t.TempDir(), freePort(t)
 	s := startStandalone(t, dir)
 	grpc := s.at.GRPC
 	a := startAgent(t, spool, grpc)
@@ -310,7 +327,7 @@ func TestControlSurvivesAReplica(t *testing.T) {
 	second := start(t, "serve", "--config", site.config, "--roles", "gateway,control", "--http-listen", secondHTTP, "--grpc-listen", grpc)
 	ready(second, secondHTTP)
 
-	port := freeAddr(t)
+	port := freePort(t)
 	a := startAgent(t, t.TempDir(), site.grpc+","+grpc, "--group", "shops")
 	mustCtl(t, firstHTTP, "agent-group", "create", "shops")
 	id := groupID(t, mustCtl(t, secondHTTP, "agent-group", "list"), "shops")
@@ -338,7 +355,7 @@ func TestCollectorThroughAgent(t *testing.T) {
 	collector := collectorProgram(t)
 	s := startStandalone(t, t.TempDir())
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
-	port, otlp := freeAddr(t), freeAddr(t)
+	port, otlp := freePort(t), freePort(t)
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
 	a.eventually(10*time.Second, func() error { return listens(port) })

@@ -20,7 +20,6 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
 )
 
 // site is a broker and a ClickHouse that the tests can take away, and a
@@ -32,6 +31,7 @@ type site struct {
 	kafka      *broker.Broker
 	kafkaAddr  string
 	engine     *chengine.Engine
+	endEngine  func() error
 	nativePort int
 	grpc       string
 }
@@ -74,21 +74,37 @@ func (s *site) stopKafka() {
 	}
 }
 
+// startEngine starts ClickHouse, and again whenever it ends unasked: a program
+// that is killed in the middle of an INSERT takes the embedded engine with it.
 func (s *site) startEngine() {
 	s.t.Helper()
-	s.engine = chtest.Start(s.t, chengine.Options{DataDir: filepath.Join(s.dir, "clickhouse"), NativePort: s.nativePort})
+	opts := chengine.Options{DataDir: filepath.Join(s.dir, "clickhouse"), NativePort: s.nativePort}
+	var err error
+	if s.engine, err = chengine.Start(s.t.Context(), opts); err != nil {
+		s.t.Fatal(err)
+	}
 	_, port, err := net.SplitHostPort(s.engine.NativeAddr())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.nativePort, _ = strconv.Atoi(port)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func(e *chengine.Engine) { ended <- chengine.Keep(ctx, e, opts) }(s.engine)
+	s.endEngine = func() error {
+		stop()
+		return <-ended
+	}
 }
 
 func (s *site) stopEngine() {
-	if s.engine != nil {
-		chtest.Stop(s.t, s.engine)
-		s.engine = nil
+	if s.engine == nil {
+		return
 	}
+	if err := s.endEngine(); err != nil {
+		s.t.Error(err)
+	}
+	s.engine = nil
 }
 
 // serve starts a server with these roles and returns it with its HTTP address.

@@ -21,6 +21,10 @@ const (
 	// controlDelay is the longest pause before another stream is tried; each pause is
 	// random up to it, so that the agents of a cluster do not all come at once.
 	controlDelay = 5 * time.Second
+	// A stream that lived for steady was healthy, and another is opened nearly at once:
+	// configuration is to arrive within seconds at any time.
+	steady     = time.Minute
+	againDelay = 500 * time.Millisecond
 	// clockTolerance is what a host's clock may be off before it is said: spans and flows of
 	// different hosts are joined with that much slack.
 	clockTolerance = 500 * time.Millisecond
@@ -52,13 +56,18 @@ type control struct {
 func (c *control) run(ctx context.Context) error {
 	said := ""
 	for ctx.Err() == nil {
+		begun := time.Now()
 		err := c.session(ctx)
 		c.metrics.controlled.Set(0)
 		if text := err.Error(); text != said && ctx.Err() == nil { // once, not every few seconds
 			c.log.WarnContext(ctx, "no stream of configuration, trying again", slog.Any("error", err))
 			said = text
 		}
-		_ = pause(ctx, time.Duration(rand.Int64N(int64(controlDelay)))) //nolint:gosec // spreads load, is no secret
+		delay := controlDelay
+		if time.Since(begun) > steady { // servers end streams of some age, to spread them
+			delay = againDelay
+		}
+		_ = pause(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // spreads load, is no secret
 	}
 	return nil
 }
