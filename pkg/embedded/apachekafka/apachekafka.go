@@ -9,10 +9,12 @@ package apachekafka
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -146,14 +148,20 @@ func locate(t testing.TB) string {
 	return ""
 }
 
+// freeAddr returns an address that nobody listens on, below the ports that the
+// kernel gives to outgoing connections: one of those could take it before the broker does,
+// or while it is killed.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(10_000+rand.IntN(20_000))) //nolint:gosec // a port is no secret
+		if err == nil {
+			_ = l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal("no free port was found")
+	return ""
 }
 
 // output keeps what a process says, and tells when it has said mark.
