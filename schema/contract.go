@@ -24,6 +24,12 @@ const (
 const (
 	// KeyAgent goes before an agent's id; the value is a metaflow.agent.v1.AgentStatus.
 	KeyAgent = "agent/"
+	// KeyPod goes before a cluster, a slash and a pod's uid; the value is a
+	// metaflow.agent.v1.Pod. Slashes and percent signs in a cluster's name are %2F and %25.
+	KeyPod = "pod/"
+	// KeyService goes before a cluster, a slash, a namespace, a slash and a service's
+	// name; the value is a metaflow.agent.v1.Service.
+	KeyService = "service/"
 )
 
 // Headers of a record of TopicSpans. All are optional for the reader: records
