@@ -12,16 +12,14 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/follow"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // Log reads the partition 0 of both topics. kafka.Client satisfies it.
-type Log interface {
-	Bounds(ctx context.Context, topic string, partition int) (start, end int64, err error)
-	Fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (kafka.Batch, error)
-}
+type Log = follow.Log
 
 // Producer writes to one topic. Produce returns nil only when every record is
 // acknowledged by all in-sync replicas, and keeps nothing of batch.

@@ -2,26 +2,18 @@ package control
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/follow"
 	"github.com/metaflowys/metaflow-server/pkg/record"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-const (
-	unknown = -1
-	// fetchBytes and fetchWait are of one request. The broker answers as soon as there is
-	// anything, so waiting costs no delay.
-	fetchBytes = 1 << 20
-	fetchWait  = 2 * time.Second
-	maxPause   = 2 * time.Second
-)
+const unknown = -1
 
 // position is how far a topic was read. Control.mu guards it.
 type position struct {
@@ -44,86 +36,53 @@ func (p *position) unread() error {
 	}
 }
 
-// follow reads the topic of p for ever: apply takes the records, and forget makes all
-// that was applied undone; both are called with mu held.
-func (c *Control) follow(ctx context.Context, p *position, apply func([]record.Record), forget func()) error {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	failures := 0
-	for {
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			return nil
-		}
-		err := c.advance(ctx, p, apply, forget)
-		switch {
-		case ctx.Err() != nil:
-			return nil // a stop that was asked for
-		case err == nil:
-			failures = 0
-			pause.Reset(0)
-		default:
-			if failures == 0 {
-				c.log.Warn("topic cannot be read, trying again", slog.String("topic", p.topic), slog.Any("error", err))
-			}
-			pause.Reset(min(50*time.Millisecond<<min(failures, 10), maxPause))
-			failures++
-		}
-	}
+// sink takes what is read of one topic. apply takes the records, and forget makes all that was
+// applied undone; both are called with mu held.
+type sink struct {
+	c      *Control
+	p      *position
+	apply  func([]record.Record)
+	forget func()
 }
 
-// advance reads once.
-func (c *Control) advance(ctx context.Context, p *position, apply func([]record.Record), forget func()) error {
-	batch, err := c.fetch(ctx, p)
-	var corrupt *kafka.CorruptError
-	switch {
-	case errors.Is(err, kafka.ErrOffsetOutOfRange):
-		// This is not the log that was read before: somebody has deleted the topic, or the
-		// brokers lost its end. What counts is what the log says now.
-		c.log.Error("topic is not the one that was read, reading it anew", slog.String("topic", p.topic))
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		forget()
-		p.next, p.reached, p.err = unknown, false, err
-		return err
-	case errors.As(err, &corrupt):
-		c.unreadable(p, corrupt.Offset, corrupt.Cause)
-		batch = kafka.Batch{Next: corrupt.Next, HighWatermark: corrupt.Next}
-	case err != nil:
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		p.err = err
-		return err
-	}
+// Take implements follow.Sink.
+func (s *sink) Take(step follow.Step) {
+	c, p := s.c, s.p
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	apply(batch.Records)
-	moved := batch.Next != p.next
-	p.next, p.read, p.err = batch.Next, c.opts.Now(), nil
-	if !p.reached && batch.Next >= batch.HighWatermark && corrupt == nil {
+	s.apply(step.Records)
+	moved := step.Next != p.next
+	p.next, p.read, p.err = step.Next, c.opts.Now(), nil
+	if !p.reached && step.AtEnd {
 		p.reached, moved = true, true
 		c.wakeSessions()
 	}
 	if moved {
 		c.broadcast()
 	}
-	return nil
 }
 
-// fetch gets the next records; the first time, it finds out where the log begins.
-func (c *Control) fetch(ctx context.Context, p *position) (kafka.Batch, error) {
-	c.mu.Lock()
-	next := p.next
-	c.mu.Unlock()
-	if next == unknown {
-		start, end, err := c.opts.Log.Bounds(ctx, p.topic, 0)
-		if err != nil || start == end { // nothing to wait for before the end is reached
-			return kafka.Batch{Next: start, HighWatermark: end}, err
-		}
-		next = start
-	}
-	return c.opts.Log.Fetch(ctx, p.topic, 0, next, fetchBytes, fetchWait)
+// Unreadable implements follow.Sink.
+func (s *sink) Unreadable(offset int64, cause error) { s.c.unreadable(s.p, offset, cause) }
+
+// Failed implements follow.Sink.
+func (s *sink) Failed(err error) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.p.err = err
+}
+
+// Forget implements follow.Sink.
+func (s *sink) Forget(err error) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.forget()
+	s.p.next, s.p.reached, s.p.err = unknown, false, err
+}
+
+// follow reads the topic of a position for ever.
+func (c *Control) follow(ctx context.Context, p *position, apply func([]record.Record), forget func()) error {
+	return follow.New(p.topic, c.opts.Log, &sink{c, p, apply, forget}, c.log).Run(ctx)
 }
 
 // unreadable passes a record over that makes no sense.

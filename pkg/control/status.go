@@ -17,6 +17,7 @@ import (
 const (
 	// statusesAtOnce keeps one request to Kafka at some hundred kilobytes.
 	statusesAtOnce = 500
+	maxPause       = 2 * time.Second
 	// lastWords is how long Run writes after its context ended.
 	lastWords = 3 * time.Second
 	// forgetInterval and forgetAtOnce bound the work that nobody waits for.
