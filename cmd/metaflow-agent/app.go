@@ -25,7 +25,8 @@ type app struct {
 	log   *slog.Logger
 	http  *opshttp.Server
 	up    *upstream.Client
-	spool *spool.Spool
+	spans *spool.Spool
+	flows *spool.Spool
 	agent *agent.Agent
 }
 
@@ -50,13 +51,22 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID}); err != nil {
 		return nil, err
 	}
-	a.spool, err = spool.Open(
-		spool.Config{Dir: filepath.Join(cfg.Spool.Dir, "traces"), MaxBytes: agentconfig.Default().Spool.MaxBytes},
-		spool.Options{Logger: log, Registerer: reg})
-	if err != nil {
-		return nil, fmt.Errorf("spool.dir: %w", err)
+	open := func(what string) (*spool.Spool, error) {
+		sp, err := spool.Open(
+			spool.Config{Dir: filepath.Join(cfg.Spool.Dir, what), MaxBytes: agentconfig.Default().Spool.MaxBytes},
+			spool.Options{Logger: log, Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"spool": what}, reg)})
+		if err != nil {
+			return nil, fmt.Errorf("spool.dir: %w", err)
+		}
+		return sp, nil
 	}
-	a.agent, err = agent.New(cfg.OTLP, a.up, a.spool, agent.Options{
+	if a.spans, err = open("spans"); err != nil {
+		return nil, err
+	}
+	if a.flows, err = open("flows"); err != nil {
+		return nil, err
+	}
+	a.agent, err = agent.New(cfg.OTLP, a.up, agent.Spools{Spans: a.spans, Flows: a.flows}, agent.Options{
 		Identity: id, Server: cfg.Server.Addresses[0], Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
 	})
 	if err != nil {
@@ -93,8 +103,10 @@ func (a *app) close() error {
 	if a.http != nil {
 		errs = append(errs, a.http.Close())
 	}
-	if a.spool != nil {
-		errs = append(errs, a.spool.Close())
+	for _, sp := range []*spool.Spool{a.spans, a.flows} {
+		if sp != nil {
+			errs = append(errs, sp.Close())
+		}
 	}
 	if a.up != nil {
 		a.up.Close()

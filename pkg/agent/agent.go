@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -13,20 +14,22 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/capture"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/upstream"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // Upstream is the way to the servers. pkg/upstream satisfies it.
 type Upstream interface {
-	Exporter
 	Controller
+	Ready() bool
+	Export(ctx context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error)
+	ExportFlows(ctx context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error)
 }
 
-// SizedSpool is a Spool whose bound the configuration sets.
-type SizedSpool interface {
-	Spool
-	SetMaxBytes(n int64)
-}
+// Spools keep what waits for a server, by what it is.
+type Spools struct{ Spans, Flows Spool }
 
 // Options are set by code.
 type Options struct {
@@ -42,19 +45,21 @@ type Options struct {
 type Agent struct {
 	log        *slog.Logger
 	metrics    *metrics
+	codec      *codec
 	forwarder  *forwarder
-	drainer    *drainer
+	flows      *flowSender
+	capture    *capture.Capture
+	drainers   []*drainer
 	listeners  *listeners
 	control    *control
 	exceptions *exceptions
-	spool      SizedSpool
 	state      stateFile
 	inForce    atomic.Pointer[agentv1.Configuration]
 }
 
-// New returns an Agent that has started nothing. It keeps up and sp, which belong to the
-// caller.
-func New(cfg Config, up Upstream, sp SizedSpool, opts Options) (*Agent, error) {
+// New returns an Agent that has started nothing. It keeps up and the spools, which
+// belong to the caller.
+func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -66,11 +71,20 @@ func New(cfg Config, up Upstream, sp SizedSpool, opts Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		log: opts.Logger, metrics: newMetrics(opts.Registerer), exceptions: newExceptions(),
-		spool: sp, state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
+		log: opts.Logger, metrics: newMetrics(opts.Registerer), codec: codec, exceptions: newExceptions(),
+		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
-	a.forwarder = &forwarder{up: up, spool: sp, codec: codec, log: opts.Logger, metrics: a.metrics, liveTime: cfg.LiveTimeout, host: outboundAddress(opts.Server)}
-	a.drainer = newDrainer(a.forwarder)
+	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: &pipe{
+		up: up, send: up.Export, count: otlp.Spans, spool: spools.Spans, codec: codec, log: opts.Logger,
+		metrics: newPipeMetrics(opts.Registerer, kindSpans), liveTime: cfg.LiveTimeout,
+	}}
+	a.flows = &flowSender{node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{
+		up: up, send: up.ExportFlows, count: countFlows, spool: spools.Flows, codec: codec, log: opts.Logger,
+		metrics: newPipeMetrics(opts.Registerer, kindFlows), liveTime: cfg.LiveTimeout,
+	}}
+	a.capture = capture.New(agentconfig.Flow{}, a.flows, capture.Options{Logger: opts.Logger, Registerer: opts.Registerer})
+	a.flows.owner = a.capture.Owner
+	a.drainers = []*drainer{newDrainer(a.forwarder.pipe), newDrainer(a.flows.pipe)}
 	a.listeners = newListeners(cfg.BindAddress, a.forwarder, opts.Registerer, opts.Logger, a.exceptions)
 	a.control = &control{
 		up: up, log: opts.Logger, metrics: a.metrics, exceptions: a.exceptions,
@@ -92,7 +106,7 @@ func New(cfg Config, up Upstream, sp SizedSpool, opts Options) (*Agent, error) {
 // Run does the agent's work until ctx ends, and then lets requests under way
 // finish. What the spool holds stays there.
 func (a *Agent) Run(ctx context.Context) error {
-	defer a.forwarder.codec.close()
+	defer a.codec.close()
 	switch kept, err := a.state.load(); {
 	case err != nil:
 		a.log.Warn("the kept configuration cannot be read, waiting for the server's", slog.Any("error", err))
@@ -104,7 +118,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.listeners.run(ctx) })
 	g.Go(func() error { return a.control.run(ctx) })
-	g.Go(func() error { return a.drainer.run(ctx) })
+	for _, d := range a.drainers {
+		g.Go(func() error { return d.run(ctx) })
+	}
+	g.Go(func() error { return a.capture.Run(ctx) })
+	g.Go(func() error { return a.watchPrivileges(ctx) })
 	return g.Wait()
 }
 
@@ -131,14 +149,32 @@ func (a *Agent) apply(c *agentv1.Configuration) {
 	}
 	a.exceptions.set("configuration", text)
 	cfg := document.Config()
-	a.spool.SetMaxBytes(cfg.Spool.MaxBytes)
-	a.drainer.setRate(cfg.Spool.DrainBytesPerSecond)
+	// Flow data is a fraction of the traces; a quarter of the room holds more of its time.
+	a.flows.spool.SetMaxBytes(cfg.Spool.MaxBytes / 4)
+	a.forwarder.spool.SetMaxBytes(cfg.Spool.MaxBytes - cfg.Spool.MaxBytes/4)
+	for _, d := range a.drainers {
+		d.setRate(cfg.Spool.DrainBytesPerSecond)
+		d.compress.Store(cfg.Integration.Compression.Trace)
+	}
+	a.capture.Configure(cfg.Flow)
 	a.forwarder.config.Store(&cfg)
 	a.forwarder.group.Store(&c.GroupName)
 	a.inForce.Store(c)
 	a.metrics.revision.Set(float64(c.Revision))
 	a.listeners.configure(&cfg)
 }
+
+// watchPrivileges tells operators what capture lacks, as it changes.
+func (a *Agent) watchPrivileges(ctx context.Context) error {
+	for ctx.Err() == nil {
+		a.exceptions.set("flow data", strings.Join(a.capture.Exceptions(), "; "))
+		_ = pause(ctx, privilegesInterval)
+	}
+	return nil
+}
+
+// privilegesInterval is half a heartbeat's.
+const privilegesInterval = heartbeatInterval / 2
 
 // Configured returns nil when a configuration is in force that a server has sent
 // at some time: a check for /ready.

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/spool"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
@@ -22,14 +21,14 @@ const (
 	retryDelay = time.Second
 )
 
-// drainer sends what the spool holds.
+// drainer sends what the spool of a pipe holds.
 type drainer struct {
-	*forwarder
+	*pipe
 	limit *rate.Limiter // bytes per second, unpacked
 }
 
-func newDrainer(f *forwarder) *drainer {
-	return &drainer{forwarder: f, limit: rate.NewLimiter(rate.Inf, 0)}
+func newDrainer(p *pipe) *drainer {
+	return &drainer{pipe: p, limit: rate.NewLimiter(rate.Inf, 0)}
 }
 
 // setRate bounds what is sent from the spool; live traffic does not count.
@@ -78,22 +77,20 @@ func (d *drainer) one(ctx context.Context) error {
 		d.spool.Return(entry)
 		return err
 	}
-	spans := otlp.Spans(body)
-	res, err := d.up.Export(ctx, body, upstream.ExportOptions{
-		Resend: entry.Resend, Compress: d.config.Load().Integration.Compression.Trace,
-	})
+	n := d.count(body)
+	res, err := d.send(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Compress: d.compress.Load()})
 	switch {
 	case err == nil:
-		d.metrics.forwarded(pathSpool, spans, res.Rejected)
+		d.metrics.forwarded(pathSpool, n, res.Rejected)
 		if res.Rejected > 0 {
-			d.log.WarnContext(ctx, "the server rejected spans of the spool", slog.Int64("spans", res.Rejected), slog.String("cause", res.Message))
+			d.log.WarnContext(ctx, "the server rejected some of what was in the spool", slog.Int64(d.metrics.items, res.Rejected), slog.String("cause", res.Message))
 		}
 		return d.done(entry)
 	case fault.ClassOf(err) == fault.Rejected:
 		// Nobody waits for an answer any more. It was valid when it came, so only the
 		// server's limits can be narrower than the agent's.
-		d.metrics.lost(spans)
-		d.log.ErrorContext(ctx, "the server refused a request of the spool for good", slog.Int("spans", spans),
+		d.metrics.lost.Add(float64(n))
+		d.log.ErrorContext(ctx, "the server refused a request of the spool for good", slog.Int(d.metrics.items, n),
 			slog.Int("bytes", len(body)), slog.Time("received", entry.Received), slog.Any("error", err))
 		return d.done(entry)
 	}

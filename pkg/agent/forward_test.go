@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/spool"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
@@ -88,9 +89,10 @@ func newRig(t *testing.T, maxBytes int64) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(codec.close)
-	r.forwarder = &forwarder{
-		up: r.servers, spool: r.disk, codec: codec, log: slog.New(slog.DiscardHandler), metrics: newMetrics(nil), liveTime: time.Second,
-	}
+	r.forwarder = &forwarder{pipe: &pipe{
+		up: r.servers, send: r.servers.Export, count: otlp.Spans, spool: r.disk, codec: codec,
+		log: slog.New(slog.DiscardHandler), metrics: newPipeMetrics(nil, kindSpans), liveTime: time.Second,
+	}}
 	r.configure(agentconfig.Default())
 	return r
 }
@@ -107,7 +109,7 @@ var sender = netip.MustParseAddr("10.1.2.3")
 // reaches them again says so.
 func TestAcknowledgedReachesTheServers(t *testing.T) {
 	r := newRig(t, 64<<20)
-	d := newDrainer(r.forwarder)
+	d := newDrainer(r.pipe)
 	ctx, stop := context.WithCancel(t.Context())
 	drained := make(chan error, 1)
 	go func() { drained <- d.run(ctx) }()

@@ -2,6 +2,11 @@ package agent
 
 import "github.com/prometheus/client_golang/prometheus"
 
+const (
+	namespace = "metaflow"
+	subsystem = "agent"
+)
+
 // Why a request was not acknowledged.
 const (
 	reasonDisabled    = "disabled"     // traces are switched off by the group's configuration
@@ -11,29 +16,25 @@ const (
 	reasonSpoolBroken = "spool_failed" // the disk failed, and no server could be reached
 )
 
-// How spans reached a server.
+// How items reached a server.
 const (
 	pathLive  = "live"
 	pathSpool = "spool"
 )
 
-// metrics follow every span: received = forwarded live + spooled + failed, and
-// spooled = forwarded from the spool + lost + what the spool holds.
-type metrics struct {
-	receivedSpans, receivedBytes prometheus.Counter
-	forwardedSpans               *prometheus.CounterVec // by path
-	rejectedSpans                *prometheus.CounterVec // by path: acknowledged, but refused by the server one by one
-	spooledSpans                 prometheus.Counter
-	failedSpans                  prometheus.Counter // not acknowledged: the sender still has them
-	refusedRequests              *prometheus.CounterVec
-	lostSpans, lostRequests      prometheus.Counter
-	controlled                   prometheus.Gauge
-	revision                     prometheus.Gauge
-	clockOffset                  prometheus.Gauge
+// pipeMetrics follow every item of one kind: received = forwarded live + rejected live + spooled +
+// failed, and spooled = forwarded and rejected from the spool + lost + what the spool holds.
+type pipeMetrics struct {
+	items                        string // what is counted: spans or flows
+	receivedItems, receivedBytes prometheus.Counter
+	forwardedItems               *prometheus.CounterVec // by path
+	rejectedItems                *prometheus.CounterVec // by path: refused by the server one by one
+	spooled, failed, lost        prometheus.Counter
+	refused                      *prometheus.CounterVec
+	lostRequests                 prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	const namespace, subsystem = "metaflow", "agent"
+func newPipeMetrics(reg prometheus.Registerer, items string) *pipeMetrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
 	}
@@ -44,42 +45,65 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}
 		return v
 	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
+	bytes, requests := "received_bytes_total", "requests_total"
+	if items != kindSpans {
+		bytes, requests = items+"_"+bytes, items+"_"+requests
 	}
-	m := &metrics{
-		receivedSpans:  counter("received_spans_total", "Spans of valid requests received from senders."),
-		receivedBytes:  counter("received_bytes_total", "Bytes of valid requests received from senders, after decompression."),
-		forwardedSpans: vector("forwarded_spans_total", "Spans acknowledged by a server, by the path they took.", "path", pathLive, pathSpool),
-		rejectedSpans:  vector("rejected_spans_total", "Spans that a server rejected one by one (partial success).", "path", pathLive, pathSpool),
-		spooledSpans:   counter("spooled_spans_total", "Spans put into the spool."),
-		failedSpans:    counter("failed_spans_total", "Spans of valid requests that were not acknowledged; the sender has them still."),
-		refusedRequests: vector("refused_requests_total", "Requests not acknowledged, by reason.", "reason",
+	m := &pipeMetrics{
+		items:          items,
+		receivedItems:  counter("received_"+items+"_total", "What valid requests held: "+items+"."),
+		receivedBytes:  counter(bytes, "Bytes of valid requests with "+items+", after decompression."),
+		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by the path they took: "+items+".", "path", pathLive, pathSpool),
+		rejectedItems:  vector("rejected_"+items+"_total", "Rejected by a server one by one (partial success): "+items+".", "path", pathLive, pathSpool),
+		spooled:        counter("spooled_"+items+"_total", "Put into the spool: "+items+"."),
+		failed:         counter("failed_"+items+"_total", "Of valid requests that were not acknowledged; the sender has them still: "+items+"."),
+		lost:           counter("lost_"+items+"_total", "Acknowledged from the spool, and then refused by a server for good: "+items+"."),
+		refused: vector("refused_"+requests, "Requests with "+items+" that were not acknowledged, by reason.", "reason",
 			reasonDisabled, reasonMalformed, reasonServer, reasonSpoolFull, reasonSpoolBroken),
-		lostSpans:    counter("lost_spans_total", "Spans that were acknowledged from the spool and that a server then refused for good."),
-		lostRequests: counter("lost_requests_total", "Requests of the spool that could not be read again."),
-		controlled:   gauge("control_connected", "1 while the stream of configuration to a server is open."),
-		revision:     gauge("configuration_revision", "Revision of the configuration in force; 0 before the first."),
-		clockOffset:  gauge("clock_offset_seconds", "This host's clock minus the server's, at the last heartbeat."),
+		lostRequests: counter("lost_"+requests, "Requests with "+items+" in the spool that could not be read again."),
 	}
 	if reg != nil {
-		reg.MustRegister(m.receivedSpans, m.receivedBytes, m.forwardedSpans, m.rejectedSpans, m.spooledSpans, m.failedSpans,
-			m.refusedRequests, m.lostSpans, m.lostRequests, m.controlled, m.revision, m.clockOffset)
+		reg.MustRegister(m.receivedItems, m.receivedBytes, m.forwardedItems, m.rejectedItems, m.spooled, m.failed, m.lost, m.refused, m.lostRequests)
 	}
 	return m
 }
 
-func (m *metrics) received(spans, bytes int) {
-	m.receivedSpans.Add(float64(spans))
+func (m *pipeMetrics) received(n, bytes int) {
+	m.receivedItems.Add(float64(n))
 	m.receivedBytes.Add(float64(bytes))
 }
 
-func (m *metrics) forwarded(path string, spans int, rejected int64) {
-	m.forwardedSpans.WithLabelValues(path).Add(float64(int64(spans) - rejected))
-	m.rejectedSpans.WithLabelValues(path).Add(float64(rejected))
+func (m *pipeMetrics) forwarded(path string, n int, rejected int64) {
+	m.forwardedItems.WithLabelValues(path).Add(float64(int64(n) - rejected))
+	m.rejectedItems.WithLabelValues(path).Add(float64(rejected))
 }
 
-func (m *metrics) spooled(spans int)     { m.spooledSpans.Add(float64(spans)) }
-func (m *metrics) failed(spans int)      { m.failedSpans.Add(float64(spans)) }
-func (m *metrics) lost(spans int)        { m.lostSpans.Add(float64(spans)) }
-func (m *metrics) refused(reason string) { m.refusedRequests.WithLabelValues(reason).Inc() }
+func (m *pipeMetrics) refuse(reason string) { m.refused.WithLabelValues(reason).Inc() }
+
+// What pipes carry.
+const (
+	kindSpans = "spans"
+	kindFlows = "flows"
+)
+
+// metrics are of the agent itself.
+type metrics struct {
+	controlled  prometheus.Gauge
+	revision    prometheus.Gauge
+	clockOffset prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
+	}
+	m := &metrics{
+		controlled:  gauge("control_connected", "1 while the stream of configuration to a server is open."),
+		revision:    gauge("configuration_revision", "Revision of the configuration in force; 0 before the first."),
+		clockOffset: gauge("clock_offset_seconds", "This host's clock minus the server's, at the last heartbeat."),
+	}
+	if reg != nil {
+		reg.MustRegister(m.controlled, m.revision, m.clockOffset)
+	}
+	return m
+}

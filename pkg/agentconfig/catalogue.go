@@ -79,7 +79,7 @@ var settings = []setting{
 	newSetting("inputs.flow.report_interval", duration(10*time.Second, 10*time.Minute), func(c *Config) *time.Duration { return &c.Flow.ReportInterval },
 		"How often a living connection is reported. A shorter interval makes more rows."),
 	newSetting("inputs.flow.exclude_cidrs", list(cidr()), func(c *Config) *[]netip.Prefix { return &c.Flow.ExcludeCIDRs },
-		"Connections with a local or peer address in one of these networks are not observed."),
+		"Connections with a local or peer address in one of these networks are not observed. The default leaves out what a host says to itself."),
 	newSetting("inputs.flow.exclude_ports", list(portRange()), func(c *Config) *[]PortRange { return &c.Flow.ExcludePorts },
 		"Connections with a local or peer port in one of these ranges are not observed."),
 	newSetting("outputs.spool.max_bytes", size(1<<20, 1<<40), func(c *Config) *int64 { return &c.Spool.MaxBytes },

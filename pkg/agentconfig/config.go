@@ -69,6 +69,9 @@ func Default() Config {
 			// live traffic.
 			DrainBytesPerSecond: 16 << 20,
 		},
-		Flow: Flow{Enabled: true, DumpInterval: 10 * time.Second, ReportInterval: time.Minute},
+		Flow: Flow{
+			DumpInterval: 10 * time.Second, ReportInterval: time.Minute,
+			ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+		},
 	}
 }

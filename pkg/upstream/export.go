@@ -12,18 +12,21 @@ import (
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
+	protobuf "google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // ExportOptions are of one request.
 type ExportOptions struct {
-	Resend   bool // a server may have these spans already
+	Resend   bool // a server may have the request already
 	Compress bool // with zstd
 }
 
 // Result is what the server did with a request that it accepted. The zero value
 // is full success.
 type Result struct {
-	Rejected int64  // spans that were not stored and must not be sent again
+	Rejected int64  // spans or flows that were not stored and must not be sent again
 	Message  string // why, or a warning when Rejected is zero
 }
 
@@ -36,13 +39,10 @@ type Result struct {
 // refused again, Overload when the server asked for a pause (RetryAfter) and
 // Retryable otherwise. See also Doubtful.
 func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
-	start := time.Now()
-	m := message{body: body, compressed: opts.Compress}
 	var resp coltracepb.ExportTraceServiceResponse
-	err := c.export(ctx, &m, &resp, opts)
-	c.metrics.exported(err, len(body), time.Since(start))
+	err := c.export(ctx, coltracepb.TraceService_Export_FullMethodName, body, &resp, opts)
 	if err != nil {
-		return Result{}, exportError(err, m.handed, len(body))
+		return Result{}, err
 	}
 	return Result{
 		Rejected: resp.GetPartialSuccess().GetRejectedSpans(),
@@ -50,7 +50,31 @@ func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (R
 	}, nil
 }
 
-func (c *Client) export(ctx context.Context, m *message, resp *coltracepb.ExportTraceServiceResponse, opts ExportOptions) error {
+// ExportFlows does the same with an ExportFlowsRequest of metaflow.agent.v1.
+func (c *Client) ExportFlows(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
+	var resp agentv1.ExportFlowsResponse
+	err := c.export(ctx, agentv1.FlowService_ExportFlows_FullMethodName, body, &resp, opts)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{
+		Rejected: resp.GetPartialSuccess().GetRejectedFlows(),
+		Message:  resp.GetPartialSuccess().GetErrorMessage(),
+	}, nil
+}
+
+func (c *Client) export(ctx context.Context, method string, body []byte, resp protobuf.Message, opts ExportOptions) error {
+	start := time.Now()
+	m := message{body: body, compressed: opts.Compress}
+	err := c.invoke(ctx, method, &m, resp, opts)
+	c.metrics.exported(err, len(body), time.Since(start))
+	if err != nil {
+		return exportError(err, m.handed, len(body))
+	}
+	return nil
+}
+
+func (c *Client) invoke(ctx context.Context, method string, m *message, resp protobuf.Message, opts ExportOptions) error {
 	// In these two states gRPC would wait. After a failure it does not, and knows
 	// the cause.
 	if state := c.state(); state == connectivity.Idle || state == connectivity.Connecting {
@@ -66,10 +90,10 @@ func (c *Client) export(ctx context.Context, m *message, resp *coltracepb.Export
 	if opts.Compress {
 		call = []grpc.CallOption{grpc.UseCompressor(compression)}
 	}
-	return c.conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, m, resp, call...)
+	return c.conn.Invoke(ctx, method, m, resp, call...)
 }
 
-// message is the request of one Export.
+// message is one request.
 type message struct {
 	body       []byte
 	compressed bool // gRPC does it before the call returns

@@ -24,15 +24,15 @@ func newMetrics() *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_upstream_requests_total",
-			Help: "Trace requests sent to servers, by gRPC status code of the answer; NotReady when no server was connected.",
+			Help: "Requests with spans or flows sent to servers, by gRPC status code of the answer; NotReady when no server was connected.",
 		}, []string{"code"}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_upstream_sent_bytes_total",
-			Help: "Bytes of trace requests that servers accepted, before compression.",
+			Help: "Bytes of such requests that servers accepted, before compression.",
 		}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "metaflow_upstream_request_duration_seconds",
-			Help:    "Time from sending a trace request to its answer.",
+			Help:    "Time from sending a request to its answer.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, as at the server
 		}),
 		addresses: prometheus.NewGauge(prometheus.GaugeOpts{

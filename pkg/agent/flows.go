@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/metaflowys/metaflow-server/pkg/cgroup"
+	"github.com/metaflowys/metaflow-server/pkg/flow"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+)
+
+// Fields of ExportFlowsRequest and FlowGroup in metaflow.agent.v1/flow.proto.
+const (
+	requestAgentID = 1
+	requestCluster = 2
+	requestNode    = 3
+	requestGroups  = 4
+
+	groupNamespace   = 1
+	groupPodUID      = 2
+	groupContainerID = 6
+	groupProcess     = 8
+	groupFlows       = 9
+
+	tagGroups = otlp.Tag(requestGroups)<<3 | otlp.Bytes
+	tagFlows  = otlp.Tag(groupFlows)<<3 | otlp.Bytes
+)
+
+// maxFlows bounds one request: about 200 kB of flows.
+const maxFlows = 2000
+
+// flowSender makes requests of rows of flow data and takes them into the pipe of
+// flows. It implements capture.Consumer; one goroutine calls it.
+type flowSender struct {
+	*pipe
+	agentID, cluster, node string
+	owner                  func(*flow.Row) cgroup.Owner
+	body                   []byte
+	groups                 map[ownership]*[]byte
+	order                  []ownership
+}
+
+// ownership is what the rows of one FlowGroup have in common.
+type ownership struct {
+	namespace uint64
+	cgroup.Owner
+}
+
+// Consume implements capture.Consumer.
+func (s *flowSender) Consume(ctx context.Context, rows []flow.Row) error {
+	for len(rows) > 0 {
+		n := min(len(rows), maxFlows)
+		if _, err := s.forward(ctx, s.request(rows[:n]), n); err != nil {
+			return err
+		}
+		rows = rows[n:]
+	}
+	return nil
+}
+
+// request returns an ExportFlowsRequest, valid until the next call. Rows keep their
+// order within each owner.
+func (s *flowSender) request(rows []flow.Row) []byte {
+	if s.groups == nil {
+		s.groups = map[ownership]*[]byte{}
+	}
+	var one []byte
+	for i := range rows {
+		key := ownership{rows[i].Namespace, s.owner(&rows[i])}
+		flows := s.groups[key]
+		if flows == nil {
+			flows = new([]byte)
+			s.groups[key] = flows
+			s.order = append(s.order, key)
+		}
+		one = rows[i].AppendWire(one[:0])
+		*flows = protowire.AppendBytes(protowire.AppendTag(*flows, groupFlows, protowire.BytesType), one)
+	}
+	b := s.body[:0]
+	b = appendText(b, requestAgentID, s.agentID)
+	b = appendText(b, requestCluster, s.cluster)
+	b = appendText(b, requestNode, s.node)
+	for _, key := range s.order {
+		head := protowire.AppendVarint(protowire.AppendTag(one[:0], groupNamespace, protowire.VarintType), key.namespace)
+		head = appendText(head, groupPodUID, key.PodUID)
+		head = appendText(head, groupContainerID, key.ContainerID)
+		head = appendText(head, groupProcess, key.Unit)
+		flows := *s.groups[key]
+		b = protowire.AppendTag(b, requestGroups, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(len(head)+len(flows)))
+		b = append(append(b, head...), flows...)
+		one = head
+	}
+	clear(s.groups)
+	s.order, s.body = s.order[:0], b
+	return b
+}
+
+func appendText(b []byte, field protowire.Number, text string) []byte {
+	if text == "" {
+		return b
+	}
+	return protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), text)
+}
+
+// countFlows counts the flows of a request that this program has made.
+func countFlows(request []byte) int {
+	n := 0
+	each(request, tagGroups, func(group []byte) {
+		each(group, tagFlows, func([]byte) { n++ })
+	})
+	return n
+}
+
+// each calls f with every field of b that has this tag.
+func each(b []byte, tag otlp.Tag, f func([]byte)) {
+	for i := 0; i < len(b); {
+		t, lo, hi := otlp.Next(b, i)
+		if hi < 0 {
+			return
+		}
+		if t == tag {
+			f(b[lo:hi])
+		}
+		i = hi
+	}
+}

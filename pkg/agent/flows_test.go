@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/cgroup"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/flow"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// flowsRig is a sender of flows over fake servers and a real spool.
+func flowsRig(t *testing.T) (*flowSender, *rig) {
+	t.Helper()
+	r := newRig(t, 8<<20)
+	r.metrics = newPipeMetrics(nil, kindFlows)
+	r.count = countFlows
+	return &flowSender{
+		pipe: r.pipe, agentID: "a", cluster: "c", node: "n",
+		owner: func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"", "pod-1"}[row.Cookie%2]} },
+	}, r
+}
+
+func rows(n int) []flow.Row {
+	all := make([]flow.Row, n)
+	for i := range all {
+		all[i] = flow.Row{
+			Start: 1, End: 2, Namespace: uint64(i % 3), Cookie: uint64(i), Role: flow.RoleClient,
+			Local: netip.MustParseAddrPort("10.0.0.1:40000"), Peer: netip.MustParseAddrPort("10.0.0.2:80"),
+		}
+	}
+	return all
+}
+
+// What is made by hand is what protobuf reads: every row once, under its owner.
+func TestRowsBecomeRequests(t *testing.T) {
+	s, _ := flowsRig(t)
+	for range 2 { // memory is used again
+		body := s.request(rows(100))
+		if n := countFlows(body); n != 100 {
+			t.Errorf("%d flows are counted", n)
+		}
+		var req agentv1.ExportFlowsRequest
+		if err := proto.Unmarshal(body, &req); err != nil {
+			t.Fatal(err)
+		}
+		if req.AgentId != "a" || req.Cluster != "c" || req.Node != "n" || len(req.Groups) != 6 {
+			t.Errorf("agent %q, cluster %q, node %q, %d groups", req.AgentId, req.Cluster, req.Node, len(req.Groups))
+		}
+		seen := map[uint64]bool{}
+		for _, g := range req.Groups {
+			for _, f := range g.Flows {
+				want := []string{"", "pod-1"}[f.Connection%2]
+				if f.Connection%3 != g.NetworkNamespace || g.PodUid != want || seen[f.Connection] {
+					t.Errorf("flow %d is in namespace %d of pod %q, seen before: %t", f.Connection, g.NetworkNamespace, g.PodUid, seen[f.Connection])
+				}
+				seen[f.Connection] = true
+			}
+		}
+		if len(seen) != 100 {
+			t.Errorf("%d different flows", len(seen))
+		}
+	}
+}
+
+// Rows that no server takes are spooled; what is refused is an error, for capture to count.
+func TestFlowsAreSpooled(t *testing.T) {
+	s, r := flowsRig(t)
+	r.servers.set(0, true)
+	if err := s.Consume(context.Background(), rows(2*maxFlows+1)); err != nil || r.disk.Len() != 3 {
+		t.Errorf("Consume = %v, %d requests in the spool, want 3", err, r.disk.Len())
+	}
+	r.servers.set(0, false)
+	r.servers.refuse = fault.As(fault.Rejected, errors.New("no"))
+	if err := s.Consume(context.Background(), rows(1)); err == nil {
+		t.Error("what a server refuses is no error")
+	}
+}
