@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent bench-network storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,13 +62,16 @@ collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that te
 
 bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline) and the agent (bench-agent)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
-	$(MAKE) bench-pipeline bench-agent
+	$(MAKE) bench-pipeline bench-agent bench-network
 
 bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline; beside the collector's if `make collector` built one
 	$(GO) run ./integration/pipelinebench -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
 
 bench-agent: build ## measure CPU per span and memory of the agent; beside the collector's if `make collector` built one
 	$(GO) run ./integration/agentbench -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"
+
+bench-network: engine ## measure how fast the views over spans and flows answer, over ten million rows of each
+	$(GO) run ./integration/networkbench
 
 storage-lab: engine ## measure the ways to store spans that migrations/STORAGE.md compares
 	$(GO) run ./integration/storagelab
@@ -87,7 +90,8 @@ lint: ## run the linters
 
 generate: ## write again what is made from sources: the Go code of schema/, its rendered tables, and what programs print
 	$(GO) run $(BUF) generate
-	$(GO) test ./migrations ./pkg/config ./pkg/agentconfig ./deploy/demo/runner ./cmd/... -update
+	$(GO) test ./migrations ./pkg/config ./pkg/agentconfig ./deploy/demo/runner -update
+	$(GO) test -p 1 ./cmd/metaflow-server ./cmd/metaflow-agent ./cmd/metaflow-ctl -update
 	cd deploy/deploytest && $(GO) test . -update
 
 packages: ## build deb and rpm packages of the programs for this machine's architecture into bin/packages/

@@ -20,11 +20,11 @@ var installations = map[string]struct {
 	golden string
 }{
 	"one node": {
-		Params{Database: "metaflow", SpansRetention: 30 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true},
+		Params{Database: "metaflow", SpansRetention: 30 * 24 * time.Hour, FlowsRetention: 7 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true},
 		"tables.sql",
 	},
 	"cluster": {
-		Params{Database: "metaflow", Cluster: "metaflow", SpansRetention: 30 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true},
+		Params{Database: "metaflow", Cluster: "metaflow", SpansRetention: 30 * 24 * time.Hour, FlowsRetention: 7 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true},
 		"tables.cluster.sql",
 	},
 }

@@ -32,6 +32,8 @@ type Params struct {
 	// SpansRetention is how long spans are kept, counted from their start. Zero
 	// keeps them for ever.
 	SpansRetention time.Duration
+	// FlowsRetention is the same for flow data, counted from the end of a row's interval.
+	FlowsRetention time.Duration
 	// StringSerialization is whether the server knows the table setting
 	// string_serialization_version. Those that do not store strings as we want
 	// them anyway.
@@ -59,8 +61,8 @@ func (p Params) validate() error {
 	if p.Cluster != "" && !SafeCluster(p.Cluster) {
 		return fmt.Errorf("render migrations: cluster %q is not a plain name", p.Cluster)
 	}
-	if p.SpansRetention < 0 {
-		return fmt.Errorf("render migrations: retention %s is negative", p.SpansRetention)
+	if keep := min(p.SpansRetention, p.FlowsRetention); keep < 0 {
+		return fmt.Errorf("render migrations: retention %s is negative", keep)
 	}
 	return nil
 }
@@ -77,11 +79,46 @@ func (p Params) OnCluster() string {
 }
 
 // Spans is the table that the views over spans read.
-func (p Params) Spans() string {
+func (p Params) Spans() string { return p.all("spans") }
+
+// Flows is the table that the views over flow data read.
+func (p Params) Flows() string { return p.all("flows") }
+
+// ServiceAddresses is the table of services by address, of all nodes.
+func (p Params) ServiceAddresses() string { return p.all("service_addresses") }
+
+// FlowAddresses is the table of addresses that agents tell of, of all nodes.
+func (p Params) FlowAddresses() string { return p.all("flow_addresses") }
+
+// Thresholds are what the views over spans and flows take for bad: as they stand in SQL, numbers or
+// parameters of the view.
+type Thresholds struct {
+	Params
+	// SlackMS is how far the clocks of hosts may disagree, in milliseconds.
+	SlackMS string
+	// RetransmitPercent of all segments is too many to be sent again.
+	RetransmitPercent string
+	// WindowPercent of the time that there was anything to send is too much to wait for
+	// the receiver to read.
+	WindowPercent string
+}
+
+// Thresholds are those of the views that take none. Half a percent of loss halves the throughput of a
+// connection over a wide area (Mathis et al. 1997: it falls with the square root of the loss); one percent is
+// above what tail loss probes make of a clean network.
+func (p Params) Thresholds() Thresholds { return Thresholds{p, "1000", "1", "20"} }
+
+// AsParameters are those of the views that take all of them.
+func (p Params) AsParameters() Thresholds {
+	return Thresholds{p, "{slack_ms:UInt32}", "{retransmit_percent:Float64}", "{window_percent:Float64}"}
+}
+
+// all is the table with the rows of all shards.
+func (p Params) all(name string) string {
 	if p.Cluster != "" {
-		return p.Database + ".spans_distributed"
+		return p.Database + "." + name + "_distributed"
 	}
-	return p.Database + ".spans_local"
+	return p.Database + "." + name + "_local"
 }
 
 func (p Params) funcs() template.FuncMap {

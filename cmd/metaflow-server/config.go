@@ -56,7 +56,7 @@ func defaultServer() *server {
 		HTTP:          opshttp.DefaultConfig(),
 		Kafka:         kafka.DefaultConfig(),
 		ClickHouse:    clickhouse.DefaultConfig(),
-		Retention:     clickhouse.Retention{Spans: 30 * 24 * time.Hour},
+		Retention:     clickhouse.Retention{Spans: 30 * 24 * time.Hour, Flows: 7 * 24 * time.Hour},
 		Migrate:       true,
 		Gateway:       gateway.DefaultConfig(),
 		Writer:        writer.DefaultConfig(),
@@ -79,6 +79,9 @@ func (s *server) Validate() error {
 	}
 	if s.Retention.Spans < 0 {
 		errs = append(errs, fmt.Errorf("retention.spans: %s is negative", s.Retention.Spans))
+	}
+	if s.Retention.Flows < 0 {
+		errs = append(errs, fmt.Errorf("retention.flows: %s is negative", s.Retention.Flows))
 	}
 	if s.ShutdownGrace <= 0 {
 		errs = append(errs, fmt.Errorf("shutdown_grace: %s is not positive", s.ShutdownGrace))

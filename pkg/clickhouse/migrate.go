@@ -14,6 +14,7 @@ import (
 // Retention is how long each kind of row is kept. Zero keeps it for ever.
 type Retention struct {
 	Spans time.Duration `mapstructure:"spans" doc:"how long a span is kept, counted from its start; 0 keeps it for ever"`
+	Flows time.Duration `mapstructure:"flows" doc:"how long flow data is kept, counted from the end of a row's interval; 0 keeps it for ever"`
 }
 
 // MigrationStatus is one migration and whether it is in force.
@@ -127,7 +128,7 @@ func (d *DB) SchemaVersion(ctx context.Context) (current, wanted uint32, err err
 }
 
 func (d *DB) params(keep Retention) migrations.Params {
-	return migrations.Params{Database: d.cfg.Database, Cluster: d.cfg.Cluster, SpansRetention: keep.Spans}
+	return migrations.Params{Database: d.cfg.Database, Cluster: d.cfg.Cluster, SpansRetention: keep.Spans, FlowsRetention: keep.Flows}
 }
 
 // bootstrap makes the record of migrations where there is none. A statement for

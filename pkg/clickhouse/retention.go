@@ -20,10 +20,26 @@ const (
 
 // retain changes the TTL of the tables where it differs from the configured one.
 func (d *DB) retain(ctx context.Context, p migrations.Params) error {
-	want := migrations.TTL("start_time", p.SpansRetention)
+	for _, t := range []struct {
+		table, column string
+		keep          time.Duration
+	}{
+		{"spans_local", "start_time", p.SpansRetention},
+		{"service_addresses_local", "hour", p.SpansRetention},
+		{"flows_local", "time", p.FlowsRetention},
+		{"flow_addresses_local", "hour", p.FlowsRetention},
+	} {
+		if err := d.retainInTime(ctx, p, t.table, migrations.TTL(t.column, t.keep)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *DB) retainInTime(ctx context.Context, p migrations.Params, table, want string) error {
 	var err error
 	for range retentionAttempts {
-		if err = d.retainTable(ctx, p, "spans_local", want); err == nil {
+		if err = d.retainTable(ctx, p, table, want); err == nil {
 			return nil
 		}
 		select {

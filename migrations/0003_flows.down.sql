@@ -1,0 +1,8 @@
+DROP VIEW IF EXISTS {{.Database}}.flows{{.OnCluster}} SYNC;
+
+{{- if .Cluster}}
+
+DROP TABLE IF EXISTS {{.Database}}.flows_distributed{{.OnCluster}} SYNC;
+{{- end}}
+
+DROP TABLE IF EXISTS {{.Database}}.flows_local{{.OnCluster}} SYNC;
