@@ -1,0 +1,16 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/keydoc"
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/config"
+)
+
+func TestDocumentedKeys(t *testing.T) {
+	want := keydoc.Program(config.Keys(configured.New(), program.EnvPrefix))
+	if err := keydoc.Check("../../docs/configure.md", "metaflow-agent", want, *update); err != nil {
+		t.Error(err)
+	}
+}
