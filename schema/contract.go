@@ -8,6 +8,9 @@ const (
 	// TopicSpans carries OTLP ExportTraceServiceRequest messages in protobuf,
 	// partitioned by trace ID.
 	TopicSpans = "metaflow.spans"
+	// TopicFlows carries metaflow.agent.v1.ExportFlowsRequest messages, partitioned by the two
+	// ends of a connection, so that what both ends say of it meets.
+	TopicFlows = "metaflow.flows"
 	// TopicDeadLetter carries what could not be decoded or stored, each record
 	// with its cause in the headers below.
 	TopicDeadLetter = "metaflow.dead-letter"
@@ -32,7 +35,7 @@ const (
 	KeyService = "service/"
 )
 
-// Headers of a record of TopicSpans. All are optional for the reader: records
+// Headers of a record of TopicSpans or TopicFlows. All are optional for the reader: records
 // written by other programs have none of them.
 const (
 	// HeaderAgent is the id of the agent that delivered the request, as text.
@@ -43,7 +46,7 @@ const (
 	// HeaderHash is the XXH3-128 hash of the record's value, big-endian, 16 bytes.
 	HeaderHash = "metaflow-hash"
 	// HeaderResend is present, with the value "1", when the sender said that it
-	// may have delivered the same spans before.
+	// may have delivered the same spans or flows before.
 	HeaderResend = "metaflow-resend"
 )
 
@@ -59,7 +62,7 @@ const (
 	HeaderTruncated = "metaflow-truncated"
 )
 
-// gRPC metadata keys that an agent adds to TraceService/Export.
+// gRPC metadata keys that an agent adds to TraceService/Export and FlowService/ExportFlows.
 const (
 	// MetadataAgent is the agent's id.
 	MetadataAgent = "metaflow-agent"
@@ -67,7 +70,7 @@ const (
 	MetadataResend = "metaflow-resend"
 )
 
-// What a google.rpc.ErrorInfo in the status of a refused TraceService/Export says.
+// What a google.rpc.ErrorInfo in the status of a refused TraceService/Export or FlowService/ExportFlows says.
 const (
 	ErrorDomain = "metaflow"
 	// ReasonAtLimit says that the server refused the request because of what it has
