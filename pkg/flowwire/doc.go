@@ -1,0 +1,10 @@
+// Package flowwire reads flow data, ExportFlowsRequest of metaflow.agent.v1, as
+// protobuf wire bytes, without building messages from them.
+//
+// Check and Splitter.Split accept the byte strings that the official protobuf
+// runtime unmarshals. Splitter.Split additionally judges every flow and regroups the
+// bytes of those it accepts by Kafka partition; a record is itself an
+// ExportFlowsRequest. Head and Flow read what stands in one.
+//
+// The package does no I/O, reads no clock and starts no goroutine.
+package flowwire
