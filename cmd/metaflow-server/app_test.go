@@ -129,8 +129,14 @@ func TestControlAlone(t *testing.T) {
 	if c := configuration(); !strings.Contains(c.Yaml, "enabled: true") {
 		t.Errorf("the second configuration is %v", c)
 	}
-	agents, err := second.client(t, "hush").Agents(t.Context())
-	if err != nil || len(agents) != 1 || !strings.HasSuffix(agents[0].Replica, first.http.Addr().String()[strings.LastIndex(first.http.Addr().String(), ":"):]) {
+	// What an agent says reaches the other replica a moment later.
+	var agents []controlapi.Agent
+	for deadline := time.Now().Add(10 * time.Second); len(agents) == 0 && time.Now().Before(deadline); {
+		if agents, err = second.client(t, "hush").Agents(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(agents) != 1 || !strings.HasSuffix(agents[0].Replica, first.http.Addr().String()[strings.LastIndex(first.http.Addr().String(), ":"):]) {
 		t.Errorf("agents %+v, %v", agents, err)
 	}
 	var problem *controlapi.Problem

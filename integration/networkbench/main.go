@@ -28,10 +28,11 @@ func main() {
 	spans := flag.Int("spans", 10_000_000, "spans to store")
 	flows := flag.Int("flows", 10_000_000, "flows to store")
 	runs := flag.Int("runs", 7, "how often each question is asked")
+	data := flag.String("data", "", "keep the tables in this `directory`, and do not fill them again when they are there; empty removes them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *spans, *flows, *runs); err != nil {
+	if err := run(ctx, *data, *spans, *flows, *runs); err != nil {
 		fmt.Fprintln(os.Stderr, "networkbench:", err)
 		os.Exit(1) //nolint:gocritic // the deferred stop has nothing left to do
 	}
@@ -79,12 +80,18 @@ const (
 	pieces = 8 // INSERTs for each table, as writers make parts of some time
 )
 
-func run(ctx context.Context, spans, flows, runs int) error {
-	dir, err := os.MkdirTemp("", "networkbench-")
-	if err != nil {
-		return err
+func run(ctx context.Context, dir string, spans, flows, runs int) error {
+	filled := false
+	if dir == "" {
+		temporary, err := os.MkdirTemp("", "networkbench-")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = os.RemoveAll(temporary) }()
+		dir = temporary
+	} else if _, err := os.Stat(dir); err == nil {
+		filled = true
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
 	engine, err := chengine.Start(ctx, chengine.Options{DataDir: dir})
 	if err != nil {
 		return err
@@ -113,6 +120,9 @@ func run(ctx context.Context, spans, flows, runs int) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
+	if filled {
+		return ask(ctx, conn, runs)
+	}
 	begin := time.Now().Add(-day).UnixNano()
 	for _, t := range []struct {
 		name, fill string
