@@ -1,0 +1,72 @@
+package k8s
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
+	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
+	"k8s.io/client-go/rest"
+)
+
+// Client asks an API server. kubernetes.Interface of client-go satisfies it.
+type Client interface {
+	CoreV1() coreclient.CoreV1Interface
+	DiscoveryV1() discoveryclient.DiscoveryV1Interface
+	CoordinationV1() coordinationclient.CoordinationV1Interface
+}
+
+// client has the groups that are used. The set of all takes several megabytes of code.
+type client struct {
+	core         *coreclient.CoreV1Client
+	discovery    *discoveryclient.DiscoveryV1Client
+	coordination *coordinationclient.CoordinationV1Client
+}
+
+func (c *client) CoreV1() coreclient.CoreV1Interface                         { return c.core }
+func (c *client) DiscoveryV1() discoveryclient.DiscoveryV1Interface          { return c.discovery }
+func (c *client) CoordinationV1() coordinationclient.CoordinationV1Interface { return c.coordination }
+
+// inCluster asks the API server of the cluster that this process is a pod of.
+func inCluster() (Client, error) {
+	cfg, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the Kubernetes API: %w", err)
+	}
+	cfg.ContentConfig.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	cfg.ContentConfig.ContentType = runtime.ContentTypeProtobuf
+	return newClient(cfg)
+}
+
+func newClient(cfg *rest.Config) (Client, error) {
+	cfg.UserAgent = "metaflow-agent"
+	cfg.WarningHandler = rest.NoWarnings{} // they are about the use of the API, not for operators
+	h, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)
+	}
+	var c client
+	var errs [3]error
+	c.core, errs[0] = coreclient.NewForConfigAndClient(cfg, h)
+	c.discovery, errs[1] = discoveryclient.NewForConfigAndClient(cfg, h)
+	c.coordination, errs[2] = coordinationclient.NewForConfigAndClient(cfg, h)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)
+	}
+	return &c, nil
+}
+
+// expected is an end of a watch that is no trouble: the server ends them every few minutes, and
+// forgets old versions.
+func expected(err error) bool {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) && status.Status().Code == http.StatusGone {
+		return true
+	}
+	return errors.Is(err, io.EOF) || apierrors.IsResourceExpired(err)
+}

@@ -1,0 +1,83 @@
+package k8s
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/validation"
+)
+
+// Values of Config.Enabled.
+const (
+	Auto  = "auto"
+	True  = "true"
+	False = "false"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	Enabled   string `mapstructure:"enabled" doc:"whether to ask Kubernetes for the pods of this node: true, false, or auto, which does so where a service account is mounted, as in a pod"`
+	Lease     string `mapstructure:"lease" doc:"name of the lease by which one agent of the cluster is chosen to follow its services; empty follows none"`
+	Namespace string `mapstructure:"namespace" doc:"namespace of the lease; empty is that of the agent's own pod"`
+	Node      string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
+}
+
+// DefaultConfig returns the configuration that most need not change.
+func DefaultConfig() Config { return Config{Enabled: Auto, Lease: "metaflow-agent"} }
+
+// Validate reports every problem at once, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	if !slices.Contains([]string{Auto, True, False}, c.Enabled) {
+		errs = append(errs, fmt.Errorf("enabled: %q is not auto, true or false", c.Enabled))
+	}
+	for _, field := range []struct {
+		key, value string
+		check      validation.ValidateNameFunc
+	}{
+		{"lease", c.Lease, validation.NameIsDNSSubdomain},
+		{"namespace", c.Namespace, validation.NameIsDNSLabel},
+		{"node", c.Node, validation.NameIsDNSSubdomain},
+	} {
+		if field.value == "" {
+			continue
+		}
+		if problems := field.check(field.value, false); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("%s: %q is no name in Kubernetes: %s", field.key, field.value, strings.Join(problems, "; ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// accountDir is where Kubernetes mounts the service account of a pod.
+const accountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// Wanted tells whether Kubernetes is to be asked: because the configuration says so, or because it
+// leaves it open and this is a pod with a service account.
+func (c Config) Wanted() bool {
+	switch c.Enabled {
+	case True:
+		return true
+	case Auto:
+		_, err := os.Stat(filepath.Join(accountDir, "token"))
+		return err == nil && os.Getenv("KUBERNETES_SERVICE_HOST") != ""
+	default:
+		return false
+	}
+}
+
+// namespace is where the lease is.
+func (c Config) namespace() (string, error) {
+	if c.Namespace != "" {
+		return c.Namespace, nil
+	}
+	text, err := os.ReadFile(filepath.Join(accountDir, "namespace"))
+	if err != nil {
+		return "", fmt.Errorf("find out the namespace of this pod, as kubernetes.namespace is not set: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}

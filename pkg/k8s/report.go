@@ -1,0 +1,198 @@
+package k8s
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	core "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+const (
+	// settle is how long changes are gathered before they are reported: a deployment changes
+	// its pods and endpoints many times within a second.
+	settle = time.Second
+	// repeat is how often everything is reported. Servers take for gone what was not for more than twice as long.
+	repeat = 6 * time.Hour
+	// reportTimeout is for one report; the server waits for Kafka.
+	reportTimeout = 30 * time.Second
+	firstPause    = time.Second
+	longestPause  = time.Minute
+	// podsAtOnce and bytesAtOnce keep a report at about a megabyte, a quarter of what gRPC takes. A complete
+	// one has all pods of the node, which are some hundred bytes each, and some hundred at most.
+	podsAtOnce  = 1000
+	bytesAtOnce = 1 << 20
+)
+
+// report sends what there is to report until ctx ends.
+func (w *Watcher) report(ctx context.Context) error {
+	again := time.NewTimer(repeatAfter())
+	defer again.Stop()
+	clean := time.NewTicker(time.Minute)
+	defer clean.Stop()
+	for {
+		select {
+		case <-w.due:
+			pause(ctx, settle)
+			w.sendAll(ctx)
+		case <-again.C:
+			again.Reset(repeatAfter())
+			w.ReportAll()
+		case <-clean.C:
+			w.forget(time.Now())
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// repeatAfter spreads the reports of agents that were started at once.
+func repeatAfter() time.Duration { return repeat - rand.N(repeat/8) } //nolint:gosec // nothing secret
+
+// firstReport has everything reported as soon as it is known what everything is.
+func (w *Watcher) firstReport(ctx context.Context) error {
+	if cache.WaitForCacheSync(ctx.Done(), w.pods.HasSynced) {
+		w.ReportAll()
+	}
+	return nil
+}
+
+// sendAll sends until nothing is left, or ctx ends.
+func (w *Watcher) sendAll(ctx context.Context) {
+	for failures := 0; ctx.Err() == nil; failures++ {
+		err := w.send(ctx)
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if failures == 0 {
+			w.log.Warn("what Kubernetes says cannot be reported, trying again", slog.Any("error", err))
+		}
+		d := min(firstPause<<min(failures, 10), longestPause)
+		pause(ctx, d/2+rand.N(d/2)) //nolint:gosec // nothing secret
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// send sends what there is to report, in as many pieces as it takes. What was not taken is put back.
+func (w *Watcher) send(ctx context.Context) error {
+	for {
+		piece := w.next()
+		if piece == nil {
+			return nil
+		}
+		err := w.sendPiece(ctx, piece)
+		switch {
+		case err == nil:
+			w.metrics.reports.WithLabelValues(reported).Inc()
+		case fault.ClassOf(err) == fault.Rejected:
+			w.metrics.reports.WithLabelValues(rejected).Inc()
+			w.log.Error("a report is refused, going on without it", slog.Any("error", err))
+		default:
+			w.metrics.reports.WithLabelValues(failed).Inc()
+			w.putBack(piece)
+			return err
+		}
+	}
+}
+
+func (w *Watcher) sendPiece(ctx context.Context, p *piece) error {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	return w.opts.Reporter.Report(ctx, p.request)
+}
+
+// piece is a request with what has to be reported again when it fails.
+type piece struct {
+	request  *agentv1.ReportRequest
+	news     map[string]*agentv1.Pod
+	services map[string]*agentv1.Service
+}
+
+// next takes the next piece, nil when there is none.
+func (w *Watcher) next() *piece {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := &piece{
+		request: &agentv1.ReportRequest{
+			AgentId: w.opts.AgentID, Cluster: w.opts.Cluster, Node: w.node, TimeUnixNano: nanos(time.Now()),
+		},
+		news: map[string]*agentv1.Pod{}, services: map[string]*agentv1.Service{},
+	}
+	if w.all && w.pods.HasSynced() {
+		w.all = false
+		p.request.Complete = true
+		for _, o := range w.pods.GetStore().List() {
+			if pod, ok := o.(*core.Pod); ok {
+				delete(w.news, string(pod.UID))
+				p.request.Pods = append(p.request.Pods, podOf(pod, time.Time{}))
+			}
+		}
+	}
+	for uid, pod := range w.news {
+		if len(p.request.Pods) >= podsAtOnce {
+			break
+		}
+		delete(w.news, uid)
+		p.news[uid] = pod
+		p.request.Pods = append(p.request.Pods, pod)
+	}
+	w.nextServices(p)
+	if len(p.request.Pods) == 0 && len(p.request.Services) == 0 && !p.request.Complete {
+		return nil
+	}
+	return p
+}
+
+// nextServices adds services to a piece. The caller holds mu.
+func (w *Watcher) nextServices(p *piece) {
+	size := proto.Size(p.request)
+	for key, service := range w.changed {
+		if size >= bytesAtOnce {
+			return
+		}
+		delete(w.changed, key)
+		p.services[key] = service
+		if service == nil && w.follows != nil {
+			service = w.follows.get(key)
+		}
+		if service == nil {
+			continue // gone, which is reported by itself, or another agent's to report
+		}
+		p.request.Services = append(p.request.Services, service)
+		size += proto.Size(service)
+	}
+}
+
+// putBack has a piece reported again, as far as there is nothing newer to say.
+func (w *Watcher) putBack(p *piece) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = w.all || p.request.Complete
+	for uid, pod := range p.news {
+		if w.news[uid] == nil {
+			w.news[uid] = pod
+		}
+	}
+	for key, service := range p.services {
+		if _, newer := w.changed[key]; !newer {
+			w.changed[key] = service
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package k8s
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	core "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// Timing is of the lease.
+type Timing struct {
+	Duration, Renew, Retry time.Duration
+}
+
+// DefaultTiming costs the API server one request a node and half minute. Services change slowly, so it
+// does no harm that nobody follows them for two minutes after a node has died.
+func DefaultTiming() Timing {
+	return Timing{Duration: 2 * time.Minute, Renew: 80 * time.Second, Retry: 30 * time.Second}
+}
+
+// elect tries to hold the lease until ctx ends.
+func (w *Watcher) elect(ctx context.Context) error {
+	lock := &resourcelock.LeaseLock{
+		LeaseMeta:  meta.ObjectMeta{Name: w.cfg.Lease, Namespace: w.namespace},
+		Client:     w.client.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: w.opts.AgentID},
+	}
+	for ctx.Err() == nil {
+		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+			Lock: lock, LeaseDuration: w.opts.Lease.Duration, RenewDeadline: w.opts.Lease.Renew, RetryPeriod: w.opts.Lease.Retry,
+			ReleaseOnCancel: true, Name: w.cfg.Lease,
+			Callbacks: leaderelection.LeaderCallbacks{
+				// It is called in a goroutine that nobody waits for, so it only says so.
+				OnStartedLeading: func(ctx context.Context) {
+					select {
+					case w.leading <- ctx:
+					case <-ctx.Done():
+					}
+				},
+				OnStoppedLeading: func() {},
+			},
+		})
+		if err != nil {
+			return err
+		}
+		elector.Run(ctx)
+	}
+	return nil
+}
+
+// lead follows services whenever this agent holds the lease.
+func (w *Watcher) lead(ctx context.Context) error {
+	for {
+		select {
+		case term := <-w.leading:
+			w.log.Info("this agent follows the services of the cluster")
+			if err := w.followServices(term); err != nil {
+				return err
+			}
+			w.log.Info("this agent does not follow the services of the cluster any more")
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+const byService = "service"
+
+// services are what the holder of the lease knows.
+type services struct {
+	services, slices cache.SharedIndexInformer
+}
+
+// followServices works until ctx ends.
+func (w *Watcher) followServices(ctx context.Context) error {
+	f, err := w.newServices()
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.follows = f
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.follows = nil
+	}()
+	var g errgroup.Group
+	for _, informer := range []cache.SharedIndexInformer{f.slices, f.services} {
+		g.Go(func() error {
+			informer.RunWithContext(ctx)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (w *Watcher) newServices() (*services, error) {
+	s, e := w.client.CoreV1().Services(meta.NamespaceAll), w.client.DiscoveryV1().EndpointSlices(meta.NamespaceAll)
+	var f services
+	var err, err2 error
+	f.services, err = w.informer("services", &core.Service{}, lister{
+		list:  func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) { return s.List(ctx, o) },
+		watch: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) { return s.Watch(ctx, o) },
+	}, nil, cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { w.serviceChanged(o) },
+		UpdateFunc: func(_, o any) { w.serviceChanged(o) },
+		DeleteFunc: func(o any) { w.serviceGone(o) },
+	})
+	f.slices, err2 = w.informer("endpointslices", &discovery.EndpointSlice{}, lister{
+		list:  func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) { return e.List(ctx, o) },
+		watch: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) { return e.Watch(ctx, o) },
+	}, cache.Indexers{byService: func(o any) ([]string, error) {
+		if key := serviceKey(o); key != "" {
+			return []string{key}, nil
+		}
+		return nil, nil
+	}}, cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { w.serviceChanged(o) },
+		UpdateFunc: func(_, o any) { w.serviceChanged(o) },
+		DeleteFunc: func(o any) { w.serviceChanged(o) },
+	})
+	return &f, errors.Join(err, err2)
+}
+
+// serviceKey names the service that an object is, or belongs to; empty when none.
+func serviceKey(object any) string {
+	if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = d.Obj
+	}
+	switch o := object.(type) {
+	case *core.Service:
+		return o.Namespace + "/" + o.Name
+	case *discovery.EndpointSlice:
+		if name := o.Labels[discovery.LabelServiceName]; name != "" {
+			return o.Namespace + "/" + name
+		}
+	}
+	return ""
+}
+
+func (w *Watcher) serviceChanged(object any) {
+	key := serviceKey(object)
+	if key == "" {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, isSlice := object.(*core.Service); !isSlice && w.changed[key] != nil {
+		return // the service is gone, and its slices follow
+	}
+	w.touch(key)
+}
+
+// touch has a service reported as it is when it is reported. The caller holds mu.
+func (w *Watcher) touch(key string) {
+	w.changed[key] = nil
+	w.remind()
+}
+
+func (w *Watcher) serviceGone(object any) {
+	if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = d.Obj
+	}
+	s, ok := object.(*core.Service)
+	if !ok {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.changed[serviceKey(s)] = serviceOf(s, nil, time.Now())
+	w.remind()
+}
+
+// each calls f for every service.
+func (f *services) each(do func(key string)) {
+	for _, key := range f.services.GetStore().ListKeys() {
+		do(key)
+	}
+}
+
+// get returns a service as it is now, nil when there is none.
+func (f *services) get(key string) *agentv1.Service {
+	o, ok, err := f.services.GetStore().GetByKey(key)
+	s, isService := o.(*core.Service)
+	if err != nil || !ok || !isService {
+		return nil
+	}
+	parts, err := f.slices.GetIndexer().ByIndex(byService, key)
+	if err != nil {
+		return nil // there is such an index
+	}
+	var slices []*discovery.EndpointSlice
+	for _, p := range parts {
+		if slice, ok := p.(*discovery.EndpointSlice); ok {
+			slices = append(slices, slice)
+		}
+	}
+	return serviceOf(s, slices, time.Time{})
+}
+
+// leadingNow tells whether this agent follows services.
+func (w *Watcher) leadingNow() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.follows != nil
+}

@@ -1,0 +1,307 @@
+package k8s
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// Reporter takes what is known to a server. An error of class fault.Rejected says that the same
+// report will be refused again; after any other the Watcher tries again.
+type Reporter interface {
+	Report(ctx context.Context, r *agentv1.ReportRequest) error
+}
+
+// Options are set by code. Reporter, AgentID and Node are required.
+type Options struct {
+	Reporter   Reporter
+	AgentID    string
+	Cluster    string
+	Node       string                // when Config.Node is empty
+	Client     Client                // nil asks the API server that this pod belongs to
+	Logger     *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil registers nothing
+	// Lease is how the services' follower is chosen. The zero value is DefaultTiming.
+	Lease Timing
+}
+
+// rememberedAfterEnd is how long a pod is known after its object is gone: for the last flows of
+// its connections.
+const rememberedAfterEnd = 10 * time.Minute
+
+// Pod is what is known of a pod by its uid.
+type Pod struct {
+	UID, Namespace, Name, Workload, WorkloadKind string
+	HostNetwork                                  bool
+}
+
+// Watcher watches Kubernetes. Make it with New.
+type Watcher struct {
+	cfg       Config
+	opts      Options
+	node      string
+	namespace string
+	client    Client
+	log       *slog.Logger
+	metrics   *metrics
+	pods      cache.SharedIndexInformer
+	due       chan struct{} // capacity 1: there is something to report
+	leading   chan context.Context
+
+	mu sync.Mutex
+	// known are the pods of this node by uid, and static ones by what the kubelet calls them too.
+	known   map[string]*agentv1.Pod
+	gone    map[string]time.Time // those of known whose object is gone, and since when
+	news    map[string]*agentv1.Pod
+	all     bool                        // every pod is to be reported
+	changed map[string]*agentv1.Service // by namespace/name; nil is looked up when it is reported
+	follows *services                   // nil unless this agent holds the lease
+	trouble map[string]failure          // by what is watched
+}
+
+type failure struct {
+	at  time.Time
+	err error
+}
+
+// New returns a Watcher that knows nothing yet. It starts nothing and asks nobody.
+func New(cfg Config, opts Options) (*Watcher, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("kubernetes config: %w", err)
+	}
+	w := &Watcher{
+		cfg: cfg, opts: opts, node: cfg.Node, client: opts.Client, log: opts.Logger,
+		due: make(chan struct{}, 1), leading: make(chan context.Context, 1),
+		known: map[string]*agentv1.Pod{}, gone: map[string]time.Time{}, news: map[string]*agentv1.Pod{},
+		changed: map[string]*agentv1.Service{}, trouble: map[string]failure{},
+	}
+	if w.node == "" {
+		w.node = opts.Node
+	}
+	if w.node == "" || opts.Reporter == nil || opts.AgentID == "" {
+		return nil, errors.New("watching kubernetes needs a reporter, the agent's id and the node's name")
+	}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
+	}
+	if w.opts.Lease == (Timing{}) {
+		w.opts.Lease = DefaultTiming()
+	}
+	var err error
+	if cfg.Lease != "" {
+		if w.namespace, err = cfg.namespace(); err != nil {
+			return nil, err
+		}
+	}
+	if w.client == nil {
+		if w.client, err = inCluster(); err != nil {
+			return nil, err
+		}
+	}
+	pods := w.client.CoreV1().Pods(meta.NamespaceAll)
+	w.pods, err = w.informer("pods", &core.Pod{}, lister{
+		list: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", w.node).String()
+			return pods.List(ctx, o)
+		},
+		watch: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", w.node).String()
+			return pods.Watch(ctx, o)
+		},
+	}, nil, cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { w.saw(o) },
+		UpdateFunc: func(_, o any) { w.saw(o) },
+		DeleteFunc: func(o any) { w.lost(o) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	if w.metrics, err = newMetrics(opts.Registerer, w); err != nil {
+		return nil, fmt.Errorf("register kubernetes metrics: %w", err)
+	}
+	return w, nil
+}
+
+// Run watches and reports until ctx ends. Trouble with Kubernetes or the servers is logged, counted and waited
+// out. Run is called once.
+func (w *Watcher) Run(ctx context.Context) error {
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(w.log.With(slog.String("from", "client-go")).Handler()))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		w.pods.RunWithContext(ctx)
+		return nil
+	})
+	g.Go(func() error { return w.report(ctx) })
+	g.Go(func() error { return w.firstReport(ctx) })
+	if w.cfg.Lease != "" {
+		g.Go(func() error { return w.elect(ctx) })
+		g.Go(func() error { return w.lead(ctx) })
+	}
+	return g.Wait()
+}
+
+// Pod returns what is known of a pod of this node, by the uid that its control groups are named after.
+// One that ended is known for some minutes more.
+func (w *Watcher) Pod(uid string) (Pod, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.known[uid]
+	if p == nil {
+		return Pod{}, false
+	}
+	return Pod{p.Uid, p.Namespace, p.Name, p.Workload, p.WorkloadKind, p.HostNetwork}, true
+}
+
+// ReportAll has everything reported again, as after the agent connected to a server anew.
+func (w *Watcher) ReportAll() {
+	w.mu.Lock()
+	w.all = true
+	if w.follows != nil {
+		w.follows.each(func(key string) { w.touch(key) })
+	}
+	w.mu.Unlock()
+	w.remind()
+}
+
+// troubleFor is how long after an error it is still current. client-go tries again at least every minute.
+const troubleFor = 2 * time.Minute
+
+// Exceptions are what an operator should know, a sentence each.
+func (w *Watcher) Exceptions() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []string
+	for _, what := range []string{"pods", "services", "endpointslices"} {
+		if f, ok := w.trouble[what]; ok && time.Since(f.at) < troubleFor {
+			list = append(list, fmt.Sprintf("Kubernetes does not let the agent watch %s: %v", what, f.err))
+		}
+	}
+	return list
+}
+
+// lister is how objects of a kind are asked for.
+type lister struct {
+	list  cache.ListWithContextFunc
+	watch cache.WatchFuncWithContext
+}
+
+// informer returns one that was not started.
+func (w *Watcher) informer(what string, kind runtime.Object, l lister, indexers cache.Indexers, handler cache.ResourceEventHandler) (cache.SharedIndexInformer, error) {
+	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: l.list, WatchFuncWithContext: l.watch,
+	}, w.client)
+	if indexers == nil {
+		indexers = cache.Indexers{}
+	}
+	informer := cache.NewSharedIndexInformer(lw, kind, 0, indexers)
+	_, err := informer.AddEventHandler(handler)
+	return informer, errors.Join(
+		err,
+		informer.SetTransform(strip),
+		informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) { w.failed(ctx, what, err) }),
+	)
+}
+
+// failed is told when a list or a watch went wrong. A watch that ends in order does so
+// every few minutes.
+func (w *Watcher) failed(ctx context.Context, what string, err error) {
+	if ctx.Err() != nil || expected(err) {
+		return
+	}
+	w.metrics.watchErrors.WithLabelValues(what).Inc()
+	w.mu.Lock()
+	last := w.trouble[what]
+	now := time.Now()
+	w.trouble[what] = failure{now, err}
+	w.mu.Unlock()
+	if now.Sub(last.at) >= troubleFor {
+		w.log.Warn("Kubernetes cannot be watched, trying again", slog.String("resource", what), slog.Any("error", err))
+	}
+}
+
+// saw takes a pod as it is now.
+func (w *Watcher) saw(object any) {
+	p, ok := object.(*core.Pod)
+	if !ok {
+		return
+	}
+	w.take(p, podOf(p, time.Time{}))
+}
+
+// lost takes a pod whose object is gone.
+func (w *Watcher) lost(object any) {
+	if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = d.Obj
+	}
+	p, ok := object.(*core.Pod)
+	if !ok {
+		return
+	}
+	now := time.Now()
+	w.take(p, podOf(p, now))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, uid := range uidsOf(p) {
+		w.gone[uid] = now
+	}
+}
+
+// uidsOf are the names that control groups have for a pod.
+func uidsOf(p *core.Pod) []string {
+	uids := []string{string(p.UID)}
+	if hash := p.Annotations[mirrorOf]; hash != "" {
+		uids = append(uids, hash)
+	}
+	return uids
+}
+
+func (w *Watcher) take(p *core.Pod, pod *agentv1.Pod) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	same := proto.Equal(w.known[pod.Uid], pod)
+	for _, uid := range uidsOf(p) {
+		w.known[uid] = pod
+		delete(w.gone, uid)
+	}
+	if same || len(pod.Addresses) == 0 && pod.EndTimeUnixNano == 0 {
+		return // nothing that anybody else could ask for
+	}
+	w.news[pod.Uid] = pod
+	w.remind()
+}
+
+func (w *Watcher) remind() {
+	select {
+	case w.due <- struct{}{}:
+	default:
+	}
+}
+
+// forget lets go of pods that ended a while ago.
+func (w *Watcher) forget(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for uid, at := range w.gone {
+		if now.Sub(at) > rememberedAfterEnd {
+			delete(w.gone, uid)
+			delete(w.known, uid)
+		}
+	}
+}
