@@ -2,6 +2,7 @@ package columns_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 
@@ -34,6 +35,29 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
+}
+
+// BenchmarkAppendFlows does the same with requests of 512 flows.
+func BenchmarkAppendFlows(b *testing.B) {
+	const flows, blockRows = 512, 50_000
+	g := otlptest.NewFlows(1, time.Time{})
+	var requests [][]byte
+	for range 32 {
+		requests = append(requests, g.RequestBytes(flows))
+	}
+	f := columns.NewFlows()
+	b.SetBytes(int64(len(requests[0])))
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if refused, err := f.Append(requests[i%len(requests)], columns.FlowSource{Window: everything}); err != nil || len(refused) > 0 {
+			b.Fatal(refused, err)
+		}
+		if i++; f.Rows() >= blockRows {
+			f.Reset()
+		}
+	}
+	b.ReportMetric(float64(b.N*flows)/b.Elapsed().Seconds(), "flows/s")
 }
 
 // BenchmarkEncode turns a block of 50,000 spans into the bytes that are sent.

@@ -113,6 +113,14 @@ func (c *dict) key(v []byte) uint32 {
 	return k
 }
 
+// keyOf is key for a value that is a string.
+func (c *dict) keyOf(v string) uint32 {
+	if k, ok := c.known[v]; ok {
+		return k
+	}
+	return c.key([]byte(v))
+}
+
 func (c *dict) put(v []byte)    { c.keys = append(c.keys, c.key(v)) }
 func (c *dict) putKey(k uint32) { c.keys = append(c.keys, k) }
 

@@ -1,0 +1,342 @@
+package columns
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/ClickHouse/ch-go/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/flowwire"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+)
+
+// TableFlows is the table whose columns Flows fills.
+const TableFlows = "flows_local"
+
+const (
+	roleType  = "Enum8('unknown' = 0, 'client' = 1, 'server' = 2)"
+	stateType = "Enum8('unknown' = 0, 'living' = 1, 'closed' = 2)"
+	endType   = "Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4)"
+)
+
+// Flows is one block of rows of flows_local. Make it with NewFlows. It belongs to one
+// goroutine, and keeps its memory over Reset.
+type Flows struct {
+	rows  int
+	input proto.Input
+	all   []column
+
+	time, start                                    fixed
+	role, state, endReason                         fixed
+	ip, port, peerIP, peerPort                     fixed
+	networkNamespace, connection                   fixed
+	connections, connectFailures, resets, timeouts fixed
+	bytesSent, bytesReceived, segmentsSent         fixed
+	retransmits, retransmittedBytes                fixed
+	rtt, minRTT                                    fixed
+	receiveWindowLimited, sendBufferLimited, busy  fixed
+	agentID, cluster, node                         dict
+	group                                          [groupTexts]dict
+	peer                                           [peerTexts]dict
+
+	// The holder that was put last, and its places in the dictionaries: most flows have the
+	// same peers, or nobody knows them.
+	holder     Holder
+	holderKeys [peerTexts]uint32
+	holderKept bool
+}
+
+// The texts of a FlowGroup, by the order of their fields from pod_uid on.
+const groupTexts = 7
+
+var groupColumns = [groupTexts]string{"pod_uid", "pod", "namespace", "workload", "container_id", "container", "process"}
+
+// What is known of a peer.
+const peerTexts = 6
+
+var peerColumns = [peerTexts]string{"peer_node", "peer_namespace", "peer_pod", "peer_pod_uid", "peer_workload", "peer_service"}
+
+// NewFlows returns an empty block.
+func NewFlows() *Flows {
+	f := &Flows{}
+	for _, c := range []struct {
+		name   string
+		column *fixed
+		typ    proto.ColumnType
+		width  int
+	}{
+		{"time", &f.time, "DateTime64(9, 'UTC')", 8},
+		{"start_time", &f.start, "DateTime64(9, 'UTC')", 8},
+		{"role", &f.role, roleType, 1},
+		{"ip", &f.ip, "IPv6", 16},
+		{"port", &f.port, "UInt16", 2},
+		{"peer_ip", &f.peerIP, "IPv6", 16},
+		{"peer_port", &f.peerPort, "UInt16", 2},
+		{"network_namespace", &f.networkNamespace, "UInt64", 8},
+		{"connection", &f.connection, "UInt64", 8},
+		{"state", &f.state, stateType, 1},
+		{"end_reason", &f.endReason, endType, 1},
+		{"connections", &f.connections, "UInt32", 4},
+		{"connect_failures", &f.connectFailures, "UInt32", 4},
+		{"resets", &f.resets, "UInt32", 4},
+		{"timeouts", &f.timeouts, "UInt32", 4},
+		{"bytes_sent", &f.bytesSent, "UInt64", 8},
+		{"bytes_received", &f.bytesReceived, "UInt64", 8},
+		{"segments_sent", &f.segmentsSent, "UInt64", 8},
+		{"retransmits", &f.retransmits, "UInt64", 8},
+		{"retransmitted_bytes", &f.retransmittedBytes, "UInt64", 8},
+		{"rtt_us", &f.rtt, "UInt32", 4},
+		{"rtt_min_us", &f.minRTT, "UInt32", 4},
+		{"receive_window_limited_us", &f.receiveWindowLimited, "UInt64", 8},
+		{"send_buffer_limited_us", &f.sendBufferLimited, "UInt64", 8},
+		{"busy_us", &f.busy, "UInt64", 8},
+	} {
+		*c.column = newFixed(c.typ, c.width)
+		f.add(c.name, c.column)
+	}
+	f.addDict("agent_id", &f.agentID)
+	f.addDict("cluster", &f.cluster)
+	f.addDict("node", &f.node)
+	for i, name := range groupColumns {
+		f.addDict(name, &f.group[i])
+	}
+	for i, name := range peerColumns {
+		f.addDict(name, &f.peer[i])
+	}
+	return f
+}
+
+func (f *Flows) add(name string, c column) {
+	f.input = append(f.input, proto.InputColumn{Name: name, Data: c})
+	f.all = append(f.all, c)
+}
+
+func (f *Flows) addDict(name string, d *dict) {
+	*d = newDict()
+	f.add(name, d)
+}
+
+// Table is the table whose columns these are.
+func (f *Flows) Table() string { return TableFlows }
+
+// Rows is the number of flows in the block.
+func (f *Flows) Rows() int { return f.rows }
+
+// Bytes is the memory that the rows take, as they are sent before compression.
+func (f *Flows) Bytes() int {
+	n := 0
+	for _, c := range f.all {
+		n += c.bytes()
+	}
+	return n
+}
+
+// Input returns the columns with their names, valid until the next Append or Reset.
+func (f *Flows) Input() proto.Input { return f.input }
+
+// Reset empties the block and keeps its memory.
+func (f *Flows) Reset() {
+	f.rows, f.holderKept = 0, false
+	for _, c := range f.all {
+		c.reset()
+	}
+}
+
+// Holder is who holds an address: a pod, or a service when only Service is set. What is not known is empty.
+type Holder struct {
+	Node, Namespace, Pod, PodUID, Workload, Service string
+}
+
+// FlowSource says where a request came from and which of its flows are wanted.
+type FlowSource struct {
+	Window otlp.Window // in which flows must lie
+	// Resolve, when set, is asked who holds the address of a peer at a time, in nanoseconds since the
+	// Unix epoch. The zero Holder is nobody known. It decides about no row, so it may answer differently when
+	// the same flows are appended again.
+	Resolve func(cluster []byte, address netip.Addr, time uint64) Holder
+	// Skip, when set, is asked for every acceptable flow; those it returns true for are left
+	// out. index counts all flows of the request from 0. key is valid during the call.
+	Skip func(index int, key *FlowKey) bool
+}
+
+// FlowKey is what makes two flows the same one, and by what it is found in the table: the agent's id points
+// into what the flow was read from.
+type FlowKey struct {
+	Agent            []byte
+	NetworkNamespace uint64
+	Connection       uint64
+	End              uint64 // nanoseconds since the Unix epoch
+	IP               [16]byte
+}
+
+// RefusedFlow is a flow of a request that cannot be stored.
+type RefusedFlow struct {
+	Index  int // counting all flows of the request from 0
+	Reason flowwire.Reason
+}
+
+// Keys calls f with the key of every row. It is for the rare block in which flows are looked for,
+// not for speed.
+func (f *Flows) Keys(each func(*FlowKey)) {
+	var agents [][]byte
+	for b := f.agentID.values.buf; len(b) > 0; {
+		size, n := binary.Uvarint(b)
+		agents = append(agents, b[n:n+int(size)])
+		b = b[n+int(size):]
+	}
+	for i := range f.rows {
+		each(&FlowKey{
+			Agent:            agents[f.agentID.keys[i]],
+			NetworkNamespace: binary.LittleEndian.Uint64(f.networkNamespace.buf[8*i:]),
+			Connection:       binary.LittleEndian.Uint64(f.connection.buf[8*i:]),
+			End:              binary.LittleEndian.Uint64(f.time.buf[8*i:]),
+			IP:               [16]byte(f.ip.buf[16*i:]),
+		})
+	}
+}
+
+// Append decodes the ExportFlowsRequest in value and appends its flows. It keeps no reference to
+// value. When value is malformed it returns otlp.ErrMalformed and appends nothing.
+func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
+	// Checked as a whole first, so that nothing has to be undone and no
+	// decoder below has to doubt what it reads.
+	if err := flowwire.Check(value); err != nil {
+		return nil, err
+	}
+	a := flowAppender{Flows: f, src: &src}
+	a.head.Read(value)
+	a.keys = flowKeys{agentID: f.agentID.key(a.head.AgentID), cluster: f.cluster.key(a.head.Cluster), node: f.node.key(a.head.Node)}
+	for i := 0; i < len(value); {
+		tag, lo, hi := otlp.Next(value, i)
+		if tag == flowwire.TagRequestGroups {
+			a.flowGroup(value[lo:hi])
+		}
+		i = hi
+	}
+	return a.refused, nil
+}
+
+// flowAppender is one Append under way.
+type flowAppender struct {
+	*Flows
+	src     *FlowSource
+	head    flowwire.Head
+	keys    flowKeys
+	key     FlowKey
+	flow    flowwire.Flow
+	index   int
+	refused []RefusedFlow
+}
+
+// flowKeys are the places in the dictionaries of what all flows of a group have in common.
+type flowKeys struct {
+	agentID, cluster, node uint32
+	group                  [groupTexts]uint32
+}
+
+func (a *flowAppender) flowGroup(b []byte) {
+	var texts [groupTexts][]byte
+	var namespace uint64
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		switch {
+		case tag == flowwire.TagGroupNetworkNamespace:
+			namespace = otlp.Uint64(tag, b[lo:hi])
+		case tag >= flowwire.TagGroupPodUID && tag <= flowwire.TagGroupProcess && tag&7 == otlp.Bytes:
+			texts[tag>>3-2] = b[lo:hi]
+		}
+		i = hi
+	}
+	for i := range texts {
+		a.keys.group[i] = a.group[i].key(texts[i])
+	}
+	a.key = FlowKey{Agent: a.head.AgentID, NetworkNamespace: namespace}
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == flowwire.TagGroupFlows {
+			a.flowOf(b[lo:hi])
+			a.index++
+		}
+		i = hi
+	}
+}
+
+func (a *flowAppender) flowOf(b []byte) {
+	f := &a.flow
+	f.Read(b) // it has been checked
+	if reason := f.Judge(a.src.Window); reason != flowwire.Accepted {
+		a.refused = append(a.refused, RefusedFlow{a.index, reason})
+		return
+	}
+	ip, peer := as16(f.Local), as16(f.Peer)
+	if a.src.Skip != nil {
+		a.key.Connection, a.key.End, a.key.IP = f.Connection, f.End, ip
+		if a.src.Skip(a.index, &a.key) {
+			return
+		}
+	}
+	a.row(f, &ip, &peer)
+	a.rows++
+}
+
+func (a *flowAppender) row(f *flowwire.Flow, ip, peer *[16]byte) {
+	a.time.putUint64(f.End)
+	a.start.putUint64(f.Start)
+	a.role.putByte(byte(f.Role))
+	a.ip.putAddress(ip)
+	a.port.putUint16(uint16(f.LocalPort))
+	a.peerIP.putAddress(peer)
+	a.peerPort.putUint16(uint16(f.PeerPort))
+	a.networkNamespace.putUint64(a.key.NetworkNamespace)
+	a.connection.putUint64(f.Connection)
+	a.state.putByte(byte(f.State))
+	a.endReason.putByte(byte(f.Reason))
+	a.connections.putUint32(f.Connections)
+	a.connectFailures.putUint32(f.ConnectFailures)
+	a.resets.putUint32(f.Resets)
+	a.timeouts.putUint32(f.Timeouts)
+	a.bytesSent.putUint64(f.BytesSent)
+	a.bytesReceived.putUint64(f.BytesReceived)
+	a.segmentsSent.putUint64(f.SegmentsSent)
+	a.retransmits.putUint64(f.Retransmits)
+	a.retransmittedBytes.putUint64(f.RetransmittedBytes)
+	a.rtt.putUint32(f.RTT)
+	a.minRTT.putUint32(f.MinRTT)
+	a.receiveWindowLimited.putUint64(f.ReceiveWindowLimited)
+	a.sendBufferLimited.putUint64(f.SendBufferLimited)
+	a.busy.putUint64(f.Busy)
+	a.agentID.putKey(a.keys.agentID)
+	a.cluster.putKey(a.keys.cluster)
+	a.node.putKey(a.keys.node)
+	for i := range a.group {
+		a.group[i].putKey(a.keys.group[i])
+	}
+	a.peerOf(peer, f.End)
+}
+
+func (a *flowAppender) peerOf(peer *[16]byte, time uint64) {
+	var h Holder
+	if a.src.Resolve != nil {
+		h = a.src.Resolve(a.head.Cluster, netip.AddrFrom16(*peer).Unmap(), time)
+	}
+	if !a.holderKept || h != a.holder {
+		for i, text := range [peerTexts]string{h.Node, h.Namespace, h.Pod, h.PodUID, h.Workload, h.Service} {
+			a.holderKeys[i] = a.peer[i].keyOf(text)
+		}
+		a.holder, a.holderKept = h, true
+	}
+	for i := range a.peer {
+		a.peer[i].putKey(a.holderKeys[i])
+	}
+}
+
+// as16 is an address as the column has it: IPv4 as v4-mapped.
+func as16(b []byte) (a [16]byte) {
+	if len(b) == 4 {
+		a[10], a[11] = 0xff, 0xff
+		copy(a[12:], b)
+	} else {
+		copy(a[:], b)
+	}
+	return a
+}

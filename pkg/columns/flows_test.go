@@ -1,0 +1,218 @@
+package columns_test
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/flowwire"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// flowRow is what one row of a block says, read back from its native format with ch-go's
+// own decoders.
+type flowRow struct {
+	Texts   map[string]string
+	Numbers map[string]uint64
+}
+
+func readFlows(t *testing.T, f *columns.Flows) []flowRow {
+	t.Helper()
+	var buf proto.Buffer
+	block := proto.Block{Rows: f.Rows(), Columns: len(f.Input())}
+	if err := block.EncodeRawBlock(&buf, proto.Version, f.Input()); err != nil {
+		t.Fatal(err)
+	}
+	texts, numbers, results := map[string]*proto.ColLowCardinality[string]{}, map[string]func(int) uint64{}, proto.Results{}
+	ips, enums := map[string]*proto.ColIPv6{}, map[string]*proto.ColEnum{}
+	for _, c := range f.Input() {
+		var data proto.ColResult
+		switch typ := c.Data.Type(); {
+		case typ == "LowCardinality(String)":
+			col := proto.NewLowCardinality(new(proto.ColStr))
+			texts[c.Name], data = col, col
+		case typ == "IPv6":
+			col := new(proto.ColIPv6)
+			ips[c.Name], data = col, col
+		case typ.Base() == proto.ColumnTypeEnum8:
+			col := new(proto.ColEnum)
+			enums[c.Name], data = col, col
+		case typ == "UInt16":
+			col := new(proto.ColUInt16)
+			numbers[c.Name], data = func(i int) uint64 { return uint64(col.Row(i)) }, col
+		case typ == "UInt32":
+			col := new(proto.ColUInt32)
+			numbers[c.Name], data = func(i int) uint64 { return uint64(col.Row(i)) }, col
+		case typ == "UInt64":
+			col := new(proto.ColUInt64)
+			numbers[c.Name], data = func(i int) uint64 { return col.Row(i) }, col
+		default:
+			col := new(proto.ColDateTime64)
+			numbers[c.Name], data = func(i int) uint64 { return uint64(col.Row(i).UnixNano()) }, col
+		}
+		results = append(results, proto.ResultColumn{Name: c.Name, Data: data})
+	}
+	if err := block.DecodeRawBlock(proto.NewReader(bytes.NewReader(buf.Buf)), proto.Version, results); err != nil {
+		t.Fatal(err)
+	}
+	rows := make([]flowRow, f.Rows())
+	for i := range rows {
+		rows[i] = flowRow{map[string]string{}, map[string]uint64{}}
+		for name, col := range texts {
+			if text := col.Row(i); text != "" {
+				rows[i].Texts[name] = text
+			}
+		}
+		for name, col := range ips {
+			rows[i].Texts[name] = col.Row(i).ToIP().Unmap().String()
+		}
+		for name, col := range enums {
+			rows[i].Texts[name] = col.Row(i)
+		}
+		for name, number := range numbers {
+			if n := number(i); n != 0 {
+				rows[i].Numbers[name] = n
+			}
+		}
+	}
+	return rows
+}
+
+// Every field of the message has its column.
+func TestFlowColumns(t *testing.T) {
+	const start, end = 1_700_000_000_000_000_001, 1_700_000_010_000_000_002
+	req := &agentv1.ExportFlowsRequest{AgentId: "agent-1", Cluster: "test", Node: "node-1", Groups: []*agentv1.FlowGroup{
+		{
+			NetworkNamespace: 1 << 63, PodUid: "uid", Pod: "cart-1", Namespace: "shop", Workload: "cart", ContainerId: "c0ffee", Container: "server", Process: "java",
+			Flows: []*agentv1.Flow{{
+				StartTimeUnixNano: start, EndTimeUnixNano: end, LocalAddress: []byte{10, 0, 0, 1}, LocalPort: 40000,
+				PeerAddress: netip.MustParseAddr("2001:db8::1").AsSlice(), PeerPort: 443, Role: 1, State: 2, End: 3, Connection: 1<<64 - 1,
+				Connections: 1, ConnectFailures: 1, Resets: 1, Timeouts: 1, BytesSent: 11, BytesReceived: 12, Retransmits: 13,
+				RetransmittedBytes: 14, SegmentsSent: 15, RttUs: 16, RttMinUs: 17, ReceiveWindowLimitedUs: 18, SendBufferLimitedUs: 19, BusyUs: 20,
+			}},
+		},
+		{Flows: []*agentv1.Flow{{
+			StartTimeUnixNano: start, EndTimeUnixNano: start, LocalAddress: make([]byte, 16), LocalPort: 1,
+			PeerAddress: []byte{10, 0, 0, 2}, Role: 2, State: 1, End: 4, Connection: 1,
+		}}},
+	}}
+	f := columns.NewFlows()
+	refused, err := f.Append(marshal(t, req), columns.FlowSource{Window: everything, Resolve: func(cluster []byte, address netip.Addr, time uint64) columns.Holder {
+		if string(cluster) != "test" || time != end {
+			return columns.Holder{}
+		}
+		return columns.Holder{Node: "node-2", Namespace: "edge", Pod: "pod " + address.String(), PodUID: "other", Workload: "proxy", Service: "shop"}
+	}})
+	if err != nil || len(refused) > 0 {
+		t.Fatal(refused, err)
+	}
+	want := []flowRow{
+		{
+			map[string]string{
+				"agent_id": "agent-1", "cluster": "test", "node": "node-1", "pod_uid": "uid", "pod": "cart-1", "namespace": "shop", "workload": "cart",
+				"container_id": "c0ffee", "container": "server", "process": "java", "ip": "10.0.0.1", "peer_ip": "2001:db8::1",
+				"peer_node": "node-2", "peer_namespace": "edge", "peer_pod": "pod 2001:db8::1", "peer_pod_uid": "other", "peer_workload": "proxy", "peer_service": "shop",
+				"role": "client", "state": "closed", "end_reason": "timed out",
+			},
+			map[string]uint64{
+				"start_time": start, "time": end, "port": 40000, "peer_port": 443, "network_namespace": 1 << 63, "connection": 1<<64 - 1,
+				"connections": 1, "connect_failures": 1, "resets": 1, "timeouts": 1, "bytes_sent": 11, "bytes_received": 12, "retransmits": 13,
+				"retransmitted_bytes": 14, "segments_sent": 15, "rtt_us": 16, "rtt_min_us": 17, "receive_window_limited_us": 18, "send_buffer_limited_us": 19, "busy_us": 20,
+			},
+		},
+		{
+			map[string]string{
+				"agent_id": "agent-1", "cluster": "test", "node": "node-1", "ip": "::", "peer_ip": "10.0.0.2",
+				"role": "server", "state": "living", "end_reason": "connect failed",
+			},
+			map[string]uint64{"start_time": start, "time": start, "port": 1, "connection": 1},
+		},
+	}
+	if diff := cmp.Diff(want, readFlows(t, f)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestFlowsAreRefusedAndSkipped(t *testing.T) {
+	req := otlptest.NewFlows(1, time.Time{}).Request(90)
+	req.Groups[0].Flows[1].PeerPort = 0
+	req.Groups[5].Flows[0].EndTimeUnixNano = 0
+	value := marshal(t, req)
+	f := columns.NewFlows()
+	var keys []columns.FlowKey
+	refused, err := f.Append(value, columns.FlowSource{Window: everything, Skip: func(index int, key *columns.FlowKey) bool {
+		if index%2 == 0 {
+			return true
+		}
+		own := *key
+		own.Agent = bytes.Clone(key.Agent)
+		keys = append(keys, own)
+		return false
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRefused := []columns.RefusedFlow{{Index: 1, Reason: flowwire.BadPort}, {Index: 15, Reason: flowwire.BadOrder}}
+	if diff := cmp.Diff(wantRefused, refused); diff != "" {
+		t.Errorf("refused (-want +got):\n%s", diff)
+	}
+	if f.Rows() != 45-2 || len(readFlows(t, f)) != f.Rows() {
+		t.Errorf("%d rows", f.Rows())
+	}
+	var got []columns.FlowKey
+	f.Keys(func(key *columns.FlowKey) { got = append(got, *key) })
+	if diff := cmp.Diff(keys, got); diff != "" {
+		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+	first := req.GetGroups()[1].GetFlows()[0]
+	if keys[0].Connection != first.GetConnection() || keys[0].End != first.GetEndTimeUnixNano() || string(keys[0].Agent) != req.GetAgentId() ||
+		keys[0].NetworkNamespace != req.GetGroups()[1].GetNetworkNamespace() || netip.AddrFrom16(keys[0].IP).Unmap() != netip.AddrFrom4([4]byte(first.GetLocalAddress())) {
+		t.Errorf("key %+v of %v", keys[0], first)
+	}
+}
+
+func TestMalformedFlowsAppendNothing(t *testing.T) {
+	good := otlptest.NewFlows(1, time.Time{}).RequestBytes(10)
+	bad := append(bytes.Clone(good), protowire.AppendTag(nil, 4, protowire.BytesType)...)
+	f := columns.NewFlows()
+	if _, err := f.Append(bad, columns.FlowSource{Window: everything}); !errors.Is(err, otlp.ErrMalformed) || f.Rows() != 0 {
+		t.Errorf("%d rows, %v", f.Rows(), err)
+	}
+	for range 3 {
+		if _, err := f.Append(good, columns.FlowSource{Window: everything}); err != nil || f.Rows() != 10 || f.Bytes() < 10*200 {
+			t.Errorf("%d rows, %d bytes, %v", f.Rows(), f.Bytes(), err)
+		}
+		readFlows(t, f)
+		f.Reset()
+	}
+}
+
+// FuzzFlows: no bytes panic, and what is accepted has all its rows in all columns.
+func FuzzFlows(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add(otlptest.NewFlows(1, time.Time{}).RequestBytes(3))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		block := columns.NewFlows()
+		refused, err := block.Append(in, columns.FlowSource{Window: everything})
+		if err != nil {
+			return
+		}
+		if n := flowwire.Flows(in); block.Rows()+len(refused) != n {
+			t.Fatalf("%d rows and %d refused of %d flows", block.Rows(), len(refused), n)
+		}
+		for _, c := range block.Input() {
+			if c.Data.Rows() != block.Rows() {
+				t.Fatalf("column %s has %d rows of %d", c.Name, c.Data.Rows(), block.Rows())
+			}
+		}
+	})
+}
