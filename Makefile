@@ -92,6 +92,7 @@ generate: ## write again what is made from sources: the Go code of schema/, its 
 	$(GO) run $(BUF) generate
 	$(GO) test ./migrations ./pkg/config ./pkg/agentconfig ./deploy/demo/runner -update
 	$(GO) test -p 1 ./cmd/metaflow-server ./cmd/metaflow-agent ./cmd/metaflow-ctl -update
+	$(GO) test ./integration/answers -update
 	cd deploy/deploytest && $(GO) test . -update
 
 packages: ## build deb and rpm packages of the programs for this machine's architecture into bin/packages/
