@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,8 +24,17 @@ type SpanKey struct {
 	Start   int64 // nanoseconds since the Unix epoch
 }
 
+// FlowKey is what makes two flows the same one.
+type FlowKey struct {
+	Agent            string
+	NetworkNamespace uint64
+	Connection       uint64
+	End              int64    // nanoseconds since the Unix epoch
+	IP               [16]byte // the local address, by which it is found; IPv4 as v4-mapped
+}
+
 const (
-	// lookupKeys bounds one question. 1000 keys are 58 kB of SQL, and
+	// lookupKeys bounds one question. 1000 keys of spans are 58 kB of SQL, of flows up to 76 kB, and
 	// ClickHouse reads 256 kB.
 	lookupKeys = 1000
 	// lookupSpan bounds the time that one question is about. The table is
@@ -38,53 +49,21 @@ const (
 // On a Replicated table the replica that is asked first fetches what the
 // others have, so that what was acknowledged elsewhere is found.
 func (d *DB) ExistingSpans(ctx context.Context, shard int, keys []SpanKey) (map[SpanKey]struct{}, error) {
-	found := make(map[SpanKey]struct{})
 	sorted := slices.Clone(keys)
 	slices.SortFunc(sorted, func(a, b SpanKey) int {
 		return cmp.Or(cmp.Compare(a.Start, b.Start), bytes.Compare(a.TraceID[:], b.TraceID[:]))
 	})
-	for len(sorted) > 0 {
-		n := chunk(sorted)
-		if err := d.lookUp(ctx, shard, sorted[:n], found); err != nil {
-			return nil, err
-		}
-		sorted = sorted[n:]
-	}
-	return found, nil
-}
-
-// chunk returns how many of the keys, sorted by start, go into one question.
-func chunk(sorted []SpanKey) int {
-	limit := min(len(sorted), lookupKeys)
-	end := sorted[0].Start + int64(lookupSpan)
-	for n := 1; n < limit; n++ {
-		if sorted[n].Start >= end {
-			return n
-		}
-	}
-	return limit
-}
-
-func (d *DB) lookUp(ctx context.Context, shard int, keys []SpanKey, found map[SpanKey]struct{}) error {
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
-	defer cancel()
-	var (
-		traceID proto.ColStr
-		spanID  = proto.ColFixedStr{Size: 16}
-		start   proto.ColInt64
-	)
-	addr, err := d.shards.run(ctx, shard, func(ctx context.Context, c *conn) error {
-		if err := d.catchUp(ctx, c.client); err != nil {
-			return err
-		}
-		return c.client.Do(ctx, ch.Query{
-			Body: lookupSQL(d.cfg.Database, keys),
-			Result: proto.Results{
-				{Name: "trace_id", Data: &traceID},
-				{Name: "span_id", Data: &spanID},
-				{Name: "start", Data: &start},
-			},
-			OnResult: func(context.Context, proto.Block) error {
+	return lookUp(ctx, d, shard, sorted, func(keys []SpanKey, found map[SpanKey]struct{}) question {
+		var (
+			traceID proto.ColStr
+			spanID  = proto.ColFixedStr{Size: 16}
+			start   proto.ColInt64
+		)
+		return question{
+			table:   "spans_local",
+			sql:     lookupSQL(d.cfg.Database, keys),
+			results: proto.Results{{Name: "trace_id", Data: &traceID}, {Name: "span_id", Data: &spanID}, {Name: "start", Data: &start}},
+			take: func() error {
 				for i := range start.Rows() {
 					k := SpanKey{Start: start.Row(i)}
 					if _, err := hex.Decode(k.TraceID[:], traceID.RowBytes(i)); err != nil {
@@ -97,32 +76,126 @@ func (d *DB) lookUp(ctx context.Context, shard int, keys []SpanKey, found map[Sp
 				}
 				return nil
 			},
+		}
+	})
+}
+
+// ExistingFlows does the same for flows.
+func (d *DB) ExistingFlows(ctx context.Context, shard int, keys []FlowKey) (map[FlowKey]struct{}, error) {
+	sorted := slices.Clone(keys)
+	slices.SortFunc(sorted, func(a, b FlowKey) int {
+		return cmp.Or(cmp.Compare(a.End, b.End), bytes.Compare(a.IP[:], b.IP[:]))
+	})
+	return lookUp(ctx, d, shard, sorted, func(keys []FlowKey, found map[FlowKey]struct{}) question {
+		var (
+			agent                 = new(proto.ColStr).LowCardinality()
+			namespace, connection proto.ColUInt64
+			end                   proto.ColInt64
+			ip                    proto.ColIPv6
+		)
+		return question{
+			table: "flows_local",
+			sql:   lookupFlowsSQL(d.cfg.Database, keys),
+			results: proto.Results{
+				{Name: "agent_id", Data: agent},
+				{Name: "network_namespace", Data: &namespace},
+				{Name: "connection", Data: &connection},
+				{Name: "end", Data: &end},
+				{Name: "ip", Data: &ip},
+			},
+			take: func() error {
+				for i := range end.Rows() {
+					found[FlowKey{agent.Row(i), namespace.Row(i), connection.Row(i), end.Row(i), ip.Row(i)}] = struct{}{}
+				}
+				return nil
+			},
+		}
+	})
+}
+
+// timed is a key with the time that its table is sorted by.
+type timed interface {
+	comparable
+	at() int64
+}
+
+func (k SpanKey) at() int64 { return k.Start }
+func (k FlowKey) at() int64 { return k.End }
+
+// chunk returns how many of the keys, sorted by time, go into one question.
+func chunk[K timed](sorted []K) int {
+	limit := min(len(sorted), lookupKeys)
+	end := sorted[0].at() + int64(lookupSpan)
+	for n := 1; n < limit; n++ {
+		if sorted[n].at() >= end {
+			return n
+		}
+	}
+	return limit
+}
+
+// question is one SELECT. take is called after each block of the answer has been put into the results.
+type question struct {
+	table, sql string
+	results    proto.Results
+	take       func() error
+}
+
+// lookUp asks for all keys, sorted by time, in chunks. An answer may have others too, which are left out.
+func lookUp[K timed](ctx context.Context, d *DB, shard int, sorted []K, about func(keys []K, found map[K]struct{}) question) (map[K]struct{}, error) {
+	found := make(map[K]struct{})
+	asked := make(map[K]struct{}, len(sorted))
+	for _, k := range sorted {
+		asked[k] = struct{}{}
+	}
+	for len(sorted) > 0 {
+		n := chunk(sorted)
+		q := about(sorted[:n], found)
+		if addr, err := d.ask(ctx, shard, q); err != nil {
+			return nil, fmt.Errorf("look up %d keys in %s.%s at %s: %w", n, d.cfg.Database, q.table, addr, readable(err))
+		}
+		sorted = sorted[n:]
+	}
+	maps.DeleteFunc(found, func(k K, _ struct{}) bool {
+		_, ok := asked[k]
+		return !ok
+	})
+	return found, nil
+}
+
+func (d *DB) ask(ctx context.Context, shard int, q question) (addr string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+	defer cancel()
+	return d.shards.run(ctx, shard, func(ctx context.Context, c *conn) error {
+		if err := d.catchUp(ctx, c.client, q.table); err != nil {
+			return err
+		}
+		return c.client.Do(ctx, ch.Query{
+			Body:     q.sql,
+			Result:   q.results,
+			OnResult: func(context.Context, proto.Block) error { return q.take() },
 		})
 	})
-	if err != nil {
-		return fmt.Errorf("look up %d spans in %s.spans_local at %s: %w", len(keys), d.cfg.Database, addr, readable(err))
-	}
-	return nil
 }
 
 // catchUp makes a replica fetch the parts that its shard had when it was asked.
-func (d *DB) catchUp(ctx context.Context, client *ch.Client) error {
+func (d *DB) catchUp(ctx context.Context, client *ch.Client, table string) error {
 	if d.cfg.Cluster == "" {
 		return nil
 	}
 	var replicas proto.ColUInt64
 	err := client.Do(ctx, ch.Query{
-		Body:   "SELECT count() AS n FROM system.replicas WHERE database = '" + d.cfg.Database + "' AND table = 'spans_local'",
+		Body:   "SELECT count() AS n FROM system.replicas WHERE database = '" + d.cfg.Database + "' AND table = '" + table + "'",
 		Result: proto.Results{{Name: "n", Data: &replicas}},
 	})
 	if err != nil || replicas.Rows() == 0 || replicas.Row(0) == 0 {
 		return err
 	}
-	return client.Do(ctx, ch.Query{Body: syncReplicaSQL(d.cfg.Database)})
+	return client.Do(ctx, ch.Query{Body: syncReplicaSQL(d.cfg.Database, table)})
 }
 
-func syncReplicaSQL(database string) string {
-	return "SYSTEM SYNC REPLICA " + database + ".spans_local LIGHTWEIGHT"
+func syncReplicaSQL(database, table string) string {
+	return "SYSTEM SYNC REPLICA " + database + "." + table + " LIGHTWEIGHT"
 }
 
 // lookupSQL asks for keys, which are sorted by start. The time window and the
@@ -138,6 +211,24 @@ func lookupSQL(database string, keys []SpanKey) string {
 			b.WriteByte(',')
 		}
 		fmt.Fprintf(&b, "('%x','%x')", k.TraceID, k.SpanID)
+	}
+	b.WriteByte(')')
+	return b.String()
+}
+
+// lookupFlowsSQL asks for keys, which are sorted by end. The time window and the addresses are a
+// prefix of the sort key; what else belongs to a key is compared by the caller.
+func lookupFlowsSQL(database string, keys []FlowKey) string {
+	var b strings.Builder
+	b.WriteString("SELECT agent_id, network_namespace, connection, toUnixTimestamp64Nano(time) AS end, ip FROM " + database + ".flows_local" +
+		" WHERE time >= fromUnixTimestamp64Nano(toInt64(" + strconv.FormatInt(keys[0].End, 10) + "), 'UTC')" +
+		" AND time <= fromUnixTimestamp64Nano(toInt64(" + strconv.FormatInt(keys[len(keys)-1].End, 10) + "), 'UTC')" +
+		" AND (ip, connection) IN (")
+	for i, k := range keys {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "(toIPv6('%s'),%d)", netip.AddrFrom16(k.IP), k.Connection)
 	}
 	b.WriteByte(')')
 	return b.String()

@@ -1,12 +1,20 @@
 package clickhouse
 
 import (
+	"bytes"
 	"encoding/binary"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	pb "google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // keyOf is the key of the span that spanBlock puts at row i.
@@ -84,5 +92,76 @@ func TestKeysAreAskedInChunks(t *testing.T) {
 	}
 	if n := len(lookupSQL(strings.Repeat("d", 64), many[:lookupKeys])); n > 200<<10 {
 		t.Errorf("the longest question has %d bytes", n)
+	}
+	var long FlowKey
+	long.Connection, long.End = 1<<64-1, 1<<63-1
+	copy(long.IP[:], bytes.Repeat([]byte{0xff}, 16))
+	if n := len(lookupFlowsSQL(strings.Repeat("d", 64), slices.Repeat([]FlowKey{long}, lookupKeys))); n > 200<<10 {
+		t.Errorf("the longest question about flows has %d bytes", n)
+	}
+}
+
+// flowKeyOf is the key of flow i of those that TestExistingFlows stores.
+func flowKeyOf(i int, end time.Time) FlowKey {
+	return FlowKey{"agent-1", uint64(i % 7), uint64(i + 1), end.UnixNano(), netip.AddrFrom4([4]byte{10, 0, byte(i % 11), 1}).As16()}
+}
+
+func TestExistingFlowsAreFoundByTheirKeys(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	ins := newInserter(t, cfg)
+	end := func(i int) time.Time { return day(1).Add(time.Duration(i) * 6 * time.Second).Add(time.Duration(i)) }
+	req := &agentv1.ExportFlowsRequest{AgentId: "agent-1"}
+	stored, asked := map[FlowKey]struct{}{}, []FlowKey(nil)
+	const rows = 3000
+	for i := range rows {
+		k := flowKeyOf(i, end(i))
+		stored[k] = struct{}{}
+		ip := netip.AddrFrom16(k.IP).Unmap().As4()
+		req.Groups = append(req.Groups, &agentv1.FlowGroup{NetworkNamespace: k.NetworkNamespace, Flows: []*agentv1.Flow{{
+			StartTimeUnixNano: uint64(k.End), EndTimeUnixNano: uint64(k.End), LocalAddress: ip[:], LocalPort: 1, PeerAddress: ip[:], PeerPort: 1, Connection: k.Connection,
+		}}})
+		asked = append(asked, k)
+		if i%3 == 0 {
+			agent, namespace := k, k
+			agent.Agent, namespace.NetworkNamespace = "agent-2", 100
+			asked = append(asked, flowKeyOf(i, end(i).Add(1)), flowKeyOf(i+rows, end(i)), agent, namespace)
+		}
+	}
+	value, err := pb.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := columns.NewFlows()
+	if refused, err := block.Append(value, columns.FlowSource{Window: otlp.Window{Latest: 1 << 63}}); err != nil || len(refused) > 0 {
+		t.Fatal(refused, err)
+	}
+	for range 2 {
+		if err := ins.Insert(t.Context(), 0, block.Table(), "token", block.Input(), rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".flows"); got != "3000" {
+		t.Errorf("%s rows", got)
+	}
+	got, err := d.ExistingFlows(t.Context(), 0, asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(stored, got); diff != "" {
+		t.Errorf("existing flows (-want +got):\n%s", diff[:min(len(diff), 2000)])
+	}
+	total := granules(t, d, "SELECT * FROM "+cfg.Database+".flows_local")
+	if read := granules(t, d, lookupFlowsSQL(cfg.Database, asked[:1])); read > 2 {
+		t.Errorf("reads %d of %d granules", read, total)
+	}
+	sent := map[string]bool{}
+	for _, c := range block.Input() {
+		sent[c.Name] = true
+	}
+	for _, name := range columnsOf(t, d, columns.TableFlows) {
+		if !sent[name] {
+			t.Errorf("column %s of the table is never filled", name)
+		}
 	}
 }

@@ -217,7 +217,7 @@ func TestRenderedSQLParses(t *testing.T) {
 			statements = append(append(statements, m.Up...), m.Down...)
 		}
 		statements = append(statements,
-			alterTTL(p, "spans_local", ""), alterTTL(p, "spans_local", migrations.TTL("start_time", time.Hour)), syncReplicaSQL(p.Database))
+			alterTTL(p, "spans_local", ""), alterTTL(p, "spans_local", migrations.TTL("start_time", time.Hour)), syncReplicaSQL(p.Database, "spans_local"), syncReplicaSQL(p.Database, "flows_local"))
 		for _, s := range statements {
 			if queryText(t, d, "EXPLAIN AST "+s) == "" {
 				t.Errorf("%s: no tree for %s", name, s)
