@@ -1,0 +1,74 @@
+package agentgrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/schema"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// Reports takes what agents say of pods and services. It is declared here because this package
+// is its caller.
+type Reports interface {
+	// Report returns when what it accepts is stored. rejected is how many pods and services will never
+	// be accepted, and why says so. An error is for all of the report; its class decides the status as it does for
+	// Controller.Join.
+	Report(ctx context.Context, r *agentv1.ReportRequest) (rejected int, why string, err error)
+}
+
+// maxReportBytes is some times what an agent sends at once.
+const maxReportBytes = 4 << 20
+
+// Resources serves ResourceService. Make it with NewResources.
+type Resources struct {
+	agentv1.UnimplementedResourceServiceServer
+
+	reports Reports
+}
+
+// NewResources returns a service that hands reports to r.
+func NewResources(r Reports) *Resources { return &Resources{reports: r} }
+
+// Register adds the service to a gRPC server. It is called before the server serves.
+func (s *Resources) Register(r grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(r, s) }
+
+// Report implements agentv1.ResourceServiceServer.
+func (s *Resources) Report(ctx context.Context, r *agentv1.ReportRequest) (*agentv1.ReportResponse, error) {
+	if err := checkReport(ctx, r); err != nil {
+		return nil, status.Error(codes.InvalidArgument, statusText("report: "+err.Error()))
+	}
+	rejected, why, err := s.reports.Report(ctx, r)
+	if err != nil {
+		return nil, statusOf(ctx, err)
+	}
+	return &agentv1.ReportResponse{Rejected: int64(rejected), ErrorMessage: statusText(why)}, nil
+}
+
+// checkReport says what is wrong with a report as a whole.
+func checkReport(ctx context.Context, r *agentv1.ReportRequest) error {
+	if n := proto.Size(r); n > maxReportBytes {
+		return fmt.Errorf("%d bytes are more than the %d allowed", n, maxReportBytes)
+	}
+	errs := []error{checkID("agent_id", r.AgentId), checkText("cluster", r.Cluster), checkText("node", r.Node)}
+	if r.Node == "" && (r.Complete || len(r.Pods) > 0) {
+		errs = append(errs, errors.New("node: it is empty"))
+	}
+	if r.TimeUnixNano == 0 {
+		errs = append(errs, errors.New("time_unix_nano: it is 0"))
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	for _, id := range md.Get(schema.MetadataAgent) {
+		if id != r.AgentId {
+			errs = append(errs, errors.New("agent_id: it is not that of the connection"))
+		}
+	}
+	return errors.Join(errs...)
+}

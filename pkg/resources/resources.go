@@ -1,0 +1,138 @@
+package resources
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/follow"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/resolve"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// Producer writes to one topic. Produce returns nil only when every record is
+// acknowledged by all in-sync replicas, and keeps nothing of batch.
+type Producer interface {
+	Produce(ctx context.Context, batch []kafka.Outgoing) error
+}
+
+// Options are set by code. Log is required, and Producer for those who take reports.
+type Options struct {
+	Log        follow.Log
+	Producer   Producer              // to schema.TopicResources
+	Logger     *slog.Logger          // nil logs nothing
+	Registerer prometheus.Registerer // nil registers nothing
+	Now        func() time.Time      // nil means time.Now
+}
+
+// Resources is what is known. Make it with New; its methods may be called concurrently.
+type Resources struct {
+	cfg     Config
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+
+	mu      sync.RWMutex
+	index   *resolve.Index
+	reached bool // the topic was read to its end once
+	err     error
+}
+
+// New returns a Resources that knows nothing yet. It starts nothing.
+func New(cfg Config, opts Options) (*Resources, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("resources config: %w", err)
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	r := &Resources{cfg: cfg, opts: opts, log: opts.Logger, index: resolve.New()}
+	var err error
+	if r.metrics, err = newMetrics(opts.Registerer, r); err != nil {
+		return nil, fmt.Errorf("register metrics of resources: %w", err)
+	}
+	return r, nil
+}
+
+// Run follows the topic until ctx ends, and lets go of what is over. Trouble with Kafka is
+// logged and waited out. Run is called once.
+func (r *Resources) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return follow.New(schema.TopicResources, r.opts.Log, (*sink)(r), r.log).Run(ctx) })
+	if r.opts.Producer != nil {
+		g.Go(func() error { return r.sweep(ctx) })
+	}
+	return g.Wait()
+}
+
+// Ready returns nil once the topic has been read to its end, or says why it is not.
+func (r *Resources) Ready(context.Context) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	switch {
+	case r.reached:
+		return nil
+	case r.err != nil:
+		return fmt.Errorf("%s was not read yet: %w", schema.TopicResources, r.err)
+	default:
+		return errors.New(schema.TopicResources + " was not read to its end yet")
+	}
+}
+
+// Resolve returns who of a cluster held an address at a time, in nanoseconds since the Unix
+// epoch. It does no I/O and allocates nothing: it may be called for every row.
+func (r *Resources) Resolve(cluster string, address netip.Addr, at uint64) resolve.Holder {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.index.Lookup(cluster, address, at)
+}
+
+// sink takes what is read of the topic.
+type sink Resources
+
+// Take implements follow.Sink.
+func (s *sink) Take(step follow.Step) {
+	r := (*Resources)(s)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rec := range step.Records {
+		if err := r.index.Observe(rec.Key, rec.Value); err != nil {
+			s.Unreadable(rec.Offset, err)
+		}
+	}
+	r.reached = r.reached || step.AtEnd
+	r.err = nil
+}
+
+// Unreadable implements follow.Sink.
+func (s *sink) Unreadable(offset int64, cause error) {
+	s.metrics.unreadable.Inc()
+	s.log.Error("record cannot be read, passing over it",
+		slog.String("topic", schema.TopicResources), slog.Int64("offset", offset), slog.Any("error", cause))
+}
+
+// Failed implements follow.Sink.
+func (s *sink) Failed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+// Forget implements follow.Sink.
+func (s *sink) Forget(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index.Forget()
+	s.reached, s.err = false, err
+}

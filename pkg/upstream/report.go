@@ -1,0 +1,27 @@
+package upstream
+
+import (
+	"context"
+
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// Report sends what Kubernetes says to one of the replicas and returns nil when that has stored what it
+// accepts. It tries once, for at most Config.Timeout, and fails at once when no connection
+// stands. The classes of its errors are those of Export's.
+func (c *Client) Report(ctx context.Context, r *agentv1.ReportRequest) (Result, error) {
+	if state := c.state(); state == connectivity.Idle || state == connectivity.Connecting {
+		return Result{}, notReady(state)
+	}
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(ctx, c.plain), c.cfg.Timeout)
+	defer cancel()
+	resp, err := agentv1.NewResourceServiceClient(c.conn).Report(ctx, r)
+	if err != nil {
+		return Result{}, exportError(err, true, proto.Size(r))
+	}
+	return Result{Rejected: resp.GetRejected(), Message: resp.GetErrorMessage()}, nil
+}
