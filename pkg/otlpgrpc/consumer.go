@@ -5,14 +5,14 @@ import (
 	"net/netip"
 )
 
-// Request is one ExportTraceServiceRequest as it came.
+// Request is one ExportTraceServiceRequest, or ExportFlowsRequest, as it came.
 type Request struct {
 	// Body holds the protobuf bytes, decompressed and not checked. It belongs to
-	// the consumer until ConsumeTraces returns, and to other requests afterwards.
+	// the consumer until its method returns, and to other requests afterwards.
 	Body []byte
 	// Agent is the id that the client gave in its metadata, empty when none.
 	Agent string
-	// Resend says that the client may have delivered these spans before.
+	// Resend says that the client may have delivered the same before.
 	Resend bool
 	// Peer is the client's address, invalid when it is not an IP's.
 	Peer netip.AddrPort
@@ -21,7 +21,7 @@ type Request struct {
 // Result is what the consumer did with a request that it accepted. The zero
 // value is full success.
 type Result struct {
-	Rejected int64  // spans that were not stored and must not be sent again
+	Rejected int64  // spans or flows that were not stored and must not be sent again
 	Message  string // why, or a warning when Rejected is zero
 }
 
@@ -34,4 +34,9 @@ type Result struct {
 // others are UNAVAILABLE with RetryInfo. The error's text goes to the client.
 type Consumer interface {
 	ConsumeTraces(ctx context.Context, req Request) (Result, error)
+}
+
+// FlowConsumer takes the flow data of agents. Its contract is that of Consumer.
+type FlowConsumer interface {
+	ConsumeFlows(ctx context.Context, req Request) (Result, error)
 }

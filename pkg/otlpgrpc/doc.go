@@ -1,5 +1,7 @@
 // Package otlpgrpc receives OTLP traces over gRPC and hands each request, as the
-// bytes that came, to a [Consumer].
+// bytes that came, to a [Consumer]. The flow data of agents, FlowService/ExportFlows, comes the
+// same way to a [FlowConsumer]: what is said of an export below holds for both, and
+// both share the limits.
 //
 // It owns what lies between the network and those bytes: TLS, connections,
 // compression, limits, the gRPC status of every answer, health and reflection. It

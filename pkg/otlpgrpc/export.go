@@ -17,6 +17,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/schema"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // exporter is what the hand-made service description calls.
@@ -24,14 +25,70 @@ type exporter interface {
 	answer(ctx context.Context, receive func(any) error) (any, error)
 }
 
-// traceService is the official service description (the name, and the file that
-// reflection serves) with a handler that receives bytes.
-func traceService() *grpc.ServiceDesc {
-	desc := coltracepb.TraceService_ServiceDesc
-	desc.HandlerType = (*exporter)(nil)
-	desc.Methods = []grpc.MethodDesc{{MethodName: "Export", Handler: exportHandler}}
-	return &desc
+// signal is one method that takes what is to be stored. Its requests stay bytes.
+type signal struct {
+	*Server
+	method  string // as grpc names it
+	desc    grpc.ServiceDesc
+	consume func(context.Context, Request) (Result, error)
+	respond func(Result) any // what it returns is only ever marshalled
+	metrics *signalMetrics
 }
+
+// newSignal takes the official service description (the name, and the file that
+// reflection serves) and gives its only method a handler that receives bytes.
+func (s *Server) newSignal(desc grpc.ServiceDesc, m *signalMetrics) *signal {
+	method := desc.Methods[0].MethodName
+	desc.HandlerType = (*exporter)(nil)
+	desc.Methods = []grpc.MethodDesc{{MethodName: method, Handler: exportHandler}}
+	sig := &signal{Server: s, method: "/" + desc.ServiceName + "/" + method, desc: desc, metrics: m}
+	s.signals[sig.method] = sig
+	return sig
+}
+
+// traces is TraceService/Export.
+func (s *Server) traces(c Consumer) error {
+	m, err := newSignalMetrics(s.registerer, "traces")
+	if err != nil {
+		return err
+	}
+	sig := s.newSignal(coltracepb.TraceService_ServiceDesc, m)
+	sig.consume = c.ConsumeTraces
+	sig.respond = func(r Result) any {
+		if r == (Result{}) {
+			return fullTraces
+		}
+		return &coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
+			RejectedSpans: r.Rejected, ErrorMessage: strings.ToValidUTF8(r.Message, "?"),
+		}}
+	}
+	return nil
+}
+
+// flows is FlowService/ExportFlows.
+func (s *Server) flows(c FlowConsumer) error {
+	m, err := newSignalMetrics(s.registerer, "flows")
+	if err != nil {
+		return err
+	}
+	sig := s.newSignal(agentv1.FlowService_ServiceDesc, m)
+	sig.consume = c.ConsumeFlows
+	sig.respond = func(r Result) any {
+		if r == (Result{}) {
+			return fullFlows
+		}
+		return &agentv1.ExportFlowsResponse{PartialSuccess: &agentv1.ExportFlowsPartialSuccess{
+			RejectedFlows: r.Rejected, ErrorMessage: strings.ToValidUTF8(r.Message, "?"),
+		}}
+	}
+	return nil
+}
+
+// Full success, shared by all answers.
+var (
+	fullTraces = &coltracepb.ExportTraceServiceResponse{}
+	fullFlows  = &agentv1.ExportFlowsResponse{}
+)
 
 //nolint:revive // the order of parameters is gRPC's
 func exportHandler(srv any, ctx context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -44,12 +101,13 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	if err := checkContentType(info.Header.Get("content-type")); err != nil {
 		return ctx, err
 	}
-	if info.FullMethodName != coltracepb.TraceService_Export_FullMethodName {
+	sig := s.signals[info.FullMethodName]
+	if sig == nil {
 		return ctx, nil
 	}
 	if why := s.budget.Check(); why != "" {
-		err := s.refused(why)
-		s.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
+		err := sig.refused(why)
+		sig.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
 		return ctx, err
 	}
 	return ctx, nil
@@ -67,7 +125,7 @@ func checkContentType(values []string) error {
 	return nil
 }
 
-func (s *Server) answer(ctx context.Context, receive func(any) error) (any, error) {
+func (s *signal) answer(ctx context.Context, receive func(any) error) (any, error) {
 	start := time.Now()
 	resp, err := s.export(ctx, receive)
 	s.metrics.answered(status.Code(err), time.Since(start))
@@ -78,8 +136,8 @@ func (s *Server) answer(ctx context.Context, receive func(any) error) (any, erro
 }
 
 // export receives one request and has it consumed. All its errors are statuses.
-func (s *Server) export(ctx context.Context, receive func(any) error) (resp *coltracepb.ExportTraceServiceResponse, err error) {
-	m := message{server: s}
+func (s *signal) export(ctx context.Context, receive func(any) error) (resp any, err error) {
+	m := message{server: s.Server}
 	var why inflight.Refusal
 	if m.granted, why = s.budget.Enter(); why != "" {
 		return nil, s.refused(why)
@@ -98,7 +156,7 @@ func (s *Server) export(ctx context.Context, receive func(any) error) (resp *col
 	return resp, err
 }
 
-func (s *Server) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (*coltracepb.ExportTraceServiceResponse, error) {
+func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (any, error) {
 	if err := receive(m); err != nil {
 		return nil, err
 	}
@@ -107,31 +165,16 @@ func (s *Server) receiveAndConsume(ctx context.Context, m *message, receive func
 	}
 	s.metrics.bytes.Add(float64(len(*m.body)))
 	if len(*m.body) == 0 {
-		return fullSuccess, nil
+		return s.respond(Result{}), nil
 	}
-	result, err := s.consumer.ConsumeTraces(ctx, requestOf(ctx, *m.body))
+	result, err := s.consume(ctx, requestOf(ctx, *m.body))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
 		return nil, s.statusOf(err)
 	}
-	return responseOf(result), nil
-}
-
-// fullSuccess is shared by all answers: it is only ever marshalled.
-var fullSuccess = &coltracepb.ExportTraceServiceResponse{}
-
-func responseOf(r Result) *coltracepb.ExportTraceServiceResponse {
-	if r == (Result{}) {
-		return fullSuccess
-	}
-	return &coltracepb.ExportTraceServiceResponse{
-		PartialSuccess: &coltracepb.ExportTracePartialSuccess{
-			RejectedSpans: r.Rejected,
-			ErrorMessage:  strings.ToValidUTF8(r.Message, "?"),
-		},
-	}
+	return s.respond(result), nil
 }
 
 func requestOf(ctx context.Context, body []byte) Request {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -30,24 +29,28 @@ type Options struct {
 	// ShutdownGrace bounds the wait for running requests after Run's context
 	// ended. Default 30 s.
 	ShutdownGrace time.Duration
+	// Flows takes the requests of FlowService/ExportFlows, which are bounded and answered as
+	// those of traces are. Without it the service is left out.
+	Flows FlowConsumer
 	// Register adds services that share the port, the certificates and the
 	// connection limits. The context of their streams ends when the server begins to
 	// stop; unary calls are let finish.
 	Register func(grpc.ServiceRegistrar)
 }
 
-// Server receives OTLP traces. Make one with New.
+// Server receives OTLP traces, and the flows of agents. Make one with New.
 type Server struct {
-	cfg      Config
-	consumer Consumer
-	log      *slog.Logger
-	grace    time.Duration
-	metrics  *metrics
-	budget   *inflight.Budget
-	buffers  inflight.Buffers
-	listener net.Listener
-	grpc     *grpc.Server
-	health   *health.Server
+	cfg        Config
+	signals    map[string]*signal // by method
+	log        *slog.Logger
+	registerer prometheus.Registerer
+	grace      time.Duration
+	panics     prometheus.Counter
+	budget     *inflight.Budget
+	buffers    inflight.Buffers
+	listener   net.Listener
+	grpc       *grpc.Server
+	health     *health.Server
 
 	// streams ends when streams are to end; see guardStream.
 	streams    context.Context //nolint:containedctx // the life of the server's streams, not of one call
@@ -69,18 +72,18 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		opts.ShutdownGrace = 30 * time.Second
 	}
 	s := &Server{
-		cfg:      cfg,
-		consumer: consumer,
-		log:      opts.Logger,
-		grace:    opts.ShutdownGrace,
+		cfg:        cfg,
+		signals:    make(map[string]*signal),
+		log:        opts.Logger,
+		registerer: opts.Registerer,
+		grace:      opts.ShutdownGrace,
 		budget: inflight.New(inflight.Limits{
 			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight,
 		}),
 		health: health.NewServer(),
 	}
 	s.streams, s.endStreams = context.WithCancel(context.Background())
-	var err error
-	if s.metrics, err = newMetrics(opts.Registerer, s.budget); err != nil {
+	if err := s.prepare(consumer, opts.Flows); err != nil {
 		return nil, fmt.Errorf("register grpc metrics: %w", err)
 	}
 	serverOptions, err := s.serverOptions()
@@ -91,8 +94,8 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		return nil, fmt.Errorf("grpc.listen: %w", err)
 	}
 	s.grpc = grpc.NewServer(serverOptions...)
-	if consumer != nil {
-		s.grpc.RegisterService(traceService(), s)
+	for _, sig := range s.signals {
+		s.grpc.RegisterService(&sig.desc, sig)
 	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if opts.Register != nil {
@@ -101,6 +104,20 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	reflection.Register(s.grpc)
 	s.SetServing(true)
 	return s, nil
+}
+
+// prepare makes what there is of the signals and of the metrics.
+func (s *Server) prepare(traces Consumer, flows FlowConsumer) (err error) {
+	if s.panics, err = newMetrics(s.registerer, s.budget); err != nil {
+		return err
+	}
+	if traces != nil {
+		err = s.traces(traces)
+	}
+	if flows != nil {
+		err = errors.Join(err, s.flows(flows))
+	}
+	return err
 }
 
 func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
@@ -137,7 +154,7 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
 // SetServing sets what the gRPC health service says of the whole server and of
-// the trace service. A new Server is serving. After Run's context ended it says
+// the services that take data. A new Server is serving. After Run's context ended it says
 // not serving, whatever is set.
 func (s *Server) SetServing(serving bool) {
 	state := healthpb.HealthCheckResponse_NOT_SERVING
@@ -145,8 +162,8 @@ func (s *Server) SetServing(serving bool) {
 		state = healthpb.HealthCheckResponse_SERVING
 	}
 	s.health.SetServingStatus("", state)
-	if s.consumer != nil {
-		s.health.SetServingStatus(coltracepb.TraceService_ServiceDesc.ServiceName, state)
+	for _, sig := range s.signals {
+		s.health.SetServingStatus(sig.desc.ServiceName, state)
 	}
 }
 
@@ -238,7 +255,7 @@ type stoppableStream struct {
 func (s stoppableStream) Context() context.Context { return s.ctx }
 
 func (s *Server) panicked(ctx context.Context, cause any) error {
-	s.metrics.panics.Inc()
+	s.panics.Inc()
 	method, _ := grpc.Method(ctx)
 	s.log.ErrorContext(ctx, "panic while serving a request",
 		slog.String("method", method), slog.Any("panic", cause), slog.String("stack", string(debug.Stack())))
