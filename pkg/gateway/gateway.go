@@ -1,13 +1,13 @@
-// Package gateway takes OTLP requests from the network to Kafka.
+// Package gateway takes OTLP requests, and the flow data of agents, from the network to Kafka.
 //
-// A request's bytes are walked once: validated, judged span by span and
-// regrouped by partition (pkg/otlp). Each partition's part becomes one record
+// A request's bytes are walked once: validated, judged span by span or flow by flow and
+// regrouped by partition (pkg/otlp, pkg/flowwire). Each partition's part becomes one record
 // that carries its content hash. The caller gets its answer only after Kafka has
 // acknowledged all records of the request with acks=all; on any doubt the answer is
 // an error that makes the client send the same bytes again, which the writer
 // recognizes by the hash.
 //
-// The gateway holds no spans of its own: what is in memory belongs to a
+// The gateway holds no data of its own: what is in memory belongs to a
 // request that has not been answered. Its receiver bounds how much that is.
 package gateway
 
@@ -29,13 +29,14 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	AcceptPast   time.Duration `mapstructure:"accept_past" doc:"How long ago a span may have started or ended; older ones are rejected with a reason. Too much lets broken clocks open old partitions in ClickHouse."`
-	AcceptFuture time.Duration `mapstructure:"accept_future" doc:"How far a span's times may lie in the future, for clocks that are ahead."`
+	AcceptPast   time.Duration `mapstructure:"accept_past" doc:"How long ago a span or flow may have started or ended; older ones are rejected with a reason. Too much lets broken clocks open old partitions in ClickHouse."`
+	AcceptFuture time.Duration `mapstructure:"accept_future" doc:"How far the times of a span or flow may lie in the future, for clocks that are ahead."`
+	CheckAgents  bool          `mapstructure:"check_agents" doc:"Refuse flow data that comes from another address than those of the agent it names, where the role control knows that agent. Set it to false when agents reach the servers through proxies that change addresses."`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour}
+	return Config{AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour, CheckAgents: true}
 }
 
 // Validate reports every problem, each by its key.
@@ -58,13 +59,19 @@ type Producer interface {
 
 // Options are set by code.
 type Options struct {
-	Partitions     int                   // of the spans topic
+	Partitions     int                   // of the topic
 	MaxRecordBytes int                   // larger parts are split; Kafka's own limit must lie above it
 	Now            func() time.Time      // nil means time.Now
 	Registerer     prometheus.Registerer // nil means none
 }
 
-// Gateway consumes requests. Make it with New; its methods may be called concurrently.
+func (o *Options) fill() {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+}
+
+// Gateway consumes OTLP traces. Make it with New; its methods may be called concurrently.
 type Gateway struct {
 	cfg      Config
 	producer Producer
@@ -84,10 +91,8 @@ func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if opts.Now == nil {
-		opts.Now = time.Now
-	}
-	g := &Gateway{cfg: cfg, producer: producer, opts: opts, metrics: newMetrics(opts.Registerer)}
+	opts.fill()
+	g := &Gateway{cfg: cfg, producer: producer, opts: opts, metrics: newMetrics(opts.Registerer, "spans")}
 	g.work.New = func() any { return new(work) }
 	return g, nil
 }
@@ -111,19 +116,20 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	w.batch = w.batch[:0]
 	for _, r := range records {
 		spans += r.Spans
-		meta := record.Meta{Agent: req.Agent, Received: now, Hash: record.HashOf(r.Value), HasHash: true, Resend: req.Resend}
-		w.batch = append(w.batch, kafka.Outgoing{Partition: r.Partition, Value: r.Value, Headers: meta.Headers()})
+		w.batch = append(w.batch, outgoing(&req, now, r.Partition, r.Value))
 	}
-	g.metrics.received(spans, &rejected)
-	if len(w.batch) > 0 {
-		if err := g.producer.Produce(ctx, w.batch); err != nil {
-			g.metrics.failed.Add(float64(spans))
-			return otlpgrpc.Result{}, fmt.Errorf("produce %d spans: %w", spans, err)
-		}
-		g.metrics.produced.Add(float64(spans))
+	received(g.metrics, spans, &rejected)
+	if err := g.metrics.produce(ctx, g.producer, w.batch, spans); err != nil {
+		return otlpgrpc.Result{}, err
 	}
 	if rejected.Total() == 0 {
 		return otlpgrpc.Result{}, nil
 	}
 	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
+}
+
+// outgoing is one part of req as a record.
+func outgoing(req *otlpgrpc.Request, now time.Time, partition int, value []byte) kafka.Outgoing {
+	meta := record.Meta{Agent: req.Agent, Received: now, Hash: record.HashOf(value), HasHash: true, Resend: req.Resend}
+	return kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()}
 }

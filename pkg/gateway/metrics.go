@@ -1,46 +1,71 @@
 package gateway
 
 import (
+	"context"
+	"fmt"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// metrics counts spans so that received = produced + failed + rejected once
+// metrics counts spans, or flows, so that received = produced + failed + rejected once
 // every request is answered.
 type metrics struct {
+	what      string
 	accepted  prometheus.Counter
 	produced  prometheus.Counter
 	failed    prometheus.Counter
 	malformed prometheus.Counter
+	foreign   prometheus.Counter
 	rejected  *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+// newMetrics registers the counters of what, which is "spans" or "flows".
+func newMetrics(reg prometheus.Registerer, what string) *metrics {
 	f := promauto.With(reg)
-	return &metrics{
-		accepted: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_gateway_spans_received_total", Help: "Spans in well-formed requests, rejected ones included.",
-		}),
-		produced: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_gateway_spans_produced_total", Help: "Spans that Kafka has acknowledged.",
-		}),
-		failed: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_gateway_spans_failed_total", Help: "Spans of requests that were answered with an error, for the client to send again.",
-		}),
-		malformed: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_gateway_requests_malformed_total", Help: "Requests that are not OTLP protobuf.",
-		}),
+	counter := func(name, help string) prometheus.Counter {
+		return f.NewCounter(prometheus.CounterOpts{Name: "metaflow_gateway_" + name, Help: fmt.Sprintf(help, what)})
+	}
+	m := &metrics{
+		what:     what,
+		accepted: counter(what+"_received_total", "Received %s in well-formed requests, rejected ones included."),
+		produced: counter(what+"_produced_total", "Such %s that Kafka has acknowledged."),
+		failed:   counter(what+"_failed_total", "Such %s of requests that were answered with an error, for the client to send again."),
 		rejected: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "metaflow_gateway_spans_rejected_total", Help: "Spans rejected by partial_success, by reason.",
+			Name: "metaflow_gateway_" + what + "_rejected_total", Help: "Such " + what + " that were rejected by partial_success, by reason.",
 		}, []string{"reason"}),
 	}
+	if what == "spans" {
+		m.malformed = counter("requests_malformed_total", "Requests with %s that are not OTLP protobuf.")
+		return m
+	}
+	m.malformed = counter(what+"_requests_malformed_total", "Requests with %s that are not protobuf.")
+	m.foreign = counter(what+"_requests_foreign_total", "Requests with %s that were refused because they are not of the agent that they name.")
+	return m
 }
 
-func (m *metrics) received(accepted int, rejected *otlp.Rejected) {
+// rejection counts what was left out, by reason.
+type rejection[R fmt.Stringer] interface {
+	Total() int64
+	Each(f func(R, int64))
+}
+
+func received[R fmt.Stringer](m *metrics, accepted int, rejected rejection[R]) {
 	m.accepted.Add(float64(int64(accepted) + rejected.Total()))
-	rejected.Each(func(r otlp.Reason, n int64) {
-		m.rejected.WithLabelValues(r.String()).Add(float64(n))
-	})
+	rejected.Each(func(r R, n int64) { m.rejected.WithLabelValues(r.String()).Add(float64(n)) })
+}
+
+// produce hands batch, with so many spans or flows, to p.
+func (m *metrics) produce(ctx context.Context, p Producer, batch []kafka.Outgoing, n int) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	if err := p.Produce(ctx, batch); err != nil {
+		m.failed.Add(float64(n))
+		return fmt.Errorf("produce %d %s: %w", n, m.what, err)
+	}
+	m.produced.Add(float64(n))
+	return nil
 }

@@ -1,0 +1,107 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/flowwire"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+)
+
+// Agents knows the agents that are connected.
+type Agents interface {
+	// AgentHosts returns the addresses that an agent may speak from, nothing when it is not
+	// connected to any server. It never blocks.
+	AgentHosts(id string) []netip.Addr
+}
+
+// Flows consumes the flow data of agents as a Gateway consumes traces. Make it with NewFlows; its
+// methods may be called concurrently.
+type Flows struct {
+	cfg      Config
+	producer Producer
+	agents   Agents
+	opts     Options
+	metrics  *metrics
+	work     sync.Pool // of *flowWork
+}
+
+// flowWork is the memory that one request needs.
+type flowWork struct {
+	splitter flowwire.Splitter
+	batch    []kafka.Outgoing
+}
+
+// NewFlows returns a consumer that hands flows to producer. It starts nothing. agents may be nil: then nobody is
+// asked whether a request comes from where its agent is.
+func NewFlows(cfg Config, producer Producer, agents Agents, opts Options) (*Flows, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	opts.fill()
+	f := &Flows{cfg: cfg, producer: producer, agents: agents, opts: opts, metrics: newMetrics(opts.Registerer, "flows")}
+	f.work.New = func() any { return new(flowWork) }
+	return f, nil
+}
+
+// ConsumeFlows stores the flows of req in Kafka. It implements otlpgrpc.FlowConsumer: a nil error means
+// that every flow but those counted in the result is durable. An error of class
+// fault.Rejected means that req is no ExportFlowsRequest, or not of the agent that it says it is of.
+func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+	w := f.work.Get().(*flowWork)
+	defer f.work.Put(w)
+	now := f.opts.Now()
+	window := otlp.WindowAt(now, f.cfg.AcceptPast, f.cfg.AcceptFuture)
+	records, rejected, err := w.splitter.Split(req.Body, flowwire.Options{
+		Partitions: f.opts.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
+	})
+	if err != nil {
+		f.metrics.malformed.Inc()
+		return otlpgrpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportFlowsRequest: %w", err))
+	}
+	if err := f.checkSender(&req); err != nil {
+		f.metrics.foreign.Inc()
+		return otlpgrpc.Result{}, fault.As(fault.Rejected, err)
+	}
+	flows := 0
+	w.batch = w.batch[:0]
+	for _, r := range records {
+		flows += r.Flows
+		w.batch = append(w.batch, outgoing(&req, now, r.Partition, r.Value))
+	}
+	received(f.metrics, flows, &rejected)
+	if err := f.metrics.produce(ctx, f.producer, w.batch, flows); err != nil {
+		return otlpgrpc.Result{}, err
+	}
+	if rejected.Total() == 0 {
+		return otlpgrpc.Result{}, nil
+	}
+	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, f.opts.MaxRecordBytes)}, nil
+}
+
+// checkSender holds a request to the agent that sent it: counters under the id of another would be taken
+// for that agent's.
+func (f *Flows) checkSender(req *otlpgrpc.Request) error {
+	var head flowwire.Head
+	head.Read(req.Body)
+	id := string(head.AgentID)
+	switch {
+	case id == "":
+		return errors.New("agent_id: it is empty")
+	case id != req.Agent:
+		return fmt.Errorf("agent_id: it is %q, and the call's metadata says %q", id, req.Agent)
+	case f.agents == nil || !f.cfg.CheckAgents || !req.Peer.IsValid():
+		return nil
+	}
+	if hosts := f.agents.AgentHosts(id); len(hosts) > 0 && !slices.Contains(hosts, req.Peer.Addr()) {
+		return fmt.Errorf("agent_id: agent %q is connected from %v, and this request comes from %s (see gateway.check_agents)", id, hosts, req.Peer.Addr())
+	}
+	return nil
+}
