@@ -67,6 +67,15 @@ func (p Params) validate() error {
 	return nil
 }
 
+// PodsRetention is how long pods and services are kept after they were reported last: as long as any span or
+// flow that may ask for them.
+func (p Params) PodsRetention() time.Duration {
+	if p.SpansRetention == 0 || p.FlowsRetention == 0 {
+		return 0
+	}
+	return max(p.SpansRetention, p.FlowsRetention)
+}
+
 func (p Params) replicated() bool { return p.Cluster != "" && p.Topology == Replicated }
 
 // OnCluster is the clause that makes a statement run on every node, with a

@@ -797,3 +797,109 @@ HAVING connect_failures + resets + timeouts > 0
     OR 100 * receive_window_limited_us > {window_percent:Float64} * busy_us
     OR 100 * retransmits > {retransmit_percent:Float64} * segments_sent
 ORDER BY connect_failures + resets + timeouts DESC, retransmit_percent DESC;
+
+CREATE TABLE IF NOT EXISTS metaflow.pods_local
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    uid String CODEC(ZSTD(1)),
+    pod String CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    workload_kind LowCardinality(String) CODEC(ZSTD(1)),
+    host_network Bool CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(recorded)
+ORDER BY (cluster, ip, uid)
+TTL toDateTime(seen) + toIntervalSecond(2592000)
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE VIEW IF NOT EXISTS metaflow.pods
+AS SELECT
+    cluster,
+    ip,
+    pod,
+    uid,
+    namespace,
+    node,
+    workload,
+    workload_kind,
+    host_network,
+    valid_from,
+    valid_to,
+    seen
+FROM metaflow.pods_local FINAL;
+
+CREATE TABLE IF NOT EXISTS metaflow.services_local
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    service String CODEC(ZSTD(1)),
+    ports Array(UInt16) CODEC(ZSTD(1)),
+    endpoints Array(IPv6) CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(recorded)
+ORDER BY (cluster, ip, namespace, service, valid_from)
+TTL toDateTime(seen) + toIntervalSecond(2592000)
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE VIEW IF NOT EXISTS metaflow.services
+AS SELECT
+    cluster,
+    ip,
+    namespace,
+    service,
+    ports,
+    endpoints,
+    valid_from,
+    if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
+    seen
+FROM metaflow.services_local FINAL;
+
+CREATE TABLE IF NOT EXISTS metaflow.agents_local
+(
+    agent_id String CODEC(ZSTD(1)),
+    name String CODEC(ZSTD(1)),
+    host String CODEC(ZSTD(1)),
+    addresses Array(IPv6) CODEC(ZSTD(1)),
+    agent_version LowCardinality(String) CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    group_id LowCardinality(String) CODEC(ZSTD(1)),
+    revision UInt64 CODEC(ZSTD(1)),
+    exceptions Array(String) CODEC(ZSTD(1)),
+    started DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    connected Bool CODEC(ZSTD(1)),
+    deleted Bool CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(recorded)
+ORDER BY agent_id
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE VIEW IF NOT EXISTS metaflow.agents
+AS SELECT
+    agent_id,
+    name,
+    host,
+    addresses,
+    agent_version AS version,
+    cluster,
+    group_id,
+    revision,
+    exceptions,
+    started,
+    seen,
+    connected AND seen > now() - toIntervalMinute(1) AS alive
+FROM metaflow.agents_local FINAL
+WHERE NOT deleted;

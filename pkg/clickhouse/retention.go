@@ -28,6 +28,8 @@ func (d *DB) retain(ctx context.Context, p migrations.Params) error {
 		{"service_addresses_local", "hour", p.SpansRetention},
 		{"flows_local", "time", p.FlowsRetention},
 		{"flow_addresses_local", "hour", p.FlowsRetention},
+		{"pods_local", "seen", p.PodsRetention()},
+		{"services_local", "seen", p.PodsRetention()},
 	} {
 		if err := d.retainInTime(ctx, p, t.table, migrations.TTL(t.column, t.keep)); err != nil {
 			return err

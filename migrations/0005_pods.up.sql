@@ -1,0 +1,115 @@
+-- What Kubernetes said of pods: a row for each of a pod's addresses. Every node of a cluster has
+-- all rows, so that spans and flows of any shard find them.
+CREATE TABLE IF NOT EXISTS {{.Database}}.pods_local{{.OnCluster}}
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    uid String CODEC(ZSTD(1)),
+    pod String CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    workload_kind LowCardinality(String) CODEC(ZSTD(1)),
+    -- The pod shares the addresses of its node.
+    host_network Bool CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    -- While the pod has the address: the last second that a DateTime can tell.
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    -- When the pod was reported last. Those that live are reported every few hours.
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    -- The newest row of a pod's address counts.
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = {{engineShared "ReplacingMergeTree" "recorded"}}
+ORDER BY (cluster, ip, uid)
+{{ttl "seen" .PodsRetention}}
+SETTINGS {{deduplication}};
+
+CREATE VIEW IF NOT EXISTS {{.Database}}.pods{{.OnCluster}}
+AS SELECT
+    cluster,
+    ip,
+    pod,
+    uid,
+    namespace,
+    node,
+    workload,
+    workload_kind,
+    host_network,
+    valid_from,
+    valid_to,
+    seen
+FROM {{.Database}}.pods_local FINAL;
+
+-- The services of Kubernetes, by each address under which they are reached.
+CREATE TABLE IF NOT EXISTS {{.Database}}.services_local{{.OnCluster}}
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    service String CODEC(ZSTD(1)),
+    ports Array(UInt16) CODEC(ZSTD(1)),
+    -- The addresses of its pods, at most a thousand.
+    endpoints Array(IPv6) CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = {{engineShared "ReplacingMergeTree" "recorded"}}
+ORDER BY (cluster, ip, namespace, service, valid_from)
+{{ttl "seen" .PodsRetention}}
+SETTINGS {{deduplication}};
+
+CREATE VIEW IF NOT EXISTS {{.Database}}.services{{.OnCluster}}
+AS SELECT
+    cluster,
+    ip,
+    namespace,
+    service,
+    ports,
+    endpoints,
+    valid_from,
+    -- An address that a service does not have any more is reported no more.
+    if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
+    seen
+FROM {{.Database}}.services_local FINAL;
+
+-- The agents, as metaflow-ctl agent list knows them.
+CREATE TABLE IF NOT EXISTS {{.Database}}.agents_local{{.OnCluster}}
+(
+    agent_id String CODEC(ZSTD(1)),
+    name String CODEC(ZSTD(1)),
+    host String CODEC(ZSTD(1)),
+    addresses Array(IPv6) CODEC(ZSTD(1)),
+    agent_version LowCardinality(String) CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    group_id LowCardinality(String) CODEC(ZSTD(1)),
+    revision UInt64 CODEC(ZSTD(1)),
+    exceptions Array(String) CODEC(ZSTD(1)),
+    started DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    connected Bool CODEC(ZSTD(1)),
+    deleted Bool CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = {{engineShared "ReplacingMergeTree" "recorded"}}
+ORDER BY agent_id
+SETTINGS {{deduplication}};
+
+CREATE VIEW IF NOT EXISTS {{.Database}}.agents{{.OnCluster}}
+AS SELECT
+    agent_id,
+    name,
+    host,
+    addresses,
+    agent_version AS version,
+    cluster,
+    group_id,
+    revision,
+    exceptions,
+    started,
+    seen,
+    connected AND seen > now() - toIntervalMinute(1) AS alive
+FROM {{.Database}}.agents_local FINAL
+WHERE NOT deleted;
