@@ -179,12 +179,12 @@ func (a *app) runPort(ctx context.Context) error {
 		opts.Register = a.agents.Register
 	}
 	if a.cfg.has(roleGateway) {
-		gw, spans, err := a.newGateway(ctx)
+		gw, err := a.newGateways(ctx)
 		if err != nil {
 			return ignoreStop(ctx, err)
 		}
-		producers = append(producers, spans)
-		traces = gw
+		producers = append(producers, gw.spans, gw.flowsTo)
+		traces, opts.Flows = gw.traces, gw.flows
 	}
 	receiver, err := otlpgrpc.New(a.cfg.GRPC, traces, opts)
 	if err != nil {
@@ -213,29 +213,54 @@ func (a *app) runPort(ctx context.Context) error {
 	return errors.Join(err, below.Wait())
 }
 
-// newGateway waits for Kafka. The producer is the gateway's.
-func (a *app) newGateway(ctx context.Context) (*gateway.Gateway, *kafka.Producer, error) {
-	if err := a.ensureTopics(ctx, a.spansTopics()...); err != nil {
-		return nil, nil, err
-	}
-	var partitions int
-	err := a.retry(ctx, "count the partitions", func(ctx context.Context) (err error) {
-		partitions, err = a.kafka.Partitions(ctx, schema.TopicSpans)
-		return err
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	producer := a.kafka.NewProducer(schema.TopicSpans, kafka.ProducerOptions{})
-	gw, err := gateway.New(a.cfg.Gateway, producer, gateway.Options{
-		Partitions: partitions, MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg,
-	})
-	return gw, producer, err
+// gateways are what takes traces and flows to Kafka, with their producers.
+type gateways struct {
+	traces         *gateway.Gateway
+	flows          *gateway.Flows
+	spans, flowsTo *kafka.Producer
 }
 
-// runWriter stores what the topic holds until ctx ends.
+// newGateways waits for Kafka.
+func (a *app) newGateways(ctx context.Context) (*gateways, error) {
+	if err := a.ensureTopics(ctx, a.dataTopics()...); err != nil {
+		return nil, err
+	}
+	spans, err := a.gatewayOptions(ctx, schema.TopicSpans)
+	if err != nil {
+		return nil, err
+	}
+	flows, err := a.gatewayOptions(ctx, schema.TopicFlows)
+	if err != nil {
+		return nil, err
+	}
+	g := &gateways{
+		spans:   a.kafka.NewProducer(schema.TopicSpans, kafka.ProducerOptions{}),
+		flowsTo: a.kafka.NewProducer(schema.TopicFlows, kafka.ProducerOptions{}),
+	}
+	if g.traces, err = gateway.New(a.cfg.Gateway, g.spans, spans); err != nil {
+		return nil, err
+	}
+	var agents gateway.Agents // nobody knows them without the role control
+	if a.control != nil {
+		agents = a.control
+	}
+	g.flows, err = gateway.NewFlows(a.cfg.Gateway, g.flowsTo, agents, flows)
+	return g, err
+}
+
+// gatewayOptions waits until Kafka says how many partitions the topic has.
+func (a *app) gatewayOptions(ctx context.Context, topic string) (gateway.Options, error) {
+	opts := gateway.Options{MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg}
+	err := a.retry(ctx, "count the partitions", func(ctx context.Context) (err error) {
+		opts.Partitions, err = a.kafka.Partitions(ctx, topic)
+		return err
+	})
+	return opts, err
+}
+
+// runWriter stores what the topics hold until ctx ends.
 func (a *app) runWriter(ctx context.Context) error {
-	if err := a.ensureTopics(ctx, a.spansTopics()...); err != nil {
+	if err := a.ensureTopics(ctx, a.dataTopics()...); err != nil {
 		return ignoreStop(ctx, err)
 	}
 	if err := a.prepareSchema(ctx); err != nil {
@@ -249,31 +274,39 @@ func (a *app) runWriter(ctx context.Context) error {
 	if err := a.retry(ctx, "find the shards", inserter.Discover); err != nil {
 		return ignoreStop(ctx, err)
 	}
-	producing, stopProducer := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopProducer()
 	dead := a.kafka.NewProducer(schema.TopicDeadLetter, kafka.ProducerOptions{})
-	w, err := writer.New(a.cfg.Writer, store{inserter, a.db}, dead, writer.Options{
-		AcceptPast: a.cfg.Gateway.AcceptPast, AcceptFuture: a.cfg.Gateway.AcceptFuture,
-		Grace: a.cfg.ShutdownGrace, Logger: a.log, Registerer: a.reg,
-	})
+	spans, err := a.newWriter(a.cfg.Writer, writer.Spans(a.db), inserter, dead)
 	if err != nil {
 		return err
 	}
-	group := a.kafka.NewGroup(a.cfg.Writer.Group, schema.TopicSpans, kafka.GroupOptions{SessionTimeout: a.cfg.Writer.Session})
-	a.log.Info("writer joins", "group", a.cfg.Writer.Group)
-	var g errgroup.Group
-	g.Go(func() error { return dead.Run(producing) })
-	g.Go(func() error {
-		defer stopProducer()
-		return group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error { return w.Handle(ctx, c) })
-	})
-	return g.Wait()
+	flows, err := a.newWriter(a.cfg.FlowWriter, writer.Flows(a.db, nil), inserter, dead)
+	if err != nil {
+		return err
+	}
+	producing, stopProducer := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopProducer()
+	var below errgroup.Group
+	below.Go(func() error { return dead.Run(producing) })
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.follow(ctx, schema.TopicSpans, a.cfg.Writer, spans) })
+	g.Go(func() error { return a.follow(ctx, schema.TopicFlows, a.cfg.FlowWriter, flows) })
+	err = g.Wait()
+	stopProducer()
+	return errors.Join(err, below.Wait())
 }
 
-// store is where the writer stores and looks up.
-type store struct {
-	*clickhouse.Inserter
-	*clickhouse.DB
+func (a *app) newWriter(cfg writer.Config, kind writer.Kind, inserter *clickhouse.Inserter, dead *kafka.Producer) (*writer.Writer, error) {
+	return writer.New(cfg, kind, inserter, dead, writer.Options{
+		AcceptPast: a.cfg.Gateway.AcceptPast, AcceptFuture: a.cfg.Gateway.AcceptFuture,
+		Grace: a.cfg.ShutdownGrace, Logger: a.log, Registerer: a.reg,
+	})
+}
+
+// follow is a member of the writers' group of a topic until ctx ends.
+func (a *app) follow(ctx context.Context, topic string, cfg writer.Config, w *writer.Writer) error {
+	group := a.kafka.NewGroup(cfg.Group, topic, kafka.GroupOptions{SessionTimeout: cfg.Session})
+	a.log.Info("writer joins", "group", cfg.Group, "topic", topic)
+	return group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error { return w.Handle(ctx, c) })
 }
 
 // ensureTopics creates the topics that are missing; it waits for Kafka.
@@ -281,13 +314,12 @@ func (a *app) ensureTopics(ctx context.Context, topics ...kafka.Topic) error {
 	return a.retry(ctx, "create topics", func(ctx context.Context) error { return a.kafka.EnsureTopics(ctx, topics...) })
 }
 
-// spansTopics are those that gateway and writer need.
-func (a *app) spansTopics() []kafka.Topic {
-	spans := a.topic(schema.TopicSpans)
+// dataTopics are those that gateway and writer need.
+func (a *app) dataTopics() []kafka.Topic {
 	dead := a.topic(schema.TopicDeadLetter)
 	dead.Partitions = 1
 	dead.Retention = max(a.cfg.Kafka.Retention, deadLetterRetention)
-	return []kafka.Topic{spans, dead}
+	return []kafka.Topic{a.topic(schema.TopicSpans), a.topic(schema.TopicFlows), dead}
 }
 
 // controlTopics are those that control needs. One partition each: the order of their

@@ -38,6 +38,7 @@ type server struct {
 	Migrate       bool                 `mapstructure:"migrate_at_start" doc:"bring the schema up to date when a writer starts; false where 'metaflow-server migrate up' does it"`
 	Gateway       gateway.Config       `mapstructure:"gateway"`
 	Writer        writer.Config        `mapstructure:"writer"`
+	FlowWriter    writer.Config        `mapstructure:"flow_writer"`
 	Control       control.Config       `mapstructure:"control"`
 	Log           program.Log          `mapstructure:"log"`
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
@@ -60,6 +61,7 @@ func defaultServer() *server {
 		Migrate:       true,
 		Gateway:       gateway.DefaultConfig(),
 		Writer:        writer.DefaultConfig(),
+		FlowWriter:    writer.DefaultFlowsConfig(),
 		Control:       control.DefaultConfig(),
 		Log:           program.DefaultLog(),
 		ShutdownGrace: 30 * time.Second,
@@ -83,6 +85,9 @@ func (s *server) Validate() error {
 	if s.Retention.Flows < 0 {
 		errs = append(errs, fmt.Errorf("retention.flows: %s is negative", s.Retention.Flows))
 	}
+	if s.FlowWriter.Group == s.Writer.Group {
+		errs = append(errs, fmt.Errorf("flow_writer.group: %q is writer.group too", s.FlowWriter.Group))
+	}
 	if s.ShutdownGrace <= 0 {
 		errs = append(errs, fmt.Errorf("shutdown_grace: %s is not positive", s.ShutdownGrace))
 	}
@@ -93,6 +98,7 @@ func (s *server) Validate() error {
 		config.Section("clickhouse", s.ClickHouse.Validate()),
 		config.Section("gateway", s.Gateway.Validate()),
 		config.Section("writer", s.Writer.Validate()),
+		config.Section("flow_writer", s.FlowWriter.Validate()),
 		config.Section("control", s.Control.Validate()),
 		config.Section("log", s.Log.Validate()),
 	)...)

@@ -137,6 +137,9 @@ func (s *Spans) add(name string, c column) {
 	s.all = append(s.all, c)
 }
 
+// Table is the table whose columns these are.
+func (s *Spans) Table() string { return TableSpans }
+
 // Rows is the number of spans in the block.
 func (s *Spans) Rows() int { return s.rows }
 

@@ -3,8 +3,6 @@ package writer
 import (
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/record"
@@ -20,24 +18,24 @@ type batch struct {
 	doubtful bool               // whether a piece is stored is not known
 	begun    time.Time
 	received time.Time // at a gateway, of the oldest record that says so
-	block    *columns.Spans
+	block    Block
 	kept     []kept // the records that have rows in the block
 	dead     []kafka.Outgoing
 	deadSize int64
-	deadSent int                             // of dead, how many Kafka has one by one
-	ids      map[clickhouse.SpanKey]struct{} // of all rows, once a resent record is among them
+	deadSent int              // of dead, how many Kafka has one by one
+	keys     map[Key]struct{} // of all rows, once a resent record is among them
 
-	duplicates, resent int // spans that have no row because they were there already
+	duplicates, resent int // items that have no row because they were there already
 	refusedRows        int // rows of the block that ClickHouse refused
 }
 
 // kept is a record with rows in the block.
 type kept struct {
 	offset int64
-	absent map[int]struct{} // indexes of its spans that were left out as resent
+	absent map[int]struct{} // indexes of its items that were left out as resent
 }
 
-func newBatch(block *columns.Spans, from int64) *batch {
+func newBatch(block Block, from int64) *batch {
 	return &batch{from: from, to: from, begun: time.Now(), block: block}
 }
 
@@ -73,7 +71,7 @@ func (b *batch) noteReceived(t time.Time) {
 // slack is how much further than the gateway's the writer's window of accepted times reaches.
 const slack = time.Hour
 
-// accepted is the window in which the spans of a record must lie. It depends
+// accepted is the window in which the items of a record must lie. It depends
 // on the record alone, so that every writer judges it alike.
 func (w *Writer) accepted(r *record.Record) otlp.Window {
 	return otlp.WindowAt(r.Time, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)

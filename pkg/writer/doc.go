@@ -1,4 +1,7 @@
-// Package writer takes spans from Kafka to ClickHouse, each exactly once.
+// Package writer takes spans, and flows, from Kafka to ClickHouse, each exactly once.
+//
+// One [Writer] stores one [Kind] of records. What follows says spans for short; it holds for flows
+// too.
 //
 // A writer is a member of a consumer group. Every partition that it owns is
 // followed by one goroutine with straight-line code (partition.go):

@@ -2,6 +2,7 @@ package writer_test
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/writer"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // errCrash ends a writer in the middle of what it does.
@@ -25,6 +28,7 @@ var errCrash = fault.As(fault.Fenced, errors.New("crashed"))
 
 // partitionLog is one partition of the topic and the group's commit for it.
 type partitionLog struct {
+	signal   *signal
 	number   int
 	mu       sync.Mutex
 	records  []record.Record
@@ -41,8 +45,10 @@ type partitionLog struct {
 	faults   []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
 }
 
-func newLog() *partitionLog {
-	return &partitionLog{number: 3, offset: -1, steps: -1, trouble: map[string][]error{}}
+func newLog() *partitionLog { return newLogOf(&traces) }
+
+func newLogOf(s *signal) *partitionLog {
+	return &partitionLog{signal: s, number: 3, offset: -1, steps: -1, trouble: map[string][]error{}}
 }
 
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
@@ -75,7 +81,7 @@ func (l *partitionLog) step(ctx context.Context, name string) error {
 	return nil
 }
 
-func (l *partitionLog) Topic() string  { return "metaflow.spans" }
+func (l *partitionLog) Topic() string  { return l.signal.topic }
 func (l *partitionLog) Partition() int { return l.number }
 
 func (l *partitionLog) Grace() time.Duration { return 3 * time.Second }
@@ -190,11 +196,12 @@ func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error)
 
 // table is a ClickHouse that knows what it has stored.
 type table struct {
+	signal  *signal
 	mu      sync.Mutex
 	shards  int
 	tokens  map[string]bool
 	at      map[string]int // the shard that knows the token
-	spans   map[string]int // by span id in hex: how often it is stored
+	spans   map[string]int // or flows, by id: how often each is stored
 	poison  map[string]bool
 	broken  error        // of every insert
 	hangs   bool         // until the context of the insert ends
@@ -203,8 +210,10 @@ type table struct {
 	inserts int
 }
 
-func newTable() *table {
-	return &table{shards: 2, at: map[string]int{}, tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
+func newTable() *table { return newTableOf(&traces) }
+
+func newTableOf(s *signal) *table {
+	return &table{signal: s, shards: 2, at: map[string]int{}, tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
 }
 
 func (s *table) Shards() int { return s.shards }
@@ -216,7 +225,7 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if shard < 0 || shard >= s.shards || name != "spans_local" {
+	if shard < 0 || shard >= s.shards || name != s.signal.table {
 		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
 	}
 	if s.away[shard] {
@@ -241,7 +250,7 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	case "mended":
 		clear(s.poison)
 	}
-	ids := spanIDs(input)
+	ids := s.signal.ids(input)
 	if len(ids) != rows {
 		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
 	}
@@ -274,20 +283,55 @@ func (s *table) ExistingSpans(_ context.Context, _ int, keys []clickhouse.SpanKe
 	return found, nil
 }
 
-// spanIDs reads the column span_id of a block.
-func spanIDs(input proto.Input) []string {
-	for _, c := range input {
-		if c.Name == "span_id" {
-			var b proto.Buffer
-			c.Data.EncodeColumn(&b)
-			var ids []string
-			for i := 0; i < len(b.Buf); i += 16 {
-				ids = append(ids, string(b.Buf[i:i+16]))
-			}
-			return ids
+func (s *table) ExistingFlows(_ context.Context, _ int, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := map[clickhouse.FlowKey]struct{}{}
+	for _, k := range keys {
+		if k.Agent == "agent-1" && k.NetworkNamespace == 7 && k.End > 0 && s.spans[flowID(int(k.Connection)-1)] > 0 {
+			found[k] = struct{}{}
 		}
 	}
-	return nil
+	return found, nil
+}
+
+// signal is one kind of what a log holds. Its items have numbers, and an id of each number.
+type signal struct {
+	topic, table string
+	kind         func(*table) writer.Kind
+	request      func(at time.Time, numbers ...int) []byte
+	id           func(number int) string
+	ids          func(proto.Input) []string // of the rows of a block
+}
+
+var (
+	traces = signal{
+		"metaflow.spans", "spans_local", func(t *table) writer.Kind { return writer.Spans(t) }, request, spanID,
+		func(input proto.Input) []string {
+			return column(input, "span_id", 16, func(b []byte) string { return string(b) })
+		},
+	}
+	flows = signal{
+		"metaflow.flows", "flows_local", func(t *table) writer.Kind { return writer.Flows(t, nil) }, flowRequest, flowID,
+		func(input proto.Input) []string {
+			return column(input, "connection", 8, func(b []byte) string { return flowID(int(binary.LittleEndian.Uint64(b)) - 1) })
+		},
+	}
+	signals = map[string]*signal{"spans": &traces, "flows": &flows}
+)
+
+// column reads the values of a column of so many bytes each.
+func column(input proto.Input, name string, width int, id func([]byte) string) (ids []string) {
+	for _, c := range input {
+		if c.Name == name {
+			var b proto.Buffer
+			c.Data.EncodeColumn(&b)
+			for i := 0; i < len(b.Buf); i += width {
+				ids = append(ids, id(b.Buf[i:i+width]))
+			}
+		}
+	}
+	return ids
 }
 
 // letters is the dead-letter topic.
@@ -329,3 +373,21 @@ func request(at time.Time, numbers ...int) []byte {
 }
 
 func spanID(n int) string { return hex.EncodeToString(fmt.Appendf(nil, "%08d", n)) }
+
+// flowRequest is an ExportFlowsRequest with flows of these numbers.
+func flowRequest(at time.Time, numbers ...int) []byte {
+	group := &agentv1.FlowGroup{NetworkNamespace: 7}
+	for _, n := range numbers {
+		group.Flows = append(group.Flows, &agentv1.Flow{
+			StartTimeUnixNano: uint64(at.UnixNano()), EndTimeUnixNano: uint64(at.UnixNano()), Connection: uint64(n) + 1,
+			LocalAddress: []byte{10, 0, 0, 1}, LocalPort: 1, PeerAddress: []byte{10, 0, 0, 2}, PeerPort: 1,
+		})
+	}
+	b, err := pb.Marshal(&agentv1.ExportFlowsRequest{AgentId: "agent-1", Groups: []*agentv1.FlowGroup{group}})
+	if err != nil {
+		panic(err) // what is built here can be marshalled
+	}
+	return b
+}
+
+func flowID(n int) string { return fmt.Sprint("flow ", n) }

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// metrics count spans when their batch is committed, so that a batch that is
+// metrics count spans, or flows, when their batch is committed, so that a batch that is
 // read again counts once: consumed = inserted + duplicates + resent + diverted.
 type metrics struct {
 	inserted      prometheus.Counter
@@ -25,17 +25,22 @@ type metrics struct {
 	behind        *prometheus.GaugeVec
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+// newMetrics registers those of one kind; several kinds may have the same registry.
+func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
+	if reg != nil {
+		reg = prometheus.WrapRegistererWith(prometheus.Labels{"signal": kind.Signal()}, reg)
+	}
 	f := promauto.With(reg)
 	return &metrics{
 		inserted: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_writer_spans_inserted_total", Help: "Spans stored in ClickHouse.",
+			Name: "metaflow_writer_" + kind.Items() + "_inserted_total", Help: "How many " + kind.Items() + " were stored in ClickHouse.",
 		}),
 		duplicates: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "metaflow_writer_spans_duplicate_total", Help: "Spans dropped because they were there already: by the content of their record, or by their ids after a resend.",
+			Name: "metaflow_writer_" + kind.Items() + "_duplicate_total",
+			Help: "How many " + kind.Items() + " were dropped because they were there already: by the content of their record, or by their ids after a resend.",
 		}, []string{"by"}),
 		diverted: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_writer_dead_letters_total", Help: "Records handed to the dead-letter topic: a span each, or a request that cannot be decoded.",
+			Name: "metaflow_writer_dead_letters_total", Help: "Records handed to the dead-letter topic: a span or flow each, or a request that cannot be decoded.",
 		}),
 		truncated: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_dead_letters_truncated_total", Help: "Dead letters without a value, because Kafka refused it.",
@@ -50,7 +55,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "metaflow_writer_retries_total", Help: "Operations that failed and were tried again.",
 		}, []string{"operation"}),
 		batchRows: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "metaflow_writer_batch_rows", Help: "Spans in one INSERT.", Buckets: prometheus.ExponentialBuckets(1, 4, 10),
+			Name: "metaflow_writer_batch_rows", Help: "Rows in one INSERT.", Buckets: prometheus.ExponentialBuckets(1, 4, 10),
 		}),
 		batchBytes: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "metaflow_writer_batch_bytes", Help: "Bytes of columns in one INSERT, before compression.", Buckets: prometheus.ExponentialBuckets(1<<10, 4, 10),

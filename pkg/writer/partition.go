@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/dedup"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -21,7 +20,7 @@ type partition struct {
 	claim  Claim
 	log    *slog.Logger
 	window *dedup.Window
-	shard  int    // where the spans go; tokens are known only there
+	shard  int    // where the rows go; tokens are known only there
 	share  *share // of the memory, for that shard
 	next   int64  // offset to fetch next
 	batch  *batch
@@ -200,10 +199,10 @@ func (p *partition) sameLog(ctx context.Context, start, end, from int64, planned
 	return false, nil
 }
 
-// aim makes the spans go to a shard. There must be no batch.
+// aim makes the rows go to a shard. There must be no batch.
 func (p *partition) aim(shard int) { p.shard, p.share = shard, p.shareOf(shard) }
 
-// ownShard is where this partition's spans go while the number of shards stays.
+// ownShard is where this partition's rows go while the number of shards stays.
 func (p *partition) ownShard() int { return p.claim.Partition() % p.store.Shards() }
 
 // rebuildWindow reads the log before offset from as far back as the window reaches.
@@ -312,7 +311,7 @@ func (p *partition) skipLost(ctx context.Context, offset int64) (int64, error) {
 //
 // The rest of a range that was not taken apart keeps the token of the whole: it
 // was stored as a whole or not at all. Of one that was, any piece may be stored. So its
-// spans are looked up by their ids; and the pieces get tokens of their own when they are
+// items are looked up by their keys; and the pieces get tokens of their own when they are
 // made of fewer records.
 func (p *partition) finish(ctx context.Context, from, start int64, planned plan.Plan) error {
 	if planned.Shard >= p.store.Shards() {
@@ -464,7 +463,7 @@ func (p *partition) openBatch(from int64) {
 	if p.batch != nil {
 		return
 	}
-	var block *columns.Spans
+	var block Block
 	if p.bulk {
 		select {
 		case block = <-p.share.large:
@@ -472,7 +471,7 @@ func (p *partition) openBatch(from int64) {
 		}
 	}
 	if block == nil {
-		block = p.blocks.Get().(*columns.Spans)
+		block = p.blocks.Get().(Block)
 	}
 	p.batch = newBatch(block, from)
 }
@@ -491,7 +490,7 @@ func (p *partition) dropBatch() {
 
 // recycle keeps a block that has grown in a slot for the next slot, and no
 // more of them than there are slots.
-func (p *partition) recycle(block *columns.Spans) {
+func (p *partition) recycle(block Block) {
 	if !p.bulk {
 		p.blocks.Put(block)
 		return

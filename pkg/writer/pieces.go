@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/plan"
 	"github.com/metaflowys/metaflow-server/pkg/record"
 )
@@ -19,16 +17,16 @@ type pieces struct {
 	rng     plan.Range
 	records []record.Record
 	kept    []*kept  // by record
-	rows    []origin // of all acceptable spans, those found stored included
+	rows    []origin // of all acceptable items, those found stored included
 	refused []refusal
 
 	progress bool // some rows could be stored, now or earlier
 }
 
-// origin is the span that a row was made of.
+// origin is the item that a row was made of.
 type origin struct {
 	record int // in pieces.records
-	index  int // of the span in its request
+	index  int // of the item in its record
 }
 
 // piece is rows [from, to) of the range.
@@ -42,12 +40,12 @@ type refusal struct {
 // insertPieces stores the rows of the batch that ClickHouse accepts, found by
 // bisecting, and adds the others to the batch's dead letters.
 //
-// The pieces are the nodes of one tree over the spans of the range. Which
-// spans a piece has, and so what its token stands for, depends on nothing but the
-// log. Spans that were found stored already are simply missing from theirs. A piece
+// The pieces are the nodes of one tree over the items of the range. Which
+// items a piece has, and so what its token stands for, depends on nothing but the
+// log. Items that were found stored already are simply missing from theirs. A piece
 // that was refused is not tried again, even if it might be accepted by now: parts of
 // it may be stored. A writer that comes after a crash does not know which these are, and
-// looks the spans up (see partition.finish).
+// looks the items up (see partition.finish).
 //
 // When nothing at all can be stored, the trouble is with the table and not
 // with the rows, and may be mended: then nothing is diverted and the error
@@ -72,7 +70,7 @@ func (p *partition) insertPieces(ctx context.Context, rng plan.Range) error {
 	return ps.divert()
 }
 
-// load reads the batch's records again and lists its spans.
+// load reads the batch's records again and lists its items.
 func (ps *pieces) load(ctx context.Context) error {
 	b := ps.batch
 	byOffset := make(map[int64]*kept, len(b.kept))
@@ -96,7 +94,7 @@ func (ps *pieces) load(ctx context.Context) error {
 	}
 	for i := range ps.records {
 		r := &ps.records[i]
-		err := ps.listing(r.Value, ps.accepted(r), func(index int, _ *otlp.Head) {
+		err := ps.listing(r, func(index int, _ Key) {
 			ps.rows = append(ps.rows, origin{i, index})
 		})
 		if err != nil {
@@ -175,16 +173,16 @@ func (ps *pieces) insertRows(ctx context.Context, from, to int) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	block := ps.blocks.Get().(*columns.Spans)
+	block := ps.blocks.Get().(Block)
 	defer ps.blocks.Put(block)
 	defer block.Reset()
 	for i := range ps.records {
 		r := &ps.records[i]
-		src := columns.Source{Agent: r.Meta.Agent, Window: ps.accepted(r), Skip: func(index int, _ *otlp.Head) bool {
+		_, err := block.Append(r, ps.accepted(r), func(index int, _ Key) bool {
 			_, ok := wanted[origin{i, index}]
 			return !ok
-		}}
-		if _, err := block.Append(r.Value, src); err != nil {
+		})
+		if err != nil {
 			return fmt.Errorf("decode offset %d again: %w", r.Offset, err)
 		}
 	}
@@ -201,7 +199,7 @@ func (ps *pieces) divert() error {
 	for _, f := range ps.refused {
 		o := ps.rows[f.row]
 		r := &ps.records[o.record]
-		value, err := otlp.Select(r.Value, func(i int) bool { return i == o.index })
+		value, err := ps.kind.Select(r.Value, func(i int) bool { return i == o.index })
 		if err != nil {
 			errs = append(errs, err)
 			continue

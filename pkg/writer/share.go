@@ -2,17 +2,15 @@ package writer
 
 import (
 	"golang.org/x/sync/semaphore"
-
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 )
 
-// share is the part of Config.MemoryBytes that is for the spans of one shard of
+// share is the part of Config.MemoryBytes that is for the rows of one shard of
 // ClickHouse. A shard that does not answer keeps what its partitions hold, and
 // takes nothing from those of the others.
 type share struct {
 	memory *semaphore.Weighted // bytes, for partitions that are not behind
 	slots  *semaphore.Weighted // whole batches, for those that are
-	large  chan *columns.Spans // idle blocks that have grown to whole batches
+	large  chan Block          // idle blocks that have grown to whole batches
 
 	maxBatch   int64 // Config.MaxBatch, or less when there are many shards
 	fetchBytes int   // Config.FetchBytes, or less
@@ -31,7 +29,7 @@ func newShare(cfg *Config, shards int) *share {
 	maxBatch := min(cfg.MaxBatch, half)
 	slots := half / maxBatch
 	return &share{
-		memory: semaphore.NewWeighted(half), slots: semaphore.NewWeighted(slots), large: make(chan *columns.Spans, slots),
+		memory: semaphore.NewWeighted(half), slots: semaphore.NewWeighted(slots), large: make(chan Block, slots),
 		maxBatch: maxBatch, fetchBytes: min(cfg.FetchBytes, int(half/fetchFactor)),
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/plan"
@@ -151,8 +150,8 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 	return p.insertPieces(graceful, rng)
 }
 
-func (p *partition) insertBlock(ctx context.Context, token string, block *columns.Spans) error {
-	err := p.store.Insert(ctx, p.shard, columns.TableSpans, token, block.Input(), block.Rows())
+func (p *partition) insertBlock(ctx context.Context, token string, block Block) error {
+	err := p.store.Insert(ctx, p.shard, block.Table(), token, block.Input(), block.Rows())
 	if err != nil {
 		return fmt.Errorf("insert %s: %w", token, err)
 	}

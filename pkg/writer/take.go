@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
-	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
@@ -18,7 +16,7 @@ func (p *partition) take(ctx context.Context, r *record.Record) error {
 	b := p.batch
 	b.to = r.Offset + 1
 	if p.window.Duplicate(r) {
-		b.duplicates += otlp.Spans(r.Value)
+		b.duplicates += p.kind.Count(r.Value)
 		return nil
 	}
 	b.noteReceived(r.Meta.Received)
@@ -28,7 +26,7 @@ func (p *partition) take(ctx context.Context, r *record.Record) error {
 			return err
 		}
 	}
-	refused, err := b.block.Append(r.Value, p.source(r, &k, b.ids))
+	refused, err := b.block.Append(r, p.accepted(r), skipping(&k, b.keys))
 	if err != nil {
 		b.divert(p.claim, r, r.Value, err.Error())
 		return nil
@@ -52,38 +50,37 @@ func asCorrupt(err error) (*kafka.CorruptError, bool) {
 	return bad, errors.As(err, &bad)
 }
 
-// source is how the rows of r are chosen: without the spans that are absent,
-// and noting the ids of the others where a set for them is given.
-func (p *partition) source(r *record.Record, k *kept, ids map[clickhouse.SpanKey]struct{}) columns.Source {
-	src := columns.Source{Agent: r.Meta.Agent, Window: p.accepted(r)}
-	if len(k.absent) > 0 || ids != nil {
-		src.Skip = func(index int, head *otlp.Head) bool {
-			if _, absent := k.absent[index]; absent {
-				return true
-			}
-			if ids != nil {
-				ids[keyOf(head)] = struct{}{}
-			}
-			return false
-		}
+// skipping leaves out the items that are absent, and notes the keys of the others where a set for
+// them is given. It is nil where there is nothing to do.
+func skipping(k *kept, keys map[Key]struct{}) func(int, Key) bool {
+	if len(k.absent) == 0 && keys == nil {
+		return nil
 	}
-	return src
+	return func(index int, key Key) bool {
+		if _, absent := k.absent[index]; absent {
+			return true
+		}
+		if keys != nil {
+			keys[key] = struct{}{}
+		}
+		return false
+	}
 }
 
-// divertRefused hands the spans of r that no gateway would have accepted to
+// divertRefused hands the items of r that no gateway would have accepted to
 // the dead-letter topic. Only other programs than ours write such records.
-func (p *partition) divertRefused(r *record.Record, refused []columns.Refused) error {
+func (p *partition) divertRefused(r *record.Record, refused []Refused) error {
 	for _, f := range refused {
-		value, err := otlp.Select(r.Value, func(i int) bool { return i == f.Index })
+		value, err := p.kind.Select(r.Value, func(i int) bool { return i == f.Index })
 		if err != nil {
-			return fmt.Errorf("select span %d of offset %d: %w", f.Index, r.Offset, err)
+			return fmt.Errorf("select item %d of offset %d: %w", f.Index, r.Offset, err)
 		}
-		p.batch.divert(p.claim, r, value, "span refused for its "+f.Reason.String())
+		p.batch.divert(p.claim, r, value, strings.TrimSuffix(p.kind.Items(), "s")+" refused for its "+f.Reason)
 	}
 	return nil
 }
 
-// findResent notes in k which spans of r are stored already, or are in the
+// findResent notes in k which items of r are stored already, or are in the
 // batch already. Unlike the window this works however late the copy comes.
 //
 // After a crash the same question may get another answer: rows of the range
@@ -93,23 +90,23 @@ func (p *partition) divertRefused(r *record.Record, refused []columns.Refused) e
 // the other is inserted.
 func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) error {
 	b := p.batch
-	if b.ids == nil {
-		b.ids = make(map[clickhouse.SpanKey]struct{})
-		b.block.Heads(func(head *otlp.Head) { b.ids[keyOf(head)] = struct{}{} })
+	if b.keys == nil {
+		b.keys = make(map[Key]struct{})
+		b.block.Keys(func(key Key) { b.keys[key] = struct{}{} })
 	}
-	var keys []clickhouse.SpanKey
+	var keys []Key
 	var indexes []int
-	err := p.listing(r.Value, p.accepted(r), func(index int, head *otlp.Head) {
-		keys = append(keys, keyOf(head))
+	err := p.listing(r, func(index int, key Key) {
+		keys = append(keys, key)
 		indexes = append(indexes, index)
 	})
 	if err != nil || len(keys) == 0 {
 		return nil //nolint:nilerr // the caller finds the record malformed again, and diverts it
 	}
-	var stored map[clickhouse.SpanKey]struct{}
-	err = p.persist(ctx, "look up resent spans", func(ctx context.Context) error {
+	var stored map[Key]struct{}
+	err = p.persist(ctx, "look up resent "+p.kind.Items(), func(ctx context.Context) error {
 		var err error
-		stored, err = p.store.ExistingSpans(ctx, p.shard, keys)
+		stored, err = p.kind.Existing(ctx, p.shard, keys)
 		return err
 	})
 	if err != nil {
@@ -118,7 +115,7 @@ func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) e
 	k.absent = make(map[int]struct{})
 	for i, key := range keys {
 		_, inTable := stored[key]
-		_, inBatch := b.ids[key]
+		_, inBatch := b.keys[key]
 		if inTable || inBatch {
 			k.absent[indexes[i]] = struct{}{}
 		}
@@ -126,18 +123,14 @@ func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) e
 	return nil
 }
 
-// listing calls f for every acceptable span of a request.
-func (p *partition) listing(value []byte, window otlp.Window, f func(index int, head *otlp.Head)) error {
-	scratch := p.blocks.Get().(*columns.Spans)
+// listing calls f for every acceptable item of a record.
+func (p *partition) listing(r *record.Record, f func(index int, key Key)) error {
+	scratch := p.blocks.Get().(Block)
 	defer p.blocks.Put(scratch)
 	defer scratch.Reset()
-	_, err := scratch.Append(value, columns.Source{Window: window, Skip: func(index int, head *otlp.Head) bool {
-		f(index, head)
+	_, err := scratch.Append(r, p.accepted(r), func(index int, key Key) bool {
+		f(index, key)
 		return true
-	}})
+	})
 	return err
-}
-
-func keyOf(head *otlp.Head) clickhouse.SpanKey {
-	return clickhouse.SpanKey{TraceID: [16]byte(head.TraceID), SpanID: [8]byte(head.SpanID), Start: int64(head.Start)}
 }

@@ -9,8 +9,6 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
@@ -38,7 +36,7 @@ type Claim interface {
 	OffsetAt(ctx context.Context, t time.Time) (int64, error)
 }
 
-// Store is where spans end up. *clickhouse.Inserter with its DB is one.
+// Store is where rows end up. *clickhouse.Inserter is one.
 type Store interface {
 	// Shards is how many shards there are, at least 1, and stays the same.
 	Shards() int
@@ -46,8 +44,6 @@ type Store interface {
 	// fault.Rejected depends on the values of the rows; after any other, the
 	// outcome is unknown.
 	Insert(ctx context.Context, shard int, table, token string, input proto.Input, rows int) error
-	// ExistingSpans returns those of keys that the shard has stored.
-	ExistingSpans(ctx context.Context, shard int, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error)
 }
 
 // DeadLetters takes what cannot be stored.
@@ -72,18 +68,19 @@ type Options struct {
 type Writer struct {
 	cfg     Config
 	opts    Options
+	kind    Kind
 	store   Store
 	dead    DeadLetters
 	log     *slog.Logger
 	metrics *metrics
-	blocks  sync.Pool // of *columns.Spans; idle ones are the garbage collector's
+	blocks  sync.Pool // of Block; idle ones are the garbage collector's
 
 	mu     sync.Mutex
 	shares map[int]*share // by shard
 }
 
-// New checks cfg and returns a Writer. It starts nothing.
-func New(cfg Config, store Store, dead DeadLetters, opts Options) (*Writer, error) {
+// New checks cfg and returns a Writer of records of one kind. It starts nothing.
+func New(cfg Config, kind Kind, store Store, dead DeadLetters, opts Options) (*Writer, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -91,11 +88,11 @@ func New(cfg Config, store Store, dead DeadLetters, opts Options) (*Writer, erro
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	w := &Writer{
-		cfg: cfg, opts: opts, store: store, dead: dead, log: opts.Logger,
-		metrics: newMetrics(opts.Registerer),
+		cfg: cfg, opts: opts, kind: kind, store: store, dead: dead, log: opts.Logger,
+		metrics: newMetrics(opts.Registerer, kind),
 		shares:  make(map[int]*share),
 	}
-	w.blocks.New = func() any { return columns.NewSpans() }
+	w.blocks.New = func() any { return kind.NewBlock() }
 	return w, nil
 }
 

@@ -26,8 +26,8 @@ func config() writer.Config {
 	return cfg
 }
 
-func newWriter(t interface{ Fatal(...any) }, store writer.Store, dead writer.DeadLetters) *writer.Writer {
-	w, err := writer.New(config(), store, dead, writer.Options{
+func newWriter(t interface{ Fatal(...any) }, store *table, dead writer.DeadLetters) *writer.Writer {
+	w, err := writer.New(config(), store.signal.kind(store), store, dead, writer.Options{
 		AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour, Grace: 5 * time.Second,
 	})
 	if err != nil {
@@ -194,6 +194,31 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 	})
 }
 
+// A flow that ClickHouse refuses, and one that no gateway would have accepted.
+func TestRefusedFlowsAreDiverted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLogOf(&flows), newTableOf(&flows), &letters{}
+		log.append(time.Now(), flowRequest(time.Now(), 1, 2, 3), false)
+		log.append(time.Now(), flowRequest(time.Now().Add(-48*time.Hour), 7), false)
+		store.poison[flowID(2)] = true
+		follow(newWriter(t, store, dead), log, time.Minute)
+		if diff := cmp.Diff(map[string]int{flowID(1): 1, flowID(3): 1}, store.spans); diff != "" {
+			t.Errorf("flows (-want +got):\n%s", diff)
+		}
+		causes := map[string]int{}
+		for _, l := range dead.all {
+			causes[fmt.Sprint(l.Topic, " ", l.Offset, " ", l.Cause)]++
+		}
+		want := map[string]int{
+			"metaflow.flows 0 insert metaflow.flows/3/0-2@946684800000/rows/1-2: constraint violated": 1,
+			"metaflow.flows 1 flow refused for its start_time":                                        1,
+		}
+		if diff := cmp.Diff(want, causes); diff != "" {
+			t.Errorf("dead letters (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // The table is mended when pieces of a refused block are stored already: the
 // whole would be accepted now, and must not be tried.
 func TestMendedAfterTheFirstPiece(t *testing.T) {
@@ -321,7 +346,7 @@ func TestShardsDoNotStopEachOther(t *testing.T) {
 		cfg := config()
 		cfg.MaxBatch, cfg.FetchBytes = 1<<20, 128<<10
 		cfg.MemoryBytes = 4 << 20 // two slots, and two fetches
-		w, err := writer.New(cfg, store, &letters{}, writer.Options{AcceptPast: 24 * time.Hour, Grace: time.Second})
+		w, err := writer.New(cfg, writer.Spans(store), store, &letters{}, writer.Options{AcceptPast: 24 * time.Hour, Grace: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -498,29 +523,35 @@ func TestCopies(t *testing.T) {
 	tests := map[string]struct {
 		later  time.Duration
 		resend bool
-		spans  []int // of the second request
-		want   map[string]int
+		items  []int // of the second request
+		want   map[int]int
 	}{
-		"the same request at once":                {0, false, []int{1, 2}, map[string]int{spanID(1): 1, spanID(2): 1}},
-		"the same request hours later":            {3 * time.Hour, false, []int{1, 2}, map[string]int{spanID(1): 2, spanID(2): 2}},
-		"hours later, and the agent says so":      {3 * time.Hour, true, []int{1, 2}, map[string]int{spanID(1): 1, spanID(2): 1}},
-		"cut differently, and the agent says so":  {0, true, []int{2, 3}, map[string]int{spanID(1): 1, spanID(2): 1, spanID(3): 1}},
-		"resent without ever having been stored":  {0, true, []int{8, 9}, map[string]int{spanID(1): 1, spanID(2): 1, spanID(8): 1, spanID(9): 1}},
-		"another request that has the same spans": {0, false, []int{2, 1}, map[string]int{spanID(1): 2, spanID(2): 2}},
+		"the same request at once":                {0, false, []int{1, 2}, map[int]int{1: 1, 2: 1}},
+		"the same request hours later":            {3 * time.Hour, false, []int{1, 2}, map[int]int{1: 2, 2: 2}},
+		"hours later, and the agent says so":      {3 * time.Hour, true, []int{1, 2}, map[int]int{1: 1, 2: 1}},
+		"cut differently, and the agent says so":  {0, true, []int{2, 3}, map[int]int{1: 1, 2: 1, 3: 1}},
+		"resent without ever having been stored":  {0, true, []int{8, 9}, map[int]int{1: 1, 2: 1, 8: 1, 9: 1}},
+		"another request that has the same items": {0, false, []int{2, 1}, map[int]int{1: 2, 2: 2}},
 	}
 	for name, tc := range tests {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				log, store := newLog(), newTable()
-				begin := time.Now()
-				log.append(begin, request(begin, 1, 2), false)
-				log.append(begin.Add(tc.later), request(begin, tc.spans...), tc.resend)
-				follow(newWriter(t, store, &letters{}), log, time.Minute)
-				if diff := cmp.Diff(tc.want, store.spans); diff != "" {
-					t.Errorf("spans (-want +got):\n%s", diff)
-				}
+		for of, signal := range signals {
+			t.Run(of+" "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					log, store := newLogOf(signal), newTableOf(signal)
+					begin := time.Now()
+					log.append(begin, signal.request(begin, 1, 2), false)
+					log.append(begin.Add(tc.later), signal.request(begin, tc.items...), tc.resend)
+					follow(newWriter(t, store, &letters{}), log, time.Minute)
+					want := map[string]int{}
+					for n, times := range tc.want {
+						want[signal.id(n)] = times
+					}
+					if diff := cmp.Diff(want, store.spans); diff != "" {
+						t.Errorf("stored (-want +got):\n%s", diff)
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -569,11 +600,18 @@ type noDeadline struct{ rapid.TB }
 
 // The heart of the matter: whatever the log holds, wherever writers crash,
 // whichever inserts fail or succeed without anybody hearing of it, in the end
-// every span is stored exactly once or was diverted.
+// every span, and every flow, is stored exactly once or was diverted.
 func TestExactlyOnce(t *testing.T) {
+	for name, signal := range signals {
+		t.Run(name, func(t *testing.T) { testExactlyOnce(t, signal) })
+	}
+}
+
+func testExactlyOnce(t *testing.T, signal *signal) {
+	request, spanID := signal.request, signal.id
 	synctest.Test(t, func(t *testing.T) {
 		rapid.Check(noDeadline{t}, func(t *rapid.T) {
-			log, store, dead := newLog(), newTable(), &letters{}
+			log, store, dead := newLogOf(signal), newTableOf(signal), &letters{}
 			want := map[string]int{}
 			number := 0
 			type sending struct {

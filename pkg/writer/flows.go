@@ -1,0 +1,69 @@
+package writer
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/flowwire"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// FlowStore finds flows. *clickhouse.DB is one.
+type FlowStore interface {
+	// ExistingFlows returns those of keys that the shard has stored.
+	ExistingFlows(ctx context.Context, shard int, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error)
+}
+
+// Resolver says who holds an address at a time, in nanoseconds since the Unix epoch. It is called for every
+// flow, by many goroutines, and never blocks.
+type Resolver func(cluster []byte, address netip.Addr, time uint64) columns.Holder
+
+// Flows is the kind of the topic of flows. resolve is asked for their peers; it may be nil.
+func Flows(store FlowStore, resolve Resolver) Kind { return flows{store, resolve} }
+
+type flows struct {
+	store   FlowStore
+	resolve Resolver
+}
+
+func (flows) Signal() string         { return "flows" }
+func (flows) Items() string          { return "flows" }
+func (k flows) NewBlock() Block      { return flowBlock{columns.NewFlows(), k.resolve} }
+func (flows) Count(value []byte) int { return flowwire.Flows(value) }
+
+func (flows) Select(value []byte, keep func(int) bool) ([]byte, error) {
+	return flowwire.Select(value, keep)
+}
+
+func (k flows) Existing(ctx context.Context, shard int, keys []Key) (map[Key]struct{}, error) {
+	return existing(ctx, shard, keys, k.store.ExistingFlows)
+}
+
+type flowBlock struct {
+	*columns.Flows
+	resolve Resolver
+}
+
+func (b flowBlock) Append(r *record.Record, window otlp.Window, skip func(int, Key) bool) ([]Refused, error) {
+	src := columns.FlowSource{Window: window, Resolve: b.resolve}
+	if skip != nil {
+		src.Skip = func(index int, key *columns.FlowKey) bool { return skip(index, flowKey(key)) }
+	}
+	refused, err := b.Flows.Append(r.Value, src)
+	var out []Refused
+	for _, f := range refused {
+		out = append(out, Refused{f.Index, f.Reason.String()})
+	}
+	return out, err
+}
+
+func (b flowBlock) Keys(f func(Key)) { b.Flows.Keys(func(key *columns.FlowKey) { f(flowKey(key)) }) }
+
+func flowKey(k *columns.FlowKey) clickhouse.FlowKey {
+	return clickhouse.FlowKey{
+		Agent: string(k.Agent), NetworkNamespace: k.NetworkNamespace, Connection: k.Connection, End: int64(k.End), IP: k.IP,
+	}
+}
