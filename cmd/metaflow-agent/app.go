@@ -15,9 +15,11 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agent"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/k8s"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/spool"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // app is an agent with all that it needs.
@@ -28,6 +30,7 @@ type app struct {
 	spans *spool.Spool
 	flows *spool.Spool
 	agent *agent.Agent
+	pods  *k8s.Watcher // nil where there is no Kubernetes
 }
 
 // newApp opens what can be opened while the servers are away. An app that was made
@@ -72,6 +75,9 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.watchPods(cfg.Kubernetes, id, reg); err != nil {
+		return nil, err
+	}
 	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Checks: []opshttp.Check{
 		{Name: "configuration", Func: a.agent.Configured},
 	}})
@@ -81,6 +87,37 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	log.Info("agent starts", slog.String("id", id.ID), slog.String("name", id.Name), slog.Any("servers", cfg.Server.Addresses),
 		slog.String("http", a.http.Addr().String()))
 	return a, nil
+}
+
+// watchPods prepares to ask Kubernetes, where it is to be asked. Nothing else waits for it; where it is
+// only thought to be there, the agent goes on without.
+func (a *app) watchPods(cfg k8s.Config, id agent.Identity, reg prometheus.Registerer) (err error) {
+	if !cfg.Wanted() {
+		return nil
+	}
+	a.pods, err = k8s.New(cfg, k8s.Options{
+		Reporter: reporter{a.up, a.log}, AgentID: id.ID, Cluster: id.Cluster, Node: id.Name, Logger: a.log, Registerer: reg,
+	})
+	if err != nil && cfg.Enabled == k8s.Auto {
+		a.log.Warn("Kubernetes is not asked for pods", slog.Any("error", err))
+		return nil
+	}
+	return err
+}
+
+// reporter takes to a server what Kubernetes says.
+type reporter struct {
+	up  *upstream.Client
+	log *slog.Logger
+}
+
+// Report implements k8s.Reporter.
+func (r reporter) Report(ctx context.Context, report *agentv1.ReportRequest) error {
+	result, err := r.up.Report(ctx, report)
+	if result.Rejected > 0 {
+		r.log.Warn("a server refuses pods or services", slog.Int64("refused", result.Rejected), slog.String("cause", result.Message))
+	}
+	return err
 }
 
 // run works until ctx ends, and stops in the order of the data.
@@ -93,6 +130,9 @@ func (a *app) run(ctx context.Context) (err error) {
 		defer stopOps() // operators can watch until the end
 		return a.agent.Run(ctx)
 	})
+	if a.pods != nil {
+		g.Go(func() error { return a.pods.Run(ctx) })
+	}
 	err = g.Wait()
 	a.log.Info("stopped")
 	return err

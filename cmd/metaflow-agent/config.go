@@ -6,21 +6,23 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agent"
 	"github.com/metaflowys/metaflow-server/pkg/config"
+	"github.com/metaflowys/metaflow-server/pkg/k8s"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
 
 // settings is the configuration file of metaflow-agent.
 type settings struct {
-	Server  upstream.Config `mapstructure:"server"`
-	Group   string          `mapstructure:"group" doc:"agent group to belong to, by id or name; empty is the group 'default'"`
-	Name    string          `mapstructure:"name" doc:"what operators see in 'metaflow-ctl agent list'; empty is the host's name. In Kubernetes, give the node's name"`
-	ID      string          `mapstructure:"id" doc:"identity of this agent over restarts; empty derives it from cluster, name and the machine's id"`
-	Cluster string          `mapstructure:"cluster" doc:"Kubernetes cluster that the node belongs to; empty on plain hosts"`
-	Spool   spoolSettings   `mapstructure:"spool"`
-	OTLP    agent.Config    `mapstructure:"otlp"`
-	HTTP    opshttp.Config  `mapstructure:"http"`
-	Log     program.Log     `mapstructure:"log"`
+	Server     upstream.Config `mapstructure:"server"`
+	Group      string          `mapstructure:"group" doc:"agent group to belong to, by id or name; empty is the group 'default'"`
+	Name       string          `mapstructure:"name" doc:"what operators see in 'metaflow-ctl agent list'; empty is the host's name. In Kubernetes, give the node's name"`
+	ID         string          `mapstructure:"id" doc:"identity of this agent over restarts; empty derives it from cluster, name and the machine's id"`
+	Cluster    string          `mapstructure:"cluster" doc:"Kubernetes cluster that the node belongs to; empty on plain hosts"`
+	Spool      spoolSettings   `mapstructure:"spool"`
+	OTLP       agent.Config    `mapstructure:"otlp"`
+	Kubernetes k8s.Config      `mapstructure:"kubernetes"`
+	HTTP       opshttp.Config  `mapstructure:"http"`
+	Log        program.Log     `mapstructure:"log"`
 }
 
 type spoolSettings struct {
@@ -31,11 +33,12 @@ var configured = program.Configured[*settings]{New: defaults}
 
 func defaults() *settings {
 	cfg := &settings{
-		Server: upstream.DefaultConfig(),
-		Spool:  spoolSettings{Dir: "/var/lib/metaflow-agent"},
-		OTLP:   agent.DefaultConfig(),
-		HTTP:   opshttp.DefaultConfig(),
-		Log:    program.DefaultLog(),
+		Server:     upstream.DefaultConfig(),
+		Spool:      spoolSettings{Dir: "/var/lib/metaflow-agent"},
+		OTLP:       agent.DefaultConfig(),
+		Kubernetes: k8s.DefaultConfig(),
+		HTTP:       opshttp.DefaultConfig(),
+		Log:        program.DefaultLog(),
 	}
 	cfg.HTTP.Listen = "0.0.0.0:38087"
 	return cfg
@@ -50,6 +53,7 @@ func (s *settings) Validate() error {
 	return errors.Join(append(errs,
 		config.Section("server", s.Server.Validate()),
 		config.Section("otlp", s.OTLP.Validate()),
+		config.Section("kubernetes", s.Kubernetes.Validate()),
 		config.Section("http", s.HTTP.Validate()),
 		config.Section("log", s.Log.Validate()),
 	)...)
