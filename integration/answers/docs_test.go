@@ -110,7 +110,7 @@ func exposed(code, name string) bool {
 	_, rest, _ := strings.Cut(strings.TrimPrefix(name, "metaflow_"), "_")
 	pattern := "(?:" + strings.TrimSuffix(name, rest) + ")?" + rest + `"`
 	for _, items := range []string{"spans", "flows"} {
-		pattern = strings.Replace(pattern, items, `(?:`+items+`|(?:"\s*\+\s*)?\w+\s*\+\s*")`, 1)
+		pattern = strings.Replace(pattern, items, `(?:`+items+`|(?:"\s*\+\s*)?[\w.()]+\s*\+\s*")`, 1)
 	}
 	return regexp.MustCompile(`(?:"|\b)` + pattern).MatchString(code)
 }

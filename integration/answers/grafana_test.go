@@ -1,0 +1,257 @@
+package answers
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+)
+
+// dashboard is what of a dashboard's file is looked at.
+type dashboard struct {
+	UID        string
+	Title      string
+	Templating struct{ List []variable }
+	Panels     []panel
+}
+
+type variable struct {
+	Name, Type string
+	Datasource source
+	Query      json.RawMessage // an object for queries, a text for text boxes
+}
+
+type panel struct {
+	ID          int
+	Type, Title string
+	Datasource  source
+	GridPos     struct{ X, Y, W, H int }
+	FieldConfig struct {
+		Overrides []struct {
+			Matcher    struct{ ID, Options string }
+			Properties []struct {
+				ID    string
+				Value json.RawMessage
+			}
+		}
+	}
+	Targets []query
+}
+
+type source struct{ Type, UID string }
+
+type query struct {
+	RefID, EditorType, QueryType, RawSQL string
+	Format                               int
+}
+
+// formats are the plugin's numbers of what a query is for.
+var formats = map[string]int{"timeseries": 0, "table": 1, "traces": 3}
+
+const provisioned = "../../deploy/grafana"
+
+func dashboards(t *testing.T) map[string]dashboard {
+	t.Helper()
+	paths, err := filepath.Glob(provisioned + "/dashboards/*.json")
+	if err != nil || len(paths) < 5 {
+		t.Fatalf("there are %d dashboards, %v", len(paths), err)
+	}
+	all := map[string]dashboard{}
+	for _, path := range paths {
+		var d dashboard
+		if err := json.Unmarshal([]byte(read(t, path)), &d); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		all[filepath.Base(path)] = d
+	}
+	return all
+}
+
+// Every query of every dashboard is answered with rows, in the shape that its panel needs.
+func TestDashboards(t *testing.T) {
+	db := open(t)
+	for name, d := range dashboards(t) {
+		t.Run(name, func(t *testing.T) {
+			db := queried{t, db.engine}
+			values := map[string]string{ // of text boxes
+				"trace": "'d4da03547ca6bbc79fb5ae8ed3906704'", "key": "'app.user.id'", "value": "'1017'", "minutes": "15",
+			}
+			for _, v := range d.Templating.List {
+				if v.Type != "query" {
+					continue
+				}
+				var q query
+				if err := json.Unmarshal(v.Query, &q); err != nil {
+					t.Fatal(err)
+				}
+				_, rows := db.rows(expand(t, q.RawSQL, values))
+				var all []string
+				for _, row := range rows {
+					all = append(all, fmt.Sprintf("'%s'", row[0]))
+				}
+				if len(all) == 0 {
+					t.Errorf("the variable %s has no values", v.Name)
+				}
+				values[v.Name] = strings.Join(all, ",")
+			}
+			for _, p := range d.Panels {
+				for _, q := range p.Targets {
+					names, rows := db.rows(asOf(expand(t, q.RawSQL, values)))
+					if len(rows) == 0 {
+						t.Errorf("%s: nothing answers %s", p.Title, q.RawSQL)
+						continue
+					}
+					for _, problem := range unfit(p, q, names, rows) {
+						t.Errorf("%s: %s", p.Title, problem)
+					}
+				}
+			}
+		})
+	}
+}
+
+// unfit says what a panel cannot show.
+func unfit(p panel, q query, names []string, rows [][]any) (problems []string) {
+	var needed []string
+	switch {
+	case q.QueryType == "timeseries":
+		if _, err := time.Parse(time.DateTime, fmt.Sprint(rows[0][0])); err != nil {
+			problems = append(problems, "the first column is no time: "+err.Error())
+		}
+		if len(rows) < 10 {
+			problems = append(problems, fmt.Sprintf("a line of %d points", len(rows)))
+		}
+	case q.QueryType == "traces":
+		needed = []string{"traceID", "spanID", "parentSpanID", "serviceName", "operationName", "startTime", "duration", "tags", "serviceTags"}
+	case q.RefID == "nodes":
+		needed = []string{"id", "title", "mainstat", "arc__bad", "arc__clean"}
+	case q.RefID == "edges":
+		needed = []string{"id", "source", "target", "mainstat"}
+	}
+	for _, o := range p.FieldConfig.Overrides {
+		needed = append(needed, o.Matcher.Options)
+	}
+	for _, name := range needed {
+		if !slices.Contains(names, name) {
+			problems = append(problems, "there is no column "+name)
+		}
+	}
+	return problems
+}
+
+var (
+	macro     = regexp.MustCompile(`\$__(\w+)(?:\((\w+)\))?`)
+	reference = regexp.MustCompile(`\$\{(\w+)(?::singlequote)?\}`)
+)
+
+// expand does what Grafana and the plugin (pkg/macros of grafana-clickhouse-datasource 4) do
+// before a query goes to ClickHouse, for the shop's hour and an interval of a minute.
+func expand(t *testing.T, query string, values map[string]string) string {
+	t.Helper()
+	from, to := fmt.Sprintf("toDateTime(%d)", shop.Start.Unix()), fmt.Sprintf("toDateTime(%d)", shop.End.Unix())
+	query = reference.ReplaceAllStringFunc(query, func(m string) string {
+		name := reference.FindStringSubmatch(m)[1]
+		if values[name] == "" {
+			t.Errorf("nobody sets the variable %s", name)
+		}
+		return values[name]
+	})
+	return macro.ReplaceAllStringFunc(query, func(m string) string {
+		parts := macro.FindStringSubmatch(m)
+		switch name, column := parts[1], parts[2]; name {
+		case "fromTime":
+			return from
+		case "toTime":
+			return to
+		case "timeFilter":
+			return column + " >= " + from + " AND " + column + " <= " + to
+		case "timeInterval":
+			return "toStartOfInterval(toDateTime(" + column + "), INTERVAL 60 second)"
+		case "interval_s":
+			return "60"
+		default:
+			t.Errorf("the plugin has no macro %s", m)
+			return m
+		}
+	})
+}
+
+// Dashboards agree with what is provisioned beside them, and with one another.
+func TestDashboardsFitTogether(t *testing.T) {
+	var provider struct {
+		Datasources []struct{ Name, UID, Type string }
+	}
+	if err := yaml.Unmarshal([]byte(read(t, provisioned+"/datasources/metaflow.yaml")), &provider); err != nil {
+		t.Fatal(err)
+	}
+	if len(provider.Datasources) != 1 {
+		t.Fatalf("there are %d data sources", len(provider.Datasources))
+	}
+	clickhouse := source{provider.Datasources[0].Type, provider.Datasources[0].UID}
+	all := dashboards(t)
+	variables := map[string][]string{} // by the dashboard's uid
+	for name, d := range all {
+		if _, taken := variables[d.UID]; taken || d.UID == "" || d.Title == "" {
+			t.Errorf("%s: its uid or title is missing, or somebody else's", name)
+		}
+		variables[d.UID] = []string{}
+		for _, v := range d.Templating.List {
+			variables[d.UID] = append(variables[d.UID], v.Name)
+			if v.Type == "query" && v.Datasource != clickhouse {
+				t.Errorf("%s: the variable %s asks %v", name, v.Name, v.Datasource)
+			}
+		}
+	}
+	target := regexp.MustCompile(`/d/([\w-]+)\?var-(\w+)=`)
+	for name, d := range all {
+		for i, p := range d.Panels {
+			if p.ID != i+1 || p.Datasource != clickhouse || len(p.Targets) == 0 {
+				t.Errorf("%s: %s: id %d, %v, %d queries", name, p.Title, p.ID, p.Datasource, len(p.Targets))
+			}
+			for _, q := range p.Targets {
+				if format, known := formats[q.QueryType]; !known || format != q.Format || q.EditorType != "sql" {
+					t.Errorf("%s: %s: format %d is not that of %q", name, p.Title, q.Format, q.QueryType)
+				}
+			}
+			if p.GridPos.X+p.GridPos.W > 24 {
+				t.Errorf("%s: %s is too wide", name, p.Title)
+			}
+			for _, other := range d.Panels[:i] {
+				a, b := p.GridPos, other.GridPos
+				if a.X < b.X+b.W && b.X < a.X+a.W && a.Y < b.Y+b.H && b.Y < a.Y+a.H {
+					t.Errorf("%s: %s lies on %s", name, p.Title, other.Title)
+				}
+			}
+		}
+		for _, m := range target.FindAllStringSubmatch(read(t, provisioned+"/dashboards/"+name), -1) {
+			if !slices.Contains(variables[m[1]], m[2]) {
+				t.Errorf("%s: a link leads to the variable %s of %s", name, m[2], m[1])
+			}
+		}
+	}
+}
+
+// rows returns a query's result as an array of arrays.
+func (q queried) rows(query string) (names []string, rows [][]any) {
+	q.t.Helper()
+	var answer struct {
+		Meta []struct{ Name string }
+		Data [][]any
+	}
+	if err := json.Unmarshal([]byte(q.ask(query, url.Values{"default_format": {"JSONCompact"}})), &answer); err != nil {
+		q.t.Fatal(err)
+	}
+	for _, m := range answer.Meta {
+		names = append(names, m.Name)
+	}
+	return names, answer.Data
+}
