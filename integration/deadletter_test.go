@@ -44,7 +44,7 @@ func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 	}
 	for range 2 {
 		said := run(t, "deadletter", "replay", "--config", s.config)
-		if want := fmt.Sprintf("%d spans sent again, 1 letters skipped", refused); !strings.Contains(said, want) {
+		if want := fmt.Sprintf("%d spans and 0 flows sent again, 1 letters skipped", refused); !strings.Contains(said, want) {
 			t.Errorf("replay says %q, want %q in it", said, want)
 		}
 		server.eventually(time.Minute, exactly(conn, c.sent))

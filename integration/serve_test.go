@@ -50,6 +50,7 @@ func newSite(t *testing.T, extra string) *site {
 kafka: {brokers: [%q], partitions: 6, produce_timeout: 3s}
 clickhouse: {addresses: ["127.0.0.1:%d"], query_timeout: 10s}
 writer: {max_batch_wait: 200ms, session_timeout: 6s}
+flow_writer: {max_batch_wait: 200ms, session_timeout: 6s}
 log: {format: text}
 %s`, s.grpc, s.kafkaAddr, s.nativePort, extra)
 	if err := os.WriteFile(s.config, []byte(yaml), 0o600); err != nil {

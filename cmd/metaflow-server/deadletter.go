@@ -22,12 +22,12 @@ func newDeadLetter() *cobra.Command {
 	list := &cobra.Command{Use: "list", Short: "List what could not be stored, and why", Args: program.Args(cobra.NoArgs)}
 	withKafka(list, func(cmd *cobra.Command, _ *server, client *kafka.Client) error {
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "OFFSET\tDIVERTED\tFROM\tSPANS\tBYTES\tCAUSE")
+		fmt.Fprintln(w, "OFFSET\tDIVERTED\tFROM\tITEMS\tBYTES\tCAUSE")
 		n := 0
 		err := deadletter.Each(cmd.Context(), client, schema.TopicDeadLetter, func(e deadletter.Entry) error {
 			n++
 			fmt.Fprintf(w, "%d/%d\t%s\t%s/%d/%d\t%d\t%d\t%s\n", e.At.Partition, e.At.Offset,
-				e.Time.UTC().Format("2006-01-02 15:04:05"), e.Topic, e.Partition, e.Offset, e.Spans, len(e.Value), e.Cause)
+				e.Time.UTC().Format("2006-01-02 15:04:05"), e.Topic, e.Partition, e.Offset, e.Items, len(e.Value), e.Cause)
 			return nil
 		})
 		if err := errors.Join(err, w.Flush()); err != nil {
@@ -39,8 +39,8 @@ func newDeadLetter() *cobra.Command {
 
 	replay := &cobra.Command{
 		Use:   "replay",
-		Short: "Send the spans of dead letters through the pipeline again",
-		Long: `replay sends the spans of dead letters to the spans topic again. Spans that are
+		Short: "Send the spans and flows of dead letters through the pipeline again",
+		Long: `replay sends the spans and flows of dead letters to their topics again. Those that are
 stored already are recognized by their ids and not stored twice, so it is safe to
 repeat. Letters stay in the dead-letter topic until its retention removes them.`,
 		Args: program.Args(cobra.NoArgs),
@@ -53,29 +53,28 @@ repeat. Letters stay in the dead-letter topic until its retention removes them.`
 }
 
 func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time.Duration) error {
-	partitions, err := client.Partitions(cmd.Context(), schema.TopicSpans)
-	if err != nil {
-		return err
-	}
 	producing, stop := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer stop()
-	producer := client.NewProducer(schema.TopicSpans, kafka.ProducerOptions{})
+	var producers errgroup.Group
+	targets := map[string]deadletter.Target{}
+	for _, topic := range []string{schema.TopicSpans, schema.TopicFlows} {
+		partitions, err := client.Partitions(cmd.Context(), topic)
+		if err != nil {
+			stop()
+			return errors.Join(err, producers.Wait())
+		}
+		producer := client.NewProducer(topic, kafka.ProducerOptions{})
+		producers.Go(func() error { return producer.Run(producing) })
+		targets[topic] = deadletter.Target{Producer: producer, Partitions: partitions, MaxRecordBytes: int(cfg.Kafka.MaxRecordBytes)}
+	}
 	begun := time.Now()
-	var report deadletter.Report
-	var g errgroup.Group
-	g.Go(func() error { return producer.Run(producing) })
-	g.Go(func() error {
-		defer stop()
-		var err error
-		target := deadletter.Target{Producer: producer, Partitions: partitions, MaxRecordBytes: int(cfg.Kafka.MaxRecordBytes)}
-		report, err = deadletter.Replay(cmd.Context(), client, schema.TopicDeadLetter, target, func(e deadletter.Entry) bool {
-			return since == 0 || begun.Sub(e.Time) <= since
-		})
-		return err
+	report, err := deadletter.Replay(cmd.Context(), client, schema.TopicDeadLetter, targets, func(e deadletter.Entry) bool {
+		return since == 0 || begun.Sub(e.Time) <= since
 	})
-	err = g.Wait()
-	fmt.Fprintf(cmd.OutOrStdout(), "%d letters read, %d spans sent again, %d letters skipped because they are no OTLP request, %d spans refused for their ids\n",
-		report.Letters, report.Spans, report.Skipped, report.Refused)
+	stop()
+	err = errors.Join(err, producers.Wait())
+	fmt.Fprintf(cmd.OutOrStdout(), "%d letters read, %d spans and %d flows sent again, %d letters skipped because they cannot be read, %d spans or flows refused for what they say\n",
+		report.Letters, report.Items[schema.TopicSpans], report.Items[schema.TopicFlows], report.Skipped, report.Refused)
 	return err
 }
 

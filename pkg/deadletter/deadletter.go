@@ -1,6 +1,6 @@
 // Package deadletter lists and replays what the writer could not store.
 //
-// Replaying sends the spans through the spans topic again, marked as resent:
+// Replaying sends the spans, or flows, through the topic that they came from again, marked as resent:
 // the writer looks them up by their ids and stores only those that are missing. So
 // replaying is safe to repeat, and needs no record of what was replayed before.
 package deadletter
@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/flowwire"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/schema"
 )
 
 // Log reads the dead-letter topic. *kafka.Client is one.
@@ -22,7 +24,7 @@ type Log interface {
 	Fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (kafka.Batch, error)
 }
 
-// Producer writes the spans topic.
+// Producer writes one topic.
 type Producer interface {
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
 }
@@ -32,7 +34,7 @@ type Entry struct {
 	record.DeadLetter
 	At    Position
 	Time  time.Time // when it was diverted
-	Spans int       // 0 when the value is no OTLP request
+	Items int       // spans or flows; 0 when the value is no request of its topic
 	Value []byte    // valid during the call that it is given to
 }
 
@@ -84,64 +86,93 @@ func entry(partition int, batch *kafka.Batch, i int) Entry {
 	for _, h := range batch.Headers(i) {
 		e.Set(h.Key, h.Value)
 	}
-	if otlp.Check(r.Value) == nil {
-		e.Spans = otlp.Spans(r.Value)
+	switch {
+	case e.Topic == schema.TopicFlows && flowwire.Check(r.Value) == nil:
+		e.Items = flowwire.Flows(r.Value)
+	case e.Topic != schema.TopicFlows && otlp.Check(r.Value) == nil:
+		e.Items = otlp.Spans(r.Value)
 	}
 	return e
 }
 
 // Report says what a replay did.
 type Report struct {
-	Letters int // read
-	Spans   int // sent to the spans topic
-	Skipped int // letters that cannot be replayed: their value is no OTLP request, or is left out
-	Refused int // spans that no writer would take: ids of a wrong length
+	Letters int            // read
+	Items   map[string]int // spans or flows sent, by topic
+	Skipped int            // letters that cannot be replayed: their value is no request of their topic, or is left out
+	Refused int            // spans or flows that no writer would take
 }
 
-// Target is where a replay goes.
+// Target is where a replay sends the letters of one topic.
 type Target struct {
 	Producer       Producer
 	Partitions     int
 	MaxRecordBytes int
 }
 
-// Replay sends the spans of every dead letter for which keep is true to the
-// spans topic. What it has sent when it fails stays sent.
-func Replay(ctx context.Context, log Log, topic string, to Target, keep func(Entry) bool) (Report, error) {
-	var report Report
-	var splitter otlp.Splitter
-	opts := otlp.Options{
-		Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes,
-		Window: otlp.Window{Latest: 1<<63 - 1}, // the writer judges the times again
-	}
+// Replay sends what every dead letter has for which keep is true to the topic that it comes
+// from, if that is in to. What it has sent when it fails stays sent.
+func Replay(ctx context.Context, log Log, topic string, to map[string]Target, keep func(Entry) bool) (Report, error) {
+	report := Report{Items: make(map[string]int)}
+	var s splitter
 	err := Each(ctx, log, topic, func(e Entry) error {
 		if !keep(e) {
 			return nil
 		}
 		report.Letters++
-		if e.Truncated > 0 {
+		target, ok := to[e.Topic]
+		if !ok || e.Truncated > 0 {
 			report.Skipped++
 			return nil
 		}
-		records, rejected, err := splitter.Split(e.Value, opts)
+		refused, err := s.split(&e, target)
 		if err != nil {
 			report.Skipped++
 			return nil //nolint:nilerr // the letter stays where it is, and is counted
 		}
-		report.Refused += int(rejected.Total())
-		var batch []kafka.Outgoing
-		for _, r := range records {
-			report.Spans += r.Spans
-			meta := record.Meta{Agent: e.Meta.Agent, Received: e.Meta.Received, Hash: record.HashOf(r.Value), HasHash: true, Resend: true}
-			batch = append(batch, kafka.Outgoing{Partition: r.Partition, Value: r.Value, Headers: meta.Headers()})
-		}
-		if len(batch) == 0 {
+		report.Refused += int(refused)
+		if len(s.batch) == 0 {
 			return nil
 		}
-		if err := to.Producer.Produce(ctx, batch); err != nil {
+		if err := target.Producer.Produce(ctx, s.batch); err != nil {
 			return fmt.Errorf("replay dead letter %d/%d: %w", e.At.Partition, e.At.Offset, err)
 		}
+		report.Items[e.Topic] += s.items
 		return nil
 	})
 	return report, err
+}
+
+// splitter makes records of letters again.
+type splitter struct {
+	spans otlp.Splitter
+	flows flowwire.Splitter
+	batch []kafka.Outgoing
+	items int // in batch
+}
+
+// everything leaves it to the writer to judge the times again.
+var everything = otlp.Window{Latest: 1<<63 - 1}
+
+// split makes batch of a letter.
+func (s *splitter) split(e *Entry, to Target) (refused int64, err error) {
+	s.batch, s.items = s.batch[:0], 0
+	if e.Topic == schema.TopicFlows {
+		records, rejected, err := s.flows.Split(e.Value, flowwire.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: everything})
+		for _, r := range records {
+			s.add(e, r.Partition, r.Value, r.Flows)
+		}
+		return rejected.Total(), err
+	}
+	records, rejected, err := s.spans.Split(e.Value, otlp.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: everything})
+	for _, r := range records {
+		s.add(e, r.Partition, r.Value, r.Spans)
+	}
+	return rejected.Total(), err
+}
+
+func (s *splitter) add(e *Entry, partition int, value []byte, items int) {
+	meta := record.Meta{Agent: e.Meta.Agent, Received: e.Meta.Received, Hash: record.HashOf(value), HasHash: true, Resend: true}
+	s.batch = append(s.batch, kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()})
+	s.items += items
 }
