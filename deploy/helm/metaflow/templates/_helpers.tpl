@@ -119,7 +119,9 @@ key_file: {{ $dir }}/tls.key
       "server" (dict "addresses" (list (printf "%s-server-headless.%s.svc:%s"
         (include "metaflow.fullname" .) .Release.Namespace (include "metaflow.port" $server.grpc.listen))))
       "http" (dict "listen" "0.0.0.0:38087")
-      "spool" (dict "dir" "/var/lib/metaflow-agent") -}}
+      "spool" (dict "dir" "/var/lib/metaflow-agent")
+      "kubernetes" (dict "enabled" (toString .Values.agent.kubernetes.enabled) "lease" (printf "%s-agent" (include "metaflow.fullname" .)))
+      -}}
 {{- with .Values.clusterName -}}{{- $_ := set $config "cluster" . -}}{{- end -}}
 {{- with .Values.agent.tls -}}
 {{- if .secretName -}}
