@@ -162,7 +162,8 @@ FROM
                 c.s.peer_port != 0 AND f.peer_port = c.s.peer_port, 'ip and port',
                 f.ip = c.s.ip, 'ip',
                 'pod') AS matched,
-            sumForEach([1, f.connections, f.connect_failures, f.resets, f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent,
+            -- A row ends with its connection: what was cut off after the span did it no harm.
+            sumForEach([1, f.connections, (f.time <= c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack) * f.connect_failures, (f.time <= c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack) * f.resets, (f.time <= c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent,
                 f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
             max(f.rtt_us) AS rtt_us,
             minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us

@@ -124,17 +124,17 @@ func TestTraceNetwork(t *testing.T) {
 		},
 		"cut off": {
 			[]spanRow{client},
-			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1}},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, to: 40 * time.Millisecond}},
 			result{"c": "ip and port/reset"},
 		},
 		"nobody answers": {
 			[]spanRow{client},
-			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, failures: 1}},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, failures: 1, to: 40 * time.Millisecond}},
 			result{"c": "ip and port/connect failed"},
 		},
 		"timed out": {
 			[]spanRow{client},
-			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, timeouts: 1}},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, timeouts: 1, to: 40 * time.Millisecond}},
 			result{"c": "ip and port/timed out"},
 		},
 		"another edge of the same client is bad": {
@@ -147,6 +147,9 @@ func TestTraceNetwork(t *testing.T) {
 			append([]flowRow{{role: "client", ip: a, peer: b, peerPort: 81, resets: 1}}, clean...),
 			result{"c": "ip and port/network clean"},
 		},
+		"cut off long after the span": {[]spanRow{client},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, timeouts: 1, to: 30 * time.Second}},
+			result{"c": "ip and port/network clean"}},
 		"it was bad an hour ago": {
 			[]spanRow{client},
 			append([]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, from: -61 * time.Minute, to: -time.Hour}}, clean...),
@@ -154,7 +157,7 @@ func TestTraceNetwork(t *testing.T) {
 		},
 		"clocks disagree by half a second": {
 			[]spanRow{client},
-			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, from: 500 * time.Millisecond}},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, from: 500 * time.Millisecond, to: 900 * time.Millisecond}},
 			result{"c": "ip and port/reset"},
 		},
 		"clocks disagree the other way": {
@@ -179,12 +182,12 @@ func TestTraceNetwork(t *testing.T) {
 		},
 		"a pod without an address": {
 			[]spanRow{{id: "c", service: "shop", kind: "client", uid: "pod-a", peer: b, peerPort: 80}},
-			[]flowRow{{role: "client", ip: a, uid: "pod-a", peer: b, peerPort: 80, resets: 1}},
+			[]flowRow{{role: "client", ip: a, uid: "pod-a", peer: b, peerPort: 80, resets: 1, to: time.Second}},
 			result{"c": "ip and port/reset"},
 		},
 		"a pod with another address than its spans know": {
 			[]spanRow{{id: "c", service: "shop", kind: "client", ip: "10.9.9.9", uid: "pod-a", peer: "fd00::2", peerPort: 80}},
-			[]flowRow{{role: "client", ip: "fd00::1", uid: "pod-a", peer: "fd00::2", peerPort: 80, resets: 1}},
+			[]flowRow{{role: "client", ip: "fd00::1", uid: "pod-a", peer: "fd00::2", peerPort: 80, resets: 1, to: time.Second}},
 			result{"c": "ip and port/reset"},
 		},
 		"the same addresses in another cluster": {
@@ -194,7 +197,7 @@ func TestTraceNetwork(t *testing.T) {
 		},
 		"a consumer is a client of its broker": {
 			[]spanRow{{id: "c", service: "shop", kind: "consumer", ip: a, peer: b, peerPort: 9092}},
-			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 9092, resets: 1}},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 9092, resets: 1, to: time.Second}},
 			result{"c": "ip and port/reset"},
 		},
 		"no address": {
