@@ -147,9 +147,11 @@ func TestTraceNetwork(t *testing.T) {
 			append([]flowRow{{role: "client", ip: a, peer: b, peerPort: 81, resets: 1}}, clean...),
 			result{"c": "ip and port/network clean"},
 		},
-		"cut off long after the span": {[]spanRow{client},
+		"cut off long after the span": {
+			[]spanRow{client},
 			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, timeouts: 1, to: 30 * time.Second}},
-			result{"c": "ip and port/network clean"}},
+			result{"c": "ip and port/network clean"},
+		},
 		"it was bad an hour ago": {
 			[]spanRow{client},
 			append([]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, from: -61 * time.Minute, to: -time.Hour}}, clean...),
