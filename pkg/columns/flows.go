@@ -8,6 +8,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/flowwire"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/resolve"
 )
 
 // TableFlows is the table whose columns Flows fills.
@@ -41,13 +42,20 @@ type Flows struct {
 
 	// The holder that was put last, and its places in the dictionaries: most flows have the
 	// same peers, or nobody knows them.
-	holder     Holder
+	holder     resolve.Holder
 	holderKeys [peerTexts]uint32
 	holderKept bool
 }
 
 // The texts of a FlowGroup, by the order of their fields from pod_uid on.
 const groupTexts = 7
+
+const (
+	podUID = iota
+	podName
+	podNamespace
+	podWorkload
+)
 
 var groupColumns = [groupTexts]string{"pod_uid", "pod", "namespace", "workload", "container_id", "container", "process"}
 
@@ -142,18 +150,13 @@ func (f *Flows) Reset() {
 	}
 }
 
-// Holder is who holds an address: a pod, or a service when only Service is set. What is not known is empty.
-type Holder struct {
-	Node, Namespace, Pod, PodUID, Workload, Service string
-}
-
 // FlowSource says where a request came from and which of its flows are wanted.
 type FlowSource struct {
 	Window otlp.Window // in which flows must lie
-	// Resolve, when set, is asked who holds the address of a peer at a time, in nanoseconds since the
-	// Unix epoch. The zero Holder is nobody known. It decides about no row, so it may answer differently when
-	// the same flows are appended again.
-	Resolve func(cluster []byte, address netip.Addr, time uint64) Holder
+	// Resolve, when set, is asked who held an address at a time, in nanoseconds since the Unix
+	// epoch: of every peer, and of the local end when the agent does not name its pod. It decides
+	// about no row, so it may answer differently when the same flows are appended again.
+	Resolve func(cluster string, address netip.Addr, at uint64) resolve.Holder
 	// Skip, when set, is asked for every acceptable flow; those it returns true for are left
 	// out. index counts all flows of the request from 0. key is valid during the call.
 	Skip func(index int, key *FlowKey) bool
@@ -205,6 +208,9 @@ func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
 	}
 	a := flowAppender{Flows: f, src: &src}
 	a.head.Read(value)
+	if src.Resolve != nil {
+		a.cluster = string(a.head.Cluster)
+	}
 	a.keys = flowKeys{agentID: f.agentID.key(a.head.AgentID), cluster: f.cluster.key(a.head.Cluster), node: f.node.key(a.head.Node)}
 	for i := 0; i < len(value); {
 		tag, lo, hi := otlp.Next(value, i)
@@ -221,7 +227,10 @@ type flowAppender struct {
 	*Flows
 	src     *FlowSource
 	head    flowwire.Head
+	cluster string // for Resolve
 	keys    flowKeys
+	podUID  []byte // of the group
+	named   bool   // the group has its pod's name
 	key     FlowKey
 	flow    flowwire.Flow
 	index   int
@@ -250,6 +259,7 @@ func (a *flowAppender) flowGroup(b []byte) {
 	for i := range texts {
 		a.keys.group[i] = a.group[i].key(texts[i])
 	}
+	a.podUID, a.named = texts[podUID], len(texts[podName]) > 0
 	a.key = FlowKey{Agent: a.head.AgentID, NetworkNamespace: namespace}
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
@@ -306,21 +316,47 @@ func (a *flowAppender) row(f *flowwire.Flow, ip, peer *[16]byte) {
 	a.sendBufferLimited.putUint64(f.SendBufferLimited)
 	a.busy.putUint64(f.Busy)
 	a.agentID.putKey(a.keys.agentID)
-	a.cluster.putKey(a.keys.cluster)
+	a.Flows.cluster.putKey(a.keys.cluster)
 	a.node.putKey(a.keys.node)
-	for i := range a.group {
-		a.group[i].putKey(a.keys.group[i])
-	}
-	a.peerOf(peer, f.End)
+	a.owner(ip, f.End)
+	a.other(peer, f.End)
 }
 
-func (a *flowAppender) peerOf(peer *[16]byte, time uint64) {
-	var h Holder
+// owner puts what is known of the end that the flow is of. Agents may know no more of a pod than its uid.
+func (a *flowAppender) owner(ip *[16]byte, at uint64) {
+	if a.named || a.src.Resolve == nil {
+		for i := range a.group {
+			a.group[i].putKey(a.keys.group[i])
+		}
+		return
+	}
+	keys := a.keys.group
+	h := a.src.Resolve(a.cluster, netip.AddrFrom16(*ip).Unmap(), at)
+	if h.Kind == resolve.Pod && (len(a.podUID) == 0 || string(a.podUID) == h.UID) {
+		for i, text := range [...]string{podUID: h.UID, podName: h.Name, podNamespace: h.Namespace, podWorkload: h.Workload} {
+			keys[i] = a.group[i].keyOf(text)
+		}
+	}
+	for i := range a.group {
+		a.group[i].putKey(keys[i])
+	}
+}
+
+// other puts what is known of the other end.
+func (a *flowAppender) other(peer *[16]byte, at uint64) {
+	var h resolve.Holder
 	if a.src.Resolve != nil {
-		h = a.src.Resolve(a.head.Cluster, netip.AddrFrom16(*peer).Unmap(), time)
+		h = a.src.Resolve(a.cluster, netip.AddrFrom16(*peer).Unmap(), at)
 	}
 	if !a.holderKept || h != a.holder {
-		for i, text := range [peerTexts]string{h.Node, h.Namespace, h.Pod, h.PodUID, h.Workload, h.Service} {
+		var pod, service string
+		switch h.Kind { //nolint:exhaustive // a node is nothing but a node
+		case resolve.Pod:
+			pod = h.Name
+		case resolve.Service:
+			service = h.Name
+		}
+		for i, text := range [peerTexts]string{h.Node, h.Namespace, pod, h.UID, h.Workload, service} {
 			a.holderKeys[i] = a.peer[i].keyOf(text)
 		}
 		a.holder, a.holderKept = h, true

@@ -15,6 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/flowwire"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/resolve"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -106,11 +107,11 @@ func TestFlowColumns(t *testing.T) {
 		}}},
 	}}
 	f := columns.NewFlows()
-	refused, err := f.Append(marshal(t, req), columns.FlowSource{Window: everything, Resolve: func(cluster []byte, address netip.Addr, time uint64) columns.Holder {
-		if string(cluster) != "test" || time != end {
-			return columns.Holder{}
+	refused, err := f.Append(marshal(t, req), columns.FlowSource{Window: everything, Resolve: func(cluster string, address netip.Addr, at uint64) resolve.Holder {
+		if cluster != "test" || at != end {
+			return resolve.Holder{}
 		}
-		return columns.Holder{Node: "node-2", Namespace: "edge", Pod: "pod " + address.String(), PodUID: "other", Workload: "proxy", Service: "shop"}
+		return resolve.Holder{Kind: resolve.Pod, Node: "node-2", Namespace: "edge", Name: "pod " + address.String(), UID: "other", Workload: "proxy"}
 	}})
 	if err != nil || len(refused) > 0 {
 		t.Fatal(refused, err)
@@ -120,7 +121,7 @@ func TestFlowColumns(t *testing.T) {
 			map[string]string{
 				"agent_id": "agent-1", "cluster": "test", "node": "node-1", "pod_uid": "uid", "pod": "cart-1", "namespace": "shop", "workload": "cart",
 				"container_id": "c0ffee", "container": "server", "process": "java", "ip": "10.0.0.1", "peer_ip": "2001:db8::1",
-				"peer_node": "node-2", "peer_namespace": "edge", "peer_pod": "pod 2001:db8::1", "peer_pod_uid": "other", "peer_workload": "proxy", "peer_service": "shop",
+				"peer_node": "node-2", "peer_namespace": "edge", "peer_pod": "pod 2001:db8::1", "peer_pod_uid": "other", "peer_workload": "proxy",
 				"role": "client", "state": "closed", "end_reason": "timed out",
 			},
 			map[string]uint64{
@@ -139,6 +140,65 @@ func TestFlowColumns(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, readFlows(t, f)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Who the ends are is looked up where the agent does not say it.
+func TestFlowEndsAreLookedUp(t *testing.T) {
+	pod := resolve.Holder{Kind: resolve.Pod, Namespace: "shop", Name: "cart-1", UID: "uid", Node: "node-1", Workload: "cart"}
+	known := map[string]resolve.Holder{
+		"10.0.0.1": pod,
+		"10.0.0.2": {Kind: resolve.Service, Namespace: "shop", Name: "redis"},
+		"10.0.0.3": {Kind: resolve.Node, Name: "node-3", Node: "node-3"},
+	}
+	tests := map[string]struct {
+		group       *agentv1.FlowGroup
+		local, peer byte
+		want        map[string]string
+	}{
+		"a pod calls a service": {
+			&agentv1.FlowGroup{ContainerId: "c"}, 1, 2,
+			map[string]string{
+				"pod_uid": "uid", "pod": "cart-1", "namespace": "shop", "workload": "cart", "container_id": "c",
+				"peer_service": "redis", "peer_namespace": "shop",
+			},
+		},
+		"the agent knows the uid": {
+			&agentv1.FlowGroup{PodUid: "uid"}, 1, 9,
+			map[string]string{"pod_uid": "uid", "pod": "cart-1", "namespace": "shop", "workload": "cart"},
+		},
+		"another pod in the network of the first": {&agentv1.FlowGroup{PodUid: "another"}, 1, 9, map[string]string{"pod_uid": "another"}},
+		"the agent knows it all": {
+			&agentv1.FlowGroup{PodUid: "u", Pod: "p", Namespace: "n", Workload: "w"}, 1, 1,
+			map[string]string{
+				"pod_uid": "u", "pod": "p", "namespace": "n", "workload": "w",
+				"peer_pod": "cart-1", "peer_pod_uid": "uid", "peer_namespace": "shop", "peer_workload": "cart", "peer_node": "node-1",
+			},
+		},
+		"a node calls a node": {&agentv1.FlowGroup{}, 3, 3, map[string]string{"peer_node": "node-3"}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			tc.group.Flows = []*agentv1.Flow{{
+				StartTimeUnixNano: 1, EndTimeUnixNano: 1, LocalAddress: []byte{10, 0, 0, tc.local}, LocalPort: 1,
+				PeerAddress: []byte{10, 0, 0, tc.peer}, PeerPort: 1, Connection: 1,
+			}}
+			f := columns.NewFlows()
+			_, err := f.Append(marshal(t, &agentv1.ExportFlowsRequest{AgentId: "a", Groups: []*agentv1.FlowGroup{tc.group}}), columns.FlowSource{
+				Window:  everything,
+				Resolve: func(_ string, address netip.Addr, _ uint64) resolve.Holder { return known[address.String()] },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := readFlows(t, f)[0].Texts
+			for _, name := range []string{"agent_id", "ip", "peer_ip", "role", "state", "end_reason"} {
+				delete(got, name)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/flowwire"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/resolve"
 )
 
 // FlowStore finds flows. *clickhouse.DB is one.
@@ -17,21 +18,22 @@ type FlowStore interface {
 	ExistingFlows(ctx context.Context, shard int, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error)
 }
 
-// Resolver says who holds an address at a time, in nanoseconds since the Unix epoch. It is called for every
+// Resolver says who held an address at a time, in nanoseconds since the Unix epoch. It is called for every
 // flow, by many goroutines, and never blocks.
-type Resolver func(cluster []byte, address netip.Addr, time uint64) columns.Holder
+type Resolver func(cluster string, address netip.Addr, at uint64) resolve.Holder
 
-// Flows is the kind of the topic of flows. resolve is asked for their peers; it may be nil.
-func Flows(store FlowStore, resolve Resolver) Kind { return flows{store, resolve} }
+// Flows is the kind of the topic of flows. who is asked for the pods and services at their ends; it may
+// be nil.
+func Flows(store FlowStore, who Resolver) Kind { return flows{store, who} }
 
 type flows struct {
-	store   FlowStore
-	resolve Resolver
+	store FlowStore
+	who   Resolver
 }
 
 func (flows) Signal() string         { return "flows" }
 func (flows) Items() string          { return "flows" }
-func (k flows) NewBlock() Block      { return flowBlock{columns.NewFlows(), k.resolve} }
+func (k flows) NewBlock() Block      { return flowBlock{columns.NewFlows(), k.who} }
 func (flows) Count(value []byte) int { return flowwire.Flows(value) }
 
 func (flows) Select(value []byte, keep func(int) bool) ([]byte, error) {
@@ -44,11 +46,11 @@ func (k flows) Existing(ctx context.Context, shard int, keys []Key) (map[Key]str
 
 type flowBlock struct {
 	*columns.Flows
-	resolve Resolver
+	who Resolver
 }
 
 func (b flowBlock) Append(r *record.Record, window otlp.Window, skip func(int, Key) bool) ([]Refused, error) {
-	src := columns.FlowSource{Window: window, Resolve: b.resolve}
+	src := columns.FlowSource{Window: window, Resolve: b.who}
 	if skip != nil {
 		src.Skip = func(index int, key *columns.FlowKey) bool { return skip(index, flowKey(key)) }
 	}
