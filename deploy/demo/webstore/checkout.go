@@ -25,6 +25,20 @@ type order struct {
 	Total      money      `json:"total"`
 }
 
+// letter is an order as it goes to the email service.
+type letter struct {
+	order
+	Attachment []byte `json:"attachment,omitempty"`
+}
+
+// attachment is nothing, unless trouble is asked for.
+func (s *service) attachment() []byte {
+	if trouble := s.trouble.Load(); trouble != nil {
+		return make([]byte, trouble.Attachment)
+	}
+	return nil
+}
+
 // checkout turns a cart into an order.
 func checkout(s *service) (api, error) {
 	place := func(ctx context.Context, req *orderRequest) (*order, error) {
@@ -72,7 +86,8 @@ func (s *service) placeOrder(ctx context.Context, req *orderRequest) (*order, er
 		attribute.Float64("app.order.amount", float64(total.Cents)/100),
 		attribute.Int64("app.cart.items.count", c.count()),
 	)
-	return o, s.fetch(ctx, emailService, http.MethodPost, "/send_order_confirmation", o, nil)
+	letter := letter{order: *o, Attachment: s.attachment()}
+	return o, s.fetch(ctx, emailService, http.MethodPost, "/send_order_confirmation", letter, nil)
 }
 
 // price adds up the items and what it costs to send them, in the customer's currency.

@@ -17,6 +17,10 @@
 // The same seed gives the same journeys: who buys what, and whose card is
 // refused. Trace ids and what the machine adds to latencies differ.
 //
+// Where each service is to have a process of its own, with a host or a network
+// namespace around it, [StartSingle] starts one of them, and tells it
+// to have [Trouble].
+//
 // A [Store] owns all its goroutines from [Start] to [Store.Close]. Its methods
 // may be called from any goroutine; Close once, after Run has returned.
 package webstore

@@ -148,7 +148,7 @@ var confirmation = template.Must(template.New("confirmation").Parse(
 // emails writes confirmations, and sends them nowhere.
 func emails(*service) (api, error) {
 	confirm := func(r *http.Request) (any, error) {
-		var o order
+		var o letter
 		if err := readBody(r, &o); err != nil {
 			return nil, err
 		}

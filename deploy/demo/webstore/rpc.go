@@ -39,7 +39,7 @@ func method[Req, Resp any](s *service, name string, h func(context.Context, *Req
 			if err := decode(req); err != nil {
 				return nil, err
 			}
-			if err := s.latency.wait(ctx); err != nil {
+			if err := s.work(ctx); err != nil {
 				return nil, err
 			}
 			return h(ctx, req)
@@ -70,14 +70,18 @@ func (s *service) newRPCServer(methods []grpc.MethodDesc) *grpc.Server {
 }
 
 func (s *service) dialRPC(address string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+address,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return s.dialer().DialContext(ctx, "tcp", address)
 		}),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(messages{})),
 		grpc.WithStatsHandler(peerAddress{otelgrpc.NewClientHandler(s.rpcOptions()...)}),
-	)
+	}
+	if s.idleLimit > 0 {
+		options = append(options, grpc.WithIdleTimeout(s.idleLimit))
+	}
+	return grpc.NewClient("passthrough:///"+address, options...)
 }
 
 func (s *service) rpcOptions() []otelgrpc.Option {

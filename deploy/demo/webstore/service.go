@@ -7,15 +7,19 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
-// idleLimit is how long a request of the WebStore may take before a stop cuts it
+// stopLimit is how long a request of the WebStore may take before a stop cuts it
 // off; all of them together take less than a second.
-const idleLimit = 5 * time.Second
+const stopLimit = 5 * time.Second
 
 // rpcNames are the names of the gRPC services.
 var rpcNames = map[string]string{
@@ -39,7 +43,9 @@ type service struct {
 	telemetry *telemetry
 	tracer    trace.Tracer
 	latency   latency
+	trouble   atomic.Pointer[Trouble] // nil is none
 	dice      *dice
+	idleLimit time.Duration // of connections without calls; 0 is the default of each protocol
 
 	listener net.Listener // nil where nobody calls
 	rpc      *grpc.Server
@@ -54,10 +60,18 @@ type service struct {
 	serving chan error     // the end of the server
 }
 
+// place is where a service is and sends its spans to.
+type place struct {
+	listen    netip.AddrPort // port 0 picks a free one
+	endpoint  string
+	idleLimit time.Duration
+}
+
 // newService opens the service's socket but serves nothing yet.
-func newService(ctx context.Context, endpoint string, k kind, ip net.IP, rng *rand.Rand) (*service, error) {
+func newService(ctx context.Context, k kind, at place, rng *rand.Rand) (*service, error) {
+	ip := net.IP(at.listen.Addr().AsSlice())
 	id := newIdentity(k.name, ip, rng)
-	t, err := newTelemetry(ctx, endpoint, id)
+	t, err := newTelemetry(ctx, at.endpoint, id)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +83,7 @@ func newService(ctx context.Context, endpoint string, k kind, ip net.IP, rng *ra
 		tracer:    t.provider.Tracer("github.com/metaflowys/metaflow-server/deploy/demo/webstore/" + k.name),
 		latency:   latency{k.median, random},
 		dice:      random,
+		idleLimit: at.idleLimit,
 		peers:     map[string]*grpc.ClientConn{},
 		sites:     map[string]string{},
 		serving:   make(chan error, 1),
@@ -77,7 +92,7 @@ func newService(ctx context.Context, endpoint string, k kind, ip net.IP, rng *ra
 	if k.name == loadGenerator {
 		return s, nil
 	}
-	s.listener, err = listen(ctx, ip)
+	s.listener, err = listen(ctx, at.listen)
 	if err != nil {
 		return nil, errors.Join(err, s.close(ctx))
 	}
@@ -126,7 +141,7 @@ func (s *service) serve(a api) {
 
 // stopServing waits for the handlers, whose spans end after their answers are out.
 func (s *service) stopServing(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, idleLimit)
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
 	switch {
 	case s.rpc != nil:
@@ -145,6 +160,25 @@ func (s *service) stopServing(ctx context.Context) error {
 		return err
 	case s.listener != nil:
 		return s.listener.Close()
+	}
+	return nil
+}
+
+// work is what a handler does before anything else: its own part of the work, and
+// what trouble it is to have.
+func (s *service) work(ctx context.Context) error {
+	if err := s.latency.wait(ctx); err != nil {
+		return err
+	}
+	trouble := s.trouble.Load()
+	if trouble == nil {
+		return nil
+	}
+	if err := pause(ctx, trouble.Slow); err != nil {
+		return err
+	}
+	if s.dice.intn(100) < trouble.FailPercent {
+		return status.Errorf(codes.Internal, "%s fails, as it was told", s.name)
 	}
 	return nil
 }
@@ -176,7 +210,7 @@ func (s *service) dialer() *net.Dialer {
 	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: s.ip}, Timeout: 5 * time.Second}
 }
 
-func listen(ctx context.Context, ip net.IP) (net.Listener, error) {
+func listen(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
-	return lc.Listen(ctx, "tcp", net.JoinHostPort(ip.String(), "0"))
+	return lc.Listen(ctx, "tcp", at.String())
 }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -111,11 +111,11 @@ func Start(ctx context.Context, o Options) (*Store, error) {
 func (s *Store) open(ctx context.Context) error {
 	addressOf := newAddresses(ctx)
 	s.cache = miniredis.NewMiniRedis()
-	if err := s.cache.StartAddr(net.JoinHostPort(addressOf(len(catalogue)).String(), "0")); err != nil {
+	if err := s.cache.StartAddr(addressOf(len(catalogue)).String()); err != nil {
 		return fmt.Errorf("start cache: %w", err)
 	}
 	for i, k := range catalogue {
-		service, err := newService(ctx, s.options.Endpoint, k, addressOf(i), newRand(s.options.Seed, ^uint64(i)))
+		service, err := newService(ctx, k, place{listen: addressOf(i), endpoint: s.options.Endpoint}, newRand(s.options.Seed, ^uint64(i)))
 		if err != nil {
 			return fmt.Errorf("open %s: %w", k.name, err)
 		}
@@ -146,14 +146,17 @@ func (s *Store) address(name string) string {
 
 // newAddresses returns the loopback address of each service: 127.0.1.11 and up. Where
 // the system has only 127.0.0.1 (macOS) they share that one.
-func newAddresses(ctx context.Context) func(i int) net.IP {
-	first := net.IPv4(127, 0, 1, 11).To4()
-	if l, err := listen(ctx, first); err != nil {
-		return func(int) net.IP { return net.IPv4(127, 0, 0, 1).To4() }
-	} else if err := l.Close(); err != nil {
-		return func(int) net.IP { return net.IPv4(127, 0, 0, 1).To4() }
+func newAddresses(ctx context.Context) func(i int) netip.AddrPort {
+	own := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(11 + i)}), 0)
 	}
-	return func(i int) net.IP { return net.IPv4(127, 0, 1, byte(11+i)).To4() }
+	shared := func(int) netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0) }
+	if l, err := listen(ctx, own(0)); err != nil {
+		return shared
+	} else if err := l.Close(); err != nil {
+		return shared
+	}
+	return own
 }
 
 // newRand returns the numbers of one stream of a seed.

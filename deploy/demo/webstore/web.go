@@ -19,7 +19,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// maxBody bounds a request or a page; the largest here has a few kilobytes.
+// maxBody bounds a request or a page; the largest here has a few kilobytes, unless
+// an attachment is asked for.
 const maxBody = 1 << 20
 
 // routes are the handlers of an HTTP server by the pattern of http.ServeMux.
@@ -44,7 +45,7 @@ func (s *service) answer(w http.ResponseWriter, r *http.Request, handle func(*ht
 	trace.SpanFromContext(r.Context()).SetAttributes(semconv.HTTPRoute(route(r)))
 
 	var page any
-	err := s.latency.wait(r.Context())
+	err := s.work(r.Context())
 	if err == nil {
 		page, err = handle(r)
 	}
@@ -81,6 +82,9 @@ func statusCode(err error) int {
 // newWebClient keeps the connections of one service apart from those of the others.
 func (s *service) newWebClient() *http.Client {
 	s.transport = &http.Transport{DialContext: s.dialer().DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute}
+	if s.idleLimit > 0 {
+		s.transport.IdleConnTimeout = s.idleLimit
+	}
 	options := append(s.webOptions(),
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method }),
 		otelhttp.WithClientTrace(func(ctx context.Context) *httptrace.ClientTrace {

@@ -1,0 +1,107 @@
+package webstore
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startSingles starts every service by itself, each at a port of 127.0.0.1.
+func startSingles(t *testing.T, endpoint string) map[string]*Single {
+	t.Helper()
+	addresses, all := map[string]string{}, map[string]*Single{}
+	for _, name := range Names() {
+		addresses[name] = freeAddress(t)
+	}
+	for _, name := range Names() {
+		o := SingleOptions{Service: name, Listen: netip.MustParseAddrPort(addresses[name]), Peers: addresses, Endpoint: endpoint, Seed: 1, IdleLimit: time.Second}
+		s, err := StartSingle(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[name] = s
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		names := Names()
+		for i := range names {
+			if err := all[names[len(names)-1-i]].Close(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return all
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// The shop in parts is the shop, and its services have the trouble that they are told to have.
+func TestSingles(t *testing.T) {
+	all := startSingles(t, newReceiver(t).endpoint)
+	visit := func() int {
+		t.Helper()
+		failed, err := all[loadGenerator].Visit(t.Context(), 10, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return failed
+	}
+	if failed := visit(); failed != 0 {
+		t.Errorf("%d of 10 visitors saw errors in a shop without trouble", failed)
+	}
+	all[checkoutService].Have(Trouble{Attachment: 500_000})
+	if failed := visit(); failed != 0 {
+		t.Errorf("%d of 10 visitors saw errors because of attachments", failed)
+	}
+	all[currencyService].Have(Trouble{Slow: 50 * time.Millisecond})
+	began := time.Now()
+	if failed := visit(); failed != 0 || time.Since(began) < 100*time.Millisecond {
+		t.Errorf("%d of 10 visitors saw errors and all took %s in a shop with a slow service", failed, time.Since(began))
+	}
+	all[productCatalogService].Have(Trouble{FailPercent: 100})
+	if failed := visit(); failed != 10 {
+		t.Errorf("%d of 10 visitors saw errors in a shop without products", failed)
+	}
+}
+
+func TestStartSingleSaysWhatIsMissing(t *testing.T) {
+	listen := netip.MustParseAddrPort("127.0.0.1:0")
+	tests := map[string]struct {
+		options SingleOptions
+		says    string
+	}{
+		"a peer":     {SingleOptions{Service: cartService, Listen: listen, Endpoint: "127.0.0.1:1"}, "no address of its peer redis"},
+		"a service":  {SingleOptions{Service: "bookkeeping", Listen: listen, Endpoint: "127.0.0.1:1"}, "no such service"},
+		"a receiver": {SingleOptions{Service: adService, Listen: listen}, "no endpoint"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := StartSingle(t.Context(), tc.options); err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("StartSingle = %v, want that it says %q", err, tc.says)
+			}
+		})
+	}
+}
+
+// The address of a host may come after its services.
+func TestStartSingleWaitsForItsAddress(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := StartSingle(ctx, SingleOptions{Service: adService, Listen: netip.MustParseAddrPort("192.0.2.1:8080"), Endpoint: "127.0.0.1:1"})
+	if err == nil || ctx.Err() == nil {
+		t.Errorf("StartSingle = %v before its time was up", err)
+	}
+}
