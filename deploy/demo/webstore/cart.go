@@ -127,12 +127,16 @@ func (s *service) newCacheClient() (*redis.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read port of the cache: %w", err)
 	}
-	db := redis.NewClient(&redis.Options{
+	options := &redis.Options{
 		Addr:                     address,
 		Dialer:                   s.dialer().DialContext,
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
+	}
+	if s.idleLimit > 0 {
+		options.MaxIdleConns = -1 // its pool looks at the age of connections only when it gives them out
+	}
+	db := redis.NewClient(options)
 	err = redisotel.InstrumentTracing(db,
 		redisotel.WithTracerProvider(s.telemetry.provider),
 		redisotel.WithCallerEnabled(false), // it would name files of the machine that built this

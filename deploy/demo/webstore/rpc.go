@@ -63,7 +63,7 @@ func call[Resp any](ctx context.Context, s *service, to, method string, req any)
 func (s *service) newRPCServer(methods []grpc.MethodDesc) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.ForceServerCodec(messages{}),
-		grpc.StatsHandler(peerAddress{otelgrpc.NewServerHandler(s.rpcOptions()...)}),
+		grpc.StatsHandler(peerAddress{Handler: otelgrpc.NewServerHandler(s.rpcOptions()...)}),
 	)
 	server.RegisterService(&grpc.ServiceDesc{ServiceName: rpcName(s.name), Methods: methods}, nil)
 	return server
@@ -76,7 +76,7 @@ func (s *service) dialRPC(address string) (*grpc.ClientConn, error) {
 			return s.dialer().DialContext(ctx, "tcp", address)
 		}),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(messages{})),
-		grpc.WithStatsHandler(peerAddress{otelgrpc.NewClientHandler(s.rpcOptions()...)}),
+		grpc.WithStatsHandler(peerAddress{otelgrpc.NewClientHandler(s.rpcOptions()...), address}),
 	}
 	if s.idleLimit > 0 {
 		options = append(options, grpc.WithIdleTimeout(s.idleLimit))
@@ -92,11 +92,18 @@ func (s *service) rpcOptions() []otelgrpc.Option {
 }
 
 // peerAddress adds the other end of the socket to the spans of otelgrpc, which
-// names only the server's.
-type peerAddress struct{ stats.Handler }
+// names only the server's, and to those of calls that found no socket whom they were for.
+type peerAddress struct {
+	stats.Handler
+	server string // host:port, of a client
+}
 
 func (h peerAddress) HandleRPC(ctx context.Context, rs stats.RPCStats) {
 	switch rs := rs.(type) {
+	case *stats.Begin:
+		if host, port, ok := split(h.server); ok && rs.Client {
+			trace.SpanFromContext(ctx).SetAttributes(semconv.ServerAddress(host), semconv.ServerPort(port))
+		}
 	case *stats.OutHeader:
 		if rs.Client {
 			setPeer(ctx, rs.RemoteAddr)
@@ -113,13 +120,17 @@ func setPeer(ctx context.Context, addr net.Addr) {
 	if addr == nil {
 		return
 	}
-	host, port, err := net.SplitHostPort(addr.String())
-	if err != nil {
-		return
+	if host, port, ok := split(addr.String()); ok {
+		trace.SpanFromContext(ctx).SetAttributes(semconv.NetworkPeerAddress(host), semconv.NetworkPeerPort(port))
 	}
-	number, err := strconv.Atoi(port)
+}
+
+// split takes host:port apart.
+func split(address string) (host string, port int, ok bool) {
+	host, text, err := net.SplitHostPort(address)
 	if err != nil {
-		return
+		return "", 0, false
 	}
-	trace.SpanFromContext(ctx).SetAttributes(semconv.NetworkPeerAddress(host), semconv.NetworkPeerPort(number))
+	port, err = strconv.Atoi(text)
+	return host, port, err == nil
 }

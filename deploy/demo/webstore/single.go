@@ -27,8 +27,8 @@ type SingleOptions struct {
 	Endpoint string
 	// Seed is as in [Options], the same for all services.
 	Seed uint64
-	// IdleLimit is how long a connection without calls is kept; 0 keeps it as
-	// the shop in one process does. Those to the cache are kept in any case.
+	// IdleLimit is how long a connection without calls is kept, at least; those to the cache are
+	// of one call each then. 0 keeps them as the shop in one process does.
 	IdleLimit time.Duration
 }
 

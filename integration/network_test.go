@@ -1,0 +1,273 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
+)
+
+// Was it the code, or was it the network? The WebStore, each service with a network namespace of its own,
+// has one trouble after the other, and each time one query over the worst trace says which edge it was
+// and what happened there, or that the network was clean.
+func TestCodeOrNetwork(t *testing.T) {
+	n := newNetwork(t)
+	for _, c := range []struct {
+		name    string
+		begin   func(*netlab.Lab) error
+		failing bool // the trace to look at is one that failed, else the slowest
+		want    []finding
+	}{
+		{name: "no trouble"},
+		{
+			name:  "a service is slow in its own code",
+			begin: func(l *netlab.Lab) error { return l.Tell("currencyservice", "slow 100ms") },
+		},
+		{
+			name:    "a service returns errors",
+			begin:   func(l *netlab.Lab) error { return l.Tell("paymentservice", "fail 100") },
+			failing: true,
+		},
+		{
+			name:  "a network loses packets",
+			begin: func(l *netlab.Lab) error { return l.Lose("frontend", "productcatalogservice", 5) },
+			want:  []finding{{"frontend", "productcatalogservice", "retransmission"}},
+		},
+		{
+			name:    "a network swallows SYNs",
+			begin:   func(l *netlab.Lab) error { return l.Block("checkoutservice", "shippingservice") },
+			failing: true,
+			want:    []finding{{"checkoutservice", "shippingservice", "connect failed"}},
+		},
+		{
+			name: "a receiver does not read",
+			begin: func(l *netlab.Lab) error {
+				if err := l.Tell("checkoutservice", "attach 700000"); err != nil {
+					return err
+				}
+				if err := l.Freeze("emailservice"); err != nil {
+					return err
+				}
+				time.AfterFunc(3*time.Second, func() { _ = l.Thaw("emailservice") })
+				return nil
+			},
+			want: []finding{{"checkoutservice", "emailservice", "receiver's window full"}},
+		},
+		{
+			name:    "connections are reset",
+			begin:   func(l *netlab.Lab) error { return l.Reset("frontend", "cartservice", 20) },
+			failing: true,
+			want:    []finding{{"frontend", "cartservice", "reset"}},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) { n.check(t, c.begin, c.failing, c.want) })
+	}
+}
+
+// finding is what is said of an edge.
+type finding struct{ Client, Server, Verdict string }
+
+// network is a shop in network namespaces, an agent that sees them and a server.
+type network struct {
+	lab    *netlab.Lab
+	server *standalone
+	conn   driver.Conn
+}
+
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	if missing := netlab.Missing(); missing != "" {
+		t.Skip("the WebStore cannot be put into network namespaces: " + missing)
+	}
+	program := filepath.Join(binaries, "service")
+	build := exec.Command("go", "build", "-o", program, "../deploy/demo/service")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", build, err, out)
+	}
+	port := portOf(t, freePort(t))
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &network{server: startStandalone(t, t.TempDir())}
+	n.conn = open(t, n.server.at.ClickHouseNative)
+	if n.lab, err = netlab.Start(t.Context(), netlab.Options{Program: program, OTLPPort: uint16(number), Output: t.Output()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.lab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	file := filepath.Join(t.TempDir(), "agent.yaml")
+	text := fmt.Sprintf("inputs:\n  integration: {enabled: true, listen_port: 0, grpc_port: %s}\n  flow: {enabled: true, dump_interval: 1s, report_interval: 10s}\n", port)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustCtl(t, n.server.at.HTTP, "agent-group-config", "update", "default", "-f", file)
+	a := startAgent(t, t.TempDir(), n.server.at.GRPC)
+	a.eventually(20*time.Second, func() error { return seesNamespaces(a.http, n.lab.Namespaces()) })
+	a.eventually(20*time.Second, func() error { return listens("127.0.0.1:" + port) })
+	return n
+}
+
+var namespacesMetric = regexp.MustCompile(`(?m)^metaflow_capture_network_namespaces (\d+)$`)
+
+// seesNamespaces returns nil when an agent knows at least so many network namespaces beside its own.
+func seesNamespaces(agent string, want int) error {
+	code, body, err := get("http://" + agent + "/metrics")
+	if err != nil || code != http.StatusOK {
+		return fmt.Errorf("status %d, %w", code, err)
+	}
+	found := namespacesMetric.FindStringSubmatch(body)
+	if found == nil {
+		return fmt.Errorf("nothing is captured")
+	}
+	if got, _ := strconv.Atoi(found[1]); got <= want {
+		return fmt.Errorf("%d network namespaces are known, want more than %d", got, want)
+	}
+	return nil
+}
+
+const (
+	visitors    = 24
+	concurrency = 6
+	// slack is how far clocks may disagree for the views: trouble within this time of a span counts for it.
+	slack = time.Second
+)
+
+// check has the shop visited while it has trouble, and asks what it was.
+func (n *network) check(t *testing.T, begin func(*netlab.Lab) error, failing bool, want []finding) {
+	t.Helper()
+	from := time.Now()
+	if begin != nil {
+		if err := begin(n.lab); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed, err := n.lab.Visit(visitors, concurrency)
+	if err != nil || failing != (failed > 0) {
+		t.Errorf("%d of %d visitors saw errors, %v", failed, visitors, err)
+	}
+	to := time.Now()
+	n.recover(t)
+	t.Logf("visited for %s, %d errors, settled after %s", to.Sub(from).Round(time.Millisecond), failed, time.Since(to).Round(time.Millisecond))
+	next := time.After(slack + 100*time.Millisecond)
+	traceID := n.worst(t, from, to, failing)
+	err = waitFor(10*time.Second, n.server.done, n.answered(want, verdicts, traceID))
+	if err != nil {
+		t.Errorf("%v\nWhat the agent saw:\n%s", err, n.troubles(from))
+	}
+	<-next
+}
+
+// recover ends all trouble and waits until all connections are closed, so that the next trouble has its own.
+func (n *network) recover(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := n.lab.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	for _, service := range []string{"currencyservice", "paymentservice", "checkoutservice"} {
+		if err := n.lab.Tell(service, "well"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.lab.Settle(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// worst waits until all journeys of a time are stored and returns the one to look at.
+func (n *network) worst(t *testing.T, from, to time.Time, failing bool) (traceID string) {
+	t.Helper()
+	err := waitFor(20*time.Second, n.server.done, func() error {
+		var count uint64
+		if err := n.conn.QueryRow(context.Background(), `SELECT count(), argMax(trace_id, ($3 AND status_code = 'error', duration_ns))
+			FROM metaflow.spans WHERE parent_span_id = '' AND toUnixTimestamp64Nano(start_time) BETWEEN $1 AND $2`, from.UnixNano(), to.UnixNano(), failing).Scan(&count, &traceID); err != nil {
+			return err
+		}
+		if count != visitors {
+			return fmt.Errorf("%d journeys are stored, want %d", count, visitors)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return traceID
+}
+
+// verdicts is the question: which edges of a trace had trouble with the network, and which?
+const verdicts = `
+WITH names AS (SELECT ip, any(service_name) AS name FROM metaflow.spans WHERE ip != toIPv6('::') GROUP BY ip)
+SELECT DISTINCT
+    if(kind = 'server', n.peer_service_name, n.service_name) AS client,
+    multiIf(kind = 'server', n.service_name, n.peer_service_name != '', n.peer_service_name, names.name) AS server,
+    if(verdict = '', unmatched, verdict)
+FROM metaflow.trace_network(trace_id = $1) AS n
+LEFT JOIN names ON names.ip = n.peer_ip
+WHERE kind IN ('client', 'server') AND verdict != 'network clean'
+ORDER BY client, server`
+
+// ask returns what a question with three columns is answered.
+func (n *network) ask(question string, args ...any) (found []finding, err error) {
+	rows, err := n.conn.Query(context.Background(), question, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var f finding
+		if err := rows.Scan(&f.Client, &f.Server, &f.Verdict); err != nil {
+			return nil, err
+		}
+		found = append(found, f)
+	}
+	return found, rows.Err()
+}
+
+// answered returns nil once the answer is what is wanted.
+func (n *network) answered(want []finding, question string, args ...any) func() error {
+	return func() error {
+		got, err := n.ask(question, args...)
+		if err != nil {
+			return err
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			return fmt.Errorf("asked about %v (-want +got):\n%s", args, diff)
+		}
+		return nil
+	}
+}
+
+// troubles lists what the agent saw of trouble, for who has to understand a failure.
+func (n *network) troubles(from time.Time) (list string) {
+	const question = `SELECT concat(toString(time), ' ', toString(role), ' ', replaceOne(toString(ip), '::ffff:', ''), ':', toString(port), ' to ',
+			replaceOne(toString(peer_ip), '::ffff:', ''), ':', toString(peer_port), ' ', toString(end_reason), ', ', toString(retransmits), ' of ', toString(segments_sent),
+			' segments sent again, waited ', toString(receive_window_limited_us), ' of ', toString(busy_us), ' us\n') AS line
+		FROM metaflow.flows WHERE toUnixTimestamp64Nano(time) > $1 AND (retransmits > 0 OR end_reason != 'orderly' OR receive_window_limited_us > 0) ORDER BY line`
+	var lines []struct {
+		Line string `ch:"line"`
+	}
+	if err := n.conn.Select(context.Background(), &lines, question, from.UnixNano()); err != nil {
+		return err.Error()
+	}
+	for _, l := range lines {
+		list += l.Line
+	}
+	return list
+}
