@@ -58,7 +58,7 @@ func (m *modelSocket) establish() {
 	m.s.Info.MinRTT, m.s.Info.RTT, m.s.Info.Delivered, m.s.Info.BytesAcked = 10, 10, 1, 1
 }
 
-func (m *modelSocket) work(sent, again, received uint32) {
+func (m *modelSocket) work(sent, again, twice, received uint32) {
 	i := &m.s.Info
 	i.BytesSent += uint64(sent) + uint64(again)
 	i.BytesRetransmitted += uint64(again)
@@ -66,6 +66,7 @@ func (m *modelSocket) work(sent, again, received uint32) {
 	i.BytesReceived += uint64(received)
 	i.SegmentsSent += 1 + again/10
 	i.Retransmits += again / 10
+	i.Duplicates += min(again, twice) / 10
 	i.Delivered++
 	i.Busy += 4000
 	i.ReceiveWindowLimited += 1000
@@ -87,7 +88,7 @@ func TestRowsAddUp(t *testing.T) {
 		if adopt {
 			for range rapid.IntRange(0, 3).Draw(t, "old") {
 				m := k.open(true)
-				m.work(100, 20, 50)
+				m.work(100, 20, 0, 50)
 				before[m.key()] = countersOf(&m.s)
 			}
 			for _, m := range k.sockets {
@@ -202,7 +203,7 @@ func TestRowsAddUp(t *testing.T) {
 			},
 			"work": func(t *rapid.T) {
 				if m := pick(); m != nil && m.s.State == StateEstablished && !m.held {
-					m.work(rapid.Uint32Range(0, 1000).Draw(t, "sent"), rapid.Uint32Range(0, 100).Draw(t, "again"), rapid.Uint32Range(0, 1000).Draw(t, "received"))
+					m.work(rapid.Uint32Range(0, 1000).Draw(t, "sent"), rapid.Uint32Range(0, 100).Draw(t, "again"), rapid.Uint32Range(0, 30).Draw(t, "twice"), rapid.Uint32Range(0, 1000).Draw(t, "received"))
 				}
 			},
 			"hold": func(*rapid.T) {

@@ -35,8 +35,10 @@ type Counters struct {
 	// BytesSent and BytesReceived are payload, what was sent again counting once. BytesReceived may
 	// count one byte more, for the peer's FIN.
 	BytesSent, BytesReceived uint64
-	// Retransmits counts segments sent again, those of the handshake too, and
-	// RetransmittedBytes their payload.
+	// Retransmits counts segments sent again, those of the handshake too, but not those that the peer
+	// said it had already: they were sent because an acknowledgement was late, and nobody waited for them. What is
+	// known to be one of these only after it was reported counts against later ones.
+	// RetransmittedBytes is the payload of all.
 	Retransmits, RetransmittedBytes uint64
 	// SegmentsSent counts segments with payload, each time they were sent.
 	SegmentsSent uint64
@@ -76,7 +78,7 @@ type Row struct {
 // countersOf are the counters of a connection since its beginning.
 func countersOf(s *Socket) Counters {
 	i := &s.Info
-	retransmits := uint64(i.Retransmits)
+	retransmits := saturatingSub(uint64(i.Retransmits), uint64(i.Duplicates))
 	if !s.established() {
 		// A blocking connect that failed has cleared its counters, but this one.
 		retransmits = max(retransmits, uint64(i.Unanswered))

@@ -53,8 +53,9 @@ type Info struct {
 	// acknowledged anything, and Probes how many probes in a row had no answer.
 	Unanswered, Probes uint8
 	RTT, MinRTT        uint32 // microseconds
-	// Retransmits counts segments sent again, those of the handshake too.
-	Retransmits uint32
+	// Retransmits counts segments sent again, those of the handshake too, and Duplicates those that the
+	// peer said it had got twice (DSACK, RFC 2883).
+	Retransmits, Duplicates uint32
 	// BytesAcked counts what the peer acknowledged, one more for the SYN of the end that
 	// connected and one for a FIN. BytesReceived counts what came, one more for a FIN.
 	BytesAcked, BytesReceived uint64

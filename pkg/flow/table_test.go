@@ -404,6 +404,24 @@ func TestCountersBeyond32Bits(t *testing.T) {
 	}
 }
 
+// A segment that was sent again although the peer had it is no loss, whenever the peer says so.
+func TestWhatThePeerHadAlreadyIsNoLoss(t *testing.T) {
+	tab := opened(Config{ReportInterval: time.Second})
+	s := living(5, 1000)
+	var got []uint64
+	for i, now := range []Info{{Retransmits: 3, Duplicates: 3}, {Retransmits: 5, Duplicates: 3}, {Retransmits: 5, Duplicates: 4}, {Retransmits: 6, Duplicates: 4}, {Retransmits: 7, Duplicates: 4}} {
+		s.Info.Retransmits, s.Info.Duplicates = now.Retransmits, now.Duplicates
+		s.Info.SegmentsSent += 10
+		dump(tab, 10*(i+1), s)
+		for _, r := range tab.Take(nil) {
+			got = append(got, r.Retransmits)
+		}
+	}
+	if diff := cmp.Diff([]uint64{0, 2, 0, 0, 1}, got); diff != "" {
+		t.Errorf("retransmits of each row (-want +got):\n%s", diff)
+	}
+}
+
 func TestFlushGivesWhatIsNotReportedYet(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000))

@@ -100,6 +100,7 @@ func parseInfo(b []byte, i *flow.Info) {
 	i.Busy, i.ReceiveWindowLimited, i.SendBufferLimited = f.u64(168), f.u64(176), f.u64(184)
 	i.Delivered = f.u32(192)
 	i.BytesSent, i.BytesRetransmitted = f.u64(200), f.u64(208)
+	i.Duplicates = f.u32(216)
 }
 
 // fields reads numbers at offsets, 0 where there is nothing.

@@ -507,7 +507,8 @@ type Flow struct {
 	// bytes_sent and bytes_received are payload; what was sent again counts once.
 	BytesSent     uint64 `protobuf:"varint,15,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
 	BytesReceived uint64 `protobuf:"varint,16,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
-	// retransmits counts segments, those of the handshake too.
+	// retransmits counts segments, those of the handshake too, but not those that the peer
+	// said it had already. retransmitted_bytes is the payload of all.
 	Retransmits        uint64 `protobuf:"varint,17,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
 	RetransmittedBytes uint64 `protobuf:"varint,18,opt,name=retransmitted_bytes,json=retransmittedBytes,proto3" json:"retransmitted_bytes,omitempty"`
 	// segments_sent counts data segments, those sent again too, so that
