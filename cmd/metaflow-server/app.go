@@ -21,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/resources"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 	"github.com/metaflowys/metaflow-server/schema"
 )
@@ -33,11 +34,15 @@ type app struct {
 	kafka *kafka.Client
 	db    *clickhouse.DB
 	http  *opshttp.Server
-	// Of the role control: what it decides and the producers it writes with, and the
+	// What is known of pods and services, in every role. Who serves the gRPC port takes reports
+	// of agents, and has a producer for them; control says with it how agents are.
+	resources   *resources.Resources
+	resourcesTo *kafka.Producer
+	// Of the role control: what it decides and the producer it writes with, and the
 	// streams of agents.
-	control             *control.Control
-	commands, resources *kafka.Producer
-	agents              *agentgrpc.Service
+	control  *control.Control
+	commands *kafka.Producer
+	agents   *agentgrpc.Service
 	// listening is told the address of the gRPC port once it has one.
 	listening func(grpc net.Addr)
 }
@@ -55,7 +60,10 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 	if a.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: a.reg}); err != nil {
 		return nil, err
 	}
-	checks := []opshttp.Check{{Name: "kafka", Func: a.kafka.Ping}}
+	if err = a.newResources(); err != nil {
+		return nil, err
+	}
+	checks := []opshttp.Check{{Name: "kafka", Func: a.kafka.Ping}, {Name: "resources", Func: a.resources.Ready}}
 	if cfg.has(roleWriter) {
 		if a.db, err = clickhouse.Open(cfg.ClickHouse, log); err != nil {
 			return nil, err
@@ -77,6 +85,20 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 	return a, err
 }
 
+// newResources makes what knows the pods and services.
+func (a *app) newResources() (err error) {
+	opts := resources.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg}
+	if a.servesPort() {
+		a.resourcesTo = a.kafka.NewProducer(schema.TopicResources, kafka.ProducerOptions{})
+		opts.Producer = a.resourcesTo
+	}
+	a.resources, err = resources.New(a.cfg.Resources, opts)
+	return err
+}
+
+// servesPort tells whether the gRPC port is served.
+func (a *app) servesPort() bool { return a.cfg.has(roleGateway) || a.cfg.has(roleControl) }
+
 // newControl makes what agents and operators speak to. Operators can from the start: they
 // are told what it still waits for.
 func (a *app) newControl() error {
@@ -85,9 +107,8 @@ func (a *app) newControl() error {
 		return err
 	}
 	a.commands = a.kafka.NewProducer(schema.TopicControl, kafka.ProducerOptions{})
-	a.resources = a.kafka.NewProducer(schema.TopicResources, kafka.ProducerOptions{})
 	a.control, err = control.New(a.cfg.Control, control.Options{
-		Log: a.kafka, Commands: a.commands, Resources: a.resources, Replica: replica, Logger: a.log, Registerer: a.reg,
+		Log: a.kafka, Commands: a.commands, Resources: a.resourcesTo, Replica: replica, Logger: a.log, Registerer: a.reg,
 	})
 	if err != nil {
 		return err
@@ -156,7 +177,8 @@ func (a *app) run(ctx context.Context) error {
 
 func (a *app) runRoles(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if a.cfg.has(roleGateway) || a.cfg.has(roleControl) {
+	g.Go(func() error { return a.followResources(ctx) })
+	if a.servesPort() {
 		g.Go(func() error { return a.runPort(ctx) })
 	}
 	if a.cfg.has(roleWriter) {
@@ -165,18 +187,29 @@ func (a *app) runRoles(ctx context.Context) error {
 	return g.Wait()
 }
 
+// followResources learns of pods and services until ctx ends.
+func (a *app) followResources(ctx context.Context) error {
+	if err := a.ensureTopics(ctx, a.resourcesTopic()); err != nil {
+		return ignoreStop(ctx, err)
+	}
+	return a.resources.Run(ctx)
+}
+
 // runPort serves the gRPC port, which gateway and control share, until ctx ends, and returns
 // when all calls are answered.
 func (a *app) runPort(ctx context.Context) error {
-	var producers []*kafka.Producer
+	producers := []*kafka.Producer{a.resourcesTo}
 	var traces otlpgrpc.Consumer // none without the role
-	opts := otlpgrpc.Options{Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace}
+	opts := otlpgrpc.Options{
+		Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace,
+		Register: agentgrpc.NewResources(a.resources).Register,
+	}
 	if a.cfg.has(roleControl) {
 		if err := a.ensureTopics(ctx, a.controlTopics()...); err != nil {
 			return ignoreStop(ctx, err)
 		}
-		producers = append(producers, a.commands, a.resources)
-		opts.Register = a.agents.Register
+		producers = append(producers, a.commands)
+		opts.Register = agentgrpc.All(opts.Register, a.agents.Register)
 	}
 	if a.cfg.has(roleGateway) {
 		gw, err := a.newGateways(ctx)
@@ -279,7 +312,11 @@ func (a *app) runWriter(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	flows, err := a.newWriter(a.cfg.FlowWriter, writer.Flows(a.db, nil), inserter, dead)
+	flows, err := a.newWriter(a.cfg.FlowWriter, writer.Flows(a.db, a.resources.Resolve), inserter, dead)
+	if err != nil {
+		return err
+	}
+	tables, err := resources.NewTables(inserter, resources.TablesOptions{Logger: a.log, Registerer: a.reg})
 	if err != nil {
 		return err
 	}
@@ -288,8 +325,16 @@ func (a *app) runWriter(ctx context.Context) error {
 	var below errgroup.Group
 	below.Go(func() error { return dead.Run(producing) })
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.follow(ctx, schema.TopicSpans, a.cfg.Writer, spans) })
-	g.Go(func() error { return a.follow(ctx, schema.TopicFlows, a.cfg.FlowWriter, flows) })
+	g.Go(func() error {
+		return a.follow(ctx, schema.TopicSpans, a.cfg.Writer.Group, a.cfg.Writer.Session, handlerOf(spans))
+	})
+	g.Go(func() error {
+		a.awaitResources(ctx)
+		return a.follow(ctx, schema.TopicFlows, a.cfg.FlowWriter.Group, a.cfg.FlowWriter.Session, handlerOf(flows))
+	})
+	g.Go(func() error {
+		return a.follow(ctx, schema.TopicResources, a.cfg.Resources.Group, a.cfg.Writer.Session, tables.Handle)
+	})
 	err = g.Wait()
 	stopProducer()
 	return errors.Join(err, below.Wait())
@@ -302,11 +347,29 @@ func (a *app) newWriter(cfg writer.Config, kind writer.Kind, inserter *clickhous
 	})
 }
 
-// follow is a member of the writers' group of a topic until ctx ends.
-func (a *app) follow(ctx context.Context, topic string, cfg writer.Config, w *writer.Writer) error {
-	group := a.kafka.NewGroup(cfg.Group, topic, kafka.GroupOptions{SessionTimeout: cfg.Session})
-	a.log.Info("writer joins", "group", cfg.Group, "topic", topic)
-	return group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error { return w.Handle(ctx, c) })
+// follow is a member of a topic's group of writers until ctx ends.
+func (a *app) follow(ctx context.Context, topic, group string, session time.Duration, handle kafka.Handler) error {
+	a.log.Info("writer joins", "group", group, "topic", topic)
+	return a.kafka.NewGroup(group, topic, kafka.GroupOptions{SessionTimeout: session}).Run(ctx, handle)
+}
+
+func handlerOf(w *writer.Writer) kafka.Handler {
+	return func(ctx context.Context, c *kafka.Claim) error { return w.Handle(ctx, c) }
+}
+
+// resourcesPatience is how long flows wait, after a start, for what is known of pods and services: several times
+// what it takes to read as many of them as resources.max_objects allows, and no longer than flows
+// are gathered by the agents before they are sent.
+const resourcesPatience = 10 * time.Second
+
+// awaitResources returns when the owners of addresses are known, so that a restart does not store flows without
+// them; or when that takes too long, because flows without them are better than none.
+func (a *app) awaitResources(ctx context.Context) {
+	patience, cancel := context.WithTimeout(ctx, resourcesPatience)
+	defer cancel()
+	if err := a.resources.Await(patience); err != nil && ctx.Err() == nil {
+		a.log.Warn("flows are stored without the pods and services that are not known yet", "error", err)
+	}
 }
 
 // ensureTopics creates the topics that are missing; it waits for Kafka.
@@ -319,17 +382,22 @@ func (a *app) dataTopics() []kafka.Topic {
 	dead := a.topic(schema.TopicDeadLetter)
 	dead.Partitions = 1
 	dead.Retention = max(a.cfg.Kafka.Retention, deadLetterRetention)
-	return []kafka.Topic{a.topic(schema.TopicSpans), a.topic(schema.TopicFlows), dead}
+	return []kafka.Topic{a.topic(schema.TopicSpans), a.topic(schema.TopicFlows), dead, a.resourcesTopic()}
 }
 
-// controlTopics are those that control needs. One partition each: the order of their
-// records is the order of what happened.
+// controlTopics are those that control needs.
 func (a *app) controlTopics() []kafka.Topic {
 	commands := a.topic(schema.TopicControl)
-	commands.Partitions, commands.Forever = 1, true
-	resources := a.topic(schema.TopicResources)
-	resources.Partitions, resources.Compacted = 1, true
-	return []kafka.Topic{commands, resources}
+	commands.Partitions, commands.Forever = 1, true // their order is that of what happened
+	return []kafka.Topic{commands, a.resourcesTopic()}
+}
+
+// resourcesTopic is what every role needs. It has one partition: the order of its records is that of what
+// happened.
+func (a *app) resourcesTopic() kafka.Topic {
+	t := a.topic(schema.TopicResources)
+	t.Partitions, t.Compacted = 1, true
+	return t
 }
 
 func (a *app) topic(name string) kafka.Topic {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -173,6 +174,41 @@ func TestGatewayAlone(t *testing.T) {
 	}
 	if code, _ := get(t, s, "/v1/agents"); code != http.StatusNotFound {
 		t.Errorf("/v1/agents is %d", code)
+	}
+}
+
+// Whoever serves the port takes what agents say of pods and services, and every replica knows it then; without
+// agents that are known, as a gateway alone is, too.
+func TestReports(t *testing.T) {
+	kafka := startKafka(t)
+	gateway := serve(t, kafka, func(s *server) { s.Roles = []string{roleGateway} })
+	control := serve(t, kafka, func(s *server) { s.Roles = []string{roleControl} })
+	address := netip.MustParseAddr("10.1.2.3")
+	now := uint64(time.Now().UnixNano())
+	for i, s := range []*serving{gateway, control} {
+		_, err := agentv1.NewResourceServiceClient(s.dial(t)).Report(t.Context(), &agentv1.ReportRequest{
+			AgentId: "a1", Cluster: "prod", Node: "n1", TimeUnixNano: now,
+			Pods: []*agentv1.Pod{{
+				Uid: fmt.Sprint("u", i), Namespace: "shop", Name: fmt.Sprint("web-", i),
+				Addresses: []*agentv1.PodAddress{{Address: address.AsSlice(), ValidFromUnixNano: now + uint64(i)}},
+			}},
+		}, grpc.WaitForReady(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, replica := range []*serving{gateway, control} {
+			want := fmt.Sprint("web-", i)
+			deadline := time.Now().Add(10 * time.Second)
+			for replica.resources.Resolve("prod", address, now+10).Name != want && time.Now().Before(deadline) {
+				time.Sleep(10 * time.Millisecond) //nolint:forbidigo // a record is on its way through Kafka
+			}
+			if got := replica.resources.Resolve("prod", address, now+10); got.Name != want || got.Namespace != "shop" {
+				t.Errorf("%v holds the address, want %s", got, want)
+			}
+		}
+	}
+	if code, body := get(t, gateway, "/ready"); code != http.StatusOK || !strings.Contains(body, `"resources","ok":true`) {
+		t.Errorf("/ready is %d %s", code, body)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/resources"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -40,6 +41,7 @@ type server struct {
 	Writer        writer.Config        `mapstructure:"writer"`
 	FlowWriter    writer.Config        `mapstructure:"flow_writer"`
 	Control       control.Config       `mapstructure:"control"`
+	Resources     resources.Config     `mapstructure:"resources"`
 	Log           program.Log          `mapstructure:"log"`
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
 }
@@ -63,6 +65,7 @@ func defaultServer() *server {
 		Writer:        writer.DefaultConfig(),
 		FlowWriter:    writer.DefaultFlowsConfig(),
 		Control:       control.DefaultConfig(),
+		Resources:     resources.DefaultConfig(),
 		Log:           program.DefaultLog(),
 		ShutdownGrace: 30 * time.Second,
 	}
@@ -88,6 +91,9 @@ func (s *server) Validate() error {
 	if s.FlowWriter.Group == s.Writer.Group {
 		errs = append(errs, fmt.Errorf("flow_writer.group: %q is writer.group too", s.FlowWriter.Group))
 	}
+	if s.Resources.Group == s.Writer.Group || s.Resources.Group == s.FlowWriter.Group {
+		errs = append(errs, fmt.Errorf("resources.group: %q is writer.group or flow_writer.group too", s.Resources.Group))
+	}
 	if s.ShutdownGrace <= 0 {
 		errs = append(errs, fmt.Errorf("shutdown_grace: %s is not positive", s.ShutdownGrace))
 	}
@@ -100,6 +106,7 @@ func (s *server) Validate() error {
 		config.Section("writer", s.Writer.Validate()),
 		config.Section("flow_writer", s.FlowWriter.Validate()),
 		config.Section("control", s.Control.Validate()),
+		config.Section("resources", s.Resources.Validate()),
 		config.Section("log", s.Log.Validate()),
 	)...)
 }

@@ -139,7 +139,9 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		case <-ctx.Done():
 			return nil
 		}
-		if !becomesReady(ctx, func(ctx context.Context) error { return errors.Join(a.checkSchema(ctx), a.control.Ready(ctx)) }) {
+		if !becomesReady(ctx, func(ctx context.Context) error {
+			return errors.Join(a.checkSchema(ctx), a.control.Ready(ctx), a.resources.Ready(ctx))
+		}) {
 			return nil
 		}
 		return o.announce(at, out)

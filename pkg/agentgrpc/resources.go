@@ -40,6 +40,15 @@ func NewResources(r Reports) *Resources { return &Resources{reports: r} }
 // Register adds the service to a gRPC server. It is called before the server serves.
 func (s *Resources) Register(r grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(r, s) }
 
+// All returns a function that adds several services to a gRPC server.
+func All(services ...func(grpc.ServiceRegistrar)) func(grpc.ServiceRegistrar) {
+	return func(r grpc.ServiceRegistrar) {
+		for _, register := range services {
+			register(r)
+		}
+	}
+}
+
 // Report implements agentv1.ResourceServiceServer.
 func (s *Resources) Report(ctx context.Context, r *agentv1.ReportRequest) (*agentv1.ReportResponse, error) {
 	if err := checkReport(ctx, r); err != nil {

@@ -39,6 +39,7 @@ type Resources struct {
 	opts    Options
 	log     *slog.Logger
 	metrics *metrics
+	caught  chan struct{} // closed when the topic was read to its end for the first time
 
 	mu      sync.RWMutex
 	index   *resolve.Index
@@ -57,7 +58,7 @@ func New(cfg Config, opts Options) (*Resources, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	r := &Resources{cfg: cfg, opts: opts, log: opts.Logger, index: resolve.New()}
+	r := &Resources{cfg: cfg, opts: opts, log: opts.Logger, index: resolve.New(), caught: make(chan struct{})}
 	var err error
 	if r.metrics, err = newMetrics(opts.Registerer, r); err != nil {
 		return nil, fmt.Errorf("register metrics of resources: %w", err)
@@ -90,6 +91,16 @@ func (r *Resources) Ready(context.Context) error {
 	}
 }
 
+// Await waits until the topic was read to its end for the first time. When ctx ends before, it says why it was not.
+func (r *Resources) Await(ctx context.Context) error {
+	select {
+	case <-r.caught:
+		return nil
+	case <-ctx.Done():
+		return r.Ready(ctx)
+	}
+}
+
 // Resolve returns who of a cluster held an address at a time, in nanoseconds since the Unix
 // epoch. It does no I/O and allocates nothing: it may be called for every row.
 func (r *Resources) Resolve(cluster string, address netip.Addr, at uint64) resolve.Holder {
@@ -111,8 +122,16 @@ func (s *sink) Take(step follow.Step) {
 			s.Unreadable(rec.Offset, err)
 		}
 	}
-	r.reached = r.reached || step.AtEnd
 	r.err = nil
+	if !step.AtEnd || r.reached {
+		return
+	}
+	r.reached = true
+	select {
+	case <-r.caught: // before the topic became another one
+	default:
+		close(r.caught)
+	}
 }
 
 // Unreadable implements follow.Sink.

@@ -255,3 +255,24 @@ func TestClockAhead(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 }
+
+// Who waits is let go when the topic was read, and told why it was not when the wait takes too long.
+func TestAwait(t *testing.T) {
+	w := newWorld(t)
+	client, log := w.client("r1")
+	r, err := New(DefaultConfig(), Options{Log: client, Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := r.Await(short); err == nil || !strings.Contains(err.Error(), schema.TopicResources) {
+		t.Errorf("before anything runs: %v", err)
+	}
+	w.run(r.Run)
+	long, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := r.Await(long); err != nil {
+		t.Error(err)
+	}
+}
