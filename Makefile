@@ -25,7 +25,8 @@ build: ## build the programs into bin/
 engine: ## fetch the embedded ClickHouse, unless there is one on the PATH
 	@command -v clickhouse >/dev/null || deploy/engine/fetch.sh $(ENGINE)
 
-demo: build engine ## run the WebStore through the whole pipeline and print the answer from SQL
+demo: build engine ## run the WebStore through the whole pipeline and print the answers from SQL
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/webstore-service ./deploy/demo/service
 	$(GO) run ./deploy/demo/runner -server $(BIN)/metaflow-server
 
 demo-spring-boot: build engine ## run a Spring Boot shop with the Java agent through the whole pipeline (needs a JDK and Maven)

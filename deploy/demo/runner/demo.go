@@ -76,7 +76,14 @@ func show(ctx context.Context, o options, server *server, dir string, out *termi
 	if err := awaitSpans(ctx, db, o.patience, report, progress); err != nil {
 		return err
 	}
-	return answer(ctx, db, report, out)
+	if err := answer(ctx, db, report, out); err != nil {
+		return err
+	}
+	if err := network(ctx, o, path, db, out, progress); err != nil {
+		return err
+	}
+	out.farewell()
+	return nil
 }
 
 // visit lets the visitors into the shop, whose spans go to endpoint. It returns
@@ -173,7 +180,6 @@ func answer(ctx context.Context, db *database, report webstore.Report, out *term
 	}
 	out.question("The service graph", graphQuery)
 	out.graph(edges)
-	out.farewell()
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -92,6 +93,44 @@ func TestWaterfallIsBounded(t *testing.T) {
 	}
 	if !bytes.Contains(out.Bytes(), []byte("… and 431 more rows")) {
 		t.Error("the waterfall does not say that it is cut")
+	}
+}
+
+func TestCalls(t *testing.T) {
+	for name, out := range map[string]terminal{
+		"calls.txt":         {width: defaultWidth},
+		"calls_colours.txt": {width: maxWidth, colour: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			out.w = &b
+			out.wouldAnswer("network namespaces take root")
+			golden(t, name, b.Bytes())
+		})
+	}
+}
+
+func TestLossFound(t *testing.T) {
+	with := func(change func(*hop)) []hop {
+		hops := slices.Clone(exampleCalls)
+		change(&hops[0])
+		return hops
+	}
+	for name, tc := range map[string]struct {
+		hops []hop
+		want bool
+	}{
+		"found":               {exampleCalls, true},
+		"nothing":             {nil, false},
+		"all clean":           {with(func(h *hop) { h.verdict = clean }), false},
+		"not all is there":    {with(func(h *hop) { h.withoutFlow = 1 }), false},
+		"another has trouble": {with(func(h *hop) { h.caller = "cartservice" }), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := lossFound(tc.hops); got != tc.want {
+				t.Errorf("lossFound = %t, want %t", got, tc.want)
+			}
+		})
 	}
 }
 

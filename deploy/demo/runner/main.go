@@ -1,7 +1,8 @@
 // Command runner is the demo: it starts a MetaFlow server and an agent of its own
 // on free ports (and a collector, when there is one), has the WebStore send the spans of
 // some hundred visitors, and prints from SQL what arrived: the counts, the slowest
-// trace, the service graph.
+// trace, the service graph. As root on Linux it then runs the WebStore in network namespaces,
+// one of whose edges loses packets, and prints which.
 //
 //	go run ./deploy/demo/runner                          the whole demo
 //	go run ./deploy/demo/runner -endpoint 127.0.0.1:20035    only the WebStore, against a running server
@@ -41,6 +42,7 @@ type options struct {
 	agent     string
 	ctl       string
 	collector string
+	service   string
 	endpoint  string
 	journeys  int
 	seed      uint64
@@ -55,6 +57,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program` to start; empty sends to the server directly")
 	flags.StringVar(&o.ctl, "ctl", "bin/metaflow-ctl", "the `program` that configures the agent")
 	flags.StringVar(&o.collector, "collector", ".cache/collector/otelcol", "an OpenTelemetry Collector `program` to put in front of the agent, if it is there")
+	flags.StringVar(&o.service, "service", "bin/webstore-service", "the `program` that is one service of the WebStore, for network namespaces")
 	flags.StringVar(&o.endpoint, "endpoint", "", "start nothing: send the spans to the OTLP/gRPC receiver at `host:port`, or to an OTLP/HTTP URL")
 	flags.IntVar(&o.journeys, "journeys", 260, "visitors of the shop, of about 80 spans each")
 	flags.Uint64Var(&o.seed, "seed", 1, "decides who buys what")

@@ -20,6 +20,9 @@ type path struct {
 	children []*child // in the order of the data
 	entry    string   // where the WebStore sends its spans
 	said     string   // the way in words
+
+	agent     *child                                           // nil when there is none
+	configure func(ctx context.Context, settings string) error // gives settings to the agent's group
 }
 
 // group is the agent group that every agent belongs to unless it names another.
@@ -31,7 +34,7 @@ func startPath(ctx context.Context, o options, at endpoints, dir string, progres
 	if o.agent == "" {
 		return &path{entry: at.GRPC, said: "WebStore -> server"}, nil
 	}
-	p := &path{}
+	p := &path{configure: func(ctx context.Context, settings string) error { return configure(ctx, o.ctl, at.HTTP, dir, settings) }}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.stop())
@@ -41,13 +44,14 @@ func startPath(ctx context.Context, o options, at endpoints, dir string, progres
 	if err != nil {
 		return nil, err
 	}
-	p.children = append(p.children, agent)
+	p.agent, p.children = agent, append(p.children, agent)
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	progress.printf("metaflow-ctl agent-group-config update %s: the agent is to listen on port %s", group, port)
-	if err := switchOn(ctx, o.ctl, at.HTTP, dir, port); err != nil {
+	// What the operator's page says.
+	if err := p.configure(ctx, "external_agent_http_proxy_enabled: 1\nexternal_agent_http_proxy_port: "+port+"\n"); err != nil {
 		return nil, err
 	}
 	receiver := net.JoinHostPort("127.0.0.1", port)
@@ -82,11 +86,10 @@ func (p *path) stop() error {
 	return errors.Join(errs...)
 }
 
-// switchOn does what the operator's page says.
-func switchOn(ctx context.Context, ctl, server, dir, port string) error {
+// configure has metaflow-ctl change the settings of the agent's group.
+func configure(ctx context.Context, ctl, server, dir, settings string) error {
 	file := filepath.Join(dir, "agent.yaml")
-	text := "external_agent_http_proxy_enabled: 1\nexternal_agent_http_proxy_port: " + port + "\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		return err
 	}
 	host, api, err := net.SplitHostPort(server)
@@ -95,7 +98,7 @@ func switchOn(ctx context.Context, ctl, server, dir, port string) error {
 	}
 	cmd := exec.CommandContext(ctx, ctl, "agent-group-config", "update", group, "-f", file, "--ip", host, "--api-port", api) //nolint:gosec // the user names it
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("switch the agent on: %w: %s", err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("configure the agent: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

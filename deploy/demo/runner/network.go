@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
+)
+
+// The lossy network: which edge loses how much, and how many come to see the shop.
+const (
+	lossyCaller, lossyCallee = "frontend", "productcatalogservice"
+	lossPercent              = 5
+	lossyVisitors            = 40
+	lossyVisitorsAtOnce      = 6
+	warmUpVisitors           = 6
+)
+
+const networkTitle = "Was it the code, or was it the network?"
+
+// network answers the question by an example: the shop once more, each service with a network
+// namespace of its own, and a network that loses packets on one edge. Where that
+// cannot be done, it says what it would have shown.
+func network(ctx context.Context, o options, path *path, db *database, out *terminal, progress *progress) (err error) {
+	if path.agent == nil {
+		return nil
+	}
+	if missing := netlab.Missing(); missing != "" {
+		out.wouldAnswer(missing)
+		return nil
+	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return err
+	}
+	if err := path.configure(ctx, fmt.Sprintf("inputs:\n  integration: {grpc_port: %s}\n  flow: {enabled: true, dump_interval: 1s, report_interval: 10s}\n", port)); err != nil {
+		return err
+	}
+	if err := path.agent.await(ctx, listening(net.JoinHostPort("127.0.0.1", port))); err != nil {
+		return err
+	}
+	progress.printf("the WebStore once more, each service with a network namespace of its own; the agent watches their connections")
+	lab, err := netlab.Start(ctx, netlab.Options{Program: o.service, OTLPPort: uint16(number), Output: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lab.Close()) }()
+	if err := awaitFlows(ctx, lab, db, o.patience, progress); err != nil {
+		return err
+	}
+	return lossy(ctx, lab, db, o.patience, out, progress)
+}
+
+// awaitFlows has some visit the shop until there is flow data of every service.
+func awaitFlows(ctx context.Context, lab *netlab.Lab, db *database, patience time.Duration, progress *progress) error {
+	want := uint64(lab.Namespaces() - 1) // the bridge has no address
+	since := time.Now()
+	return awaitStored(ctx, want, patience,
+		func(ctx context.Context) (uint64, error) {
+			if _, err := lab.Visit(warmUpVisitors, lossyVisitorsAtOnce); err != nil {
+				return 0, err
+			}
+			return db.watched(ctx, lab, since)
+		},
+		func(seen uint64) { progress.printf("flow data of %d of %d services", seen, want) })
+}
+
+// lossy has the network lose packets, and asks about the trace with the slowest call.
+func lossy(ctx context.Context, lab *netlab.Lab, db *database, patience time.Duration, out *terminal, progress *progress) error {
+	if err := lab.Settle(ctx); err != nil {
+		return err
+	}
+	progress.printf("the network now loses %d of a hundred packets between %s and %s; %d visitors", lossPercent, lossyCaller, lossyCallee, lossyVisitors)
+	if err := lab.Lose(lossyCaller, lossyCallee, lossPercent); err != nil {
+		return err
+	}
+	from := time.Now()
+	if _, err := lab.Visit(lossyVisitors, lossyVisitorsAtOnce); err != nil {
+		return err
+	}
+	if err := errors.Join(lab.Heal(), lab.Settle(ctx)); err != nil {
+		return err
+	}
+	err := awaitStored(ctx, lossyVisitors, patience,
+		func(ctx context.Context) (uint64, error) { return db.journeys(ctx, from) },
+		func(stored uint64) { progress.printf("%d of %d journeys stored", stored, lossyVisitors) })
+	if err != nil {
+		return err
+	}
+	id, err := db.slowestCall(ctx, from)
+	if err != nil {
+		return err
+	}
+	// Flow data comes a moment after the connections were closed.
+	var calls []hop
+	err = awaitStored(ctx, 1, patience, func(ctx context.Context) (found uint64, err error) {
+		if calls, err = db.calls(ctx, id); err == nil && lossFound(calls) {
+			found = 1
+		}
+		return found, err
+	}, func(uint64) {})
+	out.question(networkTitle, fmt.Sprintf(callsQuery, id))
+	out.calls(calls)
+	if err != nil {
+		return fmt.Errorf("the network lost packets between %s and %s, and the answer does not say so: %w", lossyCaller, lossyCallee, err)
+	}
+	out.println(out.style(green, fmt.Sprintf("It was the network, between %s and %s.", lossyCaller, lossyCallee)))
+	return nil
+}
+
+// lossFound tells whether there is flow data of all calls, and the lossy edge alone is said to have trouble.
+func lossFound(hops []hop) bool {
+	for _, h := range hops {
+		lossy := h.caller == lossyCaller && h.callee == lossyCallee
+		if h.withoutFlow > 0 || lossy == (h.verdict == clean) {
+			return false
+		}
+	}
+	return len(hops) > 0
+}
+
+// clean is the verdict on a network that did nothing wrong.
+const clean = "network clean"
+
+// callsQuery asks about one trace. The edges with trouble come first.
+const callsQuery = `SELECT service_name AS caller,
+       if(peer_service_name != '', peer_service_name, replaceOne(toString(any(peer_ip)), '::ffff:', '')) AS callee,
+       count() AS calls, max(duration_ns) / 1e6 AS slowest_ms, argMax(gap_ns, duration_ns) / 1e6 AS gap_ms,
+       max(retransmits + peer_retransmits) AS sent_again, max(rtt_us) / 1e3 AS rtt_ms,
+       countIf(matched = '') AS without_flow, argMax(if(verdict = '', unmatched, verdict), verdict != 'network clean') AS said
+FROM metaflow.trace_network(trace_id = '%s')
+WHERE kind = 'client'
+GROUP BY caller, peer_service_name
+ORDER BY said = 'network clean', slowest_ms DESC`
+
+// hop is one row of the answer: the calls of a trace from one service to another.
+type hop struct {
+	caller, callee string
+	calls          uint64
+	slowest, gap   float64 // milliseconds: as the caller measured, and what of it the callee did not
+	sentAgain      uint64
+	rtt            float64 // milliseconds
+	withoutFlow    uint64  // calls without flow data
+	verdict        string
+}
+
+// calls tells of one trace.
+func (d *database) calls(ctx context.Context, id string) (out []hop, err error) {
+	err = d.each(ctx, fmt.Sprintf(callsQuery, id), func(rows driver.Rows) error {
+		var c hop
+		err := rows.Scan(&c.caller, &c.callee, &c.calls, &c.slowest, &c.gap, &c.sentAgain, &c.rtt, &c.withoutFlow, &c.verdict)
+		out = append(out, c)
+		return err
+	})
+	return out, err
+}
+
+// watched returns of how many services of the lab there is flow data.
+func (d *database) watched(ctx context.Context, lab *netlab.Lab, since time.Time) (n uint64, err error) {
+	host := lab.Host().As4()
+	const query = `SELECT uniqExact(ip) FROM metaflow.flows WHERE toUnixTimestamp64Nano(time) > $1 AND startsWith(toString(ip), $2) AND ip != toIPv6($3)`
+	err = d.conn.QueryRow(ctx, query, since.UnixNano(), fmt.Sprintf("::ffff:%d.%d.%d.", host[0], host[1], host[2]), lab.Host().String()).Scan(&n)
+	return n, err
+}
+
+const (
+	journeysQuery = `SELECT count() FROM metaflow.spans
+WHERE service_namespace = 'webstore' AND parent_span_id = '' AND toUnixTimestamp64Nano(start_time) >= $1`
+	// The load generator's calls contain all others.
+	slowestCallQuery = `SELECT argMax(trace_id, duration_ns) FROM metaflow.spans
+WHERE service_namespace = 'webstore' AND kind = 'client' AND service_name != 'loadgenerator' AND toUnixTimestamp64Nano(start_time) >= $1`
+)
+
+// journeys returns how many have begun since then.
+func (d *database) journeys(ctx context.Context, since time.Time) (n uint64, err error) {
+	err = d.conn.QueryRow(ctx, journeysQuery, since.UnixNano()).Scan(&n)
+	return n, err
+}
+
+// slowestCall returns the id of the trace with the call that took longest, of those that began since then.
+func (d *database) slowestCall(ctx context.Context, since time.Time) (id string, err error) {
+	err = d.conn.QueryRow(ctx, slowestCallQuery, since.UnixNano()).Scan(&id)
+	return id, err
+}
+
+// calls prints a row for each edge of a trace.
+func (t *terminal) calls(calls []hop) {
+	t.println(t.style(bold, fmt.Sprintf("%-22s %-22s %6s %11s %8s %11s %7s %7s  %s", "caller", "callee", "calls", "slowest ms", "gap ms", "sent again", "rtt ms", "no flow", "verdict")))
+	for _, c := range calls {
+		style := ""
+		if c.verdict != clean {
+			style = red
+		}
+		line := fmt.Sprintf("%-22s %-22s %6d %11.1f %8.1f %11d %7.2f %7d  %s", c.caller, c.callee, c.calls, c.slowest, c.gap, c.sentAgain, c.rtt, c.withoutFlow, c.verdict)
+		if style != "" {
+			line = t.style(style, line)
+		}
+		t.println(line)
+	}
+}
+
+// wouldAnswer says what is missing for the last answer, and what it looks like.
+func (t *terminal) wouldAnswer(missing string) {
+	t.question(networkTitle, fmt.Sprintf(callsQuery, "..."))
+	t.printf("Not asked: %s.\n", missing)
+	t.printf(`With that the demo puts each service of the shop into a network namespace, has the network lose %d of a hundred
+packets between %s and %s, and asks this about the trace with the slowest call. An answer looks so:
+
+`, lossPercent, lossyCaller, lossyCallee)
+	t.calls(exampleCalls)
+}
+
+// exampleCalls is what a run of the demo printed.
+var exampleCalls = []hop{
+	{"frontend", "productcatalogservice", 4, 1013.3, 1012.2, 37, 1.01, 0, "retransmission"},
+	{"loadgenerator", "frontend", 5, 1019.5, 0.9, 0, 9.27, 0, clean},
+	{"frontend", "checkoutservice", 1, 28.6, 0.3, 0, 4.64, 0, clean},
+	{"frontend", "shippingservice", 1, 23.4, 0.4, 0, 0.44, 0, clean},
+	{"checkoutservice", "paymentservice", 1, 5.8, 0.3, 0, 1.91, 0, clean},
+	{"frontend", "cartservice", 4, 5.4, 0.5, 0, 1.73, 0, clean},
+	{"cartservice", "10.77.0.10", 6, 3.3, 0.0, 0, 0.83, 0, clean},
+	{"checkoutservice", "productcatalogservice", 1, 1.6, 0.2, 0, 0.90, 0, clean},
+}
