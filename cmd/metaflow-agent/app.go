@@ -69,13 +69,13 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if a.flows, err = open("flows"); err != nil {
 		return nil, err
 	}
-	a.agent, err = agent.New(cfg.OTLP, a.up, agent.Spools{Spans: a.spans, Flows: a.flows}, agent.Options{
-		Identity: id, Server: cfg.Server.Addresses[0], Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
-	})
-	if err != nil {
+	if err := a.watchPods(cfg.Kubernetes, id, reg); err != nil {
 		return nil, err
 	}
-	if err := a.watchPods(cfg.Kubernetes, id, reg); err != nil {
+	a.agent, err = agent.New(cfg.OTLP, a.up, agent.Spools{Spans: a.spans, Flows: a.flows}, agent.Options{
+		Identity: id, Pods: a.podsOfHost(), Server: cfg.Server.Addresses[0], Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
+	})
+	if err != nil {
 		return nil, err
 	}
 	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Checks: []opshttp.Check{
@@ -103,6 +103,23 @@ func (a *app) watchPods(cfg k8s.Config, id agent.Identity, reg prometheus.Regist
 		return nil
 	}
 	return err
+}
+
+// podsOfHost is what the agent asks for pods, nil where there is no Kubernetes.
+func (a *app) podsOfHost() agent.Pods {
+	if a.pods == nil {
+		return nil
+	}
+	return podsOf{a.pods}
+}
+
+// podsOf are the pods that Kubernetes has told of.
+type podsOf struct{ *k8s.Watcher }
+
+// Pod implements agent.Pods.
+func (p podsOf) Pod(uid string) (agent.Pod, bool) {
+	pod, ok := p.Watcher.Pod(uid)
+	return agent.Pod{UID: pod.UID, Namespace: pod.Namespace, Name: pod.Name, Workload: pod.Workload}, ok
 }
 
 // reporter takes to a server what Kubernetes says.

@@ -31,9 +31,24 @@ type Upstream interface {
 // Spools keep what waits for a server, by what it is.
 type Spools struct{ Spans, Flows Spool }
 
+// Pods is what is known of the pods of this host. It is declared here because the agent is its
+// caller; pkg/k8s knows them. Its methods may be called by several goroutines, and never block for long.
+type Pods interface {
+	// Pod returns what is known of a pod, by the uid that its control groups are named after.
+	Pod(uid string) (Pod, bool)
+	// ReportAll has everything reported to the servers again: they may be others than before.
+	ReportAll()
+	// Exceptions are what an operator should know, a sentence each.
+	Exceptions() []string
+}
+
+// Pod is one pod, as Kubernetes calls it.
+type Pod struct{ UID, Namespace, Name, Workload string }
+
 // Options are set by code.
 type Options struct {
 	Identity   Identity
+	Pods       Pods   // nil where there is no Kubernetes
 	Server     string // host:port of a server: tells which of this host's addresses others see
 	Version    string
 	StateDir   string                // keeps the last configuration; must exist
@@ -53,6 +68,7 @@ type Agent struct {
 	listeners  *listeners
 	control    *control
 	exceptions *exceptions
+	pods       Pods
 	state      stateFile
 	inForce    atomic.Pointer[agentv1.Configuration]
 }
@@ -66,19 +82,22 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opts.Pods == nil {
+		opts.Pods = noPods{}
+	}
 	codec, err := newCodec()
 	if err != nil {
 		return nil, err
 	}
 	a := &Agent{
-		log: opts.Logger, metrics: newMetrics(opts.Registerer), codec: codec, exceptions: newExceptions(),
+		log: opts.Logger, metrics: newMetrics(opts.Registerer), codec: codec, exceptions: newExceptions(), pods: opts.Pods,
 		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
 	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: &pipe{
 		up: up, send: up.Export, count: otlp.Spans, spool: spools.Spans, codec: codec, log: opts.Logger,
 		metrics: newPipeMetrics(opts.Registerer, kindSpans), liveTime: cfg.LiveTimeout,
 	}}
-	a.flows = &flowSender{node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{
+	a.flows = &flowSender{pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{
 		up: up, send: up.ExportFlows, count: countFlows, spool: spools.Flows, codec: codec, log: opts.Logger,
 		metrics: newPipeMetrics(opts.Registerer, kindFlows), liveTime: cfg.LiveTimeout,
 	}}
@@ -93,6 +112,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 			Addresses: opts.Identity.Addresses, Version: opts.Version, Cluster: opts.Identity.Cluster, Group: opts.Identity.Group,
 			StartTimeUnixNano: uint64(time.Now().UnixNano()),
 		},
+		connected:  opts.Pods.ReportAll,
 		configured: a.configured,
 		inForce: func() (string, uint64) {
 			c := a.inForce.Load()
@@ -122,7 +142,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { return d.run(ctx) })
 	}
 	g.Go(func() error { return a.capture.Run(ctx) })
-	g.Go(func() error { return a.watchPrivileges(ctx) })
+	g.Go(func() error { return a.watchTrouble(ctx) })
 	return g.Wait()
 }
 
@@ -164,17 +184,25 @@ func (a *Agent) apply(c *agentv1.Configuration) {
 	a.listeners.configure(&cfg)
 }
 
-// watchPrivileges tells operators what capture lacks, as it changes.
-func (a *Agent) watchPrivileges(ctx context.Context) error {
+// watchTrouble tells operators what capture and the watch of Kubernetes lack, as it changes.
+func (a *Agent) watchTrouble(ctx context.Context) error {
 	for ctx.Err() == nil {
 		a.exceptions.set("flow data", strings.Join(a.capture.Exceptions(), "; "))
-		_ = pause(ctx, privilegesInterval)
+		a.exceptions.set("pods", strings.Join(a.pods.Exceptions(), "; "))
+		_ = pause(ctx, troubleInterval)
 	}
 	return nil
 }
 
-// privilegesInterval is half a heartbeat's.
-const privilegesInterval = heartbeatInterval / 2
+// troubleInterval is half a heartbeat's.
+const troubleInterval = heartbeatInterval / 2
+
+// noPods is a host without Kubernetes.
+type noPods struct{}
+
+func (noPods) Pod(string) (Pod, bool) { return Pod{}, false }
+func (noPods) ReportAll()             {}
+func (noPods) Exceptions() []string   { return nil }
 
 // Configured returns nil when a configuration is in force that a server has sent
 // at some time: a check for /ready.

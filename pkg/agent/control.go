@@ -46,6 +46,8 @@ type control struct {
 	log        *slog.Logger
 	metrics    *metrics
 	exceptions *exceptions
+	// connected is called when a server has answered on a new stream. It must not block.
+	connected func()
 	// configured is called with each configuration, from one goroutine.
 	configured func(*agentv1.Configuration)
 	// inForce returns the group and revision in force.
@@ -104,10 +106,13 @@ func cause(stream Stream, err error) error {
 
 // receive handles what the server says until the stream ends.
 func (c *control) receive(stream Stream, confirm, replied chan<- struct{}) error {
-	for {
+	for first := true; ; first = false {
 		m, err := stream.Recv()
 		if err != nil {
 			return err
+		}
+		if first {
+			c.connected()
 		}
 		switch m := m.Message.(type) {
 		case *agentv1.ConnectResponse_Configuration:

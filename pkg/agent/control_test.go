@@ -74,11 +74,17 @@ func reply(beat *agentv1.Heartbeat, ahead time.Duration) *agentv1.ConnectRespons
 // session starts a control over a fake server; stop ends it.
 func session(t *testing.T) (s *fakeServer, c *control, stop func()) {
 	t.Helper()
+	return sessionWith(t, func() {})
+}
+
+func sessionWith(t *testing.T, connected func()) (s *fakeServer, c *control, stop func()) {
+	t.Helper()
 	s = &fakeServer{streams: make(chan *fakeStream, 10)}
 	var inForce *agentv1.Configuration
 	c = &control{
 		up: s, hello: &agentv1.Registration{AgentId: "a"}, log: slog.New(slog.DiscardHandler),
 		metrics: newMetrics(nil), exceptions: newExceptions(),
+		connected:  connected,
 		configured: func(cfg *agentv1.Configuration) { inForce = cfg },
 		inForce:    func() (string, uint64) { return inForce.GetGroupId(), inForce.GetRevision() },
 	}
@@ -106,6 +112,30 @@ func (s *fakeStream) nextBeat(t *testing.T) *agentv1.Heartbeat {
 		t.Fatal("no heartbeat within an hour")
 		return nil
 	}
+}
+
+// A server that is new to the agent may know nothing of its pods: each stream says so once, when it is
+// answered and not before.
+func TestEveryStreamIsToldAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		s, _, stop := sessionWith(t, func() { told++ })
+		defer stop()
+		for n := range 3 {
+			stream := <-s.streams
+			synctest.Wait()
+			if told != n {
+				t.Errorf("told %d times before stream %d was answered", told, n+1)
+			}
+			stream.down <- configuration("g", 1)
+			stream.down <- configuration("g", 2)
+			synctest.Wait()
+			if told != n+1 {
+				t.Errorf("told %d times after %d streams", told, n+1)
+			}
+			close(stream.down)
+		}
+	})
 }
 
 func TestAConfigurationIsConfirmedAtOnce(t *testing.T) {

@@ -19,6 +19,9 @@ const (
 
 	groupNamespace   = 1
 	groupPodUID      = 2
+	groupPod         = 3
+	groupK8sSpace    = 4
+	groupWorkload    = 5
 	groupContainerID = 6
 	groupProcess     = 8
 	groupFlows       = 9
@@ -36,6 +39,7 @@ type flowSender struct {
 	*pipe
 	agentID, cluster, node string
 	owner                  func(*flow.Row) cgroup.Owner
+	pod                    func(uid string) (Pod, bool)
 	body                   []byte
 	groups                 map[ownership]*[]byte
 	order                  []ownership
@@ -83,7 +87,11 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 	b = appendText(b, requestNode, s.node)
 	for _, key := range s.order {
 		head := protowire.AppendVarint(protowire.AppendTag(one[:0], groupNamespace, protowire.VarintType), key.namespace)
-		head = appendText(head, groupPodUID, key.PodUID)
+		pod := s.podOf(key.PodUID)
+		head = appendText(head, groupPodUID, pod.UID)
+		head = appendText(head, groupPod, pod.Name)
+		head = appendText(head, groupK8sSpace, pod.Namespace)
+		head = appendText(head, groupWorkload, pod.Workload)
 		head = appendText(head, groupContainerID, key.ContainerID)
 		head = appendText(head, groupProcess, key.Unit)
 		flows := *s.groups[key]
@@ -95,6 +103,18 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 	clear(s.groups)
 	s.order, s.body = s.order[:0], b
 	return b
+}
+
+// podOf is what is known of a pod: its uid at least. Servers find out more by its address where Kubernetes has not
+// said anything here yet.
+func (s *flowSender) podOf(uid string) Pod {
+	if uid == "" {
+		return Pod{}
+	}
+	if pod, ok := s.pod(uid); ok {
+		return pod
+	}
+	return Pod{UID: uid}
 }
 
 func appendText(b []byte, field protowire.Number, text string) []byte {

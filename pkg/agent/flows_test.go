@@ -23,6 +23,7 @@ func flowsRig(t *testing.T) (*flowSender, *rig) {
 	return &flowSender{
 		pipe: r.pipe, agentID: "a", cluster: "c", node: "n",
 		owner: func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"", "pod-1"}[row.Cookie%2]} },
+		pod:   noPods{}.Pod,
 	}, r
 }
 
@@ -64,6 +65,30 @@ func TestRowsBecomeRequests(t *testing.T) {
 		}
 		if len(seen) != 100 {
 			t.Errorf("%d different flows", len(seen))
+		}
+	}
+}
+
+// What Kubernetes says of a pod goes with its flows; of a static pod the uid too, which its control groups do
+// not have. Of pods that Kubernetes has not told of yet there is the uid.
+func TestRowsOfPods(t *testing.T) {
+	s, _ := flowsRig(t)
+	s.owner = func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"hash", "young"}[row.Cookie%2]} }
+	s.pod = func(uid string) (Pod, bool) {
+		return Pod{UID: "static", Namespace: "kube-system", Name: "etcd-n1", Workload: "etcd"}, uid == "hash"
+	}
+	var req agentv1.ExportFlowsRequest
+	if err := proto.Unmarshal(s.request(rows(2)), &req); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []*agentv1.FlowGroup{
+		{PodUid: "static", Namespace: "kube-system", Pod: "etcd-n1", Workload: "etcd"},
+		{PodUid: "young", NetworkNamespace: 1},
+	} {
+		got := req.Groups[i]
+		got.Flows = nil
+		if !proto.Equal(got, want) {
+			t.Errorf("group %d is %v, want %v", i, got, want)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 	discoveryclient "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Client asks an API server. kubernetes.Interface of client-go satisfies it.
@@ -32,9 +33,19 @@ func (c *client) CoreV1() coreclient.CoreV1Interface                         { r
 func (c *client) DiscoveryV1() discoveryclient.DiscoveryV1Interface          { return c.discovery }
 func (c *client) CoordinationV1() coordinationclient.CoordinationV1Interface { return c.coordination }
 
-// inCluster asks the API server of the cluster that this process is a pod of.
-func inCluster() (Client, error) {
-	cfg, err := rest.InClusterConfig()
+// kubeconfig reads the file of that name, when it is asked for something.
+func (c Config) kubeconfig() clientcmd.ClientConfig {
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: c.Kubeconfig}
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{})
+}
+
+// connect asks the API server that the kubeconfig names, or else that of the cluster that this process is a pod of.
+func (c Config) connect() (Client, error) {
+	find := rest.InClusterConfig
+	if c.Kubeconfig != "" {
+		find = c.kubeconfig().ClientConfig
+	}
+	cfg, err := find()
 	if err != nil {
 		return nil, fmt.Errorf("find the Kubernetes API: %w", err)
 	}

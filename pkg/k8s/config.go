@@ -20,10 +20,11 @@ const (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Enabled   string `mapstructure:"enabled" doc:"whether to ask Kubernetes for the pods of this node: true, false, or auto, which does so where a service account is mounted, as in a pod"`
-	Lease     string `mapstructure:"lease" doc:"name of the lease by which one agent of the cluster is chosen to follow its services; empty follows none"`
-	Namespace string `mapstructure:"namespace" doc:"namespace of the lease; empty is that of the agent's own pod"`
-	Node      string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
+	Enabled    string `mapstructure:"enabled" doc:"whether to ask Kubernetes for the pods of this node: true, false, or auto, which does so where a service account is mounted, as in a pod, or a kubeconfig is given"`
+	Kubeconfig string `mapstructure:"kubeconfig" doc:"file that says where the API server is and who asks, as kubectl has it: for agents that are no pods themselves; empty is the service account of the agent's pod"`
+	Lease      string `mapstructure:"lease" doc:"name of the lease by which one agent of the cluster is chosen to follow its services; empty follows none"`
+	Namespace  string `mapstructure:"namespace" doc:"namespace of the lease; empty is that of the agent's own pod, or of the kubeconfig's context"`
+	Node       string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
 }
 
 // DefaultConfig returns the configuration that most need not change.
@@ -57,12 +58,15 @@ func (c Config) Validate() error {
 const accountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // Wanted tells whether Kubernetes is to be asked: because the configuration says so, or because it
-// leaves it open and this is a pod with a service account.
+// leaves it open and names a kubeconfig, or this is a pod with a service account.
 func (c Config) Wanted() bool {
 	switch c.Enabled {
 	case True:
 		return true
 	case Auto:
+		if c.Kubeconfig != "" {
+			return true
+		}
 		_, err := os.Stat(filepath.Join(accountDir, "token"))
 		return err == nil && os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 	default:
@@ -74,6 +78,10 @@ func (c Config) Wanted() bool {
 func (c Config) namespace() (string, error) {
 	if c.Namespace != "" {
 		return c.Namespace, nil
+	}
+	if c.Kubeconfig != "" {
+		ns, _, err := c.kubeconfig().Namespace()
+		return ns, err
 	}
 	text, err := os.ReadFile(filepath.Join(accountDir, "namespace"))
 	if err != nil {

@@ -35,7 +35,7 @@ type Options struct {
 	AgentID    string
 	Cluster    string
 	Node       string                // when Config.Node is empty
-	Client     Client                // nil asks the API server that this pod belongs to
+	Client     Client                // nil asks the API server that Config says
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	// Lease is how the services' follower is chosen. The zero value is DefaultTiming.
@@ -111,7 +111,7 @@ func New(cfg Config, opts Options) (*Watcher, error) {
 		}
 	}
 	if w.client == nil {
-		if w.client, err = inCluster(); err != nil {
+		if w.client, err = cfg.connect(); err != nil {
 			return nil, err
 		}
 	}

@@ -20,8 +20,10 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/k8s/kubetest"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -135,8 +137,19 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// clientOf asks a, for as long as the test lasts.
+func clientOf(t testing.TB, a *kubetest.API) Client {
+	t.Helper()
+	c, err := newClient(&rest.Config{Host: a.URL(), QPS: 1000, Burst: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.(*client).core.RESTClient().(*rest.RESTClient).Client.CloseIdleConnections() })
+	return c
+}
+
 // start runs a Watcher until stop is called, or the test ends.
-func start(t testing.TB, a *api, s Reporter, id string, edit func(*Config)) (w *Watcher, stop func()) {
+func start(t testing.TB, a *kubetest.API, s Reporter, id string, edit func(*Config)) (w *Watcher, stop func()) {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Namespace, cfg.Node = "metaflow", "n1"
@@ -144,7 +157,7 @@ func start(t testing.TB, a *api, s Reporter, id string, edit func(*Config)) (w *
 		edit(&cfg)
 	}
 	w, err := New(cfg, Options{
-		Reporter: s, AgentID: id, Cluster: "prod", Client: a.client(), Registerer: prometheus.NewRegistry(),
+		Reporter: s, AgentID: id, Cluster: "prod", Client: clientOf(t, a), Registerer: prometheus.NewRegistry(),
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)).With("agent", id),
 		Lease:  Timing{Duration: 2 * time.Second, Renew: time.Second, Retry: 200 * time.Millisecond},
 	})
@@ -167,11 +180,11 @@ func start(t testing.TB, a *api, s Reporter, id string, edit func(*Config)) (w *
 func withoutLease(c *Config) { c.Lease = "" }
 
 func TestPodsOfTheNodeAreReported(t *testing.T) {
-	a, s := newAPI(t), newServer()
-	a.put(newPod("a", "10.0.0.1"))
+	a, s := kubetest.New(t), newServer()
+	a.Put(newPod("a", "10.0.0.1"))
 	other := newPod("other", "10.0.9.9")
 	other.Spec.NodeName = "n2"
-	a.put(other)
+	a.Put(other)
 	w, _ := start(t, a, s, "agent", withoutLease)
 	s.await(t, "there is a pod", func(s *server) bool { return len(s.pods) == 1 && s.pods["a"] != nil })
 	want := &agentv1.Pod{
@@ -193,14 +206,14 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 
 	// One comes, without an address at first, which nobody needs to hear of.
 	b := newPod("b", "")
-	a.put(b)
+	a.Put(b)
 	eventually(t, "the agent knows the new pod", func() bool { _, ok := w.Pod("b"); return ok })
-	a.put(newPod("b", "10.0.0.2"))
+	a.Put(newPod("b", "10.0.0.2"))
 	s.await(t, "there is a second one", func(s *server) bool { return len(s.pods["b"].GetAddresses()) == 1 })
 
 	// It goes.
 	before := time.Now()
-	a.remove(newPod("b", "10.0.0.2"))
+	a.Remove(newPod("b", "10.0.0.2"))
 	s.await(t, "the second one ended", func(s *server) bool { return s.pods["b"].GetEndTimeUnixNano() >= uint64(before.UnixNano()) })
 	if _, ok := w.Pod("b"); !ok {
 		t.Error("the agent has forgotten it before its last flows are reported")
@@ -216,7 +229,7 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 	done.Status.ContainerStatuses = []core.ContainerStatus{{State: core.ContainerState{Terminated: &core.ContainerStateTerminated{
 		FinishedAt: meta.NewTime(began.Add(time.Minute)),
 	}}}}
-	a.put(done)
+	a.Put(done)
 	s.await(t, "the first one is done", func(s *server) bool {
 		return s.pods["a"].GetEndTimeUnixNano() == uint64(began.Add(time.Minute).UnixNano())
 	})
@@ -224,47 +237,47 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 
 // Kubernetes goes away, and comes back with other pods and without its history.
 func TestKubernetesAway(t *testing.T) {
-	a, s := newAPI(t), newServer()
-	a.put(newPod("a", "10.0.0.1"))
+	a, s := kubetest.New(t), newServer()
+	a.Put(newPod("a", "10.0.0.1"))
 	w, _ := start(t, a, s, "agent", withoutLease)
 	s.await(t, "there is a pod", func(s *server) bool { return s.pods["a"] != nil })
-	a.hangUp() // it goes on as if nothing had been
-	a.put(newPod("b", "10.0.0.2"))
+	a.HangUp() // it goes on as if nothing had been
+	a.Put(newPod("b", "10.0.0.2"))
 	s.await(t, "there is another one", func(s *server) bool { return s.pods["b"] != nil })
 
-	a.setDown(true)
+	a.SetDown(true)
 	eventually(t, "operators hear of it", func() bool {
 		return slices.ContainsFunc(w.Exceptions(), func(text string) bool { return strings.Contains(text, "pods") })
 	})
 	if _, ok := w.Pod("a"); !ok {
 		t.Error("the pod is forgotten while Kubernetes is away")
 	}
-	a.remove(newPod("a", "10.0.0.1"))
-	a.put(newPod("c", "10.0.0.1"))
-	a.forgetHistory()
-	a.setDown(false)
+	a.Remove(newPod("a", "10.0.0.1"))
+	a.Put(newPod("c", "10.0.0.1"))
+	a.ForgetHistory()
+	a.SetDown(false)
 	s.await(t, "one is gone and one is new", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["c"] != nil })
 }
 
 // No server takes reports. What is reported in the end is what is so then.
 func TestServersAway(t *testing.T) {
-	a, s := newAPI(t), newServer()
+	a, s := kubetest.New(t), newServer()
 	s.set(errors.New("no server"))
-	a.put(newPod("a", "10.0.0.1"))
+	a.Put(newPod("a", "10.0.0.1"))
 	w, _ := start(t, a, s, "agent", withoutLease)
 	eventually(t, "the agent knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
-	a.remove(newPod("a", "10.0.0.1"))
-	a.put(newPod("b", "10.0.0.1"))
+	a.Remove(newPod("a", "10.0.0.1"))
+	a.Put(newPod("b", "10.0.0.1"))
 	eventually(t, "the agent knows the next pod", func() bool { _, ok := w.Pod("b"); return ok })
 	s.set(nil)
 	s.await(t, "one is gone and one is there", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["b"] != nil })
 
 	// A report that will never be taken does not hold up the others.
 	s.set(fault.As(fault.Rejected, errors.New("no")))
-	a.put(newPod("c", "10.0.0.3"))
+	a.Put(newPod("c", "10.0.0.3"))
 	eventually(t, "the report is given up", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.known["c"] != nil && len(w.news) == 0 })
 	s.set(nil)
-	a.put(newPod("d", "10.0.0.4"))
+	a.Put(newPod("d", "10.0.0.4"))
 	s.await(t, "there is the next one", func(s *server) bool { return s.pods["d"] != nil })
 	w.ReportAll()
 	s.await(t, "there is what was refused", func(s *server) bool { return s.pods["c"] != nil && s.reports[len(s.reports)-1].Complete })
@@ -296,12 +309,12 @@ func texts(list [][]byte) (out []string) {
 
 // One agent of several follows the services; when it stops, another does.
 func TestServicesAreFollowedByOne(t *testing.T) {
-	a, s := newAPI(t), newServer()
-	a.put(newService("cart", "10.96.0.1"))
-	a.put(newSlice("cart-x", "cart", "10.0.0.2", "10.0.0.1"))
-	a.put(newSlice("cart-y", "cart", "10.0.0.1", "10.0.0.3"))
-	a.put(newSlice("stray", "", "10.0.0.9"))
-	a.put(newService("headless", "None"))
+	a, s := kubetest.New(t), newServer()
+	a.Put(newService("cart", "10.96.0.1"))
+	a.Put(newSlice("cart-x", "cart", "10.0.0.2", "10.0.0.1"))
+	a.Put(newSlice("cart-y", "cart", "10.0.0.1", "10.0.0.3"))
+	a.Put(newSlice("stray", "", "10.0.0.9"))
+	a.Put(newService("headless", "None"))
 	stops := map[string]func(){}
 	for _, id := range []string{"one", "two", "three"} {
 		_, stops[id] = start(t, a, s, id, nil)
@@ -321,21 +334,21 @@ func TestServicesAreFollowedByOne(t *testing.T) {
 		t.Errorf("reported %v", cart)
 	}
 	s.mu.Unlock()
-	first := a.holder()
-	if n := a.requests("GET services watch=true"); n != 1 {
+	first := a.Holder()
+	if n := a.Requests("GET services watch=true"); n != 1 {
 		t.Errorf("%d watches of services", n)
 	}
 
-	a.put(newSlice("cart-y", "cart"))
+	a.Put(newSlice("cart-y", "cart"))
 	s.await(t, "there are fewer endpoints", func(s *server) bool { return len(s.services["shop/cart"].GetEndpoints()) == 2 })
 	stops[first]()
-	eventually(t, "another agent takes over", func() bool { h := a.holder(); return h != "" && h != first })
-	a.put(newService("pay", "10.96.0.3"))
+	eventually(t, "another agent takes over", func() bool { h := a.Holder(); return h != "" && h != first })
+	a.Put(newService("pay", "10.96.0.3"))
 	s.await(t, "there is a new one", func(s *server) bool { return s.services["shop/pay"] != nil })
-	a.remove(newService("cart", "10.96.0.1"))
+	a.Remove(newService("cart", "10.96.0.1"))
 	s.await(t, "one was deleted", func(s *server) bool { return s.services["shop/cart"].GetEndTimeUnixNano() != 0 })
-	a.remove(newSlice("cart-x", "cart"))
-	a.put(newService("cart", "10.96.0.7"))
+	a.Remove(newSlice("cart-x", "cart"))
+	a.Put(newService("cart", "10.96.0.7"))
 	s.await(t, "it is there again", func(s *server) bool { return s.services["shop/cart"].GetEndTimeUnixNano() == 0 })
 }
 
@@ -395,6 +408,36 @@ func TestEvictedPodEndedWhenAnythingChangedLast(t *testing.T) {
 	stripped, _ := strip(p)
 	if got := podOf(stripped.(*core.Pod), time.Time{}).EndTimeUnixNano; got != uint64(began.Add(time.Hour).UnixNano()) {
 		t.Errorf("it ended at %s", time.Unix(0, int64(got)).UTC())
+	}
+}
+
+// An agent that is no pod asks the API server that a kubeconfig names, and holds the lease in the namespace of
+// its context.
+func TestKubeconfig(t *testing.T) {
+	a, s := kubetest.New(t), newServer()
+	a.Put(newPod("a", "10.0.0.1"))
+	cfg := DefaultConfig()
+	cfg.Kubeconfig = a.Kubeconfig("metaflow")
+	if !cfg.Wanted() {
+		t.Error("a kubeconfig is given, and not used")
+	}
+	w, err := New(cfg, Options{Reporter: s, AgentID: "one", Cluster: "prod", Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.client.(*client).core.RESTClient().(*rest.RESTClient).Client.CloseIdleConnections() })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	s.await(t, "there is a pod", func(s *server) bool { return s.pods["a"] != nil })
+	eventually(t, "it holds the lease", func() bool { return a.Holder() == "one" })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	cfg.Kubeconfig += ".not"
+	if _, err := New(cfg, Options{Reporter: s, AgentID: "one", Node: "n1"}); err == nil {
+		t.Error("a kubeconfig that is not there is no error")
 	}
 }
 

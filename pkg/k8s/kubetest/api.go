@@ -1,4 +1,6 @@
-package k8s
+// Package kubetest is a Kubernetes API server for tests: lists, watches and leases over a real
+// connection, of the pods, services and endpoint slices that a test puts into it.
+package kubetest
 
 import (
 	"encoding/json"
@@ -6,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,12 +20,12 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/rest"
 )
 
-// api speaks as much of the Kubernetes API as an agent needs: lists, watches, leases with
-// conflicts; over a real connection that can be cut.
-type api struct {
+// API speaks as much of the Kubernetes API as an agent needs: lists, watches, leases with
+// conflicts; over a real connection that can be cut. Make it with New. Its methods may be called by
+// several goroutines.
+type API struct {
 	t      testing.TB
 	server *httptest.Server
 
@@ -29,14 +33,15 @@ type api struct {
 	version int
 	oldest  int // versions before it are forgotten
 	down    bool
-	objects map[string]map[string]object // by resource, by namespace/name
+	objects map[string]map[string]Object // by resource, by namespace/name
 	events  []event
 	moved   chan struct{}  // closed when there is more
 	cut     chan struct{}  // closed when connections are
 	asked   map[string]int // requests, by what
 }
 
-type object interface {
+// Object is a pod, a service, an endpoint slice or a lease.
+type Object interface {
 	meta.Object
 	// of the kinds below
 }
@@ -48,28 +53,40 @@ type event struct {
 	node           string
 }
 
-func newAPI(t testing.TB) *api {
-	a := &api{
-		t: t, version: 100, objects: map[string]map[string]object{"pods": {}, "services": {}, "endpointslices": {}, "leases": {}},
+// New returns an API without objects, which ends with the test.
+func New(t testing.TB) *API {
+	a := &API{
+		t: t, version: 100, objects: map[string]map[string]Object{"pods": {}, "services": {}, "endpointslices": {}, "leases": {}},
 		moved: make(chan struct{}), cut: make(chan struct{}), asked: map[string]int{},
 	}
 	a.server = httptest.NewServer(a)
 	t.Cleanup(a.server.Close)
-	t.Cleanup(a.hangUp)
+	t.Cleanup(a.HangUp)
 	return a
 }
 
-func (a *api) client() Client {
-	c, err := newClient(&rest.Config{Host: a.server.URL, QPS: 1000, Burst: 1000})
-	if err != nil {
+// URL is where the API is.
+func (a *API) URL() string { return a.server.URL }
+
+// Kubeconfig writes a kubeconfig for the API, with a namespace in its context, and returns its name.
+func (a *API) Kubeconfig(namespace string) string {
+	a.t.Helper()
+	file := filepath.Join(a.t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: %q}}]
+users: [{name: test, user: {token: test}}]
+contexts: [{name: test, context: {cluster: test, user: test, namespace: %q}}]
+current-context: test
+`, a.URL(), namespace)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		a.t.Fatal(err)
 	}
-	a.t.Cleanup(func() { c.(*client).core.RESTClient().(*rest.RESTClient).Client.CloseIdleConnections() })
-	return c
+	return file
 }
 
-// hangUp closes the connections that are open.
-func (a *api) hangUp() {
+// HangUp closes the connections that are open.
+func (a *API) HangUp() {
 	a.mu.Lock()
 	close(a.cut)
 	a.cut = make(chan struct{})
@@ -77,16 +94,16 @@ func (a *api) hangUp() {
 	a.server.CloseClientConnections()
 }
 
-// setDown has every request answered with 503, or not any more.
-func (a *api) setDown(down bool) {
+// SetDown has every request answered with 503, or not any more.
+func (a *API) SetDown(down bool) {
 	a.mu.Lock()
 	a.down = down
 	a.mu.Unlock()
-	a.hangUp()
+	a.HangUp()
 }
 
-// forgetHistory makes watches from before now fail with 410.
-func (a *api) forgetHistory() {
+// ForgetHistory makes watches from before now fail with 410.
+func (a *API) ForgetHistory() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.oldest = a.version + 1
@@ -96,7 +113,7 @@ func (a *api) forgetHistory() {
 
 var kinds = map[string]string{"pods": "Pod", "services": "Service", "endpointslices": "EndpointSlice", "leases": "Lease"}
 
-func resourceOf(o object) string {
+func resourceOf(o Object) string {
 	switch o.(type) {
 	case *core.Pod:
 		return "pods"
@@ -113,14 +130,14 @@ func apiVersion(resource string) string {
 	return map[string]string{"pods": "v1", "services": "v1", "endpointslices": "discovery.k8s.io/v1", "leases": "coordination.k8s.io/v1"}[resource]
 }
 
-// put creates or changes an object; remove deletes it.
-func (a *api) put(o object) {
+// Put creates or changes an object.
+func (a *API) Put(o Object) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.putLocked(o)
 }
 
-func (a *api) putLocked(o object) {
+func (a *API) putLocked(o Object) {
 	resource, key := resourceOf(o), o.GetNamespace()+"/"+o.GetName()
 	kind := "MODIFIED"
 	if a.objects[resource][key] == nil {
@@ -132,7 +149,8 @@ func (a *api) putLocked(o object) {
 	a.announce(kind, o)
 }
 
-func (a *api) remove(o object) {
+// Remove deletes an object.
+func (a *API) Remove(o Object) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	resource := resourceOf(o)
@@ -142,20 +160,20 @@ func (a *api) remove(o object) {
 	a.announce("DELETED", o)
 }
 
-func (a *api) announce(kind string, o object) {
+func (a *API) announce(kind string, o Object) {
 	a.events = append(a.events, event{resourceOf(o), kind, a.version, a.encode(o), nodeName(o)})
 	close(a.moved)
 	a.moved = make(chan struct{})
 }
 
-func nodeName(o object) string {
+func nodeName(o Object) string {
 	if p, ok := o.(*core.Pod); ok {
 		return p.Spec.NodeName
 	}
 	return ""
 }
 
-func (a *api) encode(o object) json.RawMessage {
+func (a *API) encode(o Object) json.RawMessage {
 	resource := resourceOf(o)
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -164,13 +182,15 @@ func (a *api) encode(o object) json.RawMessage {
 	return json.RawMessage(fmt.Sprintf(`{"kind":%q,"apiVersion":%q,`, kinds[resource], apiVersion(resource)) + string(text[1:]))
 }
 
-func (a *api) requests(what string) int {
+// Requests is how many there were, for example of "GET pods watch=true".
+func (a *API) Requests(what string) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.asked[what]
 }
 
-func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP implements http.Handler.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	resource, name := parts[len(parts)-1], ""
 	if kinds[resource] == "" {
@@ -197,13 +217,14 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *api) fail(w http.ResponseWriter, code int, reason string) {
+// What cannot be written any more is of a client that is gone.
+func (a *API) fail(w http.ResponseWriter, code int, reason string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d,"message":"as the test wants it"}`, reason, code)
+	_, _ = fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d,"message":"as the test wants it"}`, reason, code)
 }
 
-func (a *api) list(w http.ResponseWriter, resource, node string) {
+func (a *API) list(w http.ResponseWriter, resource, node string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	items := []json.RawMessage{}
@@ -222,7 +243,7 @@ func (a *api) list(w http.ResponseWriter, resource, node string) {
 	}
 }
 
-func (a *api) watch(w http.ResponseWriter, r *http.Request, resource, node string) {
+func (a *API) watch(w http.ResponseWriter, r *http.Request, resource, node string) {
 	query := r.URL.Query()
 	a.mu.Lock()
 	cut := a.cut
@@ -237,10 +258,10 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, resource, node strin
 	if initial {
 		for _, o := range a.objects[resource] {
 			if nodeName(o) == node {
-				fmt.Fprintf(w, `{"type":"ADDED","object":%s}`, a.encode(o))
+				_, _ = fmt.Fprintf(w, `{"type":"ADDED","object":%s}`, a.encode(o))
 			}
 		}
-		fmt.Fprintf(w, `{"type":"BOOKMARK","object":{"kind":%q,"apiVersion":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}}`,
+		_, _ = fmt.Fprintf(w, `{"type":"BOOKMARK","object":{"kind":%q,"apiVersion":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}}`,
 			kinds[resource], apiVersion(resource), a.version)
 		next = a.version
 	}
@@ -251,7 +272,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, resource, node strin
 		moved := a.moved
 		for _, e := range a.events {
 			if e.version > next && e.resource == resource && e.node == node {
-				fmt.Fprintf(w, `{"type":%q,"object":%s}`, e.kind, e.text)
+				_, _ = fmt.Fprintf(w, `{"type":%q,"object":%s}`, e.kind, e.text)
 				next = e.version
 			}
 		}
@@ -268,7 +289,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, resource, node strin
 }
 
 // lease is read, created or changed, unless somebody else did meanwhile.
-func (a *api) lease(w http.ResponseWriter, r *http.Request, name string) {
+func (a *API) lease(w http.ResponseWriter, r *http.Request, name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if r.Method == http.MethodGet {
@@ -297,13 +318,13 @@ func (a *api) lease(w http.ResponseWriter, r *http.Request, name string) {
 	a.answer(w, l)
 }
 
-func (a *api) answer(w http.ResponseWriter, o object) {
+func (a *API) answer(w http.ResponseWriter, o Object) {
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(a.encode(o)) // a client that is gone
 }
 
-// holder is who holds the lease.
-func (a *api) holder() string {
+// Holder is who holds the lease.
+func (a *API) Holder() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if l, ok := a.objects["leases"]["metaflow/metaflow-agent"].(*coordination.Lease); ok && l.Spec.HolderIdentity != nil {
