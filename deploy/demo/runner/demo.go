@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/deploy/demo/webstore"
 )
 
@@ -29,13 +30,13 @@ func demo(ctx context.Context, o options, out *terminal, progress *progress) (er
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	progress.printf("starting %s on free ports, data in %s", o.server, dir)
-	server, err := startServer(o.server, dir)
+	server, err := process.StartServer(o.server, dir)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		progress.printf("stopping the server, removing its data")
-		err = errors.Join(err, server.stop())
+		err = errors.Join(err, server.Stop())
 	}()
 
 	// From here on the demo lives no longer than its server.
@@ -43,8 +44,8 @@ func demo(ctx context.Context, o options, out *terminal, progress *progress) (er
 	defer cancel(nil)
 	go func() {
 		select {
-		case <-server.done:
-			cancel(server.death())
+		case <-server.Done():
+			cancel(server.Death())
 		case <-ctx.Done():
 		}
 	}()
@@ -52,8 +53,8 @@ func demo(ctx context.Context, o options, out *terminal, progress *progress) (er
 }
 
 // show sends the spans and prints the answers.
-func show(ctx context.Context, o options, server *server, dir string, out *terminal, progress *progress) (err error) {
-	at, err := server.awaitReady(ctx)
+func show(ctx context.Context, o options, server *process.Server, dir string, out *terminal, progress *progress) (err error) {
+	at, err := server.AwaitReady(ctx)
 	if err != nil {
 		return err
 	}

@@ -12,16 +12,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
 
 // path is what stands between the WebStore and the server: the agent, and in
 // front of it a collector when there is one.
 type path struct {
-	children []*child // in the order of the data
-	entry    string   // where the WebStore sends its spans
-	said     string   // the way in words
+	children []*process.Process // in the order of the data
+	entry    string             // where the WebStore sends its spans
+	said     string             // the way in words
 
-	agent     *child                                           // nil when there is none
+	agent     *process.Process                                 // nil when there is none
 	configure func(ctx context.Context, settings string) error // gives settings to the agent's group
 }
 
@@ -30,7 +32,7 @@ const group = "default"
 
 // startPath starts an agent, has metaflow-ctl open its port, and puts the
 // collector in front of it when the program is there.
-func startPath(ctx context.Context, o options, at endpoints, dir string, progress *progress) (_ *path, err error) {
+func startPath(ctx context.Context, o options, at process.Endpoints, dir string, progress *progress) (_ *path, err error) {
 	if o.agent == "" {
 		return &path{entry: at.GRPC, said: "WebStore -> server"}, nil
 	}
@@ -40,7 +42,7 @@ func startPath(ctx context.Context, o options, at endpoints, dir string, progres
 			err = errors.Join(err, p.stop())
 		}
 	}()
-	agent, err := startChild("the agent", o.agent, "run", "--server", at.GRPC, "--spool-dir", filepath.Join(dir, "spool"), "--http-listen", "127.0.0.1:0")
+	agent, err := process.Start("the agent", nil, o.agent, "run", "--server", at.GRPC, "--spool-dir", filepath.Join(dir, "spool"), "--http-listen", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +57,7 @@ func startPath(ctx context.Context, o options, at endpoints, dir string, progres
 		return nil, err
 	}
 	receiver := net.JoinHostPort("127.0.0.1", port)
-	if err := agent.await(ctx, listening(receiver)); err != nil {
+	if err := agent.Await(ctx, listening(receiver)); err != nil {
 		return nil, err
 	}
 	p.entry = "http://" + receiver + "/api/v1/otel/trace"
@@ -71,17 +73,17 @@ func startPath(ctx context.Context, o options, at endpoints, dir string, progres
 	if err != nil {
 		return nil, err
 	}
-	p.children = append([]*child{collector}, p.children...)
+	p.children = append([]*process.Process{collector}, p.children...)
 	p.entry = net.JoinHostPort("127.0.0.1", otlp)
 	p.said = "WebStore -> OpenTelemetry Collector -> agent -> server"
-	return p, collector.await(ctx, listening(p.entry))
+	return p, collector.Await(ctx, listening(p.entry))
 }
 
 // stop ends what was started, in the order of the data: each hands on what it has.
 func (p *path) stop() error {
 	var errs []error
 	for _, c := range p.children {
-		errs = append(errs, c.stop())
+		errs = append(errs, c.Stop())
 	}
 	return errors.Join(errs...)
 }
@@ -105,7 +107,7 @@ func configure(ctx context.Context, ctl, server, dir, settings string) error {
 
 // startCollector runs an OpenTelemetry Collector that sends to the agent, as the
 // DaemonSet of deploy/otel-agent does.
-func startCollector(program, dir, listen, traces string) (*child, error) {
+func startCollector(program, dir, listen, traces string) (*process.Process, error) {
 	file := filepath.Join(dir, "collector.yaml")
 	text := fmt.Sprintf(`receivers:
   otlp: {protocols: {grpc: {endpoint: %q}}}
@@ -118,7 +120,7 @@ service:
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	return startChild("the collector", program, "--config", file)
+	return process.Start("the collector", nil, program, "--config", file)
 }
 
 // listening tells whether somebody listens at addr.

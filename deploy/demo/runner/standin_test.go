@@ -20,6 +20,7 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip" // what the WebStore sends
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
@@ -124,7 +125,7 @@ func (p *pretender) serve(ctx context.Context, ready string, engine *chengine.En
 	if err != nil {
 		return err
 	}
-	content, err := json.Marshal(endpoints{GRPC: l.Addr().String(), ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: engine.HTTPAddr()})
+	content, err := json.Marshal(process.Endpoints{GRPC: l.Addr().String(), ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: engine.HTTPAddr()})
 	if err != nil {
 		return err
 	}

@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -17,15 +15,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/deploy/demo/spring-boot/queries"
 )
-
-// endpoints is what the server writes into its ready file.
-type endpoints struct {
-	GRPC           string `json:"grpc"`
-	HTTP           string `json:"http"`
-	ClickHouseHTTP string `json:"clickhouse_http"`
-}
 
 // demo runs everything. What it started is gone when it returns.
 func demo(ctx context.Context, o options, out io.Writer, progress func(string, ...any)) (err error) {
@@ -83,8 +75,8 @@ func explain(ctx context.Context, err error) error {
 
 // path is where the spans go: an agent, unless the demo runs without, and the server.
 type path struct {
-	at       endpoints
-	children []*child // in the order of the data
+	at       process.Endpoints
+	children []*process.Process // in the order of the data
 	exporter exporter
 	// received and failed are the metrics, at metrics, of what the Java agents sent and of how
 	// much of it they were not told is safe, so that they sent it again.
@@ -100,22 +92,12 @@ func startPath(ctx context.Context, o options, dir string, progress func(string,
 		}
 	}()
 	progress("starting %s on free ports, data in %s", o.server, dir)
-	ready := filepath.Join(dir, "ready.json")
-	server, err := startChild("the server", nil, o.server, "standalone",
-		"--data-dir", filepath.Join(dir, "data"), "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
-		"--kafka-listen", "127.0.0.1:0", "--clickhouse-native-port", "0", "--clickhouse-http-port", "0", "--ready-file", ready)
+	server, err := process.StartServer(o.server, dir)
 	if err != nil {
 		return nil, err
 	}
-	p.children = []*child{server}
-	err = server.await(ctx, func() (bool, error) {
-		text, err := os.ReadFile(ready)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		return true, errors.Join(err, json.Unmarshal(text, &p.at))
-	})
-	if err != nil {
+	p.children = []*process.Process{server.Process}
+	if p.at, err = server.AwaitReady(ctx); err != nil {
 		return nil, err
 	}
 	p.exporter = exporter{"grpc", "http://" + p.at.GRPC}
@@ -136,12 +118,12 @@ func (p *path) startAgent(ctx context.Context, o options, dir string, progress f
 		return err
 	}
 	p.received, p.failed = "metaflow_agent_received_spans_total", "metaflow_agent_failed_spans_total"
-	agent, err := startChild("the agent", nil, o.agent, "run", "--server", p.at.GRPC,
+	agent, err := process.Start("the agent", nil, o.agent, "run", "--server", p.at.GRPC,
 		"--spool-dir", filepath.Join(dir, "spool"), "--http-listen", p.metrics)
 	if err != nil {
 		return err
 	}
-	p.children = append([]*child{agent}, p.children...)
+	p.children = append([]*process.Process{agent}, p.children...)
 	_, port, err := net.SplitHostPort(receiver)
 	if err != nil {
 		return err
@@ -157,7 +139,7 @@ func (p *path) startAgent(ctx context.Context, o options, dir string, progress f
 		return fmt.Errorf("switch the agent on: %w: %s", err, text)
 	}
 	p.exporter = exporter{"http/protobuf", "http://" + receiver}
-	return agent.await(ctx, listening(receiver))
+	return agent.Await(ctx, listening(receiver))
 }
 
 // acknowledged returns how many spans the Java agents were told are safe.
@@ -194,7 +176,7 @@ func (p *path) watch(ctx context.Context, gone func(error)) {
 func (p *path) stop() error {
 	var errs []error
 	for _, c := range p.children {
-		errs = append(errs, c.stop())
+		errs = append(errs, c.Stop())
 	}
 	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -349,44 +348,5 @@ func TestAcknowledged(t *testing.T) {
 	p.failed = "fail"
 	if _, err := p.acknowledged(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no metric fail") {
 		t.Errorf("acknowledged = %v", err)
-	}
-}
-
-// A program that dies is named with what it said last; a JVM's status after SIGTERM is a good end.
-func TestChildren(t *testing.T) {
-	c, err := startChild("the child", nil, "/bin/sh", "-c", "echo farewell; exit 3")
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = c.await(t.Context(), func() (bool, error) { return false, nil })
-	if err == nil || !strings.Contains(err.Error(), "the child ended too early (exit status 3)") || !strings.Contains(err.Error(), "farewell") {
-		t.Errorf("await = %v", err)
-	}
-	for status, good := range map[int]bool{0: true, terminated: true, 1: false} {
-		c, err := startChild("the child", nil, "/bin/sh", "-c", fmt.Sprintf("trap 'exit %d' TERM; echo ready; while :; do sleep 0.01; done", status))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.await(t.Context(), func() (bool, error) { return c.output.String() == "ready", nil }); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.stop(); (err == nil) != good {
-			t.Errorf("stop of a program that ends with %d = %v", status, err)
-		}
-	}
-	if _, err := startChild("the server", nil, "/does/not/exist"); err == nil || !strings.Contains(err.Error(), "`make build` makes it") {
-		t.Errorf("start = %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	c, err = startChild("the child", nil, "/bin/sh", "-c", "exec sleep 60")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.await(ctx, func() (bool, error) { return false, nil }); err == nil {
-		t.Error("await did not end with its context")
-	}
-	if err := c.stop(); err == nil || !strings.Contains(err.Error(), "did not stop cleanly") {
-		t.Errorf("stop = %v", err)
 	}
 }

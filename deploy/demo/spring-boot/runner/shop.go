@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
 
 // database is the service that the others keep their data in. It reports no spans.
@@ -28,7 +30,7 @@ type exporter struct{ protocol, endpoint string }
 
 // shop is the running services.
 type shop struct {
-	children  []*child // those of services, then the database
+	children  []*process.Process // those of services, then the database
 	addresses map[string]string
 }
 
@@ -77,7 +79,7 @@ func (s *shop) start(o options, name, dir string, env []string, flags ...string)
 	for _, callee := range services {
 		args = append(args, "--shop."+callee+"=http://"+s.addresses[callee])
 	}
-	c, err := startChild(name, env, "java", args...)
+	c, err := process.Start(name, env, "java", args...)
 	if err == nil {
 		s.children = append(s.children, c)
 	}
@@ -112,7 +114,7 @@ func environment(name, password string, to exporter) []string {
 // awaitReady waits until all services listen.
 func (s *shop) awaitReady(ctx context.Context) error {
 	for _, c := range s.children {
-		if err := c.await(ctx, listening(s.addresses[c.name])); err != nil {
+		if err := c.Await(ctx, listening(s.addresses[c.Name])); err != nil {
 			return err
 		}
 	}
@@ -124,8 +126,8 @@ func (s *shop) watch(ctx context.Context, gone func(error)) {
 	for _, c := range s.children {
 		go func() {
 			select {
-			case <-c.done:
-				gone(c.death())
+			case <-c.Done():
+				gone(c.Death())
 			case <-ctx.Done():
 			}
 		}()
@@ -139,14 +141,14 @@ func (s *shop) stop() error {
 		mu   sync.Mutex
 		errs []error
 	)
-	end := func(c *child) {
-		err := c.stop()
+	end := func(c *process.Process) {
+		err := c.Stop()
 		mu.Lock()
 		defer mu.Unlock()
 		errs = append(errs, err)
 	}
 	for _, c := range s.children {
-		if c.name == database {
+		if c.Name == database {
 			wg.Wait()
 			end(c)
 			continue

@@ -1,9 +1,9 @@
-package main
+package process
 
 import "syscall"
 
-// childAttributes puts the server out of reach of Ctrl-C at our terminal, for we
+// attributes puts a program out of reach of Ctrl-C at our terminal, for we
 // stop it when its time has come, and has the kernel stop it when we are killed.
-func childAttributes() *syscall.SysProcAttr {
+func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 }

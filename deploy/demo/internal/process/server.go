@@ -1,0 +1,67 @@
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Endpoints is what a standalone server writes into its ready file: host:port of each.
+type Endpoints struct {
+	GRPC             string `json:"grpc"`
+	HTTP             string `json:"http"`
+	Kafka            string `json:"kafka"`
+	ClickHouseNative string `json:"clickhouse_native"`
+	ClickHouseHTTP   string `json:"clickhouse_http"`
+}
+
+// Server is a MetaFlow server in standalone mode.
+type Server struct {
+	*Process
+	ready string // the file that tells where it listens
+}
+
+// StartServer runs the program on free ports of the loopback address, with its data in dir.
+func StartServer(program, dir string) (*Server, error) {
+	ready := filepath.Join(dir, "ready.json")
+	p, err := Start("the server", nil, program, "standalone",
+		"--data-dir", filepath.Join(dir, "data"),
+		"--grpc-listen", "127.0.0.1:0",
+		"--http-listen", "127.0.0.1:0",
+		"--kafka-listen", "127.0.0.1:0",
+		"--clickhouse-native-port", "0",
+		"--clickhouse-http-port", "0",
+		"--ready-file", ready,
+	)
+	return &Server{p, ready}, err
+}
+
+// AwaitReady returns where the server listens once it does.
+func (s *Server) AwaitReady(ctx context.Context) (at Endpoints, err error) {
+	err = s.Await(ctx, func() (bool, error) {
+		at, err = readEndpoints(s.ready)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return true, err
+	})
+	return at, err
+}
+
+func readEndpoints(path string) (e Endpoints, err error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return e, err
+	}
+	if err := json.Unmarshal(content, &e); err != nil {
+		return e, fmt.Errorf("read the server's ready file: %w", err)
+	}
+	if e.GRPC == "" || e.ClickHouseNative == "" {
+		return e, fmt.Errorf("read the server's ready file: %s names no grpc or no clickhouse_native address", content)
+	}
+	return e, nil
+}

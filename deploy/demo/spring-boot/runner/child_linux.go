@@ -1,9 +1,0 @@
-package main
-
-import "syscall"
-
-// childAttributes puts a child out of reach of Ctrl-C at our terminal, for we
-// stop it when its time has come, and has the kernel stop it when we are killed.
-func childAttributes() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-}
