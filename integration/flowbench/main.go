@@ -5,7 +5,14 @@
 //	go run ./integration/flowbench -living 10000 -rate 2000
 //
 // Both ends of each connection are on this machine, so the capture sees two sockets of each; -living
-// counts sockets, -rate connections. It needs root, on Linux.
+// counts sockets, -rate connections.
+//
+//	go run ./integration/flowbench -busy 64 -pairs 20
+//
+// measures instead what a busy HTTP server, on all cores, loses of its throughput to the capture: in
+// pairs of equal times beside each other, one with and one without, in changing order.
+//
+// It needs root, on Linux.
 package main
 
 import (
@@ -38,6 +45,10 @@ func main() {
 	rate := flag.Int("rate", 2000, "connections to make and close in a second")
 	warm := flag.Duration("warm", 15*time.Second, "time before the measurement")
 	length := flag.Duration("length", 60*time.Second, "time of the measurement")
+	busy := flag.Int("busy", 0, "measure the throughput of an HTTP server with so many connections instead")
+	fresh := flag.Int("fresh", 100, "with -busy: requests after which a client makes a new connection")
+	pairs := flag.Int("pairs", 20, "with -busy: pairs of times")
+	window := flag.Duration("window", 4*time.Second, "with -busy: length of each time")
 	idle := flag.Bool("without-capture", false, "make the load, do not capture: for the difference it makes to the load")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -48,7 +59,13 @@ func main() {
 		err = captureFlows(ctx)
 	case "load":
 		err = makeLoad(ctx, *living, *rate)
+	case "busy":
+		err = serveBusy(ctx, *busy, *fresh)
 	default:
+		if *busy > 0 {
+			err = compare(ctx, *busy, *fresh, *pairs, *window)
+			break
+		}
 		err = measure(ctx, *living, *rate, *warm, *length, !*idle)
 	}
 	if err != nil {
@@ -62,14 +79,11 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 	if err != nil {
 		return err
 	}
-	name := fmt.Sprintf("flowbench%d", os.Getpid())
-	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name).CombinedOutput(); err != nil { //nolint:gosec // the name is made here
-		return fmt.Errorf("make network namespace: %w: %s", err, out)
+	name, remove, err := makeNamespace(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { _ = exec.Command("ip", "netns", "del", name).Run() }()                                               //nolint:gosec // the name is made here
-	if out, err := exec.CommandContext(ctx, "ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:gosec // the name is made here
-		return fmt.Errorf("set loopback up: %w: %s", err, out)
-	}
+	defer remove()
 	arguments := []string{"-living", strconv.Itoa(living), "-rate", strconv.Itoa(rate)}
 	load, err := measured.Start(true, []string{roleVariable + "=load"}, "ip", append([]string{"netns", "exec", name, self}, arguments...)...)
 	if err != nil {
@@ -115,6 +129,20 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 	fmt.Printf("%d living sockets, %d connections/s: capture %.2f%% of a core, %d MB resident at most; load %.1f%% of a core\n",
 		living, rate, 100*(after.CPU-before.CPU).Seconds()/length.Seconds(), after.Peak>>20, 100*(loadAfter.CPU-loadBefore.CPU).Seconds()/length.Seconds())
 	return nil
+}
+
+// makeNamespace makes a network namespace with a loopback device that is up.
+func makeNamespace(ctx context.Context) (name string, remove func(), err error) {
+	name = fmt.Sprintf("flowbench%d", os.Getpid())
+	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name).CombinedOutput(); err != nil { //nolint:gosec // the name is made here
+		return "", nil, fmt.Errorf("make network namespace: %w: %s", err, out)
+	}
+	remove = func() { _ = exec.Command("ip", "netns", "del", name).Run() }                                              //nolint:gosec // the name is made here
+	if out, err := exec.CommandContext(ctx, "ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:gosec // the name is made here
+		remove()
+		return "", nil, fmt.Errorf("set loopback up: %w: %s", err, out)
+	}
+	return name, remove, nil
 }
 
 // wait waits, and fails when one of the processes ends meanwhile.

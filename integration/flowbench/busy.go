@@ -1,0 +1,213 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/integration/internal/measured"
+)
+
+const (
+	busyAddress = "127.0.0.1:8000"
+	// settle is left out after each change.
+	settle = time.Second
+)
+
+// serveBusy is an HTTP server and its clients, which do nothing but ask. For each line of the standard
+// input it prints how many requests were answered.
+func serveBusy(ctx context.Context, clients, fresh int) error {
+	listener, err := net.Listen("tcp4", busyAddress)
+	if err != nil {
+		return err
+	}
+	answer := make([]byte, 1024)
+	server := http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) })}
+	go func() { _ = server.Serve(listener) }()
+	defer server.Close()
+	ctx, stop := context.WithCancel(ctx)
+	var answered atomic.Int64
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	failure := make(chan error, clients)
+	for range clients {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if err := ask(fresh, &answered); err != nil {
+					failure <- err
+					return
+				}
+			}
+		})
+	}
+	asked := make(chan error, 1)
+	go func() {
+		lines := bufio.NewScanner(os.Stdin)
+		for lines.Scan() {
+			fmt.Println(answered.Load())
+		}
+		asked <- lines.Err()
+	}()
+	select {
+	case err = <-asked:
+	case err = <-failure:
+	case <-ctx.Done():
+	}
+	return err
+}
+
+// ask makes so many requests over one connection, as lean as can be: it is the server and the kernel that are to work.
+func ask(requests int, answered *atomic.Int64) error {
+	conn, err := net.Dial("tcp4", busyAddress)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	for range requests {
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			return err
+		}
+		response, err := http.ReadResponse(in, nil)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, response.Body)
+		_ = response.Body.Close()
+		if err != nil {
+			return err
+		}
+		answered.Add(1)
+	}
+	return nil
+}
+
+// busyLoad is a process that runs serveBusy.
+type busyLoad struct {
+	in  io.WriteCloser
+	out *bufio.Scanner
+}
+
+// answered returns how many requests were answered so far.
+func (b *busyLoad) answered() (int64, error) {
+	if _, err := io.WriteString(b.in, "\n"); err != nil {
+		return 0, err
+	}
+	if !b.out.Scan() {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return strconv.ParseInt(b.out.Text(), 10, 64)
+}
+
+// rate returns the requests answered in a second, over a window after some time to settle.
+func (b *busyLoad) rate(ctx context.Context, window time.Duration) (float64, error) {
+	if err := pause(ctx, settle); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	before, err := b.answered()
+	if err != nil {
+		return 0, err
+	}
+	if err := pause(ctx, window); err != nil {
+		return 0, err
+	}
+	after, err := b.answered()
+	return float64(after-before) / time.Since(began).Seconds(), err
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// compare prints what of the throughput is left when the connections are watched.
+func compare(ctx context.Context, clients, fresh, pairs int, window time.Duration) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	name, remove, err := makeNamespace(ctx)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	cmd := exec.Command("ip", "netns", "exec", name, self, "-busy", strconv.Itoa(clients), "-fresh", strconv.Itoa(fresh)) //nolint:gosec // this program
+	cmd.Env = append(os.Environ(), roleVariable+"=busy")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer func() { _ = in.Close(); _ = cmd.Wait() }()
+	load := &busyLoad{in, bufio.NewScanner(out)}
+	with := func() (float64, error) {
+		p, err := measured.Start(false, []string{roleVariable + "=capture"}, self)
+		if err != nil {
+			return 0, err
+		}
+		defer p.Stop()
+		return load.rate(ctx, window)
+	}
+	without := func() (float64, error) { return load.rate(ctx, window) }
+	var lost []float64
+	for i := range pairs {
+		var on, off float64
+		first, second := with, without
+		one, other := &on, &off
+		if rand.IntN(2) == 0 { //nolint:gosec // is no secret
+			first, second, one, other = without, with, &off, &on
+		}
+		if *one, err = first(); err != nil {
+			return err
+		}
+		if *other, err = second(); err != nil {
+			return err
+		}
+		lost = append(lost, 100*(1-on/off))
+		fmt.Fprintf(os.Stderr, "pair %d of %d: %.0f requests/s with, %.0f without, %.2f%% lost\n", i+1, pairs, on, off, lost[i])
+	}
+	median, low, high := estimate(lost)
+	fmt.Printf("%d clients, a new connection every %d requests: %.2f%% of the throughput lost (95%% confidence: %.2f to %.2f; %d pairs)\n",
+		clients, fresh, median, low, high, pairs)
+	return nil
+}
+
+// estimate returns the median of independent values and its interval of about 95 percent confidence: the
+// ranks between which the median is by the sign test (binomial distribution, normal approximation). Other
+// work on the machine makes outliers, which a mean would follow.
+func estimate(values []float64) (median, low, high float64) {
+	slices.Sort(values)
+	n := len(values)
+	half := 0.98 * math.Sqrt(float64(n)) // 1.96 standard deviations of sqrt(n)/2
+	at := func(rank float64) float64 { return values[min(max(int(rank), 0), n-1)] }
+	return (at(float64(n-1)/2) + at(float64(n)/2)) / 2, at(math.Floor(float64(n)/2 - half)), at(math.Ceil(float64(n)/2 + half))
+}
