@@ -26,6 +26,7 @@ var binaries string
 
 func TestMain(m *testing.M) {
 	chengine.MaybeRunChild()
+	maybeBeAPod()
 	os.Exit(runTests(m))
 }
 
