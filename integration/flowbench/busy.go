@@ -98,8 +98,15 @@ func ask(requests int, answered *atomic.Int64) error {
 
 // busyLoad is a process that runs serveBusy.
 type busyLoad struct {
+	pid int
 	in  io.WriteCloser
 	out *bufio.Scanner
+}
+
+// speed is what a busy server did in a window.
+type speed struct {
+	rate float64 // requests answered in a second
+	cost float64 // CPU seconds for each request, those of the capture too
 }
 
 // answered returns how many requests were answered so far.
@@ -113,21 +120,38 @@ func (b *busyLoad) answered() (int64, error) {
 	return strconv.ParseInt(b.out.Text(), 10, 64)
 }
 
-// rate returns the requests answered in a second, over a window after some time to settle.
-func (b *busyLoad) rate(ctx context.Context, window time.Duration) (float64, error) {
+// speed measures a window, after some time to settle. The capture is another process, or 0.
+func (b *busyLoad) speed(ctx context.Context, window time.Duration, capture int) (s speed, err error) {
 	if err := pause(ctx, settle); err != nil {
-		return 0, err
+		return s, err
 	}
 	began := time.Now()
-	before, err := b.answered()
+	before, used, err := b.sample(capture)
 	if err != nil {
-		return 0, err
+		return s, err
 	}
 	if err := pause(ctx, window); err != nil {
-		return 0, err
+		return s, err
 	}
-	after, err := b.answered()
-	return float64(after-before) / time.Since(began).Seconds(), err
+	after, usedAfter, err := b.sample(capture)
+	requests := float64(after - before)
+	return speed{rate: requests / time.Since(began).Seconds(), cost: (usedAfter - used).Seconds() / requests}, err
+}
+
+// sample returns what was answered and the CPU time used, so far.
+func (b *busyLoad) sample(capture int) (answered int64, used time.Duration, err error) {
+	for _, pid := range []int{b.pid, capture} {
+		if pid == 0 {
+			continue
+		}
+		usage, err := measured.UsageOf(pid)
+		if err != nil {
+			return 0, 0, err
+		}
+		used += usage.CPU
+	}
+	answered, err = b.answered()
+	return answered, used, err
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -168,19 +192,19 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 		return err
 	}
 	defer func() { _ = in.Close(); _ = cmd.Wait() }()
-	load := &busyLoad{in, bufio.NewScanner(out)}
-	with := func() (float64, error) {
+	load := &busyLoad{cmd.Process.Pid, in, bufio.NewScanner(out)}
+	with := func() (speed, error) {
 		p, err := measured.Start(false, []string{roleVariable + "=capture"}, self)
 		if err != nil {
-			return 0, err
+			return speed{}, err
 		}
 		defer p.Stop()
-		return load.rate(ctx, window)
+		return load.speed(ctx, window, p.Cmd.Process.Pid)
 	}
-	without := func() (float64, error) { return load.rate(ctx, window) }
-	var lost []float64
+	without := func() (speed, error) { return load.speed(ctx, window, 0) }
+	var lost, cost []float64
 	for i := range pairs {
-		var on, off float64
+		var on, off speed
 		first, second := with, without
 		one, other := &on, &off
 		if rand.IntN(2) == 0 { //nolint:gosec // is no secret
@@ -192,12 +216,17 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 		if *other, err = second(); err != nil {
 			return err
 		}
-		lost = append(lost, 100*(1-on/off))
-		fmt.Fprintf(os.Stderr, "pair %d of %d: %.0f requests/s with, %.0f without, %.2f%% lost\n", i+1, pairs, on, off, lost[i])
+		lost = append(lost, 100*(1-on.rate/off.rate))
+		cost = append(cost, 100*(on.cost/off.cost-1))
+		fmt.Fprintf(os.Stderr, "pair %d of %d: %.0f requests/s with, %.0f without; %.2f and %.2f us CPU a request\n",
+			i+1, pairs, on.rate, off.rate, 1e6*on.cost, 1e6*off.cost)
 	}
+	fmt.Printf("%d clients, a new connection every %d requests, %d pairs (95%% confidence)\n", clients, fresh, pairs)
 	median, low, high := estimate(lost)
-	fmt.Printf("%d clients, a new connection every %d requests: %.2f%% of the throughput lost (95%% confidence: %.2f to %.2f; %d pairs)\n",
-		clients, fresh, median, low, high, pairs)
+	fmt.Printf("  throughput lost       %.2f%% (%.2f to %.2f)\n", median, low, high)
+	// What else runs on the machine takes of the throughput, but not of this.
+	median, low, high = estimate(cost)
+	fmt.Printf("  more CPU a request    %.2f%% (%.2f to %.2f)\n", median, low, high)
 	return nil
 }
 
