@@ -196,6 +196,8 @@ func TestPodsAndServices(t *testing.T) {
 		s.eventually(20*time.Second, answers(conn, []string{server}, ends, serviceAddress, time.Now().Add(-3*time.Second).UnixNano()))
 	}
 
+	s.eventually(20*time.Second, answers(conn, []string{"exe"}, "SELECT DISTINCT process AS line FROM metaflow.flows WHERE ip = toIPv6($1) AND process != ''", podAddress))
+
 	api.SetDown(true)
 	s.eventually(20*time.Second, func() error {
 		if list := mustCtl(t, s.at.HTTP, "agent", "list"); !strings.Contains(list, "does not let the agent watch pods") {

@@ -163,8 +163,9 @@ func wait(ctx context.Context, d time.Duration, load, capturing *measured.Proces
 
 // encoder does with rows what is done before they are sent.
 type encoder struct {
-	rows, connections, bytes int
-	buffer                   []byte
+	process                         func(*flow.Row) string
+	rows, connections, bytes, named int
+	buffer                          []byte
 }
 
 func (e *encoder) Consume(_ context.Context, rows []flow.Row) error {
@@ -172,6 +173,9 @@ func (e *encoder) Consume(_ context.Context, rows []flow.Row) error {
 	for i := range rows {
 		e.buffer = rows[i].AppendWire(e.buffer)
 		e.connections += int(rows[i].Connections)
+		if e.process(&rows[i]) != "" {
+			e.named++
+		}
 	}
 	e.rows += len(rows)
 	e.bytes += len(e.buffer)
@@ -184,10 +188,12 @@ func captureFlows(ctx context.Context) error {
 	began := time.Now()
 	cfg := agentconfig.Default().Flow
 	cfg.Enabled, cfg.ExcludeCIDRs = true, nil // the load is on loopback
-	err := capture.New(cfg, e, capture.Options{Logger: log}).Run(ctx)
+	c := capture.New(cfg, e, capture.Options{Logger: log})
+	e.process = c.Process
+	err := c.Run(ctx)
 	seconds := time.Since(began).Seconds()
-	fmt.Fprintf(os.Stderr, "capture: %.0f rows/s, %.0f connections/s (both ends), %.0f KB/s\n",
-		float64(e.rows)/seconds, float64(e.connections)/seconds, float64(e.bytes)/seconds/1000)
+	fmt.Fprintf(os.Stderr, "capture: %.0f rows/s, %.0f connections/s (both ends), %.0f KB/s, %.0f%% of the rows with a process\n",
+		float64(e.rows)/seconds, float64(e.connections)/seconds, float64(e.bytes)/seconds/1000, 100*float64(e.named)/float64(max(e.rows, 1)))
 	return err
 }
 

@@ -102,7 +102,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		metrics: newPipeMetrics(opts.Registerer, kindFlows), liveTime: cfg.LiveTimeout,
 	}}
 	a.capture = capture.New(agentconfig.Flow{}, a.flows, capture.Options{Logger: opts.Logger, Registerer: opts.Registerer})
-	a.flows.owner = a.capture.Owner
+	a.flows.owner, a.flows.process = a.capture.Owner, a.capture.Process
 	a.drainers = []*drainer{newDrainer(a.forwarder.pipe), newDrainer(a.flows.pipe)}
 	a.listeners = newListeners(cfg.BindAddress, a.forwarder, opts.Registerer, opts.Logger, a.exceptions)
 	a.control = &control{

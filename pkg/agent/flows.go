@@ -39,6 +39,7 @@ type flowSender struct {
 	*pipe
 	agentID, cluster, node string
 	owner                  func(*flow.Row) cgroup.Owner
+	process                func(*flow.Row) string
 	pod                    func(uid string) (Pod, bool)
 	body                   []byte
 	groups                 map[ownership]*[]byte
@@ -49,6 +50,7 @@ type flowSender struct {
 type ownership struct {
 	namespace uint64
 	cgroup.Owner
+	process string
 }
 
 // Consume implements capture.Consumer.
@@ -71,7 +73,10 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 	}
 	var one []byte
 	for i := range rows {
-		key := ownership{rows[i].Namespace, s.owner(&rows[i])}
+		key := ownership{rows[i].Namespace, s.owner(&rows[i]), s.process(&rows[i])}
+		if key.process == "" {
+			key.process = key.Unit // which is the next best name, and often the same
+		}
 		flows := s.groups[key]
 		if flows == nil {
 			flows = new([]byte)
@@ -93,7 +98,7 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 		head = appendText(head, groupK8sSpace, pod.Namespace)
 		head = appendText(head, groupWorkload, pod.Workload)
 		head = appendText(head, groupContainerID, key.ContainerID)
-		head = appendText(head, groupProcess, key.Unit)
+		head = appendText(head, groupProcess, key.process)
 		flows := *s.groups[key]
 		b = protowire.AppendTag(b, requestGroups, protowire.BytesType)
 		b = protowire.AppendVarint(b, uint64(len(head)+len(flows)))

@@ -22,8 +22,9 @@ func flowsRig(t *testing.T) (*flowSender, *rig) {
 	r.count = countFlows
 	return &flowSender{
 		pipe: r.pipe, agentID: "a", cluster: "c", node: "n",
-		owner: func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"", "pod-1"}[row.Cookie%2]} },
-		pod:   noPods{}.Pod,
+		owner:   func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"", "pod-1"}[row.Cookie%2]} },
+		process: func(*flow.Row) string { return "" },
+		pod:     noPods{}.Pod,
 	}, r
 }
 
@@ -90,6 +91,20 @@ func TestRowsOfPods(t *testing.T) {
 		if !proto.Equal(got, want) {
 			t.Errorf("group %d is %v, want %v", i, got, want)
 		}
+	}
+}
+
+// A process is known by its name, or else by the unit of systemd that it belongs to.
+func TestRowsOfProcesses(t *testing.T) {
+	s, _ := flowsRig(t)
+	s.owner = func(*flow.Row) cgroup.Owner { return cgroup.Owner{Unit: "web.service"} }
+	s.process = func(row *flow.Row) string { return []string{"", "nginx"}[row.Cookie] }
+	var req agentv1.ExportFlowsRequest
+	if err := proto.Unmarshal(s.request(rows(2)), &req); err != nil {
+		t.Fatal(err)
+	}
+	if len(req.Groups) != 2 || req.Groups[0].Process != "web.service" || req.Groups[1].Process != "nginx" {
+		t.Errorf("the groups are %v", req.Groups)
 	}
 }
 

@@ -77,6 +77,7 @@ type Capture struct {
 	metrics  *metrics
 	changed  chan struct{} // has room for one: the configuration is another
 	groups   *groups
+	procs    *processes
 
 	mu         sync.Mutex
 	cfg        agentconfig.Flow
@@ -99,6 +100,7 @@ func New(cfg agentconfig.Flow, consumer Consumer, opts Options) *Capture {
 		metrics:  newMetrics(opts.Registerer),
 		changed:  make(chan struct{}, 1),
 		groups:   newGroups(opts.CgroupRoot),
+		procs:    newProcesses(opts.Namespaces.ProcRoot),
 		cfg:      cfg,
 		watched:  map[uint64]watched{},
 	}
@@ -143,6 +145,15 @@ func (c *Capture) Owner(r *flow.Row) cgroup.Owner {
 	}
 	ns, _ := c.Namespace(r.Namespace)
 	return ns.Owner
+}
+
+// Process returns the name of the process that has the socket of a row, empty when it is not known. Of connections that
+// were too short for any dump it is that of who listens, and nobody at the end that made them. It does no I/O.
+func (c *Capture) Process(r *flow.Row) string {
+	if r.Inode == 0 {
+		return ""
+	}
+	return c.procs.name(r.Inode)
 }
 
 // watched is a namespace that was seen at some time.
@@ -194,6 +205,7 @@ func (c *Capture) Run(ctx context.Context) error {
 	out := make(chan []flow.Row, 1)
 	back := make(chan []flow.Row, 1)
 	var wg sync.WaitGroup
+	wg.Go(func() { c.procs.run(ctx, func() time.Duration { return c.config().DumpInterval }) })
 	wg.Go(func() {
 		for rows := range out {
 			c.consume(ctx, rows)

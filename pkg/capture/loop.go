@@ -321,7 +321,17 @@ func (l *loop) words(ctx context.Context, s *space) {
 func (l *loop) dump(ctx context.Context, s *space) {
 	inode, began := s.ns.Inode, l.now()
 	l.table.BeginDump(began, inode)
-	err := s.conn.Dump(l.netlink, sockdiag.Connections, func(sock *flow.Socket) { l.table.Observe(began, inode, sock) })
+	known, young := l.c.procs.seen.Load(), false
+	err := s.conn.Dump(l.netlink, sockdiag.Connections, func(sock *flow.Socket) {
+		l.table.Observe(began, inode, sock)
+		if !young && sock.Inode != 0 {
+			_, ok := known.now[sock.Inode]
+			young = !ok
+		}
+	})
+	if young {
+		l.c.procs.ask()
+	}
 	l.c.metrics.dumps.Observe(time.Since(began).Seconds())
 	s.dumped, s.listened = began, began
 	s.nextDump = began.Add(l.cfg.DumpInterval)

@@ -60,6 +60,9 @@ type Row struct {
 	// the connection was never seen alive.
 	Cgroup uint64
 	UID    uint32
+	// Inode is the socket's, by which its process is found; of a server's that was never seen alive it is that of
+	// the listening socket. 0 is unknown.
+	Inode uint32
 	// Local and Peer are never v4-mapped. The port of Peer is 0, and the address of Local may be
 	// unspecified, when the kernel had cleared them by the time that the
 	// connection was seen; that is of failed connects and of resets only.

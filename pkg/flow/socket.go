@@ -39,6 +39,8 @@ type Socket struct {
 	// the kernel did not say, which it never does of a socket it destroys.
 	UID    uint32
 	Cgroup uint64
+	// Inode is the socket's in the file descriptors of its processes, 0 when it is in none any more.
+	Inode uint32
 	// ReceiveQueue is what came and was not read, SendQueue what was written and not
 	// acknowledged, FIN and SYN counted as a byte each. Of a listening socket they are other things.
 	ReceiveQueue, SendQueue uint32

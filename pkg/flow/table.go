@@ -45,7 +45,7 @@ type Table struct {
 type space struct {
 	inode     uint64
 	conns     map[uint64]*conn // by cookie
-	listeners map[netip.AddrPort]int64
+	listeners map[netip.AddrPort]openPort
 	undecided []undecided
 
 	generation uint32 // of the current dump, or of the last
@@ -55,6 +55,12 @@ type space struct {
 	overrun    bool   // last words were lost since the last dump
 	forgot     int64  // until when what was given up, and is forgotten, may have lived
 	locals     [2]local
+}
+
+// openPort is a listening socket: when it was seen last, and its inode.
+type openPort struct {
+	seen  int64
+	inode uint32
 }
 
 // local is the address from which a namespace connects to others, if there is but one.
@@ -69,6 +75,7 @@ type conn struct {
 	local, peer netip.AddrPort
 	cgroup      uint64
 	uid         uint32
+	inode       uint32
 	generation  uint32 // of the dump that saw it last
 	seen        int64
 	reported    int64  // end of its last row, or its beginning
@@ -121,7 +128,7 @@ func (t *Table) Open(since time.Time, namespace uint64, adopt bool) {
 	t.spaces[namespace] = &space{
 		inode:     namespace,
 		conns:     map[uint64]*conn{},
-		listeners: map[netip.AddrPort]int64{},
+		listeners: map[netip.AddrPort]openPort{},
 		known:     since.UnixNano(),
 		adopt:     adopt,
 	}
@@ -169,7 +176,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	at := now.UnixNano()
 	local, peer := unmap(s.Local), unmap(s.Peer)
 	if s.State == StateListen {
-		sp.listeners[local] = at
+		sp.listeners[local] = openPort{at, s.Inode}
 		return
 	}
 	if peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
@@ -203,6 +210,9 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	}
 	c.generation, c.misses, c.dead, c.seen = sp.generation, 0, false, at
 	c.cgroup, c.uid = s.Cgroup, s.UID
+	if s.Inode != 0 { // while it is closed slowly it is no process's any more
+		c.inode = s.Inode
+	}
 	c.take(s)
 	if c.role == RoleUnknown {
 		c.role = s.role()
@@ -243,8 +253,8 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 			}
 		}
 	}
-	for l, seen := range sp.listeners {
-		if at-seen > int64(listenerMemory) {
+	for l, socket := range sp.listeners {
+		if at-socket.seen > int64(listenerMemory) {
 			delete(sp.listeners, l)
 		}
 	}
@@ -336,7 +346,7 @@ func (t *Table) destroyedUnknown(sp *space, s *Socket, local, peer netip.AddrPor
 		t.stats.Unclear++
 		return
 	}
-	if s.established() && s.role() == RoleUnknown && !sp.listening(local) {
+	if _, open := sp.listener(local); s.established() && s.role() == RoleUnknown && !open {
 		if len(sp.undecided) >= maxUndecided {
 			t.decide(sp)
 		}
@@ -404,8 +414,9 @@ func (t *Table) ClockSet(by time.Duration) {
 			c.seen += int64(by)
 			c.reported += int64(by)
 		}
-		for l := range sp.listeners {
-			sp.listeners[l] += int64(by)
+		for l, socket := range sp.listeners {
+			socket.seen += int64(by)
+			sp.listeners[l] = socket
 		}
 		for i := range sp.undecided {
 			sp.undecided[i].now += int64(by)
@@ -484,13 +495,17 @@ func (t *Table) finish(sp *space, c *conn, at int64, end End) {
 func (c *conn) row(sp *space, at int64) Row {
 	row := Row{
 		Start: c.reported, End: max(at, c.reported),
-		Namespace: sp.inode, Cookie: c.cookie, Cgroup: c.cgroup, UID: c.uid,
+		Namespace: sp.inode, Cookie: c.cookie, Cgroup: c.cgroup, UID: c.uid, Inode: c.inode,
 		Local: c.local, Peer: c.peer, Role: c.role,
 		Counters: c.counters.sub(c.base),
 		RTT:      c.rtt,
 	}
 	if c.minRTT != UnknownRTT {
 		row.MinRTT = c.minRTT
+	}
+	if row.Inode == 0 && row.Role == RoleServer {
+		socket, _ := sp.listener(c.local)
+		row.Inode = socket.inode
 	}
 	if c.established && !c.counted {
 		row.Connections = 1
@@ -547,25 +562,24 @@ func (s *Socket) idle() time.Duration {
 
 // roleOf is the role that is known, or else the one that the listening ports say.
 func (sp *space) roleOf(role Role, local netip.AddrPort) Role {
-	switch {
-	case role != RoleUnknown:
+	if role != RoleUnknown {
 		return role
-	case sp.listening(local):
-		return RoleServer
-	default:
-		return RoleClient
 	}
+	if _, ok := sp.listener(local); ok {
+		return RoleServer
+	}
+	return RoleClient
 }
 
-// listening reports whether somebody listens, or did lately, where local is.
-func (sp *space) listening(local netip.AddrPort) bool {
+// listener returns who listens, or did lately, where local is.
+func (sp *space) listener(local netip.AddrPort) (socket openPort, ok bool) {
 	port := local.Port()
 	for _, l := range [...]netip.AddrPort{local, netip.AddrPortFrom(netip.IPv6Unspecified(), port), netip.AddrPortFrom(netip.IPv4Unspecified(), port)} {
-		if _, ok := sp.listeners[l]; ok {
-			return true
+		if socket, ok = sp.listeners[l]; ok {
+			return socket, true
 		}
 	}
-	return false
+	return openPort{}, false
 }
 
 // remember keeps the address from which the namespace speaks to others.

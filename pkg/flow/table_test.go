@@ -56,6 +56,33 @@ func cleared(s Socket) Socket {
 	return s
 }
 
+// The inode of a row is the socket's, while any process has it; of a server's connection that nobody saw
+// alive, it is that of the socket which accepted it.
+func TestInodes(t *testing.T) {
+	table := opened(Config{})
+	port := listener("10.0.0.1:80")
+	port.Inode = 9
+	kept := living(2, 100)
+	kept.Inode = 5
+	dump(table, 1, port, kept)
+	kept.Inode = 0 // its process closed it
+	dump(table, 2, port, kept)
+	table.Destroyed(at(3), ns, new(closed(kept)))
+	short := closed(living(3, 100))
+	short.Local = ap("10.0.0.1:80")
+	short.Info.BytesAcked-- // no SYN of its own
+	table.Destroyed(at(3), ns, &short)
+	table.Destroyed(at(3), ns, new(closed(living(4, 100))))
+	dump(table, 4, port)
+	got := map[uint64]uint32{}
+	for _, row := range table.Take(nil) {
+		got[row.Cookie] = row.Inode
+	}
+	if diff := cmp.Diff(map[uint64]uint32{2: 5, 3: 9, 4: 0}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func listener(addr string) Socket {
 	return Socket{Cookie: 1, State: StateListen, Local: ap(addr), Peer: netip.AddrPortFrom(netip.IPv6Unspecified(), 0)}
 }

@@ -52,6 +52,7 @@ func parse(b []byte, s *flow.Socket) error {
 		ReceiveQueue: binary.NativeEndian.Uint32(b[56:]),
 		SendQueue:    binary.NativeEndian.Uint32(b[60:]),
 		UID:          binary.NativeEndian.Uint32(b[64:]),
+		Inode:        binary.NativeEndian.Uint32(b[68:]),
 		Info:         flow.Info{MinRTT: flow.UnknownRTT},
 	}
 	var local, peer netip.Addr

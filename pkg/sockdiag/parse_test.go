@@ -25,6 +25,7 @@ func sample(infoSize int) []byte {
 	binary.NativeEndian.PutUint32(b[56:], 7)
 	binary.NativeEndian.PutUint32(b[60:], 8)
 	binary.NativeEndian.PutUint32(b[64:], 1000)
+	binary.NativeEndian.PutUint32(b[68:], 7777)
 
 	info := make([]byte, 280)
 	for i := range info {
@@ -58,7 +59,7 @@ func TestParse(t *testing.T) {
 	want := flow.Socket{
 		Cookie: 6<<32 | 5, State: flow.StateEstablished,
 		Local: netip.MustParseAddrPort("10.0.0.1:80"), Peer: netip.MustParseAddrPort("10.0.0.2:40000"),
-		UID: 1000, Cgroup: 99, ReceiveQueue: 7, SendQueue: 8,
+		UID: 1000, Cgroup: 99, Inode: 7777, ReceiveQueue: 7, SendQueue: 8,
 		Info: flow.Info{
 			Unanswered: 2, Probes: 3,
 			LastSent: uint32(at(44, 4)), LastReceived: uint32(at(52, 4)), LastAck: uint32(at(56, 4)),
