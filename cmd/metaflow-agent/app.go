@@ -31,6 +31,8 @@ type app struct {
 	flows *spool.Spool
 	agent *agent.Agent
 	pods  *k8s.Watcher // nil where there is no Kubernetes
+	// unasked is why Kubernetes is not asked although it seems to be there.
+	unasked error
 }
 
 // newApp opens what can be opened while the servers are away. An app that was made
@@ -100,6 +102,7 @@ func (a *app) watchPods(cfg k8s.Config, id agent.Identity, reg prometheus.Regist
 	})
 	if err != nil && cfg.Enabled == k8s.Auto {
 		a.log.Warn("Kubernetes is not asked for pods", slog.Any("error", err))
+		a.pods, a.unasked = nil, err
 		return nil
 	}
 	return err
@@ -107,10 +110,28 @@ func (a *app) watchPods(cfg k8s.Config, id agent.Identity, reg prometheus.Regist
 
 // podsOfHost is what the agent asks for pods, nil where there is no Kubernetes.
 func (a *app) podsOfHost() agent.Pods {
-	if a.pods == nil {
+	switch {
+	case a.pods != nil:
+		return podsOf{a.pods}
+	case a.unasked != nil:
+		return noPods{a.unasked}
+	default:
 		return nil
 	}
-	return podsOf{a.pods}
+}
+
+// noPods are those of a Kubernetes that cannot be asked.
+type noPods struct{ why error }
+
+// Pod implements agent.Pods.
+func (noPods) Pod(string) (pod agent.Pod, ok bool) { return pod, false }
+
+// ReportAll implements agent.Pods.
+func (noPods) ReportAll() {}
+
+// Exceptions implements agent.Pods.
+func (p noPods) Exceptions() []string {
+	return []string{fmt.Sprintf("Kubernetes is not asked for pods: %v", p.why)}
 }
 
 // podsOf are the pods that Kubernetes has told of.

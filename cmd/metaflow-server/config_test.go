@@ -63,6 +63,7 @@ kafka: {brokers: [], compression: rar, sasl: {password: hunter2}}
 clickhouse: {database: "a b", adresses: [x]}
 retention: {spans: -1h}
 writer: {memory_bytes: 1MiB}
+resources: {forget_after: 1s, group: metaflow-writer}
 log: {level: loud, format: xml}
 `
 	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
@@ -74,7 +75,7 @@ log: {level: loud, format: xml}
 	}
 	for _, word := range []string{
 		"roles[1]", "riter", "grpc.listen", "nowhere", "grpc.max_request_bytes", "huge", "kafka.brokers", "kafka.compression", "rar",
-		"clickhouse.database", "adresses", "clickhouse.addresses", "retention.spans", "writer.memory_bytes", "log.level", "loud", "log.format",
+		"clickhouse.database", "adresses", "clickhouse.addresses", "retention.spans", "writer.memory_bytes", "resources.forget_after", "resources.group", "log.level", "loud", "log.format",
 	} {
 		if !strings.Contains(stderr, word) {
 			t.Errorf("%q is not in what it says:\n%s", word, stderr)

@@ -26,13 +26,13 @@ func newMetrics(reg prometheus.Registerer, w *Watcher) (*metrics, error) {
 		}, []string{"outcome"}),
 		watchErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_kubernetes_watch_errors_total",
-			Help: "Errors of listing and watching, by resource; what was seen before stays in force.",
+			Help: "Errors of listing, watching and holding the lease, by resource; what was seen before stays in force.",
 		}, []string{"resource"}),
 	}
 	for _, outcome := range []string{reported, rejected, failed} {
 		m.reports.WithLabelValues(outcome)
 	}
-	for _, resource := range []string{"pods", "services", "endpointslices"} {
+	for _, resource := range []string{"pods", "services", "endpointslices", leases} {
 		m.watchErrors.WithLabelValues(resource)
 	}
 	if reg == nil {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -31,11 +32,11 @@ func DefaultTiming() Timing {
 
 // elect tries to hold the lease until ctx ends.
 func (w *Watcher) elect(ctx context.Context) error {
-	lock := &resourcelock.LeaseLock{
+	lock := &lease{w: w, LeaseLock: &resourcelock.LeaseLock{
 		LeaseMeta:  meta.ObjectMeta{Name: w.cfg.Lease, Namespace: w.namespace},
 		Client:     w.client.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: w.opts.AgentID},
-	}
+	}}
 	for ctx.Err() == nil {
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock: lock, LeaseDuration: w.opts.Lease.Duration, RenewDeadline: w.opts.Lease.Renew, RetryPeriod: w.opts.Lease.Retry,
@@ -57,6 +58,36 @@ func (w *Watcher) elect(ctx context.Context) error {
 		elector.Run(ctx)
 	}
 	return nil
+}
+
+// lease is one whose trouble is told: client-go would only log it.
+type lease struct {
+	*resourcelock.LeaseLock
+	w *Watcher
+}
+
+// Get implements resourcelock.Interface.
+func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := l.LeaseLock.Get(ctx)
+	return record, raw, l.told(ctx, err)
+}
+
+// Create implements resourcelock.Interface.
+func (l *lease) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.told(ctx, l.LeaseLock.Create(ctx, r))
+}
+
+// Update implements resourcelock.Interface.
+func (l *lease) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.told(ctx, l.LeaseLock.Update(ctx, r))
+}
+
+// told tells of an error, unless it is that of a lease which is not there yet, or which another agent was faster to take.
+func (l *lease) told(ctx context.Context, err error) error {
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		l.w.failed(ctx, leases, err)
+	}
+	return err
 }
 
 // lead follows services whenever this agent holds the lease.

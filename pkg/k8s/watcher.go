@@ -180,6 +180,9 @@ func (w *Watcher) ReportAll() {
 	w.remind()
 }
 
+// leases are what the election is by, as the metric of errors has it.
+const leases = "leases"
+
 // troubleFor is how long after an error it is still current. client-go tries again at least every minute.
 const troubleFor = 2 * time.Minute
 
@@ -192,6 +195,9 @@ func (w *Watcher) Exceptions() []string {
 		if f, ok := w.trouble[what]; ok && time.Since(f.at) < troubleFor {
 			list = append(list, fmt.Sprintf("Kubernetes does not let the agent watch %s: %v", what, f.err))
 		}
+	}
+	if f, ok := w.trouble[leases]; ok && time.Since(f.at) < troubleFor {
+		list = append(list, fmt.Sprintf("Kubernetes does not let the agent hold the lease %s/%s, by which one agent follows the services: %v", w.namespace, w.cfg.Lease, f.err))
 	}
 	return list
 }
@@ -232,7 +238,7 @@ func (w *Watcher) failed(ctx context.Context, what string, err error) {
 	w.trouble[what] = failure{now, err}
 	w.mu.Unlock()
 	if now.Sub(last.at) >= troubleFor {
-		w.log.Warn("Kubernetes cannot be watched, trying again", slog.String("resource", what), slog.Any("error", err))
+		w.log.Warn("Kubernetes does not give what it is asked for, trying again", slog.String("resource", what), slog.Any("error", err))
 	}
 }
 

@@ -259,6 +259,25 @@ func TestKubernetesAway(t *testing.T) {
 	s.await(t, "one is gone and one is new", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["c"] != nil })
 }
 
+// An agent that may not take part in the election says so, and watches its pods all the same. What is usual in
+// an election is no trouble.
+func TestLeaseForbidden(t *testing.T) {
+	a, s := kubetest.New(t), newServer()
+	a.Put(newPod("a", "10.0.0.1"))
+	well, _ := start(t, a, s, "one", nil)
+	eventually(t, "it holds the lease", func() bool { return a.Holder() == "one" })
+	if list := well.Exceptions(); len(list) != 0 {
+		t.Errorf("all is well, but %q", list)
+	}
+	a.Forbid("leases")
+	w, _ := start(t, a, s, "two", nil)
+	eventually(t, "it says so", func() bool {
+		list := w.Exceptions()
+		return len(list) == 1 && strings.Contains(list[0], "metaflow/metaflow-agent")
+	})
+	eventually(t, "it knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
+}
+
 // No server takes reports. What is reported in the end is what is so then.
 func TestServersAway(t *testing.T) {
 	a, s := kubetest.New(t), newServer()

@@ -33,6 +33,7 @@ type API struct {
 	version int
 	oldest  int // versions before it are forgotten
 	down    bool
+	refused map[string]bool              // resources that are forbidden
 	objects map[string]map[string]Object // by resource, by namespace/name
 	events  []event
 	moved   chan struct{}  // closed when there is more
@@ -57,7 +58,7 @@ type event struct {
 func New(t testing.TB) *API {
 	a := &API{
 		t: t, version: 100, objects: map[string]map[string]Object{"pods": {}, "services": {}, "endpointslices": {}, "leases": {}},
-		moved: make(chan struct{}), cut: make(chan struct{}), asked: map[string]int{},
+		moved: make(chan struct{}), cut: make(chan struct{}), asked: map[string]int{}, refused: map[string]bool{},
 	}
 	a.server = httptest.NewServer(a)
 	t.Cleanup(a.server.Close)
@@ -100,6 +101,13 @@ func (a *API) SetDown(down bool) {
 	a.down = down
 	a.mu.Unlock()
 	a.HangUp()
+}
+
+// Forbid has requests for a resource, such as "leases", answered with 403.
+func (a *API) Forbid(resource string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refused[resource] = true
 }
 
 // ForgetHistory makes watches from before now fail with 410.
@@ -201,13 +209,15 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.t.Errorf("pods of all nodes are asked for: %s", r.URL)
 	}
 	a.mu.Lock()
-	down := a.down
+	down, refused := a.down, a.refused[resource]
 	watching := r.URL.Query().Get("watch") != ""
 	a.asked[fmt.Sprintf("%s %s watch=%t", r.Method, resource, watching)]++
 	a.mu.Unlock()
 	switch {
 	case down:
 		a.fail(w, http.StatusServiceUnavailable, "ServiceUnavailable")
+	case refused:
+		a.fail(w, http.StatusForbidden, "Forbidden")
 	case resource == "leases":
 		a.lease(w, r, name)
 	case watching:
