@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent bench-network storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent bench-capture bench-network storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench-pipeline: build engine ## measure CPU per span and stage, memory and disk 
 
 bench-agent: build ## measure CPU per span and memory of the agent; beside the collector's if `make collector` built one
 	$(GO) run ./integration/agentbench -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"
+
+bench-capture: ## measure what watching connections costs the agent and a busy server (needs root)
+	$(GO) run ./integration/flowbench
+	$(GO) run ./integration/flowbench -busy 64
 
 bench-network: engine ## measure how fast the views over spans and flows answer, over ten million rows of each
 	$(GO) run ./integration/networkbench

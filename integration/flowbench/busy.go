@@ -105,8 +105,9 @@ type busyLoad struct {
 
 // speed is what a busy server did in a window.
 type speed struct {
-	rate float64 // requests answered in a second
-	cost float64 // CPU seconds for each request, those of the capture too
+	rate  float64 // requests answered in a second
+	cost  float64 // CPU seconds of the server and its clients for each request
+	watch float64 // CPU time of the capture, as a share of theirs
 }
 
 // answered returns how many requests were answered so far.
@@ -126,32 +127,33 @@ func (b *busyLoad) speed(ctx context.Context, window time.Duration, capture int)
 		return s, err
 	}
 	began := time.Now()
-	before, used, err := b.sample(capture)
+	before, used, watched, err := b.sample(capture)
 	if err != nil {
 		return s, err
 	}
 	if err := pause(ctx, window); err != nil {
 		return s, err
 	}
-	after, usedAfter, err := b.sample(capture)
-	requests := float64(after - before)
-	return speed{rate: requests / time.Since(began).Seconds(), cost: (usedAfter - used).Seconds() / requests}, err
+	after, usedAfter, watchedAfter, err := b.sample(capture)
+	requests, cpu := float64(after-before), (usedAfter - used).Seconds()
+	return speed{rate: requests / time.Since(began).Seconds(), cost: cpu / requests, watch: (watchedAfter - watched).Seconds() / cpu}, err
 }
 
-// sample returns what was answered and the CPU time used, so far.
-func (b *busyLoad) sample(capture int) (answered int64, used time.Duration, err error) {
-	for _, pid := range []int{b.pid, capture} {
-		if pid == 0 {
-			continue
+// sample returns what was answered and the CPU time used by the server and by the capture, so far.
+func (b *busyLoad) sample(capture int) (answered int64, used, watched time.Duration, err error) {
+	usage, err := measured.UsageOf(b.pid)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	used = usage.CPU
+	if capture != 0 {
+		if usage, err = measured.UsageOf(capture); err != nil {
+			return 0, 0, 0, err
 		}
-		usage, err := measured.UsageOf(pid)
-		if err != nil {
-			return 0, 0, err
-		}
-		used += usage.CPU
+		watched = usage.CPU
 	}
 	answered, err = b.answered()
-	return answered, used, err
+	return answered, used, watched, err
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -202,7 +204,7 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 		return load.speed(ctx, window, p.Cmd.Process.Pid)
 	}
 	without := func() (speed, error) { return load.speed(ctx, window, 0) }
-	var lost, cost []float64
+	var lost, cost, watch []float64
 	for i := range pairs {
 		var on, off speed
 		first, second := with, without
@@ -218,15 +220,19 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 		}
 		lost = append(lost, 100*(1-on.rate/off.rate))
 		cost = append(cost, 100*(on.cost/off.cost-1))
+		watch = append(watch, 100*on.watch)
 		fmt.Fprintf(os.Stderr, "pair %d of %d: %.0f requests/s with, %.0f without; %.2f and %.2f us CPU a request\n",
 			i+1, pairs, on.rate, off.rate, 1e6*on.cost, 1e6*off.cost)
 	}
 	fmt.Printf("%d clients, a new connection every %d requests, %d pairs (95%% confidence)\n", clients, fresh, pairs)
 	median, low, high := estimate(lost)
 	fmt.Printf("  throughput lost       %.2f%% (%.2f to %.2f)\n", median, low, high)
-	// What else runs on the machine takes of the throughput, but not of this.
+	// What else runs on the machine takes of the throughput, but little of these: what the kernel
+	// does for the capture on the server's account, and what the capture does itself.
 	median, low, high = estimate(cost)
 	fmt.Printf("  more CPU a request    %.2f%% (%.2f to %.2f)\n", median, low, high)
+	median, low, high = estimate(watch)
+	fmt.Printf("  CPU of the capture    %.2f%% of the server's (%.2f to %.2f)\n", median, low, high)
 	return nil
 }
 
