@@ -14,6 +14,8 @@ import (
 	"helm.sh/helm/v3/pkg/engine"
 	"helm.sh/helm/v3/pkg/lint"
 	"helm.sh/helm/v3/pkg/lint/support"
+	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	schemautil "k8s.io/apimachinery/pkg/runtime/schema"
@@ -97,6 +99,7 @@ var matrix = map[string]struct {
 	"small":      {kubernetes: "v1.27.0"},
 	"second":     {},
 	"roles":      {},
+	"agents":     {},
 }
 
 func (r release) fromMatrix(t *testing.T, name string) release {
@@ -235,6 +238,8 @@ func TestChartRefuses(t *testing.T) {
 		"an unknown mode":                      {"server: {migration: {mode: hook}}", []string{"/server/migration/mode"}},
 		"no quantity":                          {"server: {resources: {limits: {memory: 1GB}}}", []string{"/server/resources/limits/memory"}},
 		"a digest that is none":                {"agent: {image: {digest: latest}}", []string{"/agent/image/digest"}},
+		"agents without servers":               {"server: {enabled: false}", []string{"agent.config.server.addresses: none is given"}},
+		"nothing":                              {"{server: {enabled: false}, agent: {enabled: false}}", []string{"server.enabled: is false"}},
 		"no Kafka":                             {"kafka: {enabled: false}", []string{"server.config.kafka.brokers: none is given"}},
 		"no ClickHouse":                        {"clickhouse: {enabled: false}", []string{"server.config.clickhouse.addresses: none is given"}},
 		"two Kafkas":                           {"server: {config: {kafka: {brokers: ['k:9092']}}}", []string{"kafka.enabled: is true"}},
@@ -361,4 +366,52 @@ func TestChartConfigOverrides(t *testing.T) {
 	if want := "metaflow-server-headless.observability.svc:4317"; len(agent.Server.Addresses) != 1 || agent.Server.Addresses[0] != want {
 		t.Errorf("the agents' servers are %v, want %s", agent.Server.Addresses, want)
 	}
+}
+
+// The soft limit of the Go runtime lies below the limit of the container, however that is written.
+func TestChartGoMemoryLimit(t *testing.T) {
+	tests := map[string]struct{ values, server, agent string }{
+		"default":  {"", "1288490188", "429496729"},
+		"gigabyte": {"server: {resources: {limits: {memory: 2.5G}}}", "2000000000", "429496729"},
+		"bytes":    {"server: {resources: {limits: {memory: 1000000000}}}", "800000000", "429496729"},
+		"none":     {"agent: {resources: {limits: {memory: null}}}", "1288490188", ""},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			o := release{values: tc.values}.objects(t)
+			for workload, want := range map[string]string{"metaflow-server": tc.server, "metaflow-agent": tc.agent} {
+				if got := o.environment(workloadOf(t, o, workload))["GOMEMLIMIT"]; got != want {
+					t.Errorf("GOMEMLIMIT of %s is %q, want %q", workload, got, want)
+				}
+			}
+		})
+	}
+}
+
+// Agents may hold the lease that they are configured with, where it is, and no other.
+func TestAgentLease(t *testing.T) {
+	o := release{}.fromMatrix(t, "agents").objects(t)
+	role, ok := find[*rbac.Role](o, "kube-system", "metaflow-agent")
+	if !ok {
+		t.Fatal("there is no Role in the lease's namespace")
+	}
+	for _, rule := range role.Rules {
+		named := slices.Equal(rule.ResourceNames, []string{"eyes"}) && slices.Equal(rule.Verbs, []string{"get", "update"})
+		if !named && !slices.Equal(rule.Verbs, []string{"create"}) { // which cannot be granted by name
+			t.Errorf("rule %+v", rule)
+		}
+	}
+	without := release{values: "agent: {config: {kubernetes: {lease: ''}}}"}.objects(t)
+	each(without, func(r *rbac.Role) { t.Errorf("there is a Role %s without a lease", r.Name) })
+}
+
+func workloadOf(t *testing.T, o *objects, name string) (workload, core.Container) {
+	t.Helper()
+	for _, w := range o.workloads {
+		if w.name == name {
+			return w, w.template.Spec.Containers[0]
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return workload{}, core.Container{}
 }

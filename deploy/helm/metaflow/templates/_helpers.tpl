@@ -285,6 +285,17 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Four fifths of a container's limit, in bytes, for the Go runtime; nothing, if it has none: its resources. */}}
+{{- define "metaflow.goMemoryLimit" -}}
+{{- $limit := dig "limits" "memory" "" . -}}
+{{- $limit = ternary (int64 $limit | toString) (toString $limit) (kindIs "float64" $limit) -}}
+{{- if $limit -}}
+{{- $units := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+      "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- mulf (regexFind "^[0-9]+([.][0-9]+)?" $limit | float64) (get $units (regexFind "[a-zA-Z]*$" $limit)) 0.8 | floor | int64 -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What contradicts itself, beyond what the schema can say. */}}
 {{- define "metaflow.check" -}}
 {{- $v := .Values -}}
@@ -294,7 +305,13 @@ priorityClassName: {{ . }}
 {{- if and $v.agent.enabled $v.server.tls.grpc.secretName (not $v.agent.tls.secretName) (not (dig "server" "tls" "enabled" false $v.agent.config)) -}}
 {{- fail "agent.tls.secretName: none is given, and the server speaks TLS by server.tls.grpc; set agent.config.server.tls.enabled to trust the system's authorities" -}}
 {{- end -}}
-{{- range $engine := list "kafka" "clickhouse" -}}
+{{- if not (or $v.server.enabled $v.agent.enabled) -}}
+{{- fail "server.enabled: is false, and so is agent.enabled; there is nothing to install" -}}
+{{- end -}}
+{{- if and (not $v.server.enabled) (not (dig "server" "addresses" nil $v.agent.config)) -}}
+{{- fail "agent.config.server.addresses: none is given, and server.enabled is false" -}}
+{{- end -}}
+{{- range $engine := ternary (list "kafka" "clickhouse") list $v.server.enabled -}}
 {{- $key := get (dict "kafka" "brokers" "clickhouse" "addresses") $engine -}}
 {{- $given := dig $engine $key nil $v.server.config -}}
 {{- if and (index $v $engine).enabled $given -}}
