@@ -188,6 +188,11 @@ func TestVersionsAgree(t *testing.T) {
 			t.Errorf("compose runs %s, the chart %s", s.Image, chartImage)
 		}
 	}
+	// The tests run on that Kafka too.
+	_, kafkaVersion, _ := strings.Cut(want["kafka"], ":")
+	if !strings.Contains(read(t, "../kafka/pom.xml"), "<version>"+kafkaVersion+"</version>") {
+		t.Errorf("the chart runs Kafka %s, tests another one", kafkaVersion)
+	}
 	kafka := release{}.objects(t).template("metaflow-kafka").Spec.Containers[0].Env
 	for _, e := range kafka {
 		if e.Name == "KAFKA_ADVERTISED_LISTENERS" || e.Name == "KAFKA_HEAP_OPTS" {
