@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector demo demo-spring-boot run test race integration bench bench-pipeline bench-agent bench-capture bench-network storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-agent bench-capture bench-network storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,14 @@ collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that te
 
 .cache/collector/otelcol: integration/collector/builder.yaml
 	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
+
+kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, on which the tests then try the chart and all manifests (10 minutes)
+
+# helm asks the server for its version.
+.cache/kubernetes/kube-apiserver: deploy/deploytest/kubernetes/go.mod
+	cd deploy/deploytest/kubernetes && $(GO) build -ldflags='-s -w' -o $(CURDIR)/.cache/kubernetes/etcd go.etcd.io/etcd/server/v3
+	cd deploy/deploytest/kubernetes && $(GO) build -o $(CURDIR)/$@ \
+		-ldflags="-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/kube-apiserver
 
 bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline) and the agent (bench-agent)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
