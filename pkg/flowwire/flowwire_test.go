@@ -229,6 +229,51 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// Fields of a request and of a group are repeated in every record. Whoever makes them so large that
+// each flow needs a record of its own gets no more than a few times the memory of the request.
+func TestRepeatedFieldsAreBounded(t *testing.T) {
+	for name, build := range map[string]func(flows []*agentv1.Flow) *agentv1.ExportFlowsRequest{
+		"of the request": func(flows []*agentv1.Flow) *agentv1.ExportFlowsRequest {
+			return &agentv1.ExportFlowsRequest{AgentId: "a", Cluster: strings.Repeat("c", 99_000), Groups: []*agentv1.FlowGroup{{Flows: flows}}}
+		},
+		"of groups": func(flows []*agentv1.Flow) *agentv1.ExportFlowsRequest {
+			req := &agentv1.ExportFlowsRequest{AgentId: "a"}
+			for i := range 20 {
+				req.Groups = append(req.Groups, &agentv1.FlowGroup{Process: strings.Repeat("p", 50_000), Flows: flows[50*i : 50*(i+1)]})
+			}
+			return req
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var flows []*agentv1.Flow
+			for i := range uint64(1000) {
+				flows = append(flows, newFlow(i+1, func(f *agentv1.Flow) { f.LocalPort = uint32(1000 + i) }))
+			}
+			opts := options()
+			opts.Partitions, opts.MaxRecordBytes = 50, 100_000
+			req := marshal(t, build(flows))
+			records, rejected, err := new(flowwire.Splitter).Split(req, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size, kept := 0, int64(0)
+			for _, r := range records {
+				size += len(r.Value)
+				kept += int64(r.Flows)
+				if n := flowwire.Flows(r.Value); n != r.Flows {
+					t.Errorf("%d flows in a record of %d", n, r.Flows)
+				}
+			}
+			if limit := 2*len(req) + 2<<20; size > limit {
+				t.Errorf("a request of %d bytes becomes %d", len(req), size)
+			}
+			if kept == 0 || kept+rejected[flowwire.TooLarge] != 1000 || rejected.Total() != rejected[flowwire.TooLarge] {
+				t.Errorf("%d flows kept, rejected %v", kept, rejected)
+			}
+		})
+	}
+}
+
 // Whatever a request is made of, its flows come out once each with all that
 // belongs to them, in the right partition, and no record is too large.
 func TestSplitLosesNothing(t *testing.T) {

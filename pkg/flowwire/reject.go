@@ -131,7 +131,7 @@ func (r *Rejected) Message(w otlp.Window, maxRecordBytes int) string {
 		case BadCounter:
 			fmt.Fprintf(&b, "connections, connect_failures, resets or timeouts is above 1, or another counter above %d", uint64(MaxCounter))
 		case TooLarge:
-			fmt.Fprintf(&b, "larger than %d bytes with request and group", maxRecordBytes)
+			fmt.Fprintf(&b, "larger than %d bytes with request and group, or these would be repeated too often", maxRecordBytes)
 		}
 	})
 	return b.String()

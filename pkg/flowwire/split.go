@@ -35,6 +35,7 @@ type Splitter struct {
 	runs     []run    // of the record being written
 	records  []Record
 	out      []byte // the records' values, one after the other
+	budget   int    // how many bytes out may still grow by
 }
 
 // segment is a run of bytes of the request.
@@ -71,6 +72,14 @@ type run struct {
 // envelope bounds the tag and length before a FlowGroup.
 const envelope = 1 + 5
 
+// What the records of a request may have together is repeats times the bytes of the request, and spare bytes more. An
+// agent's requests have some 200 kB and become at most six times as much, where every flow goes to
+// another partition than its neighbours; without a bound, fields made for it would be copied a hundred thousand times.
+const (
+	repeats = 2
+	spare   = 2 << 20
+)
+
 // Split validates req and returns its flows as records: one for each partition
 // that occurs, in ascending order of partitions, or more where MaxRecordBytes forces it.
 // Within a record flows keep their order, the fields of the request stand once and
@@ -88,8 +97,9 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	}
 	s.sort(opts.Partitions)
 	s.reserve(req)
+	s.budget = repeats*len(req) + spare
 	for p := range opts.Partitions {
-		s.writePartition(req, p, opts.MaxRecordBytes)
+		s.writePartition(req, p, opts.MaxRecordBytes, &rejected)
 	}
 	return s.records, rejected, nil
 }
@@ -200,8 +210,8 @@ func (s *Splitter) reserve(req []byte) {
 	}
 }
 
-// writePartition writes the records of partition p.
-func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int) {
+// writePartition writes the records of partition p. Flows for which nothing is left of the budget are rejected.
+func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *Rejected) {
 	s.runs = s.runs[:0]
 	total := s.head.size // of the record so far, an upper bound
 	flows := 0
@@ -214,6 +224,16 @@ func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int) {
 			s.runs, total, flows = s.runs[:0], s.head.size, 0
 			added = size + s.overhead(f.group)
 		}
+		cost := added
+		if flows == 0 {
+			cost += s.head.size
+		}
+		if cost > s.budget {
+			s.budget = 0 // nor does a smaller one get in, whose neighbours are left out
+			rejected[TooLarge]++
+			continue
+		}
+		s.budget -= cost
 		if n := len(s.runs); n == 0 || s.runs[n-1].group != f.group {
 			s.runs = append(s.runs, run{group: f.group, from: o, size: s.groups[f.group].size})
 		}
