@@ -224,13 +224,25 @@ func Do(ns Namespace, f func() error) error {
 		return f()
 	}
 	done := make(chan error, 1)
-	go func() {
-		// The thread is never given back: a goroutine that ends while locked to its thread takes it along. What
-		// would use it next would be inside the namespace.
-		runtime.LockOSThread()
-		done <- enter(ns, f)
-	}()
+	go visit(ns, f, done)
 	return <-done
+}
+
+// visit is a goroutine's life inside a namespace. Its thread is never given back: a goroutine that ends while locked
+// to its thread takes it along. What would use it next would be inside the namespace.
+//
+// The thread that the process began with cannot end: it would stay inside, hold the namespace, and show it
+// as the whole process's in /proc/PID/ns. So it is not used, but held until another goroutine, on another thread, is done.
+func visit(ns Namespace, f func() error, done chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread()
+		other := make(chan error, 1)
+		go visit(ns, f, other)
+		done <- <-other
+		return
+	}
+	done <- enter(ns, f)
 }
 
 func enter(ns Namespace, f func() error) error {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -118,6 +119,50 @@ func TestNamespaceOfProcess(t *testing.T) {
 	}
 	if err := Do(ns, func() error { return nil }); !errors.Is(err, ErrGone) {
 		t.Errorf("Do = %v, want ErrGone", err)
+	}
+}
+
+// TestMainThreadStaysOutside: Go never ends the thread that the process began with, so whatever entered a namespace on
+// it would keep that namespace for ever.
+func TestMainThreadStaysOutside(t *testing.T) {
+	needRoot(t)
+	before, err := inodeOf("/proc/self/ns/net") // which is the first thread's
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "ns")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("unshare", "--net="+path, "true").CombinedOutput(); err != nil {
+		t.Skipf("cannot mount network namespaces here: %v %s", err, out)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	inode, err := inodeOf(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := Namespace{Inode: inode, path: path}
+	var inside sync.WaitGroup
+	for range 2000 { // whichever thread is free takes a goroutine: sooner or later the first one is
+		inside.Go(func() {
+			err := Do(ns, func() error {
+				if unix.Gettid() == unix.Getpid() {
+					return errors.New("entered by the first thread")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		if inodeNow, err := inodeOf("/proc/self/ns/net"); err != nil || inodeNow != before {
+			t.Fatalf("the process is in namespace %d, %v", inodeNow, err)
+		}
+	}
+	inside.Wait()
+	if after, err := inodeOf("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("the process is in namespace %d, %v", after, err)
 	}
 }
 
