@@ -371,10 +371,10 @@ func TestChartConfigOverrides(t *testing.T) {
 // The soft limit of the Go runtime lies below the limit of the container, however that is written.
 func TestChartGoMemoryLimit(t *testing.T) {
 	tests := map[string]struct{ values, server, agent string }{
-		"default":  {"", "1288490188", "429496729"},
-		"gigabyte": {"server: {resources: {limits: {memory: 2.5G}}}", "2000000000", "429496729"},
-		"bytes":    {"server: {resources: {limits: {memory: 1000000000}}}", "800000000", "429496729"},
-		"none":     {"agent: {resources: {limits: {memory: null}}}", "1288490188", ""},
+		"default":  {"", "1717986918", "858993459"},
+		"gigabyte": {"server: {resources: {limits: {memory: 2.5G}}}", "2000000000", "858993459"},
+		"bytes":    {"server: {resources: {limits: {memory: 1000000000}}}", "800000000", "858993459"},
+		"none":     {"agent: {resources: {limits: {memory: null}}}", "1717986918", ""},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
