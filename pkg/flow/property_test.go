@@ -109,8 +109,8 @@ func TestRowsAddUp(t *testing.T) {
 				if sum == nil {
 					sum = &Row{}
 					sums[key] = sum
-				} else if r.Start < sum.End {
-					t.Fatalf("row overlaps the one before: %+v", r)
+				} else if r.Start < sum.End || r.End <= sum.End {
+					t.Fatalf("row overlaps the one before, or ends with it: %+v", r)
 				}
 				sum.End = r.End
 				sum.Connections += r.Connections

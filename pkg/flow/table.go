@@ -298,9 +298,8 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 		if !c.dead {
 			t.finish(sp, c, at, guessEnd(c))
 		}
-		start := c.seen
 		t.remove(sp, s.Cookie)
-		t.destroyedUnknown(sp, s, local, peer, start, at)
+		t.destroyedUnknown(sp, s, local, peer, c.seen, max(at, c.reported+1))
 		return
 	}
 	if c == nil {
@@ -316,10 +315,9 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 			c.role = r
 		}
 	}
-	c.role = sp.roleOf(c.role, c.local)
 	end := EndConnectFailed
 	if c.established {
-		end = s.end(c.role)
+		end = s.end(sp.roleOf(c.role, c.local))
 		if end == EndConnectFailed {
 			end = EndReset // the socket was cleared of what it knew
 		}
@@ -332,6 +330,9 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 func (t *Table) destroyedUnknown(sp *space, s *Socket, local, peer netip.AddrPort, start, at int64) {
 	if peer.Port() == 0 && (peer.Addr().IsUnspecified() || !peer.IsValid()) {
 		return // it listened, or was never used
+	}
+	if local.Addr().IsUnspecified() {
+		local = netip.AddrPortFrom(sp.localFor(peer.Addr()), local.Port())
 	}
 	if t.cfg.excludes(local, peer) {
 		return
@@ -378,8 +379,7 @@ func (t *Table) whole(sp *space, s *Socket, start, at int64) {
 		c.local = netip.AddrPortFrom(sp.localFor(c.peer.Addr()), c.local.Port())
 	}
 	c.take(s)
-	c.role = sp.roleOf(c.role, c.local)
-	t.finish(sp, &c, at, s.end(c.role))
+	t.finish(sp, &c, at, s.end(sp.roleOf(c.role, c.local)))
 }
 
 // Flush reports all living connections of the namespace that did anything since they were reported last, as the last
@@ -452,13 +452,11 @@ func (t *Table) remove(sp *space, cookie uint64) {
 
 // report gives a row of a living connection.
 func (t *Table) report(sp *space, c *conn, at int64) {
-	c.role = sp.roleOf(c.role, c.local)
 	t.rows = append(t.rows, c.row(sp, at))
 }
 
 // finish gives the last row of a connection; when one was given before and nothing happened since, none.
 func (t *Table) finish(sp *space, c *conn, at int64, end End) {
-	c.role = sp.roleOf(c.role, c.local)
 	again := c.dead
 	if again {
 		if end == EndConnectFailed {
@@ -494,9 +492,11 @@ func (t *Table) finish(sp *space, c *conn, at int64, end End) {
 // row is what the connection did since its last row.
 func (c *conn) row(sp *space, at int64) Row {
 	row := Row{
-		Start: c.reported, End: max(at, c.reported),
+		// No two rows of a socket end at the same moment: by it they are told from copies of each other.
+		Start: c.reported, End: max(at, c.reported+1),
 		Namespace: sp.inode, Cookie: c.cookie, Cgroup: c.cgroup, UID: c.uid, Inode: c.inode,
-		Local: c.local, Peer: c.peer, Role: c.role,
+		// What is guessed here is not kept: the next dump may know it.
+		Local: c.local, Peer: c.peer, Role: sp.roleOf(c.role, c.local),
 		Counters: c.counters.sub(c.base),
 		RTT:      c.rtt,
 	}

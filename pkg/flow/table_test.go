@@ -380,6 +380,18 @@ func TestExclusions(t *testing.T) {
 	}
 }
 
+// A socket that was cleared has forgotten its own address, which is left out all the same.
+func TestExclusionOfForgottenAddress(t *testing.T) {
+	tab := opened(Config{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, ReportInterval: time.Hour})
+	other := living(5, 100)
+	tab.Configure(Config{ReportInterval: time.Hour})
+	dump(tab, 10, other)
+	tab.Configure(Config{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, ReportInterval: time.Hour})
+	dump(tab, 20, other)
+	destroy(tab, 22, cleared(connecting(6)))
+	want(t, tab)
+}
+
 func TestConfigureExclusions(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000))
@@ -467,4 +479,60 @@ func TestClockIsSetBack(t *testing.T) {
 	want(t, tab)
 	dump(tab, 30, living(5, 2000))
 	want(t, tab, short{From: 10, To: 30, Local: cl, Peer: sv, Role: RoleClient, Sent: 1000, Received: 500})
+}
+
+// A server's connection whose listening socket was closed has unacknowledged bytes whenever a dump looks, but once. What
+// was guessed of its role before is not held against what its numbers say then, nor is its orderly end a reset.
+func TestGuessedRoleIsNotKept(t *testing.T) {
+	tab := opened(Config{ReportInterval: 10 * time.Second})
+	s := living(5, 1000)
+	s.Local, s.Peer = s.Peer, s.Local
+	s.Info.BytesAcked, s.SendQueue = 900, 100
+	dump(tab, 10, s)
+	want(t, tab, short{To: 10, Local: sv, Peer: cl, Role: RoleClient, Connections: 1, Sent: 1000, Received: 500})
+	s.Info.BytesAcked, s.SendQueue = 1000, 0
+	dump(tab, 20, s)
+	want(t, tab, short{From: 10, To: 20, Local: sv, Peer: cl, Role: RoleServer})
+	s.State, s.Info.BytesAcked = StateClose, 1001
+	destroy(tab, 25, s)
+	want(t, tab, short{From: 20, To: 25, Local: sv, Peer: cl, Role: RoleServer, Closed: true, Reason: EndOrderly})
+}
+
+// The rows of a socket are told from each other by when they end. So its last words have another moment than
+// the row by which it was given up before, and so has a connection that the same socket made after another.
+func TestNoTwoRowsOfASocketEndTogether(t *testing.T) {
+	ends := func(t *testing.T, tab *Table) {
+		t.Helper()
+		seen := map[int64]bool{}
+		n := 0
+		for _, r := range tab.Take(nil) {
+			seen[r.End] = true
+			n++
+		}
+		if n != 2 || len(seen) != 2 {
+			t.Errorf("%d rows with %d ends", n, len(seen))
+		}
+	}
+	t.Run("given up before its last words", func(t *testing.T) {
+		tab := opened(Config{})
+		dump(tab, 10, living(5, 1000))
+		dump(tab, 20)
+		dump(tab, 30)
+		destroy(tab, 600, closed(living(5, 1200)))
+		ends(t, tab)
+	})
+	t.Run("connected anew", func(t *testing.T) {
+		tab := opened(Config{})
+		dump(tab, 10, living(5, 1000))
+		again := closed(living(5, 300))
+		again.Local = ap("10.0.0.1:40009")
+		destroy(tab, 15, again)
+		ends(t, tab)
+	})
+	t.Run("the clock stood still", func(t *testing.T) {
+		tab := opened(Config{ReportInterval: time.Second})
+		dump(tab, 10, living(5, 1000))
+		destroy(tab, 10, closed(living(5, 1200)))
+		ends(t, tab)
+	})
 }
