@@ -60,33 +60,35 @@ WITH
     -- An interval's row is made at its end: at most this long after a span within it.
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
-    -- The trace, read once: a scalar is computed before the rest, and what is
-    -- derived from it finds the granules of the flow data.
+    -- The trace, read once: a scalar is computed before the rest, and what is derived from it finds
+    -- the granules of the flow data. Spans are tuples without names, for ClickHouse analyses the
+    -- whole question twice before it reads a row, and names, lambdas and columns are what costs then:
+    -- 1 span_id, 2 parent_span_id, 3 service_name, 4 name, 5 kind, 6 start_time, 7 duration_ns, 8 status_code,
+    -- 9 ip, 10 port, 11 peer_ip, 12 peer_port, 13 pod_uid, 14 cluster.
     (
-        SELECT groupArray((span_id, parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port,
-            simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'cluster'))::Tuple(
-                span_id String, parent_span_id String, service_name String, name String,
-                kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
-                start_time DateTime64(9, 'UTC'), duration_ns Int64, status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
-                ip IPv6, port UInt16, peer_ip IPv6, peer_port UInt16, pod_uid String, cluster String))
+        SELECT (
+            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port,
+                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
+            min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
+            groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
         FROM {{.Spans}}
         WHERE trace_id = {trace_id:String}
-    ) AS trace,
-    arrayMin(x -> x.start_time, trace) - slack AS earliest,
-    arrayMax(x -> x.start_time + toIntervalNanosecond(x.duration_ns), trace) + slack AS latest,
-    arrayFilter(x -> x != '', arrayDistinct(arrayMap(x -> x.pod_uid, trace))) AS pods,
-    arrayDistinct(arrayMap(x -> x.ip, trace)) AS own,
+    ) AS read,
+    read.1 AS trace,
+    read.2 AS earliest,
+    read.3 AS latest,
+    read.4 AS own,
+    read.5 AS pods,
     -- What agents told of these addresses and pods.
     (
         SELECT groupUniqArray((ip, pod_uid))
         FROM {{.FlowAddresses}}
         WHERE hour >= toStartOfHour(earliest) AND hour <= toStartOfHour(latest + longest) AND (has(own, ip) OR has(pods, pod_uid))
     ) AS told,
-    arrayDistinct(arrayMap(x -> x.1, told)) AS addresses,
+    told.1 AS addresses,
     flows AS (
         SELECT * FROM {{.Flows}}
-        WHERE toStartOfHour(time) >= toStartOfHour(earliest) AND toStartOfHour(time) <= toStartOfHour(latest + longest)
-            AND time >= earliest AND time <= latest + longest AND start_time <= latest AND has(addresses, ip)
+        WHERE time >= earliest AND time <= latest + longest AND start_time <= latest AND has(addresses, ip)
     )
 SELECT
     a.1.1 AS span_id,
@@ -109,7 +111,7 @@ SELECT
         a.2 = 'unknown', 'the span is no call over a network',
         ip = unknown AND a.1.13 = '', 'no address: the resource says neither pod nor IP',
         peer_ip = unknown, 'no peer address: neither the span nor the trace says it',
-        NOT arrayExists(x -> x.1 = ip OR a.1.13 != '' AND x.2 = a.1.13, told), 'no flow data of that address: no agent on that node',
+        NOT (has(told.1, ip) OR a.1.13 != '' AND has(told.2, a.1.13)), 'no flow data of that address: no agent on that node',
         'no flow in that time') AS unmatched,
     multiIf(
         matched = '' AND b.5 = '', '',
@@ -143,7 +145,8 @@ SELECT
     b.6[13] AS peer_busy_us
 FROM
 (
-    SELECT groupArray((s, role, other_span_id, wanted_peer, matched, sums, rtt_us, rtt_min_us)) AS measured
+    -- What did not match is of others.
+    SELECT groupArray((s, role, other_span_id, wanted_peer, matched, if(matched = '', [], sums), (matched != '') * rtt_us, (matched != '') * rtt_min_us)) AS measured
     FROM
     (
         SELECT
@@ -151,20 +154,20 @@ FROM
             -- The nearest match counts; farther ones only when there is none.
             multiIf(
                 f.peer_ip = unknown, '',
-                NOT (f.ip = c.s.ip OR (c.s.pod_uid != '' AND f.pod_uid = c.s.pod_uid)), '',
-                c.s.cluster != '' AND f.cluster != '' AND f.cluster != c.s.cluster, '',
+                NOT (f.ip = c.s.9 OR (c.s.13 != '' AND f.pod_uid = c.s.13)), '',
+                c.s.14 != '' AND f.cluster != '' AND f.cluster != c.s.14, '',
                 -- The port of the server's end, as far as both know it.
-                c.role = 'client' AND c.s.peer_port != 0 AND f.peer_port != c.s.peer_port, '',
-                c.role = 'server' AND c.s.port != 0 AND f.port != c.s.port, '',
-                f.start_time > c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack, '',
-                f.time < c.s.start_time - slack, '',
-                c.s.peer_ip = unknown, 'trace edge',
-                c.s.peer_port != 0 AND f.peer_port = c.s.peer_port, 'ip and port',
-                f.ip = c.s.ip, 'ip',
+                c.role = 'client' AND c.s.12 != 0 AND f.peer_port != c.s.12, '',
+                c.role = 'server' AND c.s.10 != 0 AND f.port != c.s.10, '',
+                f.start_time > c.until, '',
+                f.time < c.s.6 - slack, '',
+                c.s.11 = unknown, 'trace edge',
+                c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
+                f.ip = c.s.9, 'ip',
                 'pod') AS matched,
             -- A row ends with its connection: what was cut off after the span did it no harm.
-            sumForEach([1, f.connections, (f.time <= c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack) * f.connect_failures, (f.time <= c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack) * f.resets, (f.time <= c.s.start_time + toIntervalNanosecond(c.s.duration_ns) + slack) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent,
-                f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
+            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts,
+                f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
             max(f.rtt_us) AS rtt_us,
             minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
         FROM
@@ -172,18 +175,19 @@ FROM
             SELECT
                 s,
                 -- A producer's and a consumer's sockets are those of a client of the broker.
-                multiIf(s.kind = 'server', 'server', s.kind IN ('client', 'producer', 'consumer'), 'client', 'unknown') AS role,
+                multiIf(s.5 = 'server', 'server', s.5 IN ('client', 'producer', 'consumer'), 'client', 'unknown') AS role,
                 -- The span at the other end of the call.
-                arrayFirst(x -> multiIf(s.kind = 'server', x.span_id = s.parent_span_id AND x.kind = 'client',
-                    s.kind = 'client', x.parent_span_id = s.span_id AND x.kind = 'server', false), trace) AS other,
-                other.span_id AS other_span_id,
-                if(s.peer_ip != unknown, s.peer_ip, other.ip) AS wanted_peer
+                arrayFirst(x -> multiIf(s.5 = 'server', x.1 = s.2 AND x.5 = 'client',
+                    s.5 = 'client', x.2 = s.1 AND x.5 = 'server', false), trace) AS other,
+                other.1 AS other_span_id,
+                if(s.11 != unknown, s.11, other.9) AS wanted_peer,
+                s.6 + toIntervalNanosecond(s.7) + slack AS until
             FROM (SELECT arrayJoin(trace) AS s)
         ) AS c
         LEFT JOIN flows AS f ON f.peer_ip = c.wanted_peer AND toString(f.role) = c.role
-        GROUP BY c.s.span_id, matched
+        GROUP BY c.s.1, matched
         ORDER BY indexOf(['ip and port', 'ip', 'pod', 'trace edge', ''], matched)
-        LIMIT 1 BY c.s.span_id
+        LIMIT 1 BY c.s.1
     )
 )
 ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b

@@ -254,6 +254,11 @@ func TestTraceNetwork(t *testing.T) {
 				if diff := cmp.Diff(tc.want, got); diff != "" {
 					t.Errorf("%s (-want +got):\n%s", view, diff)
 				}
+				var strangers uint64
+				err = d.conn.QueryRow(t.Context(), "SELECT countIf(matched = '' AND flows + connections + segments_sent + rtt_us + rtt_min_us > 0 OR matched != '' AND flows = 0) FROM "+cfg.Database+"."+view).Scan(&strangers)
+				if err != nil || strangers > 0 {
+					t.Errorf("%s: %d spans with the numbers of others' connections, or none of their own, %v", view, strangers, err)
+				}
 			}
 		})
 	}
