@@ -40,14 +40,15 @@ const (
 	clockJump = 500 * time.Millisecond
 	// goneMemory is how long it is known whose a namespace was that is gone: rows of it may wait for the consumer.
 	goneMemory = 10 * time.Minute
-	// flushTimeout is what the consumer has for the last batch.
+	// flushTimeout is what the consumer has for the last batches.
 	flushTimeout = 5 * time.Second
 )
 
 // Consumer takes rows.
 type Consumer interface {
 	// Consume is called by one goroutine. It must not keep rows after it returned. An error says that they are
-	// lost; it is counted, and nothing is sent again. At the end of Run, ctx is one that ends in five seconds.
+	// lost; it is counted, and nothing is sent again. When Run is to end, what is under way and what is left has five
+	// seconds, then ctx ends.
 	Consume(ctx context.Context, rows []flow.Row) error
 }
 
@@ -202,13 +203,21 @@ func (c *Capture) config() agentconfig.Flow {
 // Run captures until ctx ends, and returns nil then: where nothing can be captured, Exceptions says why. It may
 // be called once.
 func (c *Capture) Run(ctx context.Context) error {
+	// A batch that the consumer has when ctx ends is as good as the last one: nobody would send it again.
+	last, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(flushTimeout, cancel)
+		context.AfterFunc(last, func() { timer.Stop() })
+	})()
+
 	out := make(chan []flow.Row, 1)
 	back := make(chan []flow.Row, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { c.procs.run(ctx, func() time.Duration { return c.config().DumpInterval }) })
 	wg.Go(func() {
 		for rows := range out {
-			c.consume(ctx, rows)
+			c.consume(last, rows)
 			back <- rows
 		}
 	})
@@ -218,8 +227,6 @@ func (c *Capture) Run(ctx context.Context) error {
 	wg.Wait()
 
 	l.stop(context.WithoutCancel(ctx))
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
-	defer cancel()
 	if rows := l.table.Take(nil); len(rows) > 0 {
 		c.consume(last, rows)
 	}

@@ -192,6 +192,7 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 	if first {
 		before = now
 	}
+	before = asOf(now, before)
 	l.c.watch(found, now)
 	for _, s := range l.spaces {
 		s.present = false
@@ -229,6 +230,9 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 	}
 	l.except(ctx, sentences)
 }
+
+// asOf is an earlier moment by the clock as it is now: it may have been set since that was read.
+func asOf(now, earlier time.Time) time.Time { return now.Add(earlier.Sub(now)) }
 
 func (l *loop) except(ctx context.Context, sentences []string) {
 	for _, s := range l.c.setExceptions(sentences) {
