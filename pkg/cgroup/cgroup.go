@@ -17,7 +17,8 @@ type Owner struct {
 	ContainerID string
 	// Runtime is containerd, cri-o, docker or podman, where the path says it.
 	Runtime string
-	// Unit is the unit of systemd, for example nginx.service.
+	// Unit is the unit of systemd, for example nginx.service. Users choose some of these names; what is
+	// no UTF-8 in them is replaced.
 	Unit string
 }
 
@@ -90,7 +91,7 @@ func (o *Owner) read(name, above string) {
 		o.Unit = ""
 	case strings.HasSuffix(name, ".service"), strings.HasSuffix(name, ".scope"):
 		if o.ContainerID == "" && o.PodUID == "" {
-			o.Unit = name
+			o.Unit = strings.ToValidUTF8(name, "?")
 		}
 	}
 }

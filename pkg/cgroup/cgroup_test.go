@@ -3,6 +3,7 @@ package cgroup
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 const (
@@ -98,6 +99,13 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Whoever may make control groups of their own may give them any bytes for a name; they go into messages that must be UTF-8.
+func TestUnitIsText(t *testing.T) {
+	if got, want := ParsePath("/user.slice/app-\xff\xfe.service").Unit, "app-?.service"; got != want {
+		t.Errorf("unit %q, want %q", got, want)
+	}
+}
+
 // FuzzParse holds Parse to its contract for any text: no panic, and ids are well formed.
 func FuzzParse(f *testing.F) {
 	f.Add("0::/kubepods/pod" + uid + "/" + id)
@@ -109,6 +117,9 @@ func FuzzParse(f *testing.F) {
 		}
 		if n := len(o.ContainerID); n != 0 && n != 64 {
 			t.Errorf("container id %q", o.ContainerID)
+		}
+		if !utf8.ValidString(o.Unit) {
+			t.Errorf("unit %q", o.Unit)
 		}
 	})
 }
