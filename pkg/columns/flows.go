@@ -366,9 +366,12 @@ func (a *flowAppender) other(peer *[16]byte, at uint64) {
 	}
 }
 
-// as16 is an address as the column has it: IPv4 as v4-mapped.
+// as16 is an address as the column has it: IPv4 as v4-mapped, and :: where it is unknown.
 func as16(b []byte) (a [16]byte) {
 	if len(b) == 4 {
+		if binary.NativeEndian.Uint32(b) == 0 {
+			return a
+		}
 		a[10], a[11] = 0xff, 0xff
 		copy(a[12:], b)
 	} else {

@@ -102,7 +102,7 @@ func TestFlowColumns(t *testing.T) {
 			}},
 		},
 		{Flows: []*agentv1.Flow{{
-			StartTimeUnixNano: start, EndTimeUnixNano: start, LocalAddress: make([]byte, 16), LocalPort: 1,
+			StartTimeUnixNano: start, EndTimeUnixNano: start, LocalAddress: make([]byte, 4), LocalPort: 1,
 			PeerAddress: []byte{10, 0, 0, 2}, Role: 2, State: 1, End: 4, Connection: 1,
 		}}},
 	}}

@@ -160,6 +160,7 @@ func TestBothEndsMeet(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
+	mappedZero := netip.MustParseAddr("::ffff:0.0.0.0").AsSlice()
 	forgotten := func(f *agentv1.Flow) { f.LocalAddress, f.PeerPort = make([]byte, 4), 0 }
 	tests := map[string]struct {
 		edit func(*agentv1.Flow)
@@ -179,6 +180,8 @@ func TestJudge(t *testing.T) {
 		"an address of five bytes":         {func(f *agentv1.Flow) { f.PeerAddress = []byte{1, 2, 3, 4, 5} }, flowwire.BadAddress},
 		"unspecified without need":         {func(f *agentv1.Flow) { f.LocalAddress = make([]byte, 4) }, flowwire.BadAddress},
 		"peer unspecified":                 {func(f *agentv1.Flow) { f.PeerAddress, f.End = make([]byte, 16), 4 }, flowwire.BadAddress},
+		"unspecified and mapped":           {func(f *agentv1.Flow) { f.LocalAddress = mappedZero }, flowwire.BadAddress},
+		"peer unspecified and mapped":      {func(f *agentv1.Flow) { f.PeerAddress, f.End = mappedZero, 4 }, flowwire.BadAddress},
 		"a failed connect, ends forgotten": {func(f *agentv1.Flow) { forgotten(f); f.End = 4 }, flowwire.Accepted},
 		"a reset, ends forgotten":          {func(f *agentv1.Flow) { forgotten(f); f.End = 2 }, flowwire.Accepted},
 		"an orderly end, peer port 0":      {func(f *agentv1.Flow) { f.PeerPort, f.End = 0, 1 }, flowwire.BadPort},

@@ -74,9 +74,16 @@ const (
 	stateClosed = 2 // the last number of FlowState
 )
 
+// mapped is what an IPv6 address begins with that is one of IPv4.
+var mapped = [12]byte{10: 0xff, 11: 0xff}
+
 func address(b []byte) bool { return len(b) == 4 || len(b) == 16 }
 
+// zero reports whether an address is the unspecified one, of either family.
 func zero(b []byte) bool {
+	if len(b) == 16 && [12]byte(b) == mapped {
+		b = b[12:]
+	}
 	for _, c := range b {
 		if c != 0 {
 			return false
