@@ -86,6 +86,9 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, f.opts.MaxRecordBytes)}, nil
 }
 
+// maxAgentID is several times as long as ids are, and short enough to be told in an answer.
+const maxAgentID = 256
+
 // checkSender holds a request to the agent that sent it: counters under the id of another would be taken
 // for that agent's.
 func (f *Flows) checkSender(req *otlpgrpc.Request) error {
@@ -95,6 +98,8 @@ func (f *Flows) checkSender(req *otlpgrpc.Request) error {
 	switch {
 	case id == "":
 		return errors.New("agent_id: it is empty")
+	case len(id) > maxAgentID:
+		return fmt.Errorf("agent_id: it has %d bytes, more than %d", len(id), maxAgentID)
 	case id != req.Agent:
 		return fmt.Errorf("agent_id: it is %q, and the call's metadata says %q", id, req.Agent)
 	case f.agents == nil || !f.cfg.CheckAgents || !req.Peer.IsValid():

@@ -39,6 +39,11 @@ func newFlows(t *testing.T, l *log, agents gateway.Agents) (*gateway.Flows, *pro
 // flows is a request of agent-1 with flows of these connections; 0 is none that is acceptable.
 func flows(t *testing.T, connections ...uint64) []byte {
 	t.Helper()
+	return flowsOf(t, "agent-1", connections...)
+}
+
+func flowsOf(t *testing.T, agent string, connections ...uint64) []byte {
+	t.Helper()
 	group := &agentv1.FlowGroup{NetworkNamespace: 1}
 	for _, c := range connections {
 		group.Flows = append(group.Flows, &agentv1.Flow{
@@ -46,7 +51,7 @@ func flows(t *testing.T, connections ...uint64) []byte {
 			LocalAddress: []byte{10, 0, 0, 1}, LocalPort: uint32(1000 + c), PeerAddress: []byte{10, 0, 0, 2}, PeerPort: 80,
 		})
 	}
-	b, err := proto.Marshal(&agentv1.ExportFlowsRequest{AgentId: "agent-1", Groups: []*agentv1.FlowGroup{group}})
+	b, err := proto.Marshal(&agentv1.ExportFlowsRequest{AgentId: agent, Groups: []*agentv1.FlowGroup{group}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +115,7 @@ func TestFlowsAnswers(t *testing.T) {
 		"Kafka is full":                   {body: flows(t, 1), produce: fault.As(fault.Overload, away), wantErr: "away", class: fault.Overload},
 		"of another agent":                {body: flows(t, 1), agent: "agent-2", wantErr: `"agent-2"`, class: fault.Rejected},
 		"of nobody":                       {body: []byte{}, wantErr: "empty", class: fault.Rejected},
+		"an id without an end":            {body: flowsOf(t, strings.Repeat("a", 1<<20)), wantErr: "1048576 bytes", class: fault.Rejected},
 		"an agent that nobody knows":      {body: flows(t, 1), agents: hosts{"agent-2": {there}}},
 		"an agent where it should be":     {body: flows(t, 1), agents: hosts{"agent-1": {there, here}}},
 		"an agent that is somewhere else": {body: flows(t, 1), agents: hosts{"agent-1": {there}}, wantErr: "connected from", class: fault.Rejected},
