@@ -2,6 +2,7 @@ package flow
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -62,6 +63,18 @@ func (c *Config) excludes(local, peer netip.AddrPort) bool {
 		}
 	}
 	return false
+}
+
+// unmapPrefixes returns the networks as the addresses that they are compared with: never v4-mapped.
+func unmapPrefixes(networks []netip.Prefix) []netip.Prefix {
+	const before = 96 // bits of a mapped address before those of IPv4
+	networks = slices.Clone(networks)
+	for i, p := range networks {
+		if p.Addr().Is4In6() && p.Bits() >= before {
+			networks[i] = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-before)
+		}
+	}
+	return networks
 }
 
 func in(port uint16, r PortRange) bool {

@@ -100,6 +100,7 @@ type undecided struct {
 
 // New returns an empty table.
 func New(cfg Config) *Table {
+	cfg.Exclude = unmapPrefixes(cfg.Exclude)
 	return &Table{cfg: cfg, spaces: map[uint64]*space{}}
 }
 
@@ -107,6 +108,7 @@ func New(cfg Config) *Table {
 // from now on are forgotten without a row, and those that are not any more are reported from the
 // next dump on, without what was before.
 func (t *Table) Configure(cfg Config) {
+	cfg.Exclude = unmapPrefixes(cfg.Exclude)
 	same := t.cfg.sameExclusions(&cfg)
 	t.cfg = cfg
 	if same {

@@ -359,6 +359,7 @@ func TestExclusions(t *testing.T) {
 		"nothing":               {Config{}, living(5, 100), 1},
 		"peer's network":        {Config{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")}}, living(5, 100), 0},
 		"own network":           {Config{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}}, living(5, 100), 0},
+		"network, v4-mapped":    {Config{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}}, living(5, 100), 0},
 		"another network":       {Config{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}, living(5, 100), 1},
 		"port":                  {Config{ExcludePorts: []PortRange{{80, 80}}}, living(5, 100), 0},
 		"ports around it":       {Config{ExcludePorts: []PortRange{{1, 79}, {81, 90}}}, living(5, 100), 1},
