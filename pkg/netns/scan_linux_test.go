@@ -166,6 +166,34 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	}
 }
 
+// TestThreadsEnd: whether a namespace lets anybody in or not, the thread that asked is not left behind.
+func TestThreadsEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "no-namespace")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inode, err := inodeOf(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	threads := func() int {
+		all, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	before := threads()
+	for range 500 {
+		if err := Do(Namespace{Inode: inode, path: path}, func() error { return nil }); err == nil {
+			t.Fatal("a file was entered")
+		}
+	}
+	if after := threads(); after > before+50 { // a few may be on their way out
+		t.Errorf("%d threads, %d before", after, before)
+	}
+}
+
 func TestNamespaceByName(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
