@@ -42,9 +42,10 @@ const (
 	lookupSpan = time.Hour
 )
 
-// ExistingSpans returns those of keys that the shard has stored. It asks the
-// table that Inserter writes, by its primary key, in as few questions as the
-// number and the times of the keys allow.
+// ExistingSpans returns those of keys that are stored. It asks the table that
+// Inserter writes, by its primary key, in as few questions as the number and
+// the times of the keys allow: at the shard where they belong now, and what is
+// missing there at the others, where it lies if it came before a shard was added.
 //
 // On a Replicated table the replica that is asked first fetches what the
 // others have, so that what was acknowledged elsewhere is found.
@@ -150,9 +151,17 @@ func lookUp[K timed](ctx context.Context, d *DB, shard int, sorted []K, about fu
 	}
 	for len(sorted) > 0 {
 		n := chunk(sorted)
-		q := about(sorted[:n], found)
-		if addr, err := d.ask(ctx, shard, q); err != nil {
-			return nil, fmt.Errorf("look up %d keys in %s.%s at %s: %w", n, d.cfg.Database, q.table, addr, readable(err))
+		missing := slices.Clone(sorted[:n])
+		// The first question learns how many shards there are.
+		for i := 0; len(missing) > 0 && (i == 0 || i < d.shards.count()); i++ {
+			q := about(missing, found)
+			if addr, err := d.ask(ctx, nearest(shard, i), q); err != nil {
+				return nil, fmt.Errorf("look up %d keys in %s.%s at %s: %w", len(missing), d.cfg.Database, q.table, addr, readable(err))
+			}
+			missing = slices.DeleteFunc(missing, func(k K) bool {
+				_, ok := found[k]
+				return ok
+			})
 		}
 		sorted = sorted[n:]
 	}
@@ -161,6 +170,18 @@ func lookUp[K timed](ctx context.Context, d *DB, shard int, sorted []K, about fu
 		return !ok
 	})
 	return found, nil
+}
+
+// nearest is the order in which shards are asked: first own, then all others.
+func nearest(own, i int) int {
+	switch {
+	case i == 0:
+		return own
+	case i <= own:
+		return i - 1
+	default:
+		return i
+	}
 }
 
 func (d *DB) ask(ctx context.Context, shard int, q question) (addr string, err error) {

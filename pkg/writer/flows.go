@@ -14,7 +14,7 @@ import (
 
 // FlowStore finds flows. *clickhouse.DB is one.
 type FlowStore interface {
-	// ExistingFlows returns those of keys that the shard has stored.
+	// ExistingFlows returns those of keys that are stored. They belong to the shard.
 	ExistingFlows(ctx context.Context, shard int, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error)
 }
 

@@ -11,7 +11,7 @@ import (
 
 // SpanStore finds spans. *clickhouse.DB is one.
 type SpanStore interface {
-	// ExistingSpans returns those of keys that the shard has stored.
+	// ExistingSpans returns those of keys that are stored. They belong to the shard.
 	ExistingSpans(ctx context.Context, shard int, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error)
 }
 
