@@ -201,6 +201,9 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 	for _, m := range missing {
 		sentences = append(sentences, m.Sentence())
 	}
+	if l.c.procs.refused.Load() {
+		sentences = append(sentences, unnamed)
+	}
 	for _, ns := range found {
 		s := l.spaces[ns.Inode]
 		adopt := first || s != nil

@@ -3,6 +3,8 @@ package capture
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -16,6 +18,8 @@ const (
 	// scanShare is how many times as long as a look at all descriptors took passes before the next: it takes at
 	// most one percent of a core, however many processes there are. One takes some 4 us a descriptor.
 	scanShare = 100
+	// refusedShare is the part of the processes that may be out of reach without a word.
+	refusedShare = 10
 	// maxSockets bounds what is remembered of one look, at some 30 bytes each.
 	maxSockets = 200_000
 )
@@ -26,7 +30,12 @@ type processes struct {
 	proc string
 	due  chan struct{} // has room for one: there are sockets that are not known
 	seen atomic.Pointer[sockets]
+	// refused is whether the last look was not let into most of what it could not do without.
+	refused atomic.Bool
 }
+
+// unnamed says what is missing where looks are refused.
+const unnamed = "Connections of other users' processes are not named by their process: reading /proc/PID/fd needs the capabilities CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE."
 
 // sockets are the names of processes by the inodes of their sockets. They are not changed any more.
 type sockets struct {
@@ -85,14 +94,19 @@ func (p *processes) run(ctx context.Context, interval func() time.Duration) {
 // look finds the sockets of all processes. Of one that several have, whoever has the lowest PID counts, which is the one
 // that the others were forked from; but PID 1 makes sockets for others to use, and keeps them.
 func (p *processes) look() {
+	looked, refused := 0, 0
 	found := make(map[uint32]string, len(p.seen.Load().now))
 	if dir, err := os.Open(p.proc); err == nil {
 		defer dir.Close()
 		for {
 			names, err := dir.Readdirnames(512)
 			for _, pid := range names {
-				if pid[0] >= '1' && pid[0] <= '9' && pid != "1" {
-					p.addSockets(found, pid)
+				if pid[0] < '1' || pid[0] > '9' || pid == "1" {
+					continue
+				}
+				looked++
+				if p.addSockets(found, pid) {
+					refused++
 				}
 			}
 			if err != nil {
@@ -101,15 +115,17 @@ func (p *processes) look() {
 		}
 		p.addSockets(found, "1")
 	}
+	// A few processes may be out of reach for everybody.
+	p.refused.Store(refused > looked/refusedShare)
 	p.seen.Store(&sockets{now: found, before: p.seen.Load().now})
 }
 
-// addSockets adds those of one process that are nobody's yet. What cannot be read has ended, or is not for this process
-// to know, which network namespaces tell operators already.
-func (p *processes) addSockets(found map[uint32]string, pid string) {
+// addSockets adds those of one process that are nobody's yet, and returns whether it was not let in. What else cannot
+// be read has ended.
+func (p *processes) addSockets(found map[uint32]string, pid string) (refused bool) {
 	dir, err := os.Open(p.proc + "/" + pid + "/fd")
 	if err != nil {
-		return
+		return errors.Is(err, fs.ErrPermission)
 	}
 	defer dir.Close()
 	var name string
@@ -119,7 +135,8 @@ func (p *processes) addSockets(found map[uint32]string, pid string) {
 		for _, d := range descriptors {
 			n, err := unix.Readlinkat(int(dir.Fd()), d, link[:])
 			if err != nil {
-				continue // closed meanwhile
+				refused = refused || errors.Is(err, fs.ErrPermission)
+				continue // closed meanwhile, or not for this process to know
 			}
 			inode, ok := socketInode(link[:n])
 			if !ok {
@@ -130,15 +147,16 @@ func (p *processes) addSockets(found map[uint32]string, pid string) {
 			}
 			if name == "" {
 				if name = p.nameOf(pid); name == "" {
-					return // it ended
+					return false // it ended
 				}
 			}
 			found[inode] = name
 		}
 		if err != nil {
-			return
+			break
 		}
 	}
+	return refused
 }
 
 // socketInode reads what a descriptor of a socket links to, "socket:[4026531840]".
