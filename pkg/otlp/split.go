@@ -22,6 +22,7 @@ type Splitter struct {
 	groups    []group  // of the record being written
 	records   []Record
 	out       []byte // the records' values, one after the other
+	budget    int    // how many bytes out may still grow by
 }
 
 // segment is a run of bytes of the request.
@@ -63,6 +64,15 @@ type Options struct {
 	MaxRecordBytes int    // no record's value is larger
 }
 
+// What the records of a request may have together is repeats times the bytes of the request, and spare bytes more. A
+// resource is some five times as large as a span, so that requests become at most six times as much, where
+// every span goes to another partition than its neighbours; without a bound, a resource made for it would be copied a
+// hundred thousand times.
+const (
+	repeats = 8
+	spare   = 8 << 20
+)
+
 // Split validates req and returns its spans as records: one for each partition
 // that occurs, in ascending order of partitions, or more where MaxRecordBytes forces it.
 // Within a record spans keep their order, resource and scope stand once for
@@ -80,8 +90,9 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	}
 	s.sort(opts.Partitions)
 	s.reserve(req)
+	s.budget = repeats*len(req) + spare
 	for p := range opts.Partitions {
-		s.writePartition(req, p, opts.MaxRecordBytes)
+		s.writePartition(req, p, opts.MaxRecordBytes, &rejected)
 	}
 	return s.records, rejected, nil
 }
@@ -254,8 +265,8 @@ func (s *Splitter) reserve(req []byte) {
 	}
 }
 
-// writePartition writes the records of partition p.
-func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int) {
+// writePartition writes the records of partition p. Spans for which nothing is left of the budget are rejected.
+func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *Rejected) {
 	s.groups = s.groups[:0]
 	total, spans := 0, 0 // of the record so far; total is an upper bound
 	for o := s.starts[p]; o < s.starts[p+1]; o++ {
@@ -267,6 +278,12 @@ func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int) {
 			s.groups, total, spans = s.groups[:0], 0, 0
 			added = size + s.overhead(sp.scope)
 		}
+		if added > s.budget {
+			s.budget = 0 // nor does a smaller one get in, whose neighbours are left out
+			rejected[TooLarge]++
+			continue
+		}
+		s.budget -= added
 		if n := len(s.groups); n == 0 || s.groups[n-1].scope != sp.scope {
 			s.groups = append(s.groups, group{scope: sp.scope, from: o, size: s.scopes[sp.scope].size})
 		}
