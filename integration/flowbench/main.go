@@ -168,7 +168,7 @@ type encoder struct {
 	buffer                          []byte
 }
 
-func (e *encoder) Consume(_ context.Context, rows []flow.Row) error {
+func (e *encoder) Consume(_ context.Context, rows []flow.Row) (int, error) {
 	e.buffer = e.buffer[:0]
 	for i := range rows {
 		e.buffer = rows[i].AppendWire(e.buffer)
@@ -179,7 +179,7 @@ func (e *encoder) Consume(_ context.Context, rows []flow.Row) error {
 	}
 	e.rows += len(rows)
 	e.bytes += len(e.buffer)
-	return nil
+	return len(rows), nil
 }
 
 func captureFlows(ctx context.Context) error {

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -53,16 +55,16 @@ type ownership struct {
 	process string
 }
 
-// Consume implements capture.Consumer.
-func (s *flowSender) Consume(ctx context.Context, rows []flow.Row) error {
-	for len(rows) > 0 {
-		n := min(len(rows), maxFlows)
-		if _, err := s.forward(ctx, s.request(rows[:n]), n); err != nil {
-			return err
+// Consume implements capture.Consumer. A request that is refused is no reason to keep back the others.
+func (s *flowSender) Consume(ctx context.Context, rows []flow.Row) (taken int, err error) {
+	for chunk := range slices.Chunk(rows, maxFlows) {
+		_, refused := s.forward(ctx, s.request(chunk), len(chunk))
+		if refused == nil {
+			taken += len(chunk)
 		}
-		rows = rows[n:]
+		err = errors.Join(err, refused)
 	}
-	return nil
+	return taken, err
 }
 
 // request returns an ExportFlowsRequest, valid until the next call. Rows keep their

@@ -112,12 +112,12 @@ func TestRowsOfProcesses(t *testing.T) {
 func TestFlowsAreSpooled(t *testing.T) {
 	s, r := flowsRig(t)
 	r.servers.set(0, true)
-	if err := s.Consume(context.Background(), rows(2*maxFlows+1)); err != nil || r.disk.Len() != 3 {
-		t.Errorf("Consume = %v, %d requests in the spool, want 3", err, r.disk.Len())
+	if taken, err := s.Consume(context.Background(), rows(2*maxFlows+1)); err != nil || taken != 2*maxFlows+1 || r.disk.Len() != 3 {
+		t.Errorf("Consume = %d, %v, %d requests in the spool, want 3", taken, err, r.disk.Len())
 	}
 	r.servers.set(0, false)
 	r.servers.refuse = fault.As(fault.Rejected, errors.New("no"))
-	if err := s.Consume(context.Background(), rows(1)); err == nil {
-		t.Error("what a server refuses is no error")
+	if taken, err := s.Consume(context.Background(), rows(maxFlows+1)); err == nil || taken != 0 || r.servers.refused != 2 {
+		t.Errorf("Consume of what servers refuse = %d, %v, in %d requests, want 2", taken, err, r.servers.refused)
 	}
 }

@@ -28,6 +28,7 @@ type fakeServers struct {
 	trouble float64 // share of the calls that fail
 	away    bool
 	refuse  error             // the answer to everything
+	refused int               // how often it was given
 	stored  map[string][]bool // resend of each delivery, by body
 }
 
@@ -50,6 +51,7 @@ func (s *fakeServers) Export(_ context.Context, body []byte, opts upstream.Expor
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refuse != nil {
+		s.refused++
 		return upstream.Result{}, s.refuse
 	}
 	fails := s.random.Float64() < s.trouble

@@ -46,10 +46,10 @@ const (
 
 // Consumer takes rows.
 type Consumer interface {
-	// Consume is called by one goroutine. It must not keep rows after it returned. An error says that they are
-	// lost; it is counted, and nothing is sent again. When Run is to end, what is under way and what is left has five
+	// Consume is called by one goroutine, and returns how many rows it took. It must not keep rows after it returned. The
+	// others are lost, for the reason in the error; they are counted, and nothing is sent again. When Run is to end, what is under way and what is left has five
 	// seconds, then ctx ends.
-	Consume(ctx context.Context, rows []flow.Row) error
+	Consume(ctx context.Context, rows []flow.Row) (taken int, err error)
 }
 
 // Options are for code, not for operators.
@@ -234,10 +234,10 @@ func (c *Capture) Run(ctx context.Context) error {
 }
 
 func (c *Capture) consume(ctx context.Context, rows []flow.Row) {
-	if err := c.consumer.Consume(ctx, rows); err != nil {
-		c.metrics.lost.Add(float64(len(rows)))
-		c.log.WarnContext(ctx, "flow data was not taken", "rows", len(rows), "error", err)
-		return
+	taken, err := c.consumer.Consume(ctx, rows)
+	c.metrics.rows.Add(float64(taken))
+	if lost := len(rows) - taken; lost > 0 {
+		c.metrics.lost.Add(float64(lost))
+		c.log.WarnContext(ctx, "flow data was not taken", "rows", lost, "error", err)
 	}
-	c.metrics.rows.Add(float64(len(rows)))
 }

@@ -35,7 +35,7 @@ type sink struct {
 
 func newSink() *sink { return &sink{more: make(chan struct{}, 1)} }
 
-func (s *sink) Consume(_ context.Context, rows []flow.Row) error {
+func (s *sink) Consume(_ context.Context, rows []flow.Row) (int, error) {
 	s.mu.Lock()
 	s.rows = append(s.rows, rows...)
 	s.mu.Unlock()
@@ -43,7 +43,7 @@ func (s *sink) Consume(_ context.Context, rows []flow.Row) error {
 	case s.more <- struct{}{}:
 	default:
 	}
-	return nil
+	return len(rows), nil
 }
 
 // sum adds up the rows that match.

@@ -16,13 +16,13 @@ type slow struct {
 	rows int
 }
 
-func (s *slow) Consume(ctx context.Context, rows []flow.Row) error {
+func (s *slow) Consume(ctx context.Context, rows []flow.Row) (int, error) {
 	s.stop()
 	if err := ctx.Err(); err != nil {
-		return err
+		return 0, err
 	}
 	s.rows += len(rows)
-	return nil
+	return len(rows), nil
 }
 
 // Rows that the consumer has when the agent is stopped are not sent by anybody else.
