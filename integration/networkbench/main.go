@@ -28,7 +28,7 @@ func main() {
 	spans := flag.Int("spans", 10_000_000, "spans to store")
 	flows := flag.Int("flows", 10_000_000, "flows to store")
 	runs := flag.Int("runs", 7, "how often each question is asked")
-	data := flag.String("data", "", "keep the tables in this `directory`, and do not fill them again when they are there; empty removes them")
+	data := flag.String("data", "", "keep tables and views in this `directory`, and do not make them again when they are there; empty removes them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
