@@ -308,12 +308,16 @@ GROUP BY minute, client, server;
 
 -- The edges of the last minutes whose network is bad, the worst first.
 {{- define "network_trouble"}}
+WITH
+    -- Resets are how some applications close idle connections: where there were requests and none of them failed,
+    -- they did no harm.
+    if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
     client_service,
     server_service,
     multiIf(
         connect_failures > 0, 'connect failed',
-        resets > 0, 'reset',
+        harmful_resets > 0, 'reset',
         timeouts > 0, 'timed out',
         100 * receive_window_limited_us > {{.WindowPercent}} * busy_us, 'receiver''s window full',
         'retransmission') AS verdict,
@@ -334,10 +338,10 @@ SELECT
 FROM {{.Database}}.service_network AS e
 WHERE e.minute >= now() - toIntervalMinute({minutes:UInt32})
 GROUP BY client_service, server_service
-HAVING connect_failures + resets + timeouts > 0
+HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > {{.WindowPercent}} * busy_us
     OR 100 * retransmits > {{.RetransmitPercent}} * segments_sent
-ORDER BY connect_failures + resets + timeouts DESC, retransmit_percent DESC
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
 {{- end}}
 CREATE VIEW IF NOT EXISTS {{.Database}}.network_trouble{{.OnCluster}} AS{{template "network_trouble" .Thresholds}};
 

@@ -735,12 +735,14 @@ WHERE client != '' AND server != ''
 GROUP BY minute, client, server;
 
 CREATE VIEW IF NOT EXISTS metaflow.network_trouble AS
+WITH
+    if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
     client_service,
     server_service,
     multiIf(
         connect_failures > 0, 'connect failed',
-        resets > 0, 'reset',
+        harmful_resets > 0, 'reset',
         timeouts > 0, 'timed out',
         100 * receive_window_limited_us > 20 * busy_us, 'receiver''s window full',
         'retransmission') AS verdict,
@@ -761,18 +763,20 @@ SELECT
 FROM metaflow.service_network AS e
 WHERE e.minute >= now() - toIntervalMinute({minutes:UInt32})
 GROUP BY client_service, server_service
-HAVING connect_failures + resets + timeouts > 0
+HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > 20 * busy_us
     OR 100 * retransmits > 1 * segments_sent
-ORDER BY connect_failures + resets + timeouts DESC, retransmit_percent DESC;
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC;
 
 CREATE VIEW IF NOT EXISTS metaflow.network_trouble_with AS
+WITH
+    if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
     client_service,
     server_service,
     multiIf(
         connect_failures > 0, 'connect failed',
-        resets > 0, 'reset',
+        harmful_resets > 0, 'reset',
         timeouts > 0, 'timed out',
         100 * receive_window_limited_us > {window_percent:Float64} * busy_us, 'receiver''s window full',
         'retransmission') AS verdict,
@@ -793,10 +797,10 @@ SELECT
 FROM metaflow.service_network AS e
 WHERE e.minute >= now() - toIntervalMinute({minutes:UInt32})
 GROUP BY client_service, server_service
-HAVING connect_failures + resets + timeouts > 0
+HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > {window_percent:Float64} * busy_us
     OR 100 * retransmits > {retransmit_percent:Float64} * segments_sent
-ORDER BY connect_failures + resets + timeouts DESC, retransmit_percent DESC;
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC;
 
 CREATE TABLE IF NOT EXISTS metaflow.pods_local
 (

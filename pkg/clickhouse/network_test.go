@@ -331,3 +331,38 @@ func TestServiceNetwork(t *testing.T) {
 		}
 	}
 }
+
+// A reset is trouble where requests failed, or where nobody knows; some applications close idle connections so.
+func TestHarmfulResets(t *testing.T) {
+	cfg := testConfig(t)
+	d := openDB(t, cfg)
+	if err := d.Migrate(t.Context(), Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	call := func(id, service, ip, peer, status string) spanRow {
+		return spanRow{id: id, service: service, kind: "client", ip: ip, peer: peer, peerPort: 80, status: status}
+	}
+	cut := func(ip, peer string) flowRow {
+		return flowRow{role: "client", ip: ip, port: 40000, peer: peer, peerPort: 80, to: 30 * time.Second, resets: 1}
+	}
+	insertSpans(t, d, id16("3")+id16("3"),
+		call("a", "idle", "10.0.1.1", "10.0.2.1", "ok"), call("b", "failing", "10.0.1.2", "10.0.2.2", "error"),
+		call("c", "untraced", "10.0.1.3", "10.0.2.9", "ok")) // names the address; its calls to 10.0.2.3 have no spans
+	insertConns(t, d, cut("10.0.1.1", "10.0.2.1"), cut("10.0.1.2", "10.0.2.2"), cut("10.0.1.3", "10.0.2.3"))
+	rows, err := d.conn.Query(t.Context(), "SELECT client_service, verdict, toString(resets) FROM "+cfg.Database+".network_trouble(minutes = 15) ORDER BY client_service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	var got [][3]string
+	for rows.Next() {
+		var r [3]string
+		if err := rows.Scan(&r[0], &r[1], &r[2]); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, r)
+	}
+	if diff := cmp.Diff([][3]string{{"failing", "reset", "1"}, {"untraced", "reset", "1"}}, got); diff != "" || rows.Err() != nil {
+		t.Errorf("%v (-want +got):\n%s", rows.Err(), diff)
+	}
+}
