@@ -106,9 +106,6 @@ func (l *Lab) Host() netip.Addr { return l.address(1) }
 
 func (l *Lab) address(host byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, l.subnet, host}) }
 
-// Address is that of a service.
-func (l *Lab) Address(service string) netip.Addr { return l.services[service].address }
-
 // Namespaces is how many there are, the bridge's included.
 func (l *Lab) Namespaces() int { return len(l.services) + 1 }
 

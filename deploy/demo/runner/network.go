@@ -11,6 +11,7 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
 )
 
@@ -36,7 +37,7 @@ func network(ctx context.Context, o options, path *path, db *database, out *term
 		out.wouldAnswer(missing)
 		return nil
 	}
-	port, err := freePort()
+	port, err := process.FreePort("127.0.0.1")
 	if err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func network(ctx context.Context, o options, path *path, db *database, out *term
 	if err := path.configure(ctx, fmt.Sprintf("inputs:\n  integration: {grpc_port: %s}\n  flow: {enabled: true, dump_interval: 1s, report_interval: 10s}\n", port)); err != nil {
 		return err
 	}
-	if err := path.agent.Await(ctx, listening(net.JoinHostPort("127.0.0.1", port))); err != nil {
+	if err := path.agent.Await(ctx, process.Listening(net.JoinHostPort("127.0.0.1", port))); err != nil {
 		return err
 	}
 	progress.printf("the WebStore once more, each service with a network namespace of its own; the agent watches their connections")

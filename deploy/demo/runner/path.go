@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
@@ -47,7 +44,7 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 		return nil, err
 	}
 	p.agent, p.children = agent, append(p.children, agent)
-	port, err := freePort()
+	port, err := process.FreePort("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +54,7 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 		return nil, err
 	}
 	receiver := net.JoinHostPort("127.0.0.1", port)
-	if err := agent.Await(ctx, listening(receiver)); err != nil {
+	if err := agent.Await(ctx, process.Listening(receiver)); err != nil {
 		return nil, err
 	}
 	p.entry = "http://" + receiver + "/api/v1/otel/trace"
@@ -65,7 +62,7 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 	if _, err := os.Stat(o.collector); err != nil {
 		return p, nil // the SDKs speak to the agent
 	}
-	otlp, err := freePort()
+	otlp, err := process.FreePort("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +73,7 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 	p.children = append([]*process.Process{collector}, p.children...)
 	p.entry = net.JoinHostPort("127.0.0.1", otlp)
 	p.said = "WebStore -> OpenTelemetry Collector -> agent -> server"
-	return p, collector.Await(ctx, listening(p.entry))
+	return p, collector.Await(ctx, process.Listening(p.entry))
 }
 
 // stop ends what was started, in the order of the data: each hands on what it has.
@@ -121,29 +118,4 @@ service:
 		return nil, err
 	}
 	return process.Start("the collector", nil, program, "--config", file)
-}
-
-// listening tells whether somebody listens at addr.
-func listening(addr string) func() (bool, error) {
-	return func() (bool, error) {
-		conn, err := net.DialTimeout("tcp", addr, time.Second)
-		if err != nil {
-			return false, nil //nolint:nilerr // not yet
-		}
-		return true, conn.Close()
-	}
-}
-
-// freePort returns a port that was free a moment ago, outside the range that
-// outgoing connections take their ports from.
-func freePort() (string, error) {
-	var err error
-	for range 100 {
-		port := strconv.Itoa(15000 + rand.IntN(15000)) //nolint:gosec // is no secret
-		var l net.Listener
-		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
-			return port, l.Close()
-		}
-	}
-	return "", err
 }

@@ -139,7 +139,7 @@ func (p *path) startAgent(ctx context.Context, o options, dir string, progress f
 		return fmt.Errorf("switch the agent on: %w: %s", err, text)
 	}
 	p.exporter = exporter{"http/protobuf", "http://" + receiver}
-	return agent.Await(ctx, listening(receiver))
+	return agent.Await(ctx, process.Listening(receiver))
 }
 
 // acknowledged returns how many spans the Java agents were told are safe.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
@@ -114,7 +113,7 @@ func environment(name, password string, to exporter) []string {
 // awaitReady waits until all services listen.
 func (s *shop) awaitReady(ctx context.Context) error {
 	for _, c := range s.children {
-		if err := c.Await(ctx, listening(s.addresses[c.Name])); err != nil {
+		if err := c.Await(ctx, process.Listening(s.addresses[c.Name])); err != nil {
 			return err
 		}
 	}
@@ -159,23 +158,8 @@ func (s *shop) stop() error {
 	return errors.Join(errs...)
 }
 
-// listening tells whether somebody listens at addr.
-func listening(addr string) func() (bool, error) {
-	return func() (bool, error) {
-		conn, err := net.DialTimeout("tcp", addr, time.Second) //nolint:gosec // ours
-		if err != nil {
-			return false, nil //nolint:nilerr // not yet
-		}
-		return true, conn.Close()
-	}
-}
-
 // freeAddress returns a port of host that was free a moment ago.
 func freeAddress(host string) (string, error) {
-	l, err := net.Listen("tcp", host+":0")
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String(), nil
+	port, err := process.FreePort(host)
+	return net.JoinHostPort(host, port), err
 }
