@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -224,9 +223,7 @@ func syncReplicaSQL(database, table string) string {
 func lookupSQL(database string, keys []SpanKey) string {
 	var b strings.Builder
 	b.WriteString("SELECT trace_id, span_id, toUnixTimestamp64Nano(start_time) AS start FROM " + database + ".spans_local" +
-		" WHERE start_time >= fromUnixTimestamp64Nano(toInt64(" + strconv.FormatInt(keys[0].Start, 10) + "), 'UTC')" +
-		" AND start_time <= fromUnixTimestamp64Nano(toInt64(" + strconv.FormatInt(keys[len(keys)-1].Start, 10) + "), 'UTC')" +
-		" AND (trace_id, span_id) IN (")
+		" WHERE " + betweenSQL("start_time", keys[0].Start, keys[len(keys)-1].Start) + " AND (trace_id, span_id) IN (")
 	for i, k := range keys {
 		if i > 0 {
 			b.WriteByte(',')
@@ -242,9 +239,7 @@ func lookupSQL(database string, keys []SpanKey) string {
 func lookupFlowsSQL(database string, keys []FlowKey) string {
 	var b strings.Builder
 	b.WriteString("SELECT agent_id, network_namespace, connection, toUnixTimestamp64Nano(time) AS end, ip FROM " + database + ".flows_local" +
-		" WHERE time >= fromUnixTimestamp64Nano(toInt64(" + strconv.FormatInt(keys[0].End, 10) + "), 'UTC')" +
-		" AND time <= fromUnixTimestamp64Nano(toInt64(" + strconv.FormatInt(keys[len(keys)-1].End, 10) + "), 'UTC')" +
-		" AND (ip, connection) IN (")
+		" WHERE " + betweenSQL("time", keys[0].End, keys[len(keys)-1].End) + " AND (ip, connection) IN (")
 	for i, k := range keys {
 		if i > 0 {
 			b.WriteByte(',')
@@ -253,4 +248,9 @@ func lookupFlowsSQL(database string, keys []FlowKey) string {
 	}
 	b.WriteByte(')')
 	return b.String()
+}
+
+// betweenSQL holds a column of time to nanoseconds since 1970, both included, in a form that reaches the primary key.
+func betweenSQL(column string, first, last int64) string {
+	return fmt.Sprintf("%[1]s >= fromUnixTimestamp64Nano(toInt64(%[2]d), 'UTC') AND %[1]s <= fromUnixTimestamp64Nano(toInt64(%[3]d), 'UTC')", column, first, last)
 }
