@@ -41,7 +41,7 @@ func TestCodeOrNetwork(t *testing.T) {
 		},
 		{
 			name:  "a network loses packets",
-			begin: func(l *netlab.Lab) error { return l.Lose("frontend", "productcatalogservice", 5) },
+			begin: func(l *netlab.Lab) error { return l.Lose("frontend", "productcatalogservice", 20) },
 			want:  []finding{{"frontend", "productcatalogservice", "retransmission"}},
 		},
 		{

@@ -273,9 +273,10 @@ func (l *Lab) Thaw(service string) error {
 	return l.services[service].cmd.Process.Signal(syscall.SIGCONT)
 }
 
-// Lose has the network lose so many of a hundred packets between two services, either way.
-func (l *Lab) Lose(a, b string, percent int) error {
-	return l.filter(fmt.Sprintf("numgen random mod 100 < %d drop", percent), [2]string{a, b}, [2]string{b, a})
+// Lose has the network lose one of so many packets between two services, either way: every so manyth, so that even
+// a short visit is sure to meet with it.
+func (l *Lab) Lose(a, b string, packets int) error {
+	return l.filter(fmt.Sprintf("numgen inc mod %d == %d drop", packets, packets-1), [2]string{a, b}, [2]string{b, a})
 }
 
 // Block has the network swallow the packets that open connections from one service to another.
