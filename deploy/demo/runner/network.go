@@ -18,7 +18,7 @@ import (
 // The lossy network: which edge loses how much, and how many come to see the shop.
 const (
 	lossyCaller, lossyCallee = "frontend", "productcatalogservice"
-	lossPercent              = 5
+	lossyPackets             = 20 // one of so many is lost
 	lossyVisitors            = 40
 	lossyVisitorsAtOnce      = 6
 	warmUpVisitors           = 6
@@ -82,8 +82,8 @@ func lossy(ctx context.Context, lab *netlab.Lab, db *database, patience time.Dur
 	if err := lab.Settle(ctx); err != nil {
 		return err
 	}
-	progress.printf("the network now loses %d of a hundred packets between %s and %s; %d visitors", lossPercent, lossyCaller, lossyCallee, lossyVisitors)
-	if err := lab.Lose(lossyCaller, lossyCallee, lossPercent); err != nil {
+	progress.printf("the network now loses one of %d packets between %s and %s; %d visitors", lossyPackets, lossyCaller, lossyCallee, lossyVisitors)
+	if err := lab.Lose(lossyCaller, lossyCallee, lossyPackets); err != nil {
 		return err
 	}
 	from := time.Now()
@@ -215,10 +215,10 @@ func (t *terminal) calls(calls []hop) {
 func (t *terminal) wouldAnswer(missing string) {
 	t.question(networkTitle, fmt.Sprintf(callsQuery, "..."))
 	t.printf("Not asked: %s.\n", missing)
-	t.printf(`With that the demo puts each service of the shop into a network namespace, has the network lose %d of a hundred
+	t.printf(`With that the demo puts each service of the shop into a network namespace, has the network lose one of %d
 packets between %s and %s, and asks this about the trace with the slowest call. An answer looks so:
 
-`, lossPercent, lossyCaller, lossyCallee)
+`, lossyPackets, lossyCaller, lossyCallee)
 	t.calls(exampleCalls)
 }
 
