@@ -49,6 +49,7 @@ const (
 
 	attrCodec         = 0x07
 	attrLogAppendTime = 0x08
+	attrTransaction   = 0x10
 	attrControl       = 0x20
 )
 

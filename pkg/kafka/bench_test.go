@@ -228,9 +228,9 @@ func BenchmarkFetch(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Run("ours", func(b *testing.B) {
-		f := fetcher{client: client}
+		f := newFetcher(client, "bench", 0)
 		benchFetch(b, records, size, func(offset int64) (int64, int) {
-			batch, err := f.fetch(b.Context(), "bench", 0, offset, 1<<20, time.Second)
+			batch, err := f.fetch(b.Context(), offset, 1<<20, time.Second)
 			if err != nil {
 				b.Fatal(err)
 			}

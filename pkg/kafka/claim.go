@@ -2,126 +2,187 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
-	"github.com/segmentio/kafka-go/protocol/offsetcommit"
-	"github.com/segmentio/kafka-go/protocol/offsetfetch"
+	kafkago "github.com/segmentio/kafka-go"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // Claim is one partition, owned for one generation of the group. It belongs to
-// the handler that got it.
+// the handler that got it; only Lease may be called from elsewhere.
 type Claim struct {
 	group     *Group
 	gen       generation
 	partition int
 	fetcher   fetcher
+	doubtful  bool // a commit had no definite answer
+}
+
+// Position is what a group has committed for a partition.
+type Position struct {
+	Offset      int64  // of the record to go on with; -1 for none
+	LeaderEpoch int32  // of the last record before Offset; -1 when unknown
+	Metadata    string // the committer's own
 }
 
 func newClaim(g *Group, gen generation, partition int) *Claim {
-	return &Claim{group: g, gen: gen, partition: partition, fetcher: fetcher{client: g.client}}
+	f := newFetcher(g.client, g.topic, partition)
+	f.id, f.fixed = gen.view.id, true
+	return &Claim{group: g, gen: gen, partition: partition, fetcher: f}
 }
 
 // Topic returns the name of the topic.
 func (c *Claim) Topic() string { return c.group.topic }
+
+// TopicID returns the id of the topic that the claim reads. It stays the same: when
+// the topic is deleted or created anew, requests fail with ErrTopicChanged, and the group makes a
+// new generation.
+func (c *Claim) TopicID() TopicID { return c.fetcher.id }
 
 // Partition returns the number of the partition.
 func (c *Claim) Partition() int { return c.partition }
 
 // Grace returns how long the handler may go on after its context has ended. Later, the
 // brokers may have given the partition to another member, and refuse commits.
-func (c *Claim) Grace() time.Duration {
-	// The rest is for noticing the rebalance, and for joining again in time.
-	return c.group.opts.RebalanceTimeout / 4 * 3
-}
+func (c *Claim) Grace() time.Duration { return c.group.grace() }
+
+// Lease returns a moment before which nobody else can own the partition, as far as it is
+// known now: it moves on with every sign of life that the coordinator answers, and back when a
+// rebalance begins. It carries a reading of the monotonic clock, so that time.Until holds also
+// when the process was stopped or the clock was set.
+func (c *Claim) Lease() time.Time { return c.gen.lease.until() }
 
 // Generation returns the number of the generation. It grows with every
 // rebalance of the group.
 func (c *Claim) Generation() int { return c.gen.id }
 
-// Committed returns what the group has committed last, by whichever member:
-// the offset to go on from and the metadata with it. The offset is -1 when there is none.
-func (c *Claim) Committed(ctx context.Context) (offset int64, metadata string, err error) {
-	answer, err := c.group.client.roundTrip(ctx, controlTimeout, &offsetfetch.Request{
-		GroupID: c.group.id,
-		Topics:  []offsetfetch.RequestTopic{{Name: c.Topic(), PartitionIndexes: []int32{int32(c.partition)}}},
-	})
+// Position returns what the group has committed last, by whichever member. The claim
+// remembers it as Seek would. ErrTopicChanged as for Fetch.
+func (c *Claim) Position(ctx context.Context) (Position, error) {
+	p, err := c.readPosition(ctx)
 	if err != nil {
-		return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
+		return Position{}, fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
 	}
-	offset, metadata, err = c.committed(answer.(*offsetfetch.Response))
-	if err != nil {
-		return 0, "", fmt.Errorf("read committed offset of %s/%d: %w", c.Topic(), c.partition, err)
-	}
-	return offset, metadata, nil
+	c.Seek(p)
+	return p, nil
 }
 
-func (c *Claim) committed(answer *offsetfetch.Response) (offset int64, metadata string, err error) {
-	if err := codeError(answer.ErrorCode, ""); err != nil {
-		return 0, "", err
-	}
-	if len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
-		return 0, "", errNoAnswer
-	}
-	p := answer.Topics[0].Partitions[0]
-	if err := codeError(p.ErrorCode, ""); err != nil {
-		return 0, "", err
-	}
-	return max(p.CommittedOffset, -1), p.Metadata, nil
-}
+// Seek says what a Fetch from p.Offset rests on: everything before was read, up to a
+// record of p.LeaderEpoch. When the log has lost the end of that epoch, the Fetch is ErrTruncated.
+// An epoch of -1 takes the log as it is. A Fetch from where the Fetch before it ended
+// needs no Seek: that is remembered, too.
+func (c *Claim) Seek(p Position) { c.fetcher.seek(p) }
 
-// Commit makes offset the one to go on from, for whoever owns the partition
-// next. It fails with class fault.Fenced when the partition may be somebody else's; after any
-// other error it may have been done or not.
-func (c *Claim) Commit(ctx context.Context, offset int64, metadata string) error {
-	err := c.commit(ctx, offset, metadata)
+// CommitPosition makes p what the group goes on from, whoever owns the partition next. It is
+// never sent twice. After an error the caller may try again, except when the error
+//   - has class fault.Fenced: the partition may be somebody else's;
+//   - is ErrTopicChanged: there is nothing to commit any more;
+//   - is ErrCommitUnknown, which has class fault.Fenced, too: no definite answer came, and
+//     the commit may be carried out at any time later, even after another one. So the claim commits
+//     nothing more. The handler returns; the member then leaves the group and joins it
+//     under a new id, and the brokers refuse what comes in the name of the old one. What was committed is
+//     what Position says in the next generation.
+func (c *Claim) CommitPosition(ctx context.Context, p Position) error {
+	err := c.commit(ctx, p)
 	c.group.client.metrics.committed(c.group.id, err)
 	if err != nil {
-		return fmt.Errorf("commit offset %d of %s/%d: %w", offset, c.Topic(), c.partition, classifyGroup(err))
+		return fmt.Errorf("commit offset %d of %s/%d: %w", p.Offset, c.Topic(), c.partition, err)
 	}
+	c.fetcher.sought = noMark // what is committed now was read by this claim
 	return nil
 }
 
-func (c *Claim) commit(ctx context.Context, offset int64, metadata string) error {
-	answer, err := c.group.client.roundTrip(ctx, controlTimeout, &offsetcommit.Request{
-		GroupID:         c.group.id,
-		GenerationID:    int32(c.gen.id),
-		MemberID:        c.gen.member,
-		RetentionTimeMs: -1, // the brokers'
-		Topics: []offsetcommit.RequestTopic{{
-			Name: c.Topic(),
-			Partitions: []offsetcommit.RequestPartition{{
-				PartitionIndex: int32(c.partition), CommittedOffset: offset, CommittedLeaderEpoch: -1, CommittedMetadata: metadata,
-			}},
-		}},
-	})
-	if err != nil {
-		return err
+func (c *Claim) commit(ctx context.Context, p Position) error {
+	if c.doubtful {
+		return fault.As(fault.Fenced, fmt.Errorf("after another commit: %w", ErrCommitUnknown))
 	}
-	topics := answer.(*offsetcommit.Response).Topics
-	if len(topics) != 1 || len(topics[0].Partitions) != 1 {
-		return errNoAnswer
+	sent, err := c.sendCommit(ctx, p)
+	switch {
+	case err == nil:
+		return nil
+	case sent && !definite(err):
+		c.doubtful = true
+		c.group.doubtful.Store(true)
+		c.group.log.Warn("a commit had no answer, so this member joins the group under a new id",
+			"partition", c.partition, "offset", p.Offset, "error", err)
+		return fault.As(fault.Fenced, fmt.Errorf("%w: %w", ErrCommitUnknown, err))
+	case topicUnknown(err):
+		return errors.Join(err, c.changed(ctx))
+	default:
+		return classifyGroup(err)
 	}
-	return codeError(topics[0].Partitions[0].ErrorCode, "")
+}
+
+// definite reports whether err is the coordinator's own word.
+func definite(err error) bool {
+	var code kafkago.Error
+	return errors.As(err, &code)
+}
+
+// changed returns ErrTopicChanged when the topic is not the claim's any more.
+func (c *Claim) changed(ctx context.Context) error {
+	return c.fetcher.locate(ctx)
+}
+
+// EpochEnd returns where the log of a leader epoch ends now: at the first record of a later
+// epoch, or at the end of the log. A record at or after it that was read in that epoch is
+// gone. It is -1 when the brokers cannot tell.
+func (c *Claim) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
+	return c.fetcher.epochEnd(ctx, epoch)
 }
 
 // Fetch returns what the partition has from offset on: at most about maxBytes
 // compressed, but at least one batch of records when there is any. When nothing comes within
-// maxWait, Records is empty. An offset outside the log is ErrOffsetOutOfRange; the
-// end of the log is not outside. A batch that nobody can read is a *CorruptError.
+// maxWait, Records is empty; so it is while the brokers hold us back by a quota. Records of
+// transactions that were aborted, or are open, are not returned. The errors to tell apart:
+//   - ErrOffsetOutOfRange: offset is outside the log; the end of the log is not outside;
+//   - ErrTruncated: the log does not contain any more what was read before offset, see Seek.
+//     It stays so until the caller goes elsewhere or calls Seek;
+//   - ErrTopicChanged: the topic is not the one of TopicID;
+//   - *CorruptError: a batch that nobody can read.
 //
 // The records and their bytes are valid until the next Fetch of the Claim.
 func (c *Claim) Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
-	return c.fetcher.fetch(ctx, c.Topic(), c.partition, offset, maxBytes, maxWait)
+	b, err := c.fetcher.fetch(ctx, offset, maxBytes, maxWait)
+	if errors.Is(err, ErrTruncated) {
+		c.group.client.metrics.truncated.WithLabelValues(c.group.id).Inc()
+	}
+	return b, err
 }
 
-// Bounds returns the first offset of the log and the one after its last.
+// Bounds returns the first offset of the log and the one after the last that can be read. ErrTopicChanged
+// as for Fetch.
 func (c *Claim) Bounds(ctx context.Context) (start, end int64, err error) {
-	return c.group.client.Bounds(ctx, c.Topic(), c.partition)
+	start, end, err = c.group.client.Bounds(ctx, c.Topic(), c.partition)
+	if err == nil || topicUnknown(err) {
+		err = errors.Join(err, c.changed(ctx)) // the brokers know offsets by the topic's name only
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	return start, end, nil
 }
 
 // OffsetAt returns the first offset whose record is not older than t, or the
-// end of the log.
+// end of the log. ErrTopicChanged as for Fetch.
 func (c *Claim) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
-	return c.group.client.OffsetAt(ctx, c.Topic(), c.partition, t)
+	offset, err := c.group.client.OffsetAt(ctx, c.Topic(), c.partition, t)
+	if err == nil || topicUnknown(err) {
+		err = errors.Join(err, c.changed(ctx))
+	}
+	return offset, err
+}
+
+// Committed is Position without the epoch.
+func (c *Claim) Committed(ctx context.Context) (offset int64, metadata string, err error) {
+	p, err := c.Position(ctx)
+	return p.Offset, p.Metadata, err
+}
+
+// Commit is CommitPosition without the epoch.
+func (c *Claim) Commit(ctx context.Context, offset int64, metadata string) error {
+	return c.CommitPosition(ctx, Position{Offset: offset, LeaderEpoch: -1, Metadata: metadata})
 }

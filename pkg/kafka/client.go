@@ -50,7 +50,9 @@ type Client struct {
 	sasl      sasl.Mechanism
 
 	mu        sync.Mutex
-	refreshed time.Time // when refresh last did something
+	refreshed time.Time                                   // when refresh last did something
+	versions  map[string]map[protocol.ApiKey]versionRange // what brokers know, by address
+	located   map[logName]located                         // for Fetch, which keeps nothing else
 }
 
 // New checks cfg, reads the files it names and returns a Client. It does not
@@ -198,6 +200,7 @@ func (c *Client) refresh() {
 	defer c.mu.Unlock()
 	if now := time.Now(); now.Sub(c.refreshed) >= refreshInterval {
 		c.refreshed = now
+		clear(c.versions)
 		c.transport.CloseIdleConnections()
 	}
 }

@@ -30,8 +30,14 @@ type Batch struct {
 	// Next is the offset to fetch next. It may lie beyond the last record:
 	// compaction and transactions leave offsets without records.
 	Next int64
-	// HighWatermark is the end of the log, as far as it is replicated.
+	// HighWatermark is the end of what can be read: of the log as far as it is replicated,
+	// and before the first record of a transaction that is still open.
 	HighWatermark int64
+	// LeaderEpoch is that of the last batch of records before Next, when this fetch brought
+	// one; else it is -1.
+	LeaderEpoch int32
+	// TopicID is of the log that was read.
+	TopicID TopicID
 
 	headers [][]byte // of each record, encoded
 }
@@ -51,21 +57,22 @@ func (b *Batch) Headers(i int) []record.Header {
 // decoder holds memory for the records of a fetch, which is used again for the
 // next.
 type decoder struct {
+	aborted abortedTxns
 	plain   []byte // decompressed batches
 	records []record.Record
 	headers [][]byte
 }
 
 // decode returns the records in data, a sequence of record batches of which
-// the last may be cut off, from offset from on. The records share memory with
-// data and with d.
+// the last may be cut off, from offset from on, without those of transactions in d.aborted.
+// The records share memory with data and with d.
 //
 // When a batch is corrupt, those before it are returned; when there are none, the error
 // is a *CorruptError. Nothing that the batch says of itself is believed before its checksum
 // is right.
 func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 	d.plain, d.records, d.headers = d.plain[:0], d.records[:0], d.headers[:0]
-	next := from
+	next, epoch := from, int32(-1)
 	for rest := data; len(rest) > 0; {
 		h, err := cut(rest)
 		if errors.Is(err, errCut) && len(rest) < len(data) {
@@ -76,16 +83,16 @@ func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 			err = h.check()
 		}
 		if err != nil {
-			return d.corrupt(next, following(rest, next), err)
+			return d.corrupt(next, following(rest, next), epoch, err)
 		}
 		if after := h.next(); after > next {
 			if err := d.batch(h, next); err != nil {
-				return d.corrupt(next, after, err)
+				return d.corrupt(next, after, epoch, err)
 			}
-			next = after
+			next, epoch = after, h.epoch()
 		}
 	}
-	return Batch{Records: d.records, Next: next, headers: d.headers}, nil
+	return Batch{Records: d.records, Next: next, LeaderEpoch: epoch, headers: d.headers}, nil
 }
 
 // cut returns the batch at the beginning of data.
@@ -119,9 +126,9 @@ func damaged(err error) bool {
 	return errors.Is(err, errCRC) || errors.Is(err, errFormat) || errors.Is(err, errLength) || errors.Is(err, errCut)
 }
 
-func (d *decoder) corrupt(offset, next int64, cause error) (Batch, error) {
+func (d *decoder) corrupt(offset, next int64, epoch int32, cause error) (Batch, error) {
 	if len(d.records) > 0 {
-		return Batch{Records: d.records, Next: offset, headers: d.headers}, nil
+		return Batch{Records: d.records, Next: offset, LeaderEpoch: epoch, headers: d.headers}, nil
 	}
 	return Batch{}, &CorruptError{Offset: offset, Next: next, Cause: cause}
 }
@@ -149,12 +156,20 @@ func (h batchHeader) next() int64 {
 	return h.base() + int64(int32(binary.BigEndian.Uint32(h[batchAtLastDelta:]))) + 1
 }
 
+// epoch is that of the leader that took the batch.
+func (h batchHeader) epoch() int32 { return int32(binary.BigEndian.Uint32(h[batchAtEpoch:])) }
+
+func (h batchHeader) producer() int64 { return int64(binary.BigEndian.Uint64(h[batchAtProducer:])) }
+
 func (h batchHeader) attributes() uint16 { return binary.BigEndian.Uint16(h[batchAtAttributes:]) }
 
 // batch adds the records of h, which is checked, from offset from on.
 func (d *decoder) batch(h batchHeader, from int64) error {
 	if h.attributes()&attrControl != 0 {
-		return nil // the end of a transaction; nothing of ours
+		return d.aborted.end(h)
+	}
+	if d.aborted.has(h) {
+		return nil
 	}
 	body := []byte(h[batchHeaderSize:])
 	if codec := int(h.attributes() & attrCodec); codec != codecNone {

@@ -91,11 +91,39 @@ func TestDecode(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreUnexported(Batch{}), cmpopts.EquateEmpty()); diff != "" {
+				if diff := cmp.Diff(tc.want, got, ofLog, cmpopts.EquateEmpty()); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
 			}
 		})
+	}
+}
+
+// ofLog compares what a batch says of the log without its leader.
+var ofLog = cmp.Options{cmpopts.IgnoreUnexported(Batch{}), cmpopts.IgnoreFields(Batch{}, "LeaderEpoch")}
+
+func TestLeaderEpoch(t *testing.T) {
+	led := func(epoch uint32, b []byte) []byte {
+		binary.BigEndian.PutUint32(b[batchAtEpoch:], epoch) // not part of the checksum
+		return b
+	}
+	first, second := led(3, logBatch("lz4", 0, 2)), led(5, logBatch("none", 2, 2))
+	spoilt := bytes.Clone(second)
+	spoilt[len(spoilt)-1] ^= 1
+	for name, tc := range map[string]struct {
+		data []byte
+		want int32
+	}{
+		"nothing":                   {nil, -1},
+		"one leader":                {first, 3},
+		"the later of two":          {append(bytes.Clone(first), second...), 5},
+		"the one before the damage": {append(bytes.Clone(first), spoilt...), 3},
+		"the one before the cut":    {append(bytes.Clone(first), second[:70]...), 3},
+	} {
+		var d decoder
+		if got, err := d.decode(tc.data, 0); got.LeaderEpoch != tc.want || err != nil {
+			t.Errorf("%s: leader epoch %d, %v; want %d", name, got.LeaderEpoch, err, tc.want)
+		}
 	}
 }
 
@@ -151,7 +179,7 @@ func TestCorruptBatch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(Batch{Records: offsets(0, 2), Next: 2}, got, cmpopts.IgnoreUnexported(Batch{})); diff != "" {
+			if diff := cmp.Diff(Batch{Records: offsets(0, 2), Next: 2}, got, ofLog); diff != "" {
 				t.Errorf("before it (-want +got):\n%s", diff)
 			}
 			_, err = d.decode(data, got.Next)

@@ -14,6 +14,19 @@ import (
 // offset asked for: retention has deleted it, or it is beyond the end.
 var ErrOffsetOutOfRange = errors.New("offset is not in the log")
 
+// ErrTopicChanged says that the topic was deleted, or deleted and created anew: the TopicID
+// does not name it any more, and an offset means nothing.
+var ErrTopicChanged = errors.New("the topic is not the one that was read: it was deleted or created anew")
+
+// ErrTruncated says that the log has lost records that were read from it, or that the group
+// has committed as read: after a power cut, or the election of a replica that was behind, it
+// ends earlier or goes on with other records.
+var ErrTruncated = errors.New("the log has lost records that were read before")
+
+// ErrCommitUnknown says that no definite answer to a commit came. It may have been carried
+// out, and may still be; see Claim.CommitPosition.
+var ErrCommitUnknown = errors.New("it is not known whether the commit was carried out")
+
 // ErrStopped says that the Producer does not run any more.
 var ErrStopped = errors.New("producer is stopped")
 
@@ -76,6 +89,42 @@ func classifyProduce(err error) error {
 		return fault.As(fault.Rejected, err)
 	}
 	return err
+}
+
+// Kafka's codes that the library has no names for.
+const (
+	unknownTopicID      kafkago.Error = 100
+	inconsistentTopicID kafkago.Error = 103
+	sessionTopicID      kafkago.Error = 106
+)
+
+// leaderMoved reports whether what is believed of a partition's leader or of the topic's id
+// is wrong, so that looking it up again may help.
+func leaderMoved(err error) bool {
+	var code kafkago.Error
+	if !errors.As(err, &code) {
+		return false
+	}
+	switch code {
+	case kafkago.NotLeaderForPartition, kafkago.FencedLeaderEpoch, kafkago.UnknownLeaderEpoch, kafkago.LeaderNotAvailable,
+		kafkago.ReplicaNotAvailable, kafkago.KafkaStorageError, kafkago.UnknownTopicOrPartition:
+		return true
+	default:
+		return topicUnknown(err)
+	}
+}
+
+// topicUnknown reports whether a broker has no topic of the id or the name asked for.
+func topicUnknown(err error) bool {
+	return errors.Is(err, kafkago.UnknownTopicOrPartition) || errors.Is(err, unknownTopicID) ||
+		errors.Is(err, inconsistentTopicID) || errors.Is(err, sessionTopicID)
+}
+
+// ofTheLog reports whether err says something of the log that was asked for, so that the
+// right broker was asked.
+func ofTheLog(err error) bool {
+	var corrupt *CorruptError
+	return errors.As(err, &corrupt) || errors.Is(err, ErrOffsetOutOfRange) || errors.Is(err, ErrTruncated)
 }
 
 // classifyFetch gives an error of reading the log its class.

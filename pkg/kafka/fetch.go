@@ -10,12 +10,21 @@ import (
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/fetch"
 )
 
-// fetchVersion is that of Kafka 2.1. It is the first that can carry zstd, and
-// nothing later matters here.
-const fetchVersion = 10
+// Versions of the fetch request. The first is that of Kafka 2.1, which can carry zstd; the
+// second is encoded differently, but says the same; the third names the topic by its id.
+const (
+	fetchVersion         = 10
+	fetchVersionFlexible = 12
+	fetchVersionID       = 13
+)
+
+// Versions that a fetch may use, the best first.
+var (
+	fetchByID   = []int16{fetchVersionID, fetchVersionFlexible, fetchVersion}
+	fetchByName = []int16{fetchVersionFlexible, fetchVersion}
+)
 
 // fetchRequest asks for the records of one partition. The library would
 // decode the answer into pages and copy each record out of them; through its hook for
@@ -23,21 +32,26 @@ const fetchVersion = 10
 // decoded in place. That is twice as fast for less than half of the CPU (BenchmarkFetch).
 type fetchRequest struct {
 	ctx       context.Context //nolint:containedctx // of the one exchange that this value is
+	client    *Client
 	topic     string
+	id        TopicID
 	partition int32
+	at        leadership
 	offset    int64
 	maxBytes  int32
 	maxWait   time.Duration
-	version   int16
 	buf       []byte // memory for the answer, used again when it is large enough
 }
 
 // fetchResponse is the answer, with the record batches as they came.
 type fetchResponse struct {
-	buf           []byte // what batches is part of
-	code          int16
-	highWatermark int64
-	batches       []byte
+	buf       []byte // what batches is part of
+	throttle  time.Duration
+	code      int16
+	empty     bool  // it says nothing of the partition, which is how a broker throttles
+	stableEnd int64 // of what may be read
+	aborted   []abortedTxn
+	batches   []byte
 }
 
 // ApiKey says which of Kafka's requests this is.
@@ -47,144 +61,327 @@ func (*fetchRequest) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint
 func (*fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:staticcheck // the library's interface names it so
 
 // Broker routes the request to the partition's leader.
-func (r *fetchRequest) Broker(cluster protocol.Cluster) (protocol.Broker, error) {
-	route := fetch.Request{Topics: []fetch.RequestTopic{{
-		Topic: r.topic, Partitions: []fetch.RequestPartition{{Partition: r.partition}},
-	}}}
-	return route.Broker(cluster)
+func (r *fetchRequest) Broker(protocol.Cluster) (protocol.Broker, error) {
+	return protocol.Broker{ID: r.at.leader}, nil
 }
 
 // Required says that RawExchange is to be used, always.
-func (r *fetchRequest) Required(versions map[protocol.ApiKey]int16) bool {
-	r.version = versions[protocol.Fetch]
-	return true
-}
+func (r *fetchRequest) Required(map[protocol.ApiKey]int16) bool { return true }
 
 // RawExchange runs in the connection's goroutine, perhaps after the caller has
 // gone. The buffer is the exchange's until it returns.
 func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
-	if r.version < fetchVersion {
-		return nil, fmt.Errorf("the broker is older than Kafka 2.1: %w", kafkago.UnsupportedVersion)
+	versions := fetchByID
+	if r.id.IsZero() {
+		versions = fetchByName
 	}
-	buf, err := exchange(r.ctx, rw, r.encode(), r.buf)
+	version, err := r.client.pickVersion(r.ctx, rw, protocol.Fetch, versions)
 	if err != nil {
 		return nil, err
 	}
-	return parseFetch(buf, r.topic, r.partition)
-}
-
-func (r *fetchRequest) encode() []byte {
-	be := binary.BigEndian
-	b := appendHeader(make([]byte, 0, 128), protocol.Fetch, fetchVersion)
-	b = be.AppendUint32(b, ^uint32(0)) // replica: none, a consumer
-	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
-	b = be.AppendUint32(b, 1) // at least one byte, or maxWait
-	b = be.AppendUint32(b, uint32(r.maxBytes))
-	b = append(b, 0)                   // isolation: read uncommitted, nobody here writes in transactions
-	b = be.AppendUint32(b, 0)          // session: none
-	b = be.AppendUint32(b, ^uint32(0)) // session epoch: none
-	b = be.AppendUint32(b, 1)          // topics
-	b = appendString(b, r.topic)
-	b = be.AppendUint32(b, 1) // partitions
-	b = be.AppendUint32(b, uint32(r.partition))
-	b = be.AppendUint32(b, ^uint32(0)) // leader epoch: unknown
-	b = be.AppendUint64(b, uint64(r.offset))
-	b = be.AppendUint64(b, ^uint64(0)) // log start: only followers know
-	b = be.AppendUint32(b, uint32(r.maxBytes))
-	return be.AppendUint32(b, 0) // forgotten topics
-}
-
-// parseFetch reads the answer in buf to a request for one partition.
-func parseFetch(buf []byte, topic string, partition int32) (*fetchResponse, error) {
-	r := answerReader{b: buf[correlationSize:]}
-	r.int32() // throttled for so many milliseconds, by the broker itself
-	res := &fetchResponse{buf: buf, code: r.int16()}
-	r.int32() // session
-	topics := r.int32()
-	if res.code != 0 || r.bad {
-		return res, r.err()
+	buf, err := exchange(r.ctx, rw, r.encode(version), r.buf)
+	if err != nil {
+		return nil, err
 	}
-	name := r.string()
-	partitions := r.int32()
-	if topics != 1 || partitions != 1 || name != topic || r.int32() != partition {
+	res, err := r.parse(buf, version)
+	if err == nil && res.empty && res.throttle > 0 {
+		// The broker does not read from this connection for that long. An error makes
+		// the library close it; else a heartbeat might be the next to use it.
+		return nil, &throttledError{res.throttle}
+	}
+	return res, err
+}
+
+// throttledError says that a quota is used up. The answer had no records.
+type throttledError struct{ wait time.Duration }
+
+func (e *throttledError) Error() string {
+	return fmt.Sprintf("the brokers' quota is used up for %s", e.wait)
+}
+
+func (r *fetchRequest) encode(version int16) []byte {
+	be := binary.BigEndian
+	flexible := version >= fetchVersionFlexible
+	b := appendHeader(make([]byte, 0, 160), protocol.Fetch, uint16(version))
+	if flexible {
+		b = appendNoTags(b)
+	}
+	one := func() {
+		if flexible {
+			b = appendCompactLength(b, 1)
+		} else {
+			b = appendInt32(b, 1)
+		}
+	}
+	b = appendInt32(b, -1) // replica: none, a consumer
+	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
+	b = appendInt32(b, 1) // at least one byte, or maxWait
+	b = appendInt32(b, r.maxBytes)
+	b = append(b, readCommitted)
+	b = appendInt32(b, 0)  // session: none
+	b = appendInt32(b, -1) // session epoch: none
+	one()                  // topic
+	switch {
+	case version >= fetchVersionID:
+		b = append(b, r.id[:]...)
+	case flexible:
+		b = appendCompactString(b, r.topic)
+	default:
+		b = appendString(b, r.topic)
+	}
+	one() // partition
+	b = appendInt32(b, r.partition)
+	b = appendInt32(b, r.at.epoch)
+	b = appendInt64(b, r.offset)
+	if flexible {
+		b = appendInt32(b, -1) // epoch of the last record: only followers say it
+	}
+	b = appendInt64(b, -1) // log start: only followers know
+	b = appendInt32(b, r.maxBytes)
+	if !flexible {
+		return appendInt32(b, 0) // forgotten topics
+	}
+	b = appendNoTags(b) // of the partition
+	b = appendNoTags(b) // of the topic
+	b = appendCompactLength(b, 0)
+	b = appendCompactString(b, "") // rack
+	return appendNoTags(b)
+}
+
+// readCommitted keeps back the records of open transactions, and has the answer name those
+// that were aborted.
+const readCommitted = 1
+
+// parse reads the answer in buf to the request for one partition.
+func (r *fetchRequest) parse(buf []byte, version int16) (*fetchResponse, error) {
+	flexible := version >= fetchVersionFlexible
+	in := answerReader{b: buf[correlationSize:]}
+	in.tags(flexible)
+	throttle := time.Duration(in.int32()) * time.Millisecond
+	res := &fetchResponse{buf: buf, throttle: max(throttle, 0), code: in.int16()}
+	in.int32() // session
+	topics := in.length(flexible)
+	if res.code != 0 || in.bad {
+		return res, in.err()
+	}
+	if topics == 0 {
+		res.empty = true
+		return res, in.err()
+	}
+	asked := true
+	if version >= fetchVersionID {
+		asked = in.topicID() == r.id
+	} else {
+		asked = in.text(flexible) == r.topic
+	}
+	partitions := in.length(flexible)
+	if topics != 1 || partitions != 1 || !asked || in.int32() != r.partition {
 		return nil, errAnswer
 	}
-	res.code = r.int16()
-	res.highWatermark = r.int64()
-	r.int64() // last stable offset
-	r.int64() // start of the log
-	for range max(r.int32(), 0) {
-		if r.bad {
+	res.code = in.int16()
+	highWatermark := in.int64()
+	res.stableEnd = in.int64()
+	if res.stableEnd < 0 {
+		res.stableEnd = highWatermark
+	}
+	in.int64() // start of the log
+	for range in.length(flexible) {
+		if in.bad {
 			break
 		}
-		r.int64() // an aborted transaction: its producer
-		r.int64() // and its first offset
+		res.aborted = append(res.aborted, abortedTxn{producer: in.int64(), first: in.int64()})
+		in.tags(flexible)
 	}
-	res.batches = r.bytes()
-	return res, r.err()
+	if version > fetchVersion {
+		in.int32() // preferred replica
+	}
+	if flexible {
+		res.batches = in.take(max(in.compactLength(), 0))
+	} else {
+		res.batches = in.bytes()
+	}
+	return res, in.err()
 }
 
-// fetcher holds the memory of fetches that follow one another.
+// fetcher reads one partition. It holds what is known of it, and the memory of fetches that
+// follow one another.
 type fetcher struct {
-	client *Client
-	buf    []byte
+	client    *Client
+	topic     string
+	partition int
+	id        TopicID
+	fixed     bool // id is what the caller wants, not only what was found last
+
+	at    leadership
+	known bool // at is worth a try
+	// read is where the last fetch ended, and sought where the caller said that it had read
+	// up to. They are what a fetch from there rests on.
+	read, sought mark
+	stableEnd    int64     // as the last answer said; negative before the first
+	throttled    time.Time // when the brokers are ready for us again
+
+	buf []byte
 	decoder
 }
 
-// Fetch returns what a partition has from offset on: at most about maxBytes
-// compressed, but at least one batch of records when there is any. When nothing comes within
-// maxWait, Records is empty. An offset outside the log is ErrOffsetOutOfRange; the
-// end of the log is not outside. The records are the caller's.
-func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
-	f := fetcher{client: c}
-	return f.fetch(ctx, topic, partition, offset, maxBytes, maxWait)
+// mark is an offset before which everything was read, and the leader epoch of the last
+// batch before it, negative when unknown.
+type mark struct {
+	offset  int64
+	epoch   int32
+	checked int32 // leader epoch in which the log was seen to hold what was read
+}
+
+var noMark = mark{offset: -1, epoch: -1, checked: -1}
+
+func newFetcher(c *Client, topic string, partition int) fetcher {
+	return fetcher{client: c, topic: topic, partition: partition, read: noMark, sought: noMark, stableEnd: -1}
 }
 
 // damagedFetches is how often a batch is fetched whose bytes are not what the
 // producer sent. A disk or a network that spoils them once rarely does it again.
 const damagedFetches = 3
 
-// fetch does what Client.Fetch says. A damaged batch is fetched again, over new
-// connections, and with more of what follows it, where reading can go on.
-func (f *fetcher) fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+// fetch does what Client.Fetch and Claim.Fetch say. A damaged batch is fetched again, over
+// new connections, and with more of what follows it, where reading can go on. When the
+// partition has a new leader, it is looked up once.
+func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
 	f.trim(maxBytes)
-	for attempt := 1; ; attempt++ {
-		batch, err := f.once(ctx, topic, partition, offset, maxBytes, maxWait)
-		if !damaged(err) || attempt == damagedFetches {
-			return batch, err
+	lookedUp := false
+	for attempt := 1; ; {
+		if idle, err := f.waitForQuota(ctx, offset, maxWait); idle || err != nil {
+			return Batch{Next: offset, HighWatermark: f.stableEnd, LeaderEpoch: -1, TopicID: f.id}, f.because(offset, err)
 		}
-		f.client.log.Warn("a batch is damaged, fetching it again", "error", err)
-		f.client.metrics.damaged.WithLabelValues(topic).Inc()
-		f.client.transport.CloseIdleConnections()
-		maxBytes = 2*maxBytes + defaultMaxBatchBytes
-		if err := sleep(ctx, backoff(attempt)); err != nil {
-			return Batch{}, fmt.Errorf("fetch %s/%d from offset %d: %w", topic, partition, offset, err)
+		if !f.known {
+			if err := f.locate(ctx); err != nil {
+				return Batch{}, f.because(offset, err)
+			}
+			lookedUp = true
+		}
+		batch, err := f.once(ctx, offset, maxBytes, maxWait)
+		var throttled *throttledError
+		switch {
+		case err == nil:
+			return batch, nil
+		case errors.As(err, &throttled):
+			f.throttled = time.Now().Add(throttled.wait)
+			f.client.log.Debug("kafka's quota is used up", "topic", f.topic, "partition", f.partition, "wait", throttled.wait)
+		case leaderMoved(err):
+			f.known = false
+			if lookedUp {
+				return Batch{}, f.because(offset, err)
+			}
+		case damaged(err) && attempt < damagedFetches:
+			f.client.log.Warn("a batch is damaged, fetching it again", "error", err)
+			f.client.metrics.damaged.WithLabelValues(f.topic).Inc()
+			f.client.transport.CloseIdleConnections()
+			maxBytes = 2*maxBytes + defaultMaxBatchBytes
+			if err := sleep(ctx, backoff(attempt)); err != nil {
+				return Batch{}, f.because(offset, err)
+			}
+			attempt++
+		default:
+			// A broker that does not answer may not lead any more.
+			f.known = f.known && ofTheLog(err)
+			return Batch{}, f.because(offset, err)
 		}
 	}
 }
 
-// once fetches once.
-func (f *fetcher) once(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+func (f *fetcher) because(offset int64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("fetch %s/%d from offset %d: %w", f.topic, f.partition, offset, err)
+}
+
+// waitForQuota waits until the brokers are ready for us again, or until maxWait has passed,
+// which idle says. Before the end of the log is known, it waits however long it takes.
+func (f *fetcher) waitForQuota(ctx context.Context, offset int64, maxWait time.Duration) (idle bool, err error) {
+	wait := time.Until(f.throttled)
+	if wait <= 0 {
+		return false, nil
+	}
+	if idle = f.stableEnd >= offset && wait > maxWait; idle {
+		wait = maxWait
+	}
+	return idle, sleep(ctx, wait)
+}
+
+// locate looks the partition's leader up, and whether the topic is still the one wanted.
+func (f *fetcher) locate(ctx context.Context) error {
+	state, err := f.client.describe(ctx, f.topic)
+	if errors.Is(err, kafkago.UnknownTopicOrPartition) && f.fixed && !f.id.IsZero() {
+		return fmt.Errorf("%w (%w)", ErrTopicChanged, err)
+	}
+	if err != nil {
+		return err
+	}
+	if f.fixed && state.id != f.id {
+		return fmt.Errorf("%w: its id is %s, not %s", ErrTopicChanged, state.id, f.id)
+	}
+	if f.partition >= len(state.partitions) {
+		return fmt.Errorf("the topic has %d partitions: %w", len(state.partitions), kafkago.UnknownTopicOrPartition)
+	}
+	at := state.partitions[f.partition]
+	if at.leader < 0 {
+		return kafkago.LeaderNotAvailable
+	}
+	f.id, f.at, f.known = state.id, at, true
+	return nil
+}
+
+// once fetches once from the leader that is known.
+func (f *fetcher) once(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+	if err := f.check(ctx, offset); err != nil {
+		return Batch{}, err
+	}
 	deadline := maxWait + controlTimeout
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	req := &fetchRequest{
-		ctx: ctx, topic: topic, partition: int32(partition), offset: offset,
+		ctx: ctx, client: f.client, topic: f.topic, id: f.id, partition: int32(f.partition), at: f.at, offset: offset,
 		maxBytes: int32(min(maxBytes, maxResponse)), maxWait: maxWait, buf: f.buf,
 	}
 	f.buf = nil // the exchange has it until it answers
 	answer, err := f.client.roundTrip(ctx, deadline, req)
 	if err != nil {
-		return Batch{}, fmt.Errorf("fetch %s/%d from offset %d: %w", topic, partition, offset, err)
+		return Batch{}, err
 	}
 	res := answer.(*fetchResponse)
 	f.buf = res.buf
+	f.throttled = time.Now().Add(res.throttle)
 	batch, err := f.answer(res, offset)
 	if err != nil {
-		return Batch{}, fmt.Errorf("fetch %s/%d from offset %d: %w", topic, partition, offset, err)
+		return Batch{}, err
 	}
-	f.client.metrics.fetched(topic, &batch, len(res.batches))
+	f.client.metrics.fetched(f.topic, &batch, len(res.batches))
 	return batch, nil
+}
+
+// check makes sure that the log holds what was read before offset. It asks once in each
+// leader epoch: within one, a log only grows.
+func (f *fetcher) check(ctx context.Context, offset int64) error {
+	for _, m := range []*mark{&f.read, &f.sought} {
+		if m.offset != offset || m.epoch < 0 || f.at.epoch < 0 || m.checked == f.at.epoch {
+			continue
+		}
+		end, err := f.client.epochEnd(ctx, f.topic, f.partition, f.at, m.epoch)
+		if err != nil {
+			return err
+		}
+		// A leader that knows of no epoch as late as ours has another log.
+		if m.epoch > f.at.epoch || (end >= 0 && end < offset) {
+			return fmt.Errorf("%w: leader epoch %d ends at offset %d now, in epoch %d", ErrTruncated, m.epoch, end, f.at.epoch)
+		}
+		m.checked = f.at.epoch
+	}
+	return nil
+}
+
+// seek says that everything before p.Offset was read, up to a record of p.LeaderEpoch.
+func (f *fetcher) seek(p Position) {
+	f.read, f.sought = noMark, mark{offset: p.Offset, epoch: p.LeaderEpoch, checked: -1}
 }
 
 // trim lets go of memory that an exceptionally large batch has left behind.
@@ -209,11 +406,60 @@ func (f *fetcher) answer(res *fetchResponse, offset int64) (Batch, error) {
 	case err != nil:
 		f.client.suspect(err)
 		return Batch{}, err
+	case res.empty:
+		return Batch{}, errNoAnswer
 	}
+	f.aborted.set(res.aborted)
 	batch, err := f.decode(res.batches, offset)
 	if err != nil {
 		return Batch{}, classifyFetch(err)
 	}
-	batch.HighWatermark = res.highWatermark
+	batch.HighWatermark, batch.TopicID = res.stableEnd, f.id
+	f.stableEnd = res.stableEnd
+	if batch.LeaderEpoch >= 0 {
+		f.read = mark{offset: batch.Next, epoch: batch.LeaderEpoch, checked: f.at.epoch}
+	}
 	return batch, nil
+}
+
+// logName names a partition.
+type logName struct {
+	topic     string
+	partition int
+}
+
+// located is what Client.Fetch found out of a partition.
+type located struct {
+	id TopicID
+	at leadership
+}
+
+// Fetch returns what a partition has from offset on: at most about maxBytes
+// compressed, but at least one batch of records when there is any. When nothing comes within
+// maxWait, Records is empty. An offset outside the log is ErrOffsetOutOfRange; the
+// end of the log is not outside. Records of transactions that were aborted, or are open,
+// are not returned. The records are the caller's.
+//
+// Who follows a log looks at Batch.TopicID: another one than before means another log,
+// in which the offset asked for means nothing.
+func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+	f := newFetcher(c, topic, partition)
+	name := logName{topic, partition}
+	c.mu.Lock()
+	if l, ok := c.located[name]; ok {
+		f.id, f.at, f.known = l.id, l.at, true
+	}
+	c.mu.Unlock()
+	batch, err := f.fetch(ctx, offset, maxBytes, maxWait)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !f.known || err != nil {
+		delete(c.located, name)
+		return batch, err
+	}
+	if c.located == nil {
+		c.located = map[logName]located{}
+	}
+	c.located[name] = located{f.id, f.at}
+	return batch, err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -18,7 +19,8 @@ type GroupOptions struct {
 	// the garbage collector or a slow network, short for a writer that crashed.
 	SessionTimeout time.Duration
 	// RebalanceTimeout is how long the brokers let the handlers of this member
-	// finish when another one joins or leaves. 0 means 60 s.
+	// finish when another one joins or leaves, and so how long the others may wait for it.
+	// 0 means 20 s: three quarters of it are for an INSERT under way.
 	RebalanceTimeout time.Duration
 	// Heartbeat is the interval of the signs of life, and so the time after
 	// which a rebalance is noticed. 0 means 1 s.
@@ -27,13 +29,16 @@ type GroupOptions struct {
 
 const (
 	defaultSessionTimeout   = 10 * time.Second
-	defaultRebalanceTimeout = time.Minute
+	defaultRebalanceTimeout = 20 * time.Second
 	defaultHeartbeat        = time.Second
 	// joinSlack is what a broker may take to answer beyond the rebalance timeout.
 	joinSlack = 10 * time.Second
-	// watchInterval is how often the leader of the group looks whether the topic
-	// has got more partitions.
-	watchInterval = time.Minute
+	// watchInterval is how often each member looks whether the topic is the same. It is one
+	// small request to any broker.
+	watchInterval = 2 * time.Second
+	// lastingGeneration is how long a generation has worked when what ended it is no reason
+	// to wait before joining again.
+	lastingGeneration = 5 * time.Second
 )
 
 // Group is this program's membership of a consumer group that reads one topic.
@@ -68,8 +73,17 @@ type Group struct {
 	opts   GroupOptions
 	log    *slog.Logger
 	watch  time.Duration
-	member string // our id, given by the coordinator; empty before and after
+	member string     // our id, given by the coordinator; empty before and after
+	view   topicState // the topic, as it was seen last
+	seen   bool       // view is something
+
+	byID     atomic.Bool // the coordinator takes commits by the topic's id
+	doubtful atomic.Bool // a commit of the generation had no definite answer
 }
+
+// grace does what Claim.Grace says. The rest is for noticing the rebalance, and for joining
+// again in time.
+func (g *Group) grace() time.Duration { return g.opts.RebalanceTimeout / 4 * 3 }
 
 // NewGroup returns the membership of group id, which begins with Run.
 func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
@@ -103,8 +117,11 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		gen, err := g.join(ctx)
 		if err == nil {
-			attempt = -1
+			begun := time.Now()
 			err = g.follow(ctx, gen, handle)
+			if time.Since(begun) >= lastingGeneration {
+				attempt = -1
+			}
 			var failed *handlerError
 			if errors.As(err, &failed) {
 				return failed.error
@@ -114,7 +131,14 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			break
 		}
 		g.forget(err)
-		if err == nil || errors.Is(err, kafkago.RebalanceInProgress) || errors.Is(err, kafkago.MemberIDRequired) {
+		if g.doubtful.Swap(false) {
+			// The commit may still be under way. It is refused once this member is gone; by
+			// joining as it, we might be given the same generation.
+			g.leave(ctx)
+		}
+		var changed *topicChangedError
+		if err == nil || errors.Is(err, kafkago.RebalanceInProgress) || errors.Is(err, kafkago.MemberIDRequired) || errors.As(err, &changed) {
+			attempt = -1
 			continue
 		}
 		g.client.suspect(err)
@@ -138,15 +162,15 @@ func (g *Group) forget(err error) {
 type generation struct {
 	id         int
 	member     string
-	leader     bool
-	partitions []int // ours
-	known      int   // partitions that the leader has assigned
+	partitions []int      // ours
+	view       topicState // the topic that they are of
+	lease      *lease
 }
 
 // follow runs the handlers of one generation until it ends. The result says why
 // it ended; nil when ctx did.
 func (g *Group) follow(ctx context.Context, gen generation, handle Handler) error {
-	g.log.Info("partitions assigned", "generation", gen.id, "partitions", gen.partitions)
+	g.log.Info("partitions assigned", "generation", gen.id, "partitions", gen.partitions, "topic_id", gen.view.id)
 	g.client.metrics.rebalances.WithLabelValues(g.id).Inc()
 	assigned := g.client.metrics.assigned.WithLabelValues(g.id)
 	assigned.Set(float64(len(gen.partitions)))
@@ -157,6 +181,7 @@ func (g *Group) follow(ctx context.Context, gen generation, handle Handler) erro
 	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
 	var beating, handling sync.WaitGroup
 	beating.Go(func() { g.beat(beats, gen, stop) })
+	beating.Go(func() { g.watchTopic(work, gen, stop) })
 	for _, partition := range gen.partitions {
 		handling.Go(func() {
 			claim := newClaim(g, gen, partition)
@@ -192,7 +217,7 @@ var errGivenUp = errors.New("a handler gave up its partition")
 func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
 	ticks := time.NewTicker(g.opts.Heartbeat)
 	defer ticks.Stop()
-	answered, watched := time.Now(), time.Now()
+	answered := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -206,18 +231,46 @@ func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCau
 			return
 		case err == nil:
 			answered = sent
+			gen.lease.renew(sent)
+		case errors.Is(err, kafkago.RebalanceInProgress):
+			gen.lease.dispute(sent, time.Now())
+			stop(err)
 		case generationOver(err):
+			gen.lease.end(time.Now())
 			stop(err)
 		default:
 			if time.Since(answered) >= g.opts.SessionTimeout {
 				stop(fmt.Errorf("no heartbeat for %s: %w", g.opts.SessionTimeout, err))
 			}
 		}
-		if gen.leader && time.Since(watched) >= g.watch {
-			watched = time.Now()
-			if n, err := g.client.Partitions(ctx, g.topic); err == nil && n != gen.known {
-				stop(fmt.Errorf("topic %s has %d partitions now, not %d", g.topic, n, gen.known))
+	}
+}
+
+// topicChangedError ends a generation whose topic is another one now.
+type topicChangedError struct{ topic string }
+
+func (e *topicChangedError) Error() string { return "topic " + e.topic + " has changed" }
+
+// watchTopic looks at the topic until ctx ends, and stops the handlers when it is not what it was.
+func (g *Group) watchTopic(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
+	gone := 0
+	for sleep(ctx, g.watch) == nil {
+		view, err := g.client.describe(ctx, g.topic)
+		switch {
+		case errors.Is(err, kafkago.UnknownTopicOrPartition):
+			// A broker that has just started may not know the topic yet.
+			if gone++; gone < 2 {
+				continue
 			}
+		case err != nil:
+			continue // what matters is noticed elsewhere
+		default:
+			gone = 0
+		}
+		if !view.sameAs(gen.view) {
+			g.see(view)
+			stop(&topicChangedError{g.topic})
+			return
 		}
 	}
 }

@@ -47,12 +47,17 @@ func (r *heartbeatRequest) RawExchange(rw io.ReadWriter) (protocol.Message, erro
 	return res, body.err()
 }
 
+// heartbeatTries is how many heartbeats may go without an answer, one after the other, before
+// the session is over: a dead connection costs one.
+const heartbeatTries = 3
+
 // heartbeat tells the coordinator that we live, and hears whether the
 // generation does.
 func (g *Group) heartbeat(ctx context.Context, gen generation) error {
-	ctx, cancel := context.WithTimeout(ctx, g.opts.SessionTimeout/2)
+	timeout := g.opts.SessionTimeout / heartbeatTries
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	answer, err := g.client.roundTrip(ctx, g.opts.SessionTimeout/2, &heartbeatRequest{
+	answer, err := g.client.roundTrip(ctx, timeout, &heartbeatRequest{
 		ctx: ctx, group: g.id, generation: int32(gen.id), member: gen.member,
 	})
 	if err != nil {

@@ -27,44 +27,93 @@ func (g *Group) requests(timeout time.Duration) *kafkago.Client {
 
 // join takes part in the making of the next generation.
 func (g *Group) join(ctx context.Context) (generation, error) {
+	if err := g.look(ctx); err != nil {
+		return generation{}, err
+	}
 	joined, err := g.joinGroup(ctx)
 	if err != nil {
 		return generation{}, fmt.Errorf("join group %s: %w", g.id, err)
 	}
-	gen := generation{id: joined.GenerationID, member: joined.MemberID, leader: joined.LeaderID == joined.MemberID}
+	gen := generation{id: joined.GenerationID, member: joined.MemberID}
 	sync := &kafkago.SyncGroupRequest{
 		GroupID: g.id, GenerationID: gen.id, MemberID: gen.member, ProtocolType: protocolType, ProtocolName: protocolName,
 	}
-	if gen.leader {
-		if gen.known, err = g.client.Partitions(ctx, g.topic); err != nil {
+	if joined.LeaderID == joined.MemberID {
+		if err := g.look(ctx); err != nil { // others may have waited long for this moment
 			return generation{}, err
 		}
-		sync.Assignments = assign(g.topic, gen.known, joined.Members)
+		sync.Assignments = assign(g.topic, len(g.view.partitions), joined.Members)
 	}
-	// The others wait for the leader, who may be slow or dead, as long as the
-	// brokers let them.
-	answer, err := g.requests(g.opts.RebalanceTimeout+joinSlack).SyncGroup(ctx, sync)
+	// The others wait for the leader, who may be slow or dead. Who asks again gets the
+	// same answer.
+	sent := time.Now()
+	answer, err := g.requests(g.opts.SessionTimeout).SyncGroup(ctx, sync)
 	if err == nil {
 		err = answer.Error
 	}
 	if err != nil {
 		return generation{}, fmt.Errorf("sync group %s: %w", g.id, err)
 	}
+	gen.lease = newLease(g.opts, g.grace(), sent)
 	gen.partitions = answer.Assignment.AssignedPartitions[g.topic]
+	if last := slices.Max(append(gen.partitions, -1)); last >= len(g.view.partitions) {
+		if err := g.look(ctx); err != nil { // the leader has seen more than we have
+			return generation{}, err
+		}
+		if last >= len(g.view.partitions) {
+			return generation{}, fmt.Errorf("partition %d is assigned, but topic %s has only %d: %w",
+				last, g.topic, len(g.view.partitions), kafkago.UnknownTopicOrPartition)
+		}
+	}
+	gen.view = g.view
 	return gen, nil
 }
 
+// look asks for the topic as it is now. Without one the group goes on, with no partitions.
+func (g *Group) look(ctx context.Context) error {
+	view, err := g.client.describe(ctx, g.topic)
+	if err != nil && !errors.Is(err, kafkago.UnknownTopicOrPartition) {
+		return err
+	}
+	g.see(view)
+	return nil
+}
+
+// see takes what is known of the topic now, and reports whether that is a change.
+func (g *Group) see(view topicState) bool {
+	before := g.view
+	if g.seen && before.sameAs(view) {
+		return false
+	}
+	g.view = view
+	if !g.seen {
+		g.seen = true
+		if len(view.partitions) == 0 {
+			g.log.Warn("the topic does not exist; waiting for it")
+		}
+		return true
+	}
+	change := before.changeTo(view)
+	g.client.metrics.topicChanges.WithLabelValues(g.id, change).Inc()
+	g.log.Warn("the topic has changed", "change", change, "topic_id", view.id, "partitions", len(view.partitions),
+		"topic_id_before", before.id, "partitions_before", len(before.partitions))
+	return true
+}
+
 // joinGroup asks for membership. The coordinator answers when all members have
-// asked, or the rebalance timeout has passed.
+// asked, or the rebalance timeout has passed. When that takes longer than the session timeout we
+// ask again, as the member that we are by then: the connection may be dead.
 func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, error) {
-	answer, err := g.requests(g.opts.RebalanceTimeout+joinSlack).JoinGroup(ctx, &kafkago.JoinGroupRequest{
+	answer, err := g.requests(g.joinTimeout()).JoinGroup(ctx, &kafkago.JoinGroupRequest{
 		GroupID:          g.id,
 		SessionTimeout:   g.opts.SessionTimeout,
 		RebalanceTimeout: g.opts.RebalanceTimeout,
 		MemberID:         g.member,
 		ProtocolType:     protocolType,
 		Protocols: []kafkago.GroupProtocol{{
-			Name: protocolName, Metadata: kafkago.GroupProtocolSubscription{Topics: []string{g.topic}},
+			Name: protocolName, Metadata: kafkago.GroupProtocolSubscription{
+				Topics: []string{g.topic}, UserData: g.view.mark(),
+			},
 		}},
 	})
 	switch {
@@ -78,6 +127,15 @@ func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, erro
 	}
 	g.member = answer.MemberID
 	return answer, nil
+}
+
+// joinTimeout is how long to wait for an answer before asking again. Who has no id yet would
+// become another member by asking again.
+func (g *Group) joinTimeout() time.Duration {
+	if g.member == "" {
+		return g.opts.RebalanceTimeout + joinSlack
+	}
+	return g.opts.SessionTimeout
 }
 
 // assign gives each member a range of the partitions, in the order of their ids.

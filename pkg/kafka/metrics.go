@@ -21,6 +21,9 @@ type metrics struct {
 	commits         *prometheus.CounterVec
 	rebalances      *prometheus.CounterVec
 	assigned        *prometheus.GaugeVec
+	topicChanges    *prometheus.CounterVec
+	truncated       *prometheus.CounterVec
+	unknownCommits  *prometheus.CounterVec
 }
 
 // newMetrics registers with reg, or with nothing when reg is nil.
@@ -46,6 +49,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
 		commits:        counter("commits_total", "Offsets committed, by outcome.", "group", "outcome"),
 		rebalances:     counter("rebalances_total", "Generations of the consumer group that this member took part in.", "group"),
+		topicChanges:   counter("topic_changes_total", "Changes of its topic that this member of the consumer group noticed: created, grown, shrunk, recreated or deleted.", "group", "change"),
+		truncated:      counter("truncations_total", "Fetches that found records lost which were read before.", "group"),
+		unknownCommits: counter("unknown_commits_total", "Commits that got no definite answer, so that this member joined the consumer group under a new id.", "group"),
 		assigned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "metaflow", Subsystem: "kafka", Name: "assigned_partitions",
 			Help: "Partitions that this member of the consumer group follows.",
@@ -58,6 +64,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors,
 		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
+		m.topicChanges, m.truncated, m.unknownCommits,
 	} {
 		errs = append(errs, reg.Register(c))
 	}
@@ -107,7 +114,11 @@ func (m *metrics) fetched(topic string, b *Batch, bytes int) {
 
 func (m *metrics) committed(group string, err error) {
 	outcome := "accepted"
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrCommitUnknown):
+		outcome = "unknown"
+		m.unknownCommits.WithLabelValues(group).Inc()
+	case err != nil:
 		outcome = "failed"
 	}
 	m.commits.WithLabelValues(group, outcome).Inc()

@@ -11,7 +11,7 @@ import (
 )
 
 // Bounds returns the first offset in the log of a partition and the one after
-// the last. Records of unfinished transactions count.
+// the last that can be read: before the first record of an open transaction.
 func (c *Client) Bounds(ctx context.Context, topic string, partition int) (start, end int64, err error) {
 	if start, err = c.listOffset(ctx, topic, partition, kafkago.FirstOffset); err != nil {
 		return 0, 0, err
@@ -36,7 +36,7 @@ func (c *Client) OffsetAt(ctx context.Context, topic string, partition int, t ti
 // special times. It returns -1 when no record is that new.
 func (c *Client) listOffset(ctx context.Context, topic string, partition int, millis int64) (int64, error) {
 	answer, err := c.roundTrip(ctx, controlTimeout, &listoffsets.Request{
-		ReplicaID: -1,
+		ReplicaID: -1, IsolationLevel: readCommitted,
 		Topics: []listoffsets.RequestTopic{{
 			Topic: topic,
 			Partitions: []listoffsets.RequestPartition{{

@@ -45,6 +45,10 @@ func TestRoundTrip(t *testing.T) {
 				},
 				Next: 3, HighWatermark: 3,
 			}
+			if b.TopicID.IsZero() {
+				t.Error("the batch has no topic id")
+			}
+			want.TopicID = b.TopicID
 			if diff := cmp.Diff(want, b, cmpopts.IgnoreUnexported(kafka.Batch{})); diff != "" {
 				t.Errorf("fetched (-want +got):\n%s", diff)
 			}

@@ -39,6 +39,23 @@ func appendString(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
+// appendFlexibleHeader begins a request of a "flexible" version: lengths in it are
+// varints, and every structure ends with tagged fields, of which we send none.
+func appendFlexibleHeader(b []byte, key protocol.ApiKey, version uint16) []byte {
+	return appendNoTags(appendHeader(b, key, version))
+}
+
+func appendNoTags(b []byte) []byte { return append(b, 0) }
+
+// appendCompactLength appends the number of elements or bytes that follow.
+func appendCompactLength(b []byte, n int) []byte { return binary.AppendUvarint(b, uint64(n)+1) }
+
+func appendCompactString(b []byte, s string) []byte {
+	return append(appendCompactLength(b, len(s)), s...)
+}
+
+func appendCompactNull(b []byte) []byte { return append(b, 0) }
+
 // correlationSize is the part of an answer before its body.
 const correlationSize = 4
 
@@ -104,7 +121,7 @@ func (r *answerReader) err() error {
 func (r *answerReader) take(n int) []byte {
 	if n < 0 || n > len(r.b) {
 		r.b, r.bad = nil, true
-		return make([]byte, 8)[:min(max(n, 0), 8)]
+		return make([]byte, 16)[:min(max(n, 0), 16)]
 	}
 	field := r.b[:n]
 	r.b = r.b[n:]
@@ -124,4 +141,62 @@ func (r *answerReader) bytes() []byte {
 		return nil
 	}
 	return r.take(n)
+}
+
+func (r *answerReader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+// compactLength returns -1 for null. What it returns is not larger than what is left to
+// read, so a loop over it is bounded by the answer's size.
+func (r *answerReader) compactLength() int {
+	n := r.uvarint()
+	if n > uint64(len(r.b))+1 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	return int(n) - 1
+}
+
+// length returns the number of elements of an array, with the same bound as compactLength.
+func (r *answerReader) length(flexible bool) int {
+	if flexible {
+		return r.compactLength()
+	}
+	n := int(r.int32())
+	if n > len(r.b) {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	return n
+}
+
+// text reads a string; null is the empty one.
+func (r *answerReader) text(flexible bool) string {
+	n := 0
+	if flexible {
+		n = r.compactLength()
+	} else {
+		n = int(r.int16())
+	}
+	return string(r.take(max(n, 0)))
+}
+
+func (r *answerReader) topicID() TopicID { return TopicID(r.take(len(TopicID{}))) }
+
+// tags passes over the tagged fields at the end of a structure.
+func (r *answerReader) tags(flexible bool) {
+	if !flexible {
+		return
+	}
+	for n := r.uvarint(); n > 0 && !r.bad; n-- {
+		r.uvarint()
+		r.take(int(min(r.uvarint(), maxResponse)))
+	}
 }

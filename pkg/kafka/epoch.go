@@ -1,0 +1,47 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/segmentio/kafka-go/protocol"
+)
+
+// epochEnd asks the leader of a partition where the log of a leader epoch ends: at the
+// first record of a later epoch, or at the end of the log. It is -1 when
+// the leader does not know the epoch. at is what is believed of the leader, who says so when
+// it is wrong.
+func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at leadership, epoch int32) (int64, error) {
+	var end int64
+	var code int16
+	request := &rawCall{
+		key: protocol.OffsetForLeaderEpoch, versions: []int16{3}, flexibleFrom: 4,
+		encode: func(b []byte, _ int16) []byte {
+			b = appendInt32(b, -1) // replica: none, a consumer
+			b = appendInt32(b, 1)  // topics
+			b = appendString(b, topic)
+			b = appendInt32(b, 1) // partitions
+			b = appendInt32(b, int32(partition))
+			b = appendInt32(b, at.epoch)
+			return appendInt32(b, epoch)
+		},
+		decode: func(r *answerReader, _ int16) {
+			r.int32() // throttled
+			topics, name, partitions := r.int32(), r.text(false), r.int32()
+			code = r.int16()
+			if topics != 1 || partitions != 1 || name != topic || r.int32() != int32(partition) {
+				r.bad = true
+			}
+			r.int32() // the epoch that end is of, which may be an earlier one
+			end = r.int64()
+		},
+	}
+	err := c.do(ctx, controlTimeout, request, &brokerCall{request, at.leader})
+	if err == nil {
+		err = codeError(code, "")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ask for the end of leader epoch %d of %s/%d: %w", epoch, topic, partition, err)
+	}
+	return max(end, -1), nil
+}

@@ -1,0 +1,193 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+)
+
+// Versions of the two requests for committed offsets. The older ones carry leader epochs; the
+// newer ones, of Kafka 4.1, name the topic by its id.
+const (
+	commitVersion   = 7
+	commitVersionID = 10
+	readVersion     = 5
+	readVersionID   = 10
+)
+
+// sendCommit sends a commit once. sent says that it may have reached a broker.
+func (c *Claim) sendCommit(ctx context.Context, p Position) (sent bool, err error) {
+	versions := []int16{commitVersionID, commitVersion}
+	if c.fetcher.id.IsZero() {
+		versions = versions[1:]
+	} else if !c.group.byID.Load() {
+		// The brokers may take names only, and a name may be another topic's by now.
+		if err := c.changed(ctx); err != nil {
+			return false, err
+		}
+	}
+	if len(p.Metadata) > math.MaxInt16 {
+		return false, kafkago.OffsetMetadataTooLarge
+	}
+	var code int16
+	request := &rawCall{
+		key: protocol.OffsetCommit, versions: versions, flexibleFrom: 8,
+		encode: func(b []byte, version int16) []byte {
+			c.group.byID.Store(version >= commitVersionID)
+			return c.appendCommit(b, version, p)
+		},
+		decode: func(r *answerReader, version int16) { code = c.readAnswer(r, version) },
+	}
+	err = c.group.client.do(ctx, controlTimeout, request, &groupCall{request, c.group.id})
+	if err != nil {
+		return !request.notSent(), err
+	}
+	return true, codeError(code, "")
+}
+
+func (c *Claim) appendCommit(b []byte, version int16, p Position) []byte {
+	if version < commitVersionID {
+		b = appendString(b, c.group.id)
+		b = appendInt32(b, int32(c.gen.id))
+		b = appendString(b, c.gen.member)
+		b = append(b, 0xff, 0xff) // instance: none
+		b = appendInt32(b, 1)     // topics
+		b = appendString(b, c.Topic())
+		b = appendInt32(b, 1) // partitions
+		b = appendInt32(b, int32(c.partition))
+		b = appendInt64(b, p.Offset)
+		b = appendInt32(b, p.LeaderEpoch)
+		return appendString(b, p.Metadata)
+	}
+	b = appendCompactString(b, c.group.id)
+	b = appendInt32(b, int32(c.gen.id))
+	b = appendCompactString(b, c.gen.member)
+	b = appendCompactNull(b) // instance
+	b = appendCompactLength(b, 1)
+	b = append(b, c.fetcher.id[:]...)
+	b = appendCompactLength(b, 1)
+	b = appendInt32(b, int32(c.partition))
+	b = appendInt64(b, p.Offset)
+	b = appendInt32(b, p.LeaderEpoch)
+	b = appendCompactString(b, p.Metadata)
+	b = appendNoTags(b) // of the partition
+	b = appendNoTags(b) // of the topic
+	return appendNoTags(b)
+}
+
+// readAnswer reads the answer to a commit.
+func (c *Claim) readAnswer(r *answerReader, version int16) (code int16) {
+	byID := version >= commitVersionID
+	r.int32() // throttled
+	if r.length(byID) != 1 {
+		r.bad = true
+	}
+	c.readHead(r, byID)
+	return r.int16()
+}
+
+// readHead reads up to what an answer says of a partition, which should be ours.
+func (c *Claim) readHead(r *answerReader, byID bool) {
+	ours := false
+	if byID {
+		ours = r.topicID() == c.fetcher.id
+	} else {
+		ours = r.text(false) == c.Topic()
+	}
+	if !ours || r.length(byID) != 1 || r.int32() != int32(c.partition) {
+		r.b, r.bad = nil, true
+	}
+}
+
+func (c *Claim) readPosition(ctx context.Context) (Position, error) {
+	versions := []int16{readVersionID, readVersion}
+	if c.fetcher.id.IsZero() {
+		versions = versions[1:]
+	}
+	var p Position
+	var code, groupCode int16
+	byID := false
+	request := &rawCall{
+		key: protocol.OffsetFetch, versions: versions, flexibleFrom: 6,
+		encode: func(b []byte, version int16) []byte { return c.appendRead(b, version) },
+		decode: func(r *answerReader, version int16) {
+			byID = version >= readVersionID
+			r.int32() // throttled
+			if byID && (r.compactLength() != 1 || r.text(true) != c.group.id) {
+				r.bad = true
+			}
+			code = int16(kafkago.Unknown)
+			for range r.length(byID) { // none with an error of the whole group
+				c.readHead(r, byID)
+				p = Position{Offset: r.int64(), LeaderEpoch: r.int32(), Metadata: r.text(byID)}
+				code = r.int16()
+				r.tags(byID)
+				r.tags(byID)
+			}
+			groupCode = r.int16()
+		},
+	}
+	if err := c.group.client.do(ctx, controlTimeout, request, &groupCall{request, c.group.id}); err != nil {
+		return Position{}, err
+	}
+	if err := codeError(groupCode, ""); err != nil {
+		return Position{}, err
+	}
+	err := codeError(code, "")
+	if topicUnknown(err) || (err == nil && !byID && !c.fetcher.id.IsZero()) {
+		err = errors.Join(err, c.changed(ctx))
+	}
+	if err != nil {
+		return Position{}, err
+	}
+	if p.Offset < 0 {
+		p = Position{Offset: -1, LeaderEpoch: -1}
+	}
+	return p, nil
+}
+
+func (c *Claim) appendRead(b []byte, version int16) []byte {
+	if version < readVersionID {
+		b = appendString(b, c.group.id)
+		b = appendInt32(b, 1) // topics
+		b = appendString(b, c.Topic())
+		b = appendInt32(b, 1) // partitions
+		return appendInt32(b, int32(c.partition))
+	}
+	b = appendCompactLength(b, 1) // groups
+	b = appendCompactString(b, c.group.id)
+	b = appendCompactNull(b) // member: only the newer group protocol says it
+	b = appendInt32(b, -1)   // and its epoch
+	b = appendCompactLength(b, 1)
+	b = append(b, c.fetcher.id[:]...)
+	b = appendCompactLength(b, 1)
+	b = appendInt32(b, int32(c.partition))
+	b = appendNoTags(b)      // of the topic
+	b = appendNoTags(b)      // of the group
+	b = appendBool(b, false) // do not wait for transactions
+	return appendNoTags(b)
+}
+
+// epochEnd does what Claim.EpochEnd says.
+func (f *fetcher) epochEnd(ctx context.Context, epoch int32) (int64, error) {
+	for lookedUp := false; ; {
+		if !f.known {
+			if err := f.locate(ctx); err != nil {
+				return 0, fmt.Errorf("ask for the end of leader epoch %d of %s/%d: %w", epoch, f.topic, f.partition, err)
+			}
+			lookedUp = true
+		}
+		if f.at.epoch < 0 || epoch < 0 {
+			return -1, nil
+		}
+		end, err := f.client.epochEnd(ctx, f.topic, f.partition, f.at, epoch)
+		f.known = err == nil
+		if err == nil || lookedUp || !leaderMoved(err) {
+			return end, err
+		}
+	}
+}
