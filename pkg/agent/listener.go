@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 )
@@ -33,6 +34,11 @@ type receiver interface {
 type settings struct {
 	port            int // 0 is not listening
 	maxRequestBytes int64
+	cors            cors.Policy
+}
+
+func (s settings) equal(o settings) bool {
+	return s.port == o.port && s.maxRequestBytes == o.maxRequestBytes && s.cors.Equal(o.cors)
 }
 
 // endpoint is one port that the configuration opens and closes.
@@ -62,11 +68,13 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 	overHTTPPort := &endpoint{
 		key: "inputs.integration.listen_port",
 		want: func(c *agentconfig.Config) settings {
-			return settings{c.Integration.ListenPort, c.Integration.MaxRequestBytes}.unless(!c.Integration.Enabled)
+			web := cors.DefaultPolicy()
+			web.AllowedOrigins, web.AllowedHeaders = c.Integration.CORSAllowedOrigins, c.Integration.CORSAllowedHeaders
+			return settings{c.Integration.ListenPort, c.Integration.MaxRequestBytes, web}.unless(!c.Integration.Enabled)
 		},
 		open: func(s settings) (receiver, error) {
 			cfg := otlphttp.DefaultConfig()
-			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
+			cfg.Listen, cfg.MaxRequestBytes, cfg.CORS = address(s.port), s.maxRequestBytes, s.cors
 			cfg.MaxBytesInFlight = max(cfg.MaxBytesInFlight, s.maxRequestBytes)
 			return otlphttp.New(cfg, overHTTP{f}, otlphttp.Options{Logger: log, Metrics: metrics, ShutdownGrace: listenerGrace})
 		},
@@ -74,7 +82,7 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 	overGRPCPort := &endpoint{
 		key: "inputs.integration.grpc_port",
 		want: func(c *agentconfig.Config) settings {
-			return settings{c.Integration.GRPCPort, c.Integration.MaxRequestBytes}.unless(!c.Integration.Enabled)
+			return settings{port: c.Integration.GRPCPort, maxRequestBytes: c.Integration.MaxRequestBytes}.unless(!c.Integration.Enabled)
 		},
 		open: func(s settings) (receiver, error) {
 			cfg := otlpgrpc.DefaultConfig()
@@ -149,7 +157,7 @@ func (l *listeners) run(ctx context.Context) error {
 
 // reconcile brings e to what is wanted, or says why it cannot.
 func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
-	if e.wanted == e.has {
+	if e.wanted.equal(e.has) {
 		return
 	}
 	if e.stop != nil {

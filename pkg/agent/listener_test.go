@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/http"
 	"strconv"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
 // openListeners runs listeners on loopback until the test ends.
@@ -88,6 +90,49 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 	l.configure(&off)
 	opens(t, two, false)
 	opens(t, grpc, false)
+}
+
+// Web pages may send from the origins that the configuration names, and from others
+// once it names others.
+func TestWebPagesFollowTheConfiguration(t *testing.T) {
+	l := openListeners(t)
+	port := freePort(t)
+	preflight := func(origin string) int {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, "http://127.0.0.1:"+strconv.Itoa(port)+"/v1/traces", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Origin", origin)
+		req.Header.Set("Access-Control-Request-Method", http.MethodPost)
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Do(req)
+		if err != nil {
+			return 0 // the port is being opened again
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	const one, two = "https://one.example.com", "https://two.example.com"
+	for _, origin := range []string{one, two} {
+		cfg := integration(port, 0)
+		o, err := cors.ParseOrigin(origin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Integration.CORSAllowedOrigins = []cors.Origin{o}
+		l.configure(cfg)
+		for deadline := time.Now().Add(20 * time.Second); preflight(origin) != http.StatusNoContent; {
+			if time.Now().After(deadline) {
+				t.Fatalf("pages of %s may not send", origin)
+			}
+			if err := pause(t.Context(), 5*time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := preflight(one); got != http.StatusForbidden {
+		t.Errorf("pages of the origin before are answered %d", got)
+	}
 }
 
 // A port that somebody else has is an exception, and is taken once it is free.

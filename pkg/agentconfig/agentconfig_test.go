@@ -16,11 +16,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
 var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+var compareOrigins = cmp.Comparer(func(a, b cors.Origin) bool { return a == b })
 
 func parse(t *testing.T, text string) agentconfig.Document {
 	t.Helper()
@@ -97,6 +100,16 @@ static_config:
 				c.Flow.ExcludePorts = []agentconfig.PortRange{{First: 22, Last: 22}, {First: 8000, Last: 8099}, {First: 1, Last: 2}}
 			},
 		},
+		"web pages": {
+			text: "inputs: {integration: {cors_allowed_origins: [https://App.example.com, 'https://*.example.com', 'http://[::1]:3000', '*'], cors_allowed_headers: [X-Api-Key, a'b]}}",
+			want: func(c *agentconfig.Config) {
+				for _, text := range []string{"https://app.example.com", "https://*.example.com", "http://[::1]:3000", "*"} {
+					o, _ := cors.ParseOrigin(text)
+					c.Integration.CORSAllowedOrigins = append(c.Integration.CORSAllowedOrigins, o)
+				}
+				c.Integration.CORSAllowedHeaders = []cors.Header{"x-api-key", "a'b"}
+			},
+		},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -108,7 +121,7 @@ static_config:
 			if tc.want != nil {
 				tc.want(&want)
 			}
-			if diff := cmp.Diff(want, doc.Config(), comparePrefixes); diff != "" {
+			if diff := cmp.Diff(want, doc.Config(), comparePrefixes, compareOrigins); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if group != tc.group {
@@ -180,6 +193,8 @@ outputs:
     max_bytes: 99999999999999999999TiB
     drain_bytes_per_second: 64 megs
 external_agent_http_proxy_enabled: 2
+inputs.integration.cors_allowed_origins: [app.example.com, https://a/, 7]
+inputs.integration.cors_allowed_headers: [a b, null]
 `,
 			want: []string{
 				`line 3: inputs.integration.listen_port: "65536" is out of range, 0 to 65535`,
@@ -201,6 +216,11 @@ external_agent_http_proxy_enabled: 2
 				`line 13: outputs.spool.max_bytes: "99999999999999999999TiB" is out of range, 1MiB to 1TiB`,
 				`line 14: outputs.spool.drain_bytes_per_second: "64 megs" is not a size such as 64MiB, 900KiB or 1000000`,
 				`line 15: external_agent_http_proxy_enabled: the number 2 where true or false is expected`,
+				`line 16: inputs.integration.cors_allowed_origins: "app.example.com" is not an origin such as https://app.example.com or http://localhost:3000`,
+				`line 16: inputs.integration.cors_allowed_origins: "https://a/" has a path; an origin ends with its host or port`,
+				`line 16: inputs.integration.cors_allowed_origins: the number 7 where an origin such as https://app.example.com is expected`,
+				`line 17: inputs.integration.cors_allowed_headers: "a b" is not the name of a header such as X-Api-Key`,
+				`line 17: inputs.integration.cors_allowed_headers: nothing where the name of a header is expected`,
 			},
 		},
 		"a number that is eight": {

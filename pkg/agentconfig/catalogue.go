@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
 // groupKey names the agent group that a text is for. It is no setting.
@@ -65,6 +67,10 @@ var settings = []setting{
 		"Port of OTLP/gRPC on every agent, usually 4317. 0 closes it."),
 	newSetting("inputs.integration.max_request_bytes", size(64<<10, 512<<20), func(c *Config) *int64 { return &c.Integration.MaxRequestBytes },
 		"Largest request after decompression; a larger one is refused. Agents hold a request in memory, so a large limit takes memory from the host."),
+	newSetting("inputs.integration.cors_allowed_origins", list(origin()), func(c *Config) *[]cors.Origin { return &c.Integration.CORSAllowedOrigins },
+		"Origins of web pages that may send traces over OTLP/HTTP, such as https://app.example.com, https://*.example.com for its subdomains, or '*' in quotes for every page. None refuses all web pages."),
+	newSetting("inputs.integration.cors_allowed_headers", list(header()), func(c *Config) *[]cors.Header { return &c.Integration.CORSAllowedHeaders },
+		"Headers that those pages may send besides Content-Type and Content-Encoding, such as X-Api-Key."),
 	newSetting("inputs.integration.compression.trace", boolean(), func(c *Config) *bool { return &c.Integration.Compression.Trace },
 		"Whether traces are compressed on the way to the server. It saves network and costs CPU on the host.",
 		"static_config.external-agent-http-proxy-compressed"),

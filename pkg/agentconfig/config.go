@@ -3,6 +3,8 @@ package agentconfig
 import (
 	"net/netip"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
 // Config is the configuration in force: every key has a value. Its fields are named as
@@ -15,12 +17,14 @@ type Config struct {
 
 // Integration is how an agent takes data from other programs.
 type Integration struct {
-	Enabled         bool
-	ListenPort      int // 0 is not listening
-	GRPCPort        int // 0 is not listening
-	MaxRequestBytes int64
-	Compression     Compression
-	FeatureControl  FeatureControl
+	Enabled            bool
+	ListenPort         int // 0 is not listening
+	GRPCPort           int // 0 is not listening
+	MaxRequestBytes    int64
+	CORSAllowedOrigins []cors.Origin
+	CORSAllowedHeaders []cors.Header
+	Compression        Compression
+	FeatureControl     FeatureControl
 }
 
 // Compression is what an agent compresses on the way to the server.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
 // kind is a type of values. Errors of read are sentences that name the value.
@@ -240,6 +242,35 @@ func portRange() kind[PortRange] {
 			return PortRange{uint16(first), uint16(last)}, nil
 		},
 		text: PortRange.String,
+	}
+}
+
+func origin() kind[cors.Origin] {
+	return kind[cors.Origin]{
+		name: "origin",
+		read: textual("an origin such as https://app.example.com", cors.ParseOrigin),
+		text: func(o cors.Origin) string { return strconv.Quote(o.String()) }, // YAML reads * and [ otherwise
+	}
+}
+
+func header() kind[cors.Header] {
+	return kind[cors.Header]{
+		name: "name of a header",
+		read: textual("the name of a header", cors.ParseHeader),
+		text: func(h cors.Header) string { return strconv.Quote(h.String()) },
+	}
+}
+
+// textual reads what parse reads, whose errors continue a sentence about the value.
+func textual[T any](wanted string, parse func(string) (T, error)) func(input) (T, error) {
+	return func(in input) (value T, err error) {
+		if in.tag() != tagText {
+			return value, in.not(wanted)
+		}
+		if value, err = parse(in.node.Value); err != nil {
+			return value, fmt.Errorf("%s %w", in, err)
+		}
+		return value, nil
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"math"
 	"net"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
@@ -14,13 +16,14 @@ type Config struct {
 	MaxRequestBytes     int64         `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request, before and after decompression; larger ones are refused for good"`
 	MaxBytesInFlight    int64         `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while servers are slow"`
 	MaxRequestsInFlight int           `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
-	MaxConnections      int           `mapstructure:"max_connections" doc:"connections; over it the one that has been idle the longest is closed. Each costs about 20 KB"`
+	MaxConnections      int           `mapstructure:"max_connections" doc:"connections; over it the one that has been idle the longest is closed. Each costs 20 to 30 KB"`
 	HeaderTimeout       time.Duration `mapstructure:"header_timeout" doc:"time for the headers of a request to arrive"`
 	BodyGrace           time.Duration `mapstructure:"body_grace" doc:"time for a body to arrive, besides what min_body_rate allows for its bytes"`
 	MinBodyRate         int64         `mapstructure:"min_body_rate" unit:"bytes" doc:"bytes a second below which a client is cut off, once body_grace is used up"`
 	BodyTimeout         time.Duration `mapstructure:"body_timeout" doc:"time for a body to arrive, however large it is"`
 	IdleTimeout         time.Duration `mapstructure:"idle_timeout" doc:"a connection without a request for this long is closed; shorter than the clients' own makes them meet closed connections"`
 	RetryDelay          time.Duration `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again, in whole seconds; each is told between half of it and one and a half"`
+	CORS                cors.Policy   `mapstructure:"cors"`
 }
 
 // DefaultConfig returns the configuration of an agent on its documented port.
@@ -37,6 +40,7 @@ func DefaultConfig() Config {
 		BodyTimeout:         2 * time.Minute,
 		IdleTimeout:         2 * time.Minute, // exporters close theirs after 90 s
 		RetryDelay:          2 * time.Second,
+		CORS:                cors.DefaultPolicy(),
 	}
 }
 
@@ -70,5 +74,5 @@ func (c Config) Validate() error {
 	} {
 		check(d.value > 0, "%s: %s is not positive", d.key, d.value)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.CORS.Validate("cors"))...)
 }

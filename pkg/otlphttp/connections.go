@@ -2,6 +2,7 @@ package otlphttp
 
 import (
 	"container/list"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -14,14 +15,31 @@ import (
 // Closing a connection may meet a request that is just arriving on it. HTTP
 // clients know this race from every server's idle timeout.
 type connections struct {
-	mu   sync.Mutex
-	max  int
-	all  map[net.Conn]*list.Element // nil while a request is served
-	idle list.List                  // of net.Conn
+	mu       sync.Mutex
+	max      int
+	draining bool
+	all      map[net.Conn]*connection
+	idle     list.List // of net.Conn
+}
+
+type connection struct {
+	idle *list.Element // nil while a request is served
+	// multiplexes says that it speaks HTTP/2. Such a connection becomes idle before its
+	// last answer is flushed, so it is not for us to close it then.
+	multiplexes bool
 }
 
 func newConnections(most int) *connections {
-	return &connections{max: most, all: map[net.Conn]*list.Element{}}
+	return &connections{max: most, all: map[net.Conn]*connection{}}
+}
+
+// multiplexes notes that conn speaks HTTP/2.
+func (c *connections) multiplexes(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known := c.all[conn]; known != nil {
+		known.multiplexes = true
+	}
 }
 
 // changed takes what http.Server.ConnState says. It returns the connection that is
@@ -29,18 +47,21 @@ func newConnections(most int) *connections {
 func (c *connections) changed(conn net.Conn, state http.ConnState) (evict net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e, known := c.all[conn]
-	if !known && state != http.StateNew {
+	known := c.all[conn]
+	switch {
+	case state == http.StateNew:
+		known = new(connection)
+		c.all[conn] = known
+	case known == nil:
 		return nil // it was evicted
-	}
-	if e != nil {
-		c.idle.Remove(e)
+	case known.idle != nil:
+		c.idle.Remove(known.idle)
+		known.idle = nil
 	}
 	switch state {
 	case http.StateNew, http.StateIdle:
-		c.all[conn] = c.idle.PushBack(conn)
+		known.idle = c.idle.PushBack(conn)
 	case http.StateActive:
-		c.all[conn] = nil
 	case http.StateClosed, http.StateHijacked:
 		delete(c.all, conn)
 	}
@@ -53,19 +74,23 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) (evict net.Co
 // takeIdle forgets the connection that has been idle the longest and returns it. It
 // needs c.mu.
 func (c *connections) takeIdle() net.Conn {
-	e := c.idle.Front()
-	if e == nil {
-		return nil
+	for e := c.idle.Front(); e != nil; e = e.Next() {
+		conn, _ := e.Value.(net.Conn)
+		if c.draining && c.all[conn].multiplexes {
+			continue
+		}
+		c.idle.Remove(e)
+		delete(c.all, conn)
+		return conn
 	}
-	conn, _ := c.idle.Remove(e).(net.Conn)
-	delete(c.all, conn)
-	return conn
+	return nil
 }
 
-// drain closes all that serve no request, now and as soon as they have none.
+// drain closes all that serve no request, now and as soon as they have none. Those of
+// HTTP/2 it leaves to http.Server.Shutdown, which tells their clients to send no more.
 func (c *connections) drain() {
 	c.mu.Lock()
-	c.max = 0
+	c.max, c.draining = 0, true
 	c.mu.Unlock()
 	for {
 		c.mu.Lock()
@@ -74,8 +99,17 @@ func (c *connections) drain() {
 		if conn == nil {
 			return
 		}
-		conn.Close()
+		closeNow(conn)
 	}
+}
+
+// closeNow closes conn without the farewell of TLS, which waits for a client that does not
+// read.
+func closeNow(conn net.Conn) {
+	if encrypted, ok := conn.(*tls.Conn); ok {
+		conn = encrypted.NetConn()
+	}
+	_ = conn.Close()
 }
 
 func (c *connections) count() int {

@@ -1,5 +1,5 @@
-// Package otlphttp receives OTLP traces over HTTP/1.1 and hands each request, as
-// protobuf bytes, to a [Consumer].
+// Package otlphttp receives OTLP traces over HTTP/1.1 and HTTP/2, with TLS and without,
+// and hands each request, as protobuf bytes, to a [Consumer].
 //
 // It owns what lies between the network and those bytes: connections, the form
 // of requests (paths, content types, encodings), limits, and the status and body of
@@ -19,6 +19,7 @@
 //   - Who sends too slowly is answered 408. Who sends nothing loses the connection
 //     when others need it: of more than Config.MaxConnections, the one that has been
 //     idle the longest is closed.
+//   - Web pages may send from the origins of Config.CORS, and from no other.
 //   - A panic in the consumer is 500 for that request and nothing for the others.
 //
 // Memory: pkg/inflight counts what is in flight, and the sum never exceeds

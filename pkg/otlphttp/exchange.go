@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -40,6 +42,7 @@ type exchange struct {
 	server  *Server
 	control *http.ResponseController
 	body    io.Reader
+	reading bool    // the body has been asked for
 	ended   bool    // nothing more of the body can be read
 	granted int64   // by the budget
 	buffer  *[]byte // holds the body, nil before and after
@@ -49,19 +52,31 @@ type exchange struct {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := exchange{server: s, control: http.NewResponseController(w), body: r.Body, ended: r.ContentLength == 0}
+	if conn, ok := r.Context().Value(connKey{}).(net.Conn); ok && r.ProtoMajor == 2 {
+		s.connections.multiplexes(conn)
+	}
 	// An answer may go out before the body has come. What the control says
 	// otherwise is that the connection is gone, which reading and writing will notice.
 	_ = x.control.EnableFullDuplex()
 	_ = x.control.SetWriteDeadline(time.Time{}) // that of the request before
 
-	f, answer := s.formOf(r)
+	f := form{json: true, header: inJSON}
+	answer := s.crossOrigin(w.Header(), r)
+	if answer == nil {
+		f, answer = s.formOf(r)
+	}
 	if answer == nil {
 		answer = x.answer(r, f)
 	}
 	s.metrics.answered(answer, time.Since(start))
 	_ = x.control.SetWriteDeadline(time.Now().Add(writeTimeout))
 	answer.write(w, f)
-	if !x.ended {
+	switch {
+	case x.ended, r.ProtoMajor == 2: // there the stream is reset, without harm to the connection
+	case !x.reading && strings.EqualFold(r.Header.Get("Expect"), "100-continue"):
+		// The client has not been asked for its body: net/http need not wait for it.
+		_ = x.control.SetReadDeadline(time.Now())
+	default:
 		x.linger()
 	}
 }
@@ -138,6 +153,7 @@ func (x *exchange) receive(length int64) *reply {
 		length = unknownLength
 	}
 	x.buffer = s.buffers.Get(int(min(length, x.granted)))
+	x.reading = true
 	paced := &pacedReader{exchange: x, start: time.Now()}
 	if refused := x.fill(paced, &x.buffer, 0, x.unreadable); refused != nil {
 		return refused

@@ -19,6 +19,7 @@ const (
 	typeProtobuf = "application/x-protobuf"
 	typeJSON     = "application/json"
 
+	acceptedTypes     = typeProtobuf + ", " + typeJSON
 	acceptedEncodings = "gzip, zstd, deflate, identity"
 )
 
@@ -43,11 +44,11 @@ func (s *Server) formOf(r *http.Request) (form, *reply) {
 		f = form{header: inProtobuf}
 	}
 	switch {
-	case r.URL.Path != pathOTLP && r.URL.Path != pathMetaFlow:
+	case !served(r.URL.Path):
 		return f, s.refuse(http.StatusNotFound, code.Code_NOT_FOUND, badPath,
 			"path %q is not served; traces are taken at %s and %s", r.URL.Path, pathOTLP, pathMetaFlow)
 	case r.Method != http.MethodPost:
-		return f, s.refuse(http.StatusMethodNotAllowed, code.Code_UNIMPLEMENTED, badMethod, "method %s is not served, send POST", r.Method)
+		return f, s.refuseMethod(r.Method)
 	case contentType != typeProtobuf && contentType != typeJSON:
 		return f, s.refuse(http.StatusUnsupportedMediaType, code.Code_INVALID_ARGUMENT, badType,
 			"content type %q is not understood, send %s or %s", contentType, typeProtobuf, typeJSON)
@@ -55,6 +56,20 @@ func (s *Server) formOf(r *http.Request) (form, *reply) {
 	var refused *reply
 	f.encoding, refused = s.encodingOf(r.Header.Values("Content-Encoding"))
 	return f, refused
+}
+
+// served tells whether traces are taken at a path. Slashes that are doubled or stand at the
+// end change nothing: exporters add them to endpoints that end with one. Such a
+// path is answered itself, because a redirect would lose the body of a POST.
+func served(path string) bool {
+	if path == pathOTLP || path == pathMetaFlow {
+		return true
+	}
+	if !strings.HasSuffix(path, "/") && !strings.Contains(path, "//") {
+		return false
+	}
+	single := "/" + strings.Join(strings.FieldsFunc(path, func(r rune) bool { return r == '/' }), "/")
+	return single == pathOTLP || single == pathMetaFlow
 }
 
 // mediaType returns a Content-Type without its parameters, in lower case; what is

@@ -116,9 +116,12 @@ func deepJSON(depth int) []byte {
 func TestOtherPathsAndMethodsAreTold(t *testing.T) {
 	r := start(t, testConfig(), refuseAll(t), otlphttp.Options{})
 	base := "http://" + r.Addr().String()
-	for _, path := range []string{"", "/", "/v1/trace", "/v1/traces/", "/v1/metrics", "/v1/logs", "/%ff\"<script>"} {
+	for _, path := range []string{"", "/", "/v1/trace", "/v1/traces/x", "/v1/v1/traces", "/v1/../v1/traces/", "/v1/metrics", "/v1/logs", "/%ff\"<script>"} {
 		a := r.send(t, http.MethodPost, base+path, protobufType, "", strings.NewReader("x"))
 		a.refused(t, http.StatusNotFound, "traces are taken at /v1/traces and /api/v1/otel/trace")
+	}
+	if a := r.send(t, http.MethodHead, r.url(), "", "", nil); a.status != http.StatusMethodNotAllowed || a.header.Get("Allow") != http.MethodPost {
+		t.Errorf("HEAD is answered %d with Allow %q", a.status, a.header.Get("Allow"))
 	}
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodOptions} {
 		a := r.send(t, method, r.url(), "", "", nil)

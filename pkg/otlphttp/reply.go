@@ -28,6 +28,7 @@ type reason string
 const (
 	badPath     reason = "path"
 	badMethod   reason = "method"
+	badOrigin   reason = "origin"
 	badType     reason = "content_type"
 	badEncoding reason = "content_encoding"
 	tooLarge    reason = "too_large"
@@ -38,11 +39,12 @@ const (
 )
 
 var reasons = []reason{
-	badPath, badMethod, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping,
+	badPath, badMethod, badOrigin, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping,
 	reason(inflight.TooManyBytes), reason(inflight.TooManyRequests),
 }
 
-// reply is an answer: a Result when status is 200, else a google.rpc.Status.
+// reply is an answer: a Result when status is 200, nothing when it is 204, else a
+// google.rpc.Status.
 type reply struct {
 	status     int
 	reason     reason
@@ -50,10 +52,20 @@ type reply struct {
 	code       code.Code
 	message    string
 	retryAfter time.Duration // for 503
+	allow      string        // for 405
 }
 
 func (s *Server) refuse(httpStatus int, c code.Code, why reason, format string, args ...any) *reply {
 	return &reply{status: httpStatus, code: c, reason: why, message: fmt.Sprintf(format, args...)}
+}
+
+func (s *Server) refuseMethod(method string) *reply {
+	r := s.refuse(http.StatusMethodNotAllowed, code.Code_UNIMPLEMENTED, badMethod, "method %s is not served, send POST", method)
+	r.allow = http.MethodPost
+	if s.cfg.CORS.Enabled() {
+		r.allow += ", " + http.MethodOptions
+	}
+	return r
 }
 
 func (s *Server) refuseTooLarge(what string) *reply {
@@ -90,6 +102,10 @@ func (s *Server) failed(err error) *reply {
 // write sends the answer. An error means that the client has gone: nobody is left to
 // be told.
 func (r *reply) write(w http.ResponseWriter, f form) {
+	if r.status == http.StatusNoContent {
+		w.WriteHeader(r.status)
+		return
+	}
 	body, err := r.body(f)
 	if err != nil {
 		body = nil
@@ -101,8 +117,9 @@ func (r *reply) write(w http.ResponseWriter, f form) {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", strconv.FormatInt(seconds(jitter(r.retryAfter)), 10))
 	case http.StatusMethodNotAllowed:
-		h.Set("Allow", http.MethodPost)
+		h.Set("Allow", r.allow)
 	case http.StatusUnsupportedMediaType:
+		h.Set("Accept-Post", acceptedTypes)
 		h.Set("Accept-Encoding", acceptedEncodings)
 	}
 	w.WriteHeader(r.status)

@@ -2,6 +2,7 @@ package otlphttp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,13 @@ import (
 // beside what a connection costs anyway.
 const maxHeaderBytes = 32 << 10
 
+// maxStreams bounds the requests at a time on one connection of HTTP/2; more wait at the
+// client. It is that of OTLP/gRPC.
+const maxStreams = 128
+
+// connKey is where a request's context has its net.Conn.
+type connKey struct{}
+
 // Options are what code sets. The zero value is usable.
 type Options struct {
 	Logger *slog.Logger // nil logs nothing
@@ -27,6 +35,11 @@ type Options struct {
 	// ShutdownGrace bounds the wait for running requests after Run's context
 	// ended. Default 30 s.
 	ShutdownGrace time.Duration
+	// TLS encrypts the port when it is set. It should offer the protocols h2 and http/1.1.
+	TLS *tls.Config
+	// Budget bounds what is in flight, together with others that were given the same; its
+	// limits should be those of the Config. Nil makes one of the Config's.
+	Budget *inflight.Budget
 }
 
 // Server receives OTLP traces. Make one with New.
@@ -41,8 +54,10 @@ type Server struct {
 	decoders    *decoders
 	connections *connections
 	listener    net.Listener
-	http        *http.Server
-	running     requests
+
+	allowedHeaders string // of browsers
+	http           *http.Server
+	running        requests
 }
 
 // New checks cfg and binds its address, so that a port in use is reported before
@@ -69,24 +84,33 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 	if opts.ShutdownGrace <= 0 {
 		opts.ShutdownGrace = 30 * time.Second
 	}
-	s := &Server{
-		cfg:      cfg,
-		consumer: consumer,
-		log:      opts.Logger,
-		grace:    opts.ShutdownGrace,
-		metrics:  opts.Metrics,
-		budget: inflight.New(inflight.Limits{
+	if opts.Budget == nil {
+		opts.Budget = inflight.New(inflight.Limits{
 			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight,
-		}),
-		decoders:    newDecoders(runtime.GOMAXPROCS(0)),
-		connections: newConnections(cfg.MaxConnections),
-		listener:    listener,
+		})
+	}
+	s := &Server{
+		cfg:            cfg,
+		consumer:       consumer,
+		log:            opts.Logger,
+		grace:          opts.ShutdownGrace,
+		metrics:        opts.Metrics,
+		budget:         opts.Budget,
+		decoders:       newDecoders(runtime.GOMAXPROCS(0)),
+		connections:    newConnections(cfg.MaxConnections),
+		listener:       listener,
+		allowedHeaders: allowedHeaders(&cfg),
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
 	s.http = &http.Server{
 		Handler:                      s,
 		Protocols:                    protocols,
+		TLSConfig:                    opts.TLS,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: writeTimeout},
+		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout:            cfg.HeaderTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
@@ -111,7 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.http.BaseContext = func(net.Listener) context.Context { return requests }
 
 	served := make(chan error, 1)
-	go func() { served <- s.http.Serve(s.listener) }()
+	go func() { served <- s.serve() }()
 	var err error
 	select {
 	case err = <-served:
@@ -126,6 +150,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("serve otlp http on %s: %w", s.Addr(), err)
+}
+
+func (s *Server) serve() error {
+	if s.http.TLSConfig != nil {
+		return s.http.ServeTLS(s.listener, "", "")
+	}
+	return s.http.Serve(s.listener)
 }
 
 // drain stops listening and waits for running requests, at most for the grace
@@ -153,7 +184,7 @@ func (s *Server) Close() error {
 func (s *Server) connectionChanged(conn net.Conn, state http.ConnState) {
 	if evict := s.connections.changed(conn, state); evict != nil {
 		s.metrics.evicted.Inc()
-		evict.Close()
+		closeNow(evict)
 	}
 }
 

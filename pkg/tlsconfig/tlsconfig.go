@@ -109,13 +109,15 @@ func (s Server) Validate(key string) error {
 // Config reads the files once, so that a mistake shows at the start, and returns a
 // configuration that follows them, good for any number of connections. Errors name keys
 // under key. It returns nil when no certificate is given. A nil logger logs nothing.
-func (s Server) Config(key string, log *slog.Logger) (*tls.Config, error) {
+// Clients are offered protocols to choose from (ALPN), the best first; without any, the
+// caller adds its own.
+func (s Server) Config(key string, log *slog.Logger, protocols ...string) (*tls.Config, error) {
 	if s.CertFile == "" {
 		return nil, nil //nolint:nilnil // nil is plain text
 	}
 	f := newFiles(log, s.ClientCAFile, s.CertFile, s.KeyFile)
 	f.build = func(r reading) (*tls.Config, error) {
-		cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+		cfg := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols}
 		var err error
 		if cfg.ClientCAs, err = r.pool(key+".client_ca_file", s.ClientCAFile); err != nil {
 			return nil, err
@@ -131,6 +133,7 @@ func (s Server) Config(key string, log *slog.Logger) (*tls.Config, error) {
 	}
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
+		NextProtos:         protocols,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.now(), nil },
 	}, nil
 }
