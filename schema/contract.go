@@ -40,10 +40,11 @@ const (
 const (
 	// HeaderAgent is the id of the agent that delivered the request, as text.
 	HeaderAgent = "metaflow-agent"
-	// HeaderReceived is the time of receipt at the gateway: nanoseconds since
-	// the Unix epoch, big-endian, 8 bytes.
+	// HeaderReceived is the time of first receipt, by an agent or by the gateway, by which the times of
+	// spans and flows are judged: nanoseconds since the Unix epoch, big-endian, 8 bytes.
 	HeaderReceived = "metaflow-received"
-	// HeaderHash is the XXH3-128 hash of the record's value, big-endian, 16 bytes.
+	// HeaderHash is the XXH3-128 hash of the record's value as it was before spans were left out for
+	// their times, big-endian, 16 bytes.
 	HeaderHash = "metaflow-hash"
 	// HeaderResend is present, with the value "1", when the sender said that it
 	// may have delivered the same spans or flows before.
@@ -68,6 +69,9 @@ const (
 	MetadataAgent = "metaflow-agent"
 	// MetadataResend is "1" when this request may have been delivered before.
 	MetadataResend = "metaflow-resend"
+	// MetadataReceived is when the agent took the request from its sender: nanoseconds since
+	// the Unix epoch, decimal.
+	MetadataReceived = "metaflow-received"
 )
 
 // What a google.rpc.ErrorInfo in the status of a refused TraceService/Export or FlowService/ExportFlows says.

@@ -78,7 +78,7 @@ func (d *drainer) one(ctx context.Context) error {
 		return err
 	}
 	n := d.count(body)
-	res, err := d.send(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Compress: d.compress.Load()})
+	res, err := d.send(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Received: entry.Received, Compress: d.compress.Load()})
 	switch {
 	case err == nil:
 		d.metrics.forwarded(pathSpool, n, res.Rejected)

@@ -30,6 +30,9 @@ type fakeServers struct {
 	refuse  error             // the answer to everything
 	refused int               // how often it was given
 	stored  map[string][]bool // resend of each delivery, by body
+	// received is when the first try of a body said it was received. All must say the same.
+	received map[string]time.Time
+	differ   bool
 }
 
 func (s *fakeServers) Ready() bool {
@@ -53,6 +56,11 @@ func (s *fakeServers) Export(_ context.Context, body []byte, opts upstream.Expor
 	if s.refuse != nil {
 		s.refused++
 		return upstream.Result{}, s.refuse
+	}
+	if first, ok := s.received[string(body)]; !ok {
+		s.received[string(body)] = opts.Received
+	} else if opts.Received.IsZero() || !first.Equal(opts.Received) {
+		s.differ = true
 	}
 	fails := s.random.Float64() < s.trouble
 	if !fails || s.random.Float64() < 0.5 {
@@ -80,7 +88,7 @@ type rig struct {
 
 func newRig(t *testing.T, maxBytes int64) *rig {
 	t.Helper()
-	r := &rig{servers: &fakeServers{random: rand.New(rand.NewPCG(1, 2)), stored: map[string][]bool{}}, dir: t.TempDir()}
+	r := &rig{servers: &fakeServers{random: rand.New(rand.NewPCG(1, 2)), stored: map[string][]bool{}, received: map[string]time.Time{}}, dir: t.TempDir()}
 	var err error
 	if r.disk, err = spool.Open(spool.Config{Dir: r.dir, MaxBytes: maxBytes}, spool.Options{}); err != nil {
 		t.Fatal(err)
@@ -158,6 +166,9 @@ func TestAcknowledgedReachesTheServers(t *testing.T) {
 				t.Fatal("a request reached the servers again without saying so")
 			}
 		}
+	}
+	if r.servers.differ {
+		t.Error("two tries of one request said that it was received at different times")
 	}
 	if len(acknowledged) != 200 {
 		t.Errorf("%d requests were acknowledged, want all 200", len(acknowledged))

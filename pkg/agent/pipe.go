@@ -62,10 +62,11 @@ func (p *pipe) forward(ctx context.Context, body []byte, n int) (upstream.Result
 }
 
 func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Result, error) {
+	received := time.Now() // it goes with every try, so that servers judge all of them alike
 	doubtful := false
 	if p.up.Ready() && !p.rest.active() {
 		live, cancel := context.WithTimeout(ctx, p.liveTime)
-		res, err := p.send(live, body, upstream.ExportOptions{Compress: p.compress.Load()})
+		res, err := p.send(live, body, upstream.ExportOptions{Received: received, Compress: p.compress.Load()})
 		cancel()
 		switch {
 		case err == nil:
@@ -80,7 +81,7 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Re
 		p.rest.begin(err)
 		doubtful = upstream.Doubtful(err)
 	}
-	err := p.spool.Append(ctx, spool.Entry{Body: p.codec.pack(body), Resend: doubtful, Received: time.Now()})
+	err := p.spool.Append(ctx, spool.Entry{Body: p.codec.pack(body), Resend: doubtful, Received: received})
 	switch {
 	case err == nil:
 		p.metrics.spooled.Add(float64(n))

@@ -82,7 +82,7 @@ func Each(ctx context.Context, log Log, topic string, f func(Entry) error) error
 
 func entry(partition int, batch *kafka.Batch, i int) Entry {
 	r := &batch.Records[i]
-	e := Entry{At: Position{partition, r.Offset}, Time: r.Time, Value: r.Value}
+	e := Entry{DeadLetter: record.DeadLetter{Meta: r.Meta}, At: Position{partition, r.Offset}, Time: r.Time, Value: r.Value}
 	for _, h := range batch.Headers(i) {
 		e.Set(h.Key, h.Value)
 	}
@@ -151,28 +151,31 @@ type splitter struct {
 	items int // in batch
 }
 
-// everything leaves it to the writer to judge the times again.
-var everything = otlp.Window{Latest: 1<<63 - 1}
-
 // split makes batch of a letter.
 func (s *splitter) split(e *Entry, to Target) (refused int64, err error) {
 	s.batch, s.items = s.batch[:0], 0
 	if e.Topic == schema.TopicFlows {
-		records, rejected, err := s.flows.Split(e.Value, flowwire.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: everything})
+		records, rejected, err := s.flows.Split(e.Value, flowwire.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: otlp.Anytime})
 		for _, r := range records {
 			s.add(e, r.Partition, r.Value, r.Flows)
 		}
 		return rejected.Total(), err
 	}
-	records, rejected, err := s.spans.Split(e.Value, otlp.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: everything})
+	records, rejected, err := s.spans.Split(e.Value, otlp.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: otlp.Anytime})
 	for _, r := range records {
 		s.add(e, r.Partition, r.Value, r.Spans)
 	}
 	return rejected.Total(), err
 }
 
+// add appends a record that carries on the time of first receipt: writers judge by it, however late the replay.
+// A letter that does not say it was received when it was diverted, or before.
 func (s *splitter) add(e *Entry, partition int, value []byte, items int) {
-	meta := record.Meta{Agent: e.Meta.Agent, Received: e.Meta.Received, Hash: record.HashOf(value), HasHash: true, Resend: true}
+	received := e.Meta.Received
+	if received.IsZero() {
+		received = e.Time
+	}
+	meta := record.Meta{Agent: e.Meta.Agent, Received: received, Hash: record.HashOf(value), HasHash: true, Resend: true}
 	s.batch = append(s.batch, kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()})
 	s.items += items
 }

@@ -57,8 +57,8 @@ func NewFlows(cfg Config, producer Producer, agents Agents, opts Options) (*Flow
 func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
 	w := f.work.Get().(*flowWork)
 	defer f.work.Put(w)
-	now := f.opts.Now()
-	window := otlp.WindowAt(now, f.cfg.AcceptPast, f.cfg.AcceptFuture)
+	received := f.cfg.firstReceipt(&req, f.opts.Now())
+	window := otlp.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, flowwire.Options{
 		Partitions: f.opts.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
 	})
@@ -74,9 +74,9 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 	w.batch = w.batch[:0]
 	for _, r := range records {
 		flows += r.Flows
-		w.batch = append(w.batch, outgoing(&req, now, r.Partition, r.Value))
+		w.batch = append(w.batch, outgoing(&req, received, r.Partition, r.Value, r.Value))
 	}
-	received(f.metrics, flows, &rejected)
+	countReceived(f.metrics, flows, &rejected)
 	if err := f.metrics.produce(ctx, f.producer, w.batch, flows); err != nil {
 		return otlpgrpc.Result{}, err
 	}

@@ -29,14 +29,15 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	AcceptPast   time.Duration `mapstructure:"accept_past" doc:"How long ago a span or flow may have started or ended; older ones are rejected with a reason. Too much lets broken clocks open old partitions in ClickHouse."`
-	AcceptFuture time.Duration `mapstructure:"accept_future" doc:"How far the times of a span or flow may lie in the future, for clocks that are ahead."`
-	CheckAgents  bool          `mapstructure:"check_agents" doc:"Refuse flow data that comes from another address than those of the agent it names, where the role control knows that agent. Set it to false when agents reach the servers through proxies that change addresses."`
+	AcceptPast    time.Duration `mapstructure:"accept_past" doc:"How long before its first receipt a span or flow may have started or ended; older ones are rejected with a reason. Too much lets broken clocks open old partitions in ClickHouse."`
+	AcceptFuture  time.Duration `mapstructure:"accept_future" doc:"How far the times of a span or flow may lie after its first receipt, for clocks that are ahead."`
+	AcceptDelayed time.Duration `mapstructure:"accept_delayed" doc:"How long an agent may have kept a request in its spool and have it judged by the time at which the agent received it; a longer delay counts as this long. Keep it at what the tables keep or above."`
+	CheckAgents   bool          `mapstructure:"check_agents" doc:"Refuse flow data that comes from another address than those of the agent it names, where the role control knows that agent. Set it to false when agents reach the servers through proxies that change addresses."`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour, CheckAgents: true}
+	return Config{AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour, AcceptDelayed: 30 * 24 * time.Hour, CheckAgents: true}
 }
 
 // Validate reports every problem, each by its key.
@@ -48,7 +49,24 @@ func (c Config) Validate() error {
 	if c.AcceptFuture < 0 {
 		errs = append(errs, fmt.Errorf("accept_future: %s is negative", c.AcceptFuture))
 	}
+	if c.AcceptDelayed < 0 {
+		errs = append(errs, fmt.Errorf("accept_delayed: %s is negative", c.AcceptDelayed))
+	}
 	return errors.Join(errs...)
+}
+
+// firstReceipt returns the time by which req is judged, and which its records carry on. An agent's word is
+// taken for it within bounds: its clock may be wrong, and a time after now would lift the bound on times in the
+// future. Requests of other clients are received here first.
+func (c Config) firstReceipt(req *otlpgrpc.Request, now time.Time) time.Time {
+	switch t := req.Received; {
+	case req.Agent == "" || t.IsZero() || t.After(now):
+		return now
+	case now.Sub(t) > c.AcceptDelayed:
+		return now.Add(-c.AcceptDelayed)
+	default:
+		return t
+	}
 }
 
 // Producer writes records to Kafka. Produce returns nil only when every record
@@ -103,8 +121,8 @@ func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
 func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
 	w := g.work.Get().(*work)
 	defer g.work.Put(w)
-	now := g.opts.Now()
-	window := otlp.WindowAt(now, g.cfg.AcceptPast, g.cfg.AcceptFuture)
+	received := g.cfg.firstReceipt(&req, g.opts.Now())
+	window := otlp.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, otlp.Options{
 		Partitions: g.opts.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
 	})
@@ -116,9 +134,9 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	w.batch = w.batch[:0]
 	for _, r := range records {
 		spans += r.Spans
-		w.batch = append(w.batch, outgoing(&req, now, r.Partition, r.Value))
+		w.batch = append(w.batch, outgoing(&req, received, r.Partition, r.Value, r.Content))
 	}
-	received(g.metrics, spans, &rejected)
+	countReceived(g.metrics, spans, &rejected)
 	if err := g.metrics.produce(ctx, g.producer, w.batch, spans); err != nil {
 		return otlpgrpc.Result{}, err
 	}
@@ -128,8 +146,8 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
 }
 
-// outgoing is one part of req as a record.
-func outgoing(req *otlpgrpc.Request, now time.Time, partition int, value []byte) kafka.Outgoing {
-	meta := record.Meta{Agent: req.Agent, Received: now, Hash: record.HashOf(value), HasHash: true, Resend: req.Resend}
+// outgoing is one part of req as a record. Its hash is that of content.
+func outgoing(req *otlpgrpc.Request, received time.Time, partition int, value, content []byte) kafka.Outgoing {
+	meta := record.Meta{Agent: req.Agent, Received: received, Hash: record.HashOf(content), HasHash: true, Resend: req.Resend}
 	return kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()}
 }

@@ -181,3 +181,78 @@ func gather(t *testing.T, reg *prometheus.Registry, name string) float64 {
 	}
 	return sum
 }
+
+// A request is judged by the time of its first receipt, which its record carries on: what waited in
+// an agent's spool is stored. An agent's word is taken within bounds, that of others not at all.
+func TestFirstReceiptIsJudgedBy(t *testing.T) {
+	const day = 24 * time.Hour
+	tests := map[string]struct {
+		agent    string
+		received time.Time
+		age      time.Duration // of the span
+		stored   bool
+		header   time.Time
+	}{
+		"eight days in a spool":         {"node-1", now.Add(-8 * day), 8 * day, true, now.Add(-8 * day)},
+		"too old when the agent got it": {"node-1", now.Add(-8 * day), 16 * day, false, time.Time{}},
+		"the agent does not say":        {"node-1", time.Time{}, 8 * day, false, time.Time{}},
+		"no agent":                      {"", now.Add(-8 * day), 8 * day, false, time.Time{}},
+		"longer than is believed":       {"node-1", now.Add(-60 * day), 36 * day, true, now.Add(-30 * day)},
+		"much longer than is believed":  {"node-1", now.Add(-60 * day), 60 * day, false, time.Time{}},
+		"the agent's clock is ahead":    {"node-1", now.Add(2 * day), 0, true, now},
+		"a span of the future":          {"node-1", now.Add(2 * day), -2 * day, false, time.Time{}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := &log{}
+			g, _ := newGateway(t, l)
+			sp := span(1, 1)
+			sp.StartTimeUnixNano = uint64(now.Add(-tc.age).UnixNano())
+			sp.EndTimeUnixNano = sp.StartTimeUnixNano
+			res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, sp), Agent: tc.agent, Received: tc.received})
+			if err != nil || (res.Rejected == 0) != tc.stored || (len(l.records) == 1) != tc.stored {
+				t.Fatalf("ConsumeTraces = %+v, %v; %d records", res, err, len(l.records))
+			}
+			if !tc.stored {
+				return
+			}
+			var meta record.Meta
+			for _, h := range l.records[0].Headers {
+				meta.Set(h.Key, h.Value)
+			}
+			if !meta.Received.Equal(tc.header) {
+				t.Errorf("the record says it was received at %v, want %v", meta.Received, tc.header)
+			}
+		})
+	}
+}
+
+// The second try of a client falls later, and one of its spans is too old by then: the records of
+// both have one hash, so the writer drops the second.
+func TestTheHashIsOfWhatCame(t *testing.T) {
+	l := &log{}
+	at := now
+	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{Partitions: 4, MaxRecordBytes: 1 << 20, Now: func() time.Time { return at }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := span(1, 2)
+	old.StartTimeUnixNano = uint64(now.Add(-7 * 24 * time.Hour).UnixNano())
+	body := request(t, span(1, 1), old)
+	var hashes []record.Hash
+	for _, rejected := range []int64{0, 1} {
+		res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: body})
+		if err != nil || res.Rejected != rejected {
+			t.Fatalf("ConsumeTraces = %+v, %v; want %d rejected", res, err, rejected)
+		}
+		var meta record.Meta
+		for _, h := range l.records[len(l.records)-1].Headers {
+			meta.Set(h.Key, h.Value)
+		}
+		hashes = append(hashes, meta.Hash)
+		at = at.Add(time.Second)
+	}
+	if hashes[0] != hashes[1] || hashes[0] != record.HashOf(l.records[0].Value) {
+		t.Errorf("hashes %x", hashes)
+	}
+}

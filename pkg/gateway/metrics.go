@@ -52,7 +52,7 @@ type rejection[R fmt.Stringer] interface {
 	Each(f func(R, int64))
 }
 
-func received[R fmt.Stringer](m *metrics, accepted int, rejected rejection[R]) {
+func countReceived[R fmt.Stringer](m *metrics, accepted int, rejected rejection[R]) {
 	m.accepted.Add(float64(int64(accepted) + rejected.Total()))
 	rejected.Each(func(r R, n int64) { m.rejected.WithLabelValues(r.String()).Add(float64(n)) })
 }

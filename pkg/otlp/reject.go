@@ -2,6 +2,7 @@ package otlp
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -34,6 +35,9 @@ func (r Reason) String() string {
 type Window struct {
 	Earliest, Latest uint64
 }
+
+// Anytime is the window that rejects no time. It is for what nobody knows the time of receipt of.
+var Anytime = Window{Latest: math.MaxInt64}
 
 // WindowAt is the window that reaches from past before now to future after it.
 func WindowAt(now time.Time, past, future time.Duration) Window {

@@ -6,6 +6,9 @@ type Record struct {
 	Partition int
 	Value     []byte // valid until the next Split; see Splitter
 	Spans     int
+	// Content is what the content hash is of: the record before its spans were judged by
+	// time. Without spans out of the window it is Value itself. It is valid as long as Value.
+	Content []byte
 }
 
 // Splitter regroups requests by partition. It keeps its buffers from one
@@ -42,11 +45,12 @@ type scopeRef struct {
 	size           int
 }
 
-// spanRef is an accepted span with its tag and length.
+// spanRef is a span with its tag and length that is accepted, or would be at another time.
 type spanRef struct {
 	scope     int
 	from, to  int
-	partition int
+	partition int32
+	late      Reason // BadStartTime or BadEndTime: in Content, not in Value
 }
 
 // group is a run of spans of one scope in the record being written.
@@ -77,10 +81,11 @@ const (
 // that occurs, in ascending order of partitions, or more where MaxRecordBytes forces it.
 // Within a record spans keep their order, resource and scope stand once for
 // each run of their spans. The same req under the same options always gives the same bytes,
-// which is what the content hash and with it deduplication rest on.
+// which is what the content hash and with it deduplication rest on. The records' Content does
+// not depend on Options.Window: a request that is sent again may be judged at another time.
 //
-// Spans that cannot be stored are left out and counted by reason. The error is nil or
-// ErrMalformed, and then nothing of req is to be stored.
+// Spans that cannot be stored are left out and counted by reason; a record none of whose spans
+// can be stored is left out too. The error is nil or ErrMalformed, and then nothing of req is to be stored.
 func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
 	s.records, s.out = s.records[:0], s.out[:0]
@@ -157,10 +162,13 @@ func (s *Splitter) walkScope(b []byte, i, c int, opts *Options, rejected *Reject
 			if !walkSpan(b[lo:hi], &head) {
 				return false
 			}
-			if reason := opts.Window.Judge(&head); reason != Accepted {
+			switch reason := opts.Window.Judge(&head); reason { //nolint:exhaustive // the others depend on the span alone
+			case Accepted, BadStartTime, BadEndTime:
+				s.spans = append(s.spans, spanRef{
+					scope: c, from: i, to: hi, partition: int32(Partition(head.TraceID, opts.Partitions)), late: reason,
+				})
+			default:
 				rejected[reason]++
-			} else {
-				s.spans = append(s.spans, spanRef{scope: c, from: i, to: hi, partition: Partition(head.TraceID, opts.Partitions)})
 			}
 		} else {
 			if !scopeSpans.validField(tag, b[lo:hi], depthScopeSpans) {
@@ -266,16 +274,17 @@ func (s *Splitter) reserve(req []byte) {
 }
 
 // writePartition writes the records of partition p. Spans for which nothing is left of the budget are rejected.
+// Where one record ends and the next begins depends on all spans, those out of the window included.
 func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *Rejected) {
 	s.groups = s.groups[:0]
-	total, spans := 0, 0 // of the record so far; total is an upper bound
+	total, spans, late := 0, 0, 0 // of the record so far; total is an upper bound
 	for o := s.starts[p]; o < s.starts[p+1]; o++ {
 		sp := &s.spans[s.order[o]]
 		size := sp.to - sp.from
 		added := size + s.overhead(sp.scope)
 		if total+added > maxRecordBytes && spans > 0 {
-			s.writeRecord(req, p, spans)
-			s.groups, total, spans = s.groups[:0], 0, 0
+			s.writeRecord(req, p, spans, late)
+			s.groups, total, spans, late = s.groups[:0], 0, 0, 0
 			added = size + s.overhead(sp.scope)
 		}
 		if added > s.budget {
@@ -292,9 +301,13 @@ func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *R
 		g.size += size
 		total += added
 		spans++
+		if sp.late != Accepted {
+			late++
+			rejected[sp.late]++
+		}
 	}
 	if spans > 0 {
-		s.writeRecord(req, p, spans)
+		s.writeRecord(req, p, spans, late)
 	}
 }
 
@@ -313,8 +326,45 @@ func (s *Splitter) overhead(scope int) int {
 	return size
 }
 
-// writeRecord writes the groups gathered as one record.
-func (s *Splitter) writeRecord(req []byte, p, spans int) {
+// writeRecord writes the groups gathered, of so many spans, as one record. The late ones of
+// them are only in its Content.
+func (s *Splitter) writeRecord(req []byte, p, spans, late int) {
+	if spans == late {
+		return
+	}
+	content := s.writeGroups(req)
+	value := content
+	if late > 0 {
+		s.dropLate()
+		value = s.writeGroups(req)
+	}
+	s.records = append(s.records, Record{Partition: p, Value: value, Spans: spans - late, Content: content})
+}
+
+// dropLate makes the groups those of the spans that are not late.
+func (s *Splitter) dropLate() {
+	all := s.groups
+	s.groups = all[:0] // no group becomes two
+	for _, g := range all {
+		run := group{scope: g.scope, size: s.scopes[g.scope].size}
+		kept := g.from
+		for o := g.from; o < g.to; o++ {
+			sp := &s.spans[s.order[o]]
+			if sp.late != Accepted {
+				continue
+			}
+			s.order[kept] = s.order[o]
+			kept++
+			run.size += sp.to - sp.from
+		}
+		if run.from, run.to = g.from, kept; run.from < run.to {
+			s.groups = append(s.groups, run)
+		}
+	}
+}
+
+// writeGroups appends the groups gathered to out and returns them.
+func (s *Splitter) writeGroups(req []byte) []byte {
 	first := 0
 	for g := range s.groups {
 		resource := s.scopes[s.groups[g].scope].resource
@@ -337,7 +387,7 @@ func (s *Splitter) writeRecord(req []byte, p, spans int) {
 		s.copySegments(req, scope.segFrom, scope.segTo)
 		s.copySpans(req, grp)
 	}
-	s.records = append(s.records, Record{Partition: p, Value: s.out[begin:len(s.out):len(s.out)], Spans: spans})
+	return s.out[begin:len(s.out):len(s.out)]
 }
 
 func (s *Splitter) copySegments(req []byte, from, to int) {

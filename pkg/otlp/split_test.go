@@ -399,3 +399,51 @@ func FuzzSplit(f *testing.F) {
 		}
 	})
 }
+
+// A request that is sent again is judged at another time, and other spans of it may be too old
+// by then. What the content hash is of is the same, so the copies are recognized.
+func TestContentDoesNotDependOnTheTime(t *testing.T) {
+	ago := func(d time.Duration) func(*tracepb.Span) {
+		return func(s *tracepb.Span) {
+			s.StartTimeUnixNano -= uint64(d)
+			s.EndTimeUnixNano -= uint64(d)
+		}
+	}
+	const week = 7 * 24 * time.Hour
+	req := newRequest("shop", newSpan(1, 1), newSpan(1, 2, ago(week-time.Minute)), newSpan(1, 3), newSpan(2, 4, ago(week-time.Minute)))
+	req.ResourceSpans = append(req.ResourceSpans, newRequest("cart", newSpan(1, 5, ago(week-time.Minute)), newSpan(3, 6)).ResourceSpans...)
+	body := marshal(t, req)
+	for _, limit := range []int{900 << 10, 400} { // whole records, and ones cut after a span or two
+		opts := options()
+		opts.MaxRecordBytes = limit
+		first, rejected, err := new(otlp.Splitter).Split(body, opts)
+		if err != nil || rejected.Total() != 0 {
+			t.Fatalf("first: %v, rejected %v", err, rejected)
+		}
+		known := map[string]bool{}
+		for _, r := range first {
+			if !bytes.Equal(r.Content, r.Value) {
+				t.Error("nothing was rejected, and the content is not the value")
+			}
+			known[string(r.Content)] = true
+		}
+		opts.Window = otlp.WindowAt(now.Add(time.Hour), week, time.Hour)
+		again, rejected, err := new(otlp.Splitter).Split(body, opts)
+		if err != nil || rejected[otlp.BadStartTime] != 3 || rejected.Total() != 3 {
+			t.Fatalf("again: %v, rejected %v", err, rejected)
+		}
+		spans := 0
+		for _, r := range again {
+			spans += r.Spans
+			if !known[string(r.Content)] {
+				t.Errorf("limit %d: a record of partition %d has another content than the first time", limit, r.Partition)
+			}
+			for _, text := range flat(t, unmarshal(t, r.Value), func(sp *tracepb.Span) bool { return window.Earliest+uint64(time.Hour) > sp.GetStartTimeUnixNano() }) {
+				t.Errorf("a span that is too old is in the record: %q", text)
+			}
+		}
+		if spans != 3 {
+			t.Errorf("limit %d: %d spans are in the records, want 3", limit, spans)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package otlpgrpc
 import (
 	"context"
 	"net/netip"
+	"time"
 )
 
 // Request is one ExportTraceServiceRequest, or ExportFlowsRequest, as it came.
@@ -14,6 +15,9 @@ type Request struct {
 	Agent string
 	// Resend says that the client may have delivered the same before.
 	Resend bool
+	// Received is when the client says that it took the request from its own sender, zero when it
+	// does not say.
+	Received time.Time
 	// Peer is the client's address, invalid when it is not an IP's.
 	Peer netip.AddrPort
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -179,11 +180,21 @@ func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func
 
 func requestOf(ctx context.Context, body []byte) Request {
 	return Request{
-		Body:   body,
-		Agent:  firstValue(ctx, schema.MetadataAgent),
-		Resend: firstValue(ctx, schema.MetadataResend) == "1",
-		Peer:   peerOf(ctx),
+		Body:     body,
+		Agent:    firstValue(ctx, schema.MetadataAgent),
+		Resend:   firstValue(ctx, schema.MetadataResend) == "1",
+		Received: receivedOf(ctx),
+		Peer:     peerOf(ctx),
 	}
+}
+
+// receivedOf returns the zero time for what is no time.
+func receivedOf(ctx context.Context) time.Time {
+	ns, err := strconv.ParseInt(firstValue(ctx, schema.MetadataReceived), 10, 64)
+	if err != nil || ns <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
 }
 
 func firstValue(ctx context.Context, key string) string {

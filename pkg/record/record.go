@@ -31,8 +31,8 @@ type Header struct {
 // Meta is what the headers of a record say. The zero value says nothing.
 type Meta struct {
 	Agent    string    // id of the delivering agent, empty when unknown
-	Received time.Time // time of receipt at the gateway, zero when unknown
-	Hash     Hash      // content hash; see HasHash
+	Received time.Time // time of first receipt, by an agent or a gateway; zero when unknown
+	Hash     Hash      // content hash, of the record before its items were judged by time; see HasHash
 	HasHash  bool      // false for records written by other programs
 	Resend   bool      // the sender may have delivered these spans before
 }
@@ -90,3 +90,25 @@ func (r *Record) ContentHash() Hash {
 	}
 	return HashOf(r.Value)
 }
+
+// FirstReceipt returns the time by which the items of the record are judged: that of its header, or
+// else Kafka's timestamp. It is a function of the record alone. ok is false when neither is
+// believable; then nothing can be judged by time.
+func (r *Record) FirstReceipt() (t time.Time, ok bool) {
+	for _, t := range []time.Time{r.Meta.Received, r.Time} {
+		if Believable(t) {
+			return t, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// Times of receipt that no clock can have shown: programs that leave a timestamp at 0 or -1, and those that
+// mistake its unit, end up outside.
+var (
+	earliest = time.Date(1990, 1, 1, 0, 0, 0, 0, time.UTC)
+	latest   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// Believable reports whether t can be a time of receipt.
+func Believable(t time.Time) bool { return t.After(earliest) && t.Before(latest) }

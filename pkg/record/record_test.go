@@ -62,3 +62,32 @@ func TestDeadLetterRoundTrip(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// What is judged by time is judged by the first receipt that somebody has seen on a clock.
+func TestFirstReceipt(t *testing.T) {
+	sent, stamped := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
+	tests := map[string]struct {
+		header, kafka time.Time
+		want          time.Time // zero: unknown
+	}{
+		"a spooled request":            {sent, stamped, sent},
+		"no header":                    {time.Time{}, stamped, stamped},
+		"no header, no timestamp":      {time.Time{}, time.UnixMilli(-1), time.Time{}},
+		"no header, a timestamp of 0":  {time.Time{}, time.UnixMilli(0), time.Time{}},
+		"a timestamp in seconds":       {time.Time{}, time.UnixMilli(stamped.Unix()), time.Time{}},
+		"a timestamp in microseconds":  {time.Time{}, time.UnixMilli(stamped.UnixMicro()), time.Time{}},
+		"a header of 0":                {time.Unix(0, 0), stamped, stamped},
+		"a header and no timestamp":    {sent, time.UnixMilli(0), sent},
+		"a header in the wrong unit":   {time.Unix(0, stamped.UnixMilli()), stamped, stamped},
+		"neither header nor timestamp": {time.Unix(0, 0), time.UnixMilli(0), time.Time{}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := record.Record{Time: tc.kafka, Meta: record.Meta{Received: tc.header}}
+			got, ok := r.FirstReceipt()
+			if !got.Equal(tc.want) || ok == tc.want.IsZero() {
+				t.Errorf("FirstReceipt = %v, %v; want %v", got, ok, tc.want)
+			}
+		})
+	}
+}

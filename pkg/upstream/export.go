@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -14,13 +15,15 @@ import (
 	"google.golang.org/grpc/metadata"
 	protobuf "google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // ExportOptions are of one request.
 type ExportOptions struct {
-	Resend   bool // a server may have the request already
-	Compress bool // with zstd
+	Resend   bool      // a server may have the request already
+	Received time.Time // when the caller took the request from its sender; the zero time says nothing
+	Compress bool      // with zstd
 }
 
 // Result is what the server did with a request that it accepted. The zero value
@@ -83,6 +86,10 @@ func (c *Client) invoke(ctx context.Context, method string, m *message, resp pro
 	md := c.plain
 	if opts.Resend {
 		md = c.resend
+	}
+	if !opts.Received.IsZero() {
+		md = md.Copy()
+		md.Set(schema.MetadataReceived, strconv.FormatInt(opts.Received.UnixNano(), 10))
 	}
 	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(ctx, md), c.cfg.Timeout)
 	defer cancel()

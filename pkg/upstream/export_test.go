@@ -36,7 +36,7 @@ func TestBytesArriveAsTheyAre(t *testing.T) {
 		opts upstream.ExportOptions
 	}{
 		{body(), upstream.ExportOptions{}},
-		{body(), upstream.ExportOptions{Resend: true}},
+		{body(), upstream.ExportOptions{Resend: true, Received: time.Unix(1_790_000_000, 123_456_789)}},
 		{large, upstream.ExportOptions{}},
 		{large, upstream.ExportOptions{Compress: true}},
 		{[]byte{1}, upstream.ExportOptions{Compress: true, Resend: true}},
@@ -51,7 +51,7 @@ func TestBytesArriveAsTheyAre(t *testing.T) {
 		t.Fatalf("%d requests arrived, want %d", len(got), len(sent))
 	}
 	for i, s := range sent {
-		if !bytes.Equal(got[i].Body, s.body) || got[i].Resend != s.opts.Resend || got[i].Agent != "agent-7" {
+		if !bytes.Equal(got[i].Body, s.body) || got[i].Resend != s.opts.Resend || !got[i].Received.Equal(s.opts.Received) || got[i].Agent != "agent-7" {
 			t.Errorf("request %d arrived as %d bytes, resend %v, agent %q", i, len(got[i].Body), got[i].Resend, got[i].Agent)
 		}
 	}

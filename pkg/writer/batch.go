@@ -17,7 +17,7 @@ type batch struct {
 	split    map[piece]struct{} // pieces that were refused
 	doubtful bool               // whether a piece is stored is not known
 	begun    time.Time
-	received time.Time // at a gateway, of the oldest record that says so
+	received time.Time // in Kafka, of the oldest record that says so
 	block    Block
 	kept     []kept // the records that have rows in the block
 	dead     []kafka.Outgoing
@@ -54,16 +54,17 @@ func (b *batch) full(cfg *Config, maxBytes int64) bool {
 // old reports whether the batch has waited long enough.
 func (b *batch) old(cfg *Config) bool { return time.Since(b.begun) >= cfg.MaxWait }
 
-// divert adds a dead letter.
+// divert adds a dead letter, which keeps the time by which its items were judged.
 func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string) {
 	letter := record.DeadLetter{Cause: cause, Topic: claim.Topic(), Partition: claim.Partition(), Offset: r.Offset, Meta: r.Meta}
+	letter.Meta.Received, _ = r.FirstReceipt()
 	b.dead = append(b.dead, kafka.Outgoing{Value: append([]byte{}, value...), Headers: letter.Headers()})
 	b.deadSize += int64(len(value))
 }
 
-// noteReceived keeps the oldest time of receipt.
+// noteReceived keeps the oldest time of arrival.
 func (b *batch) noteReceived(t time.Time) {
-	if !t.IsZero() && (b.received.IsZero() || t.Before(b.received)) {
+	if record.Believable(t) && (b.received.IsZero() || t.Before(b.received)) {
 		b.received = t
 	}
 }
@@ -71,8 +72,12 @@ func (b *batch) noteReceived(t time.Time) {
 // slack is how much further than the gateway's the writer's window of accepted times reaches.
 const slack = time.Hour
 
-// accepted is the window in which the items of a record must lie. It depends
-// on the record alone, so that every writer judges it alike.
+// accepted is the window in which the items of a record must lie: around its first receipt, or any
+// time when that is not known. It depends on the record alone, so that every writer judges it alike.
 func (w *Writer) accepted(r *record.Record) otlp.Window {
-	return otlp.WindowAt(r.Time, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
+	received, ok := r.FirstReceipt()
+	if !ok {
+		return otlp.Anytime
+	}
+	return otlp.WindowAt(received, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
 }

@@ -64,7 +64,7 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 			Name: "metaflow_writer_insert_seconds", Help: "Duration of the successful attempt to insert a batch.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}),
 		delay: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "metaflow_writer_delay_seconds", Help: "From the receipt of a batch's oldest request at the gateway until it can be queried.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 20),
+			Name: "metaflow_writer_delay_seconds", Help: "From the arrival of a batch's oldest record in Kafka until it can be queried.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 20),
 		}),
 		behind: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "metaflow_writer_lag_records", Help: "Records in the partition that are not fetched yet.",

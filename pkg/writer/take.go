@@ -19,7 +19,7 @@ func (p *partition) take(ctx context.Context, r *record.Record) error {
 		b.duplicates += p.kind.Count(r.Value)
 		return nil
 	}
-	b.noteReceived(r.Meta.Received)
+	b.noteReceived(r.Time)
 	k := kept{offset: r.Offset}
 	if r.Meta.Resend || b.lookUp {
 		if err := p.findResent(ctx, r, &k); err != nil {

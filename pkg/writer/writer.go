@@ -53,8 +53,8 @@ type DeadLetters interface {
 
 // Options are set by code.
 type Options struct {
-	// AcceptPast and AcceptFuture are the gateway's. The writer judges by the
-	// record's timestamp and is an hour more generous, so that it only finds what
+	// AcceptPast and AcceptFuture are the gateway's. The writer judges by the same
+	// time of first receipt and is an hour more generous, so that it only finds what
 	// no gateway has seen.
 	AcceptPast, AcceptFuture time.Duration
 	// Grace is how long an insert under way may take when the partition is given

@@ -698,3 +698,30 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 		})
 	})
 }
+
+// The times of spans are judged by the first receipt that the record's header names: what waited in a
+// spool or in the dead letters is stored. Without it Kafka's timestamp counts, and where that is 0 nothing is
+// refused for its time.
+func TestTimesAreJudgedByFirstReceipt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{}
+		ago := time.Now().Add(-10 * 24 * time.Hour)
+		log.append(time.Now(), request(ago, 1, 2), false)
+		log.records[0].Meta.Received = ago
+		log.append(time.UnixMilli(0), request(time.Now(), 3, 4), false)
+		log.append(time.Now(), request(ago, 5), false)
+		log.records[2].Meta.Received = time.Now()
+		log.append(ago, request(time.Now(), 6), false)
+		follow(newWriter(t, store, dead), log, time.Minute)
+		if diff := cmp.Diff(stored(1, 2, 3, 4), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+		received := map[int64]time.Time{}
+		for _, l := range dead.all {
+			received[l.Offset] = l.Meta.Received
+		}
+		if len(received) != 2 || !received[2].Equal(time.Now().Truncate(time.Second)) && received[2].IsZero() || !received[3].Equal(ago) {
+			t.Errorf("the dead letters say they were received at %v", received)
+		}
+	})
+}

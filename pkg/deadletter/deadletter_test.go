@@ -1,0 +1,71 @@
+package deadletter_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/deadletter"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// letters is a dead-letter topic of one partition, and takes what is replayed.
+type letters struct {
+	records []record.Record
+	sent    []kafka.Outgoing
+}
+
+func (l *letters) Partitions(context.Context, string) (int, error) { return 1, nil }
+
+func (l *letters) Bounds(context.Context, string, int) (start, end int64, err error) {
+	return 0, int64(len(l.records)), nil
+}
+
+func (l *letters) Fetch(_ context.Context, _ string, _ int, offset int64, _ int, _ time.Duration) (kafka.Batch, error) {
+	return kafka.Batch{Records: l.records[offset:], Next: int64(len(l.records))}, nil
+}
+
+func (l *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
+	l.sent = append(l.sent, batch...)
+	return nil
+}
+
+// A letter that is replayed after days is judged by the time at which its spans were first received, or
+// when nobody has noted that, by the time at which it was diverted.
+func TestReplayKeepsTheFirstReceipt(t *testing.T) {
+	now := time.Now()
+	ago := now.Add(-10 * 24 * time.Hour)
+	for name, received := range map[string]time.Time{"noted": ago.Add(-time.Hour), "not noted": {}} {
+		t.Run(name, func(t *testing.T) {
+			value := otlptest.New(1, otlptest.Options{Start: ago}).RequestBytes(20)
+			l := &letters{records: []record.Record{{Time: ago, Value: value, Meta: record.Meta{Received: received}}}}
+			report, err := deadletter.Replay(t.Context(), l, schema.TopicDeadLetter,
+				map[string]deadletter.Target{"": {Producer: l, Partitions: 4, MaxRecordBytes: 1 << 20}}, func(deadletter.Entry) bool { return true })
+			if err != nil || report.Items[""] != 20 || report.Refused != 0 {
+				t.Fatalf("Replay = %+v, %v", report, err)
+			}
+			want := received
+			if want.IsZero() {
+				want = ago
+			}
+			spans := 0
+			for _, o := range l.sent {
+				r := record.Record{Time: now, Value: o.Value}
+				for _, h := range o.Headers {
+					r.Meta.Set(h.Key, h.Value)
+				}
+				if got, ok := r.FirstReceipt(); !ok || !got.Equal(want) || !r.Meta.Resend {
+					t.Errorf("replayed as received at %v, resend %v; want %v", got, r.Meta.Resend, want)
+				}
+				spans += otlp.Spans(o.Value)
+			}
+			if spans != 20 {
+				t.Errorf("%d spans sent, want 20", spans)
+			}
+		})
+	}
+}
