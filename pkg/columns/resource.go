@@ -14,8 +14,8 @@ import (
 // What is asked for most has a column of its own; the rest stands in two JSON
 // texts, one dictionary entry each: merging parts costs ClickHouse CPU by the column.
 type resources struct {
-	seen map[string]*resourceKeys // by identity
-	free []*resourceKeys          // from earlier blocks
+	seen map[string]resourceKeys // by identity
+	conv conventions.Resource    // of the one being decoded
 
 	serviceName, namespace, pod, workload dict
 	attributes                            dict
@@ -26,11 +26,11 @@ type resources struct {
 type resourceKeys struct {
 	serviceName, namespace, pod, workload uint32
 	attributes, origin                    uint32
-	conv                                  conventions.Resource
+	ip                                    [16]byte
 }
 
 func (r *resources) init() {
-	r.seen = make(map[string]*resourceKeys)
+	r.seen = make(map[string]resourceKeys)
 	for _, d := range r.columns() {
 		*d = newDict()
 	}
@@ -47,24 +47,18 @@ func (r *resources) each(f func(string, column)) {
 }
 
 // reset forgets the resources; the columns reset themselves.
-func (r *resources) reset() {
-	for _, k := range r.seen {
-		r.free = append(r.free, k)
-	}
-	clear(r.seen)
-}
+func (r *resources) reset() { clear(r.seen) }
 
 // get returns the keys of a resource that an agent delivered, decoding it when
 // the block has not seen it.
-func (r *resources) get(wire, schemaURL []byte, agent string, scratch *[]byte) *resourceKeys {
+func (r *resources) get(wire, schemaURL []byte, agent string, scratch *[]byte) resourceKeys {
 	id := append(identity(scratch, wire, schemaURL), agent...)
 	*scratch = id
 	if k, ok := r.seen[string(id)]; ok {
 		return k
 	}
-	k := r.take()
+	k := r.decode(wire, schemaURL, agent)
 	r.seen[string(id)] = k
-	r.decode(k, wire, schemaURL, agent)
 	return k
 }
 
@@ -75,47 +69,39 @@ func identity(scratch *[]byte, wire, schemaURL []byte) []byte {
 	return *scratch
 }
 
-func (r *resources) take() *resourceKeys {
-	if n := len(r.free); n > 0 {
-		k := r.free[n-1]
-		r.free = r.free[:n-1]
-		return k
-	}
-	return new(resourceKeys)
-}
-
-func (r *resources) decode(k *resourceKeys, wire, schemaURL []byte, agent string) {
+func (r *resources) decode(wire, schemaURL []byte, agent string) (k resourceKeys) {
 	var dropped uint32
-	k.conv.Reset()
+	r.conv.Reset()
 	for i := 0; i < len(wire); {
 		tag, lo, hi := otlp.Next(wire, i)
 		switch tag {
 		case otlp.TagResourceAttributes:
 			key, value := readKeyValue(wire[lo:hi])
-			// The conventions keep what they are given until the block is
-			// reset, so it must not live in wire.
-			k.conv.Add(key, value.appendText(nil))
+			r.conv.Add(key, value.appendText(nil))
 		case otlp.TagResourceDroppedCount:
 			dropped = otlp.Uint32(tag, wire[lo:hi])
 		}
 		i = hi
 	}
-	k.conv.Resolve()
-	k.serviceName = r.serviceName.key(k.conv.ServiceName)
-	k.namespace = r.namespace.key(k.conv.Namespace)
-	k.pod = r.pod.key(k.conv.Pod)
-	k.workload = r.workload.key(k.conv.Workload)
+	r.conv.Resolve()
+	k.serviceName = r.serviceName.key(r.conv.ServiceName)
+	k.namespace = r.namespace.key(r.conv.Namespace)
+	k.pod = r.pod.key(r.conv.Pod)
+	k.workload = r.workload.key(r.conv.Workload)
 	k.attributes = r.attributes.key(appendTextObject(nil, wire, otlp.TagResourceAttributes))
 	var o object
 	o.text("agent_id", []byte(agent))
-	o.text("service_namespace", k.conv.ServiceNamespace)
-	o.text("service_instance_id", k.conv.ServiceInstanceID)
-	o.text("cluster", k.conv.Cluster)
-	o.text("node", k.conv.Node)
-	o.text("pod_uid", k.conv.PodUID)
+	o.text("service_namespace", r.conv.ServiceNamespace)
+	o.text("service_instance_id", r.conv.ServiceInstanceID)
+	o.text("cluster", r.conv.Cluster)
+	o.text("node", r.conv.Node)
+	o.text("pod_uid", r.conv.PodUID)
 	o.text("schema_url", schemaURL)
 	o.number("dropped_attributes_count", dropped)
 	k.origin = r.origin.key(o.close())
+	k.ip = r.conv.IP
+	r.conv.Reset() // it would keep the values
+	return k
 }
 
 // put appends k to the columns.

@@ -218,28 +218,37 @@ func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
 // appender is one Append under way.
 type appender struct {
 	*Spans
-	src      *Source
-	resource *resourceKeys
-	scope    uint32 // key in scopes.text
-	index    int
-	refused  []Refused
+	src          *Source
+	resource     source
+	resourceKeys resourceKeys
+	scope        source
+	scopeKey     uint32     // in scopes.text
+	fields       spanFields // of the span being read: here because Skip gets a part of it
+	index        int
+	refused      []Refused
+}
+
+// source is the resource or the scope of the spans that come next. It is decoded
+// when the first of them is stored.
+type source struct {
+	wire, schema []byte
+	decoded      bool
 }
 
 func (a *appender) resourceSpans(b []byte) {
 	// Singular fields may stand anywhere, and more than once: then their
 	// pieces merge, which in protobuf is to concatenate them.
-	var resource, schema []byte
+	a.resource = source{}
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		switch tag {
 		case otlp.TagResourceSpansResource:
-			resource = merge(resource, b[lo:hi])
+			a.resource.wire = merge(a.resource.wire, b[lo:hi])
 		case otlp.TagResourceSpansSchemaURL:
-			schema = b[lo:hi]
+			a.resource.schema = b[lo:hi]
 		}
 		i = hi
 	}
-	a.resource = a.resources.get(resource, schema, a.src.Agent, &a.scratch)
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		if tag == otlp.TagResourceSpansScopeSpans {
@@ -257,18 +266,17 @@ func merge(have, more []byte) []byte {
 }
 
 func (a *appender) scopeSpans(b []byte) {
-	var scope, schema []byte
+	a.scope = source{}
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		switch tag {
 		case otlp.TagScopeSpansScope:
-			scope = merge(scope, b[lo:hi])
+			a.scope.wire = merge(a.scope.wire, b[lo:hi])
 		case otlp.TagScopeSpansSchemaURL:
-			schema = b[lo:hi]
+			a.scope.schema = b[lo:hi]
 		}
 		i = hi
 	}
-	a.scope = a.scopes.get(scope, schema, &a.scratch)
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		if tag == otlp.TagScopeSpansSpans {
@@ -276,6 +284,18 @@ func (a *appender) scopeSpans(b []byte) {
 			a.index++
 		}
 		i = hi
+	}
+}
+
+// sources makes sure that resource and scope of the row that begins are decoded.
+func (a *appender) sources() {
+	if !a.resource.decoded {
+		a.resourceKeys = a.resources.get(a.resource.wire, a.resource.schema, a.src.Agent, &a.scratch)
+		a.resource.decoded = true
+	}
+	if !a.scope.decoded {
+		a.scopeKey = a.scopes.get(a.scope.wire, a.scope.schema, &a.scratch)
+		a.scope.decoded = true
 	}
 }
 
@@ -294,7 +314,8 @@ type spanFields struct {
 }
 
 func (a *appender) span(b []byte) {
-	f := spanFields{attributesAt: -1, eventsAt: -1, linksAt: -1}
+	f := &a.fields
+	*f = spanFields{attributesAt: -1, eventsAt: -1, linksAt: -1}
 	f.read(b)
 	if reason := a.src.Window.Judge(&f.Head); reason != otlp.Accepted {
 		a.refused = append(a.refused, Refused{a.index, reason})
@@ -303,14 +324,15 @@ func (a *appender) span(b []byte) {
 	if a.src.Skip != nil && a.src.Skip(a.index, &f.Head) {
 		return
 	}
-	a.row(&f)
+	a.sources()
+	a.row(f)
 	a.conv.Reset()
-	a.spanAttributes(b, &f)
-	a.conventions(&f)
-	a.spanEvents(b, &f)
-	a.spanLinks(b, &f)
-	a.resource.put(&a.resources)
-	a.scopes.text.putKey(a.scope)
+	a.spanAttributes(b, f)
+	a.conventions(f)
+	a.spanEvents(b, f)
+	a.spanLinks(b, f)
+	a.resourceKeys.put(&a.resources)
+	a.scopes.text.putKey(a.scopeKey)
 	a.rows++
 }
 
@@ -445,7 +467,7 @@ func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte
 }
 
 func (a *appender) conventions(f *spanFields) {
-	a.conv.Resolve(conventions.Kind(enum(f.kind, 5)), f.name, &a.resource.conv)
+	a.conv.Resolve(conventions.Kind(enum(f.kind, 5)), f.name, a.resourceKeys.ip)
 	a.protocol.put(a.conv.Protocol)
 	a.method.put(a.conv.Method)
 	a.endpoint.put(a.conv.Endpoint)

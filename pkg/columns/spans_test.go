@@ -3,7 +3,6 @@ package columns_test
 import (
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
 )
 
 func str(s string) *commonpb.AnyValue {
@@ -350,10 +350,19 @@ func expectText(v *commonpb.AnyValue) string {
 		return v.StringValue
 	case *commonpb.AnyValue_BytesValue:
 		return base64.StdEncoding.EncodeToString(v.BytesValue)
+	case *commonpb.AnyValue_DoubleValue:
+		return expectDouble(v.DoubleValue)
 	case nil:
 		return ""
 	}
 	return expectJSON(v)
+}
+
+func expectDouble(v float64) string {
+	if abs := math.Abs(v); abs >= 1e-6 && abs < 1e21 || abs == 0 {
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	return strconv.FormatFloat(v, 'g', -1, 64)
 }
 
 func expectJSON(v *commonpb.AnyValue) string {
@@ -367,8 +376,10 @@ func expectJSON(v *commonpb.AnyValue) string {
 	case *commonpb.AnyValue_BoolValue:
 		return strconv.FormatBool(v.BoolValue)
 	case *commonpb.AnyValue_DoubleValue:
-		b, _ := json.Marshal(v.DoubleValue)
-		return string(b)
+		if math.IsNaN(v.DoubleValue) || math.IsInf(v.DoubleValue, 0) {
+			return quote(expectDouble(v.DoubleValue))
+		}
+		return expectDouble(v.DoubleValue)
 	case *commonpb.AnyValue_ArrayValue:
 		var parts []string
 		for _, e := range v.ArrayValue.GetValues() {
@@ -388,10 +399,23 @@ func expectJSON(v *commonpb.AnyValue) string {
 
 func quote(s string) string {
 	var b strings.Builder
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	_ = e.Encode(s)
-	return strings.TrimSuffix(b.String(), "\n")
+	for _, c := range []byte(s) {
+		switch {
+		case c == '"' || c == '\\':
+			b.WriteString("\\" + string(c))
+		case c == '\n':
+			b.WriteString("\\n")
+		case c == '\t':
+			b.WriteString("\\t")
+		case c == '\r':
+			b.WriteString("\\r")
+		case c < ' ':
+			fmt.Fprintf(&b, "\\u%04x", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return `"` + b.String() + `"`
 }
 
 // words are what drawn texts are made of: all that JSON treats in its own way.
@@ -474,4 +498,53 @@ func drawRequest(t *rapid.T) *coltracepb.ExportTraceServiceRequest {
 		req.ResourceSpans = append(req.ResourceSpans, rs)
 	}
 	return req
+}
+
+// FuzzSpans holds Append to its contract for bytes from anyone: no panic, what the
+// official runtime accepts is accepted, and attributes, events and links say what its
+// messages say.
+func FuzzSpans(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add([]byte("garbage"))
+	f.Add(marshal(f, request(newSpan(kv("list", array(kvlist(kv("a", double(1.5))), binary("x"), boolean(true)))))))
+	for _, b := range otlptest.Hostile(60, 1_700_000_000_000_000_000) {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var req coltracepb.ExportTraceServiceRequest
+		wantErr := proto.Unmarshal(in, &req)
+		s := columns.NewSpans()
+		refused, err := s.Append(in, columns.Source{Window: everything})
+		if (err != nil) != (wantErr != nil) {
+			t.Fatalf("Append = %v, the official runtime: %v", err, wantErr)
+		}
+		if err != nil || s.Rows() == 0 {
+			return
+		}
+		out := map[int]bool{}
+		for _, r := range refused {
+			out[r.Index] = true
+		}
+		got, err := read(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		row := 0
+		for i, want := range expect(&req) {
+			if out[i] {
+				continue
+			}
+			g := got[row]
+			row++
+			if diff := cmp.Diff(
+				[]any{want.TraceID, want.Name, want.StatusMessage, want.Resource, want.Scope, want.Attributes, want.Events, want.Links},
+				[]any{g.TraceID, g.Name, g.StatusMessage, g.Resource, g.Scope, g.Attributes, g.Events, g.Links},
+			); diff != "" {
+				t.Fatalf("span %d (-want +got):\n%s", i, diff)
+			}
+		}
+		if row != len(got) {
+			t.Fatalf("%d rows for %d spans", len(got), row)
+		}
+	})
 }

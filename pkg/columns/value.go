@@ -10,8 +10,50 @@ import (
 
 // anyValue is an AnyValue's one value as it stands on the wire.
 type anyValue struct {
-	tag  otlp.Tag // of the field that is set, 0 when none is
-	wire []byte
+	tag    otlp.Tag // of the field that is set, 0 when none is
+	wire   []byte   // unless pieces is set
+	pieces *pieces  // of a list that has several, which is rare
+}
+
+// pieces is an array or a list of KeyValues that the wire gives in several
+// pieces. Protobuf merges them: the elements of all pieces are the list's. They are
+// walked where they lie, because to join them at every level of nesting
+// would not be linear in the bytes.
+type pieces struct {
+	in   []byte
+	of   otlp.Tag // the AnyValue is in itself when 0, else all fields of in with this tag
+	tag  otlp.Tag // of the list in the AnyValue
+	skip int      // so many fields with that tag do not count: another value replaced them
+}
+
+// each calls f with every piece that counts.
+func (p *pieces) each(f func(piece []byte)) {
+	skip := p.skip
+	eachField(p.in, p.of, func(anyValue []byte) {
+		eachField(anyValue, p.tag, func(piece []byte) {
+			if skip > 0 {
+				skip--
+				return
+			}
+			f(piece)
+		})
+	})
+}
+
+// eachField calls f with the value of every field of b that has this tag, or with b
+// itself when the tag is 0. b must be valid.
+func eachField(b []byte, want otlp.Tag, f func(value []byte)) {
+	if want == 0 {
+		f(b)
+		return
+	}
+	for i := 0; i < len(b); {
+		tag, lo, hi := otlp.Next(b, i)
+		if tag == want {
+			f(b[lo:hi])
+		}
+		i = hi
+	}
 }
 
 // readAnyValue finds the value that counts: the last one set. Of a list that
@@ -23,18 +65,49 @@ func readAnyValue(b []byte) anyValue {
 		tag, lo, hi := otlp.Next(b, i)
 		switch tag {
 		case otlp.TagAnyValueString, otlp.TagAnyValueBool, otlp.TagAnyValueInt, otlp.TagAnyValueDouble, otlp.TagAnyValueBytes:
-			v = anyValue{tag, b[lo:hi]}
+			v = anyValue{tag: tag, wire: b[lo:hi]}
 		case otlp.TagAnyValueArray, otlp.TagAnyValueKvlist:
 			if v.tag == tag {
-				// Rare enough to allocate.
-				v.wire = append(append([]byte(nil), v.wire...), b[lo:hi]...)
-			} else {
-				v = anyValue{tag, b[lo:hi]}
+				return readMergedValue(b, 0)
 			}
+			v = anyValue{tag: tag, wire: b[lo:hi]}
 		case tagAnyValueStringIndex:
 			v = anyValue{}
 		}
 		i = hi
+	}
+	return v
+}
+
+// readMergedValue is readAnyValue for an AnyValue with a list in several pieces, or that
+// is itself in several pieces: all fields of b with the tag of, one behind the other.
+func readMergedValue(b []byte, of otlp.Tag) anyValue {
+	var v anyValue
+	var seen struct{ array, kvlist int } // fields so far
+	var skip int
+	eachField(b, of, func(piece []byte) {
+		for i := 0; i < len(piece); {
+			tag, lo, hi := otlp.Next(piece, i)
+			count := &seen.array
+			switch tag {
+			case otlp.TagAnyValueString, otlp.TagAnyValueBool, otlp.TagAnyValueInt, otlp.TagAnyValueDouble, otlp.TagAnyValueBytes:
+				v = anyValue{tag: tag, wire: piece[lo:hi]}
+			case tagAnyValueStringIndex:
+				v = anyValue{}
+			case otlp.TagAnyValueKvlist:
+				count = &seen.kvlist
+				fallthrough
+			case otlp.TagAnyValueArray:
+				if v.tag != tag {
+					v, skip = anyValue{tag: tag}, *count
+				}
+				*count++
+			}
+			i = hi
+		}
+	})
+	if v.tag == otlp.TagAnyValueArray || v.tag == otlp.TagAnyValueKvlist {
+		v.pieces = &pieces{in: b, of: of, tag: v.tag, skip: skip}
 	}
 	return v
 }
@@ -80,68 +153,83 @@ func (v anyValue) appendJSON(dst []byte) []byte {
 		dst = append(dst, '"')
 		return append(base64.StdEncoding.AppendEncode(dst, v.wire), '"')
 	case otlp.TagAnyValueArray:
-		return appendArray(dst, v.wire)
+		return v.appendList(dst, "[]", appendElements)
 	case otlp.TagAnyValueKvlist:
-		return appendObject(dst, v.wire, otlp.TagValues)
+		return v.appendList(dst, "{}", appendMembers)
 	default:
 		return append(dst, "null"...)
 	}
 }
 
-func appendArray(dst, wire []byte) []byte {
-	dst = append(dst, '[')
-	first := true
+// appendList appends a list as JSON between brackets: of an array by
+// appendElements, of KeyValues by appendMembers.
+func (v anyValue) appendList(dst []byte, brackets string, appendPiece func(dst, piece []byte) []byte) []byte {
+	dst = append(dst, brackets[0])
+	if v.pieces == nil {
+		dst = appendPiece(dst, v.wire)
+	} else {
+		dst = v.pieces.append(dst, appendPiece)
+	}
+	return append(dst, brackets[1])
+}
+
+func (p *pieces) append(dst []byte, appendPiece func(dst, piece []byte) []byte) []byte {
+	p.each(func(piece []byte) { dst = appendPiece(dst, piece) })
+	return dst
+}
+
+// appendElements appends the elements of an array to an open JSON list.
+func appendElements(dst, wire []byte) []byte {
 	for i := 0; i < len(wire); {
 		tag, lo, hi := otlp.Next(wire, i)
 		if tag == otlp.TagValues {
-			if !first {
-				dst = append(dst, ',')
-			}
-			first = false
-			dst = readAnyValue(wire[lo:hi]).appendJSON(dst)
+			dst = readAnyValue(wire[lo:hi]).appendJSON(appendComma(dst))
 		}
 		i = hi
 	}
-	return append(dst, ']')
+	return dst
 }
 
-// appendObject appends the KeyValues that stand in wire under this tag.
-func appendObject(dst, wire []byte, keyValues otlp.Tag) []byte {
-	dst = append(dst, '{')
-	first := true
+// appendMembers appends KeyValues to an open JSON object.
+func appendMembers(dst, wire []byte) []byte {
 	for i := 0; i < len(wire); {
 		tag, lo, hi := otlp.Next(wire, i)
-		if tag == keyValues {
-			if !first {
-				dst = append(dst, ',')
-			}
-			first = false
+		if tag == otlp.TagValues {
 			key, value := readKeyValue(wire[lo:hi])
-			dst = appendQuoted(dst, key)
-			dst = append(dst, ':')
+			dst = append(appendQuoted(appendComma(dst), key), ':')
 			dst = value.appendJSON(dst)
 		}
 		i = hi
 	}
-	return append(dst, '}')
+	return dst
+}
+
+// appendComma separates what follows from what stands before it in an open
+// JSON list or object. No value ends with a bracket that opens.
+func appendComma(dst []byte) []byte {
+	if last := dst[len(dst)-1]; last != '[' && last != '{' {
+		dst = append(dst, ',')
+	}
+	return dst
 }
 
 // readKeyValue reads a KeyValue. b must be valid.
 func readKeyValue(b []byte) (key []byte, value anyValue) {
 	var wire []byte
+	merged := false
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		switch tag {
 		case otlp.TagKeyValueKey:
 			key = b[lo:hi]
 		case otlp.TagKeyValueValue:
-			if wire == nil {
-				wire = b[lo:hi:hi]
-			} else { // several values merge: rare enough to allocate
-				wire = append(wire, b[lo:hi]...)
-			}
+			merged = wire != nil
+			wire = b[lo:hi]
 		}
 		i = hi
+	}
+	if merged { // as protobuf merges a message that is given in several pieces
+		return key, readMergedValue(b, otlp.TagKeyValueValue)
 	}
 	return key, readAnyValue(wire)
 }

@@ -29,7 +29,7 @@ func TestSetForeignKey(t *testing.T) {
 	var s Span
 	s.Set(keyCount, []byte("x"))
 	s.Set(255, []byte("x"))
-	s.Resolve(Client, nil, nil)
+	s.Resolve(Client, nil, address{})
 	if s.attributes.count != 0 {
 		t.Errorf("%d attributes were kept", s.attributes.count)
 	}

@@ -72,7 +72,7 @@ var (
 )
 
 // resolveNetwork decides both ends of the connection.
-func (s *Span) resolveNetwork(kind Kind, family family, res *Resource) {
+func (s *Span) resolveNetwork(kind Kind, family family, own address) {
 	peer, self := anyAsPeer, anyAsSelf
 	calls := kind == Client || kind == Producer || kind == Consumer && family == familyMessaging
 	serves := !calls && (kind == Server || kind == Consumer)
@@ -84,8 +84,8 @@ func (s *Span) resolveNetwork(kind Kind, family family, res *Resource) {
 	}
 	s.PeerIP, s.PeerPort = s.find(peer)
 	s.IP, s.Port = s.find(self)
-	if res != nil && res.IP != [16]byte{} {
-		s.IP = res.IP
+	if own != (address{}) {
+		s.IP = own
 	}
 	switch {
 	case calls:

@@ -70,7 +70,7 @@ func TestSpanProperties(t *testing.T) {
 			t.Fatalf("in another order, after other spans (-want +got):\n%s", diff)
 		}
 		used.Reset()
-		used.Resolve(kind, nil, nil)
+		used.Resolve(kind, nil, [16]byte{})
 		if diff := cmp.Diff(spanView{}, viewOf(&used)); diff != "" {
 			t.Fatalf("something outlived Reset (-want +got):\n%s", diff)
 		}

@@ -58,12 +58,12 @@ func (s *Span) Set(key Key, value []byte) {
 }
 
 // Resolve decides the exported fields from the attributes added since Reset,
-// the span's kind and name, and its resource, which must be resolved and may
-// be nil. It may be called again, with other arguments or after further attributes.
-func (s *Span) Resolve(kind Kind, name []byte, res *Resource) {
+// the span's kind and name, and the IP of its resource, zero when unknown. It may
+// be called again, with other arguments or after further attributes.
+func (s *Span) Resolve(kind Kind, name []byte, own [16]byte) {
 	s.clearResults()
 	family := s.evidence.family()
-	s.resolveNetwork(kind, family, res)
+	s.resolveNetwork(kind, family, own)
 	switch family {
 	case familyDatabase:
 		s.resolveDatabase()

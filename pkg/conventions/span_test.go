@@ -52,7 +52,7 @@ func (story spanStory) resolve(s *conventions.Span) spanView {
 	res.Resolve()
 	s.Reset()
 	add(story.attrs, s.Add)
-	s.Resolve(story.kind, []byte(story.name), &res)
+	s.Resolve(story.kind, []byte(story.name), res.IP)
 	return viewOf(s)
 }
 
@@ -399,7 +399,7 @@ func TestSpanEndpointHidesSecrets(t *testing.T) {
 			var s conventions.Span
 			s.Add([]byte("http.method"), []byte("GET"))
 			s.Add([]byte(key), []byte(text))
-			s.Resolve(conventions.Client, nil, nil)
+			s.Resolve(conventions.Client, nil, [16]byte{})
 			if got := string(s.Endpoint); got != want {
 				t.Errorf("endpoint of %s = %q is %q, want %q", key, text, got, want)
 			}
@@ -410,8 +410,8 @@ func TestSpanEndpointHidesSecrets(t *testing.T) {
 func TestSpanResolveTwice(t *testing.T) {
 	var s conventions.Span
 	add(pairs{"rpc.system", "grpc", "rpc.service", "a.B", "rpc.method", "C", "server.address", "10.0.0.1"}, s.Add)
-	s.Resolve(conventions.Server, nil, nil)
-	s.Resolve(conventions.Client, nil, nil)
+	s.Resolve(conventions.Server, nil, [16]byte{})
+	s.Resolve(conventions.Client, nil, [16]byte{})
 	want := spanView{Protocol: "grpc", Method: "C", Endpoint: "a.B/C", PeerIP: "10.0.0.1"}
 	if diff := cmp.Diff(want, viewOf(&s)); diff != "" {
 		t.Errorf("resolved again (-want +got):\n%s", diff)
@@ -428,7 +428,7 @@ func TestAddDoesNotAllocate(t *testing.T) {
 			for i := 0; i < len(data); i += 2 {
 				s.Add(data[i], data[i+1])
 			}
-			s.Resolve(story.kind, spanName, nil)
+			s.Resolve(story.kind, spanName, [16]byte{})
 		})
 		if allocs != 0 {
 			t.Errorf("%s: %v allocations per span, want none", name, allocs)

@@ -3,6 +3,7 @@ package flowwire_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -352,6 +353,43 @@ func TestSelect(t *testing.T) {
 	if _, err := flowwire.Select([]byte("garbage"), func(int) bool { return true }); err == nil {
 		t.Error("garbage was taken")
 	}
+}
+
+// Whatever a request is made of, the work on it grows with its bytes, and so does the memory.
+func TestWorkIsLinear(t *testing.T) {
+	group := func(fields ...[]byte) []byte { return field(4, slices.Concat(fields...)) }
+	one, err := proto.Marshal(newFlow(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flow := field(9, one)
+	for name, build := range map[string]func(size int) []byte{
+		"groups without flows":   func(n int) []byte { return slices.Repeat(group(), n/2) },
+		"flows without anything": func(n int) []byte { return group(slices.Repeat(field(9, nil), n/2)) },
+		"groups of one flow":     func(n int) []byte { return slices.Repeat(group(field(2, []byte("u")), flow), n/len(flow)) },
+		"texts again and again": func(n int) []byte {
+			return append(slices.Repeat(field(1, []byte("a")), n/6), group(slices.Repeat(field(2, []byte("u")), n/6), flow)...)
+		},
+		"fields and flows in turn": func(n int) []byte { return group(slices.Repeat(append(field(15, nil), flow...), n/len(flow))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts := options()
+			opts.MaxRecordBytes = 1 << 30
+			otlptest.Linear(t, 30, [2][]byte{build(otlptest.SmallRequest), build(otlptest.LargeRequest)}, func(req []byte) {
+				if _, _, err := new(flowwire.Splitter).Split(req, opts); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := flowwire.Select(req, func(i int) bool { return i%2 == 0 }); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
+// field is a length-delimited field.
+func field(number protowire.Number, value []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), value)
 }
 
 // FuzzSplit holds the walker to the official protobuf runtime: it accepts the

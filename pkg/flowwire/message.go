@@ -118,29 +118,12 @@ func Select(req []byte, keep func(index int) bool) ([]byte, error) {
 		return nil, err
 	}
 	index := 0
-	return filter(req, TagRequestGroups, func(group []byte) ([]byte, bool) {
-		kept := false
-		body := filter(group, TagGroupFlows, func(f []byte) ([]byte, bool) {
+	out, _ := otlp.Filter(req, TagRequestGroups, func(group []byte) ([]byte, bool) {
+		return otlp.Filter(group, TagGroupFlows, func(f []byte) ([]byte, bool) {
 			wanted := keep(index)
 			index++
-			kept = kept || wanted
 			return f, wanted
 		})
-		return body, kept
-	}), nil
-}
-
-// filter returns b with the fields of this tag as f wants them, and all others as they are.
-func filter(b []byte, want otlp.Tag, f func([]byte) ([]byte, bool)) []byte {
-	var out []byte
-	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag != want {
-			out = append(out, b[i:hi]...)
-		} else if value, wanted := f(b[lo:hi]); wanted {
-			out = append(appendTag(out, want, len(value)), value...)
-		}
-		i = hi
-	}
-	return out
+	})
+	return out, nil
 }

@@ -27,8 +27,8 @@ type Options struct {
 // goroutine until the next call of Split.
 type Splitter struct {
 	segments []segment
-	head     fields // of the request
-	groups   []groupRef
+	head     fields   // of the request
+	groups   []fields // of each FlowGroup with flows
 	flows    []flowRef
 	order    []uint32 // indexes into flows, by partition, in the request's order
 	starts   []int    // where each partition begins in order
@@ -46,13 +46,6 @@ type segment struct{ from, to int }
 type fields struct {
 	segFrom, segTo int // in Splitter.segments
 	size           int // bytes of those segments
-}
-
-// groupRef is a FlowGroup: first where it lies in the request, then the fields in it
-// that are no flows.
-type groupRef struct {
-	from, to int
-	fields
 }
 
 // flowRef is an accepted flow with its tag and length.
@@ -105,42 +98,43 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 }
 
 func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
+	// The request's own fields, which may stand behind its groups, come first in the segments,
+	// so the groups are walked in a second pass.
 	s.head = fields{}
 	for i := 0; i < len(req); {
 		tag, lo, hi := otlp.Next(req, i)
 		if hi < 0 || !validOfRequest(tag, req[lo:hi]) {
 			return false
 		}
-		if tag == TagRequestGroups {
-			// The request's own fields, which may stand behind its groups, come first in the segments.
-			s.groups = append(s.groups, groupRef{from: lo, to: hi})
-		} else {
+		if tag != TagRequestGroups {
 			s.add(&s.head, i, hi)
 		}
 		i = hi
 	}
 	s.head.segTo = len(s.segments)
-	for g := range s.groups {
-		if !s.walkGroup(req, g, opts, rejected) {
+	for i := 0; i < len(req); {
+		tag, lo, hi := otlp.Next(req, i)
+		if tag == TagRequestGroups && !s.walkGroup(req[:hi], lo, opts, rejected) {
 			return false
 		}
+		i = hi
 	}
 	return true
 }
 
-func (s *Splitter) walkGroup(req []byte, g int, opts *Options, rejected *Rejected) bool {
-	group := &s.groups[g]
-	group.fields = fields{segFrom: len(s.segments)}
-	first := len(s.flows)
-	b := req[:group.to]
+// walkGroup walks the FlowGroup that is b[i:]. Positions stay those of the request, of which b is the
+// front. A group without a flow that is kept leaves nothing behind.
+func (s *Splitter) walkGroup(b []byte, i int, opts *Options, rejected *Rejected) bool {
+	g, first := len(s.groups), len(s.flows)
+	group := fields{segFrom: len(s.segments)}
 	var f Flow
-	for i := group.from; i < len(b); {
+	for i < len(b) {
 		tag, lo, hi := otlp.Next(b, i)
 		if hi < 0 || !validOfGroup(tag, b[lo:hi]) {
 			return false
 		}
 		if tag != TagGroupFlows {
-			s.add(&group.fields, i, hi)
+			s.add(&group, i, hi)
 		} else {
 			if !f.Read(b[lo:hi]) {
 				return false
@@ -155,6 +149,11 @@ func (s *Splitter) walkGroup(req []byte, g int, opts *Options, rejected *Rejecte
 	}
 	group.segTo = len(s.segments)
 	s.dropTooLarge(first, opts.MaxRecordBytes-s.head.size-group.size-envelope, rejected)
+	if len(s.flows) == first {
+		s.segments = s.segments[:group.segFrom]
+	} else {
+		s.groups = append(s.groups, group)
+	}
 	return true
 }
 
@@ -264,7 +263,7 @@ func (s *Splitter) writeRecord(req []byte, p, flows int) {
 	for i := range s.runs {
 		r := &s.runs[i]
 		s.out = appendTag(s.out, TagRequestGroups, r.size)
-		s.copyFields(req, &s.groups[r.group].fields)
+		s.copyFields(req, &s.groups[r.group])
 		s.copyFlows(req, r)
 	}
 	s.records = append(s.records, Record{Partition: p, Value: s.out[begin:len(s.out):len(s.out)], Flows: flows})

@@ -1,13 +1,5 @@
 package otlp
 
-import (
-	"fmt"
-
-	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/protobuf/proto"
-)
-
 // Spans counts the spans of a valid request.
 func Spans(req []byte) int {
 	n := 0
@@ -34,37 +26,39 @@ func each(b []byte, want Tag, f func([]byte)) {
 	}
 }
 
-// Select returns a request with those spans of req for which keep is true;
-// index counts all spans of req from 0. It is for the few that are diverted, not for speed.
+// Select returns a request with those spans of req for which keep is true, and of its
+// resources and scopes those that have such spans; index counts all spans of req from 0. All
+// bytes that it keeps stay as they are. It is for the few that are diverted, not for speed.
 func Select(req []byte, keep func(index int) bool) ([]byte, error) {
-	var msg coltracepb.ExportTraceServiceRequest
-	if err := proto.Unmarshal(req, &msg); err != nil {
-		return nil, ErrMalformed
+	if err := Check(req); err != nil {
+		return nil, err
 	}
 	index := 0
-	var resources []*tracepb.ResourceSpans
-	for _, rs := range msg.GetResourceSpans() {
-		var scopes []*tracepb.ScopeSpans
-		for _, ss := range rs.GetScopeSpans() {
-			var spans []*tracepb.Span
-			for _, sp := range ss.GetSpans() {
-				if keep(index) {
-					spans = append(spans, sp)
-				}
-				index++
-			}
-			if ss.Spans = spans; len(spans) > 0 {
-				scopes = append(scopes, ss)
-			}
-		}
-		if rs.ScopeSpans = scopes; len(scopes) > 0 {
-			resources = append(resources, rs)
-		}
+	spans := func(ss []byte) ([]byte, bool) {
+		return Filter(ss, TagScopeSpansSpans, func(sp []byte) ([]byte, bool) {
+			wanted := keep(index)
+			index++
+			return sp, wanted
+		})
 	}
-	msg.ResourceSpans = resources
-	out, err := proto.Marshal(&msg)
-	if err != nil {
-		return nil, fmt.Errorf("marshal selected spans: %w", err)
-	}
+	scopes := func(rs []byte) ([]byte, bool) { return Filter(rs, TagResourceSpansScopeSpans, spans) }
+	out, _ := Filter(req, TagRequestResourceSpans, scopes)
 	return out, nil
+}
+
+// Filter returns the valid message b with the fields of this tag as f wants them, and all others as
+// they are. found reports whether f wanted any. The tag must be of a length-delimited field
+// with a number below 16.
+func Filter(b []byte, want Tag, f func(value []byte) (changed []byte, wanted bool)) (out []byte, found bool) {
+	for i := 0; i < len(b); {
+		tag, lo, hi := Next(b, i)
+		if tag != want {
+			out = append(out, b[i:hi]...)
+		} else if value, wanted := f(b[lo:hi]); wanted {
+			found = true
+			out = append(appendBytesTag(out, want, len(value)), value...)
+		}
+		i = hi
+	}
+	return out, found
 }

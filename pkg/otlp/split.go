@@ -117,23 +117,19 @@ func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
 }
 
 // walkResource walks the ResourceSpans that is b[i:]. Positions stay those of
-// the request, of which b is the front.
+// the request, of which b is the front. A resource or scope without a span that is
+// kept leaves nothing behind: whoever sends many of them gets no memory for them.
 func (s *Splitter) walkResource(b []byte, i int, opts *Options, rejected *Rejected) bool {
-	r := len(s.resources)
-	ref := resourceRef{}
-	firstScope := len(s.scopes)
-	// The resource's own fields and those of its scopes interleave in the
-	// list of segments, so the scopes are walked in a second pass.
-	ref.segFrom = len(s.segments)
+	r, firstScope := len(s.resources), len(s.scopes)
+	ref := resourceRef{segFrom: len(s.segments)}
+	// The resource's own fields and those of its scopes interleave, and each
+	// must be one run in the list of segments, so the scopes are walked in a second pass.
 	for j := i; j < len(b); {
 		tag, lo, hi := Next(b, j)
 		if hi < 0 || tag != TagResourceSpansScopeSpans && !resourceSpans.validField(tag, b[lo:hi], depthResourceSpans) {
 			return false
 		}
-		if tag == TagResourceSpansScopeSpans {
-			// For now the scope's place, until its own segments are known.
-			s.scopes = append(s.scopes, scopeRef{resource: r, segFrom: lo, segTo: hi})
-		} else {
+		if tag != TagResourceSpansScopeSpans {
 			s.addSegment(ref.segFrom, j, hi)
 			ref.size += hi - j
 		}
@@ -141,17 +137,23 @@ func (s *Splitter) walkResource(b []byte, i int, opts *Options, rejected *Reject
 	}
 	ref.segTo = len(s.segments)
 	s.resources = append(s.resources, ref)
-	for c := firstScope; c < len(s.scopes); c++ {
-		if !s.walkScope(b[:s.scopes[c].segTo], s.scopes[c].segFrom, c, opts, rejected) {
+	for j := i; j < len(b); {
+		tag, lo, hi := Next(b, j)
+		if tag == TagResourceSpansScopeSpans && !s.walkScope(b[:hi], lo, r, opts, rejected) {
 			return false
 		}
+		j = hi
+	}
+	if len(s.scopes) == firstScope {
+		s.resources, s.segments = s.resources[:r], s.segments[:ref.segFrom]
 	}
 	return true
 }
 
-// walkScope walks the ScopeSpans that is b[i:] and becomes s.scopes[c].
-func (s *Splitter) walkScope(b []byte, i, c int, opts *Options, rejected *Rejected) bool {
-	ref := scopeRef{resource: s.scopes[c].resource, segFrom: len(s.segments)}
+// walkScope walks the ScopeSpans that is b[i:], of the newest resource r.
+func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Rejected) bool {
+	c, firstSpan := len(s.scopes), len(s.spans)
+	ref := scopeRef{resource: r, segFrom: len(s.segments)}
 	for i < len(b) {
 		tag, lo, hi := Next(b, i)
 		if hi < 0 {
@@ -180,8 +182,12 @@ func (s *Splitter) walkScope(b []byte, i, c int, opts *Options, rejected *Reject
 		i = hi
 	}
 	ref.segTo = len(s.segments)
-	s.scopes[c] = ref
-	s.dropTooLarge(c, opts.MaxRecordBytes, rejected)
+	s.dropTooLarge(firstSpan, opts.MaxRecordBytes-ref.size-s.resources[r].size-envelope, rejected)
+	if len(s.spans) == firstSpan {
+		s.segments = s.segments[:ref.segFrom]
+	} else {
+		s.scopes = append(s.scopes, ref)
+	}
 	return true
 }
 
@@ -223,15 +229,11 @@ func (s *Splitter) addSegment(first, from, to int) {
 	s.segments = append(s.segments, segment{from, to})
 }
 
-// dropTooLarge rejects the spans of scope c, the newest, that would not fit a
+// dropTooLarge rejects those of the spans since first that would not fit a
 // record even alone.
-func (s *Splitter) dropTooLarge(c, maxRecordBytes int, rejected *Rejected) {
-	limit := maxRecordBytes - s.scopes[c].size - s.resources[s.scopes[c].resource].size - envelope
-	keep := len(s.spans)
-	for keep > 0 && s.spans[keep-1].scope == c {
-		keep--
-	}
-	for _, sp := range s.spans[keep:] {
+func (s *Splitter) dropTooLarge(first, limit int, rejected *Rejected) {
+	keep := first
+	for _, sp := range s.spans[first:] {
 		if sp.to-sp.from > limit {
 			rejected[TooLarge]++
 			continue

@@ -67,15 +67,30 @@ func skipping(k *kept, keys map[Key]struct{}) func(int, Key) bool {
 	}
 }
 
-// divertRefused hands the items of r that no gateway would have accepted to
-// the dead-letter topic. Only other programs than ours write such records.
+// divertRefused hands the items of r that no gateway would have accepted to the dead-letter
+// topic, those refused for the same reason in one letter: so letters stay few, and what
+// items have in common is repeated no more often than there are reasons. Only other programs than ours
+// write such records.
 func (p *partition) divertRefused(r *record.Record, refused []Refused) error {
+	indexes := map[string]map[int]bool{}
+	var reasons []string // in the record's order
 	for _, f := range refused {
-		value, err := p.kind.Select(r.Value, func(i int) bool { return i == f.Index })
-		if err != nil {
-			return fmt.Errorf("select item %d of offset %d: %w", f.Index, r.Offset, err)
+		if indexes[f.Reason] == nil {
+			indexes[f.Reason] = map[int]bool{}
+			reasons = append(reasons, f.Reason)
 		}
-		p.batch.divert(p.claim, r, value, strings.TrimSuffix(p.kind.Items(), "s")+" refused for its "+f.Reason)
+		indexes[f.Reason][f.Index] = true
+	}
+	for _, reason := range reasons {
+		value, err := p.kind.Select(r.Value, func(i int) bool { return indexes[reason][i] })
+		if err != nil {
+			return fmt.Errorf("select items of offset %d: %w", r.Offset, err)
+		}
+		cause := strings.TrimSuffix(p.kind.Items(), "s") + " refused for its " + reason
+		if n := len(indexes[reason]); n > 1 {
+			cause = fmt.Sprintf("%d %s refused for their %s", n, p.kind.Items(), reason)
+		}
+		p.batch.divert(p.claim, r, value, cause)
 	}
 	return nil
 }

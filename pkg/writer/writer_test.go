@@ -171,7 +171,7 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 		log.append(time.Now(), request(time.Now(), 1, 2, 3), false)
 		log.append(time.Now(), []byte("garbage"), false)
 		log.append(time.Now(), request(time.Now(), 4, 5, 6), false)
-		log.append(time.Now(), request(time.Now().Add(-48*time.Hour), 7), false)
+		log.append(time.Now(), request(time.Now().Add(-48*time.Hour), 7, 8), false)
 		store.poison[spanID(2)], store.poison[spanID(6)] = true, true
 		follow(newWriter(t, store, dead), log, time.Minute)
 		want := map[string]int{spanID(1): 1, spanID(3): 1, spanID(4): 1, spanID(5): 1}
@@ -186,7 +186,7 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 			"0 insert metaflow.spans/3/0-4@946684800000/rows/5-6: constraint violated": 1,
 			"1 malformed protobuf": 1,
 			"2 insert metaflow.spans/3/0-4@946684800000/rows/1-2: constraint violated": 1,
-			"3 span refused for its start_time":                                        1,
+			"3 2 spans refused for their start_time":                                   1,
 		}
 		if diff := cmp.Diff(wantCauses, causes); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
