@@ -1,6 +1,9 @@
 package inflight
 
-import "sync"
+import (
+	"net/netip"
+	"sync"
+)
 
 // Before a request has been read, its size is a guess.
 const (
@@ -23,15 +26,24 @@ type Refusal string
 const (
 	TooManyBytes    Refusal = "bytes_in_flight"
 	TooManyRequests Refusal = "requests_in_flight"
+	// The same, for one peer.
+	TooManyBytesOfPeer    Refusal = "peer_bytes_in_flight"
+	TooManyRequestsOfPeer Refusal = "peer_requests_in_flight"
 )
 
-// Limits are the bounds of a Budget, all positive.
+// Refusals are all there are.
+var Refusals = []Refusal{TooManyBytes, TooManyRequests, TooManyBytesOfPeer, TooManyRequestsOfPeer}
+
+// Limits are the bounds of a Budget, all positive but PeerShare.
 type Limits struct {
 	// RequestBytes is the largest request that there can be. No more than
 	// Bytes, or the largest would never be let in.
 	RequestBytes int64
 	Bytes        int64 // of all requests that are not yet answered
 	Requests     int   // that are not yet answered
+	// PeerShare is how much of what other peers leave free one peer may hold, between 0 and 1.
+	// 0 and 1 let one peer hold everything. See Peer.
+	PeerShare float64
 }
 
 // Budget bounds what is in flight. It never blocks. Make one with New.
@@ -44,13 +56,18 @@ type Budget struct {
 	mu       sync.Mutex
 	bytes    int64 // granted, estimates included
 	requests int
-	guess    int64 // bytes granted to a request that is not yet read
+	guess    int64 // bytes granted to a request that is not yet read, of no peer
+	accounts map[netip.Prefix]*account
 }
 
 // New returns a Budget with nothing in flight.
 func New(limits Limits) *Budget {
-	return &Budget{limits: limits, guess: min(firstGuess, limits.RequestBytes)}
+	b := &Budget{limits: limits, accounts: make(map[netip.Prefix]*account)}
+	b.guess = b.firstGuess()
+	return b
 }
+
+func (b *Budget) firstGuess() int64 { return min(firstGuess, b.limits.RequestBytes) }
 
 // Check tells whether Enter would refuse, and grants nothing.
 func (b *Budget) Check() Refusal {
@@ -104,7 +121,7 @@ func (b *Budget) Grow(granted, size int64) bool {
 func (b *Budget) Resize(granted, size int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.learn(size)
+	b.guess = learn(b.guess, size)
 	return b.replace(granted, size)
 }
 
@@ -117,14 +134,14 @@ func (b *Budget) replace(granted, size int64) bool {
 	return true
 }
 
-// learn moves the guess: up at once, because the next requests are likely to be as
-// large, and down slowly. It needs b.mu.
-func (b *Budget) learn(size int64) {
-	if size < b.guess {
-		size = b.guess - (b.guess-size)/guessDecay
-		size = max(size, min(b.guess, leastGuess))
+// learn moves a guess: up at once, because the next requests are likely to be as
+// large, and down slowly.
+func learn(guess, size int64) int64 {
+	if size < guess {
+		size = guess - (guess-size)/guessDecay
+		size = max(size, min(guess, leastGuess))
 	}
-	b.guess = size
+	return size
 }
 
 // Leave gives back what Enter, or the last successful Grow or Resize, granted.

@@ -11,7 +11,7 @@ import (
 // message receives the bytes of one Export.
 type message struct {
 	server  *Server
-	granted int64            // by the budget
+	call    *call
 	body    *[]byte          // nil until received, or when refused
 	refused inflight.Refusal // set when the size, once known, did not fit
 }
@@ -24,19 +24,25 @@ func (m *message) take(data mem.BufferSlice) {
 		return
 	}
 	size := data.Len()
-	if !m.server.budget.Resize(m.granted, int64(size)) {
-		m.refused = inflight.TooManyBytes
+	if m.refused = m.call.resize(int64(size)); m.refused != "" {
 		return
 	}
-	m.granted = int64(size)
+	if size >= largeCopy {
+		m.server.copies <- struct{}{}
+		defer func() { <-m.server.copies }()
+	}
 	m.body = m.server.buffers.Get(size)
 	data.CopyTo(*m.body)
 }
 
+// largeCopy is from where on only so many requests are copied at a time as there are processors:
+// a request that is being copied is held twice, and counted once.
+const largeCopy = 256 << 10
+
 // release gives everything back. The body is kept from reuse when somebody may
 // still read it.
 func (m *message) release(reuse bool) {
-	m.server.budget.Leave(m.granted)
+	m.call.release()
 	if m.body != nil && reuse {
 		m.server.buffers.Put(m.body)
 	}

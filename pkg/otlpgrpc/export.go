@@ -2,7 +2,6 @@ package otlpgrpc
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
-	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -103,15 +101,16 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 		return ctx, err
 	}
 	sig := s.signals[info.FullMethodName]
-	if sig == nil {
+	ctx, why := connOf(ctx).open(ctx, info, sig)
+	switch {
+	case why == "":
 		return ctx, nil
-	}
-	if why := s.budget.Check(); why != "" {
-		err := sig.refused(why)
+	case sig == nil:
+		return ctx, s.refusedOther(why)
+	default:
 		sig.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
-		return ctx, err
+		return ctx, sig.refused(why)
 	}
-	return ctx, nil
 }
 
 // checkContentType refuses encodings other than protobuf, which gRPC would take
@@ -138,10 +137,9 @@ func (s *signal) answer(ctx context.Context, receive func(any) error) (any, erro
 
 // export receives one request and has it consumed. All its errors are statuses.
 func (s *signal) export(ctx context.Context, receive func(any) error) (resp any, err error) {
-	m := message{server: s.Server}
-	var why inflight.Refusal
-	if m.granted, why = s.budget.Enter(); why != "" {
-		return nil, s.refused(why)
+	m := message{server: s.Server, call: callOf(ctx)}
+	if err := m.call.hold(ctx); err != nil {
+		return nil, err
 	}
 	// After a panic a goroutine of the consumer may still read the body.
 	returned := false
@@ -159,7 +157,7 @@ func (s *signal) export(ctx context.Context, receive func(any) error) (resp any,
 
 func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (any, error) {
 	if err := receive(m); err != nil {
-		return nil, err
+		return nil, m.call.cause(err)
 	}
 	if m.refused != "" {
 		return nil, s.refused(m.refused)
@@ -209,10 +207,5 @@ func peerOf(ctx context.Context) netip.AddrPort {
 	if !ok {
 		return netip.AddrPort{}
 	}
-	tcp, ok := p.Addr.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	a := tcp.AddrPort()
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	return addressOf(p.Addr)
 }

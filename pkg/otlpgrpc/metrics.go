@@ -41,7 +41,7 @@ func newSignalMetrics(reg prometheus.Registerer, signal string) (*signalMetrics,
 	for _, code := range []codes.Code{codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Unavailable, codes.Internal} {
 		m.requests.WithLabelValues(code.String())
 	}
-	for _, bound := range []inflight.Refusal{inflight.TooManyBytes, inflight.TooManyRequests} {
+	for _, bound := range inflight.Refusals {
 		m.refused.WithLabelValues(string(bound))
 	}
 	if reg == nil {
@@ -56,28 +56,66 @@ func (m *signalMetrics) answered(code codes.Code, took time.Duration) {
 	m.duration.Observe(took.Seconds())
 }
 
-// newMetrics registers what all signals have in common, and returns what is counted of it.
-func newMetrics(reg prometheus.Registerer, b *inflight.Budget) (panics prometheus.Counter, err error) {
-	panics = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "metaflow_gateway_panics_total",
-		Help: "Requests whose handler panicked.",
-	})
+// portMetrics are of what all signals and services have in common.
+type portMetrics struct {
+	panics             prometheus.Counter
+	lateBodies         prometheus.Counter
+	tinyFrames         prometheus.Counter
+	refusedCalls       *prometheus.CounterVec
+	refusedConnections *prometheus.CounterVec
+}
+
+func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
+	m := portMetrics{
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_gateway_panics_total",
+			Help: "Requests whose handler panicked.",
+		}),
+		lateBodies: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_grpc_late_requests_total",
+			Help: "Calls ended because their request did not arrive within grpc.body_timeout.",
+		}),
+		tinyFrames: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_grpc_tiny_frames_total",
+			Help: "Connections closed because the client sent a message in too many small frames.",
+		}),
+		refusedCalls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_grpc_refused_calls_total",
+			Help: "Calls other than exports refused because a bound was reached, by bound.",
+		}, []string{"bound"}),
+		refusedConnections: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_grpc_refused_connections_total",
+			Help: "Connections closed when they were accepted because a bound was reached, by bound.",
+		}, []string{"bound"}),
+	}
+	for _, bound := range inflight.Refusals {
+		m.refusedCalls.WithLabelValues(string(bound))
+	}
+	for _, bound := range []string{boundConnections, boundPeerConnections} {
+		m.refusedConnections.WithLabelValues(bound)
+	}
 	if reg == nil {
-		return panics, nil
+		return m, nil
 	}
 	bytesInFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "metaflow_gateway_bytes_in_flight",
-		Help: "Bytes of export requests not yet answered, estimates for those not yet read included.",
+		Help: "Bytes of export requests not yet answered: those still arriving by the length they announce, estimates for the others not yet read included.",
 	}, func() float64 {
-		bytes, _ := b.InFlight()
+		bytes, _ := s.budget.InFlight()
 		return float64(bytes)
 	})
 	requestsInFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "metaflow_gateway_requests_in_flight",
 		Help: "Export requests not yet answered.",
 	}, func() float64 {
-		_, requests := b.InFlight()
+		_, requests := s.budget.InFlight()
 		return float64(requests)
 	})
-	return panics, errors.Join(reg.Register(panics), reg.Register(bytesInFlight), reg.Register(requestsInFlight))
+	connections := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "metaflow_grpc_connections",
+		Help: "Connections to the gRPC port.",
+	}, func() float64 { return float64(s.listener.connections()) })
+	return m, errors.Join(reg.Register(m.panics), reg.Register(m.lateBodies), reg.Register(m.tinyFrames),
+		reg.Register(m.refusedCalls), reg.Register(m.refusedConnections),
+		reg.Register(bytesInFlight), reg.Register(requestsInFlight), reg.Register(connections))
 }

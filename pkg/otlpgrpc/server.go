@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -45,12 +48,15 @@ type Server struct {
 	log        *slog.Logger
 	registerer prometheus.Registerer
 	grace      time.Duration
-	panics     prometheus.Counter
-	budget     *inflight.Budget
-	buffers    inflight.Buffers
-	listener   net.Listener
-	grpc       *grpc.Server
-	health     *health.Server
+	portMetrics
+	budget    *inflight.Budget // of exports
+	others    *inflight.Budget // of all other calls
+	buffers   inflight.Buffers
+	copies    chan struct{}   // see largeCopy
+	streaming map[string]bool // methods whose clients may send many messages
+	listener  *listener
+	grpc      *grpc.Server
+	health    *health.Server
 
 	// streams ends when streams are to end; see guardStream.
 	streams    context.Context //nolint:containedctx // the life of the server's streams, not of one call
@@ -77,11 +83,13 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		log:        opts.Logger,
 		registerer: opts.Registerer,
 		grace:      opts.ShutdownGrace,
-		budget: inflight.New(inflight.Limits{
-			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight,
-		}),
-		health: health.NewServer(),
+		budget:     inflight.New(cfg.Limits()),
+		others:     inflight.New(cfg.otherLimits()),
+		copies:     make(chan struct{}, runtime.GOMAXPROCS(0)),
+		streaming:  make(map[string]bool),
+		health:     health.NewServer(),
 	}
+	s.listener = &listener{server: s, byPeer: make(map[netip.Prefix]int)}
 	s.streams, s.endStreams = context.WithCancel(context.Background())
 	if err := s.prepare(consumer, opts.Flows); err != nil {
 		return nil, fmt.Errorf("register grpc metrics: %w", err)
@@ -90,7 +98,7 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+	if s.listener.Listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("grpc.listen: %w", err)
 	}
 	s.grpc = grpc.NewServer(serverOptions...)
@@ -102,13 +110,18 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		opts.Register(s.grpc)
 	}
 	reflection.Register(s.grpc)
+	for service, info := range s.grpc.GetServiceInfo() {
+		for _, m := range info.Methods {
+			s.streaming["/"+service+"/"+m.Name] = m.IsClientStream
+		}
+	}
 	s.SetServing(true)
 	return s, nil
 }
 
 // prepare makes what there is of the signals and of the metrics.
 func (s *Server) prepare(traces Consumer, flows FlowConsumer) (err error) {
-	if s.panics, err = newMetrics(s.registerer, s.budget); err != nil {
+	if s.portMetrics, err = newPortMetrics(s.registerer, s); err != nil {
 		return err
 	}
 	if traces != nil {
@@ -125,8 +138,15 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(s.admit),
 		grpc.MaxRecvMsgSize(int(s.cfg.MaxRequestBytes)),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.ReadBufferSize(0), // conn has one
+		grpc.SharedWriteBuffer(true),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.MaxConcurrentStreams(uint32(s.cfg.MaxConcurrentStreams)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle:     s.cfg.ConnectionIdle,
 			MaxConnectionAge:      s.cfg.ConnectionAge,
 			MaxConnectionAgeGrace: s.cfg.ConnectionAgeGrace,
 			Time:                  s.cfg.Keepalive.Time,
@@ -144,11 +164,24 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 	if err != nil {
 		return nil, err
 	}
+	secured := insecure.NewCredentials()
 	if certificates != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(certificates)))
+		secured = credentials.NewTLS(certificates)
 	}
-	return opts, nil
+	return append(opts, grpc.Creds(guarded{secured, s})), nil
 }
+
+const (
+	// maxHeaderBytes is the usual limit of HTTP/2 servers; agents and SDKs send some hundred bytes.
+	maxHeaderBytes = 16 << 10
+	// handshakeTimeout is for TLS and the first bytes of HTTP/2.
+	handshakeTimeout = 10 * time.Second
+	// streamWindow is what a client may send of a message before a handler asks for the rest, and
+	// of what follows a message.
+	streamWindow = 256 << 10
+	// connectionWindow lets a distant client fill its line; it holds no memory.
+	connectionWindow = 4 << 20
+)
 
 // Addr is where the server listens, with the port that was picked.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
@@ -228,6 +261,11 @@ func (s *Server) guardUnary(ctx context.Context, req any, _ *grpc.UnaryServerInf
 			resp, err = nil, s.panicked(ctx, cause)
 		}
 	}()
+	call := callOf(ctx)
+	if err := call.hold(ctx); err != nil {
+		return nil, err
+	}
+	defer call.release()
 	return next(ctx, req)
 }
 
@@ -243,7 +281,12 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, _ *grpc.StreamSe
 			err = s.panicked(ctx, cause)
 		}
 	}()
-	return next(srv, stoppableStream{stream, ctx})
+	call := callOf(ctx)
+	if err := call.hold(ctx); err != nil {
+		return err
+	}
+	defer call.release()
+	return call.cause(next(srv, stoppableStream{stream, ctx}))
 }
 
 // stoppableStream is a stream whose context ends with the server.

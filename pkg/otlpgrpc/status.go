@@ -47,6 +47,16 @@ func (s *Server) unavailable(text string, more ...protoadapt.MessageV1) error {
 // need not send it as one that may have been.
 func (s *signal) refused(why inflight.Refusal) error {
 	s.metrics.refused.WithLabelValues(string(why)).Inc()
+	return s.atLimit(why)
+}
+
+// refusedOther is refused for services that take no spans or flows.
+func (s *Server) refusedOther(why inflight.Refusal) error {
+	s.refusedCalls.WithLabelValues(string(why)).Inc()
+	return s.atLimit(why)
+}
+
+func (s *Server) atLimit(why inflight.Refusal) error {
 	return s.unavailable("server is at its limit of "+strings.ReplaceAll(string(why), "_", " "),
 		&errdetails.ErrorInfo{Domain: schema.ErrorDomain, Reason: schema.ReasonAtLimit})
 }

@@ -1,0 +1,169 @@
+package inflight
+
+import "net/netip"
+
+// connectionShare is PeerShare for one connection among those of its address.
+const connectionShare = 0.75
+
+// account is what one address holds. Budget.mu guards it.
+type account struct {
+	key      netip.Prefix
+	bytes    int64
+	requests int
+	guess    int64
+	users    int // connections and requests; the account is dropped with the last
+}
+
+// Peer is one connection's part of a Budget. It has the Budget's methods, with the same contracts.
+//
+// An address may hold the share Limits.PeerShare of what other addresses leave free, and a
+// connection three quarters of what the other connections of its address leave free. So whatever
+// the others hold, some of the budget is left for who has nothing yet: with n addresses that take
+// all they get and a share of one half, it is 1/(n+1). Who has nothing in flight is let in
+// whenever the request fits into what is free.
+//
+// The estimate of a request's size is the address's own: nobody's large requests make those of
+// another count as large.
+type Peer struct {
+	budget   *Budget
+	account  *account
+	bytes    int64
+	requests int
+	closed   bool
+}
+
+// Peer returns the part of a new connection from addr. Close it when the connection has ended.
+func (b *Budget) Peer(addr netip.Addr) *Peer {
+	key := Network(addr)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.accounts[key]
+	if a == nil {
+		a = &account{key: key, guess: b.firstGuess()}
+		b.accounts[key] = a
+	}
+	a.users++
+	return &Peer{budget: b, account: a}
+}
+
+// Network is what counts as one peer: an IPv4 address, or a /64 of IPv6, of which a host picks any
+// address. It is invalid for the zero Addr, so that all who have no address are one.
+func Network(addr netip.Addr) netip.Prefix {
+	addr = addr.Unmap().WithZone("")
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	prefix, err := addr.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{} // of the zero Addr
+	}
+	return prefix
+}
+
+// Close ends the connection. Requests in flight are still to be left.
+func (p *Peer) Close() {
+	p.budget.mu.Lock()
+	defer p.budget.mu.Unlock()
+	if !p.closed {
+		p.closed = true
+		p.drop()
+	}
+}
+
+// drop needs budget.mu.
+func (p *Peer) drop() {
+	if p.account.users--; p.account.users == 0 {
+		delete(p.budget.accounts, p.account.key)
+	}
+}
+
+// Enter is Budget.Enter for a request of the peer.
+func (p *Peer) Enter() (granted int64, why Refusal) {
+	return p.EnterAtMost(p.budget.limits.RequestBytes)
+}
+
+// EnterAtMost is Budget.EnterAtMost for a request of the peer.
+func (p *Peer) EnterAtMost(size int64) (granted int64, why Refusal) {
+	b := p.budget
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	size = min(size, p.account.guess)
+	if why := b.refuse(size); why != "" {
+		return 0, why
+	}
+	if !p.fair(int64(p.requests), int64(p.account.requests), int64(b.requests), 1, int64(b.limits.Requests)) {
+		return 0, TooManyRequestsOfPeer
+	}
+	if !p.fair(p.bytes, p.account.bytes, b.bytes, size, b.limits.Bytes) {
+		return 0, TooManyBytesOfPeer
+	}
+	p.requests++
+	p.account.requests++
+	p.account.users++
+	b.requests++
+	p.add(size)
+	return size, ""
+}
+
+// fair tells whether a connection that holds own, of an address that holds address, may
+// have more, when all together hold total.
+func (p *Peer) fair(own, address, total, more, limit int64) bool {
+	share := p.budget.limits.PeerShare
+	if share <= 0 || share >= 1 || address == 0 {
+		return true
+	}
+	allowed := share * float64(limit-(total-address))
+	if float64(address+more) > allowed {
+		return false
+	}
+	return own == 0 || float64(own+more) <= connectionShare*(allowed-float64(address-own))
+}
+
+// add needs budget.mu.
+func (p *Peer) add(bytes int64) {
+	p.bytes += bytes
+	p.account.bytes += bytes
+	p.budget.bytes += bytes
+}
+
+// Grow is Budget.Grow for a request of the peer. why is empty when the grant is larger now.
+func (p *Peer) Grow(granted, size int64) (why Refusal) {
+	p.budget.mu.Lock()
+	defer p.budget.mu.Unlock()
+	return p.replace(granted, size)
+}
+
+// Resize is Budget.Resize for a request of the peer. why is empty when the grant is size now.
+func (p *Peer) Resize(granted, size int64) (why Refusal) {
+	p.budget.mu.Lock()
+	defer p.budget.mu.Unlock()
+	p.account.guess = learn(p.account.guess, size)
+	return p.replace(granted, size)
+}
+
+// replace needs budget.mu.
+func (p *Peer) replace(granted, size int64) Refusal {
+	b := p.budget
+	if size > granted {
+		if b.bytes-granted+size > b.limits.Bytes {
+			return TooManyBytes
+		}
+		if !p.fair(p.bytes-granted, p.account.bytes-granted, b.bytes-granted, size, b.limits.Bytes) {
+			return TooManyBytesOfPeer
+		}
+	}
+	p.add(size - granted)
+	return ""
+}
+
+// Leave is Budget.Leave for a request of the peer.
+func (p *Peer) Leave(granted int64) {
+	p.budget.mu.Lock()
+	defer p.budget.mu.Unlock()
+	p.requests--
+	p.account.requests--
+	p.budget.requests--
+	p.add(-granted)
+	p.drop()
+}
