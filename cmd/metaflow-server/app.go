@@ -43,6 +43,8 @@ type app struct {
 	control  *control.Control
 	commands *kafka.Producer
 	agents   *agentgrpc.Service
+	// Of the role gateway: where it produces to.
+	spansTo, flowsTo *kafka.Producer
 	// listening is told the address of the gRPC port once it has one.
 	listening func(grpc net.Addr)
 }
@@ -76,6 +78,11 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 	if cfg.has(roleControl) {
 		checks = append(checks, opshttp.Check{Name: "control", Func: func(ctx context.Context) error { return a.control.Ready(ctx) }})
 	}
+	if cfg.has(roleGateway) {
+		a.spansTo = a.kafka.NewProducer(schema.TopicSpans, kafka.ProducerOptions{})
+		a.flowsTo = a.kafka.NewProducer(schema.TopicFlows, kafka.ProducerOptions{})
+	}
+	checks = append(checks, opshttp.Check{Name: "topics", Func: a.checkTopics})
 	if a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: a.reg, Checks: checks}); err != nil {
 		return nil, err
 	}
@@ -147,6 +154,17 @@ func (a *app) close() {
 	}
 }
 
+// checkTopics says which records Kafka does not store, and why.
+func (a *app) checkTopics(ctx context.Context) error {
+	var errs []error
+	for _, p := range []*kafka.Producer{a.spansTo, a.flowsTo, a.commands, a.resourcesTo} {
+		if p != nil {
+			errs = append(errs, p.Ready(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (a *app) checkSchema(ctx context.Context) error {
 	current, wanted, err := a.db.SchemaVersion(ctx)
 	if err != nil {
@@ -216,7 +234,7 @@ func (a *app) runPort(ctx context.Context) error {
 		if err != nil {
 			return ignoreStop(ctx, err)
 		}
-		producers = append(producers, gw.spans, gw.flowsTo)
+		producers = append(producers, a.spansTo, a.flowsTo)
 		traces, opts.Flows = gw.traces, gw.flows
 	}
 	receiver, err := otlpgrpc.New(a.cfg.GRPC, traces, opts)
@@ -246,11 +264,10 @@ func (a *app) runPort(ctx context.Context) error {
 	return errors.Join(err, below.Wait())
 }
 
-// gateways are what takes traces and flows to Kafka, with their producers.
+// gateways are what takes traces and flows to Kafka.
 type gateways struct {
-	traces         *gateway.Gateway
-	flows          *gateway.Flows
-	spans, flowsTo *kafka.Producer
+	traces *gateway.Gateway
+	flows  *gateway.Flows
 }
 
 // newGateways waits for Kafka.
@@ -266,24 +283,24 @@ func (a *app) newGateways(ctx context.Context) (*gateways, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &gateways{
-		spans:   a.kafka.NewProducer(schema.TopicSpans, kafka.ProducerOptions{}),
-		flowsTo: a.kafka.NewProducer(schema.TopicFlows, kafka.ProducerOptions{}),
-	}
-	if g.traces, err = gateway.New(a.cfg.Gateway, g.spans, spans); err != nil {
+	g := &gateways{}
+	if g.traces, err = gateway.New(a.cfg.Gateway, a.spansTo, spans); err != nil {
 		return nil, err
 	}
 	var agents gateway.Agents // nobody knows them without the role control
 	if a.control != nil {
 		agents = a.control
 	}
-	g.flows, err = gateway.NewFlows(a.cfg.Gateway, g.flowsTo, agents, flows)
+	g.flows, err = gateway.NewFlows(a.cfg.Gateway, a.flowsTo, agents, flows)
 	return g, err
 }
 
 // gatewayOptions waits until Kafka says how many partitions the topic has.
 func (a *app) gatewayOptions(ctx context.Context, topic string) (gateway.Options, error) {
-	opts := gateway.Options{MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg}
+	opts := gateway.Options{
+		MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg,
+		DedupWindow: max(a.cfg.Writer.DedupWindow, a.cfg.FlowWriter.DedupWindow),
+	}
 	err := a.retry(ctx, "count the partitions", func(ctx context.Context) (err error) {
 		opts.Partitions, err = a.kafka.Partitions(ctx, topic)
 		return err

@@ -13,7 +13,6 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/controlapi"
-	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -331,7 +330,7 @@ func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.O
 			return judged(o)
 		default:
 		}
-		if fault.ClassOf(err) == fault.Rejected {
+		if errors.Is(err, kafka.ErrTooLarge) {
 			return fleet.Outcome{}, controlapi.Invalid(err)
 		}
 		return fleet.Outcome{}, inDoubt(err)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -91,7 +92,7 @@ func (c *Control) writeAll(ctx context.Context) error {
 			continue
 		}
 		c.metrics.statusFailures.Inc()
-		if fault.ClassOf(err) != fault.Rejected { // else the next heartbeats have other bytes
+		if fault.ClassOf(err) != fault.Rejected && !errors.Is(err, kafka.ErrTooLarge) { // else the next heartbeats have other bytes
 			c.putBack(taken)
 		}
 		return err

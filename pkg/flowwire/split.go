@@ -19,6 +19,15 @@ type Options struct {
 	Partitions     int         // at least 1
 	Window         otlp.Window // in which flows must lie
 	MaxRecordBytes int         // no record's value is larger
+	SplitBytes     int         // a record with a larger value holds one flow; 0 means MaxRecordBytes
+}
+
+// splitBytes is where records are split.
+func (o *Options) splitBytes() int {
+	if o.SplitBytes > 0 {
+		return min(o.SplitBytes, o.MaxRecordBytes)
+	}
+	return o.MaxRecordBytes
 }
 
 // Splitter regroups requests by partition. It keeps its buffers from one
@@ -74,7 +83,7 @@ const (
 )
 
 // Split validates req and returns its flows as records: one for each partition
-// that occurs, in ascending order of partitions, or more where MaxRecordBytes forces it.
+// that occurs, in ascending order of partitions, or more where SplitBytes forces it.
 // Within a record flows keep their order, the fields of the request stand once and
 // those of a group once for each run of its flows. The same req under the same options always gives
 // the same bytes, which is what the content hash and with it deduplication rest on.
@@ -92,7 +101,7 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	s.reserve(req)
 	s.budget = repeats*len(req) + spare
 	for p := range opts.Partitions {
-		s.writePartition(req, p, opts.MaxRecordBytes, &rejected)
+		s.writePartition(req, p, opts.splitBytes(), &rejected)
 	}
 	return s.records, rejected, nil
 }
@@ -210,7 +219,7 @@ func (s *Splitter) reserve(req []byte) {
 }
 
 // writePartition writes the records of partition p. Flows for which nothing is left of the budget are rejected.
-func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *Rejected) {
+func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejected) {
 	s.runs = s.runs[:0]
 	total := s.head.size // of the record so far, an upper bound
 	flows := 0
@@ -218,7 +227,7 @@ func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *R
 		f := &s.flows[s.order[o]]
 		size := f.to - f.from
 		added := size + s.overhead(f.group)
-		if total+added > maxRecordBytes && flows > 0 {
+		if total+added > splitBytes && flows > 0 {
 			s.writeRecord(req, p, flows)
 			s.runs, total, flows = s.runs[:0], s.head.size, 0
 			added = size + s.overhead(f.group)

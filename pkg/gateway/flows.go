@@ -25,12 +25,12 @@ type Agents interface {
 // Flows consumes the flow data of agents as a Gateway consumes traces. Make it with NewFlows; its
 // methods may be called concurrently.
 type Flows struct {
-	cfg      Config
-	producer Producer
-	agents   Agents
-	opts     Options
-	metrics  *metrics
-	work     sync.Pool // of *flowWork
+	cfg     Config
+	agents  Agents
+	opts    Options
+	metrics *metrics
+	sender  sender
+	work    sync.Pool // of *flowWork
 }
 
 // flowWork is the memory that one request needs.
@@ -46,7 +46,8 @@ func NewFlows(cfg Config, producer Producer, agents Agents, opts Options) (*Flow
 		return nil, err
 	}
 	opts.fill()
-	f := &Flows{cfg: cfg, producer: producer, agents: agents, opts: opts, metrics: newMetrics(opts.Registerer, "flows")}
+	f := &Flows{cfg: cfg, agents: agents, opts: opts, metrics: newMetrics(opts.Registerer, "flows")}
+	f.sender = sender{producer: producer, metrics: f.metrics, now: opts.Now, window: opts.DedupWindow, split: f.split}
 	f.work.New = func() any { return new(flowWork) }
 	return f, nil
 }
@@ -57,7 +58,8 @@ func NewFlows(cfg Config, producer Producer, agents Agents, opts Options) (*Flow
 func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
 	w := f.work.Get().(*flowWork)
 	defer f.work.Put(w)
-	received := f.cfg.firstReceipt(&req, f.opts.Now())
+	now := f.opts.Now()
+	received := f.cfg.firstReceipt(&req, now)
 	window := otlp.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, flowwire.Options{
 		Partitions: f.opts.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
@@ -72,18 +74,36 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 	}
 	flows := 0
 	w.batch = w.batch[:0]
+	from := request{Request: &req, received: received}
+	oversize := f.sender.oversizeAt(now)
 	for _, r := range records {
 		flows += r.Flows
-		w.batch = append(w.batch, outgoing(&req, received, r.Partition, r.Value, r.Value))
+		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Value, len(r.Value) >= oversize))
 	}
 	countReceived(f.metrics, flows, &rejected)
-	if err := f.metrics.produce(ctx, f.producer, w.batch, flows); err != nil {
+	if err := f.sender.send(ctx, &from, w.batch, flows); err != nil {
 		return otlpgrpc.Result{}, err
 	}
 	if rejected.Total() == 0 {
 		return otlpgrpc.Result{}, nil
 	}
 	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, f.opts.MaxRecordBytes)}, nil
+}
+
+// split is what the sender splits records of flows with.
+func (f *Flows) split(value []byte, size int) ([][]byte, error) {
+	var s flowwire.Splitter
+	records, rejected, err := s.Split(value, flowwire.Options{
+		Partitions: 1, Window: anyTime, MaxRecordBytes: f.opts.MaxRecordBytes, SplitBytes: size,
+	})
+	if err == nil && rejected.Total() > 0 {
+		err = errors.New(rejected.Message(anyTime, f.opts.MaxRecordBytes))
+	}
+	values := make([][]byte, len(records))
+	for i := range records {
+		values[i] = records[i].Value
+	}
+	return values, err
 }
 
 // maxAgentID is several times as long as ids are, and short enough to be told in an answer.

@@ -24,7 +24,6 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // Config is what an operator may set.
@@ -69,16 +68,20 @@ func (c Config) firstReceipt(req *otlpgrpc.Request, now time.Time) time.Time {
 	}
 }
 
-// Producer writes records to Kafka. Produce returns nil only when every record
-// is acknowledged by all in-sync replicas, and keeps nothing of batch.
+// Producer writes records to Kafka.
 type Producer interface {
+	// Produce returns nil only when every record is acknowledged by all in-sync replicas, and a
+	// kafka.TooLargeError when every record is but those that it names. It keeps nothing of batch.
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
+	// Unstorable tells operators of a record for which nothing can be done here.
+	Unstorable(partition int, err error)
 }
 
 // Options are set by code.
 type Options struct {
 	Partitions     int                   // of the topic
-	MaxRecordBytes int                   // larger parts are split; Kafka's own limit must lie above it
+	MaxRecordBytes int                   // larger parts are split; a span or flow that does not fit is rejected
+	DedupWindow    time.Duration         // in which the writers recognize equal records
 	Now            func() time.Time      // nil means time.Now
 	Registerer     prometheus.Registerer // nil means none
 }
@@ -91,11 +94,11 @@ func (o *Options) fill() {
 
 // Gateway consumes OTLP traces. Make it with New; its methods may be called concurrently.
 type Gateway struct {
-	cfg      Config
-	producer Producer
-	opts     Options
-	metrics  *metrics
-	work     sync.Pool // of *work
+	cfg     Config
+	opts    Options
+	metrics *metrics
+	sender  sender
+	work    sync.Pool // of *work
 }
 
 // work is the memory that one request needs.
@@ -110,7 +113,8 @@ func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
 		return nil, err
 	}
 	opts.fill()
-	g := &Gateway{cfg: cfg, producer: producer, opts: opts, metrics: newMetrics(opts.Registerer, "spans")}
+	g := &Gateway{cfg: cfg, opts: opts, metrics: newMetrics(opts.Registerer, "spans")}
+	g.sender = sender{producer: producer, metrics: g.metrics, now: opts.Now, window: opts.DedupWindow, split: g.split}
 	g.work.New = func() any { return new(work) }
 	return g, nil
 }
@@ -121,7 +125,8 @@ func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
 func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
 	w := g.work.Get().(*work)
 	defer g.work.Put(w)
-	received := g.cfg.firstReceipt(&req, g.opts.Now())
+	now := g.opts.Now()
+	received := g.cfg.firstReceipt(&req, now)
 	window := otlp.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, otlp.Options{
 		Partitions: g.opts.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
@@ -132,12 +137,14 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	}
 	spans := 0
 	w.batch = w.batch[:0]
+	from := request{Request: &req, received: received}
+	oversize := g.sender.oversizeAt(now)
 	for _, r := range records {
 		spans += r.Spans
-		w.batch = append(w.batch, outgoing(&req, received, r.Partition, r.Value, r.Content))
+		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Content, len(r.Value) >= oversize))
 	}
 	countReceived(g.metrics, spans, &rejected)
-	if err := g.metrics.produce(ctx, g.producer, w.batch, spans); err != nil {
+	if err := g.sender.send(ctx, &from, w.batch, spans); err != nil {
 		return otlpgrpc.Result{}, err
 	}
 	if rejected.Total() == 0 {
@@ -146,8 +153,18 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
 }
 
-// outgoing is one part of req as a record. Its hash is that of content.
-func outgoing(req *otlpgrpc.Request, received time.Time, partition int, value, content []byte) kafka.Outgoing {
-	meta := record.Meta{Agent: req.Agent, Received: received, Hash: record.HashOf(content), HasHash: true, Resend: req.Resend}
-	return kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()}
+// split is what the sender splits records of spans with.
+func (g *Gateway) split(value []byte, size int) ([][]byte, error) {
+	var s otlp.Splitter
+	records, rejected, err := s.Split(value, otlp.Options{
+		Partitions: 1, Window: anyTime, MaxRecordBytes: g.opts.MaxRecordBytes, SplitBytes: size,
+	})
+	if err == nil && rejected.Total() > 0 {
+		err = errors.New(rejected.Message(anyTime, g.opts.MaxRecordBytes))
+	}
+	values := make([][]byte, len(records))
+	for i := range records {
+		values[i] = records[i].Value
+	}
+	return values, err
 }

@@ -24,20 +24,32 @@ var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
 // log is a producer that keeps what it is given, or fails.
 type log struct {
-	records []kafka.Outgoing
-	err     error
+	records    []kafka.Outgoing
+	err        error
+	limit      int // of a record's bytes; 0 is none
+	unstorable int // reports of records that could not be split
 }
 
 func (l *log) Produce(_ context.Context, batch []kafka.Outgoing) error {
 	if l.err != nil {
 		return l.err
 	}
-	for _, r := range batch {
+	large := &kafka.TooLargeError{Cause: errors.New("message too large")}
+	for i, r := range batch {
+		if l.limit > 0 && len(r.Value) > l.limit {
+			large.Records = append(large.Records, i)
+			continue
+		}
 		r.Value = append([]byte(nil), r.Value...)
 		l.records = append(l.records, r)
 	}
+	if len(large.Records) > 0 {
+		return large
+	}
 	return nil
 }
+
+func (l *log) Unstorable(int, error) { l.unstorable++ }
 
 func request(t *testing.T, spans ...*tracepb.Span) []byte {
 	t.Helper()

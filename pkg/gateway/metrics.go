@@ -1,13 +1,10 @@
 package gateway
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
-
-	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
 // metrics counts spans, or flows, so that received = produced + failed + rejected once
@@ -19,6 +16,7 @@ type metrics struct {
 	failed    prometheus.Counter
 	malformed prometheus.Counter
 	foreign   prometheus.Counter
+	split     prometheus.Counter
 	rejected  *prometheus.CounterVec
 }
 
@@ -33,6 +31,7 @@ func newMetrics(reg prometheus.Registerer, what string) *metrics {
 		accepted: counter(what+"_received_total", "Received %s in well-formed requests, rejected ones included."),
 		produced: counter(what+"_produced_total", "Such %s that Kafka has acknowledged."),
 		failed:   counter(what+"_failed_total", "Such %s of requests that were answered with an error, for the client to send again."),
+		split:    counter(what+"_records_split_total", "Records with %s that were larger than the topic's max.message.bytes, and were split."),
 		rejected: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_gateway_" + what + "_rejected_total", Help: "Such " + what + " that were rejected by partial_success, by reason.",
 		}, []string{"reason"}),
@@ -55,17 +54,4 @@ type rejection[R fmt.Stringer] interface {
 func countReceived[R fmt.Stringer](m *metrics, accepted int, rejected rejection[R]) {
 	m.accepted.Add(float64(int64(accepted) + rejected.Total()))
 	rejected.Each(func(r R, n int64) { m.rejected.WithLabelValues(r.String()).Add(float64(n)) })
-}
-
-// produce hands batch, with so many spans or flows, to p.
-func (m *metrics) produce(ctx context.Context, p Producer, batch []kafka.Outgoing, n int) error {
-	if len(batch) == 0 {
-		return nil
-	}
-	if err := p.Produce(ctx, batch); err != nil {
-		m.failed.Add(float64(n))
-		return fmt.Errorf("produce %d %s: %w", n, m.what, err)
-	}
-	m.produced.Add(float64(n))
-	return nil
 }

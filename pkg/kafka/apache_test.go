@@ -60,8 +60,8 @@ func TestApacheKafka(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := producer.Produce(t.Context(), []kafka.Outgoing{{Value: noise(2 << 20)}})
-		if fault.ClassOf(err) != fault.Rejected {
-			t.Errorf("%s: Produce of 2 MiB of noise = %v, want class rejected", compression, err)
+		if !errors.Is(err, kafka.ErrTooLarge) || fault.ClassOf(err) != fault.Retryable {
+			t.Errorf("%s: Produce of 2 MiB of noise = %v, want an ErrTooLarge of class retryable", compression, err)
 		}
 		cancel()
 		running.Wait()

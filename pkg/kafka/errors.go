@@ -30,6 +30,25 @@ var ErrCommitUnknown = errors.New("it is not known whether the commit was carrie
 // ErrStopped says that the Producer does not run any more.
 var ErrStopped = errors.New("producer is stopped")
 
+// ErrTooLarge says that the topic takes no record as large as one of a batch. It
+// is wrapped by a TooLargeError.
+var ErrTooLarge = errors.New("record is larger than the topic takes")
+
+// TooLargeError is the answer to a batch of which the topic stored every record but
+// those that are larger than it takes (max.message.bytes). A smaller part of such a record may
+// be accepted. It is of class fault.Retryable: the topic's configuration may change.
+type TooLargeError struct {
+	Records []int // indexes into the batch, ascending
+	Cause   error // the broker's answer
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("%d records are larger than the topic takes (its max.message.bytes): %v", len(e.Records), e.Cause)
+}
+
+// Unwrap makes a TooLargeError an ErrTooLarge, and the broker's error.
+func (e *TooLargeError) Unwrap() []error { return []error{ErrTooLarge, e.Cause} }
+
 // CorruptError is a record batch in the log that cannot be read, however often
 // it is fetched. The records before it have been returned by an earlier Fetch.
 // Its class is fault.Rejected.
@@ -57,38 +76,20 @@ func codeError(code int16, message string) error {
 	return fmt.Errorf("%w (%s)", err, message)
 }
 
-// rejectedCode reports whether the same records would be refused again.
-func rejectedCode(code kafkago.Error) bool {
-	switch code {
-	case kafkago.MessageSizeTooLarge, kafkago.RecordListTooLarge, kafkago.InvalidTimestamp, kafkago.InvalidRecord:
-		return true
-	default:
-		return false
-	}
-}
-
 // tooLarge reports whether a smaller batch may be accepted.
 func tooLarge(err error) bool {
 	return errors.Is(err, kafkago.MessageSizeTooLarge) || errors.Is(err, kafkago.RecordListTooLarge)
 }
 
-// hopeless reports whether a produce error will not go away within seconds, so that
-// the caller should hear of it at once.
+// hopeless reports whether a produce error lasts until an operator acts, so that
+// the caller should hear of it at once. It says nothing about the records: size, policy,
+// clock, permission and configuration are the topic's.
 func hopeless(err error) bool {
 	var code kafkago.Error
 	if !errors.As(err, &code) {
 		return false // the network's
 	}
 	return !code.Temporary() && code != kafkago.Unknown && code != kafkago.BrokerNotAvailable
-}
-
-// classifyProduce gives a produce error its class.
-func classifyProduce(err error) error {
-	var code kafkago.Error
-	if errors.As(err, &code) && rejectedCode(code) {
-		return fault.As(fault.Rejected, err)
-	}
-	return err
 }
 
 // Kafka's codes that the library has no names for.

@@ -15,6 +15,7 @@ type metrics struct {
 	sentBytes       *prometheus.CounterVec
 	produceSeconds  *prometheus.HistogramVec
 	produceErrors   *prometheus.CounterVec
+	failing         *prometheus.GaugeVec
 	fetchedRecords  *prometheus.CounterVec
 	fetchedBytes    *prometheus.CounterVec
 	damaged         *prometheus.CounterVec
@@ -43,7 +44,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			// A broker on this machine answers in half a millisecond; 10 s is where giving up begins by default.
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"topic", "outcome"}),
-		produceErrors:  counter("produce_errors_total", "Batches that Kafka refused or that got no answer, by cause; most are sent again.", "topic", "cause"),
+		produceErrors: counter("produce_errors_total", "Batches that Kafka refused or that got no answer, by cause; most are sent again.", "topic", "cause"),
+		failing: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "metaflow", Subsystem: "kafka", Name: "failing_partitions",
+			Help: "Partitions whose records Kafka does not store at the moment, by cause, as /ready says; 1 where the cause is the topic's.",
+		}, []string{"topic", "cause"}),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
 		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
@@ -62,7 +67,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors,
+		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.failing,
 		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
 		m.topicChanges, m.truncated, m.unknownCommits,
 	} {
@@ -79,6 +84,7 @@ type topicMetrics struct {
 	records, bytes, sent prometheus.Counter
 	acknowledged, failed prometheus.Observer
 	errors               *prometheus.CounterVec // by cause
+	failing              *prometheus.GaugeVec   // by cause
 }
 
 func (m *metrics) ofTopic(topic string) topicMetrics {
@@ -89,6 +95,7 @@ func (m *metrics) ofTopic(topic string) topicMetrics {
 		acknowledged: m.produceSeconds.WithLabelValues(topic, "acknowledged"),
 		failed:       m.produceSeconds.WithLabelValues(topic, "failed"),
 		errors:       m.produceErrors.MustCurryWith(prometheus.Labels{"topic": topic}),
+		failing:      m.failing.MustCurryWith(prometheus.Labels{"topic": topic}),
 	}
 }
 

@@ -3,10 +3,9 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
-
-	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // ProducerOptions are set by code.
@@ -49,6 +48,7 @@ type Producer struct {
 	queues  []*queue      // by partition; nil when nothing was ever produced for it
 	leaders []int32       // by partition; nil when they have to be looked up
 	senders map[int32]int // alive, by the broker that they send to
+	unseen  failure       // of looking the topic up
 }
 
 // queue is what waits for one partition.
@@ -60,6 +60,7 @@ type queue struct {
 	limit     int     // records of the next flight at most, after one was too large; 0 means any number
 	attempt   int     // of the flight, or of finding the leader
 	notBefore time.Time
+	failing   failure
 }
 
 // entry is one record and the call that waits for it. The record is the
@@ -74,7 +75,9 @@ type call struct {
 	left    int           // entries not settled
 	gone    bool          // the caller does not wait any more
 	err     error         // first answer that is not worth another try
-	trouble error         // last answer that is
+	large   []*Outgoing   // too large for the topic, each alone
+	refusal error         // of the last of them
+	trouble error         // last answer that is worth another try
 	done    chan struct{} // closed when left is 0
 }
 
@@ -103,7 +106,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	p.wake()
 	p.mu.Unlock()
 
-	<-ctx.Done()
+	p.watch(ctx)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -117,10 +120,10 @@ func (p *Producer) Run(ctx context.Context) error {
 // Produce returns nil when all records are acknowledged by all in-sync
 // replicas. It tries until ctx ends, at most for Config.ProduceTimeout.
 //
-// After an error each record may have been stored, not stored, or stored
-// twice, unless the class is fault.Rejected: then Kafka refused at least one record
-// and will do so again. Every other error, a full disk or a missing permission included, has
-// class fault.Retryable.
+// A TooLargeError names the records that the topic does not take for their size; all
+// others are stored. After any other error each record may have been stored, not stored, or stored
+// twice. Every error has class fault.Retryable: what Kafka refuses, it refuses for its
+// configuration, policy, clock or permissions, and an operator can change those.
 //
 // The batch and all its bytes belong to Produce until it returns, and to the
 // caller afterwards, after an error too: what is still under way by then is a copy.
@@ -140,7 +143,7 @@ func (p *Producer) Produce(ctx context.Context, batch []Outgoing) error {
 func (p *Producer) produce(ctx context.Context, batch []Outgoing) error {
 	for i := range batch {
 		if n := batch[i].Partition; n < 0 || n > maxPartition {
-			return fault.As(fault.Rejected, fmt.Errorf("there is no partition %d", n))
+			return fmt.Errorf("there is no partition %d", n)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.client.cfg.ProduceTimeout)
@@ -152,10 +155,24 @@ func (p *Producer) produce(ctx context.Context, batch []Outgoing) error {
 	defer p.leave()
 	select {
 	case <-c.done:
-		return c.err
+		return c.result(batch)
 	case <-ctx.Done():
-		return p.withdraw(ctx, c)
+		return p.withdraw(ctx, c, batch)
 	}
+}
+
+// result is what became of batch, once all of it is settled.
+func (c *call) result(batch []Outgoing) error {
+	if c.err != nil || len(c.large) == 0 {
+		return c.err
+	}
+	refused := &TooLargeError{Cause: c.refusal}
+	for i := range batch {
+		if slices.Contains(c.large, &batch[i]) {
+			refused.Records = append(refused.Records, i)
+		}
+	}
+	return refused
 }
 
 // maxPartition only keeps a wild number from making a wild slice. Kafka has no
@@ -197,11 +214,11 @@ func (p *Producer) queue(partition int) *queue {
 
 // withdraw takes back what has not been sent, and makes sure that nobody reads
 // the caller's bytes any more.
-func (p *Producer) withdraw(ctx context.Context, c *call) error {
+func (p *Producer) withdraw(ctx context.Context, c *call, batch []Outgoing) error {
 	p.mu.Lock()
 	if c.left == 0 { // settled in the same moment
 		p.mu.Unlock()
-		return c.err
+		return c.result(batch)
 	}
 	c.gone = true
 	var encoding []<-chan struct{}
@@ -243,8 +260,11 @@ func forget(entries []entry, c *call) []entry {
 // settle ends e with err, or with success. The caller holds mu.
 func (e entry) settle(err error) {
 	c := e.call
-	if err != nil && (c.err == nil || (fault.ClassOf(c.err) == fault.Rejected && fault.ClassOf(err) != fault.Rejected)) {
-		c.err = err // what may yet succeed must not be reported as refused
+	switch {
+	case tooLarge(err):
+		c.large, c.refusal = append(c.large, e.out), err
+	case c.err == nil:
+		c.err = err
 	}
 	if c.left--; c.left == 0 {
 		close(c.done)

@@ -222,6 +222,9 @@ func (p *Producer) settle(leader int32, work []*flight, answer *produce.Response
 func (p *Producer) land(f *flight, err error) {
 	q := f.queue
 	q.busy = false
+	if !tooLarge(err) { // whether that is a failure is for the caller to say, who may split the record
+		q.failing.note(err, time.Now())
+	}
 	switch {
 	case err == nil:
 		q.limit = 0
@@ -231,7 +234,7 @@ func (p *Producer) land(f *flight, err error) {
 		q.split(f)
 	case hopeless(err):
 		p.metrics.errors.WithLabelValues(cause(err)).Inc()
-		q.end(f, classifyProduce(err))
+		q.end(f, err)
 	case !f.wanted():
 		q.end(f, err)
 	default:
@@ -314,6 +317,7 @@ func (p *Producer) find() {
 
 // lost handles a partition whose leader was not found. The caller holds mu.
 func (p *Producer) lost(q *queue, err error) {
+	q.failing.note(err, time.Now())
 	if !hopeless(err) {
 		p.client.suspect(err)
 		p.delay(q, err)

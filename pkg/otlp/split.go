@@ -66,6 +66,15 @@ type Options struct {
 	Partitions     int    // at least 1
 	Window         Window // in which spans must lie
 	MaxRecordBytes int    // no record's value is larger
+	SplitBytes     int    // a record with a larger value holds one span; 0 means MaxRecordBytes
+}
+
+// splitBytes is where records are split.
+func (o *Options) splitBytes() int {
+	if o.SplitBytes > 0 {
+		return min(o.SplitBytes, o.MaxRecordBytes)
+	}
+	return o.MaxRecordBytes
 }
 
 // What the records of a request may have together is repeats times the bytes of the request, and spare bytes more. A
@@ -78,7 +87,7 @@ const (
 )
 
 // Split validates req and returns its spans as records: one for each partition
-// that occurs, in ascending order of partitions, or more where MaxRecordBytes forces it.
+// that occurs, in ascending order of partitions, or more where SplitBytes forces it.
 // Within a record spans keep their order, resource and scope stand once for
 // each run of their spans. The same req under the same options always gives the same bytes,
 // which is what the content hash and with it deduplication rest on. The records' Content does
@@ -97,7 +106,7 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	s.reserve(req)
 	s.budget = repeats*len(req) + spare
 	for p := range opts.Partitions {
-		s.writePartition(req, p, opts.MaxRecordBytes, &rejected)
+		s.writePartition(req, p, opts.splitBytes(), &rejected)
 	}
 	return s.records, rejected, nil
 }
@@ -277,14 +286,14 @@ func (s *Splitter) reserve(req []byte) {
 
 // writePartition writes the records of partition p. Spans for which nothing is left of the budget are rejected.
 // Where one record ends and the next begins depends on all spans, those out of the window included.
-func (s *Splitter) writePartition(req []byte, p, maxRecordBytes int, rejected *Rejected) {
+func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejected) {
 	s.groups = s.groups[:0]
 	total, spans, late := 0, 0, 0 // of the record so far; total is an upper bound
 	for o := s.starts[p]; o < s.starts[p+1]; o++ {
 		sp := &s.spans[s.order[o]]
 		size := sp.to - sp.from
 		added := size + s.overhead(sp.scope)
-		if total+added > maxRecordBytes && spans > 0 {
+		if total+added > splitBytes && spans > 0 {
 			s.writeRecord(req, p, spans, late)
 			s.groups, total, spans, late = s.groups[:0], 0, 0, 0
 			added = size + s.overhead(sp.scope)

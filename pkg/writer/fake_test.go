@@ -343,7 +343,7 @@ type letters struct {
 func (d *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
 	for _, o := range batch {
 		if d.max > 0 && len(o.Value) > d.max {
-			return fault.As(fault.Rejected, errors.New("message too large"))
+			return kafka.ErrTooLarge
 		}
 		var l record.DeadLetter
 		for _, h := range o.Headers {

@@ -2,6 +2,7 @@ package writer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -69,20 +70,20 @@ func (p *partition) finishBatch(ctx context.Context) error {
 	return nil
 }
 
-// produceDead hands over the dead letters that are not yet. When Kafka refuses
-// some of them they go one by one, and one that is refused alone goes without its
+// produceDead hands over the dead letters that are not yet. When some of them are larger than the
+// topic takes they go one by one, and one that is refused alone goes without its
 // value: a letter that is too large must not stop the partition for ever. Those that
 // Kafka took at first are there twice then, which replaying does not mind.
 func (p *partition) produceDead(ctx context.Context) error {
 	b := p.batch
 	err := p.dead.Produce(ctx, b.dead[b.deadSent:])
-	if fault.ClassOf(err) != fault.Rejected {
+	if !errors.Is(err, kafka.ErrTooLarge) {
 		return err
 	}
 	for ; b.deadSent < len(b.dead); b.deadSent++ {
 		letter := &b.dead[b.deadSent]
 		err := p.dead.Produce(ctx, []kafka.Outgoing{*letter})
-		if fault.ClassOf(err) == fault.Rejected && len(letter.Value) > 0 {
+		if errors.Is(err, kafka.ErrTooLarge) && len(letter.Value) > 0 {
 			p.log.Error("kafka refuses a dead letter, so its value is left out", "error", err, "bytes", len(letter.Value))
 			p.metrics.truncated.Inc()
 			*letter = truncated(letter, err)

@@ -399,7 +399,7 @@ func TestRefusedDeadLetterIsTruncated(t *testing.T) {
 		}
 		want := map[string]int{
 			"0 0 malformed protobuf": 2, // once before the other was refused
-			"1 140 malformed protobuf; the value is left out: message too large": 1,
+			"1 140 malformed protobuf; the value is left out: record is larger than the topic takes": 1,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)

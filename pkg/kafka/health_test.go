@@ -1,0 +1,88 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+// eventually waits until check succeeds.
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for err := check(); err != nil; err = check() {
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// What needs an operator is told as long as it lasts, and no longer.
+func TestReadySaysWhatKafkaRefuses(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 3)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	if err := producer.Ready(t.Context()); err != nil {
+		t.Errorf("Ready at first = %v", err)
+	}
+	refuse(cluster, kerr.TopicAuthorizationFailed, 2)
+	for _, partition := range []int{1, 2} { // one after the other: both could travel in one request
+		if err := producer.Produce(t.Context(), numbered(partition, "a", 1)); err == nil {
+			t.Error("Produce without permission succeeds")
+		}
+	}
+	err := producer.Ready(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "topic "+topic+": partitions 1 2: [29] Topic Authorization Failed") {
+		t.Errorf("Ready = %v", err)
+	}
+	for _, partition := range []int{1, 2} {
+		if err := producer.Produce(t.Context(), numbered(partition, "a", 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := producer.Ready(t.Context()); err != nil {
+		t.Errorf("Ready after a success = %v", err)
+	}
+
+	producer.Unstorable(0, &kafka.TooLargeError{Records: []int{0}, Cause: kafkago.MessageSizeTooLarge})
+	if err := producer.Produce(t.Context(), numbered(0, "a", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := producer.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "larger than the topic takes") {
+		t.Errorf("Ready with a span that the topic does not take = %v", err)
+	}
+}
+
+// A short outage is none to report: leaders move and brokers restart.
+func TestReadyIsPatient(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 1)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	refuse(cluster, kerr.NotEnoughReplicas, -1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() { done <- producer.Produce(ctx, numbered(0, "a", 1)) }()
+	if err := producer.Ready(t.Context()); err != nil {
+		t.Errorf("Ready within a second = %v", err)
+	}
+	eventually(t, func() error {
+		err := producer.Ready(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "partitions 0: [19] Not Enough Replicas") {
+			return errors.New("Ready does not name the cause")
+		}
+		return nil
+	})
+	cancel()
+	<-done
+}
