@@ -106,6 +106,7 @@ func (c *Claim) commit(ctx context.Context, p Position) error {
 	case sent && !definite(err):
 		c.doubtful = true
 		c.group.doubtful.Store(true)
+		c.group.client.metrics.unknownCommits.WithLabelValues(c.group.id).Inc()
 		c.group.log.Warn("a commit had no answer, so this member joins the group under a new id",
 			"partition", c.partition, "offset", p.Offset, "error", err)
 		return fault.As(fault.Fenced, fmt.Errorf("%w: %w", ErrCommitUnknown, err))

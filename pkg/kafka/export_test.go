@@ -1,6 +1,10 @@
 package kafka
 
-import "time"
+import (
+	"context"
+	"net"
+	"time"
+)
 
 // MemberID returns the id by which the coordinator knows the owner of c.
 func MemberID(c *Claim) string { return c.gen.member }
@@ -22,4 +26,16 @@ func (p *Producer) Held() int {
 		}
 	}
 	return held
+}
+
+// Intercept has wrap stand between the client and each of its connections. It is called
+// before the first request.
+func (c *Client) Intercept(wrap func(net.Conn) net.Conn) {
+	c.transport.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := c.dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(conn), nil
+	}
 }

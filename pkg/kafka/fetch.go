@@ -116,7 +116,9 @@ func (r *fetchRequest) encode(version int16) []byte {
 	b = appendInt32(b, -1) // replica: none, a consumer
 	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
 	b = appendInt32(b, 1) // at least one byte, or maxWait
-	b = appendInt32(b, r.maxBytes)
+	// The partition's bound is the one that counts. The embedded broker names no aborted
+	// transactions when the bound of the whole answer is met.
+	b = appendInt32(b, maxResponse)
 	b = append(b, readCommitted)
 	b = appendInt32(b, 0)  // session: none
 	b = appendInt32(b, -1) // session epoch: none
@@ -310,6 +312,7 @@ func (f *fetcher) waitForQuota(ctx context.Context, offset int64, maxWait time.D
 
 // locate looks the partition's leader up, and whether the topic is still the one wanted.
 func (f *fetcher) locate(ctx context.Context) error {
+	f.known = false
 	state, err := f.client.describe(ctx, f.topic)
 	if errors.Is(err, kafkago.UnknownTopicOrPartition) && f.fixed && !f.id.IsZero() {
 		return fmt.Errorf("%w (%w)", ErrTopicChanged, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,11 +40,20 @@ type member struct {
 // startMember joins the group. last is what each handler does after its context ended; nil is nothing.
 func startMember(t *testing.T, client *kafka.Client, last func(*kafka.Claim)) *member {
 	t.Helper()
+	return startMemberOf(t, client, topic, last)
+}
+
+var memberOptions = kafka.GroupOptions{
+	SessionTimeout: time.Second, RebalanceTimeout: 10 * time.Second, Heartbeat: 50 * time.Millisecond,
+}
+
+// startMemberOf does so for any topic, whose group has its name, except that of topic.
+func startMemberOf(t *testing.T, client *kafka.Client, topic string, last func(*kafka.Claim)) *member {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &member{t: t, cancel: cancel, done: make(chan error, 1), claims: map[int]*kafka.Claim{}, change: make(chan struct{})}
-	group := client.NewGroup(groupID, topic, kafka.GroupOptions{
-		SessionTimeout: time.Second, RebalanceTimeout: 10 * time.Second, Heartbeat: 50 * time.Millisecond,
-	})
+	group := client.NewGroup(groupOf(topic), topic, memberOptions)
+	group.Watch(50 * time.Millisecond)
 	go func() {
 		m.done <- group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error {
 			m.set(c.Partition(), c)
@@ -57,6 +67,13 @@ func startMember(t *testing.T, client *kafka.Client, last func(*kafka.Claim)) *m
 	}()
 	t.Cleanup(m.stop)
 	return m
+}
+
+func groupOf(name string) string {
+	if name == topic {
+		return groupID
+	}
+	return name
 }
 
 func (m *member) stop() {
@@ -81,16 +98,20 @@ func (m *member) set(partition int, c *kafka.Claim) {
 	m.change = make(chan struct{})
 }
 
+// now returns the partitions that the member owns.
+func (m *member) now() map[int]*kafka.Claim {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.claims)
+}
+
 // await waits until the member owns exactly n partitions, and returns them.
 func (m *member) await(n int) map[int]*kafka.Claim {
 	m.t.Helper()
 	timeout := time.After(patience)
 	for {
 		m.mu.Lock()
-		claims, change := map[int]*kafka.Claim{}, m.change
-		for p, c := range m.claims {
-			claims[p] = c
-		}
+		claims, change := maps.Clone(m.claims), m.change
 		m.mu.Unlock()
 		if len(claims) == n {
 			return claims
@@ -320,7 +341,6 @@ func TestMorePartitionsAreNoticed(t *testing.T) {
 	if _, err := req.RequestWith(ctx, newFranz(t, cluster)); err != nil {
 		t.Fatal(err)
 	}
-	client.Close() // forgets what it knows of the topic, as it does from time to time
 	for range 3 {
 		select {
 		case p := <-assigned:

@@ -124,7 +124,6 @@ func (m *metrics) committed(group string, err error) {
 	switch {
 	case errors.Is(err, ErrCommitUnknown):
 		outcome = "unknown"
-		m.unknownCommits.WithLabelValues(group).Inc()
 	case err != nil:
 		outcome = "failed"
 	}

@@ -138,7 +138,8 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 		return Position{}, err
 	}
 	err := codeError(code, "")
-	if topicUnknown(err) || (err == nil && !byID && !c.fetcher.id.IsZero()) {
+	// By name, it may be another topic's; and that there is nothing must be certain.
+	if topicUnknown(err) || (err == nil && !c.fetcher.id.IsZero() && (!byID || p.Offset < 0)) {
 		err = errors.Join(err, c.changed(ctx))
 	}
 	if err != nil {

@@ -116,6 +116,11 @@ func (b *Broker) Restart() {
 	}
 }
 
+// LogDir is where a partition's files are.
+func (b *Broker) LogDir(topic string, partition int) string {
+	return filepath.Join(b.dir, "data", topic+"-"+strconv.Itoa(partition))
+}
+
 func (b *Broker) properties() string { return filepath.Join(b.dir, "server.properties") }
 
 // java returns a program out of the jars. It must start fast rather than run fast.

@@ -1,0 +1,148 @@
+package kafka_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+// Apache Kafka treats a group, its topic and its commits as the embedded broker does.
+func TestApacheKafkaGroup(t *testing.T) {
+	broker := apachekafka.Start(t, "group.min.session.timeout.ms=1000", "transaction.state.log.num.partitions=1")
+	brokers := []string{broker.Addr()}
+	t.Run("topic", func(t *testing.T) { topicIsFollowed(t, brokers) })
+	t.Run("late commit", func(t *testing.T) { lateCommitIsRefused(t, brokers) })
+	t.Run("transactions", func(t *testing.T) { readCommitted(t, brokers) })
+	t.Run("quota", func(t *testing.T) { realQuota(t, brokers) })
+	t.Run("truncation", func(t *testing.T) { realTruncation(t, broker) })
+}
+
+func realQuota(t *testing.T, brokers []string) {
+	name := topicName(t)
+	admin := adminOf(t, brokers)
+	admin.create(name, 1)
+	client, _ := clientOf(t, brokers)
+	produceTo(t, admin, name, 20, 20_000)
+	limit := func(bytes float64) {
+		t.Helper()
+		req, entry := kmsg.NewPtrAlterClientQuotasRequest(), kmsg.NewAlterClientQuotasRequestEntry()
+		entity, op := kmsg.NewAlterClientQuotasRequestEntryEntity(), kmsg.NewAlterClientQuotasRequestEntryOp()
+		entity.Type, entity.Name = "client-id", kmsg.StringPtr("metaflow")
+		op.Key, op.Value, op.Remove = "consumer_byte_rate", bytes, bytes == 0
+		entry.Entity, entry.Ops = append(entry.Entity, entity), append(entry.Ops, op)
+		req.Entries = append(req.Entries, entry)
+		res, err := req.RequestWith(t.Context(), admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		admin.check(res.Entries[0].ErrorCode, nil)
+	}
+	claim := startMemberOf(t, client, name, nil).await(1)[0]
+	limit(25_000)
+	begun := time.Now()
+	if got := fetchSome(t, claim, 0, 20, 50_000); len(got) != 20 {
+		t.Errorf("%d records were read, want 20", len(got))
+	}
+	if took := time.Since(begun); took < time.Second {
+		t.Errorf("400 KB came within %s, so the quota was never used up", took)
+	}
+	limit(0)
+}
+
+// produceTo writes n records of noise, each a batch.
+func produceTo(t *testing.T, producer admin, name string, n, bytes int) {
+	t.Helper()
+	for range n {
+		record := &kgo.Record{Topic: name, Value: noise(bytes)}
+		if err := producer.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A broker without replicas loses the end of its log, as at a power cut, and gets other
+// records in its place.
+func realTruncation(t *testing.T, broker *apachekafka.Broker) {
+	name := topicName(t)
+	brokers := []string{broker.Addr()}
+	admin := adminOf(t, brokers)
+	admin.create(name, 1)
+	client, _ := clientOf(t, brokers)
+	produceTo(t, admin, name, 10, 10)
+	m := startMemberOf(t, client, name, nil)
+	claim := m.await(1)[0]
+	if got := fetchValues(t, claim, 0, 10); len(got) != 10 {
+		t.Fatalf("%d records were read", len(got))
+	}
+	b, err := claim.Fetch(t.Context(), 9, 1<<20, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed := kafka.Position{Offset: 10, LeaderEpoch: b.LeaderEpoch, Metadata: "before"}
+	if err := claim.CommitPosition(t.Context(), committed); err != nil {
+		t.Fatal(err)
+	}
+
+	broker.Kill()
+	cutLog(t, filepath.Join(broker.LogDir(name, 0), "00000000000000000000.log"), 6)
+	broker.Restart()
+	produceTo(t, admin, name, 7, 10)
+
+	// The claim that has read them notices.
+	wait := time.Now().Add(patience)
+	for {
+		_, err = claim.Fetch(t.Context(), 10, 1<<20, time.Second)
+		if errors.Is(err, kafka.ErrTruncated) {
+			break
+		}
+		if err == nil || time.Now().After(wait) {
+			t.Fatalf("Fetch from where it had read = %v, want ErrTruncated", err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if end, err := claim.EpochEnd(t.Context(), committed.LeaderEpoch); end != 6 || err != nil {
+		t.Errorf("EpochEnd = %d, %v; want 6", end, err)
+	}
+	if got := fetchValues(t, claim, 6, 13); len(got) != 7 {
+		t.Errorf("%d records were read from there, want 7", len(got))
+	}
+
+	// So does one that has only what the group has committed.
+	m.stop()
+	next := startMemberOf(t, client, name, nil).await(1)[0]
+	if got, err := next.Position(t.Context()); got != committed || err != nil {
+		t.Errorf("Position = %+v, %v; want %+v", got, err, committed)
+	}
+	if _, err := next.Fetch(t.Context(), 10, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
+		t.Errorf("Fetch from what was committed = %v, want ErrTruncated", err)
+	}
+	if diff := cmp.Diff(claim.TopicID(), next.TopicID()); diff != "" {
+		t.Errorf("the topic is another one:\n%s", diff)
+	}
+}
+
+// cutLog leaves the first batches of a segment.
+func cutLog(t *testing.T, file string, batches int) {
+	t.Helper()
+	b, err := os.ReadFile(file) //nolint:gosec // of the test's own broker
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := 0
+	for range batches {
+		size += 12 + int(binary.BigEndian.Uint32(b[size+8:]))
+	}
+	if err := os.Truncate(file, int64(size)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,70 @@
+package kafka_test
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+// A broker whose quota is used up answers a fetch at once, with how long to wait and nothing
+// else, and reads nothing from the connection meanwhile.
+func TestQuotaIsWaitedOut(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 1)
+	if err := startProducer(t, client, kafka.ProducerOptions{}).Produce(t.Context(), numbered(0, "a", 3)); err != nil {
+		t.Fatal(err)
+	}
+	const throttle = 300 * time.Millisecond
+	var refusals, fetches atomic.Int32
+	cluster.ControlKey(int16(kmsg.Fetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		fetches.Add(1)
+		if refusals.Add(-1) < 0 {
+			return nil, nil, false
+		}
+		res := req.ResponseKind().(*kmsg.FetchResponse)
+		res.ThrottleMillis = int32(throttle.Milliseconds())
+		return res, nil, true
+	})
+	claim := startMember(t, client, nil).await(1)[0]
+
+	// Nothing is known of the log yet, so there is no answer before the broker's.
+	refusals.Store(2)
+	begun := time.Now()
+	b, err := claim.Fetch(t.Context(), 0, 1<<20, 10*time.Millisecond)
+	if diff := cmp.Diff([]string{"a-0", "a-1", "a-2"}, values(b.Records)); diff != "" || err != nil {
+		t.Errorf("(-want +got):\n%s%v", diff, err)
+	}
+	if took := time.Since(begun); took < 2*throttle {
+		t.Errorf("it took %s, but the quota was used up for %s", took, 2*throttle)
+	}
+
+	// Later, a caller who does not wait so long is told that there is nothing now.
+	refusals.Store(1)
+	fetches.Store(0)
+	begun = time.Now()
+	for empty := 0; ; empty++ {
+		b, err := claim.Fetch(t.Context(), 0, 1<<20, 10*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.HighWatermark != 3 {
+			t.Errorf("HighWatermark = %d, want 3", b.HighWatermark)
+		}
+		if len(b.Records) > 0 {
+			if took := time.Since(begun); took < throttle || empty == 0 {
+				t.Errorf("records came after %s and %d times of nothing; the quota was used up for %s", took, empty, throttle)
+			}
+			break
+		}
+	}
+	if n := fetches.Load(); n != 2 {
+		t.Errorf("%d requests were sent, want one that is refused and one that is not", n)
+	}
+}

@@ -1,0 +1,161 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+)
+
+// A new leader has fewer records than the one before, and has got others since: offsets alone
+// would not tell. The embedded broker never loses any, so it is made to say that an epoch
+// ends earlier.
+func TestTruncationIsNoticed(t *testing.T) {
+	cluster := startCluster(t, kfake.NumBrokers(2))
+	client, reg := clientOf(t, cluster.ListenAddrs())
+	createTopic(t, client, 1)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	produce := func(prefix string, n int) {
+		t.Helper()
+		if err := producer.Produce(t.Context(), numbered(0, prefix, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leader := cluster.LeaderFor(topic, 0)
+	moveLeader := func() {
+		t.Helper()
+		leader = 1 - leader
+		if err := cluster.MoveTopicPartition(topic, 0, leader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var asked atomic.Int32
+	var lostFrom atomic.Int64 // what is said of the first epoch; 0 is the truth
+	cluster.ControlKey(int16(kmsg.OffsetForLeaderEpoch), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		asked.Add(1)
+		req := kreq.(*kmsg.OffsetForLeaderEpochRequest)
+		if lostFrom.Load() == 0 || req.Topics[0].Partitions[0].LeaderEpoch != 0 {
+			return nil, nil, false
+		}
+		res := req.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
+		rt, rp := kmsg.NewOffsetForLeaderEpochResponseTopic(), kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
+		rt.Topic, rp.EndOffset = topic, lostFrom.Load()
+		rt.Partitions = append(rt.Partitions, rp)
+		res.Topics = append(res.Topics, rt)
+		return res, nil, true
+	})
+
+	produce("a", 10)
+	claim := startMember(t, client, nil).await(1)[0]
+	if got := fetchValues(t, claim, 0, 10); len(got) != 10 {
+		t.Fatalf("fetched %q", got)
+	}
+	if b, err := claim.Fetch(t.Context(), 0, 1<<20, time.Second); err != nil || b.LeaderEpoch != 0 {
+		t.Errorf("Fetch = %+v, %v; want leader epoch 0", b, err)
+	}
+	if asked.Load() != 0 {
+		t.Error("the end of an epoch was asked for without need")
+	}
+
+	// An election that loses nothing: it is looked at once, and reading goes on.
+	moveLeader()
+	produce("b", 5)
+	if diff := cmp.Diff([]string{"b-0", "b-1", "b-2", "b-3", "b-4"}, fetchValues(t, claim, 10, 15)); diff != "" {
+		t.Errorf("after an election (-want +got):\n%s", diff)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("the end of the epoch was asked for %d times, want once", n)
+	}
+	if end, err := claim.EpochEnd(t.Context(), 0); end != 10 || err != nil {
+		t.Errorf("EpochEnd of the first epoch = %d, %v; want 10", end, err)
+	}
+	if end, err := claim.EpochEnd(t.Context(), 1); end != 15 || err != nil {
+		t.Errorf("EpochEnd of the present epoch = %d, %v; want 15", end, err)
+	}
+	if end, err := claim.EpochEnd(t.Context(), -1); end != -1 || err != nil {
+		t.Errorf("EpochEnd of no epoch = %d, %v; want -1", end, err)
+	}
+
+	// The group has committed what is not there any more.
+	committed := kafka.Position{Offset: 10, LeaderEpoch: 0}
+	if err := claim.CommitPosition(t.Context(), committed); err != nil {
+		t.Fatal(err)
+	}
+	lostFrom.Store(6)
+	if got, err := claim.Position(t.Context()); got != committed || err != nil {
+		t.Errorf("Position = %+v, %v; want %+v", got, err, committed)
+	}
+	for range 2 { // it does not go away by trying again
+		if _, err := claim.Fetch(t.Context(), 10, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
+			t.Errorf("Fetch from what was committed = %v, want ErrTruncated", err)
+		}
+	}
+	// Reading what comes before does not hide it.
+	if got := fetchSome(t, claim, 0, 10, 1); len(got) != 10 {
+		t.Errorf("fetched %q", got)
+	}
+	if _, err := claim.Fetch(t.Context(), 10, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
+		t.Errorf("Fetch after reading what comes before = %v, want ErrTruncated", err)
+	}
+	if got := fetchValues(t, claim, 6, 15); len(got) != 9 {
+		t.Errorf("from the end of the epoch: %q", got)
+	}
+	claim.Seek(kafka.Position{Offset: 10, LeaderEpoch: -1})
+	if _, err := claim.Fetch(t.Context(), 10, 1<<20, time.Second); err != nil {
+		t.Errorf("Fetch from a position that rests on nothing = %v", err)
+	}
+
+	// What was fetched a moment ago is gone.
+	if got := fetchValues(t, claim, 0, 15); len(got) != 15 {
+		t.Fatalf("fetched %q", got)
+	}
+	claim.Seek(kafka.Position{Offset: 15, LeaderEpoch: 0})
+	moveLeader()
+	if _, err := claim.Fetch(t.Context(), 15, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
+		t.Errorf("Fetch after an election that lost records = %v, want ErrTruncated", err)
+	}
+	// A log whose leader knows no epoch as late as that of the position is another one.
+	claim.Seek(kafka.Position{Offset: 3, LeaderEpoch: 99})
+	if _, err := claim.Fetch(t.Context(), 3, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
+		t.Errorf("Fetch by an epoch of the future = %v, want ErrTruncated", err)
+	}
+	expected := `# HELP metaflow_kafka_truncations_total Fetches that found records lost which were read before.
+# TYPE metaflow_kafka_truncations_total counter
+metaflow_kafka_truncations_total{group="` + groupID + `"} 5
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(expected), "metaflow_kafka_truncations_total"); err != nil {
+		t.Error(err)
+	}
+}
+
+// fetchValues reads from an offset up to another one.
+func fetchValues(t *testing.T, c *kafka.Claim, from, to int64) []string {
+	t.Helper()
+	return fetchSome(t, c, from, to, 1<<20)
+}
+
+func fetchSome(t *testing.T, c *kafka.Claim, from, to int64, maxBytes int) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var all []string
+	for from < to {
+		b, err := c.Fetch(ctx, from, maxBytes, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, values(b.Records)...)
+		from = b.Next
+	}
+	return all
+}
