@@ -62,7 +62,8 @@ type Follower struct {
 	from  Log
 	sink  Sink
 	log   *slog.Logger
-	next  int64 // offset of the next record; unknown before the first answer
+	next  int64         // offset of the next record; unknown before the first answer
+	id    kafka.TopicID // of the log that was read; zero before the first records
 }
 
 // New returns a Follower that has read nothing. A nil logger logs nothing.
@@ -104,13 +105,16 @@ func (f *Follower) Run(ctx context.Context) error {
 // advance reads once.
 func (f *Follower) advance(ctx context.Context) error {
 	batch, err := f.fetch(ctx)
+	if err == nil && !f.id.IsZero() && !batch.TopicID.IsZero() && batch.TopicID != f.id {
+		err = kafka.ErrTopicChanged
+	}
 	var corrupt *kafka.CorruptError
 	switch {
-	case errors.Is(err, kafka.ErrOffsetOutOfRange):
+	case errors.Is(err, kafka.ErrOffsetOutOfRange), errors.Is(err, kafka.ErrTopicChanged):
 		// This is not the log that was read before: somebody has deleted the topic, or the
 		// brokers lost its end. What counts is what the log says now.
-		f.log.Error("topic is not the one that was read, reading it anew", slog.String("topic", f.topic))
-		f.next = unknown
+		f.log.Error("topic is not the one that was read, reading it anew", slog.String("topic", f.topic), slog.Any("error", err))
+		f.next, f.id = unknown, kafka.TopicID{}
 		f.sink.Forget(err)
 		return err
 	case errors.As(err, &corrupt):
@@ -123,6 +127,9 @@ func (f *Follower) advance(ctx context.Context) error {
 		return err
 	}
 	f.next = batch.Next
+	if !batch.TopicID.IsZero() {
+		f.id = batch.TopicID
+	}
 	f.sink.Take(Step{Records: batch.Records, Next: batch.Next, AtEnd: batch.Next >= batch.HighWatermark})
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 
 	kafkago "github.com/segmentio/kafka-go"
 
@@ -151,6 +152,16 @@ func classifyGroup(err error) error {
 	default:
 		return err
 	}
+}
+
+// timedOut reports whether there was no answer in time.
+func timedOut(err error) bool {
+	var code kafkago.Error
+	if errors.As(err, &code) {
+		return false // an answer
+	}
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || (errors.As(err, &timeout) && timeout.Timeout())
 }
 
 // cause is the short word for err in a metric's label.

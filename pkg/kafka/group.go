@@ -66,6 +66,21 @@ const (
 // The same holds when Run's context ends, except that step 3 leaves the group.
 // When the coordinator cannot be reached, the generation goes on until the session
 // timeout has passed since its last answer, because only then may others have our partitions.
+//
+// # When the topic changes
+//
+// Every member asks a broker for the topic every two seconds. When it has more or fewer
+// partitions, is gone, or has another id because it was created anew, the member's generation
+// ends and it joins again. It says in the request which topic it has seen; the coordinator makes
+// a new generation because that is not what it said before. While there is no topic,
+// nobody has partitions.
+//
+// # When a commit has no answer
+//
+// It may be carried out later: accepted, when it carries the current generation and the id of a
+// member. A follower that joins again as itself may be given the same generation. So the member leaves
+// the group and joins it as a new one, which always makes a new generation: after that the
+// coordinator refuses the old commit, and before it the commit shows in Claim.Position.
 type Group struct {
 	client *Client
 	id     string
@@ -142,6 +157,10 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			continue
 		}
 		g.client.suspect(err)
+		if timedOut(err) { // the others take their time, or a connection is dead
+			g.log.Info("asking the consumer group again", "error", err)
+			continue
+		}
 		g.log.Warn("joining the consumer group again", "error", err)
 		_ = sleep(ctx, backoff(max(attempt, 0)))
 	}

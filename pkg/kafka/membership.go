@@ -44,13 +44,7 @@ func (g *Group) join(ctx context.Context) (generation, error) {
 		}
 		sync.Assignments = assign(g.topic, len(g.view.partitions), joined.Members)
 	}
-	// The others wait for the leader, who may be slow or dead. Who asks again gets the
-	// same answer.
-	sent := time.Now()
-	answer, err := g.requests(g.opts.SessionTimeout).SyncGroup(ctx, sync)
-	if err == nil {
-		err = answer.Error
-	}
+	answer, sent, err := g.syncGroup(ctx, sync)
 	if err != nil {
 		return generation{}, fmt.Errorf("sync group %s: %w", g.id, err)
 	}
@@ -67,6 +61,23 @@ func (g *Group) join(ctx context.Context) (generation, error) {
 	}
 	gen.view = g.view
 	return gen, nil
+}
+
+// syncGroup asks for our partitions, and says when it did. The coordinator answers when the
+// leader, who may be slow or dead, has shared them out. Who asks again gets the same answer, and
+// shows that he lives.
+func (g *Group) syncGroup(ctx context.Context, req *kafkago.SyncGroupRequest) (answer *kafkago.SyncGroupResponse, sent time.Time, err error) {
+	for range heartbeatTries {
+		sent = time.Now()
+		answer, err = g.requests(g.opts.SessionTimeout/heartbeatTries).SyncGroup(ctx, req)
+		if err == nil {
+			return answer, sent, answer.Error
+		}
+		if !timedOut(err) {
+			break
+		}
+	}
+	return nil, sent, err
 }
 
 // look asks for the topic as it is now. Without one the group goes on, with no partitions.
@@ -101,8 +112,8 @@ func (g *Group) see(view topicState) bool {
 }
 
 // joinGroup asks for membership. The coordinator answers when all members have
-// asked, or the rebalance timeout has passed. When that takes longer than the session timeout we
-// ask again, as the member that we are by then: the connection may be dead.
+// asked, or the rebalance timeout has passed. When that takes long we ask again, as the member
+// that we are by then: the connection may be dead.
 func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, error) {
 	answer, err := g.requests(g.joinTimeout()).JoinGroup(ctx, &kafkago.JoinGroupRequest{
 		GroupID:          g.id,
@@ -130,12 +141,13 @@ func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, erro
 }
 
 // joinTimeout is how long to wait for an answer before asking again. Who has no id yet would
-// become another member by asking again.
+// become another member by asking again. The others ask twice within a session, which begins with
+// an answer that they may not have got.
 func (g *Group) joinTimeout() time.Duration {
 	if g.member == "" {
 		return g.opts.RebalanceTimeout + joinSlack
 	}
-	return g.opts.SessionTimeout
+	return g.opts.SessionTimeout / 2
 }
 
 // assign gives each member a range of the partitions, in the order of their ids.

@@ -1,0 +1,73 @@
+package kafka_test
+
+import (
+	"encoding/binary"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// deafConn carries out requests, but from the nth of a kind on no answer comes through it, as
+// when a network drops what a connection carries.
+type deafConn struct {
+	net.Conn
+	key  kmsg.Key
+	nth  *atomic.Int32
+	deaf atomic.Bool
+}
+
+func (c *deafConn) Write(b []byte) (int, error) {
+	if len(b) > 6 && binary.BigEndian.Uint16(b[4:]) == uint16(c.key) && c.nth.Add(-1) == 0 {
+		c.deaf.Store(true)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *deafConn) Read(b []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(b)
+		if err != nil || !c.deaf.Load() {
+			return n, err
+		}
+	}
+}
+
+// A connection that goes dead costs a member and those who wait for it one session timeout, not
+// the time that a rebalance may take.
+func TestDeadConnectionCostsOneSession(t *testing.T) {
+	for name, tc := range map[string]struct {
+		key kmsg.Key
+		nth int32
+	}{
+		"joining":     {kmsg.JoinGroup, 2}, // the first one gives the member its id
+		"syncing":     {kmsg.SyncGroup, 1},
+		"a heartbeat": {kmsg.Heartbeat, 3},
+		"looking":     {kmsg.FindCoordinator, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster := startCluster(t)
+			client := newClient(t, cluster, nil)
+			createTopic(t, client, 4)
+			startMember(t, client, nil).await(4)
+
+			cut := newClient(t, cluster, nil)
+			var nth atomic.Int32
+			nth.Store(tc.nth)
+			cut.Intercept(func(c net.Conn) net.Conn { return &deafConn{Conn: c, key: tc.key, nth: &nth} })
+			begun := time.Now()
+			startMember(t, cut, nil).await(2)
+			for nth.Load() > 0 { // it has happened
+				time.Sleep(10 * time.Millisecond)
+			}
+			took := time.Since(begun)
+			t.Logf("it took %s", took)
+			if took >= memberOptions.RebalanceTimeout {
+				t.Errorf("the second member got its partitions after %s, the rebalance timeout is %s", took, memberOptions.RebalanceTimeout)
+			}
+		})
+	}
+}
