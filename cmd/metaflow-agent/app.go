@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/k8s"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/parked"
 	"github.com/metaflowys/metaflow-server/pkg/spool"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -71,17 +72,26 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if a.flows, err = open("flows"); err != nil {
 		return nil, err
 	}
+	folder, err := parked.Open(cfg.Spool.parkedDir(), cfg.Spool.ParkedMaxBytes)
+	if err == nil {
+		err = folder.Sweep()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("spool.dir: %w", err)
+	}
 	if err := a.watchPods(cfg.Kubernetes, id, reg); err != nil {
 		return nil, err
 	}
 	a.agent, err = agent.New(cfg.OTLP, a.up, agent.Spools{Spans: a.spans, Flows: a.flows}, agent.Options{
 		Identity: id, Pods: a.podsOfHost(), Server: cfg.Server.Addresses[0], Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
+		Parked: agent.Parking{Folder: folder, MaxAge: cfg.Spool.ParkedMaxAge},
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Checks: []opshttp.Check{
 		{Name: "configuration", Func: a.agent.Configured},
+		{Name: "spool", Func: a.agent.Draining},
 	}})
 	if err != nil {
 		return nil, err

@@ -2,6 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agent"
@@ -27,14 +30,20 @@ type settings struct {
 
 type spoolSettings struct {
 	Dir string `mapstructure:"dir" doc:"directory for what waits for a server and for the last configuration; created when missing. Its size is bounded by outputs.spool.max_bytes of the agent group"`
+	// What servers do not take out of the spool.
+	ParkedMaxBytes int64         `mapstructure:"parked_max_bytes" unit:"bytes" doc:"how much the folder 'parked' in spool.dir may take: requests that were acknowledged and that servers do not take. When it is full they stay in the spool; nothing is dropped for the others"`
+	ParkedMaxAge   time.Duration `mapstructure:"parked_max_age" doc:"age at which parked requests are removed and counted as lost; 0 keeps them until an operator sends or removes them"`
 }
+
+// parkedDir is where parked requests are.
+func (s spoolSettings) parkedDir() string { return filepath.Join(s.Dir, "parked") }
 
 var configured = program.Configured[*settings]{New: defaults}
 
 func defaults() *settings {
 	cfg := &settings{
 		Server:     upstream.DefaultConfig(),
-		Spool:      spoolSettings{Dir: "/var/lib/metaflow-agent"},
+		Spool:      spoolSettings{Dir: "/var/lib/metaflow-agent", ParkedMaxBytes: 256 << 20},
 		OTLP:       agent.DefaultConfig(),
 		Kubernetes: k8s.DefaultConfig(),
 		HTTP:       opshttp.DefaultConfig(),
@@ -49,6 +58,12 @@ func (s *settings) Validate() error {
 	var errs []error
 	if s.Spool.Dir == "" {
 		errs = append(errs, errors.New("spool.dir: none is given"))
+	}
+	if s.Spool.ParkedMaxBytes < 0 {
+		errs = append(errs, fmt.Errorf("spool.parked_max_bytes: %d is negative", s.Spool.ParkedMaxBytes))
+	}
+	if s.Spool.ParkedMaxAge < 0 {
+		errs = append(errs, fmt.Errorf("spool.parked_max_age: %s is negative", s.Spool.ParkedMaxAge))
 	}
 	return errors.Join(append(errs,
 		config.Section("server", s.Server.Validate()),

@@ -54,6 +54,8 @@ type Options struct {
 	StateDir   string                // keeps the last configuration; must exist
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
+	// Parked keeps what servers do not take out of the spools. Without a folder that stays in the spools.
+	Parked Parking
 }
 
 // Agent is the agent of one host. Make one with New.
@@ -94,7 +96,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
 	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: &pipe{
-		up: up, send: up.Export, count: otlp.Spans, spool: spools.Spans, codec: codec, log: opts.Logger,
+		up: up, send: up.Export, count: otlp.Spans, cut: cutSpans, sift: siftSpans, spool: spools.Spans, codec: codec, log: opts.Logger,
 		metrics: newPipeMetrics(opts.Registerer, kindSpans), liveTime: cfg.LiveTimeout,
 	}}
 	a.flows = &flowSender{pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{
@@ -103,7 +105,10 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 	}}
 	a.capture = capture.New(agentconfig.Flow{}, a.flows, capture.Options{Logger: opts.Logger, Registerer: opts.Registerer})
 	a.flows.owner, a.flows.process = a.capture.Owner, a.capture.Process
-	a.drainers = []*drainer{newDrainer(a.forwarder.pipe), newDrainer(a.flows.pipe)}
+	a.drainers = []*drainer{newDrainer(a.forwarder.pipe, opts.Parked), newDrainer(a.flows.pipe, opts.Parked)}
+	if opts.Parked.Folder != nil {
+		registerParked(opts.Registerer, opts.Parked.Folder, a.drainers)
+	}
 	a.listeners = newListeners(cfg.BindAddress, a.forwarder, opts.Registerer, opts.Logger, a.exceptions)
 	a.control = &control{
 		up: up, log: opts.Logger, metrics: a.metrics, exceptions: a.exceptions,
@@ -188,6 +193,7 @@ func (a *Agent) apply(c *agentv1.Configuration) {
 func (a *Agent) watchTrouble(ctx context.Context) error {
 	for ctx.Err() == nil {
 		a.exceptions.set("flow data", strings.Join(a.capture.Exceptions(), "; "))
+		a.exceptions.set("parked", a.parkedText())
 		a.exceptions.set("pods", strings.Join(a.pods.Exceptions(), "; "))
 		_ = pause(ctx, troubleInterval)
 	}
@@ -211,4 +217,35 @@ func (a *Agent) Configured(context.Context) error {
 		return errors.New("no server has sent a configuration yet")
 	}
 	return nil
+}
+
+// Draining returns nil unless nothing more can be drained from a spool, because there is no room to park what
+// servers refuse: a check for /ready.
+func (a *Agent) Draining(context.Context) error {
+	for _, d := range a.drainers {
+		if n := d.held.blocked(); n > 0 {
+			return fmt.Errorf("servers refuse %s of the spool and the folder of parked requests is full (spool.parked_max_bytes); it stays in the spool, see metaflow-agent parked", plural(n, "request"))
+		}
+	}
+	return nil
+}
+
+// parkedText is what an operator should know of parked requests, empty when there are none.
+func (a *Agent) parkedText() string {
+	if err := a.Draining(context.Background()); err != nil {
+		return err.Error()
+	}
+	folder := a.drainers[0].parking.Folder
+	if folder == nil {
+		return ""
+	}
+	n, bytes, err := folder.Usage()
+	switch {
+	case err != nil:
+		return err.Error()
+	case n == 0:
+		return ""
+	default:
+		return fmt.Sprintf("%s (%s) that servers did not take, see metaflow-agent parked list", plural(n, "request"), plural(int(bytes), "byte"))
+	}
 }

@@ -8,7 +8,7 @@
 // say nothing of their own, and sends the bytes to a server. When no server can take them, it
 // puts them into the spool on disk and acknowledges them all the same; the
 // drainer (drain.go) sends them later, beside live traffic. When the spool is full, the sender is
-// asked to come back.
+// asked to come back. What servers refuse out of the spool is parked (parking.go).
 //
 // # Invariants
 //
@@ -16,7 +16,10 @@
 //     in the spool and synced.
 //   - Every request that may have reached a server before says so when it is sent
 //     again (metaflow-resend), so that the spans of both are stored once.
-//   - Bytes are forwarded as they came, unless an address has to be added.
+//   - What was acknowledged is never dropped: it is stored, parked or in the spool.
+//   - Every try of a request carries the time of its first receipt, by which servers judge it.
+//   - Bytes are forwarded as they came, unless an address has to be added, the request is too large
+//     for a server, or it goes to the spool and has spans that no server stores.
 //
 // # Configuration
 //

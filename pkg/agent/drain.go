@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/parked"
 	"github.com/metaflowys/metaflow-server/pkg/spool"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
@@ -19,16 +21,28 @@ const (
 	drainWorkers = 8
 	// retryDelay is how long a worker waits after a failure that names no time.
 	retryDelay = time.Second
+	// triesInOrder is how often a request is tried before those behind it are looked at.
+	triesInOrder = 3
+	// asideAfter is how long a request fails while others are accepted until it is put aside: longer than an
+	// overload that hits requests by chance.
+	asideAfter = 30 * time.Second
 )
 
-// drainer sends what the spool of a pipe holds.
+// drainer sends what the spool of a pipe holds, and puts aside what servers do not take.
 type drainer struct {
 	*pipe
-	limit *rate.Limiter // bytes per second, unpacked
+	limit   *rate.Limiter // bytes per second, unpacked
+	parking Parking
+	held    holding
+
+	retryDelay, asideAfter, holdFailed, holdParked, holdTick, parkedInterval time.Duration // tests are less patient
 }
 
-func newDrainer(p *pipe) *drainer {
-	return &drainer{pipe: p, limit: rate.NewLimiter(rate.Inf, 0)}
+func newDrainer(p *pipe, parking Parking) *drainer {
+	return &drainer{
+		pipe: p, limit: rate.NewLimiter(rate.Inf, 0), parking: parking,
+		retryDelay: retryDelay, asideAfter: asideAfter, holdFailed: holdFailed, holdParked: holdParked, holdTick: time.Second, parkedInterval: parkedInterval,
+	}
 }
 
 // setRate bounds what is sent from the spool; live traffic does not count.
@@ -52,6 +66,10 @@ func (d *drainer) run(ctx context.Context) error {
 			}
 		})
 	}
+	g.Go(func() error { d.release(ctx); return nil })
+	if d.parking.Folder != nil {
+		g.Go(func() error { d.retryParked(ctx); return nil })
+	}
 	return g.Wait()
 }
 
@@ -70,37 +88,47 @@ func (d *drainer) one(ctx context.Context) error {
 	body, err := d.codec.unpack(entry.Body)
 	if err != nil { // its checksum was right, so it was written so
 		d.metrics.lostRequests.Inc()
-		d.log.ErrorContext(ctx, "a request of the spool cannot be unpacked", slog.Any("error", err))
-		return d.done(entry)
+		return d.park(ctx, entry, parked.Head{Cause: fmt.Sprintf("it cannot be unpacked: %v", err)})
 	}
 	if err := d.take(ctx, len(body)); err != nil {
 		d.spool.Return(entry)
 		return err
 	}
 	n := d.count(body)
-	res, err := d.send(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Received: entry.Received, Compress: d.compress.Load()})
+	res, doubtful, err := d.export(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Received: entry.Received, Compress: d.compress.Load()})
+	entry.Resend = entry.Resend || doubtful
 	switch {
-	case err == nil:
+	case err == nil && res.Rejected > 0: // nobody waits for an answer any more
 		d.metrics.forwarded(pathSpool, n, res.Rejected)
-		if res.Rejected > 0 {
-			d.log.WarnContext(ctx, "the server rejected some of what was in the spool", slog.Int64(d.metrics.items, res.Rejected), slog.String("cause", res.Message))
-		}
+		entry.Resend = true
+		return d.park(ctx, entry, parked.Head{Items: n, Refused: res.Rejected, Cause: partlyRefused(res, n).Error()})
+	case err == nil:
+		d.metrics.forwarded(pathSpool, n, 0)
 		return d.done(entry)
 	case fault.ClassOf(err) == fault.Rejected:
-		// Nobody waits for an answer any more. It was valid when it came, so only the
-		// server's limits can be narrower than the agent's.
-		d.metrics.lost.Add(float64(n))
-		d.log.ErrorContext(ctx, "the server refused a request of the spool for good", slog.Int(d.metrics.items, n),
-			slog.Int("bytes", len(body)), slog.Time("received", entry.Received), slog.Any("error", err))
-		return d.done(entry)
-	}
-	entry.Resend = entry.Resend || upstream.Doubtful(err)
-	d.spool.Return(entry)
-	d.rest.begin(err)
-	if ctx.Err() != nil {
+		return d.park(ctx, entry, parked.Head{Items: n, Refused: int64(n), Cause: err.Error()})
+	case ctx.Err() != nil:
+		d.spool.Return(entry)
 		return ctx.Err()
 	}
-	return pause(ctx, retryDelay)
+	return d.again(ctx, entry, n, err)
+}
+
+// again keeps a request for later that may be accepted then. It is tried first, because a server that is away refuses all
+// alike. A request that fails again and again lets those behind it pass. When a server accepts those, the
+// trouble is with this one: it waits in the folder of parked requests until its cause is mended.
+func (d *drainer) again(ctx context.Context, entry spool.Entry, n int, err error) error {
+	if entry.Tries++; entry.Tries == 1 {
+		entry.Since = time.Now()
+	}
+	if time.Since(entry.Since) >= d.asideAfter && d.accepted.Load() > entry.Since.UnixNano() {
+		return d.park(ctx, entry, parked.Head{Items: n, Refused: int64(n), Cause: err.Error(), Waits: true})
+	}
+	if entry.Tries < triesInOrder || !d.held.fill(&held{entry: entry, due: time.Now().Add(d.holdFailed)}) {
+		d.spool.Return(entry)
+	}
+	d.rest.begin(err)
+	return pause(ctx, d.retryDelay)
 }
 
 // done frees entry. What cannot be freed is sent again after a restart, which

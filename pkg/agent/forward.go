@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -72,4 +73,29 @@ func (f overHTTP) ConsumeTraces(ctx context.Context, req otlphttp.Request) (otlp
 func (f overGRPC) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
 	res, err := f.consume(ctx, req.Body, req.Peer.Addr())
 	return otlpgrpc.Result{Rejected: res.Rejected, Message: res.Message}, err
+}
+
+// cutSpans is a cutter of trace requests.
+func cutSpans(body []byte) (pieces [][]byte, rejected int64, message string, err error) {
+	records, left, err := new(otlp.Splitter).Cut(body, len(body)/2+1) // rare, and large: its memory is not kept
+	for _, r := range records {
+		pieces = append(pieces, r.Value)
+	}
+	if left.Total() > 0 {
+		message = left.Message(otlp.Anytime, len(body)/2+1)
+	}
+	return pieces, left.Total(), message, err
+}
+
+// siftSpans is a sifter of trace requests.
+func siftSpans(body []byte) ([]byte, upstream.Result) {
+	records, left, err := new(otlp.Splitter).Cut(body, math.MaxInt)
+	if err != nil || left.Total() == 0 {
+		return body, upstream.Result{}
+	}
+	kept := []byte{}
+	for _, r := range records { // one, or none
+		kept = r.Value
+	}
+	return kept, upstream.Result{Rejected: left.Total(), Message: left.Message(otlp.Anytime, math.MaxInt)}
 }

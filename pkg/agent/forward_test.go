@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/parked"
 	"github.com/metaflowys/metaflow-server/pkg/spool"
 	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
@@ -27,9 +29,10 @@ type fakeServers struct {
 	random  *rand.Rand
 	trouble float64 // share of the calls that fail
 	away    bool
-	refuse  error             // the answer to everything
-	refused int               // how often it was given
-	stored  map[string][]bool // resend of each delivery, by body
+	refuse  error                                      // the answer to everything
+	answer  func(body []byte) (upstream.Result, error) // when it is set, to each request
+	refused int                                        // how often it was given
+	stored  map[string][]bool                          // resend of each delivery, by body
 	// received is when the first try of a body said it was received. All must say the same.
 	received map[string]time.Time
 	differ   bool
@@ -56,6 +59,13 @@ func (s *fakeServers) Export(_ context.Context, body []byte, opts upstream.Expor
 	if s.refuse != nil {
 		s.refused++
 		return upstream.Result{}, s.refuse
+	}
+	if s.answer != nil {
+		res, err := s.answer(body)
+		if err == nil {
+			s.stored[string(body)] = append(s.stored[string(body)], opts.Resend)
+		}
+		return res, err
 	}
 	if first, ok := s.received[string(body)]; !ok {
 		s.received[string(body)] = opts.Received
@@ -84,6 +94,17 @@ type rig struct {
 	servers *fakeServers
 	disk    *spool.Spool
 	dir     string
+	parking Parking
+}
+
+// parked is how many requests are parked.
+func (r *rig) parked(t *testing.T) int {
+	t.Helper()
+	n, _, err := r.parking.Folder.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func newRig(t *testing.T, maxBytes int64) *rig {
@@ -94,13 +115,16 @@ func newRig(t *testing.T, maxBytes int64) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.disk.Close() })
+	if r.parking.Folder, err = parked.Open(filepath.Join(r.dir, "parked"), 1<<20); err != nil {
+		t.Fatal(err)
+	}
 	codec, err := newCodec()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(codec.close)
 	r.forwarder = &forwarder{pipe: &pipe{
-		up: r.servers, send: r.servers.Export, count: otlp.Spans, spool: r.disk, codec: codec,
+		up: r.servers, send: r.servers.Export, count: otlp.Spans, cut: cutSpans, sift: siftSpans, spool: r.disk, codec: codec,
 		log: slog.New(slog.DiscardHandler), metrics: newPipeMetrics(nil, kindSpans), liveTime: time.Second,
 	}}
 	r.configure(agentconfig.Default())
@@ -119,7 +143,8 @@ var sender = netip.MustParseAddr("10.1.2.3")
 // reaches them again says so.
 func TestAcknowledgedReachesTheServers(t *testing.T) {
 	r := newRig(t, 64<<20)
-	d := newDrainer(r.pipe)
+	d := newDrainer(r.pipe, r.parking)
+	d.holdFailed, d.holdTick, d.parkedInterval, d.asideAfter = time.Millisecond, time.Millisecond, time.Millisecond, 100*time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	drained := make(chan error, 1)
 	go func() { drained <- d.run(ctx) }()
@@ -147,7 +172,7 @@ func TestAcknowledgedReachesTheServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.servers.set(0, false)
-	for r.disk.Len() > 0 {
+	for r.disk.Len() > 0 || r.parked(t) > 0 {
 		if err := pause(t.Context(), time.Millisecond); err != nil {
 			t.Fatal(err)
 		}

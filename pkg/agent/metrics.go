@@ -18,18 +18,21 @@ const (
 
 // How items reached a server.
 const (
-	pathLive  = "live"
-	pathSpool = "spool"
+	pathLive   = "live"
+	pathSpool  = "spool"
+	pathParked = "parked"
 )
 
 // pipeMetrics follow every item of one kind: received = forwarded live + rejected live + spooled +
-// failed, and spooled = forwarded and rejected from the spool + lost + what the spool holds.
+// failed, and spooled = forwarded from the spool + parked + what the spool holds. What is parked leaves the folder as
+// forwarded by that path, or lost, or by an operator's hand.
 type pipeMetrics struct {
 	items                        string // what is counted: spans or flows
 	receivedItems, receivedBytes prometheus.Counter
 	forwardedItems               *prometheus.CounterVec // by path
 	rejectedItems                *prometheus.CounterVec // by path: refused by the server one by one
-	spooled, failed, lost        prometheus.Counter
+	spooled, failed              prometheus.Counter
+	parked, lost                 prometheus.Counter
 	refused                      *prometheus.CounterVec
 	lostRequests                 prometheus.Counter
 }
@@ -53,17 +56,18 @@ func newPipeMetrics(reg prometheus.Registerer, items string) *pipeMetrics {
 		items:          items,
 		receivedItems:  counter("received_"+items+"_total", "What valid requests held: "+items+"."),
 		receivedBytes:  counter(bytes, "Bytes of valid requests with "+items+", after decompression."),
-		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by the path they took: "+items+".", "path", pathLive, pathSpool),
-		rejectedItems:  vector("rejected_"+items+"_total", "Rejected by a server one by one (partial success): "+items+".", "path", pathLive, pathSpool),
+		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by the path they took: "+items+".", "path", pathLive, pathSpool, pathParked),
+		rejectedItems:  vector("rejected_"+items+"_total", "Rejected one by one (partial success): "+items+".", "path", pathLive, pathSpool, pathParked),
 		spooled:        counter("spooled_"+items+"_total", "Put into the spool: "+items+"."),
 		failed:         counter("failed_"+items+"_total", "Of valid requests that were not acknowledged; the sender has them still: "+items+"."),
-		lost:           counter("lost_"+items+"_total", "Acknowledged from the spool, and then refused by a server for good: "+items+"."),
+		parked:         counter("parked_"+items+"_total", "Acknowledged from the spool, then not taken by servers, and put into the folder of parked requests: "+items+"."),
+		lost:           counter("lost_"+items+"_total", "Acknowledged from the spool, and then removed from the folder of parked requests for their age: "+items+"."),
 		refused: vector("refused_"+requests, "Requests with "+items+" that were not acknowledged, by reason.", "reason",
 			reasonDisabled, reasonMalformed, reasonServer, reasonSpoolFull, reasonSpoolBroken),
-		lostRequests: counter("lost_"+requests, "Requests with "+items+" in the spool that could not be read again."),
+		lostRequests: counter("lost_"+requests, "Requests with "+items+" in the spool that could not be unpacked; they are parked as they are."),
 	}
 	if reg != nil {
-		reg.MustRegister(m.receivedItems, m.receivedBytes, m.forwardedItems, m.rejectedItems, m.spooled, m.failed, m.lost, m.refused, m.lostRequests)
+		reg.MustRegister(m.receivedItems, m.receivedBytes, m.forwardedItems, m.rejectedItems, m.spooled, m.failed, m.parked, m.lost, m.refused, m.lostRequests)
 	}
 	return m
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -31,19 +32,72 @@ type Spool interface {
 	SetMaxBytes(n int64)
 }
 
+// cutter takes a request apart that is too large for a server, each piece about half of it. What cannot be
+// stored anywhere is left out, counted and explained.
+type cutter func(body []byte) (pieces [][]byte, rejected int64, message string, err error)
+
+// sifter returns body without the items that no server stores at any time, and what to tell the sender of them.
+type sifter func(body []byte) ([]byte, upstream.Result)
+
 // pipe takes requests of one kind, of spans or of flows, to a server or to the spool
 // of that kind.
 type pipe struct {
 	up       Connectivity
 	send     func(ctx context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error)
 	count    func(body []byte) int // items in a valid request
+	cut      cutter                // nil where requests are small
+	sift     sifter                // nil where all items are valid
 	spool    Spool
 	codec    *codec
 	log      *slog.Logger
 	metrics  *pipeMetrics
 	liveTime time.Duration
-	compress atomic.Bool // towards the servers
-	rest     rest        // while a server asked for one
+	compress atomic.Bool  // towards the servers
+	rest     rest         // while a server asked for one
+	accepted atomic.Int64 // when a server took a request last, in nanoseconds since the Unix epoch
+}
+
+// leastCut is the size of requests that are never taken apart: no server has a lower limit, and what is
+// refused below it is refused for something else.
+const leastCut = 1 << 20
+
+// export sends body, in pieces when it is too large for a server. doubtful tells after an error whether a
+// server may have stored some of it.
+func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOptions) (res upstream.Result, doubtful bool, err error) {
+	res, err = p.send(ctx, body, opts)
+	if err == nil {
+		p.accepted.Store(time.Now().UnixNano())
+		return res, false, nil
+	}
+	if p.cut == nil || !upstream.TooLarge(err) || len(body) < leastCut {
+		return res, upstream.Doubtful(err), err
+	}
+	pieces, rejected, message, cutErr := p.cut(body)
+	if cutErr != nil || len(pieces) == 1 && rejected == 0 {
+		return res, false, fault.As(fault.Rejected, err) // one span that no server takes
+	}
+	res = upstream.Result{Rejected: rejected, Message: message}
+	stored := false
+	for _, piece := range pieces {
+		part, unsure, partErr := p.export(ctx, piece, opts)
+		switch {
+		case fault.ClassOf(partErr) == fault.Rejected:
+			part = upstream.Result{Rejected: int64(p.count(piece)), Message: partErr.Error()}
+			err = partErr
+		case partErr != nil:
+			return upstream.Result{}, stored || unsure, partErr
+		default:
+			stored = true
+		}
+		res.Rejected += part.Rejected
+		if part.Message != "" && !strings.Contains(res.Message, part.Message) {
+			res.Message = strings.TrimPrefix(res.Message+"; "+part.Message, "; ")
+		}
+	}
+	if !stored {
+		return upstream.Result{}, false, fault.As(fault.Rejected, err)
+	}
+	return res, false, nil
 }
 
 // spoolFullDelay is what senders are asked to wait when the spool is full: room
@@ -66,7 +120,7 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Re
 	doubtful := false
 	if p.up.Ready() && !p.rest.active() {
 		live, cancel := context.WithTimeout(ctx, p.liveTime)
-		res, err := p.send(live, body, upstream.ExportOptions{Received: received, Compress: p.compress.Load()})
+		res, unsure, err := p.export(live, body, upstream.ExportOptions{Received: received, Compress: p.compress.Load()})
 		cancel()
 		switch {
 		case err == nil:
@@ -79,13 +133,24 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Re
 			return upstream.Result{}, err
 		}
 		p.rest.begin(err)
-		doubtful = upstream.Doubtful(err)
+		doubtful = unsure
+	}
+	// What no server will store is said now, while somebody waits for the answer.
+	var res upstream.Result
+	if p.sift != nil {
+		body, res = p.sift(body)
+		n -= int(res.Rejected)
+	}
+	if n == 0 {
+		p.metrics.forwarded(pathLive, int(res.Rejected), res.Rejected)
+		return res, nil
 	}
 	err := p.spool.Append(ctx, spool.Entry{Body: p.codec.pack(body), Resend: doubtful, Received: received})
 	switch {
 	case err == nil:
 		p.metrics.spooled.Add(float64(n))
-		return upstream.Result{}, nil
+		p.metrics.forwarded(pathLive, int(res.Rejected), res.Rejected)
+		return res, nil
 	case errors.Is(err, spool.ErrFull):
 		p.metrics.refuse(reasonSpoolFull)
 		return upstream.Result{}, &busyError{fault.As(fault.Overload, errors.New("no server can be reached and the spool is full")), spoolFullDelay}

@@ -1,5 +1,7 @@
 package otlp
 
+import "math"
+
 // Record is one part of a request: itself an ExportTraceServiceRequest, with
 // the spans of one Kafka partition.
 type Record struct {
@@ -108,6 +110,23 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	for p := range opts.Partitions {
 		s.writePartition(req, p, opts.splitBytes(), &rejected)
 	}
+	return s.records, rejected, nil
+}
+
+// Cut returns req in pieces of at most maxBytes, in the request's order; a span that is larger with its resource and
+// scope is a piece of its own. No span is judged by its time. Those without usable ids are left out
+// and counted, and so are those before which a huge resource would be repeated too often. The error is nil or ErrMalformed. What holds for the results of Split holds for these.
+func (s *Splitter) Cut(req []byte, maxBytes int) ([]Record, Rejected, error) {
+	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
+	s.records, s.out = s.records[:0], s.out[:0]
+	var rejected Rejected
+	if !s.walk(req, &Options{Partitions: 1, Window: Window{Latest: math.MaxUint64}, MaxRecordBytes: math.MaxInt}, &rejected) {
+		return nil, Rejected{}, ErrMalformed
+	}
+	s.sort(1)
+	s.reserve(req)
+	s.budget = 2*len(req) + spare // enough but for a resource that is made to be repeated
+	s.writePartition(req, 0, maxBytes, &rejected)
 	return s.records, rejected, nil
 }
 

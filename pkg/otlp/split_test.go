@@ -447,3 +447,29 @@ func TestContentDoesNotDependOnTheTime(t *testing.T) {
 		}
 	}
 }
+
+// A request that is too large for a server goes there in pieces, whatever the spans' times and sizes.
+func TestCut(t *testing.T) {
+	large := func(n int) func(*tracepb.Span) { return func(s *tracepb.Span) { s.Name = strings.Repeat("x", n) } }
+	never := func(s *tracepb.Span) { s.StartTimeUnixNano, s.EndTimeUnixNano = 0, 1<<64-1 }
+	req := newRequest("shop", newSpan(1, 1, large(3000)), newSpan(2, 2, never), newSpan(0, 3))
+	req.ResourceSpans = append(req.ResourceSpans, newRequest("cart", newSpan(3, 4, large(700)), newSpan(4, 5, large(700))).ResourceSpans...)
+	pieces, rejected, err := new(otlp.Splitter).Cut(marshal(t, req), 1500)
+	if err != nil || rejected.Total() != 1 || rejected[otlp.BadTraceID] != 1 {
+		t.Fatalf("Cut: %v, rejected %v", err, rejected)
+	}
+	keep := func(sp *tracepb.Span) bool { return sp.GetTraceId()[0] != 0 }
+	var got []string
+	for i, p := range pieces {
+		if len(p.Value) > 1500 && p.Spans > 1 {
+			t.Errorf("piece %d has %d bytes and %d spans", i, len(p.Value), p.Spans)
+		}
+		got = append(got, flat(t, unmarshal(t, p.Value), keep)...)
+	}
+	if diff := cmp.Diff(flat(t, req, keep), got); diff != "" {
+		t.Errorf("spans (-want +got):\n%s", diff)
+	}
+	if _, _, err := new(otlp.Splitter).Cut([]byte("garbage"), 1500); !errors.Is(err, otlp.ErrMalformed) {
+		t.Errorf("garbage: %v", err)
+	}
+}

@@ -54,6 +54,11 @@ type Entry struct {
 	Resend   bool      // a server may have it already
 	Received time.Time // to the nanosecond, without a time zone
 
+	// Tries and Since are the caller's to say how often it was given back, and since when.
+	// They are not kept on disk.
+	Tries int
+	Since time.Time
+
 	at position // as handed out by Next
 }
 

@@ -19,6 +19,7 @@ var errNotReady = errors.New("no server is connected")
 type failure struct {
 	error
 	doubtful bool
+	tooLarge bool
 	after    time.Duration
 	asked    bool // to wait for after
 }
@@ -34,6 +35,13 @@ func Doubtful(err error) bool {
 		return f.doubtful
 	}
 	return err != nil
+}
+
+// TooLarge tells whether err says that the request exceeds what a server takes at once: parts of it
+// may be accepted. A limit of something in between may say the same of a request of any size.
+func TooLarge(err error) bool {
+	var f *failure
+	return errors.As(err, &f) && f.tooLarge
 }
 
 // RetryAfter returns how long the server asked us to wait before we send again;
@@ -64,27 +72,24 @@ func exportError(err error, handed bool, size int) error {
 		}
 	}
 	class := classOf(st.Code(), f.asked)
-	if class == fault.Rejected || atLimit || st.Code() == codes.Unimplemented {
+	f.tooLarge = st.Code() == codes.ResourceExhausted && !f.asked
+	if class == fault.Rejected || atLimit || f.tooLarge || st.Code() == codes.Unimplemented {
 		f.doubtful = false
 	}
 	return fault.As(class, f)
 }
 
 // classOf follows OTLP, but keeps what OTLP would have a client drop unless the
-// answer is about the request itself: an answer such as PERMISSION_DENIED, or UNIMPLEMENTED
-// of a server without the role gateway, ends when an operator has mended something.
+// answer is about the data itself: an answer such as PERMISSION_DENIED, or UNIMPLEMENTED
+// of a server without the role gateway, ends when an operator has mended something. So does RESOURCE_EXHAUSTED
+// for a request above a server's limit, see TooLarge.
 func classOf(code codes.Code, askedToWait bool) fault.Class {
-	switch code { //nolint:exhaustive // the others are below
-	case codes.InvalidArgument:
+	switch {
+	case code == codes.InvalidArgument:
 		return fault.Rejected
-	case codes.ResourceExhausted:
-		if !askedToWait {
-			return fault.Rejected // too large
-		}
+	case askedToWait:
 		return fault.Overload
+	default:
+		return fault.Retryable
 	}
-	if askedToWait {
-		return fault.Overload
-	}
-	return fault.Retryable
 }

@@ -38,9 +38,9 @@ type Result struct {
 // and fails at once when no connection stands. Body is not changed, and not read after
 // Export returned.
 //
-// The class of its error (pkg/fault) is Rejected when the same bytes will be
-// refused again, Overload when the server asked for a pause (RetryAfter) and
-// Retryable otherwise. See also Doubtful.
+// The class of its error (pkg/fault) is Rejected when a server refuses the data itself,
+// Overload when the server asked for a pause (RetryAfter) and
+// Retryable otherwise. See also Doubtful and TooLarge.
 func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
 	var resp coltracepb.ExportTraceServiceResponse
 	err := c.export(ctx, coltracepb.TraceService_Export_FullMethodName, body, &resp, opts)

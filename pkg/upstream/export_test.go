@@ -198,7 +198,7 @@ func TestAnswersAndTheirMeaning(t *testing.T) {
 		"too large": {
 			config: func(c *otlpgrpc.Config) { c.MaxRequestBytes = 1000 },
 			body:   make([]byte, 2000),
-			class:  fault.Rejected, text: "ResourceExhausted",
+			class:  fault.Retryable, text: "ResourceExhausted",
 		},
 		"Kafka does not answer": {
 			consumer: failing(errors.New("produce timed out")),
@@ -232,6 +232,9 @@ func TestAnswersAndTheirMeaning(t *testing.T) {
 			}
 			_, err := c.Export(t.Context(), tc.body, upstream.ExportOptions{})
 			check(t, err, tc.class, tc.doubtful, tc.waits)
+			if got := upstream.TooLarge(err); got != (name == "too large") {
+				t.Errorf("TooLarge is %v: %v", got, err)
+			}
 			if err == nil || !strings.Contains(err.Error(), tc.text) {
 				t.Errorf("the error is %v, which does not name %q", err, tc.text)
 			}
@@ -301,7 +304,7 @@ func TestAnswersOfOthers(t *testing.T) {
 	}{
 		"unknown service":           {status.Error(codes.Unimplemented, ""), fault.Retryable, false, false},
 		"exhausted, with a time":    {asking(codes.ResourceExhausted), fault.Overload, true, true},
-		"exhausted, without a time": {status.Error(codes.ResourceExhausted, ""), fault.Rejected, false, false},
+		"exhausted, without a time": {status.Error(codes.ResourceExhausted, ""), fault.Retryable, false, false},
 		"unavailable":               {status.Error(codes.Unavailable, ""), fault.Retryable, true, false},
 		"not allowed":               {status.Error(codes.PermissionDenied, ""), fault.Retryable, true, false},
 		"aborted":                   {status.Error(codes.Aborted, ""), fault.Retryable, true, false},

@@ -1,0 +1,381 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/parked"
+	"github.com/metaflowys/metaflow-server/pkg/upstream"
+)
+
+// draining runs a drainer of r until the test ends.
+func draining(t *testing.T, r *rig) *drainer {
+	t.Helper()
+	d := newDrainer(r.pipe, r.parking)
+	d.retryDelay, d.holdTick, d.parkedInterval, d.asideAfter = time.Millisecond, time.Millisecond, time.Millisecond, 20*time.Millisecond
+	d.holdFailed, d.holdParked = 10*time.Millisecond, 10*time.Millisecond
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// eventually waits until check is true.
+func eventually(t *testing.T, what string, check func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for !check() {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			t.Fatalf("%s: not in time", what)
+		}
+	}
+}
+
+func (s *fakeServers) answers(f func([]byte) (upstream.Result, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = f
+}
+
+// spoolRequests puts n requests into the spool and returns them.
+func spoolRequests(t *testing.T, r *rig, n int) (bodies [][]byte) {
+	t.Helper()
+	r.servers.set(0, true)
+	gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
+	for range n {
+		body := gen.RequestBytes(5)
+		if res, err := r.consume(t.Context(), body, sender); err != nil || res.Rejected != 0 {
+			t.Fatalf("consume = %+v, %v", res, err)
+		}
+		bodies = append(bodies, body)
+	}
+	return bodies
+}
+
+// refusing answers err, or res, for one of the requests.
+func refusing(body []byte, res upstream.Result, err error) func([]byte) (upstream.Result, error) {
+	return func(b []byte) (upstream.Result, error) {
+		if bytes.Equal(b, body) {
+			return res, err
+		}
+		return upstream.Result{}, nil
+	}
+}
+
+// What was acknowledged is never dropped: what a server refuses out of the spool, wholly or in part, is
+// parked with the cause, and an operator sends it again once the cause is mended.
+func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
+	tests := map[string]struct {
+		res     upstream.Result
+		err     error
+		refused int64
+	}{
+		"all":  {err: fault.As(fault.Rejected, errors.New("no such data")), refused: 5},
+		"some": {res: upstream.Result{Rejected: 2, Message: "no such data"}, refused: 2},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 16<<20)
+			bodies := spoolRequests(t, r, 20)
+			r.servers.answers(refusing(bodies[3], tc.res, tc.err))
+			draining(t, r)
+			r.servers.set(0, false)
+			eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
+			heads, err := r.parking.Folder.List()
+			if err != nil || len(heads) != 1 {
+				t.Fatalf("%d are parked: %v", len(heads), err)
+			}
+			h := heads[0]
+			if h.Kind != kindSpans || h.Items != 5 || h.Refused != tc.refused || h.Waits || !strings.Contains(h.Cause, "no such data") || time.Since(h.Received) > time.Hour {
+				t.Errorf("parked as %+v", h)
+			}
+			if got := testutil.ToFloat64(r.metrics.parked); got != float64(tc.refused) || testutil.ToFloat64(r.metrics.lost) != 0 {
+				t.Errorf("%v spans counted as parked, want %d", got, tc.refused)
+			}
+			for _, mended := range []bool{false, true} {
+				if mended {
+					r.servers.answers(func([]byte) (upstream.Result, error) { return upstream.Result{}, nil })
+				}
+				report, err := RetryParked(t.Context(), r.parking.Folder, wayOf{r.servers}, RetryOptions{
+					Logger: slog.New(slog.DiscardHandler), Keep: func(parked.Head) bool { return true }, Timeout: time.Minute,
+				})
+				if err != nil || (report.Sent == 1) != mended || len(report.Failed) == report.Sent || (r.parked(t) == 0) != mended {
+					t.Errorf("mended %v: RetryParked = %+v, %v", mended, report, err)
+				}
+			}
+			deliveries := r.servers.stored[string(bodies[3])]
+			if n := len(deliveries); n == 0 || !deliveries[n-1] {
+				t.Errorf("it was delivered as %v, want the last time as sent again", deliveries)
+			}
+		})
+	}
+}
+
+// wayOf is an Upstream over fake servers, for spans.
+type wayOf struct{ *fakeServers }
+
+func (wayOf) Connect(context.Context) (Stream, error) { return nil, errors.New("not here") }
+func (wayOf) ExportFlows(context.Context, []byte, upstream.ExportOptions) (upstream.Result, error) {
+	return upstream.Result{}, errors.New("not here")
+}
+
+// Requests that a server cannot take for the moment do not hold up those behind them. They are parked while
+// others pass, and delivered by themselves once an operator has mended the cause.
+func TestRequestsThatFailLetOthersPass(t *testing.T) {
+	r := newRig(t, 16<<20)
+	bodies := spoolRequests(t, r, 60)
+	var mu sync.Mutex
+	mended := false
+	troubled := map[string]bool{}
+	for _, b := range bodies[:3*drainWorkers] { // more than are under way at a time, and the oldest
+		troubled[string(b)] = true
+	}
+	r.servers.answers(func(b []byte) (upstream.Result, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if troubled[string(b)] && !mended {
+			return upstream.Result{}, fault.As(fault.Overload, errors.New("max.message.bytes of the topic is too small"))
+		}
+		return upstream.Result{}, nil
+	})
+	draining(t, r)
+	r.servers.set(0, false)
+	delivered := func() int {
+		r.servers.mu.Lock()
+		defer r.servers.mu.Unlock()
+		return len(r.servers.stored)
+	}
+	eventually(t, "the others are delivered", func() bool { return delivered() == len(bodies)-len(troubled) })
+	eventually(t, "the troubled ones are parked", func() bool { return r.disk.Len() == 0 })
+	if n := r.parked(t); n != len(troubled) {
+		t.Errorf("%d are parked, want %d", n, len(troubled))
+	}
+	mu.Lock()
+	mended = true
+	mu.Unlock()
+	eventually(t, "all are delivered", func() bool { return delivered() == len(bodies) && r.parked(t) == 0 })
+	for b := range troubled {
+		if d := r.servers.stored[b]; len(d) != 1 || !d[0] {
+			t.Errorf("delivered as %v, want once and as sent again", d)
+		}
+	}
+}
+
+// With a full folder what servers refuse stays in the spool, and is parked when there is room.
+func TestAFullFolderKeepsInTheSpool(t *testing.T) {
+	r := newRig(t, 16<<20)
+	var err error
+	if r.parking.Folder, err = parked.Open(r.parking.Folder.Dir(), 10<<10); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.parking.Folder.Put(parked.Head{Kind: kindFlows}, make([]byte, 9500)); err != nil {
+		t.Fatal(err)
+	}
+	bodies := spoolRequests(t, r, 20)
+	r.servers.answers(refusing(bodies[0], upstream.Result{}, fault.As(fault.Rejected, errors.New("no"))))
+	d := draining(t, r)
+	r.servers.set(0, false)
+	eventually(t, "all others are delivered", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
+	if testutil.ToFloat64(r.metrics.parked) != 0 || testutil.ToFloat64(r.metrics.lost) != 0 {
+		t.Error("it is counted as parked or lost")
+	}
+	heads, err := r.parking.Folder.List()
+	if err != nil || len(heads) != 1 {
+		t.Fatalf("%d are parked: %v", len(heads), err)
+	}
+	if err := r.parking.Folder.Remove(heads[0].Name); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is parked", func() bool { return r.disk.Len() == 0 && r.parked(t) == 1 })
+}
+
+// An operator may bound how long parked requests are kept. Then they are counted as lost.
+func TestParkedAge(t *testing.T) {
+	r := newRig(t, 1<<20)
+	now := time.Now()
+	for _, age := range []time.Duration{time.Hour, time.Minute} {
+		if err := r.parking.Folder.Put(parked.Head{Kind: kindSpans, Items: 5, Refused: 3, Parked: now.Add(-age)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		age  time.Duration
+		left int
+	}{{0, 2}, {30 * time.Minute, 1}} {
+		r.parking.MaxAge = tc.age
+		if err := newDrainer(r.pipe, r.parking).expire(now); err != nil || r.parked(t) != tc.left {
+			t.Errorf("age %s: %d are left, %v", tc.age, r.parked(t), err)
+		}
+	}
+	if got := testutil.ToFloat64(r.metrics.lost); got != 3 {
+		t.Errorf("%v spans counted as lost", got)
+	}
+}
+
+// Spans that no server ever stores are rejected before the others are acknowledged into the spool.
+func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
+	r := newRig(t, 1<<20)
+	r.servers.set(0, true)
+	span := func(trace byte) *tracepb.Span {
+		return &tracepb.Span{TraceId: append(make([]byte, 15), trace), SpanId: []byte{1, 2, 3, 4, 5, 6, 7, 8}}
+	}
+	body := func(spans ...*tracepb.Span) []byte {
+		b, err := proto.Marshal(&coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	res, err := r.consume(t.Context(), body(span(1), span(0), span(2)), sender)
+	if err != nil || res.Rejected != 1 || !strings.Contains(res.Message, "trace_id") {
+		t.Fatalf("consume = %+v, %v", res, err)
+	}
+	if res, err := r.consume(t.Context(), body(span(0)), sender); err != nil || res.Rejected != 1 {
+		t.Fatalf("consume = %+v, %v", res, err)
+	}
+	if r.disk.Len() != 1 || testutil.ToFloat64(r.metrics.spooled) != 2 {
+		t.Errorf("%d requests in the spool, %v spans counted", r.disk.Len(), testutil.ToFloat64(r.metrics.spooled))
+	}
+	draining(t, r)
+	r.servers.set(0, false)
+	eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
+	for b := range r.servers.stored {
+		if otlp.Spans([]byte(b)) != 2 {
+			t.Errorf("%d spans were delivered", otlp.Spans([]byte(b)))
+		}
+	}
+}
+
+// countingServer takes requests up to a size over gRPC and counts their spans.
+type countingServer struct {
+	mu    sync.Mutex
+	spans map[string]int
+}
+
+func (s *countingServer) ConsumeTraces(_ context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+	var m coltracepb.ExportTraceServiceRequest
+	if err := proto.Unmarshal(req.Body, &m); err != nil {
+		return otlpgrpc.Result{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, rs := range m.GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			for _, sp := range ss.GetSpans() {
+				s.spans[fmt.Sprintf("%x", sp.GetSpanId())]++
+			}
+		}
+	}
+	return otlpgrpc.Result{}, nil
+}
+
+// A request within the agent's limit that the sender's address lifts over the server's goes there in
+// pieces, live as from the spool. One span that no server takes is refused to the sender, and parked out of the spool.
+func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
+	const limit = 4 << 20
+	srv := &countingServer{spans: map[string]int{}}
+	cfg := otlpgrpc.DefaultConfig()
+	cfg.Listen, cfg.MaxRequestBytes = "127.0.0.1:0", limit
+	server, err := otlpgrpc.New(cfg, srv, otlpgrpc.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	served := make(chan error, 1)
+	go func() { served <- server.Run(ctx) }()
+	t.Cleanup(func() { stop(); <-served })
+	upCfg := upstream.DefaultConfig()
+	upCfg.Addresses = []string{net.JoinHostPort("127.0.0.1", fmt.Sprint(server.Addr().(*net.TCPAddr).Port))}
+	client, err := upstream.New(upCfg, upstream.Options{AgentID: "node-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	if err := client.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	r := newRig(t, 64<<20)
+	r.up, r.send, r.liveTime = client, client.Export, 30*time.Second
+	r.configure(agentconfig.Default())
+	random := rand.New(rand.NewPCG(1, 2))
+	request := func(spans, bytes int) []byte {
+		var all []*tracepb.Span
+		for range spans {
+			id := make([]byte, 16)
+			for j := range id {
+				id[j] = byte(random.IntN(255) + 1)
+			}
+			all = append(all, &tracepb.Span{TraceId: id, SpanId: id[:8], Name: strings.Repeat("x", bytes/spans-64)})
+		}
+		m := &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: all}}}}}
+		all[0].Name += strings.Repeat("y", bytes-proto.Size(m))
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	want := 0
+	body := request(100, limit-10)
+	if len(body) >= limit {
+		t.Fatalf("the request has %d bytes", len(body))
+	}
+	if res, err := r.consume(t.Context(), body, sender); err != nil || res.Rejected != 0 || r.disk.Len() != 0 {
+		t.Fatalf("live: %+v, %v, %d in the spool", res, err, r.disk.Len())
+	}
+	want += 100
+	if _, err := r.consume(t.Context(), request(1, limit+1000), sender); fault.ClassOf(err) != fault.Rejected {
+		t.Errorf("one span, live: %v", err)
+	}
+
+	r.up = &fakeServers{away: true}
+	for _, spans := range []int{80, 1} {
+		if _, err := r.consume(t.Context(), request(spans, limit+1000*spans), sender); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want += 80
+	r.up = client
+	draining(t, r)
+	eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
+	if n := r.parked(t); n != 1 {
+		t.Errorf("%d are parked, want the one that is too large for any server", n)
+	}
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	for id, n := range srv.spans {
+		if n != 1 {
+			t.Errorf("span %s came %d times", id, n)
+		}
+	}
+	if len(srv.spans) != want {
+		t.Errorf("%d spans came, want %d", len(srv.spans), want)
+	}
+}
