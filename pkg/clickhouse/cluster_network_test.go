@@ -111,7 +111,7 @@ func TestFlowsOverShards(t *testing.T) {
 		}
 		strange := keys[0]
 		strange.IP = netip.MustParseAddr("10.200.0.1").As16()
-		found, err := openDB(t, cfg).ExistingFlows(t.Context(), i, append([]FlowKey{strange}, keys...))
+		found, err := openDB(t, cfg).ExistingFlows(t.Context(), i, true, append([]FlowKey{strange}, keys...))
 		if err != nil || len(found) != len(keys) {
 			t.Errorf("of shard %d %d flows are known, %v", i, len(found), err)
 		}

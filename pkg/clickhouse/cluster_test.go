@@ -127,7 +127,7 @@ func checkLookupAsksAllShards(t *testing.T, cfg Config, start func(int) time.Tim
 	stored, other := keyOf(7, start(7)), keyOf(8, start(7))
 	want := map[SpanKey]struct{}{stored: {}}
 	for shard := range 2 {
-		got, err := d.ExistingSpans(t.Context(), shard, []SpanKey{stored, other})
+		got, err := d.ExistingSpans(t.Context(), shard, true, []SpanKey{stored, other})
 		if err != nil {
 			t.Fatal(err)
 		}

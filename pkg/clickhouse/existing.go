@@ -7,9 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -33,27 +31,29 @@ type FlowKey struct {
 }
 
 const (
-	// lookupKeys bounds one question. 1000 keys of spans are 58 kB of SQL, of flows up to 76 kB, and
-	// ClickHouse reads 256 kB.
-	lookupKeys = 1000
+	// lookupKeys bounds one question: as many keys as a full block has rows. They travel
+	// as an external table of some 5 MB, beside the SQL.
+	lookupKeys = 100_000
 	// lookupSpan bounds the time that one question is about. The table is
 	// sorted by hour first: keys of two hours are found in two places.
 	lookupSpan = time.Hour
+	// keysTable is the name of the external table that holds the keys of a question.
+	keysTable = "wanted"
 )
 
-// ExistingSpans returns those of keys that are stored. It asks the table that
-// Inserter writes, by its primary key, in as few questions as the number and
-// the times of the keys allow: at the shard where they belong now, and what is
-// missing there at the others, where it lies if it came before a shard was added.
+// ExistingSpans returns the subset of keys that is stored. It asks the table that
+// Inserter writes, by its primary key, with one question for each hour that the keys
+// span: at the given shard and, with anyShard, at the others for the keys that it lacks,
+// because rows stored before a shard was added stay where they are.
 //
-// On a Replicated table the replica that is asked first fetches what the
-// others have, so that what was acknowledged elsewhere is found.
-func (d *DB) ExistingSpans(ctx context.Context, shard int, keys []SpanKey) (map[SpanKey]struct{}, error) {
+// On a Replicated table the replica first fetches the parts that its peers have, so that
+// it finds what another replica acknowledged.
+func (d *DB) ExistingSpans(ctx context.Context, shard int, anyShard bool, keys []SpanKey) (map[SpanKey]struct{}, error) {
 	sorted := slices.Clone(keys)
 	slices.SortFunc(sorted, func(a, b SpanKey) int {
 		return cmp.Or(cmp.Compare(a.Start, b.Start), bytes.Compare(a.TraceID[:], b.TraceID[:]))
 	})
-	return lookUp(ctx, d, shard, sorted, func(keys []SpanKey, found map[SpanKey]struct{}) question {
+	return lookUp(ctx, d, shard, anyShard, sorted, func(keys []SpanKey, found map[SpanKey]struct{}) question {
 		var (
 			traceID proto.ColStr
 			spanID  = proto.ColFixedStr{Size: 16}
@@ -62,6 +62,7 @@ func (d *DB) ExistingSpans(ctx context.Context, shard int, keys []SpanKey) (map[
 		return question{
 			table:   "spans_local",
 			sql:     lookupSQL(d.cfg.Database, keys),
+			keys:    spanKeyColumns(keys),
 			results: proto.Results{{Name: "trace_id", Data: &traceID}, {Name: "span_id", Data: &spanID}, {Name: "start", Data: &start}},
 			take: func() error {
 				for i := range start.Rows() {
@@ -81,12 +82,12 @@ func (d *DB) ExistingSpans(ctx context.Context, shard int, keys []SpanKey) (map[
 }
 
 // ExistingFlows does the same for flows.
-func (d *DB) ExistingFlows(ctx context.Context, shard int, keys []FlowKey) (map[FlowKey]struct{}, error) {
+func (d *DB) ExistingFlows(ctx context.Context, shard int, anyShard bool, keys []FlowKey) (map[FlowKey]struct{}, error) {
 	sorted := slices.Clone(keys)
 	slices.SortFunc(sorted, func(a, b FlowKey) int {
 		return cmp.Or(cmp.Compare(a.End, b.End), bytes.Compare(a.IP[:], b.IP[:]))
 	})
-	return lookUp(ctx, d, shard, sorted, func(keys []FlowKey, found map[FlowKey]struct{}) question {
+	return lookUp(ctx, d, shard, anyShard, sorted, func(keys []FlowKey, found map[FlowKey]struct{}) question {
 		var (
 			agent                 = new(proto.ColStr).LowCardinality()
 			namespace, connection proto.ColUInt64
@@ -96,6 +97,7 @@ func (d *DB) ExistingFlows(ctx context.Context, shard int, keys []FlowKey) (map[
 		return question{
 			table: "flows_local",
 			sql:   lookupFlowsSQL(d.cfg.Database, keys),
+			keys:  flowKeyColumns(keys),
 			results: proto.Results{
 				{Name: "agent_id", Data: agent},
 				{Name: "network_namespace", Data: &namespace},
@@ -134,15 +136,17 @@ func chunk[K timed](sorted []K) int {
 	return limit
 }
 
-// question is one SELECT. take is called after each block of the answer has been put into the results.
+// question is one SELECT that refers to keysTable. ClickHouse's answer is decoded into results block by
+// block, and take is called after each.
 type question struct {
 	table, sql string
+	keys       proto.Input // columns of keysTable
 	results    proto.Results
 	take       func() error
 }
 
 // lookUp asks for all keys, sorted by time, in chunks. An answer may have others too, which are left out.
-func lookUp[K timed](ctx context.Context, d *DB, shard int, sorted []K, about func(keys []K, found map[K]struct{}) question) (map[K]struct{}, error) {
+func lookUp[K timed](ctx context.Context, d *DB, shard int, anyShard bool, sorted []K, about func(keys []K, found map[K]struct{}) question) (map[K]struct{}, error) {
 	found := make(map[K]struct{})
 	asked := make(map[K]struct{}, len(sorted))
 	for _, k := range sorted {
@@ -152,7 +156,7 @@ func lookUp[K timed](ctx context.Context, d *DB, shard int, sorted []K, about fu
 		n := chunk(sorted)
 		missing := slices.Clone(sorted[:n])
 		// The first question learns how many shards there are.
-		for i := 0; len(missing) > 0 && (i == 0 || i < d.shards.count()); i++ {
+		for i := 0; len(missing) > 0 && (i == 0 || anyShard && i < d.shards.count()); i++ {
 			q := about(missing, found)
 			if addr, err := d.ask(ctx, nearest(shard, i), q); err != nil {
 				return nil, fmt.Errorf("look up %d keys in %s.%s at %s: %w", len(missing), d.cfg.Database, q.table, addr, readable(err))
@@ -191,9 +195,11 @@ func (d *DB) ask(ctx context.Context, shard int, q question) (addr string, err e
 			return err
 		}
 		return c.client.Do(ctx, ch.Query{
-			Body:     q.sql,
-			Result:   q.results,
-			OnResult: func(context.Context, proto.Block) error { return q.take() },
+			Body:          q.sql,
+			ExternalTable: keysTable,
+			ExternalData:  q.keys,
+			Result:        q.results,
+			OnResult:      func(context.Context, proto.Block) error { return q.take() },
 		})
 	})
 }
@@ -221,33 +227,34 @@ func syncReplicaSQL(database, table string) string {
 // lookupSQL asks for keys, which are sorted by start. The time window and the
 // trace ids are a prefix of the sort key.
 func lookupSQL(database string, keys []SpanKey) string {
-	var b strings.Builder
-	b.WriteString("SELECT trace_id, span_id, toUnixTimestamp64Nano(start_time) AS start FROM " + database + ".spans_local" +
-		" WHERE " + betweenSQL("start_time", keys[0].Start, keys[len(keys)-1].Start) + " AND (trace_id, span_id) IN (")
-	for i, k := range keys {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, "('%x','%x')", k.TraceID, k.SpanID)
+	return "SELECT trace_id, span_id, toUnixTimestamp64Nano(start_time) AS start FROM " + database + ".spans_local" +
+		" WHERE " + betweenSQL("start_time", keys[0].Start, keys[len(keys)-1].Start) + " AND (trace_id, span_id) IN " + keysTable
+}
+
+func spanKeyColumns(keys []SpanKey) proto.Input {
+	traceID, spanID := new(proto.ColStr), &proto.ColFixedStr{Size: 16}
+	var text [32]byte
+	for i := range keys {
+		traceID.AppendBytes(text[:hex.Encode(text[:], keys[i].TraceID[:])])
+		spanID.Append(text[:hex.Encode(text[:], keys[i].SpanID[:])])
 	}
-	b.WriteByte(')')
-	return b.String()
+	return proto.Input{{Name: "trace_id", Data: traceID}, {Name: "span_id", Data: spanID}}
 }
 
 // lookupFlowsSQL asks for keys, which are sorted by end. The time window and the addresses are a
-// prefix of the sort key; what else belongs to a key is compared by the caller.
+// prefix of the sort key; the caller compares the rest of a key.
 func lookupFlowsSQL(database string, keys []FlowKey) string {
-	var b strings.Builder
-	b.WriteString("SELECT agent_id, network_namespace, connection, toUnixTimestamp64Nano(time) AS end, ip FROM " + database + ".flows_local" +
-		" WHERE " + betweenSQL("time", keys[0].End, keys[len(keys)-1].End) + " AND (ip, connection) IN (")
-	for i, k := range keys {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, "(toIPv6('%s'),%d)", netip.AddrFrom16(k.IP), k.Connection)
+	return "SELECT agent_id, network_namespace, connection, toUnixTimestamp64Nano(time) AS end, ip FROM " + database + ".flows_local" +
+		" WHERE " + betweenSQL("time", keys[0].End, keys[len(keys)-1].End) + " AND (ip, connection) IN " + keysTable
+}
+
+func flowKeyColumns(keys []FlowKey) proto.Input {
+	ip, connection := new(proto.ColIPv6), new(proto.ColUInt64)
+	for i := range keys {
+		ip.Append(keys[i].IP)
+		connection.Append(keys[i].Connection)
 	}
-	b.WriteByte(')')
-	return b.String()
+	return proto.Input{{Name: "ip", Data: ip}, {Name: "connection", Data: connection}}
 }
 
 // betweenSQL holds a column of time to nanoseconds since 1970, both included, in a form that reaches the primary key.

@@ -2,12 +2,15 @@ package clickhouse
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -81,20 +84,58 @@ func (i *Inserter) Discover(ctx context.Context) error {
 // partition mod Shards().
 func (i *Inserter) Shards() int { return i.shards.count() }
 
-// Insert stores input, which has the given number of rows, in table of the
+// Guard ties an insert to a right that may end while the insert is under way: the
+// ownership of what is inserted. The zero value guards nothing.
+type Guard struct {
+	// Query begins the query's id in ClickHouse. Settle finds the insert by it.
+	Query string
+	// Before is the moment after which the rows must not be sent any more. The rows go
+	// out only once ClickHouse has taken the statement and Before has still not passed.
+	// Of a block sent later, by a program that was stopped in between, ClickHouse hears
+	// nothing, or closes the connection first (receiveTimeout). Zero means no bound.
+	Before time.Time
+}
+
+// expired reports whether the moment has passed, by the monotonic or by the wall clock:
+// the monotonic one stands still while a machine is suspended, and the wall clock may be
+// set back.
+func (g *Guard) expired() bool {
+	if g.Before.IsZero() {
+		return false
+	}
+	now := time.Now()
+	return !now.Before(g.Before) || !now.Round(0).Before(g.Before.Round(0))
+}
+
+// ErrExpired says that Guard.Before passed before the rows were sent: none of them is stored.
+var ErrExpired = errors.New("the rows were not sent: the time to do so has passed")
+
+// receiveTimeout is how long ClickHouse waits for the rows of an insert after it has
+// taken the statement. It bounds how late a program that is stopped between the two can
+// still store them, and how long Settle waits for such a one.
+const receiveTimeout = 10 * time.Second
+
+// Insert is InsertGuarded without a guard.
+func (i *Inserter) Insert(ctx context.Context, shard int, table, token string, input proto.Input, rows int) error {
+	return i.InsertGuarded(ctx, Guard{}, shard, table, token, input, rows)
+}
+
+// InsertGuarded stores input, which has the given number of rows, in table of the
 // configured database, as one block under the deduplication token: the same
-// rows under the same token are stored once, however often they are sent.
+// rows under the same token are stored once while the table remembers the token.
 //
 // It blocks until ClickHouse has answered, ctx ends or query_timeout passes.
 // It reads input and never changes its rows, so that after an error the same
 // input can be sent again; but it fills caches inside the columns, so no two
 // goroutines may insert the same input at the same time.
 //
-// An error of class Rejected means that ClickHouse refused values of these
-// rows and stored none. Any other error is Retryable, and the block may have
-// been stored: send it again under the same token, or be told apart by
-// nothing else.
-func (i *Inserter) Insert(ctx context.Context, shard int, table, token string, input proto.Input, rows int) error {
+// After any error but ErrExpired the block may be stored, or a part of it: an error that
+// ClickHouse reports may have come after the rows were in the table, from a view that
+// depends on it. Class Rejected means that ClickHouse refused values; look up which rows
+// are stored before taking the block apart. Any other error is Retryable under the same
+// token. A table may also remember a token whose rows it has lost (a crash between the
+// two), so a retry that succeeds proves nothing either: look the rows up.
+func (i *Inserter) InsertGuarded(ctx context.Context, guard Guard, shard int, table, token string, input proto.Input, rows int) error {
 	if rows == 0 {
 		return nil
 	}
@@ -104,7 +145,7 @@ func (i *Inserter) Insert(ctx context.Context, shard int, table, token string, i
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
 	start := time.Now()
-	in := i.insertion(table, token, input, rows)
+	in := i.insertion(guard, table, token, input, rows)
 	addr, err := i.shards.run(ctx, shard, func(_ context.Context, c *conn) error { return c.insert(in) })
 	if err != nil {
 		err = fault.As(classOf(err), fmt.Errorf("insert %d rows into %s.%s at %s: %w",
@@ -113,6 +154,69 @@ func (i *Inserter) Insert(ctx context.Context, shard int, table, token string, i
 	i.metrics.observe(table, rows, time.Since(start), err)
 	return err
 }
+
+// Settle returns when no insert runs at the shard whose Guard.Query was query: it ends
+// those that do. After it, what such an insert has stored can be looked up, and nothing
+// more will come of it. A replica that cannot be reached is not asked, as long as another
+// one can; an insert there is still known by its token.
+func (i *Inserter) Settle(ctx context.Context, shard int, query string) error {
+	ctx, cancel := context.WithTimeout(ctx, i.timeout)
+	defer cancel()
+	err := i.shards.runAll(ctx, shard, func(ctx context.Context, c *conn) error { return settle(ctx, c.client, query) })
+	if err != nil {
+		return fmt.Errorf("end inserts of %s: %w", query, err)
+	}
+	return nil
+}
+
+// settlePause is between two looks at whether a query has ended. One that ClickHouse is
+// working on ends within milliseconds; one that waits for rows, with receiveTimeout.
+const settlePause = 50 * time.Millisecond
+
+// settle ends the queries of a prefix at one server and waits for their end. KILL QUERY ...
+// SYNC is of no use for it: it does not come back while an insert waits for its rows.
+func settle(ctx context.Context, client *ch.Client, prefix string) error {
+	ours := "startsWith(query_id, " + quote(prefix+queryIDSeparator) + ")"
+	for first := true; ; first = false {
+		var running proto.ColUInt64
+		err := client.Do(ctx, ch.Query{
+			Body:   "SELECT count() AS n FROM system.processes WHERE " + ours,
+			Result: proto.Results{{Name: "n", Data: &running}},
+		})
+		if err != nil || running.Rows() == 0 || running.Row(0) == 0 {
+			return err
+		}
+		if first {
+			err := client.Do(ctx, ch.Query{Body: "KILL QUERY WHERE " + ours + " ASYNC", Result: new(proto.Results).Auto()})
+			if err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d of them still run: %w", running.Row(0), context.Cause(ctx))
+		case <-time.After(settlePause):
+		}
+	}
+}
+
+// queryIDSeparator stands between Guard.Query and what makes the id unique: ClickHouse
+// refuses a second query of an id that still runs.
+const queryIDSeparator = "#"
+
+func queryID(prefix string) string {
+	if prefix == "" {
+		return ""
+	}
+	return prefix + queryIDSeparator + rand.Text()
+}
+
+// quote makes s a string literal.
+func quote(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+}
+
+func seconds(d time.Duration) int { return max(int((d+time.Second-1)/time.Second), 1) }
 
 // checkRows finds a programming error before ClickHouse would.
 func checkRows(input proto.Input, rows int) error {
@@ -124,15 +228,20 @@ func checkRows(input proto.Input, rows int) error {
 	return nil
 }
 
-func (i *Inserter) insertion(table, token string, input proto.Input, rows int) insertion {
-	settings := make([]proto.Setting, 0, len(i.settings)+2)
+func (i *Inserter) insertion(guard Guard, table, token string, input proto.Input, rows int) insertion {
+	settings := make([]proto.Setting, 0, len(i.settings)+3)
 	settings = append(settings, i.settings...)
 	settings = append(settings,
 		setting("insert_deduplication_token", token),
 		// A block is never cut below this many rows.
 		setting("max_insert_block_size", strconv.Itoa(max(rows, 1<<20))),
 	)
-	return insertion{sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows}
+	if !guard.Before.IsZero() {
+		settings = append(settings, setting("receive_timeout", strconv.Itoa(seconds(receiveTimeout))))
+	}
+	return insertion{
+		guard: guard, id: queryID(guard.Query), sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows,
+	}
 }
 
 func insertSQL(database, table string, input proto.Input) string {
@@ -154,6 +263,9 @@ func insertSettings(cfg Config) []proto.Setting {
 		setting("async_insert", "0"),
 		setting("insert_deduplicate", "1"),
 		setting("deduplicate_blocks_in_dependent_materialized_views", "1"),
+		// ClickHouse gives up when we have: what it still did after that would be of an
+		// insert that is being tried again.
+		setting("max_execution_time", strconv.Itoa(seconds(cfg.QueryTimeout))),
 		// What follows is not known to every server; one that does not know it
 		// ignores it. A block must not be cut, whatever the user's profile says.
 		{Key: "use_strict_insert_block_limits", Value: "0"},

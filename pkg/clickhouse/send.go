@@ -33,6 +33,8 @@ type sender struct {
 
 // insertion is one block on its way.
 type insertion struct {
+	guard    Guard
+	id       string // of the query; empty lets ClickHouse choose
 	sql      string
 	settings []proto.Setting
 	input    proto.Input
@@ -61,7 +63,8 @@ var methods = map[string]compress.Method{
 }
 
 // insert sends the statement, waits for the table's columns, sends the block
-// and waits for the answer.
+// and waits for the answer. From the time on that the columns have come, Settle finds
+// the query; so whoever looks after the guard's moment sees every insert that passed it.
 func (s *sender) insert(in insertion) error {
 	if err := s.sendQuery(in); err != nil {
 		return s.explain(fmt.Errorf("send query: %w", err))
@@ -72,6 +75,9 @@ func (s *sender) insert(in insertion) error {
 	}
 	if err := infer(in.input, table); err != nil {
 		return err
+	}
+	if in.guard.expired() {
+		return ErrExpired
 	}
 	err := s.sendBlock(in.input, in.rows)
 	if err == nil {
@@ -90,6 +96,7 @@ func (s *sender) sendQuery(in insertion) error {
 	}
 	s.writer.ChainBuffer(func(b *proto.Buffer) {
 		proto.Query{
+			ID:          in.id,
 			Body:        in.sql,
 			Stage:       proto.StageComplete,
 			Compression: compression,

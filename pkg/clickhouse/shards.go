@@ -107,6 +107,33 @@ func (s *shards) run(ctx context.Context, shard int, f use) (addr string, err er
 	return strings.Join(tried, ", "), errors.Join(errs...)
 }
 
+// runAll does f at every replica of the shard that can be connected to. It fails when none
+// can, or when f fails at one.
+func (s *shards) runAll(ctx context.Context, shard int, f use) error {
+	if err := s.refresh(ctx, refreshEvery); err != nil {
+		return err
+	}
+	replicas, err := s.replicas(shard)
+	if err != nil {
+		return err
+	}
+	var errs, unreachable []error
+	for _, n := range replicas {
+		called, err := n.run(ctx, f)
+		switch {
+		case err == nil:
+		case called:
+			errs = append(errs, fmt.Errorf("at %s: %w", n.addr, readable(err)))
+		default:
+			unreachable = append(unreachable, fmt.Errorf("at %s: %w", n.addr, err))
+		}
+	}
+	if len(unreachable) == len(replicas) {
+		errs = append(errs, unreachable...)
+	}
+	return errors.Join(errs...)
+}
+
 // replicas returns the nodes of a shard in the order to try them.
 func (s *shards) replicas(shard int) ([]*node, error) {
 	s.mu.Lock()

@@ -1,18 +1,21 @@
-// Package plan names the ranges of a partition that a writer inserts as one
-// block each.
+// Package plan is the words that a writer commits with an offset, and the names of the
+// ranges that it inserts as one block each.
 //
-// Before a writer inserts the records [From, To) of a partition it commits
-// offset From to the consumer group with the metadata of a [Plan], which names To.
-// Whoever owns the partition after a crash reads that back with [Parse], forms the very
-// same range again and inserts it under the same [Range.Token], so that ClickHouse can tell
-// that it has stored the block already.
+// Before a writer inserts the records [From, To) of a partition it commits offset From to
+// the consumer group with the metadata of a [Commit] that plans To. Whoever owns the
+// partition after a crash reads that back with [Parse]: the records before To may be
+// stored already. It forms the range again, looks its rows up, and inserts the missing
+// ones under the same [Range.Token].
+//
+// Every commit also names the topic's id, because an offset means nothing in another log
+// of the same name, and says up to where the records after it may have been stored for
+// other reasons (Unsure).
 //
 // The package does no I/O. The formats below are stored data: a change needs
 // a new version word, and readers of both.
 package plan
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -38,88 +41,122 @@ func (r Range) Token() string {
 	return token
 }
 
-// Part is the token of rows [from, to) of the range, used when the range is
-// refused as a whole and inserted piece by piece.
-func (r Range) Part(from, to int) string {
-	return fmt.Sprintf("%s/rows/%d-%d", r.Token(), from, to)
-}
-
-// Plan announces the insert of the range that starts at the committed offset.
+// Plan announces the insert of the range that starts at the committed offset. The zero
+// value announces nothing.
 type Plan struct {
 	To    int64 // the end of the range
 	First int64 // as in Range
-	// Shard is where the range goes: tokens are known only there. Negative is
-	// where the spans of the partition go at the moment.
+	// Shard is where the range goes: tokens are known only there. Negative means the
+	// partition's current shard.
 	Shard int
-	// Apart says that the range was refused as a whole: pieces of it may have been
-	// stored, under tokens of their own, and the whole must not be tried again.
-	Apart bool
+}
+
+// Commit is what a writer says with an offset that it commits. The zero value says nothing.
+type Commit struct {
+	// Topic is the id of the topic (KIP-516) in which the offset is a position, as Kafka
+	// prints it; empty where the brokers have none.
+	Topic string
+	// Unsure is the offset before which records may be stored already although the
+	// committed offset does not say so. 0, or not above the committed offset: none.
+	Unsure int64
+	Plan   Plan
 }
 
 const (
-	// version has the words to=, first=, shard= and perhaps apart.
-	version = "metaflow/2"
-	// versionBare has to= alone; its ranges have tokens without First.
-	versionBare = "metaflow/1"
+	// atRest begins a commit that leaves nothing to be finished. Older programs take it
+	// for somebody else's words, and go on from the offset.
+	atRest = "metaflow"
+	// version begins every other commit.
+	version = "metaflow/3"
+	// version2 had to=, first=, shard= and perhaps apart, and no topic.
+	version2 = "metaflow/2"
+	// version1 had to= alone; its ranges have tokens without First.
+	version1 = "metaflow/1"
 )
 
 // Metadata is what to commit.
-func (p Plan) Metadata() string {
-	text := fmt.Sprintf("%s to=%d first=%d shard=%d", version, p.To, p.First, p.Shard)
-	if p.Apart {
-		text += " apart"
+func (c Commit) Metadata() string {
+	var b strings.Builder
+	b.WriteString(atRest)
+	if c.Plan.To != 0 || c.Unsure != 0 {
+		b.WriteString(version[len(atRest):])
 	}
-	return text
+	if c.Topic != "" {
+		b.WriteString(" topic=" + c.Topic)
+	}
+	if c.Unsure != 0 {
+		fmt.Fprintf(&b, " unsure=%d", c.Unsure)
+	}
+	if c.Plan.To != 0 {
+		fmt.Fprintf(&b, " to=%d first=%d shard=%d", c.Plan.To, c.Plan.First, c.Plan.Shard)
+	}
+	return b.String()
 }
 
-// Parse reads the metadata of a commit at offset from. ok is false when
-// nothing is announced: there is no metadata, or it is not ours, as after an
-// operator reset the offsets. An announcement of a version that this program does
-// not know is an error, because ignoring it could store a block twice.
-func Parse(from int64, metadata string) (p Plan, ok bool, err error) {
+// Parse reads the metadata of a commit at offset from. ok is false when it is not ours:
+// nothing was committed, or an operator or another program did, so that nothing is known
+// of what is stored after it. Words of a version that this program does not know are an error,
+// because ignoring them could store a block twice.
+func Parse(from int64, metadata string) (c Commit, ok bool, err error) {
 	word, rest, _ := strings.Cut(metadata, " ")
-	if !strings.HasPrefix(word, "metaflow/") {
-		return Plan{}, false, nil
-	}
 	switch word {
-	case version:
-		err = p.parse(rest)
-	case versionBare:
-		p.Shard = -1
-		p.To, err = number(rest, "to=")
+	case atRest, version:
+		err = c.parse(rest)
+	case version2:
+		err = c.parse(strings.TrimSuffix(rest, " apart"))
+	case version1:
+		c.Plan.Shard = -1
+		err = c.parse(rest)
 	default:
-		err = fmt.Errorf("version is neither %s nor %s", version, versionBare)
+		if !strings.HasPrefix(word, "metaflow/") {
+			return Commit{}, false, nil
+		}
+		err = fmt.Errorf("version is none of %s, %s and %s", version, version2, version1)
 	}
-	if err == nil && p.To <= from {
+	if err == nil && c.Plan.To == 0 && (word == version1 || word == version2) {
+		err = fmt.Errorf("it has no to=")
+	}
+	if err == nil && c.Plan.To != 0 && c.Plan.To <= from {
 		err = fmt.Errorf("it ends before the committed offset %d", from)
 	}
 	if err != nil {
-		return Plan{}, false, fmt.Errorf("read plan %q: %w", metadata, err)
+		return Commit{}, false, fmt.Errorf("read commit %q: %w", metadata, err)
 	}
-	return p, true, nil
+	return c, true, nil
 }
 
-// parse reads the words of version.
-func (p *Plan) parse(text string) error {
-	words := strings.Split(text, " ")
-	if len(words) == 4 && words[3] == "apart" {
-		p.Apart, words = true, words[:3]
+// parse reads words of the form key=value, each key at most once. A plan is whole or not there.
+func (c *Commit) parse(text string) error {
+	seen := make(map[string]bool)
+	for word := range strings.FieldsSeq(text) {
+		key, value, found := strings.Cut(word, "=")
+		if !found || seen[key] {
+			return fmt.Errorf("%q is no word of it", word)
+		}
+		seen[key] = true
+		if key == "topic" {
+			c.Topic = value
+			continue
+		}
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n < 0 && key != "first" {
+			return fmt.Errorf("%q is not a key and a number", word)
+		}
+		switch key {
+		case "unsure":
+			c.Unsure = n
+		case "to":
+			c.Plan.To = n
+		case "first":
+			c.Plan.First = n
+		case "shard":
+			c.Plan.Shard = int(n)
+		default:
+			return fmt.Errorf("%q is no word of it", word)
+		}
 	}
-	if len(words) != 3 {
-		return fmt.Errorf("want %q, and perhaps apart", Plan{}.Metadata())
+	if seen["first"] != seen["shard"] || seen["first"] && !seen["to"] || seen["to"] && !seen["first"] && c.Plan.Shard >= 0 {
+		return fmt.Errorf("it plans without all of to=, first= and shard=")
 	}
-	to, err1 := number(words[0], "to=")
-	first, err2 := number(words[1], "first=")
-	shard, err3 := number(words[2], "shard=")
-	p.To, p.First, p.Shard = to, first, int(shard)
-	return errors.Join(err1, err2, err3)
-}
-
-func number(word, key string) (int64, error) {
-	value, found := strings.CutPrefix(word, key)
-	n, err := strconv.ParseInt(value, 10, 64)
-	if !found || err != nil {
-		return 0, fmt.Errorf("%q is not %s and a number", word, key)
-	}
-	return n, nil
+	return nil
 }

@@ -10,33 +10,50 @@ import (
 
 // batch is the range of records that is being gathered, decoded.
 type batch struct {
-	from, to int64              // offsets [from, to)
-	first    int64              // timestamp of the record at from, in milliseconds; 0 when it cannot be read
-	apart    bool               // ClickHouse refused the block, and pieces of it may be stored
-	lookUp   bool               // every record is looked up as if it were resent
-	split    map[piece]struct{} // pieces that were refused
-	doubtful bool               // whether a piece is stored is not known
+	from, to int64 // offsets [from, to)
+	before   int32 // leader epoch of the last record before from
+	first    int64 // timestamp of the record at from, in milliseconds; 0 when it cannot be read
 	begun    time.Time
 	received time.Time // in Kafka, of the oldest record that says so
 	block    Block
 	kept     []kept // the records that have rows in the block
 	dead     []kafka.Outgoing
 	deadSize int64
-	deadSent int              // of dead, how many Kafka has one by one
-	keys     map[Key]struct{} // of all rows, once a resent record is among them
+	deadSent int // of dead, how many Kafka has one by one
 
-	duplicates, resent int // items that have no row because they were there already
+	resent      []record.Record // marked as resent: not looked up yet, and so not in the block
+	resentSize  int64           // bytes of their values
+	resentItems int
+
+	// unknown says that rows of the block may be stored already: an owner before us, or an
+	// earlier attempt, may have inserted them.
+	unknown bool
+	tried   time.Time // when the block was first sent under its token
+	token   string    // empty means that of the range
+	// found is how many rows were left out of the block because they are stored, and
+	// unsureFound how many of them were stored by nobody knows whom.
+	found, unsureFound int
+
+	duplicates, copies int // items that have no row because they were there already, by content and by id
 	refusedRows        int // rows of the block that ClickHouse refused
 }
 
 // kept is a record with rows in the block.
 type kept struct {
 	offset int64
-	absent map[int]struct{} // indexes of its items that were left out as resent
+	absent map[int]struct{} // indexes of its items that were left out because they are stored
 }
 
-func newBatch(block Block, from int64) *batch {
-	return &batch{from: from, to: from, begun: time.Now(), block: block}
+// leaveOut notes that an item has no row.
+func (k *kept) leaveOut(index int) {
+	if k.absent == nil {
+		k.absent = make(map[int]struct{})
+	}
+	k.absent[index] = struct{}{}
+}
+
+func newBatch(block Block, from int64, before int32) *batch {
+	return &batch{from: from, to: from, before: before, begun: time.Now(), block: block}
 }
 
 // memory is what the batch takes. A nil batch takes none.
@@ -44,11 +61,11 @@ func (b *batch) memory() int64 {
 	if b == nil {
 		return 0
 	}
-	return int64(b.block.Bytes()) + b.deadSize
+	return int64(b.block.Bytes()) + b.deadSize + b.resentSize
 }
 
 func (b *batch) full(cfg *Config, maxBytes int64) bool {
-	return b.block.Rows() >= cfg.MaxBatchRows || b.memory() >= maxBytes
+	return b.block.Rows()+b.resentItems >= cfg.MaxBatchRows || b.memory() >= maxBytes
 }
 
 // old reports whether the batch has waited long enough.
@@ -72,9 +89,9 @@ func (b *batch) noteReceived(t time.Time) {
 // slack is how much further than the gateway's the writer's window of accepted times reaches.
 const slack = time.Hour
 
-// accepted is the window in which the items of a record must lie: around its first receipt, or any
+// accept returns the window in which the items of a record must lie: around its first receipt, or any
 // time when that is not known. It depends on the record alone, so that every writer judges it alike.
-func (w *Writer) accepted(r *record.Record) otlp.Window {
+func (w *Writer) accept(r *record.Record) otlp.Window {
 	received, ok := r.FirstReceipt()
 	if !ok {
 		return otlp.Anytime

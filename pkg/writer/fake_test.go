@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,8 +36,13 @@ type partitionLog struct {
 	start    int64          // what lies before it was deleted
 	marks    map[int64]bool // offsets without a record, where a transaction ended
 	offset   int64
+	epoch    int32 // committed with offset
 	metadata string
 	commits  []string
+	id       kafka.TopicID
+	epochs   map[int32]int64     // where the log of a leader epoch ended, once there is a later one
+	leader   int32               // the current leader epoch
+	expired  int                 // of the next inserts, how many come after the lease
 	steps    int                 // operations until the owner crashes; negative means never
 	trouble  map[string][]error  // of the next operations of a name, nil for none
 	corrupt  *kafka.CorruptError // what a fetch of its offsets returns
@@ -48,7 +54,7 @@ type partitionLog struct {
 func newLog() *partitionLog { return newLogOf(&traces) }
 
 func newLogOf(s *signal) *partitionLog {
-	return &partitionLog{signal: s, number: 3, offset: -1, steps: -1, trouble: map[string][]error{}}
+	return &partitionLog{signal: s, number: 3, metadata: "metaflow", steps: -1, epochs: map[int32]int64{}, trouble: map[string][]error{}}
 }
 
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
@@ -86,17 +92,63 @@ func (l *partitionLog) Partition() int { return l.number }
 
 func (l *partitionLog) Grace() time.Duration { return 3 * time.Second }
 
-func (l *partitionLog) Committed(ctx context.Context) (int64, string, error) {
-	return l.offset, l.metadata, l.step(ctx, "committed")
+func (l *partitionLog) Lease() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.expired > 0 {
+		l.expired--
+		return time.Now().Add(-time.Second)
+	}
+	return time.Now().Add(10 * time.Second)
 }
 
-func (l *partitionLog) Commit(ctx context.Context, offset int64, metadata string) error {
+func (l *partitionLog) TopicID() kafka.TopicID { return l.id }
+
+func (l *partitionLog) Seek(kafka.Position) {}
+
+func (l *partitionLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
+	if err := l.step(ctx, "epoch end"); err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if end, ok := l.epochs[epoch]; ok {
+		return end, nil
+	}
+	return l.end(), nil
+}
+
+// cut loses the records from an offset on, as when a replica that lacks them begins to lead.
+func (l *partitionLog) cut(offset int64) {
+	l.records = l.records[:offset]
+	for epoch := int32(0); epoch <= l.leader; epoch++ {
+		if end, ok := l.epochs[epoch]; !ok || end > offset {
+			l.epochs[epoch] = offset
+		}
+	}
+	l.leader++
+}
+
+func (l *partitionLog) Position(ctx context.Context) (kafka.Position, error) {
+	return kafka.Position{Offset: l.offset, LeaderEpoch: l.epoch, Metadata: l.metadata}, l.step(ctx, "committed")
+}
+
+func (l *partitionLog) CommitPosition(ctx context.Context, p kafka.Position) error {
 	if err := l.step(ctx, "commit"); err != nil {
 		return err
 	}
-	l.offset, l.metadata = offset, metadata
-	l.commits = append(l.commits, strings.TrimSpace(fmt.Sprint(offset, " ", metadata)))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.offset, l.epoch, l.metadata = p.Offset, p.LeaderEpoch, p.Metadata
+	l.commits = append(l.commits, fmt.Sprint(p.Offset, " ", p.Metadata))
 	return nil
+}
+
+// finished reports whether everything is stored and nothing is planned.
+func (l *partitionLog) finished() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.offset == l.end() && !strings.Contains(l.metadata, " to=")
 }
 
 // fetchRecords is how many records one fetch returns at most.
@@ -139,7 +191,7 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 	fault := l.fault()
 	switch fault {
 	case "lost end": // no replica in sync was left, and another one leads
-		l.records = l.records[:len(l.records)-2]
+		l.cut(l.end() - 2)
 	case "retention":
 		l.start = min(l.start+2, l.end())
 	}
@@ -168,7 +220,17 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 		r.Value = append([]byte(nil), r.Value...)
 		l.lent = append(l.lent, r)
 	}
-	return kafka.Batch{Records: l.lent, Next: to, HighWatermark: end}, nil
+	return kafka.Batch{Records: l.lent, Next: to, HighWatermark: end, LeaderEpoch: l.epochOf(to - 1)}, nil
+}
+
+// epochOf is the leader epoch of the record at offset.
+func (l *partitionLog) epochOf(offset int64) int32 {
+	for epoch := range l.leader {
+		if offset < l.epochs[epoch] {
+			return epoch
+		}
+	}
+	return l.leader
 }
 
 func (l *partitionLog) Bounds(ctx context.Context) (int64, int64, error) {
@@ -196,18 +258,23 @@ func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error)
 
 // table is a ClickHouse that knows what it has stored.
 type table struct {
-	signal  *signal
-	mu      sync.Mutex
-	shards  int
-	tokens  map[string]bool
-	at      map[string]int // the shard that knows the token
-	spans   map[string]int // or flows, by id: how often each is stored
-	poison  map[string]bool
-	broken  error        // of every insert
-	hangs   bool         // until the context of the insert ends
-	away    map[int]bool // shards that do not answer
-	outcome []string     // of the next inserts: "", "fails", "doubtful", "crash", or "mended", which ends all poison
+	signal *signal
+	mu     sync.Mutex
+	shards int
+	tokens map[string]bool
+	at     map[string]int // the shard that knows the token
+	spans  map[string]int // or flows, by id: how often each is stored
+	poison map[string]bool
+	broken error        // of every insert
+	hangs  bool         // until the context of the insert ends
+	away   map[int]bool // shards that do not answer
+	// outcome is that of the next inserts: "", "fails", "doubtful", "crash", "mended", which ends
+	// all poison, "view fails", after the rows are stored, and "token only", when ClickHouse dies
+	// between the token and the rows.
+	outcome []string
 	inserts int
+	lookups int
+	running []func() // inserts that nobody waits for any more, and which may still succeed
 }
 
 func newTable() *table { return newTableOf(&traces) }
@@ -218,7 +285,7 @@ func newTableOf(s *signal) *table {
 
 func (s *table) Shards() int { return s.shards }
 
-func (s *table) Insert(ctx context.Context, shard int, name, token string, input proto.Input, rows int) error {
+func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard int, name, token string, input proto.Input, rows int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inserts++
@@ -227,6 +294,9 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	}
 	if shard < 0 || shard >= s.shards || name != s.signal.table {
 		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
+	}
+	if !guard.Before.IsZero() && !time.Now().Before(guard.Before) {
+		return clickhouse.ErrExpired
 	}
 	if s.away[shard] {
 		return errors.New("connection refused")
@@ -254,26 +324,57 @@ func (s *table) Insert(ctx context.Context, shard int, name, token string, input
 	if len(ids) != rows {
 		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
 	}
-	if at, ok := s.at[token]; !s.tokens[token] || ok && at != shard {
-		for _, id := range ids {
-			if s.poison[id] {
-				return fault.As(fault.Rejected, errors.New("constraint violated"))
-			}
+	// Values are checked before the token is.
+	for _, id := range ids {
+		if s.poison[id] {
+			return fault.As(fault.Rejected, errors.New("constraint violated"))
+		}
+	}
+	put := func() {
+		if at, ok := s.at[token]; s.tokens[token] && (!ok || at == shard) {
+			return
 		}
 		s.tokens[token], s.at[token] = true, shard
 		for _, id := range ids {
 			s.spans[id]++
 		}
 	}
-	if outcome == "doubtful" {
+	switch outcome {
+	case "token only":
+		s.tokens[token], s.at[token] = true, shard
+		return errors.New("connection reset")
+	case "runs on": // and nobody hears of it
+		s.running = append(s.running, put)
 		return errors.New("timeout")
+	}
+	put()
+	switch outcome {
+	case "doubtful":
+		return errors.New("timeout")
+	case "view fails":
+		return fault.As(fault.Rejected, errors.New("cannot parse in view"))
 	}
 	return nil
 }
 
-func (s *table) ExistingSpans(_ context.Context, _ int, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error) {
+// Settle lets what runs come to its end.
+func (s *table) Settle(_ context.Context, shard int, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.away[shard] || s.hangs {
+		return errors.New("connection refused")
+	}
+	for _, put := range s.running {
+		put()
+	}
+	s.running = nil
+	return nil
+}
+
+func (s *table) ExistingSpans(_ context.Context, _ int, _ bool, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lookups++
 	found := map[clickhouse.SpanKey]struct{}{}
 	for _, k := range keys {
 		if s.spans[hex.EncodeToString(k.SpanID[:])] > 0 {
@@ -283,9 +384,10 @@ func (s *table) ExistingSpans(_ context.Context, _ int, keys []clickhouse.SpanKe
 	return found, nil
 }
 
-func (s *table) ExistingFlows(_ context.Context, _ int, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error) {
+func (s *table) ExistingFlows(_ context.Context, _ int, _ bool, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lookups++
 	found := map[clickhouse.FlowKey]struct{}{}
 	for _, k := range keys {
 		if k.Agent == "agent-1" && k.NetworkNamespace == 7 && k.End > 0 && s.spans[flowID(int(k.Connection)-1)] > 0 {
@@ -302,6 +404,7 @@ type signal struct {
 	request      func(at time.Time, numbers ...int) []byte
 	id           func(number int) string
 	ids          func(proto.Input) []string // of the rows of a block
+	numbers      func(value []byte) []int   // of the items of a record; none when it is malformed
 }
 
 var (
@@ -310,11 +413,35 @@ var (
 		func(input proto.Input) []string {
 			return column(input, "span_id", 16, func(b []byte) string { return string(b) })
 		},
+		func(value []byte) (numbers []int) {
+			var req coltracepb.ExportTraceServiceRequest
+			if pb.Unmarshal(value, &req) != nil {
+				return nil
+			}
+			for _, s := range req.ResourceSpans[0].ScopeSpans[0].Spans {
+				n, err := strconv.Atoi(string(s.SpanId))
+				if err != nil {
+					panic(err) // request wrote it
+				}
+				numbers = append(numbers, n)
+			}
+			return numbers
+		},
 	}
 	flows = signal{
 		"metaflow.flows", "flows_local", func(t *table) writer.Kind { return writer.Flows(t, nil) }, flowRequest, flowID,
 		func(input proto.Input) []string {
 			return column(input, "connection", 8, func(b []byte) string { return flowID(int(binary.LittleEndian.Uint64(b)) - 1) })
+		},
+		func(value []byte) (numbers []int) {
+			var req agentv1.ExportFlowsRequest
+			if pb.Unmarshal(value, &req) != nil {
+				return nil
+			}
+			for _, f := range req.Groups[0].Flows {
+				numbers = append(numbers, int(f.Connection)-1)
+			}
+			return numbers
 		},
 	}
 	signals = map[string]*signal{"spans": &traces, "flows": &flows}

@@ -14,8 +14,8 @@ import (
 
 // FlowStore finds flows. *clickhouse.DB is one.
 type FlowStore interface {
-	// ExistingFlows returns those of keys that are stored. They belong to the shard.
-	ExistingFlows(ctx context.Context, shard int, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error)
+	// ExistingFlows returns those of keys that are stored at the shard, or with anyShard at any.
+	ExistingFlows(ctx context.Context, shard int, anyShard bool, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error)
 }
 
 // Resolver says who held an address at a time, in nanoseconds since the Unix epoch. It is called for every
@@ -40,8 +40,8 @@ func (flows) Select(value []byte, keep func(int) bool) ([]byte, error) {
 	return flowwire.Select(value, keep)
 }
 
-func (k flows) Existing(ctx context.Context, shard int, keys []Key) (map[Key]struct{}, error) {
-	return existing(ctx, shard, keys, k.store.ExistingFlows)
+func (k flows) Existing(ctx context.Context, shard int, anyShard bool, keys []Key) (map[Key]struct{}, error) {
+	return existing(ctx, shard, anyShard, keys, k.store.ExistingFlows)
 }
 
 type flowBlock struct {

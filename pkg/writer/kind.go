@@ -22,8 +22,9 @@ type Kind interface {
 	// Select returns a value with those items for which keep is true. index counts all
 	// items of value from 0.
 	Select(value []byte, keep func(index int) bool) ([]byte, error)
-	// Existing returns those of keys that the shard has stored.
-	Existing(ctx context.Context, shard int, keys []Key) (map[Key]struct{}, error)
+	// Existing returns those of keys that are stored: at the shard, or with anyShard at any, which
+	// takes all shards to answer.
+	Existing(ctx context.Context, shard int, anyShard bool, keys []Key) (map[Key]struct{}, error)
 }
 
 // Key is what makes two items the same one. It is comparable.

@@ -11,18 +11,23 @@ import (
 // metrics count spans, or flows, when their batch is committed, so that a batch that is
 // read again counts once: consumed = inserted + duplicates + resent + diverted.
 type metrics struct {
-	inserted      prometheus.Counter
-	duplicates    *prometheus.CounterVec
-	diverted      prometheus.Counter
-	truncated     prometheus.Counter
-	lost          prometheus.Counter
-	resumed       prometheus.Counter
-	retries       *prometheus.CounterVec
-	batchRows     prometheus.Histogram
-	batchBytes    prometheus.Histogram
-	insertSeconds prometheus.Histogram
-	delay         prometheus.Histogram
-	behind        *prometheus.GaugeVec
+	inserted     prometheus.Counter
+	duplicates   *prometheus.CounterVec
+	diverted     prometheus.Counter
+	truncated    prometheus.Counter
+	doubts       *prometheus.CounterVec
+	lookedUp     prometheus.Counter
+	viewFailures prometheus.Counter
+
+	tokensWithoutRows prometheus.Counter
+	lost              prometheus.Counter
+	resumed           prometheus.Counter
+	retries           *prometheus.CounterVec
+	batchRows         prometheus.Histogram
+	batchBytes        prometheus.Histogram
+	insertSeconds     prometheus.Histogram
+	delay             prometheus.Histogram
+	behind            *prometheus.GaugeVec
 }
 
 // newMetrics registers those of one kind; several kinds may have the same registry.
@@ -44,6 +49,22 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 		}),
 		truncated: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_dead_letters_truncated_total", Help: "Dead letters without a value, because Kafka refused it.",
+		}),
+		doubts: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_writer_positions_doubted_total",
+			Help: "How often a partition was taken over whose committed offset does not say what is stored: there was none, somebody else committed it, the topic was created anew, or the log lost records. What is in the log is looked up then.",
+		}, []string{"why"}),
+		lookedUp: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_" + kind.Items() + "_looked_up_total",
+			Help: "How many " + kind.Items() + " were looked up in ClickHouse by their ids before they were inserted, or after it.",
+		}),
+		viewFailures: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_view_failures_total",
+			Help: "Blocks whose rows are stored although their insert failed, so that a view that depends on the table may lack them.",
+		}),
+		tokensWithoutRows: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_tokens_without_rows_total",
+			Help: "Blocks that ClickHouse took for stored although it lacked rows of them; these were inserted again.",
 		}),
 		lost: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_records_lost_total", Help: "Records that the log no longer had when they were to be read.",
@@ -67,20 +88,20 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 			Name: "metaflow_writer_delay_seconds", Help: "From the arrival of a batch's oldest record in Kafka until it can be queried.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 20),
 		}),
 		behind: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "metaflow_writer_lag_records", Help: "Records in the partition that are not fetched yet.",
+			Name: "metaflow_writer_lag_records", Help: "Records in the partition after the committed offset: those that are not stored yet.",
 		}, []string{"partition"}),
 	}
 }
 
-// stored counts a committed batch.
-func (m *metrics) stored(b *batch, rows int) {
-	m.inserted.Add(float64(rows - b.refusedRows))
+// stored counts a committed batch, whose block had so many rows and bytes.
+func (m *metrics) stored(b *batch, rows, size int) {
+	m.inserted.Add(float64(rows - b.refusedRows - b.unsureFound))
 	m.duplicates.WithLabelValues("content").Add(float64(b.duplicates))
-	m.duplicates.WithLabelValues("id").Add(float64(b.resent))
+	m.duplicates.WithLabelValues("id").Add(float64(b.copies + b.unsureFound))
 	m.diverted.Add(float64(len(b.dead)))
 	if rows > 0 {
 		m.batchRows.Observe(float64(rows))
-		m.batchBytes.Observe(float64(b.block.Bytes()))
+		m.batchBytes.Observe(float64(size))
 	}
 	if !b.received.IsZero() {
 		m.delay.Observe(time.Since(b.received).Seconds())

@@ -2,8 +2,10 @@ package writer
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/plan"
@@ -14,91 +16,85 @@ import (
 // again, and where each of its rows came from.
 type pieces struct {
 	*partition
-	rng     plan.Range
-	records []record.Record
-	kept    []*kept  // by record
-	rows    []origin // of all acceptable items, those found stored included
-	refused []refusal
-
-	progress bool // some rows could be stored, now or earlier
+	rng      plan.Range
+	records  []record.Record
+	rows     []origin // those that are not stored at first
+	refused  []refusal
+	accepted piece // one that ClickHouse took; without rows while there is none
+	inARow   int   // single rows that were refused since ClickHouse took anything
+	seen     int64 // share.accepted at the last refusal
 }
 
 // origin is the item that a row was made of.
 type origin struct {
 	record int // in pieces.records
-	index  int // of the item in its record
+	item
 }
 
-// piece is rows [from, to) of the range.
-type piece struct{ from, to int }
+// piece is some of the rows, inserted as one block.
+type piece struct {
+	token string
+	rows  []origin
+}
 
+// refusal is a row that was refused alone.
 type refusal struct {
-	row   int
+	origin
 	cause error
 }
 
+// errTable says that the table refuses everything.
+var errTable = errors.New("the table takes nothing else either, so it is the table's trouble")
+
 // insertPieces stores the rows of the batch that ClickHouse accepts, found by
-// bisecting, and adds the others to the batch's dead letters.
+// bisecting, and adds the others to the batch's dead letters. None of the batch's rows is
+// stored, and nothing is under way, when it is called. After an error it is not known which
+// are.
 //
-// The pieces are the nodes of one tree over the items of the range. Which
-// items a piece has, and so what its token stands for, depends on nothing but the
-// log. Items that were found stored already are simply missing from theirs. A piece
-// that was refused is not tried again, even if it might be accepted by now: parts of
-// it may be stored. A writer that comes after a crash does not know which these are, and
-// looks the items up (see partition.finish).
-//
-// When nothing at all can be stored, the trouble is with the table and not
-// with the rows, and may be mended: then nothing is diverted and the error
-// makes the caller wait.
-func (p *partition) insertPieces(ctx context.Context, rng plan.Range) error {
+// A row is at fault only when the table refuses it, takes another after that, and refuses it
+// once more. Otherwise the table is at fault, or was while somebody mended it: then nothing
+// is diverted, and the caller waits.
+func (p *partition) insertPieces(ctx, graceful context.Context, rng plan.Range) error {
 	ps := &pieces{partition: p, rng: rng}
-	if err := ps.load(ctx); err != nil {
+	if err := ps.load(graceful); err != nil {
 		return err
 	}
 	ps.spread()
-	err := ps.insert(ctx, 0, len(ps.rows))
-	if errors.Is(err, errAllRefused) || err == nil && ps.hopeless() {
-		if !p.batch.doubtful {
-			clear(p.batch.split)
+	err := ps.bisect(graceful, ps.rows)
+	for pass := 0; pass < 2 && err == nil && len(ps.refused) > 0; pass++ {
+		if err = ps.tryOthers(graceful); err == nil && pass == 0 {
+			again := make([]origin, len(ps.refused))
+			for i, f := range ps.refused {
+				again[i] = f.origin
+			}
+			err = ps.bisect(graceful, again)
 		}
-		return fmt.Errorf("insert %s: single rows of it are refused too, so it is the table's trouble: %w",
-			rng.Token(), fault.As(fault.Retryable, ps.refused[0].cause))
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errTable):
+		return ps.giveUp(ctx, graceful)
+	case err != nil:
 		return err
 	}
-	return ps.divert()
+	for _, f := range ps.refused {
+		ps.divertItems(&ps.records[f.record], map[int]bool{f.index: true}, f.cause.Error())
+	}
+	ps.batch.refusedRows = len(ps.refused)
+	return nil
 }
 
-// load reads the batch's records again and lists its items.
+// load reads the batch's records again and lists their items that are not stored.
 func (ps *pieces) load(ctx context.Context) error {
-	b := ps.batch
-	byOffset := make(map[int64]*kept, len(b.kept))
-	for i := range b.kept {
-		byOffset[b.kept[i].offset] = &b.kept[i]
-	}
-	err := ps.read(ctx, b.from, b.to, func(r *record.Record) {
-		if k, ok := byOffset[r.Offset]; ok {
-			ps.progress = ps.progress || len(k.absent) > 0
-			own := *r
-			own.Value = append([]byte(nil), r.Value...)
-			ps.records = append(ps.records, own)
-			ps.kept = append(ps.kept, k)
-		}
-	}, nil)
+	records, kept, err := ps.partition.load(ctx, ps.rng)
 	if err != nil {
 		return err
 	}
-	if len(ps.records) != len(b.kept) {
-		return fmt.Errorf("take %s apart: %d of its %d records are left in the log: %w", ps.rng.Token(), len(ps.records), len(b.kept), errStartOver)
-	}
-	for i := range ps.records {
-		r := &ps.records[i]
-		err := ps.listing(r, func(index int, _ Key) {
-			ps.rows = append(ps.rows, origin{i, index})
-		})
-		if err != nil {
-			return fmt.Errorf("read offset %d again: %w", r.Offset, err)
+	ps.records = records
+	for i := range records {
+		for _, it := range ps.items(&records[i]) {
+			if _, absent := kept[i].absent[it.index]; !absent {
+				ps.rows = append(ps.rows, origin{i, it})
+			}
 		}
 	}
 	return nil
@@ -126,86 +122,133 @@ func gcd(a, b int) int {
 	return a
 }
 
-// enough is how many single rows have to be refused, and none stored, until
-// the rest is not tried.
+// enough is how many single rows have to be refused in a row until it is doubted that the
+// table takes anything.
 const enough = 64
 
-var errAllRefused = errors.New("every row that was tried is refused")
-
-// hopeless reports whether all rows were refused, and there were several.
-func (ps *pieces) hopeless() bool { return !ps.progress && len(ps.refused) > 1 }
-
-// insert stores rows [from, to), and notes those that are refused alone.
-func (ps *pieces) insert(ctx context.Context, from, to int) error {
-	this := piece{from, to}
-	if _, split := ps.batch.split[this]; !split {
-		err := ps.insertRows(ctx, from, to)
-		switch {
-		case err == nil:
-			return nil
-		case fault.ClassOf(err) != fault.Rejected:
-			ps.batch.doubtful = true
-			return err
-		case to-from == 1:
-			ps.refused = append(ps.refused, refusal{from, err})
-			if !ps.progress && len(ps.refused) >= enough {
-				return errAllRefused
-			}
-			return nil
-		}
-		ps.batch.split[this] = struct{}{}
-	}
-	middle := from + (to-from)/2
-	if err := ps.insert(ctx, from, middle); err != nil {
-		return err
-	}
-	return ps.insert(ctx, middle, to)
+// bisect stores those of the rows that are accepted, and notes the others as refused. The
+// error is errTable when it became clear meanwhile that the table is at fault.
+func (ps *pieces) bisect(ctx context.Context, rows []origin) error {
+	ps.refused, ps.inARow = nil, 0
+	return ps.insert(ctx, rows)
 }
 
-// insertRows stores rows [from, to) as one block.
-func (ps *pieces) insertRows(ctx context.Context, from, to int) error {
-	wanted := make(map[origin]struct{}, to-from)
-	for _, o := range ps.rows[from:to] {
-		if _, absent := ps.kept[o.record].absent[o.index]; !absent {
-			wanted[o] = struct{}{}
+// insert stores rows, and notes those that are refused alone.
+func (ps *pieces) insert(ctx context.Context, rows []origin) error {
+	if ps.inARow >= enough {
+		if err := ps.tryOthers(ctx); err != nil {
+			return err
+		}
+		ps.inARow = 0
+	}
+	this := piece{ps.rng.Token() + "/piece-" + rand.Text(), rows}
+	refused := ps.insertPiece(ctx, this)
+	switch {
+	case refused == nil:
+		ps.accepted, ps.inARow = this, 0
+		return nil
+	case fault.ClassOf(refused) != fault.Rejected:
+		return refused
+	}
+	missing, err := ps.missing(ctx, rows)
+	switch {
+	case err != nil:
+		return err
+	case len(missing) < len(rows): // they were in the table before something else refused them
+		ps.batch.found += len(rows) - len(missing)
+		ps.viewFailed(refused)
+		if len(missing) == 0 {
+			return nil
+		}
+	case len(rows) == 1:
+		ps.seen = ps.share.accepted.Load()
+		ps.refused = append(ps.refused, refusal{rows[0], refused})
+		ps.inARow++
+		return nil
+	}
+	middle := len(missing) / 2
+	if middle > 0 {
+		if err := ps.insert(ctx, missing[:middle]); err != nil {
+			return err
 		}
 	}
-	if len(wanted) == 0 {
-		return nil
+	return ps.insert(ctx, missing[middle:])
+}
+
+// missing returns those of the rows that are not stored.
+func (ps *pieces) missing(ctx context.Context, rows []origin) ([]origin, error) {
+	keys := make([]Key, len(rows))
+	for i, o := range rows {
+		keys[i] = o.key
+	}
+	stored, err := ps.lookUp(ctx, "look up "+ps.kind.Items(), keys, false)
+	if err != nil || len(stored) == 0 {
+		return rows, err
+	}
+	return slices.DeleteFunc(slices.Clone(rows), func(o origin) bool {
+		_, ok := stored[o.key]
+		return ok
+	}), nil
+}
+
+// tryOthers returns nil when the table takes other rows than those that were refused last: a
+// piece that it has taken is sent again, under its token, so that it is checked as before and not
+// stored twice. Where there is none, other partitions may have had more luck, also since the
+// batch was given up before. It is errTable when nothing was taken.
+func (ps *pieces) tryOthers(ctx context.Context) error {
+	if len(ps.accepted.rows) == 0 {
+		since := ps.seen
+		if ps.refusedAt >= 0 {
+			since = ps.refusedAt
+		}
+		if ps.share.accepted.Load() > since {
+			return nil
+		}
+		return errTable
+	}
+	err := ps.insertPiece(ctx, ps.accepted)
+	if fault.ClassOf(err) == fault.Rejected {
+		return errTable
+	}
+	return err
+}
+
+// insertPiece stores rows as one block.
+func (ps *pieces) insertPiece(ctx context.Context, pc piece) error {
+	type place struct{ record, index int }
+	wanted := make(map[place]struct{}, len(pc.rows))
+	for _, o := range pc.rows {
+		wanted[place{o.record, o.index}] = struct{}{}
 	}
 	block := ps.blocks.Get().(Block)
 	defer ps.blocks.Put(block)
 	defer block.Reset()
 	for i := range ps.records {
 		r := &ps.records[i]
-		_, err := block.Append(r, ps.accepted(r), func(index int, _ Key) bool {
-			_, ok := wanted[origin{i, index}]
+		_, err := block.Append(r, ps.accept(r), func(index int, _ Key) bool {
+			_, ok := wanted[place{i, index}]
 			return !ok
 		})
 		if err != nil {
 			return fmt.Errorf("decode offset %d again: %w", r.Offset, err)
 		}
 	}
-	if err := ps.insertBlock(ctx, ps.rng.Part(from, to), block); err != nil {
-		return err
+	if err := ps.insertBlock(ctx, pc.token, block); err != nil {
+		return fmt.Errorf("insert rows of %s: %w", ps.rng.Token(), err)
 	}
-	ps.progress = true
 	return nil
 }
 
-// divert adds the refused rows to the batch's dead letters.
-func (ps *pieces) divert() error {
-	var errs []error
-	for _, f := range ps.refused {
-		o := ps.rows[f.row]
-		r := &ps.records[o.record]
-		value, err := ps.kind.Select(r.Value, func(i int) bool { return i == o.index })
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		ps.batch.divert(ps.claim, r, value, f.cause.Error())
+// giveUp forgets the batch: its rows wait for others, of the records after them or of
+// other partitions, which tell whether the table is at fault. The plan goes with it; what is
+// stored of the range is looked up when it is read again.
+func (ps *pieces) giveUp(ctx, graceful context.Context) error {
+	b, token := ps.batch, ps.rng.Token()
+	ps.unsure = max(ps.unsure, b.to)
+	ps.refusedAt = ps.seen
+	if err := ps.commit(ctx, graceful, "commit", b.from, b.before, plan.Plan{}); err != nil {
+		return err
 	}
-	ps.batch.refusedRows = len(ps.refused)
-	return errors.Join(errs...)
+	ps.dropBatch()
+	return fmt.Errorf("insert %s: single rows of it are refused, and %w: %w: %w", token, errTable, ps.refused[0].cause, errStartOver)
 }

@@ -1,6 +1,8 @@
 package writer
 
 import (
+	"sync/atomic"
+
 	"golang.org/x/sync/semaphore"
 )
 
@@ -11,6 +13,9 @@ type share struct {
 	memory *semaphore.Weighted // bytes, for partitions that are not behind
 	slots  *semaphore.Weighted // whole batches, for those that are
 	large  chan Block          // idle blocks that have grown to whole batches
+
+	accepted  atomic.Int64 // blocks that ClickHouse took
+	viewsFail atomic.Bool  // the last block was stored although its insert failed
 
 	maxBatch   int64 // Config.MaxBatch, or less when there are many shards
 	fetchBytes int   // Config.FetchBytes, or less

@@ -11,8 +11,8 @@ import (
 
 // SpanStore finds spans. *clickhouse.DB is one.
 type SpanStore interface {
-	// ExistingSpans returns those of keys that are stored. They belong to the shard.
-	ExistingSpans(ctx context.Context, shard int, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error)
+	// ExistingSpans returns those of keys that are stored at the shard, or with anyShard at any.
+	ExistingSpans(ctx context.Context, shard int, anyShard bool, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error)
 }
 
 // Spans is the kind of the topic of spans.
@@ -29,17 +29,17 @@ func (spans) Select(value []byte, keep func(int) bool) ([]byte, error) {
 	return otlp.Select(value, keep)
 }
 
-func (s spans) Existing(ctx context.Context, shard int, keys []Key) (map[Key]struct{}, error) {
-	return existing(ctx, shard, keys, s.store.ExistingSpans)
+func (s spans) Existing(ctx context.Context, shard int, anyShard bool, keys []Key) (map[Key]struct{}, error) {
+	return existing(ctx, shard, anyShard, keys, s.store.ExistingSpans)
 }
 
 // existing looks up keys that are all of one type.
-func existing[K comparable](ctx context.Context, shard int, keys []Key, lookUp func(context.Context, int, []K) (map[K]struct{}, error)) (map[Key]struct{}, error) {
+func existing[K comparable](ctx context.Context, shard int, anyShard bool, keys []Key, lookUp func(context.Context, int, bool, []K) (map[K]struct{}, error)) (map[Key]struct{}, error) {
 	own := make([]K, 0, len(keys))
 	for _, k := range keys {
 		own = append(own, k.(K))
 	}
-	stored, err := lookUp(ctx, shard, own)
+	stored, err := lookUp(ctx, shard, anyShard, own)
 	if err != nil {
 		return nil, err
 	}

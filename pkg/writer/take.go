@@ -1,6 +1,7 @@
 package writer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,30 +11,38 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
-// take decodes one record into the batch, or decides why not. It fails only
-// when ctx ends.
-func (p *partition) take(ctx context.Context, r *record.Record) error {
+// take decodes one record into the batch, or decides why not. One that says it may have been
+// delivered before waits, see appendResent.
+func (p *partition) take(r *record.Record) {
 	b := p.batch
 	b.to = r.Offset + 1
 	if p.window.Duplicate(r) {
 		b.duplicates += p.kind.Count(r.Value)
-		return nil
+		return
 	}
 	b.noteReceived(r.Time)
-	k := kept{offset: r.Offset}
-	if r.Meta.Resend || b.lookUp {
-		if err := p.findResent(ctx, r, &k); err != nil {
-			return err
-		}
+	if r.Meta.Resend {
+		own := *r
+		own.Value = bytes.Clone(r.Value)
+		b.resent = append(b.resent, own)
+		b.resentSize += int64(len(own.Value))
+		b.resentItems += p.kind.Count(r.Value)
+		return
 	}
-	refused, err := b.block.Append(r, p.accepted(r), skipping(&k, b.keys))
+	p.append(r, kept{offset: r.Offset}, nil)
+}
+
+// append decodes one record into the block, without the items that k lists as absent. keys
+// takes the keys of the others where it is not nil.
+func (p *partition) append(r *record.Record, k kept, keys map[Key]struct{}) {
+	b := p.batch
+	refused, err := b.block.Append(r, p.accept(r), skipping(&k, keys))
 	if err != nil {
 		b.divert(p.claim, r, r.Value, err.Error())
-		return nil
+		return
 	}
 	b.kept = append(b.kept, k)
-	b.resent += len(k.absent)
-	return p.divertRefused(r, refused)
+	p.divertRefused(r, refused)
 }
 
 // divertCorrupt notes in the dead letters that a batch of the log cannot be
@@ -68,10 +77,10 @@ func skipping(k *kept, keys map[Key]struct{}) func(int, Key) bool {
 }
 
 // divertRefused hands the items of r that no gateway would have accepted to the dead-letter
-// topic, those refused for the same reason in one letter: so letters stay few, and what
-// items have in common is repeated no more often than there are reasons. Only other programs than ours
+// topic, those refused for the same reason in one letter: so letters stay few, and they repeat
+// what the items share no more often than there are reasons. Only other programs than ours
 // write such records.
-func (p *partition) divertRefused(r *record.Record, refused []Refused) error {
+func (p *partition) divertRefused(r *record.Record, refused []Refused) {
 	indexes := map[string]map[int]bool{}
 	var reasons []string // in the record's order
 	for _, f := range refused {
@@ -82,70 +91,99 @@ func (p *partition) divertRefused(r *record.Record, refused []Refused) error {
 		indexes[f.Reason][f.Index] = true
 	}
 	for _, reason := range reasons {
-		value, err := p.kind.Select(r.Value, func(i int) bool { return indexes[reason][i] })
-		if err != nil {
-			return fmt.Errorf("select items of offset %d: %w", r.Offset, err)
-		}
 		cause := strings.TrimSuffix(p.kind.Items(), "s") + " refused for its " + reason
 		if n := len(indexes[reason]); n > 1 {
 			cause = fmt.Sprintf("%d %s refused for their %s", n, p.kind.Items(), reason)
 		}
-		p.batch.divert(p.claim, r, value, cause)
+		p.divertItems(r, indexes[reason], cause)
 	}
-	return nil
 }
 
-// findResent notes in k which items of r are stored already, or are in the
-// batch already. Unlike the window this works however late the copy comes.
+// divertItems makes one dead letter of some items of r.
+func (p *partition) divertItems(r *record.Record, indexes map[int]bool, cause string) {
+	value, err := p.kind.Select(r.Value, func(i int) bool { return indexes[i] })
+	if err != nil { // it was decoded a moment ago, so it can be selected from
+		value, cause = r.Value, fmt.Sprintf("%s; the letter has the whole record, because: %s", cause, err)
+	}
+	p.batch.divert(p.claim, r, value, cause)
+}
+
+// appendResent takes the records that say they may have been delivered before into the block,
+// without the items that are stored or in the batch already. Unlike the window this works
+// however late a copy comes. One question serves all records of the batch.
 //
-// After a crash the same question may get another answer: rows of the range
-// that the dead writer did store are found and left out. The insert's token still names
-// the range, so ClickHouse either has the block and drops the rest of it, or has none of it.
-// Where a block was cut at midnight and only one half of it was stored, that half is found here, and
-// the other is inserted.
-func (p *partition) findResent(ctx context.Context, r *record.Record, k *kept) error {
+// After a crash the same question may get another answer: rows of the range that the dead
+// writer stored are found and left out. So are all others before the range is inserted again,
+// see keepMissing.
+func (p *partition) appendResent(ctx context.Context) error {
 	b := p.batch
-	if b.keys == nil {
-		b.keys = make(map[Key]struct{})
-		b.block.Keys(func(key Key) { b.keys[key] = struct{}{} })
+	if len(b.resent) == 0 {
+		return nil
 	}
 	var keys []Key
-	var indexes []int
-	err := p.listing(r, func(index int, key Key) {
-		keys = append(keys, key)
-		indexes = append(indexes, index)
-	})
-	if err != nil || len(keys) == 0 {
-		return nil //nolint:nilerr // the caller finds the record malformed again, and diverts it
+	items := make([][]item, len(b.resent))
+	for i := range b.resent {
+		items[i] = p.items(&b.resent[i])
+		for _, it := range items[i] {
+			keys = append(keys, it.key)
+		}
 	}
-	var stored map[Key]struct{}
-	err = p.persist(ctx, "look up resent "+p.kind.Items(), func(ctx context.Context) error {
-		var err error
-		stored, err = p.kind.Existing(ctx, p.shard, keys)
-		return err
-	})
+	stored, err := p.lookUp(ctx, "look up resent "+p.kind.Items(), keys, true)
 	if err != nil {
 		return err
 	}
-	k.absent = make(map[int]struct{})
-	for i, key := range keys {
-		_, inTable := stored[key]
-		_, inBatch := b.keys[key]
-		if inTable || inBatch {
-			k.absent[indexes[i]] = struct{}{}
+	known := make(map[Key]struct{}, b.block.Rows())
+	b.block.Keys(func(key Key) { known[key] = struct{}{} })
+	for i := range b.resent {
+		k := kept{offset: b.resent[i].Offset}
+		for _, it := range items[i] {
+			_, inTable := stored[it.key]
+			_, inBatch := known[it.key]
+			if inTable || inBatch {
+				k.leaveOut(it.index)
+			}
 		}
+		b.copies += len(k.absent)
+		p.append(&b.resent[i], k, known)
 	}
+	b.resent, b.resentSize, b.resentItems = nil, 0, 0
 	return nil
 }
 
-// listing calls f for every acceptable item of a record.
-func (p *partition) listing(r *record.Record, f func(index int, key Key)) error {
+// lookUp returns those of keys that are stored: at the partition's shard, or, where they may
+// have come while it had another, at any.
+func (p *partition) lookUp(ctx context.Context, what string, keys []Key, anyShard bool) (map[Key]struct{}, error) {
+	var stored map[Key]struct{}
+	if len(keys) == 0 {
+		return stored, nil
+	}
+	err := p.persist(ctx, what, func(ctx context.Context) error {
+		var err error
+		stored, err = p.kind.Existing(ctx, p.shard, anyShard, keys)
+		return err
+	})
+	p.metrics.lookedUp.Add(float64(len(keys)))
+	return stored, err
+}
+
+// item is one of a record that can be stored.
+type item struct {
+	index int // in its record
+	key   Key
+}
+
+// items lists those of a record. A record that is malformed has none: it is found out, and
+// diverted, when it is appended.
+func (p *partition) items(r *record.Record) (items []item) {
 	scratch := p.blocks.Get().(Block)
 	defer p.blocks.Put(scratch)
 	defer scratch.Reset()
-	_, err := scratch.Append(r, p.accepted(r), func(index int, key Key) bool {
-		f(index, key)
+	_, err := scratch.Append(r, p.accept(r), func(index int, key Key) bool {
+		items = append(items, item{index, key})
 		return true
 	})
-	return err
+	if err != nil {
+		return nil
+	}
+	return items
 }

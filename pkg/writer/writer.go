@@ -9,6 +9,7 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
@@ -20,11 +21,20 @@ type Claim interface {
 	// Grace is how long the partition stays ours after the context of its
 	// handler has ended.
 	Grace() time.Duration
-	// Committed returns the committed offset and its metadata; the offset is
+	// Lease is a moment until which the partition is ours as far as is known now.
+	Lease() time.Time
+	// TopicID tells the topic from others of the same name; zero where the brokers cannot.
+	TopicID() kafka.TopicID
+	// Position returns the committed offset and what was said with it; the offset is
 	// negative when the group has none.
-	Committed(ctx context.Context) (offset int64, metadata string, err error)
-	// Commit fails with class fault.Fenced once the partition is somebody else's.
-	Commit(ctx context.Context, offset int64, metadata string) error
+	Position(ctx context.Context) (kafka.Position, error)
+	// CommitPosition fails with class fault.Fenced once the partition is somebody else's, or
+	// may be.
+	CommitPosition(ctx context.Context, position kafka.Position) error
+	// Seek says what the next Fetch from an offset rests on, see kafka.Claim.
+	Seek(position kafka.Position)
+	// EpochEnd returns where the log of a leader epoch ends, negative when that is unknown.
+	EpochEnd(ctx context.Context, epoch int32) (int64, error)
 	// Fetch returns what there is from offset on, nothing when nothing comes
 	// within maxWait, and kafka.ErrOffsetOutOfRange when offset is not in the log.
 	// The records are valid until the next Fetch.
@@ -40,10 +50,13 @@ type Claim interface {
 type Store interface {
 	// Shards is how many shards there are, at least 1, and stays the same.
 	Shards() int
-	// Insert stores one block, once for one token. An error of class
-	// fault.Rejected depends on the values of the rows; after any other, the
-	// outcome is unknown.
-	Insert(ctx context.Context, shard int, table, token string, input proto.Input, rows int) error
+	// InsertGuarded stores one block, once for one token while ClickHouse remembers it. After
+	// any error but clickhouse.ErrExpired rows of it may be stored; one of class fault.Rejected
+	// depends on the values of the rows.
+	InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard int, table, token string, input proto.Input, rows int) error
+	// Settle ends the inserts that run at the shard for the guard's query, and returns when
+	// they have ended.
+	Settle(ctx context.Context, shard int, query string) error
 }
 
 // DeadLetters takes what cannot be stored.
@@ -74,6 +87,7 @@ type Writer struct {
 	log     *slog.Logger
 	metrics *metrics
 	blocks  sync.Pool // of Block; idle ones are the garbage collector's
+	working working
 
 	mu     sync.Mutex
 	shares map[int]*share // by shard
@@ -102,6 +116,24 @@ func New(cfg Config, kind Kind, store Store, dead DeadLetters, opts Options) (*W
 func (w *Writer) Handle(ctx context.Context, claim Claim) error {
 	p := newPartition(w, claim)
 	defer p.close()
+	watching, stop := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { p.watchLag(watching) })
 	p.run(ctx)
+	stop()
+	watch.Wait()
 	return nil
+}
+
+// lagInterval is how often the lag is measured while nothing is fetched.
+const lagInterval = 5 * time.Second
+
+// watchLag measures how far the partition is behind until ctx ends, also while ClickHouse or
+// Kafka keep its goroutine waiting.
+func (p *partition) watchLag(ctx context.Context) {
+	for sleep(ctx, lagInterval) == nil {
+		if _, end, err := p.claim.Bounds(ctx); err == nil {
+			p.metrics.lag(p.claim.Partition(), end-p.committed.Load())
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/record"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -52,10 +54,7 @@ func follow(w *writer.Writer, log *partitionLog, within time.Duration) {
 			return
 		case <-time.After(100 * time.Millisecond):
 			synctest.Wait()
-			log.mu.Lock()
-			finished := log.offset == log.end() && log.metadata == ""
-			log.mu.Unlock()
-			if finished {
+			if log.finished() {
 				cancel()
 				<-done
 				return
@@ -79,7 +78,7 @@ func TestBatchIsPlannedInsertedAndCommitted(t *testing.T) {
 		log.append(time.Now(), request(time.Now(), 1, 2), false)
 		log.append(time.Now(), request(time.Now(), 3), false)
 		follow(newWriter(t, store, &letters{}), log, time.Minute)
-		if diff := cmp.Diff([]string{"0 metaflow/2 to=2 first=946684800000 shard=1", "2"}, log.commits); diff != "" {
+		if diff := cmp.Diff([]string{"0 metaflow/3 to=2 first=946684800000 shard=1", "2 metaflow"}, log.commits); diff != "" {
 			t.Errorf("commits (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff(map[string]bool{"metaflow.spans/3/0-2@946684800000": true}, store.tokens); diff != "" {
@@ -102,12 +101,13 @@ func TestTakeoverFinishesThePlannedRange(t *testing.T) {
 		}
 		log.offset, log.metadata = 1, "metaflow/1 to=3"
 		store.tokens["metaflow.spans/3/1-3"] = true // and it did store it
+		store.spans[spanID(1)], store.spans[spanID(2)] = 1, 1
 		follow(newWriter(t, store, &letters{}), log, time.Minute)
-		want := map[string]int{spanID(3): 1, spanID(4): 1}
+		want := map[string]int{spanID(1): 1, spanID(2): 1, spanID(3): 1, spanID(4): 1}
 		if diff := cmp.Diff(want, store.spans); diff != "" {
 			t.Errorf("spans (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([]string{"3", "3 metaflow/2 to=5 first=946684800000 shard=1", "5"}, log.commits); diff != "" {
+		if diff := cmp.Diff([]string{"3 metaflow", "3 metaflow/3 to=5 first=946684800000 shard=1", "5 metaflow"}, log.commits); diff != "" {
 			t.Errorf("commits (-want +got):\n%s", diff)
 		}
 	})
@@ -119,7 +119,7 @@ func TestUnknownPlanStopsThePartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store := newLog(), newTable()
 		log.append(time.Now(), request(time.Now(), 1), false)
-		log.offset, log.metadata = 0, "metaflow/3 rows=1"
+		log.offset, log.metadata = 0, "metaflow/4 rows=1"
 		follow(newWriter(t, store, &letters{}), log, time.Minute)
 		if store.inserts > 0 || len(log.commits) > 0 {
 			t.Errorf("%d inserts, commits %v", store.inserts, log.commits)
@@ -183,10 +183,10 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 			causes[fmt.Sprint(l.Offset, " ", l.Cause)]++
 		}
 		wantCauses := map[string]int{
-			"0 insert metaflow.spans/3/0-4@946684800000/rows/5-6: constraint violated": 1,
+			"0 insert rows of metaflow.spans/3/0-4@946684800000: constraint violated": 1,
 			"1 malformed protobuf": 1,
-			"2 insert metaflow.spans/3/0-4@946684800000/rows/1-2: constraint violated": 1,
-			"3 2 spans refused for their start_time":                                   1,
+			"2 insert rows of metaflow.spans/3/0-4@946684800000: constraint violated": 1,
+			"3 2 spans refused for their start_time":                                  1,
 		}
 		if diff := cmp.Diff(wantCauses, causes); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
@@ -210,8 +210,8 @@ func TestRefusedFlowsAreDiverted(t *testing.T) {
 			causes[fmt.Sprint(l.Topic, " ", l.Offset, " ", l.Cause)]++
 		}
 		want := map[string]int{
-			"metaflow.flows 0 insert metaflow.flows/3/0-2@946684800000/rows/1-2: constraint violated": 1,
-			"metaflow.flows 1 flow refused for its start_time":                                        1,
+			"metaflow.flows 0 insert rows of metaflow.flows/3/0-2@946684800000: constraint violated": 1,
+			"metaflow.flows 1 flow refused for its start_time":                                       1,
 		}
 		if diff := cmp.Diff(want, causes); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
@@ -466,6 +466,7 @@ func TestLogDeletedBeforeItWasRead(t *testing.T) {
 func TestLogLosesItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store := newLog(), newTable()
+		log.offset, log.metadata = -1, ""
 		time.AfterFunc(time.Second/2, func() { // there is nothing yet when the writer begins
 			log.mu.Lock()
 			defer log.mu.Unlock()
@@ -619,6 +620,9 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 				at    time.Time // of its last copy
 			}
 			var sent []*sending
+			numbers := map[record.Hash][]int{} // of the items of a record
+			kept := int64(math.MaxInt64)       // the log was never cut before this offset
+			lost := map[string]bool{}          // items that were in records which the log has lost
 			// Retention may take what nobody has read. Without copies, since it also takes
 			// from the window what they are recognized by.
 			shrinks := rapid.IntRange(0, 3).Draw(t, "shrinks") == 0
@@ -661,7 +665,7 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 					log.append(at, request(begin, spans...), false)
 				}
 			}
-			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "", "fails", "doubtful", "crash", "mended"}), 0, 30).Draw(t, "outcomes")
+			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "", "", "fails", "doubtful", "crash", "mended", "view fails", "token only", "runs on"}), 0, 30).Draw(t, "outcomes")
 			faults := []string{"", "", "stale leader", "out of range"}
 			if shrinks {
 				faults = append(faults, "retention")
@@ -670,12 +674,46 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 			away := errors.New("connection refused")
 			log.trouble["bounds"] = rapid.SliceOfN(rapid.SampledFrom([]error{nil, away}), 0, 10).Draw(t, "bounds")
 			poisoned := maps.Clone(store.poison)
+			for _, r := range log.records {
+				numbers[r.Meta.Hash] = signal.numbers(r.Value)
+			}
 			for range rapid.IntRange(0, 6).Draw(t, "crashes") {
 				log.steps = rapid.IntRange(0, 25).Draw(t, "steps")
 				follow(newWriter(t, store, dead), log, time.Hour)
+				log.expired = rapid.IntRange(0, 2).Draw(t, "expired leases")
+				switch rapid.IntRange(0, 9).Draw(t, "incident") {
+				case 0: // the offsets have expired
+					log.offset, log.epoch, log.metadata = -1, -1, ""
+				case 1: // an operator has reset them
+					log.offset, log.epoch, log.metadata = rapid.Int64Range(log.start, max(log.start, min(log.offset, kept))).Draw(t, "reset"), -1, ""
+				case 2: // the last replica in sync is lost, and others send
+					if log.epoch < 0 && log.offset > 0 {
+						break // nobody can tell that offset from one in the log as it was
+					}
+					from := rapid.Int64Range(log.start, log.end()).Draw(t, "cut")
+					for _, r := range log.records[from:] {
+						for _, n := range numbers[r.Meta.Hash] {
+							lost[spanID(n)] = true
+						}
+					}
+					log.cut(from)
+					kept = min(kept, from)
+					for range rapid.IntRange(0, 5).Draw(t, "after the cut") {
+						at = at.Add(time.Second)
+						log.append(at, request(begin, number), false)
+						want[spanID(number)] = 1
+						numbers[log.records[log.end()-1].Meta.Hash] = []int{number}
+						number++
+					}
+				}
 			}
 			log.steps = -1
 			store.outcome = slices.DeleteFunc(store.outcome, func(s string) bool { return s == "crash" })
+			follow(newWriter(t, store, dead), log, time.Hour)
+			// Refused rows that are alone wait for others, which show that they are at fault.
+			store.outcome = nil
+			log.append(time.Now(), request(begin, number), false)
+			want[spanID(number)] = 1
 			follow(newWriter(t, store, dead), log, time.Hour)
 			if log.offset != log.end() && log.start < log.end() {
 				t.Fatalf("committed %d of %d", log.offset, log.end())
@@ -686,9 +724,9 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 			}
 			for id, n := range want {
 				switch got := store.spans[id]; {
-				case got == 0 && shrinks: // lost
+				case got == 0 && (shrinks || lost[id]):
 					delete(want, id)
-				case 0 < got && got < n && len(poisoned) > 0: // copies that were found when a block was taken apart
+				case 0 < got && got < n: // late copies that were found when rows were looked up
 					want[id] = got
 				}
 			}

@@ -1,0 +1,90 @@
+package clickhouse
+
+import (
+	"errors"
+	"sync"
+	"testing"
+	"time"
+)
+
+// heldBack returns the address of a way to the engine that lets nothing pass to it once
+// its answer to a statement has come, until open is called.
+func heldBack(t *testing.T, answers int64) (addr string, held <-chan struct{}, open func()) {
+	t.Helper()
+	reached, opened := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	addr = proxy{
+		server: engine.NativeAddr(),
+		toServer: func(p *passed) bool {
+			if p.answers.Load() >= answers {
+				once.Do(func() { close(reached) })
+				<-opened
+			}
+			return true
+		},
+		toClient: func(*passed) bool { return true },
+	}.start(t)
+	var opening sync.Once
+	open = func() { opening.Do(func() { close(opened) }) }
+	t.Cleanup(open)
+	return addr, reached, open
+}
+
+// A program that was stopped between its right to insert and the insert sends nothing.
+func TestRowsAreNotSentAfterTheirTime(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
+	ins := newInserter(t, cfg)
+	guard := Guard{Query: "late", Before: time.Now().Add(-time.Millisecond)}
+	if err := ins.InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 10), 10); !errors.Is(err, ErrExpired) {
+		t.Errorf("error %v", err)
+	}
+	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".t"); got != "0" {
+		t.Errorf("%s rows are stored", got)
+	}
+	guard.Before = time.Now().Add(time.Minute)
+	if err := ins.InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 10), 10); err != nil {
+		t.Error(err)
+	}
+}
+
+// An insert that hangs half way is ended by Settle, and nothing comes of it afterwards.
+func TestSettleEndsInserts(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
+	slow := cfg
+	addr, held, open := heldBack(t, 2) // the login and the columns
+	slow.Addresses = []string{addr}
+	failed := make(chan error, 1)
+	guard := Guard{Query: "topic/1", Before: time.Now().Add(time.Minute)}
+	go func() {
+		failed <- newInserter(t, slow).InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 1000), 1000)
+	}()
+	<-held
+	const running = "SELECT count() FROM system.processes WHERE startsWith(query_id, 'topic/1#')"
+	for queryText(t, d, running) == "0" {
+		time.Sleep(10 * time.Millisecond)
+	}
+	ins := newInserter(t, cfg)
+	if err := ins.Settle(t.Context(), 0, "topic/10"); err != nil { // another partition
+		t.Fatal(err)
+	}
+	if got := queryText(t, d, running); got != "1" {
+		t.Errorf("%s inserts run", got)
+	}
+	if err := ins.Settle(t.Context(), 0, "topic/1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := queryText(t, d, running); got != "0" {
+		t.Errorf("%s inserts run", got)
+	}
+	open()
+	if err := <-failed; err == nil {
+		t.Error("the insert went on")
+	}
+	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".t"); got != "0" {
+		t.Errorf("%s rows are stored", got)
+	}
+}
