@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,13 +81,13 @@ func session(t *testing.T) (s *fakeServer, c *control, stop func()) {
 func sessionWith(t *testing.T, connected func()) (s *fakeServer, c *control, stop func()) {
 	t.Helper()
 	s = &fakeServer{streams: make(chan *fakeStream, 10)}
-	var inForce *agentv1.Configuration
+	var inForce atomic.Pointer[agentv1.Configuration] // set and read by two goroutines
 	c = &control{
 		up: s, hello: &agentv1.Registration{AgentId: "a"}, log: slog.New(slog.DiscardHandler),
 		metrics: newMetrics(nil), exceptions: newExceptions(),
 		connected:  connected,
-		configured: func(cfg *agentv1.Configuration) { inForce = cfg },
-		inForce:    func() (string, uint64) { return inForce.GetGroupId(), inForce.GetRevision() },
+		configured: inForce.Store,
+		inForce:    func() (string, uint64) { cfg := inForce.Load(); return cfg.GetGroupId(), cfg.GetRevision() },
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
