@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"flag"
@@ -309,7 +311,20 @@ func TestReachingTheServer(t *testing.T) {
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: overTLS.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	key, err := x509.MarshalPKCS8PrivateKey(overTLS.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(t.TempDir(), "key.pem")
+	if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mutual := httptest.NewUnstartedServer(handler)
+	mutual.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.RequireAnyClientCert}
+	mutual.StartTLS()
+	t.Cleanup(mutual.Close)
 	token := map[string]string{"METAFLOW_CTL_TOKEN": "hunter2"}
+	inEnvironment := map[string]string{"METAFLOW_CTL_TOKEN": "hunter2", "METAFLOW_CTL_CA_FILE": ca}
 	tests := map[string]struct {
 		server *httptest.Server
 		env    map[string]string
@@ -321,6 +336,10 @@ func TestReachingTheServer(t *testing.T) {
 		"a token as a flag":             {server: plain, args: "--token hunter2"},
 		"no token":                      {server: plain, says: "the token is missing", status: 1},
 		"the authority's file":          {server: overTLS, env: token, args: "--ca-file " + ca},
+		"the same by a variable":        {server: overTLS, env: inEnvironment},
+		"a certificate to show":         {server: mutual, env: inEnvironment, args: "--cert-file " + ca + " --key-file " + keyFile},
+		"none where one is asked for":   {server: mutual, env: inEnvironment, says: "certificate required", status: 1},
+		"a certificate without its key": {server: mutual, env: token, args: "--cert-file " + ca, says: "one needs the other", status: 2},
 		"any certificate":               {server: overTLS, env: token, args: "--insecure-skip-verify"},
 		"an unknown certificate":        {server: overTLS, env: token, args: "--tls", says: "certificate", status: 1},
 		"a file that is none":           {server: overTLS, env: token, args: "--ca-file " + ca + "x", says: "no such file", status: 1},

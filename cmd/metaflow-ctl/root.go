@@ -44,12 +44,16 @@ type options struct {
 	token    string
 	tls      bool
 	caFile   string
+	certFile string
+	keyFile  string
 	insecure bool
 }
 
 // variables can stand for flags.
 var variables = map[string]string{ //nolint:gosec // names of variables, no secrets
 	"ip": "METAFLOW_CTL_IP", "api-port": "METAFLOW_CTL_API_PORT", "token": "METAFLOW_CTL_TOKEN",
+	"tls": "METAFLOW_CTL_TLS", "ca-file": "METAFLOW_CTL_CA_FILE", "insecure-skip-verify": "METAFLOW_CTL_INSECURE_SKIP_VERIFY",
+	"cert-file": "METAFLOW_CTL_CERT_FILE", "key-file": "METAFLOW_CTL_KEY_FILE",
 }
 
 func newRoot(name string, env environment) *cobra.Command {
@@ -76,6 +80,8 @@ Exit status: 0 when it worked, 1 when it did not, 2 when the command line is wro
 	flags.StringVar(&o.token, "token", "", "`secret` of the server's configuration, if it has one; better in $METAFLOW_CTL_TOKEN, where other users do not see it")
 	flags.BoolVar(&o.tls, "tls", false, "speak HTTPS")
 	flags.StringVar(&o.caFile, "ca-file", "", "PEM `file` with the certificates of authorities to trust, instead of the system's; implies --tls")
+	flags.StringVar(&o.certFile, "cert-file", "", "PEM `file` with the certificate to show, where the server asks for one; implies --tls, needs --key-file")
+	flags.StringVar(&o.keyFile, "key-file", "", "PEM `file` with the key of --cert-file")
 	flags.BoolVar(&o.insecure, "insecure-skip-verify", false, "trust every certificate; implies --tls")
 	completeFlag(root, "output", formats)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return o.complete(cmd) }
@@ -102,6 +108,8 @@ func (o *options) complete(cmd *cobra.Command) error {
 		return program.Usage("--timeout %v is not positive", o.timeout)
 	case strings.ContainsAny(o.ip, "/ "):
 		return program.Usage("--ip %q is neither an address nor a name", o.ip)
+	case (o.certFile == "") != (o.keyFile == ""):
+		return program.Usage("--cert-file %q and --key-file %q: one needs the other", o.certFile, o.keyFile)
 	}
 	return nil
 }
@@ -110,11 +118,18 @@ func (o *options) complete(cmd *cobra.Command) error {
 func (o *options) client() (*controlapi.Client, error) {
 	co := controlapi.ClientOptions{Token: o.token, Timeout: o.timeout}
 	scheme := "http"
-	if o.tls || o.caFile != "" || o.insecure {
+	if o.tls || o.caFile != "" || o.certFile != "" || o.insecure {
 		scheme = "https"
 		co.TLS = &tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			InsecureSkipVerify: o.insecure, //nolint:gosec // the flag says so
+		}
+		if o.certFile != "" {
+			pair, err := tls.LoadX509KeyPair(o.certFile, o.keyFile)
+			if err != nil {
+				return nil, fmt.Errorf("read --cert-file and --key-file: %w", err)
+			}
+			co.TLS.Certificates = []tls.Certificate{pair}
 		}
 		if o.caFile != "" {
 			pem, err := os.ReadFile(o.caFile)

@@ -124,7 +124,9 @@ func (a *app) newControl() error {
 	if err != nil {
 		return err
 	}
-	a.http.Handle("/v1/", controlapi.NewHandler(a.control, controlapi.HandlerOptions{Logger: a.log, Token: a.cfg.Control.Token}))
+	a.http.Handle("/v1/", controlapi.NewHandler(a.control, controlapi.HandlerOptions{
+		Logger: a.log, Token: a.cfg.Control.Token, AnonymousWrites: a.cfg.Control.AllowAnonymousWrites,
+	}))
 	return nil
 }
 

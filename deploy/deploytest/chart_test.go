@@ -95,7 +95,7 @@ var matrix = map[string]struct {
 	secrets    map[string][]string
 }{
 	"first-try":  {},
-	"production": {secrets: map[string][]string{"kafka-login": {"password"}, "clickhouse-login": {"pass"}, "otlp-tls": {"tls.crt", "tls.key", "ca.crt"}, "kafka-tls": {"ca.crt", "tls.crt", "tls.key"}, "clickhouse-tls": {"ca.crt"}, "agent-tls": {"ca.crt", "tls.crt", "tls.key"}}},
+	"production": {secrets: map[string][]string{"kafka-login": {"password"}, "clickhouse-login": {"pass"}, "otlp-tls": {"tls.crt", "tls.key", "ca.crt"}, "http-tls": {"tls.crt", "tls.key", "ca.crt"}, "control-login": {"token"}, "kafka-tls": {"ca.crt", "tls.crt", "tls.key"}, "clickhouse-tls": {"ca.crt"}, "agent-tls": {"ca.crt", "tls.crt", "tls.key"}}},
 	"small":      {kubernetes: "v1.27.0"},
 	"second":     {},
 	"roles":      {},
@@ -176,9 +176,30 @@ func TestChartKeepsPassword(t *testing.T) {
 	}
 }
 
+// Without a token given, one is made that nobody guesses, and an upgrade keeps it.
+func TestChartMakesAndKeepsToken(t *testing.T) {
+	made := release{}.objects(t).secret("metaflow-server")["control-token"]
+	if other := (release{}).objects(t).secret("metaflow-server")["control-token"]; len(made) < 32 || string(made) == string(other) {
+		t.Errorf("tokens %q and %q: want two different ones of 32 characters", made, other)
+	}
+	cluster := fakeCluster{"v1/Secret": {&unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Secret",
+		"metadata": map[string]any{"name": "metaflow-server", "namespace": "observability"},
+		"data":     map[string]any{"control-token": base64.StdEncoding.EncodeToString(made)},
+	}}}}
+	if got := (release{cluster: cluster}).objects(t).secret("metaflow-server")["control-token"]; string(got) != string(made) {
+		t.Errorf("the token %q became %q", made, got)
+	}
+	changed := release{cluster: cluster, values: "server: {credentials: {controlToken: {value: mine}}}"}
+	if got := changed.objects(t).secret("metaflow-server")["control-token"]; string(got) != "mine" {
+		t.Errorf("the token %q was not changed to the one given", got)
+	}
+}
+
 // The server demands the token that metaflow-ctl beside it and that of helm test show.
 func TestChartControlToken(t *testing.T) {
 	for name, tc := range map[string]struct{ values, secret, key string }{
+		"made":   {"", "metaflow-server", "control-token"},
 		"given":  {"server: {credentials: {controlToken: {value: hush}}}", "metaflow-server", "control-token"},
 		"exists": {"server: {credentials: {controlToken: {existingSecret: mine, key: t}}}", "mine", "t"},
 	} {

@@ -8,10 +8,11 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Token       string        `mapstructure:"token" doc:"what metaflow-ctl must show (--token); empty lets everybody in who reaches the HTTP port" secret:"true"`
-	MaxStreams  int           `mapstructure:"max_streams" doc:"agents connected to this server at a time; more are told to try another one"`
-	MaxAgents   int           `mapstructure:"max_agents" doc:"agents known, lost ones included; new ones beyond it are refused"`
-	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long an agent may be lost before it is forgotten, so that nodes that are gone for good are not listed for ever; 0 is never"`
+	Token                string        `mapstructure:"token" doc:"what metaflow-ctl must show (--token); empty lets everybody read who reaches the HTTP port, and takes changes only over loopback" secret:"true"`
+	AllowAnonymousWrites bool          `mapstructure:"allow_anonymous_writes" doc:"without a token, take changes from everybody who reaches the HTTP port: whoever does can open any port of every agent"`
+	MaxStreams           int           `mapstructure:"max_streams" doc:"agents connected to this server at a time; more are told to try another one"`
+	MaxAgents            int           `mapstructure:"max_agents" doc:"agents known, lost ones included; new ones beyond it are refused"`
+	ForgetAfter          time.Duration `mapstructure:"forget_after" doc:"how long an agent may be lost before it is forgotten, so that nodes that are gone for good are not listed for ever; 0 is never"`
 }
 
 // DefaultConfig returns the configuration that most need not change.
@@ -33,6 +34,9 @@ func (c Config) Validate() error {
 	}
 	if c.ForgetAfter != 0 && c.ForgetAfter < leastForgetting {
 		errs = append(errs, fmt.Errorf("forget_after: %s is less than %s, and not 0", c.ForgetAfter, leastForgetting))
+	}
+	if c.AllowAnonymousWrites && c.Token != "" {
+		errs = append(errs, errors.New("allow_anonymous_writes: true, but a token is set, which every request needs"))
 	}
 	return errors.Join(errs...)
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -38,7 +39,11 @@ const (
 // HandlerOptions are what code sets. The zero value is usable.
 type HandlerOptions struct {
 	Logger *slog.Logger // nil logs nothing
-	Token  string       // every request must bear it; empty asks for none
+	// Token is what every request must bear. Empty asks for none: then everybody may read, and
+	// changes are taken only from the server's own host.
+	Token string
+	// AnonymousWrites takes changes from everybody when Token is empty.
+	AnonymousWrites bool
 }
 
 // NewHandler returns a handler for everything under /v1/. It holds no resources.
@@ -48,7 +53,7 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{service: s, log: opts.Logger}
+	h := &handler{service: s, log: opts.Logger, anonymousWrites: opts.AnonymousWrites}
 	if opts.Token != "" {
 		token := sha256.Sum256([]byte(opts.Token))
 		h.token = token[:]
@@ -77,9 +82,10 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 }
 
 type handler struct {
-	service Service
-	log     *slog.Logger
-	token   []byte // its hash; nil when none is asked for
+	service         Service
+	log             *slog.Logger
+	token           []byte // its hash; nil when none is asked for
+	anonymousWrites bool
 }
 
 // endpoint answers a request, or tells why not. nil is an answer without a body.
@@ -142,7 +148,13 @@ func (h *handler) answer(e endpoint, r *http.Request) (answer any, err error) {
 
 func (h *handler) authorize(r *http.Request) error {
 	if h.token == nil {
-		return nil
+		if h.anonymousWrites || r.Method == http.MethodGet || r.Method == http.MethodHead || fromThisHost(r) {
+			return nil
+		}
+		return &Problem{
+			Status: http.StatusForbidden, Code: CodeForbidden,
+			Message: "without a token, changes are taken only from the server's own host: set control.token, or control.allow_anonymous_writes",
+		}
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	sum := sha256.Sum256([]byte(token))
@@ -150,6 +162,17 @@ func (h *handler) authorize(r *http.Request) error {
 		return &Problem{Status: http.StatusUnauthorized, Code: CodeUnauthorized, Message: "the token is missing or is not the right one"}
 	}
 	return nil
+}
+
+// fromThisHost tells whether a request came over loopback and was not passed on by a proxy there.
+func fromThisHost(r *http.Request) bool {
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via"} {
+		if len(r.Header.Values(name)) > 0 {
+			return false
+		}
+	}
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && from.Addr().Unmap().IsLoopback()
 }
 
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {

@@ -3,7 +3,7 @@
 // profiles when configured (/debug/pprof/), and what the program adds by
 // [Server.Handle].
 //
-// It knows no other package of ours: what ready means is told by [Check]s. They
+// It knows no other package of ours but pkg/tlsconfig: what ready means is told by [Check]s. They
 // run in parallel, at most once a second however often they are asked for, and
 // never twice at a time.
 package opshttp

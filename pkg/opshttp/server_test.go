@@ -2,10 +2,15 @@ package opshttp_test
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -260,5 +266,34 @@ func TestReadyForOneCheck(t *testing.T) {
 		if status, body := get(t, s, path); status != want || strings.Contains(body, "away") && path == "/ready?check=kafka" {
 			t.Errorf("%s: %d %s", path, status, body)
 		}
+	}
+}
+
+func TestTLS(t *testing.T) {
+	authority := httptest.NewTLSServer(nil) // has a certificate for 127.0.0.1
+	defer authority.Close()
+	pair := authority.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cfg := opshttp.Config{TLS: tlsconfig.Server{CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key")}}
+	for name, block := range map[string]*pem.Block{cfg.TLS.CertFile: {Type: "CERTIFICATE", Bytes: pair.Certificate[0]}, cfg.TLS.KeyFile: {Type: "PRIVATE KEY", Bytes: key}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := start(t, cfg, opshttp.Options{})
+	resp, err := authority.Client().Get("https://" + s.Addr().String() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("status %d over TLS", resp.StatusCode)
+	}
+	if status, _ := get(t, s, "/healthz"); status == http.StatusOK {
+		t.Error("plain text is answered too")
 	}
 }

@@ -69,6 +69,11 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if not (has $host (list "" "0.0.0.0" "::")) }}{{ $host }}{{ end -}}
 {{- end -}}
 
+{{/* What reaches the server's HTTP port: HTTP or HTTPS, from its configuration. */}}
+{{- define "metaflow.server.scheme" -}}
+{{- if dig "http" "tls" "cert_file" "" . }}HTTPS{{ else }}HTTP{{ end -}}
+{{- end -}}
+
 {{/* The server's configuration: what the chart knows, with server.config over it. */}}
 {{- define "metaflow.server.config" -}}
 {{- $name := include "metaflow.fullname" . -}}
@@ -90,6 +95,10 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if .clientCertificates -}}{{- $_ := set $tls "client_ca_file" "/etc/metaflow/tls/grpc/ca.crt" -}}{{- end -}}
 {{- $config = mergeOverwrite $config (dict "grpc" (dict "tls" $tls)) -}}
 {{- end -}}
+{{- end -}}
+{{- if .Values.server.tls.http.secretName -}}
+{{- $config = mergeOverwrite $config (dict "http" (dict "tls" (dict
+      "cert_file" "/etc/metaflow/tls/http/tls.crt" "key_file" "/etc/metaflow/tls/http/tls.key"))) -}}
 {{- end -}}
 {{- range $section := list "kafka" "clickhouse" -}}
 {{- with index $.Values.server.tls $section -}}
@@ -182,13 +191,11 @@ key_file: {{ $dir }}/tls.key
 {{- define "metaflow.controlToken" -}}
 {{- $top := index . 0 -}}
 {{- $token := $top.Values.server.credentials.controlToken -}}
-{{- with include "metaflow.credentialSecret" (list $top $token "server") -}}
-- name: {{ index $ 1 }}
+- name: {{ index . 1 }}
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ default (printf "%s-server" (include "metaflow.fullname" $top)) $token.existingSecret }}
       key: {{ ternary $token.key "control-token" (ne $token.existingSecret "") }}
-{{- end -}}
 {{- end -}}
 
 {{- define "metaflow.clickhouse.secret" -}}
@@ -200,7 +207,7 @@ key_file: {{ $dir }}/tls.key
 - name: config
   configMap:
     name: {{ include "metaflow.fullname" . }}-server
-{{- range $section := list "grpc" "kafka" "clickhouse" }}
+{{- range $section := list "grpc" "http" "kafka" "clickhouse" }}
 {{- with (index $.Values.server.tls $section).secretName }}
 - name: tls-{{ $section }}
   secret:
@@ -215,7 +222,7 @@ key_file: {{ $dir }}/tls.key
   mountPath: /etc/metaflow/metaflow-server.yaml
   subPath: metaflow-server.yaml
   readOnly: true
-{{- range $section := list "grpc" "kafka" "clickhouse" }}
+{{- range $section := list "grpc" "http" "kafka" "clickhouse" }}
 {{- if (index $.Values.server.tls $section).secretName }}
 - name: tls-{{ $section }}
   mountPath: /etc/metaflow/tls/{{ $section }}
