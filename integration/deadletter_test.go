@@ -44,11 +44,18 @@ func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 	}
 	for range 2 {
 		said := run(t, "deadletter", "replay", "--config", s.config)
-		if want := fmt.Sprintf("%d spans and 0 flows sent again, 1 letters skipped", refused); !strings.Contains(said, want) {
+		if want := fmt.Sprintf("%s and 0 flows sent again, 1 letter skipped", count(refused, "span")); !strings.Contains(said, want) {
 			t.Errorf("replay says %q, want %q in it", said, want)
 		}
 		server.eventually(time.Minute, exactly(conn, c.sent))
 	}
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // run runs the server's program to its end and returns what it says.

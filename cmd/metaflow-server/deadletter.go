@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -33,7 +34,7 @@ func newDeadLetter() *cobra.Command {
 		if err := errors.Join(err, w.Flush()); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d dead letters\n", n)
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), program.Count(n, "dead letter"))
 		return err
 	})
 
@@ -73,9 +74,24 @@ func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time
 	})
 	stop()
 	err = errors.Join(err, producers.Wait())
-	fmt.Fprintf(cmd.OutOrStdout(), "%d letters read, %d spans and %d flows sent again, %d letters skipped because they cannot be read, %d spans or flows refused for what they say\n",
-		report.Letters, report.Items[schema.TopicSpans], report.Items[schema.TopicFlows], report.Skipped, report.Refused)
+	fmt.Fprintln(cmd.OutOrStdout(), said(report))
 	return err
+}
+
+// said is what a replay did, in words.
+func said(r deadletter.Report) string {
+	parts := []string{
+		program.Count(r.Letters, "letter") + " read",
+		program.Count(r.Items[schema.TopicSpans], "span") + " and " + program.Count(r.Items[schema.TopicFlows], "flow") + " sent again",
+		program.Count(r.Skipped, "letter") + " skipped because no data can be read",
+	}
+	if r.Copies > 0 {
+		parts = append(parts, program.Count(r.Copies, "letter")+" left out for the same data as another")
+	}
+	if r.Refused > 0 {
+		parts = append(parts, program.Count(r.Refused, "item")+" refused for ids or a size that no writer stores")
+	}
+	return strings.Join(parts, ", ")
 }
 
 // withKafka makes cmd run f with the configuration and a Kafka client.

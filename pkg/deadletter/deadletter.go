@@ -56,12 +56,15 @@ func Each(ctx context.Context, log Log, topic string, f func(Entry) error) error
 	if err != nil {
 		return err
 	}
-	for p := range partitions {
-		offset, end, err := log.Bounds(ctx, topic, p)
-		if err != nil {
+	type bounds struct{ start, end int64 }
+	all := make([]bounds, partitions) // of all before any is read: what f causes to be diverted is not read
+	for p := range all {
+		if all[p].start, all[p].end, err = log.Bounds(ctx, topic, p); err != nil {
 			return err
 		}
-		for offset < end {
+	}
+	for p, b := range all {
+		for offset, end := b.start, b.end; offset < end; {
 			batch, err := log.Fetch(ctx, topic, p, offset, fetchBytes, fetchWait)
 			if err != nil {
 				return err
@@ -99,6 +102,7 @@ func entry(partition int, batch *kafka.Batch, i int) Entry {
 type Report struct {
 	Letters int            // read
 	Items   map[string]int // spans or flows sent, by topic
+	Copies  int            // letters left out because one with the same value was sent: what is refused again is diverted again
 	Skipped int            // letters that cannot be replayed: their value is no request of their topic, or is left out
 	Refused int            // spans or flows that no writer would take
 }
@@ -111,10 +115,12 @@ type Target struct {
 }
 
 // Replay sends what every dead letter has for which keep is true to the topic that it comes
-// from, if that is in to. What it has sent when it fails stays sent.
+// from, if that is in to. Of letters with the same value it sends one, so that the letters do not
+// double each time while ClickHouse still refuses them. What it has sent when it fails stays sent.
 func Replay(ctx context.Context, log Log, topic string, to map[string]Target, keep func(Entry) bool) (Report, error) {
 	report := Report{Items: make(map[string]int)}
 	var s splitter
+	seen := make(map[record.Hash]struct{})
 	err := Each(ctx, log, topic, func(e Entry) error {
 		if !keep(e) {
 			return nil
@@ -123,6 +129,11 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 		target, ok := to[e.Topic]
 		if !ok || e.Truncated > 0 {
 			report.Skipped++
+			return nil
+		}
+		value := record.HashOf(e.Value)
+		if _, ok := seen[value]; ok {
+			report.Copies++
 			return nil
 		}
 		refused, err := s.split(&e, target)
@@ -137,6 +148,7 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 		if err := target.Producer.Produce(ctx, s.batch); err != nil {
 			return fmt.Errorf("replay dead letter %d/%d: %w", e.At.Partition, e.At.Offset, err)
 		}
+		seen[value] = struct{}{}
 		report.Items[e.Topic] += s.items
 		return nil
 	})

@@ -69,3 +69,20 @@ func TestReplayKeepsTheFirstReceipt(t *testing.T) {
 		})
 	}
 }
+
+// What ClickHouse refuses again is diverted again. The next replay sends it once, or the letters would double
+// with each; and what is diverted while a replay runs is not read by it.
+func TestReplaySendsEqualLettersOnce(t *testing.T) {
+	now := time.Now()
+	gen := otlptest.New(1, otlptest.Options{Start: now})
+	one, two := gen.RequestBytes(3), gen.RequestBytes(3)
+	l := &letters{}
+	for _, value := range [][]byte{one, two, one, []byte("garbage"), one} {
+		l.records = append(l.records, record.Record{Time: now, Value: value})
+	}
+	to := map[string]deadletter.Target{"": {Producer: l, Partitions: 1, MaxRecordBytes: 1 << 20}}
+	report, err := deadletter.Replay(t.Context(), l, schema.TopicDeadLetter, to, func(deadletter.Entry) bool { return true })
+	if err != nil || report.Letters != 5 || report.Items[""] != 6 || report.Copies != 2 || report.Skipped != 1 {
+		t.Errorf("Replay = %+v, %v", report, err)
+	}
+}
