@@ -198,12 +198,14 @@ func (f *Flows) Keys(each func(*FlowKey)) {
 	}
 }
 
-// Append decodes the ExportFlowsRequest in value and appends its flows. It keeps no reference to
-// value. When value is malformed it returns otlp.ErrMalformed and appends nothing.
+// Append decodes the ExportFlowsRequest in value and appends its flows. Texts that are not
+// UTF-8 are repaired as by flowwire.Repair. It keeps no reference to value. When value is malformed it returns
+// otlp.ErrMalformed and appends nothing.
 func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
 	// decoder below has to doubt what it reads.
-	if err := flowwire.Check(value); err != nil {
+	value, _, err := flowwire.Repair(nil, value)
+	if err != nil {
 		return nil, err
 	}
 	a := flowAppender{Flows: f, src: &src}

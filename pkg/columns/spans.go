@@ -196,12 +196,13 @@ type Refused struct {
 }
 
 // Append decodes the ExportTraceServiceRequest in value and appends its spans.
-// It keeps no reference to value. When value is malformed it returns
-// otlp.ErrMalformed and appends nothing.
+// Texts that are not UTF-8 are repaired as by otlp.Repair. It keeps no reference to value. When
+// value is malformed it returns otlp.ErrMalformed and appends nothing.
 func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
 	// decoder below has to doubt what it reads.
-	if err := otlp.Check(value); err != nil {
+	value, _, err := otlp.Repair(nil, value)
+	if err != nil {
 		return nil, err
 	}
 	a := appender{Spans: s, src: &src}

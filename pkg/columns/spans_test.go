@@ -1,6 +1,7 @@
 package columns_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -500,26 +501,30 @@ func drawRequest(t *rapid.T) *coltracepb.ExportTraceServiceRequest {
 	return req
 }
 
-// FuzzSpans holds Append to its contract for bytes from anyone: no panic, what the
-// official runtime accepts is accepted, and attributes, events and links say what its
-// messages say.
+// FuzzSpans holds Append to its contract for bytes from anyone: no panic, what
+// otlp.Repair accepts is accepted, and attributes, events and links say what the official
+// runtime's messages say.
 func FuzzSpans(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add([]byte("garbage"))
+	f.Add(bytes.ReplaceAll(marshal(f, request(newSpan(kv("k~", str("~"))))), []byte("~"), []byte{0xff}))
 	f.Add(marshal(f, request(newSpan(kv("list", array(kvlist(kv("a", double(1.5))), binary("x"), boolean(true)))))))
 	for _, b := range otlptest.Hostile(60, 1_700_000_000_000_000_000) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var req coltracepb.ExportTraceServiceRequest
-		wantErr := proto.Unmarshal(in, &req)
+		repaired, _, wantErr := otlp.Repair(nil, in)
 		s := columns.NewSpans()
 		refused, err := s.Append(in, columns.Source{Window: everything})
 		if (err != nil) != (wantErr != nil) {
-			t.Fatalf("Append = %v, the official runtime: %v", err, wantErr)
+			t.Fatalf("Append = %v, Repair = %v", err, wantErr)
 		}
 		if err != nil || s.Rows() == 0 {
 			return
+		}
+		var req coltracepb.ExportTraceServiceRequest
+		if err := proto.Unmarshal(repaired, &req); err != nil {
+			t.Fatal(err)
 		}
 		out := map[int]bool{}
 		for _, r := range refused {

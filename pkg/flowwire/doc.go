@@ -1,8 +1,9 @@
 // Package flowwire reads flow data, ExportFlowsRequest of metaflow.agent.v1, as
 // protobuf wire bytes, without building messages from them.
 //
-// Check and Splitter.Split accept the byte strings that the official protobuf
-// runtime unmarshals. Splitter.Split additionally judges every flow and regroups the
+// Check accepts the byte strings that the official protobuf runtime unmarshals; Repair and
+// Splitter.Split also accept those that the runtime refuses only because a text is not UTF-8, and
+// repair the text. Splitter.Split additionally judges every flow and regroups the
 // bytes of those it accepts by Kafka partition; a record is itself an
 // ExportFlowsRequest. Head and Flow read what stands in one.
 //

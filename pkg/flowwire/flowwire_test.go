@@ -1,6 +1,7 @@
 package flowwire_test
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -202,7 +203,7 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%s, want %s", got, tc.want)
 			}
 			_, rejected, err := new(flowwire.Splitter).Split(marshal(t, newRequest(newFlow(2), f)), options())
-			if err != nil || (rejected.Total() == 1) != (tc.want != flowwire.Accepted) || tc.want != flowwire.Accepted && rejected[tc.want] != 1 {
+			if err != nil || (rejected.Total() == 1) != (tc.want != flowwire.Accepted) || tc.want != flowwire.Accepted && rejected.Count[tc.want] != 1 {
 				t.Errorf("Split rejected %v, %v", rejected, err)
 			}
 			if text := rejected.Message(window, 1000); (text != "") != (tc.want != flowwire.Accepted) || strings.HasSuffix(text, ": ") {
@@ -218,7 +219,7 @@ func TestTooLarge(t *testing.T) {
 	opts := options()
 	opts.MaxRecordBytes = 1000
 	records, rejected, err := new(flowwire.Splitter).Split(marshal(t, newRequest(newFlow(2), big, newFlow(3))), opts)
-	if err != nil || rejected[flowwire.TooLarge] != 1 || rejected.Total() != 1 {
+	if err != nil || rejected.Count[flowwire.TooLarge] != 1 || rejected.Total() != 1 {
 		t.Fatalf("rejected %v, %v", rejected, err)
 	}
 	flows := 0
@@ -271,7 +272,7 @@ func TestRepeatedFieldsAreBounded(t *testing.T) {
 			if limit := 2*len(req) + 2<<20; size > limit {
 				t.Errorf("a request of %d bytes becomes %d", len(req), size)
 			}
-			if kept == 0 || kept+rejected[flowwire.TooLarge] != 1000 || rejected.Total() != rejected[flowwire.TooLarge] {
+			if kept == 0 || kept+rejected.Count[flowwire.TooLarge] != 1000 || rejected.Total() != rejected.Count[flowwire.TooLarge] {
 				t.Errorf("%d flows kept, rejected %v", kept, rejected)
 			}
 		})
@@ -314,7 +315,7 @@ func TestSplitLosesNothing(t *testing.T) {
 			}
 			got = append(got, flows...)
 		}
-		same(t, flat(t, req, acceptable), got, rejected[flowwire.TooLarge])
+		same(t, flat(t, req, acceptable), got, rejected.Count[flowwire.TooLarge])
 		again, _, err := new(flowwire.Splitter).Split(b, opts)
 		if diff := cmp.Diff(records, again); diff != "" || err != nil {
 			t.Fatalf("the second split differs: %v\n%s", err, diff)
@@ -336,6 +337,25 @@ func same(t fataler, want, got []string, without int64) {
 		if count[f]--; count[f] < 0 {
 			t.Fatal("a flow that was not sent, or changed, or was kept twice")
 		}
+	}
+}
+
+// Texts that are not UTF-8 cost no flow, and rejected flows are named.
+func TestBadTextsAreRepaired(t *testing.T) {
+	req := newRequest(newFlow(1), newFlow(2, func(f *agentv1.Flow) { f.Connections = 7 }))
+	req.GetGroups()[0].Process, req.Node = "ja~va", "~node"
+	in := bytes.ReplaceAll(marshal(t, req), []byte("~"), []byte{0xff})
+	records, rejected, err := new(flowwire.Splitter).Split(in, options())
+	if err != nil || len(records) != 1 || records[0].Flows != 1 || rejected.RepairedTexts != 2 {
+		t.Fatalf("%d records, rejected %v, %v", len(records), rejected, err)
+	}
+	want := newRequest(newFlow(1))
+	want.GetGroups()[0].Process, want.Node = "ja\uFFFDva", "\uFFFDnode"
+	if diff := cmp.Diff(want, unmarshal(t, records[0].Value), protocmp.Transform()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if text := rejected.Message(window, 1000); !strings.Contains(text, "flow 1 (counted from 0; connection 2, 10.0.0.1:30002 to 10.0.0.2:80,") {
+		t.Errorf("message %q", text)
 	}
 }
 
@@ -393,7 +413,7 @@ func field(number protowire.Number, value []byte) []byte {
 }
 
 // FuzzSplit holds the walker to the official protobuf runtime: it accepts the
-// same byte strings, reads the same values and keeps the same flows.
+// same byte strings, repairs those whose texts alone the runtime refuses, reads the same values and keeps the same flows.
 func FuzzSplit(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(marshal(f, newRequest(newFlow(1), newFlow(2, func(f *agentv1.Flow) { f.PeerPort = 0 }))))
@@ -401,32 +421,44 @@ func FuzzSplit(f *testing.F) {
 	f.Add([]byte{0x0b, 0x0c})                                // an empty group
 	f.Add([]byte{0x0a, 0x01, 'a', 0x22, 0, 0x0a, 0x01, 'b'}) // a field given twice, a group between
 	f.Add([]byte{0x0a, 0x01, 0xff})
+	lenient, err := otlptest.NewLenient(new(agentv1.ExportFlowsRequest))
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var req agentv1.ExportFlowsRequest
-		wantErr := proto.Unmarshal(in, &req)
-		if err := flowwire.Check(in); (err != nil) != (wantErr != nil) {
-			t.Fatalf("Check = %v, the official runtime: %v", err, wantErr)
+		strict := proto.Unmarshal(in, new(agentv1.ExportFlowsRequest))
+		if err := flowwire.Check(in); (err != nil) != (strict != nil) {
+			t.Fatalf("Check = %v, the official runtime: %v", err, strict)
 		}
+		want, wantErr := lenient.Repaired(in)
 		records, rejected, err := new(flowwire.Splitter).Split(in, options())
-		if (err != nil) != (wantErr != nil) {
+		if (err != nil) != (wantErr != nil) || err == nil && (rejected.RepairedTexts == 0) != (strict == nil) {
 			t.Fatalf("Split = %v, the official runtime: %v", err, wantErr)
 		}
 		if err != nil {
 			return
 		}
+		in, _, err = flowwire.Repair(nil, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := lenient.Repaired(in); err != nil || string(got) != string(want) {
+			t.Fatalf("repaired %q, want %q, %v", got, want, err)
+		}
+		req := unmarshal(t, in)
 		var head flowwire.Head
 		head.Read(in)
 		if string(head.AgentID) != req.GetAgentId() || string(head.Cluster) != req.GetCluster() || string(head.Node) != req.GetNode() {
-			t.Fatalf("head %q, the official runtime %v", head, &req)
+			t.Fatalf("head %q, the official runtime %v", head, req)
 		}
-		var want flowwire.Rejected
-		flat(t, &req, func(f *agentv1.Flow) bool {
-			want[read(f).Judge(window)]++
+		var judged flowwire.Rejected
+		flat(t, req, func(f *agentv1.Flow) bool {
+			judged.Count[read(f).Judge(window)]++
 			return false
 		})
-		kept := want[flowwire.Accepted] - rejected[flowwire.TooLarge]
-		want[flowwire.Accepted], want[flowwire.TooLarge] = 0, rejected[flowwire.TooLarge]
-		if diff := cmp.Diff(want, rejected); diff != "" {
+		kept := judged.Count[flowwire.Accepted] - rejected.Count[flowwire.TooLarge]
+		judged.Count[flowwire.Accepted], judged.Count[flowwire.TooLarge] = 0, rejected.Count[flowwire.TooLarge]
+		if diff := cmp.Diff(judged.Count, rejected.Count); diff != "" {
 			t.Fatalf("rejected (-want +got):\n%s", diff)
 		}
 		var got []string
@@ -436,7 +468,7 @@ func FuzzSplit(f *testing.F) {
 		if int64(len(got)) != kept {
 			t.Fatalf("%d flows kept, want %d", len(got), kept)
 		}
-		same(t, flat(t, &req, acceptable), got, rejected[flowwire.TooLarge])
+		same(t, flat(t, req, acceptable), got, rejected.Count[flowwire.TooLarge])
 	})
 }
 

@@ -31,41 +31,24 @@ func (h *Head) Read(req []byte) {
 	}
 }
 
+// A flow has no texts.
+var (
+	group   = otlp.NewMessage([]int{2, 3, 4, 5, 6, 7, 8}, map[int]*otlp.Message{9: otlp.NewMessage(nil, nil)})
+	request = otlp.NewMessage([]int{1, 2, 3}, map[int]*otlp.Message{4: group})
+)
+
 // Check returns otlp.ErrMalformed unless req is a valid ExportFlowsRequest.
 // An empty req is valid.
 func Check(req []byte) error {
-	for i := 0; i < len(req); {
-		tag, lo, hi := otlp.Next(req, i)
-		if hi < 0 || !validOfRequest(tag, req[lo:hi]) || tag == TagRequestGroups && !validGroup(req[lo:hi]) {
-			return otlp.ErrMalformed
-		}
-		i = hi
+	if !request.Valid(req) {
+		return otlp.ErrMalformed
 	}
 	return nil
 }
 
-func validGroup(b []byte) bool {
-	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
-		if hi < 0 || !validOfGroup(tag, b[lo:hi]) || tag == TagGroupFlows && !validFlow(b[lo:hi]) {
-			return false
-		}
-		i = hi
-	}
-	return true
-}
-
-// validFlow reports whether b is well-formed: a flow has no texts.
-func validFlow(b []byte) bool {
-	for i := 0; i < len(b); {
-		_, _, hi := otlp.Next(b, i)
-		if hi < 0 {
-			return false
-		}
-		i = hi
-	}
-	return true
-}
+// Repair returns req with its texts repaired where they are not UTF-8, as otlp.Repair does
+// for spans.
+func Repair(dst, req []byte) (out []byte, texts int, err error) { return request.Repair(dst, req) }
 
 // validOfRequest reports whether a field of a request that is no group may have this value: texts are UTF-8.
 func validOfRequest(tag otlp.Tag, value []byte) bool {
@@ -112,9 +95,10 @@ func each(b []byte, want otlp.Tag, f func([]byte)) {
 }
 
 // Select returns a request with those flows of req for which keep is true; index counts all
-// flows of req from 0. It is for the few that are diverted, not for speed.
+// flows of req from 0. Texts are repaired as by Repair. It is for the few that are diverted, not for speed.
 func Select(req []byte, keep func(index int) bool) ([]byte, error) {
-	if err := Check(req); err != nil {
+	req, _, err := Repair(nil, req)
+	if err != nil {
 		return nil, err
 	}
 	index := 0

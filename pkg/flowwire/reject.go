@@ -2,6 +2,7 @@ package flowwire
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -92,13 +93,17 @@ func zero(b []byte) bool {
 	return true
 }
 
-// Rejected counts flows by reason.
-type Rejected [numReasons]int64
+// Rejected says which flows of a request were left out.
+type Rejected struct {
+	Count         [numReasons]int64 // by reason
+	RepairedTexts int               // texts of the request that were not UTF-8
+	named         []string          // the first few: which flow
+}
 
 // Total is the number of flows rejected.
 func (r *Rejected) Total() int64 {
 	var n int64
-	for _, v := range r[Accepted+1:] {
+	for _, v := range r.Count[Accepted+1:] {
 		n += v
 	}
 	return n
@@ -107,14 +112,14 @@ func (r *Rejected) Total() int64 {
 // Each calls f for every reason that occurred.
 func (r *Rejected) Each(f func(Reason, int64)) {
 	for reason := Accepted + 1; reason < numReasons; reason++ {
-		if n := r[reason]; n > 0 {
+		if n := r.Count[reason]; n > 0 {
 			f(reason, n)
 		}
 	}
 }
 
 // Message explains the rejections to the sender: what was wrong, how often, and
-// what would have been right.
+// what would have been right, and which flows the first ones are.
 func (r *Rejected) Message(w otlp.Window, maxRecordBytes int) string {
 	var b strings.Builder
 	r.Each(func(reason Reason, n int64) {
@@ -141,9 +146,28 @@ func (r *Rejected) Message(w otlp.Window, maxRecordBytes int) string {
 			fmt.Fprintf(&b, "larger than %d bytes with request and group, or these would be repeated too often", maxRecordBytes)
 		}
 	})
+	for i, name := range r.named {
+		if i == 0 {
+			b.WriteString("; the first: ")
+		} else {
+			b.WriteString(", ")
+		}
+		b.WriteString(name)
+	}
 	return b.String()
 }
 
+// maxNamed is how many flows Message names.
+const maxNamed = 4
+
+// name describes a rejected flow for Message: by its place in the request, its connection and its ends.
+func (r *Rejected) name(index int, f *Flow) {
+	if len(r.named) < maxNamed {
+		r.named = append(r.named, fmt.Sprintf("flow %d (counted from 0; connection %d, %s to %s, start_time %d, end_time %d)",
+			index, f.Connection, end(f.Local, f.LocalPort), end(f.Peer, f.PeerPort), f.Start, f.End))
+	}
+}
+
 func formatNanos(ns uint64) string {
-	return time.Unix(0, int64(ns)).UTC().Format(time.RFC3339)
+	return time.Unix(0, int64(min(ns, math.MaxInt64))).UTC().Format(time.RFC3339)
 }

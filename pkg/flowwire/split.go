@@ -36,6 +36,7 @@ func (o *Options) splitBytes() int {
 // goroutine until the next call of Split.
 type Splitter struct {
 	segments []segment
+	index    int      // of the flow being walked, counting all of the request from 0
 	head     fields   // of the request
 	groups   []fields // of each FlowGroup with flows
 	flows    []flowRef
@@ -88,14 +89,20 @@ const (
 // those of a group once for each run of its flows. The same req under the same options always gives
 // the same bytes, which is what the content hash and with it deduplication rest on.
 //
-// Flows that cannot be stored are left out and counted by reason. The error is nil or
-// otlp.ErrMalformed, and then nothing of req is to be stored.
+// Texts that are not UTF-8 are repaired as by Repair. Flows that cannot be stored are left out,
+// counted by reason, and the first of them named. The error is nil or otlp.ErrMalformed, and
+// then nothing of req is to be stored.
 func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
-	s.segments, s.groups, s.flows = s.segments[:0], s.groups[:0], s.flows[:0]
-	s.records, s.out = s.records[:0], s.out[:0]
 	var rejected Rejected
 	if !s.walk(req, &opts, &rejected) {
-		return nil, Rejected{}, otlp.ErrMalformed
+		repaired, texts, err := Repair(nil, req)
+		if err != nil {
+			return nil, Rejected{}, err
+		}
+		req, rejected = repaired, Rejected{RepairedTexts: texts}
+		if !s.walk(req, &opts, &rejected) {
+			return nil, Rejected{}, otlp.ErrMalformed
+		}
 	}
 	s.sort(opts.Partitions)
 	s.reserve(req)
@@ -107,6 +114,8 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 }
 
 func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
+	s.segments, s.groups, s.flows = s.segments[:0], s.groups[:0], s.flows[:0]
+	s.records, s.out, s.index = s.records[:0], s.out[:0], 0
 	// The request's own fields, which may stand behind its groups, come first in the segments,
 	// so the groups are walked in a second pass.
 	s.head = fields{}
@@ -149,10 +158,12 @@ func (s *Splitter) walkGroup(b []byte, i int, opts *Options, rejected *Rejected)
 				return false
 			}
 			if reason := f.Judge(opts.Window); reason != Accepted {
-				rejected[reason]++
+				rejected.Count[reason]++
+				rejected.name(s.index, &f)
 			} else {
 				s.flows = append(s.flows, flowRef{group: g, from: i, to: hi, partition: f.Partition(opts.Partitions)})
 			}
+			s.index++
 		}
 		i = hi
 	}
@@ -181,7 +192,7 @@ func (s *Splitter) dropTooLarge(first, limit int, rejected *Rejected) {
 	keep := first
 	for _, f := range s.flows[first:] {
 		if f.to-f.from > limit {
-			rejected[TooLarge]++
+			rejected.Count[TooLarge]++
 			continue
 		}
 		s.flows[keep] = f
@@ -238,7 +249,7 @@ func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejec
 		}
 		if cost > s.budget {
 			s.budget = 0 // nor does a smaller one get in, whose neighbours are left out
-			rejected[TooLarge]++
+			rejected.Count[TooLarge]++
 			continue
 		}
 		s.budget -= cost

@@ -80,6 +80,7 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 		flows += r.Flows
 		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Value, len(r.Value) >= oversize))
 	}
+	f.metrics.repaired.Add(float64(rejected.RepairedTexts))
 	countReceived(f.metrics, flows, &rejected)
 	if err := f.sender.send(ctx, &from, w.batch, flows); err != nil {
 		return otlpgrpc.Result{}, err

@@ -143,6 +143,7 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 		spans += r.Spans
 		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Content, len(r.Value) >= oversize))
 	}
+	g.metrics.repaired.Add(float64(rejected.RepairedTexts))
 	countReceived(g.metrics, spans, &rejected)
 	if err := g.sender.send(ctx, &from, w.batch, spans); err != nil {
 		return otlpgrpc.Result{}, err

@@ -17,6 +17,7 @@ type metrics struct {
 	malformed prometheus.Counter
 	foreign   prometheus.Counter
 	split     prometheus.Counter
+	repaired  prometheus.Counter
 	rejected  *prometheus.CounterVec
 }
 
@@ -32,6 +33,7 @@ func newMetrics(reg prometheus.Registerer, what string) *metrics {
 		produced: counter(what+"_produced_total", "Such %s that Kafka has acknowledged."),
 		failed:   counter(what+"_failed_total", "Such %s of requests that were answered with an error, for the client to send again."),
 		split:    counter(what+"_records_split_total", "Records with %s that were larger than the topic's max.message.bytes, and were split."),
+		repaired: counter(what+"_repaired_texts_total", "Texts in requests with %s that were not UTF-8 and got U+FFFD for their bad bytes."),
 		rejected: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_gateway_" + what + "_rejected_total", Help: "Such " + what + " that were rejected by partial_success, by reason.",
 		}, []string{"reason"}),

@@ -20,19 +20,31 @@ func tellsAddress(key []byte) bool {
 	}
 }
 
-// AddHostAddress validates req exactly as Check does and says where its spans come from: it
+// AddHostAddress validates req, repairs texts in it that are not UTF-8 as [Repair] does, and says where
+// its spans come from: it
 // appends to dst a request in which every ResourceSpans whose resource has none of the
 // attributes k8s.pod.uid, k8s.pod.ip, app.host.ip, host.ip and net.host.ip, or that has no resource at
 // all, has app.host.ip with the value address, and returns how many were changed. All other
-// bytes are copied as they stand. When there is nothing to change it returns req itself, and
-// dst is not touched.
+// bytes are copied as they stand. Where no address is added dst is not touched, and where nothing
+// is repaired either, req itself is returned.
 //
 // A ResourceSpans that is too short for a span with ids is passed over, so that with
-// the text of an IP address the result is never more than three times as large as req. An
+// the text of an IP address the result is never more than three times as large as the repaired req. An
 // empty address changes nothing.
 //
 // out is valid as long as both dst's and req's bytes are. The error is nil or ErrMalformed.
 func AddHostAddress(dst, req []byte, address string) (out []byte, added int, err error) {
+	if out, added, err = addHostAddress(dst, req, address); err == nil {
+		return out, added, nil
+	}
+	repaired, _, err := Repair(nil, req)
+	if err != nil {
+		return nil, 0, err
+	}
+	return addHostAddress(dst, repaired, address)
+}
+
+func addHostAddress(dst, req []byte, address string) (out []byte, added int, err error) {
 	w := addressWriter{req: req, address: address, out: dst}
 	for i := 0; i < len(req); {
 		tag, lo, hi := Next(req, i)

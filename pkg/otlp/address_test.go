@@ -164,8 +164,8 @@ func TestAddHostAddressAllocatesOnlyWhatItReturns(t *testing.T) {
 	}
 }
 
-// FuzzAddHostAddress holds it to the official protobuf runtime: the same byte
-// strings are accepted, and what comes out is what the runtime would make of them.
+// FuzzAddHostAddress holds it to Repair and the official protobuf runtime: the same byte
+// strings are accepted as by Repair, and what comes out is what the runtime would make of them.
 func FuzzAddHostAddress(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(marshal(f, newRequest("shop", newSpan(1, 1), newSpan(2, 2))))
@@ -174,11 +174,10 @@ func FuzzAddHostAddress(f *testing.F) {
 	f.Add([]byte{0x0a, 0x02, 0x0a, 0x00, 0x0a, 0x04, 0x12, 0x02, 1, 1}) // merged messages
 	f.Fuzz(func(t *testing.T, in []byte) {
 		const address = "fe80:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
-		var req coltracepb.ExportTraceServiceRequest
-		wantErr := proto.Unmarshal(in, &req)
+		repaired, _, wantErr := otlp.Repair(nil, in)
 		out, added, err := otlp.AddHostAddress(nil, in, address)
 		if (err != nil) != (wantErr != nil) {
-			t.Fatalf("AddHostAddress = %v, the official runtime: %v", err, wantErr)
+			t.Fatalf("AddHostAddress = %v, Repair = %v", err, wantErr)
 		}
 		if err != nil {
 			if !errors.Is(err, otlp.ErrMalformed) {
@@ -186,6 +185,8 @@ func FuzzAddHostAddress(f *testing.F) {
 			}
 			return
 		}
+		in = repaired
+		req := unmarshal(t, in)
 		if len(out) > 3*len(in) {
 			t.Fatalf("%d bytes grew to %d", len(in), len(out))
 		}
@@ -207,7 +208,7 @@ func FuzzAddHostAddress(f *testing.F) {
 		if added != 0 {
 			t.Fatalf("%d too many were said to be changed", added)
 		}
-		if diff := cmp.Diff(&req, got, protocmp.Transform()); diff != "" {
+		if diff := cmp.Diff(req, got, protocmp.Transform()); diff != "" {
 			t.Fatalf("the request differs (-want +got):\n%s", diff)
 		}
 		if again, added, err := otlp.AddHostAddress(nil, out, address); err != nil || added != 0 || !bytes.Equal(again, out) {

@@ -74,35 +74,51 @@ const (
 	TagValues = 1<<3 | Bytes
 )
 
-// message says what has to be checked inside a message: which of its
+// Message says what has to be checked inside a message: which of its
 // length-delimited fields are text and which are messages themselves. Every other
 // field only has to be well-formed.
-type message struct {
+type Message struct {
 	fields [16]field // by number
 }
 
+// NewMessage returns a Message with these fields, whose numbers are below 16.
+func NewMessage(texts []int, messages map[int]*Message) *Message {
+	m := &Message{}
+	for _, number := range texts {
+		m.fields[number].text = true
+	}
+	for number, sub := range messages {
+		m.fields[number].sub = sub
+	}
+	return m
+}
+
+// Valid reports whether b is a well-formed m all of whose texts are UTF-8: whether the
+// official protobuf runtime would unmarshal it.
+func (m *Message) Valid(b []byte) bool { return m.valid(b, depthRequest) }
+
 type field struct {
 	text bool
-	sub  *message
+	sub  *Message
 }
 
 var (
-	anyValue     = &message{}
-	keyValue     = &message{fields: [16]field{1: {text: true}, 2: {sub: anyValue}}}
-	arrayValue   = &message{fields: [16]field{1: {sub: anyValue}}}
-	keyValueList = &message{fields: [16]field{1: {sub: keyValue}}}
-	entityRef    = &message{fields: [16]field{1: {text: true}, 2: {text: true}, 3: {text: true}, 4: {text: true}}}
-	resource     = &message{fields: [16]field{1: {sub: keyValue}, 3: {sub: entityRef}}}
-	scope        = &message{fields: [16]field{1: {text: true}, 2: {text: true}, 3: {sub: keyValue}}}
-	event        = &message{fields: [16]field{2: {text: true}, 3: {sub: keyValue}}}
-	link         = &message{fields: [16]field{3: {text: true}, 4: {sub: keyValue}}}
-	status       = &message{fields: [16]field{2: {text: true}}}
-	span         = &message{fields: [16]field{
+	anyValue     = &Message{}
+	keyValue     = &Message{fields: [16]field{1: {text: true}, 2: {sub: anyValue}}}
+	arrayValue   = &Message{fields: [16]field{1: {sub: anyValue}}}
+	keyValueList = &Message{fields: [16]field{1: {sub: keyValue}}}
+	entityRef    = &Message{fields: [16]field{1: {text: true}, 2: {text: true}, 3: {text: true}, 4: {text: true}}}
+	resource     = &Message{fields: [16]field{1: {sub: keyValue}, 3: {sub: entityRef}}}
+	scope        = &Message{fields: [16]field{1: {text: true}, 2: {text: true}, 3: {sub: keyValue}}}
+	event        = &Message{fields: [16]field{2: {text: true}, 3: {sub: keyValue}}}
+	link         = &Message{fields: [16]field{3: {text: true}, 4: {sub: keyValue}}}
+	status       = &Message{fields: [16]field{2: {text: true}}}
+	span         = &Message{fields: [16]field{
 		3: {text: true}, 5: {text: true}, 9: {sub: keyValue}, 11: {sub: event}, 13: {sub: link}, 15: {sub: status},
 	}}
-	scopeSpans    = &message{fields: [16]field{1: {sub: scope}, 2: {sub: span}, 3: {text: true}}}
-	resourceSpans = &message{fields: [16]field{1: {sub: resource}, 2: {sub: scopeSpans}, 3: {text: true}}}
-	request       = &message{fields: [16]field{1: {sub: resourceSpans}}}
+	scopeSpans    = &Message{fields: [16]field{1: {sub: scope}, 2: {sub: span}, 3: {text: true}}}
+	resourceSpans = &Message{fields: [16]field{1: {sub: resource}, 2: {sub: scopeSpans}, 3: {text: true}}}
+	request       = &Message{fields: [16]field{1: {sub: resourceSpans}}}
 )
 
 func init() {
@@ -125,7 +141,7 @@ const (
 // Most of b are short texts, plain or in attributes, one behind the other. What stands between
 // them, tags and lengths below 128, is ASCII, so that a run of them is UTF-8 exactly
 // when each of them is: it is checked as a whole.
-func (m *message) valid(b []byte, depth int) bool {
+func (m *Message) valid(b []byte, depth int) bool {
 	if depth < 0 {
 		return false
 	}
@@ -162,7 +178,7 @@ const levelsOfAttribute = 2
 
 // validField reports whether value, as Next found it, may stand in a field of
 // m under this tag.
-func (m *message) validField(tag Tag, value []byte, depth int) bool {
+func (m *Message) validField(tag Tag, value []byte, depth int) bool {
 	if tag&typeMask != Bytes || tag>>3 >= Tag(len(m.fields)) {
 		return true
 	}
@@ -238,7 +254,7 @@ func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 // Check returns ErrMalformed unless req is a valid ExportTraceServiceRequest.
 // An empty req is valid.
 func Check(req []byte) error {
-	if !request.valid(req, depthRequest) {
+	if !request.Valid(req) {
 		return ErrMalformed
 	}
 	return nil

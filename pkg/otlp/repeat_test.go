@@ -43,7 +43,7 @@ func TestRepeatedResourcesAreBounded(t *testing.T) {
 	if limit := 8*len(req) + 8<<20; size > limit {
 		t.Errorf("a request of %d bytes becomes %d", len(req), size)
 	}
-	if kept == 0 || kept+rejected[otlp.TooLarge] != 1000 {
+	if kept == 0 || kept+rejected.Count[otlp.TooLarge] != 1000 {
 		t.Errorf("%d spans kept, rejected %v", kept, rejected)
 	}
 }

@@ -27,10 +27,11 @@ func each(b []byte, want Tag, f func([]byte)) {
 }
 
 // Select returns a request with those spans of req for which keep is true, and of its
-// resources and scopes those that have such spans; index counts all spans of req from 0. All
-// bytes that it keeps stay as they are. It is for the few that are diverted, not for speed.
+// resources and scopes those that have such spans; index counts all spans of req from 0. Texts
+// are repaired as by [Repair]; all other bytes that it keeps stay as they are. It is for the few that are diverted, not for speed.
 func Select(req []byte, keep func(index int) bool) ([]byte, error) {
-	if err := Check(req); err != nil {
+	req, _, err := Repair(nil, req)
+	if err != nil {
 		return nil, err
 	}
 	index := 0

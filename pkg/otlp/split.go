@@ -26,8 +26,9 @@ type Splitter struct {
 	starts    []int    // where each partition begins in order
 	groups    []group  // of the record being written
 	records   []Record
-	out       []byte // the records' values, one after the other
-	budget    int    // how many bytes out may still grow by
+	out       []byte         // the records' values, one after the other
+	budget    int            // how many bytes out may still grow by
+	rejected  []rejectedSpan // the first few
 }
 
 // segment is a run of bytes of the request.
@@ -95,14 +96,13 @@ const (
 // which is what the content hash and with it deduplication rest on. The records' Content does
 // not depend on Options.Window: a request that is sent again may be judged at another time.
 //
-// Spans that cannot be stored are left out and counted by reason; a record none of whose spans
+// Texts that are not UTF-8 are repaired as by [Repair]. Spans that cannot be stored are left
+// out, counted by reason, and the first of them named; a record none of whose spans
 // can be stored is left out too. The error is nil or ErrMalformed, and then nothing of req is to be stored.
 func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
-	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
-	s.records, s.out = s.records[:0], s.out[:0]
-	var rejected Rejected
-	if !s.walk(req, &opts, &rejected) {
-		return nil, Rejected{}, ErrMalformed
+	req, rejected, err := s.walkOrRepair(req, &opts)
+	if err != nil {
+		return nil, Rejected{}, err
 	}
 	s.sort(opts.Partitions)
 	s.reserve(req)
@@ -110,6 +110,7 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	for p := range opts.Partitions {
 		s.writePartition(req, p, opts.splitBytes(), &rejected)
 	}
+	rejected.name(req, s.rejected)
 	return s.records, rejected, nil
 }
 
@@ -117,20 +118,35 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 // scope is a piece of its own. No span is judged by its time. Those without usable ids are left out
 // and counted, and so are those before which a huge resource would be repeated too often. The error is nil or ErrMalformed. What holds for the results of Split holds for these.
 func (s *Splitter) Cut(req []byte, maxBytes int) ([]Record, Rejected, error) {
-	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
-	s.records, s.out = s.records[:0], s.out[:0]
-	var rejected Rejected
-	if !s.walk(req, &Options{Partitions: 1, Window: Window{Latest: math.MaxUint64}, MaxRecordBytes: math.MaxInt}, &rejected) {
-		return nil, Rejected{}, ErrMalformed
+	req, rejected, err := s.walkOrRepair(req, &Options{Partitions: 1, Window: Window{Latest: math.MaxUint64}, MaxRecordBytes: math.MaxInt})
+	if err != nil {
+		return nil, Rejected{}, err
 	}
 	s.sort(1)
 	s.reserve(req)
 	s.budget = 2*len(req) + spare // enough but for a resource that is made to be repeated
 	s.writePartition(req, 0, maxBytes, &rejected)
+	rejected.name(req, s.rejected)
 	return s.records, rejected, nil
 }
 
+// walkOrRepair walks req, or what it is when repaired, which it returns.
+func (s *Splitter) walkOrRepair(req []byte, opts *Options) ([]byte, Rejected, error) {
+	var rejected Rejected
+	if s.walk(req, opts, &rejected) {
+		return req, rejected, nil
+	}
+	req, texts, err := Repair(nil, req)
+	rejected = Rejected{RepairedTexts: texts}
+	if err == nil && !s.walk(req, opts, &rejected) {
+		err = ErrMalformed
+	}
+	return req, rejected, err
+}
+
 func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
+	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
+	s.records, s.out, s.rejected = s.records[:0], s.out[:0], s.rejected[:0]
 	for i := 0; i < len(req); {
 		tag, lo, hi := Next(req, i)
 		if hi < 0 {
@@ -198,7 +214,7 @@ func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Reject
 					scope: c, from: i, to: hi, partition: int32(Partition(head.TraceID, opts.Partitions)), late: reason,
 				})
 			default:
-				rejected[reason]++
+				s.reject(reason, hi, rejected)
 			}
 		} else {
 			if !scopeSpans.validField(tag, b[lo:hi], depthScopeSpans) {
@@ -248,6 +264,14 @@ func walkSpan(b []byte, head *Head) bool {
 	return true
 }
 
+// reject counts a span that ends at req[to].
+func (s *Splitter) reject(reason Reason, to int, rejected *Rejected) {
+	rejected.Count[reason]++
+	if len(s.rejected) < maxNamed {
+		s.rejected = append(s.rejected, rejectedSpan{reason, to})
+	}
+}
+
 // addSegment appends [from,to) to the segments since first, joining neighbours.
 func (s *Splitter) addSegment(first, from, to int) {
 	if n := len(s.segments); n > first && s.segments[n-1].to == from {
@@ -263,7 +287,7 @@ func (s *Splitter) dropTooLarge(first, limit int, rejected *Rejected) {
 	keep := first
 	for _, sp := range s.spans[first:] {
 		if sp.to-sp.from > limit {
-			rejected[TooLarge]++
+			s.reject(TooLarge, sp.to, rejected)
 			continue
 		}
 		s.spans[keep] = sp
@@ -319,7 +343,7 @@ func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejec
 		}
 		if added > s.budget {
 			s.budget = 0 // nor does a smaller one get in, whose neighbours are left out
-			rejected[TooLarge]++
+			s.reject(TooLarge, sp.to, rejected)
 			continue
 		}
 		s.budget -= added
@@ -333,7 +357,7 @@ func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejec
 		spans++
 		if sp.late != Accepted {
 			late++
-			rejected[sp.late]++
+			s.reject(sp.late, sp.to, rejected)
 		}
 	}
 	if spans > 0 {

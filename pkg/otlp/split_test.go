@@ -19,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
 )
 
 var (
@@ -164,9 +165,9 @@ func TestSplitRejects(t *testing.T) {
 			var want otlp.Rejected
 			stored := 2
 			if tc.want != otlp.Accepted {
-				want[tc.want], stored = 1, 1
+				want.Count[tc.want], stored = 1, 1
 			}
-			if diff := cmp.Diff(want, rejected); diff != "" {
+			if diff := cmp.Diff(want.Count, rejected.Count); diff != "" {
 				t.Errorf("rejected (-want +got):\n%s", diff)
 			}
 			spans := 0
@@ -250,8 +251,8 @@ func TestSplitProperties(t *testing.T) {
 			got = append(got, spans...)
 		}
 		want := flat(t, req, func(sp *tracepb.Span) bool { return judge(sp) == otlp.Accepted })
-		if int64(len(want)) != int64(len(got))+rejected[otlp.TooLarge] {
-			t.Fatalf("%d spans acceptable, %d kept, %d too large", len(want), len(got), rejected[otlp.TooLarge])
+		if int64(len(want)) != int64(len(got))+rejected.Count[otlp.TooLarge] {
+			t.Fatalf("%d spans acceptable, %d kept, %d too large", len(want), len(got), rejected.Count[otlp.TooLarge])
 		}
 		count := map[string]int{}
 		for _, sp := range want {
@@ -354,7 +355,7 @@ func TestNestingEndsWhereTheOfficialRuntimeEndsIt(t *testing.T) {
 }
 
 // FuzzSplit holds the walker to the official protobuf runtime: it accepts the
-// same byte strings, and keeps the same spans.
+// same byte strings, repairs those whose texts alone the runtime refuses, and keeps the same spans.
 func FuzzSplit(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(marshal(f, newRequest("shop", newSpan(1, 1), newSpan(2, 2))))
@@ -366,11 +367,20 @@ func FuzzSplit(f *testing.F) {
 	}))))
 	f.Add([]byte{0x0b, 0x0c})                                           // an empty group
 	f.Add([]byte{0x0a, 0x02, 0x0a, 0x00, 0x0a, 0x04, 0x12, 0x02, 1, 1}) // merged messages
+	f.Add(spoiled(marshal(f, newRequest("a~b~~", newSpan(1, 1), newSpan(2, 2, func(s *tracepb.Span) { s.Name = "~" })))))
+	lenient, err := otlptest.NewLenient(new(coltracepb.ExportTraceServiceRequest))
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var req coltracepb.ExportTraceServiceRequest
-		wantErr := proto.Unmarshal(in, &req)
-		if err := otlp.Check(in); (err != nil) != (wantErr != nil) {
-			t.Fatalf("Check = %v, the official runtime: %v", err, wantErr)
+		strict := proto.Unmarshal(in, new(coltracepb.ExportTraceServiceRequest))
+		if err := otlp.Check(in); (err != nil) != (strict != nil) {
+			t.Fatalf("Check = %v, the official runtime: %v", err, strict)
+		}
+		want, wantErr := lenient.Repaired(in)
+		repaired, texts, err := otlp.Repair([]byte("x"), in)
+		if (err != nil) != (wantErr != nil) || err == nil && (texts == 0) != (strict == nil) {
+			t.Fatalf("Repair = %d texts, %v, the official runtime: %v", texts, err, wantErr)
 		}
 		records, rejected, err := new(otlp.Splitter).Split(in, options())
 		if (err != nil) != (wantErr != nil) {
@@ -379,17 +389,24 @@ func FuzzSplit(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var want otlp.Rejected
-		flat(t, &req, func(sp *tracepb.Span) bool { want[judge(sp)]++; return false })
+		if texts > 0 {
+			repaired = repaired[1:]
+		}
+		if got, err := lenient.Repaired(repaired); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("repaired %q, want %q, %v", got, want, err)
+		}
+		req := unmarshal(t, repaired)
+		var count otlp.Rejected
+		flat(t, req, func(sp *tracepb.Span) bool { count.Count[judge(sp)]++; return false })
 		var got []string
 		for _, r := range records {
 			got = append(got, flat(t, unmarshal(t, r.Value), func(*tracepb.Span) bool { return true })...)
 		}
-		if kept := want[otlp.Accepted] - rejected[otlp.TooLarge]; int64(len(got)) != kept {
+		if kept := count.Count[otlp.Accepted] - rejected.Count[otlp.TooLarge]; int64(len(got)) != kept {
 			t.Fatalf("%d spans kept, want %d", len(got), kept)
 		}
 		expect := map[string]int{}
-		for _, sp := range flat(t, &req, func(sp *tracepb.Span) bool { return judge(sp) == otlp.Accepted }) {
+		for _, sp := range flat(t, req, func(sp *tracepb.Span) bool { return judge(sp) == otlp.Accepted }) {
 			expect[sp]++
 		}
 		for _, sp := range got {
@@ -429,7 +446,7 @@ func TestContentDoesNotDependOnTheTime(t *testing.T) {
 		}
 		opts.Window = otlp.WindowAt(now.Add(time.Hour), week, time.Hour)
 		again, rejected, err := new(otlp.Splitter).Split(body, opts)
-		if err != nil || rejected[otlp.BadStartTime] != 3 || rejected.Total() != 3 {
+		if err != nil || rejected.Count[otlp.BadStartTime] != 3 || rejected.Total() != 3 {
 			t.Fatalf("again: %v, rejected %v", err, rejected)
 		}
 		spans := 0
@@ -455,7 +472,7 @@ func TestCut(t *testing.T) {
 	req := newRequest("shop", newSpan(1, 1, large(3000)), newSpan(2, 2, never), newSpan(0, 3))
 	req.ResourceSpans = append(req.ResourceSpans, newRequest("cart", newSpan(3, 4, large(700)), newSpan(4, 5, large(700))).ResourceSpans...)
 	pieces, rejected, err := new(otlp.Splitter).Cut(marshal(t, req), 1500)
-	if err != nil || rejected.Total() != 1 || rejected[otlp.BadTraceID] != 1 {
+	if err != nil || rejected.Total() != 1 || rejected.Count[otlp.BadTraceID] != 1 {
 		t.Fatalf("Cut: %v, rejected %v", err, rejected)
 	}
 	keep := func(sp *tracepb.Span) bool { return sp.GetTraceId()[0] != 0 }
