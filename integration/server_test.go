@@ -169,6 +169,7 @@ func waitFor(within time.Duration, done <-chan struct{}, check func() error) err
 // addresses is what --ready-file holds.
 type addresses struct {
 	GRPC             string `json:"grpc"`
+	OTLPHTTP         string `json:"otlp_http"`
 	HTTP             string `json:"http"`
 	Kafka            string `json:"kafka"`
 	ClickHouseNative string `json:"clickhouse_native"`
@@ -192,7 +193,7 @@ func startStandaloneAt(t *testing.T, dataDir, grpc string) *standalone {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready.json")
 	s := &standalone{process: start(t, "standalone", "--data-dir", dataDir, "--ready-file", ready,
-		"--grpc-listen", grpc, "--http-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
+		"--grpc-listen", grpc, "--otlp-http-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
 		"--clickhouse-native-port", "0", "--clickhouse-http-port", "0")}
 	s.eventually(time.Minute, func() error {
 		text, err := os.ReadFile(ready)

@@ -61,6 +61,12 @@ func sendWithSDK(t *testing.T, addr string) (traceID string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sendOver(t, exporter)
+}
+
+// sendOver sends a trace of two spans as an instrumented program does.
+func sendOver(t *testing.T, exporter sdktrace.SpanExporter) (traceID string) {
+	t.Helper()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter),
 		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", "shop"))))
 	tracer := provider.Tracer("test")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,9 +19,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/controlapi"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/resources"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -45,14 +48,18 @@ type app struct {
 	agents   *agentgrpc.Service
 	// Of the role gateway: where it produces to.
 	spansTo, flowsTo *kafka.Producer
-	// listening is told the address of the gRPC port once it has one.
-	listening func(grpc net.Addr)
+	// listening is told the addresses of the ports that take data once they have them;
+	// that of OTLP/HTTP is nil when there is none.
+	listening func(grpc, otlpHTTP net.Addr)
+	// spareHTTP is an address of OTLP/HTTP that nobody asked for: when somebody else has it,
+	// the server does without.
+	spareHTTP string
 }
 
 // newApp opens what can be opened while Kafka and ClickHouse are still away.
 // It starts nothing. An app that was made must be run or closed.
 func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
-	a := &app{cfg: cfg, log: log, reg: prometheus.NewRegistry(), listening: func(net.Addr) {}}
+	a := &app{cfg: cfg, log: log, reg: prometheus.NewRegistry(), listening: func(_, _ net.Addr) {}}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -215,11 +222,12 @@ func (a *app) followResources(ctx context.Context) error {
 	return a.resources.Run(ctx)
 }
 
-// runPort serves the gRPC port, which gateway and control share, until ctx ends, and returns
-// when all calls are answered.
+// runPort serves the gRPC port, which gateway and control share, and the port of OTLP/HTTP
+// until ctx ends, and returns when all calls are answered.
 func (a *app) runPort(ctx context.Context) error {
 	producers := []*kafka.Producer{a.resourcesTo}
 	var traces otlpgrpc.Consumer // none without the role
+	var overHTTP otlphttp.Consumer
 	opts := otlpgrpc.Options{
 		Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace,
 		Register: agentgrpc.NewResources(a.resources).Register,
@@ -237,14 +245,24 @@ func (a *app) runPort(ctx context.Context) error {
 			return ignoreStop(ctx, err)
 		}
 		producers = append(producers, a.spansTo, a.flowsTo)
-		traces, opts.Flows = gw.traces, gw.flows
+		traces, opts.Flows, overHTTP = gw.traces, gw.flows, gateway.HTTP{Gateway: gw.traces}
 	}
 	receiver, err := otlpgrpc.New(a.cfg.GRPC, traces, opts)
 	if err != nil {
 		return err
 	}
 	a.log.Info("grpc port listens", "address", receiver.Addr().String(), "roles", a.cfg.Roles)
-	a.listening(receiver.Addr())
+	httpReceiver, err := a.newOTLPHTTP(overHTTP, receiver.Budget())
+	if err != nil {
+		return errors.Join(err, receiver.Close())
+	}
+	receivers, receiving := errgroup.WithContext(ctx)
+	if httpReceiver == nil {
+		a.listening(receiver.Addr(), nil)
+	} else {
+		a.listening(receiver.Addr(), httpReceiver.Addr())
+		receivers.Go(func() error { return httpReceiver.Run(receiving) })
+	}
 
 	// What a call stands on lives longer than the last call: control, and the producers under
 	// both. Neither ends before it is told to.
@@ -259,11 +277,36 @@ func (a *app) runPort(ctx context.Context) error {
 	if a.control != nil {
 		above.Go(func() error { return a.control.Run(controlling) })
 	}
-	err = receiver.Run(ctx)
+	receivers.Go(func() error { return receiver.Run(receiving) })
+	err = receivers.Wait()
 	stopControl()
 	err = errors.Join(err, above.Wait())
 	stopProducers()
 	return errors.Join(err, below.Wait())
+}
+
+// newOTLPHTTP binds the port of OTLP/HTTP, which shares bounds and certificates with
+// OTLP/gRPC. It returns nil when none is to be served.
+func (a *app) newOTLPHTTP(traces otlphttp.Consumer, budget *inflight.Budget) (*otlphttp.Server, error) {
+	if traces == nil || a.cfg.Gateway.HTTPListen == "" {
+		return nil, nil //nolint:nilnil // nil is no port
+	}
+	certificates, err := a.cfg.GRPC.TLS.Config("grpc.tls", a.log, "h2", "http/1.1")
+	if err != nil {
+		return nil, err
+	}
+	s, err := otlphttp.New(a.cfg.otlpHTTP(), traces, otlphttp.Options{
+		Logger: a.log, Metrics: otlphttp.NewMetrics(a.reg), ShutdownGrace: a.cfg.ShutdownGrace, TLS: certificates, Budget: budget,
+	})
+	switch {
+	case err != nil && a.cfg.Gateway.HTTPListen == a.spareHTTP && errors.Is(err, syscall.EADDRINUSE):
+		a.log.Warn("otlp http is not received: somebody else has its port; --otlp-http-listen sets another", "address", a.spareHTTP)
+		return nil, nil //nolint:nilnil // nil is no port
+	case err != nil:
+		return nil, fmt.Errorf("gateway.http_listen: %w", err)
+	}
+	a.log.Info("otlp http port listens", "address", s.Addr().String())
+	return s, nil
 }
 
 // gateways are what takes traces and flows to Kafka.

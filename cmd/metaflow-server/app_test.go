@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -30,6 +32,7 @@ type serving struct {
 	*app
 
 	grpc net.Addr
+	otlp net.Addr     // of OTLP/HTTP, nil when there is none
 	stop func() error // and its result
 	wait func() error // for its result
 }
@@ -48,8 +51,8 @@ func serve(t *testing.T, kafka string, edit func(*server)) *serving {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listening := make(chan net.Addr, 1)
-	a.listening = func(grpc net.Addr) { listening <- grpc }
+	listening := make(chan [2]net.Addr, 1)
+	a.listening = func(grpc, otlpHTTP net.Addr) { listening <- [2]net.Addr{grpc, otlpHTTP} }
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.run(ctx) }()
@@ -61,7 +64,8 @@ func serve(t *testing.T, kafka string, edit func(*server)) *serving {
 	}
 	t.Cleanup(func() { _ = s.stop() })
 	select {
-	case s.grpc = <-listening:
+	case addrs := <-listening:
+		s.grpc, s.otlp = addrs[0], addrs[1]
 	case <-time.After(30 * time.Second):
 		t.Fatal("the server does not listen after 30s")
 	}
@@ -174,6 +178,107 @@ func TestGatewayAlone(t *testing.T) {
 	}
 	if code, _ := get(t, s, "/v1/agents"); code != http.StatusNotFound {
 		t.Errorf("/v1/agents is %d", code)
+	}
+}
+
+// OTLP/HTTP stands beside OTLP/gRPC: the same spans are counted, rejected and refused,
+// within the same bounds, and web pages of configured origins may send.
+func TestGatewayOverHTTP(t *testing.T) {
+	origin, err := cors.ParseOrigin("https://*.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, startKafka(t), func(s *server) {
+		s.Roles, s.Gateway.HTTPListen, s.GRPC.MaxRequestBytes = []string{roleGateway}, "127.0.0.1:0", 1<<20
+		s.Gateway.HTTPCORS.AllowedOrigins = []cors.Origin{origin}
+	})
+	now := strconv.FormatInt(time.Now().UnixNano(), 10)
+	const good, bad = `"traceId":"4bf92f3577b34da6a3ce929d0e0e4736","spanId":"00f067aa0ba902b7"`, `"traceId":"4bf92f3577b34da6a3ce929d0e0e4736","spanId":"0000000000000000"`
+	request := func(ids ...string) string {
+		var spans []string
+		for _, id := range ids {
+			spans = append(spans, fmt.Sprintf(`{%s,"name":"a","startTimeUnixNano":%q,"endTimeUnixNano":%q}`, id, now, now))
+		}
+		return `{"resourceSpans":[{"scopeSpans":[{"spans":[` + strings.Join(spans, ",") + `]}]}]}`
+	}
+	for name, tc := range map[string]struct {
+		path, body string
+		want       int
+		words      string
+	}{
+		"a span":        {"/v1/traces", request(good), http.StatusOK, "{}"},
+		"a bad one":     {"//v1/traces/", request(good, bad), http.StatusOK, `"rejectedSpans":"1"`},
+		"no OTLP":       {"/v1/traces", "garbage", http.StatusBadRequest, "read JSON"},
+		"too large":     {"/v1/traces", strings.Repeat(" ", 1<<20+1), http.StatusRequestEntityTooLarge, "1048576 bytes are accepted"},
+		"another path":  {"/v1/logs", request(good), http.StatusNotFound, "traces are taken at"},
+		"the REST path": {"/v1/agents", "", http.StatusNotFound, "is not served"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.otlp.String()+tc.path, strings.NewReader(tc.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Origin", "https://app.example.com")
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != tc.want || !strings.Contains(string(text), tc.words) {
+			t.Errorf("%s: %d %s, %v; want %d %s", name, res.StatusCode, text, err, tc.want, tc.words)
+		}
+		if got := res.Header.Get("Access-Control-Allow-Origin"); got != "https://app.example.com" {
+			t.Errorf("%s: allowed origin %q", name, got)
+		}
+	}
+	_, metrics := get(t, s, "/metrics")
+	for _, line := range []string{
+		"metaflow_gateway_spans_received_total 3", "metaflow_gateway_spans_produced_total 2", `metaflow_otlphttp_requests_total{code="200"} 2`,
+		`metaflow_otlphttp_refused_requests_total{reason="path"} 2`, "metaflow_gateway_bytes_in_flight 0", "metaflow_otlphttp_bytes_in_flight 0",
+	} {
+		if !strings.Contains(metrics, "\n"+line+"\n") {
+			t.Errorf("/metrics lacks %q", line)
+		}
+	}
+	if err := s.stop(); err != nil {
+		t.Errorf("stopped with %v", err)
+	}
+}
+
+// A port of OTLP/HTTP that somebody else has is an error where it was asked for, and a
+// warning where it was not. Without the role gateway there is none.
+func TestTakenPortOfOTLPHTTP(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	kafka := startKafka(t)
+	cfg := defaultServer()
+	cfg.GRPC.Listen, cfg.HTTP.Listen, cfg.Gateway.HTTPListen = "127.0.0.1:0", "127.0.0.1:0", taken.Addr().String()
+	cfg.Roles, cfg.Kafka.Brokers, cfg.Kafka.Replication = []string{roleGateway}, []string{kafka}, 1
+	for name, spare := range map[string]string{"asked for": "", "spare": taken.Addr().String()} {
+		a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		a.spareHTTP = spare
+		a.listening = func(_, otlpHTTP net.Addr) {
+			if otlpHTTP != nil {
+				t.Errorf("%s: it listens on %s", name, otlpHTTP)
+			}
+			cancel()
+		}
+		if err := a.run(ctx); (err == nil) != (spare != "") || err != nil && !strings.Contains(err.Error(), "gateway.http_listen: listen for otlp http") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s := serve(t, kafka, func(s *server) { s.Roles, s.Gateway.HTTPListen = []string{roleControl}, taken.Addr().String() })
+	if s.otlp != nil {
+		t.Errorf("control listens for OTLP/HTTP on %s", s.otlp)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/resources"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
@@ -109,6 +110,15 @@ func (s *server) Validate() error {
 		config.Section("resources", s.Resources.Validate()),
 		config.Section("log", s.Log.Validate()),
 	)...)
+}
+
+// otlpHTTP is how OTLP/HTTP is received: within the bounds of OTLP/gRPC.
+func (s *server) otlpHTTP() otlphttp.Config {
+	cfg := otlphttp.DefaultConfig()
+	cfg.Listen, cfg.MaxConnections, cfg.CORS = s.Gateway.HTTPListen, s.Gateway.HTTPMaxConnections, s.Gateway.HTTPCORS
+	cfg.MaxRequestBytes, cfg.MaxBytesInFlight, cfg.MaxRequestsInFlight = s.GRPC.MaxRequestBytes, s.GRPC.MaxBytesInFlight, s.GRPC.MaxRequestsInFlight
+	cfg.RetryDelay = s.GRPC.RetryDelay
+	return cfg
 }
 
 func (s *server) has(role string) bool { return slices.Contains(s.Roles, role) }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
 
+// defaultOTLPHTTP is where SDKs send when nobody tells them otherwise.
+const defaultOTLPHTTP = "127.0.0.1:4318"
+
 // standalone is what the command's own flags say.
 type standalone struct {
 	dataDir              string
@@ -33,6 +37,7 @@ type standalone struct {
 // addresses is where everything listens, as --ready-file has it.
 type addresses struct {
 	GRPC             string `json:"grpc"`
+	OTLPHTTP         string `json:"otlp_http,omitempty"` // none when somebody else has its port
 	HTTP             string `json:"http"`
 	Kafka            string `json:"kafka"`
 	ClickHouseNative string `json:"clickhouse_native"`
@@ -47,7 +52,8 @@ func newStandalone() *cobra.Command {
 		Long: `standalone runs everything in one place: all roles, over a Kafka broker inside
 this process and a ClickHouse in a child process. It is for trying out, for
 development and for small hosts; its data survives restarts and kill -9.
-Everything listens on loopback unless told otherwise. Port 0 picks a free one.`,
+Everything listens on loopback unless told otherwise. Port 0 picks a free one.
+When somebody else has the default port of OTLP/HTTP, standalone goes without it.`,
 		Args: program.Args(cobra.NoArgs),
 	}
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "directory that keeps the data of Kafka and ClickHouse; created when missing (required)")
@@ -55,15 +61,19 @@ Everything listens on loopback unless told otherwise. Port 0 picks a free one.`,
 	cmd.Flags().IntVar(&o.nativePort, "clickhouse-native-port", 9000, "port of the embedded ClickHouse's native protocol on loopback")
 	cmd.Flags().IntVar(&o.httpPort, "clickhouse-http-port", 8123, "port of the embedded ClickHouse's HTTP interface on loopback")
 	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "file to write the addresses to, as JSON, once everything listens")
-	flags := configured.AddFlags(cmd, map[string]string{"grpc-listen": "grpc.listen", "http-listen": "http.listen"})
+	flags := configured.AddFlags(cmd, map[string]string{
+		"grpc-listen": "grpc.listen", "http-listen": "http.listen", "otlp-http-listen": "gateway.http_listen",
+	})
 	cmd.Flags().Lookup("grpc-listen").DefValue = "127.0.0.1:20035"
 	cmd.Flags().Lookup("http-listen").DefValue = "127.0.0.1:20417"
+	cmd.Flags().Lookup("otlp-http-listen").DefValue = defaultOTLPHTTP
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if o.dataDir == "" {
 			return program.Usage("--data-dir is required")
 		}
 		cfg := defaultServer()
 		cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:20035", "127.0.0.1:20417"
+		cfg.Gateway.HTTPListen = defaultOTLPHTTP
 		cfg.Log.Format, cfg.Log.Level = "text", "warn"
 		// Nothing is gained by compressing what never leaves the machine.
 		cfg.ClickHouse.Compression = "none"
@@ -111,8 +121,9 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	if err != nil {
 		return err
 	}
-	listening := make(chan net.Addr, 1)
-	a.listening = func(grpc net.Addr) { listening <- grpc }
+	a.spareHTTP = defaultOTLPHTTP
+	listening := make(chan [2]net.Addr, 1)
+	a.listening = func(grpc, otlpHTTP net.Addr) { listening <- [2]net.Addr{grpc, otlpHTTP} }
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, stop := context.WithCancel(ctx)
 	g.Go(func() error {
@@ -134,8 +145,11 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 			ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: engine.HTTPAddr(),
 		}
 		select {
-		case grpc := <-listening:
-			at.GRPC = grpc.String()
+		case addrs := <-listening:
+			at.GRPC = addrs[0].String()
+			if addrs[1] != nil {
+				at.OTLPHTTP = addrs[1].String()
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -165,6 +179,7 @@ func becomesReady(ctx context.Context, check func(context.Context) error) bool {
 func (o *standalone) announce(at addresses, out io.Writer) error {
 	fmt.Fprintf(out, `MetaFlow is ready.
   OTLP/gRPC          %s   (point an OTLP exporter here)
+  OTLP/HTTP          %s
   HTTP               %s   (/ready, /metrics; metaflow-ctl asks here)
   Kafka              %s
   ClickHouse native  %s
@@ -174,7 +189,7 @@ func (o *standalone) announce(at addresses, out io.Writer) error {
 Try:  curl -s http://%s/ --data-binary \
   "SELECT service_name, name, count() AS spans, round(quantile(0.99)(duration_ns) / 1e6, 2) AS p99_ms FROM metaflow.spans GROUP BY ALL ORDER BY spans DESC LIMIT 10 FORMAT PrettyCompact"
 Stop with Ctrl-C.
-`, at.GRPC, at.HTTP, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, at.ClickHouseHTTP)
+`, at.GRPC, cmp.Or(at.OTLPHTTP, "none"), at.HTTP, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, at.ClickHouseHTTP)
 	if o.readyFile == "" {
 		return nil
 	}

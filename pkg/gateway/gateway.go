@@ -15,11 +15,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
@@ -32,11 +34,19 @@ type Config struct {
 	AcceptFuture  time.Duration `mapstructure:"accept_future" doc:"How far the times of a span or flow may lie after its first receipt, for clocks that are ahead."`
 	AcceptDelayed time.Duration `mapstructure:"accept_delayed" doc:"How long an agent may have kept a request in its spool and have it judged by the time at which the agent received it; a longer delay counts as this long. Keep it at what the tables keep or above."`
 	CheckAgents   bool          `mapstructure:"check_agents" doc:"Refuse flow data that comes from another address than those of the agent it names, where the role control knows that agent. Set it to false when agents reach the servers through proxies that change addresses."`
+
+	HTTPListen         string      `mapstructure:"http_listen" doc:"host:port to receive OTLP/HTTP on (POST /v1/traces), usually 0.0.0.0:4318; port 0 picks a free one, empty receives none. The bounds of requests and the certificates are those of the section grpc."`
+	HTTPMaxConnections int         `mapstructure:"http_max_connections" doc:"Connections of OTLP/HTTP; over it the one that has been idle the longest is closed. Each costs 20 to 30 KB."`
+	HTTPCORS           cors.Policy `mapstructure:"http_cors"`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour, AcceptDelayed: 30 * 24 * time.Hour, CheckAgents: true}
+	return Config{
+		AcceptPast: 7 * 24 * time.Hour, AcceptFuture: time.Hour, AcceptDelayed: 30 * 24 * time.Hour, CheckAgents: true,
+		HTTPMaxConnections: 4096, // as many SDKs, at 100 MB
+		HTTPCORS:           cors.DefaultPolicy(),
+	}
 }
 
 // Validate reports every problem, each by its key.
@@ -51,7 +61,15 @@ func (c Config) Validate() error {
 	if c.AcceptDelayed < 0 {
 		errs = append(errs, fmt.Errorf("accept_delayed: %s is negative", c.AcceptDelayed))
 	}
-	return errors.Join(errs...)
+	if c.HTTPListen != "" {
+		if _, _, err := net.SplitHostPort(c.HTTPListen); err != nil {
+			errs = append(errs, fmt.Errorf("http_listen: %w", err))
+		}
+		if c.HTTPMaxConnections <= 0 {
+			errs = append(errs, fmt.Errorf("http_max_connections: %d is not positive", c.HTTPMaxConnections))
+		}
+	}
+	return errors.Join(append(errs, c.HTTPCORS.Validate("http_cors"))...)
 }
 
 // firstReceipt returns the time by which req is judged, and which its records carry on. An agent's word is

@@ -186,6 +186,10 @@ const (
 // Addr is where the server listens, with the port that was picked.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
+// Budget bounds what is in flight. Others that receive for the same consumer may be bounded
+// by it too, so that the bounds are of all of them together.
+func (s *Server) Budget() *inflight.Budget { return s.budget }
+
 // SetServing sets what the gRPC health service says of the whole server and of
 // the services that take data. A new Server is serving. After Run's context ended it says
 // not serving, whatever is set.

@@ -31,6 +31,7 @@ func StartServer(program, dir string) (*Server, error) {
 	p, err := Start("the server", nil, program, "standalone",
 		"--data-dir", filepath.Join(dir, "data"),
 		"--grpc-listen", "127.0.0.1:0",
+		"--otlp-http-listen", "127.0.0.1:0",
 		"--http-listen", "127.0.0.1:0",
 		"--kafka-listen", "127.0.0.1:0",
 		"--clickhouse-native-port", "0",
