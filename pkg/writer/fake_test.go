@@ -274,7 +274,8 @@ type table struct {
 	outcome []string
 	inserts int
 	lookups int
-	running []func() // inserts that nobody waits for any more, and which may still succeed
+	asleep  chan struct{} // what its inserts wait for before they look at anything
+	running []func()      // inserts that nobody waits for any more, and which may still succeed
 }
 
 func newTable() *table { return newTableOf(&traces) }
@@ -286,6 +287,12 @@ func newTableOf(s *signal) *table {
 func (s *table) Shards() int { return s.shards }
 
 func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard int, name, token string, input proto.Input, rows int) error {
+	s.mu.Lock()
+	asleep := s.asleep
+	s.mu.Unlock()
+	if asleep != nil {
+		<-asleep
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inserts++
@@ -317,6 +324,8 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 		return errors.New("connection refused")
 	case "crash":
 		return errCrash
+	case "refused":
+		return fault.As(fault.Rejected, errors.New("constraint violated"))
 	case "mended":
 		clear(s.poison)
 	}

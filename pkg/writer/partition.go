@@ -125,14 +125,15 @@ func (p *partition) pause(ctx context.Context, what string, err error, attempt i
 }
 
 const (
-	// maxBackoff is the longest pause between two attempts.
-	maxBackoff = 15 * time.Second
+	// maxBackoff is the longest pause between two attempts, and so the longest that a partition
+	// needs to notice that what was away is back.
+	maxBackoff = 5 * time.Second
 	// leastPause is how long a partition waits at least once its backoff has grown, however
 	// well others do: what fails for it alone must not be tried at their rate.
 	leastPause = time.Second
 )
 
-// backoff doubles from 100 ms to 15 s: short enough to notice a restarted
+// backoff doubles from 100 ms to maxBackoff: short enough to notice a restarted
 // server at once, long enough not to be what keeps it from starting.
 func backoff(attempt int) time.Duration {
 	return min(100*time.Millisecond<<min(attempt, 10), maxBackoff)

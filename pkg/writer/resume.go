@@ -282,6 +282,12 @@ func (p *partition) finish(ctx context.Context, from, start int64, planned plan.
 	if planned.Shard >= 0 {
 		p.setShard(planned.Shard)
 	}
+	// Also where nothing is left of the range: what the last owner sent may be stored yet, and
+	// must be before copies of it are looked up.
+	err := p.persist(ctx, "end inserts", func(ctx context.Context) error { return p.store.Settle(ctx, p.shard, p.query()) })
+	if err != nil {
+		return err
+	}
 	// The range may be as large as a batch can be, and so may those of all the
 	// other partitions that are taken over now.
 	if err := p.share.slots.Acquire(ctx, 1); err != nil {

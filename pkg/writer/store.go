@@ -248,7 +248,7 @@ func (p *partition) keepMissing(ctx, graceful context.Context, rng plan.Range) e
 	}
 	found := len(keys) - b.block.Rows()
 	b.found += found
-	if p.unsure > b.from {
+	if p.unsure > b.from && b.tried.IsZero() { // not by us
 		b.unsureFound += found
 	}
 	b.tried = time.Time{} // another block than before
