@@ -309,7 +309,12 @@ func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
 	go func() { served <- server.Run(ctx) }()
-	t.Cleanup(func() { stop(); <-served })
+	t.Cleanup(func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 	upCfg := upstream.DefaultConfig()
 	upCfg.Addresses = []string{net.JoinHostPort("127.0.0.1", fmt.Sprint(server.Addr().(*net.TCPAddr).Port))}
 	client, err := upstream.New(upCfg, upstream.Options{AgentID: "node-1"})

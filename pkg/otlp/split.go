@@ -208,8 +208,8 @@ func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Reject
 			if !walkSpan(b[lo:hi], &head) {
 				return false
 			}
-			switch reason := opts.Window.Judge(&head); reason { //nolint:exhaustive // the others depend on the span alone
-			case Accepted, BadStartTime, BadEndTime:
+			switch reason := opts.Window.Judge(&head); reason {
+			case Accepted, BadStartTime, BadEndTime: // the other reasons depend on the span alone
 				s.spans = append(s.spans, spanRef{
 					scope: c, from: i, to: hi, partition: int32(Partition(head.TraceID, opts.Partitions)), late: reason,
 				})
