@@ -18,7 +18,8 @@ func newAgent(o *options) *cobra.Command {
 		Use: "list [AGENT]", Short: "List the agents, or one", Args: program.Args(cobra.MaximumNArgs(1)),
 		Long: `list prints the agents and how they are: running, lost when nothing was heard of it
 for a minute, pending when it has not got the configuration of its group. CLOCK is how
-far the agent's clock is ahead of the server's.`,
+far the agent's clock is ahead of the server's. EXCEPTIONS names what is wrong with it,
+and any other agent that comes with its id: that one is refused.`,
 		ValidArgsFunction: o.completeArg(agents), RunE: o.run(listAgents),
 	}
 	show := &cobra.Command{

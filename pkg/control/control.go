@@ -61,7 +61,9 @@ type Control struct {
 	moved    chan struct{}
 	waiting  map[string]chan<- fleet.Outcome // for the command with a request id
 	sessions map[string]*session             // by agent id
-	statuses map[string]*agentv1.AgentStatus // to write, by agent id
+	// conflicts are agents that were refused lately, by the id that they share with another.
+	conflicts map[string]*conflict
+	statuses  map[string]*agentv1.AgentStatus // to write, by agent id
 	// built are the configurations as agents get them, by group id.
 	built map[string]*agentv1.Configuration
 }
@@ -90,6 +92,7 @@ func New(cfg Config, opts Options) (*Control, error) {
 		moved:     make(chan struct{}),
 		waiting:   map[string]chan<- fleet.Outcome{},
 		sessions:  map[string]*session{},
+		conflicts: map[string]*conflict{},
 		statuses:  map[string]*agentv1.AgentStatus{},
 		built:     map[string]*agentv1.Configuration{},
 	}

@@ -69,6 +69,7 @@ func (c *Control) Agents(ctx context.Context) ([]controlapi.Agent, error) {
 	}
 	c.mu.Lock()
 	agents := c.state.Agents(c.moment())
+	c.tellConflicts(agents)
 	c.mu.Unlock()
 	list := make([]controlapi.Agent, 0, len(agents))
 	for _, a := range agents {
@@ -93,6 +94,7 @@ func (c *Control) find(idOrName string) (fleet.Agent, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	found := c.state.Find(idOrName, c.moment())
+	c.tellConflicts(found)
 	switch len(found) {
 	case 1:
 		return found[0], nil

@@ -69,6 +69,9 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 		}
 		return nil, ctx.Err()
 	case waited != nil:
+		c.mu.Lock()
+		c.refused(r, peer)
+		c.mu.Unlock()
 		c.log.Warn("agent refused, another one has its id", slog.String("agent_id", r.AgentId),
 			slog.String("peer", peer), slog.String("other_peer", holder.Peer), slog.String("other_replica", holder.Replica))
 		return nil, inUse(holder)
@@ -201,6 +204,7 @@ func (c *Control) settle(s *session, now time.Time) {
 	id := s.registration.AgentId
 	delete(c.statuses, id)
 	c.end(s, inUse(rival))
+	c.refused(s.registration, s.peer)
 	c.broadcast()
 	c.log.Warn("agent ended, another one has its id", slog.String("agent_id", id),
 		slog.String("peer", s.peer), slog.String("other_peer", rival.Peer), slog.String("other_replica", rival.Replica))

@@ -153,11 +153,28 @@ func TestIDInUse(t *testing.T) {
 			}
 			former.beat(&agentv1.Heartbeat{})
 
+			// Operators see it beside the former, for as long as it goes on.
+			conflict := func() string {
+				for _, text := range must[controlapi.Agent](t)(replicas[other].Agent(t.Context(), "one")).Exceptions {
+					if strings.Contains(text, `"node-one" at 127.0.0.1`) && strings.Contains(text, "since "+st.clock.now().UTC().Format("2006-01-02T")) {
+						return text
+					}
+				}
+				return ""
+			}
+			if list := must[[]controlapi.Agent](t)(replicas[other].Agents(t.Context())); conflict() == "" || len(list) != 1 || len(list[0].Exceptions) == 0 {
+				t.Errorf("the conflict is not told: %+v", list)
+			}
+
 			// It may have the id when the former is silent for a minute, though its stream
 			// did not end.
 			st.clock.advance(fleet.LostAfter + time.Second)
 			connect(t, replicas[other], registration("one", "later")).configuration()
 			awaitAgent(t, replicas["a"], "the later", func(a controlapi.Agent) bool { return a.Replica == other })
+			st.clock.advance(2 * time.Minute)
+			if text := conflict(); text != "" {
+				t.Errorf("it is over, and still told: %s", text)
+			}
 		})
 	}
 }
