@@ -33,6 +33,9 @@ type Batch struct {
 	// HighWatermark is the end of what can be read: of the log as far as it is replicated,
 	// and before the first record of a transaction that is still open.
 	HighWatermark int64
+	// LogEnd is the end of the log, as far as it is replicated. What lies between HighWatermark
+	// and LogEnd waits for a transaction.
+	LogEnd int64
 	// LeaderEpoch is that of the last batch of records before Next, when this fetch brought
 	// one; else it is -1.
 	LeaderEpoch int32

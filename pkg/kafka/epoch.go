@@ -25,16 +25,7 @@ func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at l
 			b = appendInt32(b, at.epoch)
 			return appendInt32(b, epoch)
 		},
-		decode: func(r *answerReader, _ int16) {
-			r.int32() // throttled
-			topics, name, partitions := r.int32(), r.text(false), r.int32()
-			code = r.int16()
-			if topics != 1 || partitions != 1 || name != topic || r.int32() != int32(partition) {
-				r.bad = true
-			}
-			r.int32() // the epoch that end is of, which may be an earlier one
-			end = r.int64()
-		},
+		decode: func(r *answerReader, _ int16) { end, code = readEpochEnd(r, topic, partition) },
 	}
 	err := c.do(ctx, controlTimeout, request, &brokerCall{request, at.leader})
 	if err == nil {
@@ -44,4 +35,15 @@ func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at l
 		return 0, fmt.Errorf("ask for the end of leader epoch %d of %s/%d: %w", epoch, topic, partition, err)
 	}
 	return max(end, -1), nil
+}
+
+func readEpochEnd(r *answerReader, topic string, partition int) (end int64, code int16) {
+	r.int32() // throttled
+	topics, name, partitions := r.int32(), r.text(false), r.int32()
+	code = r.int16()
+	if topics != 1 || partitions != 1 || name != topic || r.int32() != int32(partition) {
+		r.b, r.bad = nil, true
+	}
+	r.int32() // the epoch that end is of, which may be an earlier one
+	return r.int64(), code
 }

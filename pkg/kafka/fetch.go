@@ -50,6 +50,7 @@ type fetchResponse struct {
 	code      int16
 	empty     bool  // it says nothing of the partition, which is how a broker throttles
 	stableEnd int64 // of what may be read
+	logEnd    int64 // of the log, as far as it is replicated
 	aborted   []abortedTxn
 	batches   []byte
 }
@@ -181,10 +182,10 @@ func (r *fetchRequest) parse(buf []byte, version int16) (*fetchResponse, error) 
 		return nil, errAnswer
 	}
 	res.code = in.int16()
-	highWatermark := in.int64()
+	res.logEnd = in.int64()
 	res.stableEnd = in.int64()
 	if res.stableEnd < 0 {
-		res.stableEnd = highWatermark
+		res.stableEnd = res.logEnd
 	}
 	in.int64() // start of the log
 	for range in.length(flexible) {
@@ -220,6 +221,7 @@ type fetcher struct {
 	// up to. They are what a fetch from there rests on.
 	read, sought mark
 	stableEnd    int64     // as the last answer said; negative before the first
+	logEnd       int64     // the same
 	throttled    time.Time // when the brokers are ready for us again
 
 	buf []byte
@@ -252,7 +254,7 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait
 	lookedUp := false
 	for attempt := 1; ; {
 		if idle, err := f.waitForQuota(ctx, offset, maxWait); idle || err != nil {
-			return Batch{Next: offset, HighWatermark: f.stableEnd, LeaderEpoch: -1, TopicID: f.id}, f.because(offset, err)
+			return Batch{Next: offset, HighWatermark: f.stableEnd, LogEnd: f.logEnd, LeaderEpoch: -1, TopicID: f.id}, f.because(offset, err)
 		}
 		if !f.known {
 			if err := f.locate(ctx); err != nil {
@@ -417,8 +419,8 @@ func (f *fetcher) answer(res *fetchResponse, offset int64) (Batch, error) {
 	if err != nil {
 		return Batch{}, classifyFetch(err)
 	}
-	batch.HighWatermark, batch.TopicID = res.stableEnd, f.id
-	f.stableEnd = res.stableEnd
+	batch.HighWatermark, batch.LogEnd, batch.TopicID = res.stableEnd, res.logEnd, f.id
+	f.stableEnd, f.logEnd = res.stableEnd, res.logEnd
 	if batch.LeaderEpoch >= 0 {
 		f.read = mark{offset: batch.Next, epoch: batch.LeaderEpoch, checked: f.at.epoch}
 	}

@@ -433,6 +433,7 @@ func readCommitted(t *testing.T, brokers []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	logEnd := stable + 2 // what is open, and what comes after it
 	for _, maxBytes := range []int{1, 1 << 20} { // batch by batch, and all at once
 		var got []string
 		next := int64(0)
@@ -441,8 +442,8 @@ func readCommitted(t *testing.T, brokers []string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if b.HighWatermark != stable {
-				t.Errorf("HighWatermark = %d, want %d as in Bounds", b.HighWatermark, stable)
+			if b.HighWatermark != stable || b.LogEnd != logEnd {
+				t.Errorf("HighWatermark = %d, LogEnd = %d; want %d as in Bounds, and %d", b.HighWatermark, b.LogEnd, stable, logEnd)
 			}
 			got = append(got, values(b.Records)...)
 			next = b.Next

@@ -116,19 +116,7 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 		encode: func(b []byte, version int16) []byte { return c.appendRead(b, version) },
 		decode: func(r *answerReader, version int16) {
 			byID = version >= readVersionID
-			r.int32() // throttled
-			if byID && (r.compactLength() != 1 || r.text(true) != c.group.id) {
-				r.bad = true
-			}
-			code = int16(kafkago.Unknown)
-			for range r.length(byID) { // none with an error of the whole group
-				c.readHead(r, byID)
-				p = Position{Offset: r.int64(), LeaderEpoch: r.int32(), Metadata: r.text(byID)}
-				code = r.int16()
-				r.tags(byID)
-				r.tags(byID)
-			}
-			groupCode = r.int16()
+			p, code, groupCode = c.readCommitted(r, byID)
 		},
 	}
 	if err := c.group.client.do(ctx, controlTimeout, request, &groupCall{request, c.group.id}); err != nil {
@@ -149,6 +137,23 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 		p = Position{Offset: -1, LeaderEpoch: -1}
 	}
 	return p, nil
+}
+
+// readCommitted reads the answer to a request for what is committed.
+func (c *Claim) readCommitted(r *answerReader, byID bool) (p Position, code, groupCode int16) {
+	r.int32() // throttled
+	if byID && (r.compactLength() != 1 || r.text(true) != c.group.id) {
+		r.b, r.bad = nil, true
+	}
+	code = int16(kafkago.Unknown)
+	for range r.length(byID) { // none with an error of the whole group
+		c.readHead(r, byID)
+		p = Position{Offset: r.int64(), LeaderEpoch: r.int32(), Metadata: r.text(byID)}
+		code = r.int16()
+		r.tags(byID)
+		r.tags(byID)
+	}
+	return p, code, r.int16()
 }
 
 func (c *Claim) appendRead(b []byte, version int16) []byte {

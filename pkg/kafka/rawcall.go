@@ -154,16 +154,7 @@ func (c *Client) brokerVersions(ctx context.Context, rw io.ReadWriter) (map[prot
 	if err != nil {
 		return nil, err
 	}
-	r := answerReader{b: answer[correlationSize:]}
-	if err := codeError(r.int16(), ""); err != nil {
-		return nil, err
-	}
-	known = map[protocol.ApiKey]versionRange{}
-	for range r.length(false) {
-		key := protocol.ApiKey(r.int16())
-		known[key] = versionRange{oldest: r.int16(), newest: r.int16()}
-	}
-	if err := r.err(); err != nil {
+	if known, err = readVersions(&answerReader{b: answer[correlationSize:]}); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -173,6 +164,18 @@ func (c *Client) brokerVersions(ctx context.Context, rw io.ReadWriter) (map[prot
 	}
 	c.versions[addr] = known
 	return known, nil
+}
+
+func readVersions(r *answerReader) (map[protocol.ApiKey]versionRange, error) {
+	if err := codeError(r.int16(), ""); err != nil {
+		return nil, err
+	}
+	known := map[protocol.ApiKey]versionRange{}
+	for range r.length(false) {
+		key := protocol.ApiKey(r.int16())
+		known[key] = versionRange{oldest: r.int16(), newest: r.int16()}
+	}
+	return known, r.err()
 }
 
 func appendBool(b []byte, v bool) []byte {

@@ -43,7 +43,7 @@ func TestRoundTrip(t *testing.T) {
 					{Offset: 1, Time: at.Add(-time.Hour), Key: []byte("key"), Value: []byte{}},
 					{Offset: 2, Time: at, Value: []byte("strange header")},
 				},
-				Next: 3, HighWatermark: 3,
+				Next: 3, HighWatermark: 3, LogEnd: 3,
 			}
 			if b.TopicID.IsZero() {
 				t.Error("the batch has no topic id")

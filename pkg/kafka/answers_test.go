@@ -1,0 +1,56 @@
+package kafka
+
+import (
+	"testing"
+)
+
+// FuzzAnswers holds the readers of answers to their contract for bytes from anyone who
+// listens where a broker should: no panic, and memory within a small multiple of the bytes.
+func FuzzAnswers(f *testing.F) {
+	const topic = "t"
+	group := &Group{id: "g", topic: topic}
+	claim := &Claim{group: group}
+	claim.fetcher.id = TopicID{1}
+	full := appendInt32(nil, 0)
+	full = appendInt32(full, 1)
+	full = appendString(full, topic)
+	full = appendInt32(full, 1)
+	full = appendInt32(full, 0)
+	f.Add([]byte(nil))
+	f.Add(full)
+	f.Add([]byte{0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		read := func(name string, bad bool, sizes ...int) {
+			for _, n := range sizes {
+				if n > len(in)+1 {
+					t.Errorf("%s: %d elements in %d bytes (bad: %t)", name, n, len(in), bad)
+				}
+			}
+		}
+		for _, version := range []int16{9, 10} {
+			r := &answerReader{b: in}
+			state, _ := readDescription(r, version, topic, 3)
+			read("metadata", r.bad, len(state.partitions))
+		}
+		for _, byID := range []bool{false, true} {
+			r := &answerReader{b: in}
+			p, _, _ := claim.readCommitted(r, byID)
+			read("committed", r.bad, len(p.Metadata))
+			version := int16(commitVersion)
+			if byID {
+				version = commitVersionID
+			}
+			claim.readAnswer(&answerReader{b: in}, version)
+		}
+		readEpochEnd(&answerReader{b: in}, topic, 0)
+		known, _ := readVersions(&answerReader{b: in})
+		read("versions", false, len(known))
+		for _, version := range fetchByID {
+			req := &fetchRequest{topic: topic, id: TopicID{1}}
+			buf := append(make([]byte, correlationSize), in...)
+			if res, err := req.parse(buf, version); err == nil {
+				read("fetch", false, len(res.aborted), len(res.batches))
+			}
+		}
+	})
+}
