@@ -99,16 +99,12 @@ func realTruncation(t *testing.T, broker *apachekafka.Broker) {
 	produceTo(t, admin, name, 7, 10)
 
 	// The claim that has read them notices.
-	wait := time.Now().Add(patience)
-	for {
+	until(t, func() bool {
 		_, err = claim.Fetch(t.Context(), 10, 1<<20, time.Second)
-		if errors.Is(err, kafka.ErrTruncated) {
-			break
-		}
-		if err == nil || time.Now().After(wait) {
-			t.Fatalf("Fetch from where it had read = %v, want ErrTruncated", err)
-		}
-		time.Sleep(50 * time.Millisecond)
+		return err == nil || errors.Is(err, kafka.ErrTruncated)
+	})
+	if !errors.Is(err, kafka.ErrTruncated) {
+		t.Errorf("Fetch from where it had read = %v, want ErrTruncated", err)
 	}
 	if end, err := claim.EpochEnd(t.Context(), committed.LeaderEpoch); end != 6 || err != nil {
 		t.Errorf("EpochEnd = %d, %v; want 6", end, err)
@@ -134,7 +130,7 @@ func realTruncation(t *testing.T, broker *apachekafka.Broker) {
 // cutLog leaves the first batches of a segment.
 func cutLog(t *testing.T, file string, batches int) {
 	t.Helper()
-	b, err := os.ReadFile(file) //nolint:gosec // of the test's own broker
+	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,16 +55,16 @@ func (c *Client) describe(ctx context.Context, topic string) (topicState, error)
 				b = append(b, make([]byte, len(TopicID{}))...) // by name
 			}
 			b = appendNoTags(appendCompactString(b, topic))
-			b = appendBool(b, false) // do not create it
-			b = appendBool(b, false) // no operations of the cluster
-			b = appendBool(b, false) // and none of the topic
+			b = append(b, no) // do not create it
+			b = append(b, no) // no operations of the cluster
+			b = append(b, no) // and none of the topic
 			return appendNoTags(b)
 		},
 		decode: func(r *answerReader, version int16) {
 			state, code = readDescription(r, version, topic, code)
 		},
 	}
-	if err := c.do(ctx, controlTimeout, request, &clusterCall{request}); err != nil {
+	if err := c.do(ctx, request, &clusterCall{request}); err != nil {
 		return topicState{}, fmt.Errorf("ask kafka for topic %s: %w", topic, err)
 	}
 	if err := codeError(code, ""); err != nil {

@@ -27,7 +27,7 @@ func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at l
 		},
 		decode: func(r *answerReader, _ int16) { end, code = readEpochEnd(r, topic, partition) },
 	}
-	err := c.do(ctx, controlTimeout, request, &brokerCall{request, at.leader})
+	err := c.do(ctx, request, &brokerCall{request, at.leader})
 	if err == nil {
 		err = codeError(code, "")
 	}

@@ -171,14 +171,9 @@ func (r *fetchRequest) parse(buf []byte, version int16) (*fetchResponse, error) 
 		res.empty = true
 		return res, in.err()
 	}
-	asked := true
-	if version >= fetchVersionID {
-		asked = in.topicID() == r.id
-	} else {
-		asked = in.text(flexible) == r.topic
-	}
+	known := version >= fetchVersionID && in.topicID() == r.id || version < fetchVersionID && in.text(flexible) == r.topic
 	partitions := in.length(flexible)
-	if topics != 1 || partitions != 1 || !asked || in.int32() != r.partition {
+	if topics != 1 || partitions != 1 || !known || in.int32() != r.partition {
 		return nil, errAnswer
 	}
 	res.code = in.int16()

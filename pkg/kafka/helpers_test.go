@@ -116,3 +116,18 @@ func numbered(partition int, prefix string, n int) []kafka.Outgoing {
 	}
 	return batch
 }
+
+// until waits until ok returns true.
+func until(t testing.TB, ok func() bool) {
+	t.Helper()
+	ticks := time.NewTicker(10 * time.Millisecond)
+	defer ticks.Stop()
+	timeout := time.After(patience)
+	for !ok() {
+		select {
+		case <-ticks.C:
+		case <-timeout:
+			t.Fatalf("it did not happen within %s", patience)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -95,18 +96,18 @@ func (a admin) create(name string, partitions int32) {
 	req, topic := kmsg.NewPtrCreateTopicsRequest(), kmsg.NewCreateTopicsRequestTopic()
 	topic.Topic, topic.NumPartitions, topic.ReplicationFactor = name, partitions, 1
 	req.Topics, req.TimeoutMillis = append(req.Topics, topic), 10_000
-	for { // a topic that was just deleted may not be gone yet
+	until(a.t, func() bool {
 		res, err := req.RequestWith(a.t.Context(), a)
-		if err == nil && errors.Is(kerr.ErrorForCode(res.Topics[0].ErrorCode), kerr.TopicAlreadyExists) {
-			time.Sleep(20 * time.Millisecond)
-			continue
-		}
 		if err != nil {
 			a.t.Fatal(err)
 		}
-		a.check(res.Topics[0].ErrorCode, nil)
-		return
-	}
+		err = kerr.ErrorForCode(res.Topics[0].ErrorCode)
+		if errors.Is(err, kerr.TopicAlreadyExists) {
+			return false // it was deleted, and is not gone yet
+		}
+		a.check(0, err)
+		return true
+	})
 }
 
 func (a admin) grow(name string, partitions int32) {
@@ -190,26 +191,18 @@ func topicIsFollowed(t *testing.T, brokers []string) {
 // the claims.
 func awaitAll(t *testing.T, want []int, members ...*member) map[int]*kafka.Claim {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
+	var all map[int]*kafka.Claim
+	until(t, func() bool {
 		var parts []map[int]*kafka.Claim
-		all := map[int]*kafka.Claim{}
+		all = map[int]*kafka.Claim{}
 		for _, m := range members {
 			part := m.now()
 			parts = append(parts, part)
-			for p, c := range part {
-				all[p] = c
-			}
+			maps.Copy(all, part)
 		}
-		got := partitionsOf(parts...)
-		if cmp.Equal(want, got) {
-			return all
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("partitions %v are owned, want %v", got, want)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return cmp.Equal(want, partitionsOf(parts...))
+	})
+	return all
 }
 
 // held are commits that the network keeps back. The client sees them sent.
@@ -295,7 +288,7 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 	network := &held{}
 	client.Intercept(func(c net.Conn) net.Conn { return heldConn{c, network} })
 	claims := make(chan *kafka.Claim)
-	outcome := make(chan error)
+	giveUp := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	group := client.NewGroup(name, name, memberOptions)
 	var running sync.WaitGroup
@@ -307,7 +300,7 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 				return nil
 			}
 			select {
-			case <-outcome: // the handler gives up
+			case <-giveUp:
 			case <-ctx.Done():
 			}
 			return nil
@@ -330,7 +323,7 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 		}
 	}
 	network.hold(false)
-	outcome <- nil
+	giveUp <- struct{}{}
 
 	// Others may own the partition now: whoever does goes on.
 	other.cancel()
@@ -433,7 +426,8 @@ func readCommitted(t *testing.T, brokers []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	logEnd := stable + 2 // what is open, and what comes after it
+	// What is open, and what comes after it, lies beyond.
+	logEnd := stable + 2
 	for _, maxBytes := range []int{1, 1 << 20} { // batch by batch, and all at once
 		var got []string
 		next := int64(0)

@@ -90,11 +90,12 @@ func (g *Group) look(ctx context.Context) error {
 	return nil
 }
 
-// see takes what is known of the topic now, and reports whether that is a change.
-func (g *Group) see(view topicState) bool {
+// see takes what is known of the topic now, and tells of a change.
+func (g *Group) see(view topicState) {
 	before := g.view
 	if g.seen && before.sameAs(view) {
-		return false
+		g.view = view
+		return
 	}
 	g.view = view
 	if !g.seen {
@@ -102,13 +103,12 @@ func (g *Group) see(view topicState) bool {
 		if len(view.partitions) == 0 {
 			g.log.Warn("the topic does not exist; waiting for it")
 		}
-		return true
+		return
 	}
 	change := before.changeTo(view)
 	g.client.metrics.topicChanges.WithLabelValues(g.id, change).Inc()
 	g.log.Warn("the topic has changed", "change", change, "topic_id", view.id, "partitions", len(view.partitions),
 		"topic_id_before", before.id, "partitions_before", len(before.partitions))
-	return true
 }
 
 // joinGroup asks for membership. The coordinator answers when all members have

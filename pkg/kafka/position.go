@@ -42,7 +42,7 @@ func (c *Claim) sendCommit(ctx context.Context, p Position) (sent bool, err erro
 		},
 		decode: func(r *answerReader, version int16) { code = c.readAnswer(r, version) },
 	}
-	err = c.group.client.do(ctx, controlTimeout, request, &groupCall{request, c.group.id})
+	err = c.group.client.do(ctx, request, &groupCall{request, c.group.id})
 	if err != nil {
 		return !request.notSent(), err
 	}
@@ -92,12 +92,7 @@ func (c *Claim) readAnswer(r *answerReader, version int16) (code int16) {
 
 // readHead reads up to what an answer says of a partition, which should be ours.
 func (c *Claim) readHead(r *answerReader, byID bool) {
-	ours := false
-	if byID {
-		ours = r.topicID() == c.fetcher.id
-	} else {
-		ours = r.text(false) == c.Topic()
-	}
+	ours := byID && r.topicID() == c.fetcher.id || !byID && r.text(false) == c.Topic()
 	if !ours || r.length(byID) != 1 || r.int32() != int32(c.partition) {
 		r.b, r.bad = nil, true
 	}
@@ -119,7 +114,7 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 			p, code, groupCode = c.readCommitted(r, byID)
 		},
 	}
-	if err := c.group.client.do(ctx, controlTimeout, request, &groupCall{request, c.group.id}); err != nil {
+	if err := c.group.client.do(ctx, request, &groupCall{request, c.group.id}); err != nil {
 		return Position{}, err
 	}
 	if err := codeError(groupCode, ""); err != nil {
@@ -172,9 +167,9 @@ func (c *Claim) appendRead(b []byte, version int16) []byte {
 	b = append(b, c.fetcher.id[:]...)
 	b = appendCompactLength(b, 1)
 	b = appendInt32(b, int32(c.partition))
-	b = appendNoTags(b)      // of the topic
-	b = appendNoTags(b)      // of the group
-	b = appendBool(b, false) // do not wait for transactions
+	b = appendNoTags(b) // of the topic
+	b = appendNoTags(b) // of the group
+	b = append(b, no)   // do not wait for transactions
 	return appendNoTags(b)
 }
 

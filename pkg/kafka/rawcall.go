@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
@@ -107,11 +106,11 @@ func (c *rawCall) notSent() bool { return c.state.CompareAndSwap(waiting, abando
 
 // do sends a call, which is one of the types above, and waits for the answer, which
 // decode has read then. What decode wrote must not be looked at after an error.
-func (c *Client) do(ctx context.Context, timeout time.Duration, base *rawCall, routed protocol.Message) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+func (c *Client) do(ctx context.Context, base *rawCall, routed protocol.Message) error {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	base.ctx, base.client = ctx, c
-	_, err := c.roundTrip(ctx, timeout, routed)
+	_, err := c.roundTrip(ctx, controlTimeout, routed)
 	return err
 }
 
@@ -178,12 +177,8 @@ func readVersions(r *answerReader) (map[protocol.ApiKey]versionRange, error) {
 	return known, r.err()
 }
 
-func appendBool(b []byte, v bool) []byte {
-	if v {
-		return append(b, 1)
-	}
-	return append(b, 0)
-}
+// no is false as a field.
+const no = 0
 
 func appendInt32(b []byte, v int32) []byte { return binary.BigEndian.AppendUint32(b, uint32(v)) }
 func appendInt64(b []byte, v int64) []byte { return binary.BigEndian.AppendUint64(b, uint64(v)) }

@@ -60,9 +60,7 @@ func TestDeadConnectionCostsOneSession(t *testing.T) {
 			cut.Intercept(func(c net.Conn) net.Conn { return &deafConn{Conn: c, key: tc.key, nth: &nth} })
 			begun := time.Now()
 			startMember(t, cut, nil).await(2)
-			for nth.Load() > 0 { // it has happened
-				time.Sleep(10 * time.Millisecond)
-			}
+			until(t, func() bool { return nth.Load() <= 0 })
 			took := time.Since(begun)
 			t.Logf("it took %s", took)
 			if took >= memberOptions.RebalanceTimeout {

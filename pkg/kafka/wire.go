@@ -132,8 +132,6 @@ func (r *answerReader) int16() int16 { return int16(binary.BigEndian.Uint16(r.ta
 func (r *answerReader) int32() int32 { return int32(binary.BigEndian.Uint32(r.take(4))) }
 func (r *answerReader) int64() int64 { return int64(binary.BigEndian.Uint64(r.take(8))) }
 
-func (r *answerReader) string() string { return string(r.take(int(r.int16()))) }
-
 // bytes returns nil for null.
 func (r *answerReader) bytes() []byte {
 	n := int(r.int32())
