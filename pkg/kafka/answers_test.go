@@ -27,19 +27,17 @@ func FuzzAnswers(f *testing.F) {
 				}
 			}
 		}
-		for _, version := range []int16{9, 10} {
+		for _, version := range []int16{describeVersion, describeVersionFlexible, describeVersionID} {
 			r := &answerReader{b: in}
 			state, _ := readDescription(r, version, topic, 3)
 			read("metadata", r.bad, len(state.partitions))
 		}
-		for _, byID := range []bool{false, true} {
+		for _, version := range []int16{readVersionPlain, readVersion, readVersionID} {
 			r := &answerReader{b: in}
-			p, _, _ := claim.readCommitted(r, byID)
+			p, _, _ := claim.readCommitted(r, version)
 			read("committed", r.bad, len(p.Metadata))
-			version := int16(commitVersion)
-			if byID {
-				version = commitVersionID
-			}
+		}
+		for _, version := range []int16{commitVersion, commitVersionID} {
 			claim.readAnswer(&answerReader{b: in}, version)
 		}
 		readEpochEnd(&answerReader{b: in}, topic, 0)

@@ -48,18 +48,8 @@ func (c *Client) describe(ctx context.Context, topic string) (topicState, error)
 	var state topicState
 	code := int16(kafkago.UnknownTopicOrPartition)
 	request := &rawCall{
-		key: protocol.Metadata, versions: []int16{10, 9}, flexibleFrom: 9,
-		encode: func(b []byte, version int16) []byte {
-			b = appendCompactLength(b, 1)
-			if version >= 10 {
-				b = append(b, make([]byte, len(TopicID{}))...) // by name
-			}
-			b = appendNoTags(appendCompactString(b, topic))
-			b = append(b, no) // do not create it
-			b = append(b, no) // no operations of the cluster
-			b = append(b, no) // and none of the topic
-			return appendNoTags(b)
-		},
+		key: protocol.Metadata, versions: []int16{describeVersionID, describeVersionFlexible, describeVersion}, flexibleFrom: describeVersionFlexible,
+		encode: func(b []byte, version int16) []byte { return appendDescribe(b, version, topic) },
 		decode: func(r *answerReader, version int16) {
 			state, code = readDescription(r, version, topic, code)
 		},
@@ -73,29 +63,57 @@ func (c *Client) describe(ctx context.Context, topic string) (topicState, error)
 	return state, nil
 }
 
+// Versions of the request for metadata: the oldest that says leader epochs and can be told not to
+// list operations, the same encoded as newer requests are, and the first that says ids.
+const (
+	describeVersion         = 8
+	describeVersionFlexible = 9
+	describeVersionID       = 10
+)
+
+func appendDescribe(b []byte, version int16, topic string) []byte {
+	if version < describeVersionFlexible {
+		b = appendString(appendInt32(b, 1), topic)
+	} else {
+		b = appendCompactLength(b, 1)
+		if version >= describeVersionID {
+			b = append(b, make([]byte, len(TopicID{}))...) // by name
+		}
+		b = appendNoTags(appendCompactString(b, topic))
+	}
+	b = append(b, no) // do not create it
+	b = append(b, no) // no operations of the cluster
+	b = append(b, no) // and none of the topic
+	if version >= describeVersionFlexible {
+		b = appendNoTags(b)
+	}
+	return b
+}
+
 // readDescription reads an answer that should speak of topic; code is for one that does not.
 func readDescription(r *answerReader, version int16, topic string, code int16) (topicState, int16) {
 	var state topicState
+	flexible := version >= describeVersionFlexible
 	r.int32() // throttled
-	for range r.compactLength() {
+	for range r.length(flexible) {
 		r.int32() // broker
-		r.text(true)
+		r.text(flexible)
 		r.int32()
-		r.text(true)
-		r.tags(true)
+		r.text(flexible)
+		r.tags(flexible)
 	}
-	r.text(true) // cluster
-	r.int32()    // controller
-	for range r.compactLength() {
+	r.text(flexible) // cluster
+	r.int32()        // controller
+	for range r.length(flexible) {
 		found := r.int16()
-		if name := r.text(true); name == topic {
+		if name := r.text(flexible); name == topic {
 			code = found
 		}
-		if version >= 10 {
+		if version >= describeVersionID {
 			state.id = r.topicID()
 		}
 		r.take(1) // internal
-		n := max(r.compactLength(), 0)
+		n := max(r.length(flexible), 0)
 		state.partitions = make([]leadership, n)
 		for i := range state.partitions {
 			state.partitions[i] = leadership{leader: -1, epoch: -1}
@@ -111,16 +129,16 @@ func readDescription(r *answerReader, version int16, topic string, code int16) (
 				state.partitions[number] = lead
 			}
 			for range 3 { // replicas, those in sync, those offline
-				for range r.compactLength() {
+				for range r.length(flexible) {
 					r.int32()
 				}
 			}
-			r.tags(true)
+			r.tags(flexible)
 		}
 		r.int32() // operations
-		r.tags(true)
+		r.tags(flexible)
 	}
 	r.int32() // operations
-	r.tags(true)
+	r.tags(flexible)
 	return state, code
 }

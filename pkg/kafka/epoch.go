@@ -2,14 +2,16 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 )
 
 // epochEnd asks the leader of a partition where the log of a leader epoch ends: at the
 // first record of a later epoch, or at the end of the log. It is -1 when
-// the leader does not know the epoch. at is what is believed of the leader, who says so when
+// the leader does not know the epoch, or not the request. at is what is believed of the leader, who says so when
 // it is wrong.
 func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at leadership, epoch int32) (int64, error) {
 	var end int64
@@ -28,6 +30,9 @@ func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at l
 		decode: func(r *answerReader, _ int16) { end, code = readEpochEnd(r, topic, partition) },
 	}
 	err := c.do(ctx, request, &brokerCall{request, at.leader})
+	if errors.Is(err, kafkago.UnsupportedVersion) {
+		return -1, nil
+	}
 	if err == nil {
 		err = codeError(code, "")
 	}

@@ -31,7 +31,7 @@ import (
 // generations are those of the embedded broker's versions in which requests differ: by
 // names or by ids, in fetching and in committing.
 var generations = map[string]*kversion.Versions{
-	"2.4": kversion.V2_4_0(), "2.8": kversion.V2_8_0(), "3.1": kversion.V3_1_0(), "newest": nil,
+	"2.3": kversion.V2_3_0(), "2.4": kversion.V2_4_0(), "2.8": kversion.V2_8_0(), "3.1": kversion.V3_1_0(), "newest": nil,
 }
 
 func eachGeneration(t *testing.T, test func(t *testing.T, brokers []string)) {

@@ -10,13 +10,14 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// Versions of the two requests for committed offsets. The older ones carry leader epochs; the
-// newer ones, of Kafka 4.1, name the topic by its id.
+// Versions of the two requests for committed offsets. Those of Kafka 2.3 carry leader epochs;
+// those of 4.1 name the topic by its id. Brokers other than Apache Kafka may not know the epochs.
 const (
-	commitVersion   = 7
-	commitVersionID = 10
-	readVersion     = 5
-	readVersionID   = 10
+	commitVersion    = 7
+	commitVersionID  = 10
+	readVersionPlain = 4
+	readVersion      = 5
+	readVersionID    = 10
 )
 
 // sendCommit sends a commit once. sent says that it may have reached a broker.
@@ -99,7 +100,7 @@ func (c *Claim) readHead(r *answerReader, byID bool) {
 }
 
 func (c *Claim) readPosition(ctx context.Context) (Position, error) {
-	versions := []int16{readVersionID, readVersion}
+	versions := []int16{readVersionID, readVersion, readVersionPlain}
 	if c.fetcher.id.IsZero() {
 		versions = versions[1:]
 	}
@@ -111,7 +112,7 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 		encode: func(b []byte, version int16) []byte { return c.appendRead(b, version) },
 		decode: func(r *answerReader, version int16) {
 			byID = version >= readVersionID
-			p, code, groupCode = c.readCommitted(r, byID)
+			p, code, groupCode = c.readCommitted(r, version)
 		},
 	}
 	if err := c.group.client.do(ctx, request, &groupCall{request, c.group.id}); err != nil {
@@ -135,7 +136,8 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 }
 
 // readCommitted reads the answer to a request for what is committed.
-func (c *Claim) readCommitted(r *answerReader, byID bool) (p Position, code, groupCode int16) {
+func (c *Claim) readCommitted(r *answerReader, version int16) (p Position, code, groupCode int16) {
+	byID := version >= readVersionID
 	r.int32() // throttled
 	if byID && (r.compactLength() != 1 || r.text(true) != c.group.id) {
 		r.b, r.bad = nil, true
@@ -143,7 +145,11 @@ func (c *Claim) readCommitted(r *answerReader, byID bool) (p Position, code, gro
 	code = int16(kafkago.Unknown)
 	for range r.length(byID) { // none with an error of the whole group
 		c.readHead(r, byID)
-		p = Position{Offset: r.int64(), LeaderEpoch: r.int32(), Metadata: r.text(byID)}
+		p = Position{Offset: r.int64(), LeaderEpoch: -1}
+		if version >= readVersion {
+			p.LeaderEpoch = r.int32()
+		}
+		p.Metadata = r.text(byID)
 		code = r.int16()
 		r.tags(byID)
 		r.tags(byID)

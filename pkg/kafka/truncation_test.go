@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
@@ -158,4 +159,31 @@ func fetchSome(t *testing.T, c *kafka.Claim, from, to int64, maxBytes int) []str
 		from = b.Next
 	}
 	return all
+}
+
+// A broker of another make may not know leader epochs. Reading goes on without them.
+func TestBrokerWithoutEpochs(t *testing.T) {
+	versions := kversion.V2_3_0()
+	versions.SetMaxKeyVersion(int16(kmsg.OffsetForLeaderEpoch), -1)
+	versions.SetMaxKeyVersion(int16(kmsg.OffsetFetch), 4)
+	client := newClient(t, startCluster(t, kfake.MaxVersions(versions)), nil)
+	createTopic(t, client, 1)
+	if err := startProducer(t, client, kafka.ProducerOptions{}).Produce(t.Context(), numbered(0, "a", 3)); err != nil {
+		t.Fatal(err)
+	}
+	claim := startMember(t, client, nil).await(1)[0]
+	if err := claim.CommitPosition(t.Context(), kafka.Position{Offset: 1, LeaderEpoch: 0, Metadata: "plan"}); err != nil {
+		t.Fatal(err)
+	}
+	want := kafka.Position{Offset: 1, LeaderEpoch: -1, Metadata: "plan"}
+	if got, err := claim.Position(t.Context()); got != want || err != nil {
+		t.Errorf("Position = %+v, %v; want %+v", got, err, want)
+	}
+	claim.Seek(kafka.Position{Offset: 1, LeaderEpoch: 0})
+	if diff := cmp.Diff([]string{"a-1", "a-2"}, fetchValues(t, claim, 1, 3)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if end, err := claim.EpochEnd(t.Context(), 0); end != -1 || err != nil {
+		t.Errorf("EpochEnd = %d, %v; want -1", end, err)
+	}
 }
