@@ -3,6 +3,8 @@ package otlphttp
 import (
 	"context"
 	"net/netip"
+
+	"github.com/metaflowys/metaflow-server/pkg/otlpjson"
 )
 
 // Request is one ExportTraceServiceRequest.
@@ -20,6 +22,17 @@ type Request struct {
 type Result struct {
 	Rejected int64  // spans that were not stored and must not be sent again
 	Message  string // why, or a warning when Rejected is zero
+}
+
+// add adds what of a request in JSON did not reach the consumer.
+func (r *Result) add(p *otlpjson.Problems) {
+	r.Rejected += p.Spans
+	if text := p.Message(); text != "" {
+		if r.Message != "" {
+			text += "; " + r.Message
+		}
+		r.Message = text
+	}
 }
 
 // Consumer takes requests. It is declared here because this package is its

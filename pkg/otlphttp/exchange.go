@@ -16,6 +16,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/code"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
+	"github.com/metaflowys/metaflow-server/pkg/otlpjson"
 )
 
 const (
@@ -131,9 +132,10 @@ func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
 		return s.refuseBusy(inflight.TooManyBytes)
 	}
 	x.granted = int64(len(body))
+	var problems otlpjson.Problems
 	if f.json {
 		var refused *reply
-		if body, refused = x.fromJSON(body); refused != nil {
+		if body, problems, refused = x.fromJSON(body); refused != nil {
 			return refused
 		}
 	}
@@ -142,6 +144,7 @@ func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
 	if err != nil {
 		return s.failed(err)
 	}
+	result.add(&problems)
 	return &reply{status: http.StatusOK, result: result}
 }
 
@@ -257,23 +260,25 @@ func (x *exchange) grow(size int64) bool {
 	return true
 }
 
-// fromJSON returns a JSON body as protobuf.
-func (x *exchange) fromJSON(body []byte) ([]byte, *reply) {
+// fromJSON returns a JSON body as protobuf, without what could not be read.
+func (x *exchange) fromJSON(body []byte) ([]byte, otlpjson.Problems, *reply) {
 	s := x.server
 	size := int64(len(body)) + jsonMemory(body)
 	if size > s.cfg.MaxBytesInFlight {
-		return nil, s.refuse(http.StatusRequestEntityTooLarge, code.Code_RESOURCE_EXHAUSTED, tooLarge,
+		return nil, otlpjson.Problems{}, s.refuse(http.StatusRequestEntityTooLarge, code.Code_RESOURCE_EXHAUSTED, tooLarge,
 			"JSON of %d bytes may take %d bytes of memory, of which %d can be had: send smaller batches, or protobuf",
 			len(body), size, s.cfg.MaxBytesInFlight)
 	}
 	if !x.grow(size) {
-		return nil, s.refuseBusy(inflight.TooManyBytes)
+		return nil, otlpjson.Problems{}, s.refuseBusy(inflight.TooManyBytes)
 	}
-	body, err := protobufOf(body)
+	body, problems, err := otlpjson.Decode(body)
 	if err != nil {
-		return nil, s.refuse(http.StatusBadRequest, code.Code_INVALID_ARGUMENT, malformed, "read JSON: %v", err)
+		return nil, problems, s.refuse(http.StatusBadRequest, code.Code_INVALID_ARGUMENT, malformed, "read JSON: %v", err)
 	}
-	return body, nil
+	s.metrics.unread.WithLabelValues("spans").Add(float64(problems.Spans))
+	s.metrics.unread.WithLabelValues("values").Add(float64(problems.Values))
+	return body, problems, nil
 }
 
 // linger reads and drops what is left of the body.

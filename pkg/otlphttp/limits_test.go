@@ -71,15 +71,8 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 		"JSON with garbage behind":    {jsonType, "", []byte(`{} {}`), 400, "read JSON: byte 4"},
 		"JSON that is a list":         {jsonType, "", []byte(`[1]`), 400, "read JSON"},
 		"JSON of another kind":        {jsonType, "", []byte(`{"resourceSpans":7}`), 400, "read JSON"},
-		"JSON not in UTF-8":           {jsonType, "", []byte("{\"\xff\":1}"), 400, "read JSON: not UTF-8"},
 		"JSON nested deeply":          {jsonType, "", []byte(strings.Repeat(`[`, 1<<20)), 400, "exceeded max depth"},
 		"values nested deeply":        {jsonType, "", deepJSON(12_000), 400, "exceeded max depth"},
-		"trace id that is not hex":    {jsonType, "", span("not hexadecimal, but of 32 chars", spanID), 400, "read JSON"},
-		"trace id in base64":          {jsonType, "", span("S/kvNXezTaajzpKdDg5HNg==", spanID), 400, "read JSON"},
-		"trace id of the wrong size":  {jsonType, "", span(traceID[2:], spanID), 400, "read JSON"},
-		"span id that is not hex":     {jsonType, "", span(traceID, "00f067aa0ba902bX"), 400, "read JSON"},
-		"span id of the wrong size":   {jsonType, "", span(traceID, traceID), 400, "read JSON"},
-		"time that is not a number":   {jsonType, "", []byte(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"startTimeUnixNano":"noon"}]}]}]}`), 400, "read JSON"},
 		"truncated gzip inside JSON":  {jsonType, "gzip", gzipped[:20], 400, "decompress gzip"},
 		"gzip of JSON that is broken": {jsonType, "gzip", compress(t, compressors["gzip"].open, []byte("{")), 400, "read JSON"},
 	}
@@ -102,6 +95,26 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 	}
 	if got := metric(t, reg, "metaflow_otlphttp_bytes_in_flight", ""); got != 0 {
 		t.Errorf("%v bytes remain in flight", got)
+	}
+}
+
+// One bad value in JSON costs its span alone: the others reach the consumer, and the answer says which it was.
+func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
+	var spans int
+	counting := consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+		spans = otlp.Spans(req.Body)
+		return otlphttp.Result{Rejected: 1, Message: "1 spans rejected: too old"}, nil
+	})
+	reg := prometheus.NewRegistry()
+	r := start(t, testConfig(), counting, otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
+	a := r.post(t, jsonType, "", []byte(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"name":"a"},{"name":"b","traceId":"xyz"},{"name":"c","parentSpanId":null}]}]}]}`))
+	for _, want := range []string{`"rejectedSpans":"2"`, `span 1 `, `\"b\"`, `traceId: \"xyz\" is not hexadecimal`, "too old"} {
+		if a.status != 200 || !strings.Contains(string(a.body), want) {
+			t.Errorf("answered %d %s, want %s in it", a.status, a.body, want)
+		}
+	}
+	if got := metric(t, reg, "metaflow_otlphttp_json_left_out_total", "spans"); spans != 2 || got != 1 {
+		t.Errorf("%d spans reached the consumer, %v are counted as left out", spans, got)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 type Metrics struct {
 	requests *prometheus.CounterVec
 	refused  *prometheus.CounterVec
+	unread   *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	duration prometheus.Histogram
 	panics   prometheus.Counter
@@ -33,6 +34,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "metaflow_otlphttp_refused_requests_total",
 			Help: "OTLP/HTTP requests refused before they reached the consumer, by reason.",
 		}, []string{"reason"}),
+		unread: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "metaflow_otlphttp_json_left_out_total",
+			Help: "Of requests in JSON: spans rejected one by one, and values of resources and scopes left out, because a value could not be read.",
+		}, []string{"what"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_received_bytes_total",
 			Help: "Bytes of OTLP/HTTP request bodies received whole, as they came and after decompression.",
@@ -57,11 +62,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, why := range reasons {
 		m.refused.WithLabelValues(string(why))
 	}
+	for _, what := range []string{"spans", "values"} {
+		m.unread.WithLabelValues(what)
+	}
 	for _, form := range []string{formWire, formPlain} {
 		m.bytes.WithLabelValues(form)
 	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.refused, m.bytes, m.duration, m.panics, m.evicted,
+		reg.MustRegister(m.requests, m.refused, m.unread, m.bytes, m.duration, m.panics, m.evicted,
 			m.gauge("bytes_in_flight", "Bytes of OTLP/HTTP requests not yet answered, estimates for those not yet read included.",
 				func(s *Server) int64 { n, _ := s.budget.InFlight(); return n }),
 			m.gauge("requests_in_flight", "OTLP/HTTP requests not yet answered.",
