@@ -123,7 +123,7 @@ func (r *reply) write(w http.ResponseWriter, f form) {
 		h.Set("Accept-Encoding", acceptedEncodings)
 	}
 	w.WriteHeader(r.status)
-	_, _ = w.Write(body) //nolint:gosec // JSON or protobuf, as its type says: nobody shows it as HTML
+	_, _ = w.Write(body)
 }
 
 func (r *reply) body(f form) ([]byte, error) {
