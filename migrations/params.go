@@ -162,11 +162,18 @@ func (p Params) engineAt(name, path, replica string, args []string) string {
 	return name + "(" + strings.Join(args, ", ") + ")"
 }
 
-// dedupBlocks is how many inserted blocks a table remembers by their tokens.
-// It bounds how late a block may be sent again: with 12 partitions and an
-// insert a second each, 14 minutes of a busy server, and any length of an idle
-// one. It is ClickHouse's own figure for replicated tables.
+// dedupBlocks is how many inserted blocks a new table remembers by their tokens, ClickHouse's
+// own figure for replicated tables. A server with many partitions asks for more, see
+// DeduplicationWindow.
 const dedupBlocks = 10000
+
+// DeduplicationWindow is how many blocks a table must remember for writers of so many
+// partitions: those of ten minutes, when each partition inserts once a second. A writer sends
+// a block again without a look for half a minute (pkg/writer), and an insert ends within two
+// (query_timeout and the time to connect); the rest is for partitions that insert more often.
+func DeduplicationWindow(partitions int) int64 {
+	return max(dedupBlocks, 600*int64(partitions))
+}
 
 // dedupWindow is how long a replicated table remembers them. Servers of
 // different versions come with anything from an hour to a week.

@@ -361,6 +361,9 @@ func (a *app) runWriter(ctx context.Context) error {
 	if err := a.prepareSchema(ctx); err != nil {
 		return ignoreStop(ctx, err)
 	}
+	if err := a.prepareTables(ctx); err != nil {
+		return ignoreStop(ctx, err)
+	}
 	inserter, err := clickhouse.NewInserter(a.cfg.ClickHouse, clickhouse.InserterOptions{Logger: a.log, Registerer: a.reg})
 	if err != nil {
 		return err
@@ -480,6 +483,30 @@ func (a *app) prepareSchema(ctx context.Context) error {
 		})
 	}
 	return a.retry(ctx, "check the schema", a.checkSchema)
+}
+
+// prepareTables gives the tables the settings that writers rely on, or says which they lack when the
+// schema is not this program's to change.
+func (a *app) prepareTables(ctx context.Context) error {
+	return a.retry(ctx, "check the settings of tables", func(ctx context.Context) error {
+		partitions := 0
+		for _, topic := range []string{schema.TopicSpans, schema.TopicFlows} {
+			n, err := a.kafka.Partitions(ctx, topic)
+			if err != nil {
+				return err
+			}
+			partitions = max(partitions, n)
+		}
+		if a.cfg.Migrate {
+			return a.db.EnsureTableSettings(ctx, partitions)
+		}
+		err := a.db.CheckTableSettings(ctx, partitions)
+		if errors.Is(err, clickhouse.ErrTableSettings) {
+			a.log.Warn("guarantees are weaker than they could be", "error", err)
+			return nil
+		}
+		return err
+	})
 }
 
 // retry calls f until it succeeds or ctx ends, and says why it has to.

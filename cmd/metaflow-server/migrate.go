@@ -26,6 +26,9 @@ func newMigrate() *cobra.Command {
 		if err := db.Migrate(cmd.Context(), cfg.Retention); err != nil {
 			return err
 		}
+		if err := db.EnsureTableSettings(cmd.Context(), cfg.Kafka.Partitions); err != nil {
+			return err
+		}
 		current, _, err := db.SchemaVersion(cmd.Context())
 		if err != nil {
 			return err

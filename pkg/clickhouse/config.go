@@ -23,6 +23,7 @@ type Config struct {
 	DialTimeout  time.Duration    `mapstructure:"dial_timeout" doc:"time for one connection, with TLS and login; too short fails when ClickHouse is busy, too long delays the turn to another replica"`
 	QueryTimeout time.Duration    `mapstructure:"query_timeout" doc:"time for one insert or query; an insert that takes longer is sent again under the same token"`
 	InsertQuorum string           `mapstructure:"insert_quorum" doc:"replicas that must have a block before it counts as stored: a number, or auto for a majority; empty leaves it to the user's settings in ClickHouse"`
+	SyncInserts  bool             `mapstructure:"sync_inserts" doc:"tables sync each insert to disk before it counts as stored, so that a power cut loses no span that Kafka is told is stored; false leaves that to the operating system, or to replicas in other places"`
 	TLS          tlsconfig.Client `mapstructure:"tls" doc:"encryption; the secure native port is usually 9440"`
 }
 
@@ -35,6 +36,7 @@ func DefaultConfig() Config {
 		Compression:  compressionLZ4,
 		DialTimeout:  5 * time.Second,
 		QueryTimeout: time.Minute,
+		SyncInserts:  true,
 	}
 }
 

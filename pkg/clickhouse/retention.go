@@ -82,18 +82,9 @@ var ttlInEngine = regexp.MustCompile(`(?s) TTL (.*?)(?: SETTINGS .*)?$`)
 // for none: one, unless nodes of the cluster differ because a change reached
 // only some of them. Nodes that are down are not asked.
 func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
-	from := "system.tables"
-	if d.cfg.Cluster != "" {
-		from = "clusterAllReplicas('" + d.cfg.Cluster + "', 'system', 'tables')"
-	}
-	var engines []string
-	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+from+
-		" WHERE database = $1 AND name = $2 SETTINGS skip_unavailable_shards = 1", d.cfg.Database, table).Scan(&engines)
+	engines, err := d.engines(ctx, table)
 	if err != nil {
-		return nil, fmt.Errorf("read retention of %s.%s: %w", d.cfg.Database, table, readable(err))
-	}
-	if len(engines) == 0 {
-		return nil, fmt.Errorf("read retention of %s.%s: there is no such table", d.cfg.Database, table)
+		return nil, err
 	}
 	ttls := make([]string, 0, len(engines))
 	for _, engine := range engines {
@@ -105,4 +96,23 @@ func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
 	}
 	slices.Sort(ttls)
 	return slices.Compact(ttls), nil
+}
+
+// engines returns how the nodes that are up define the table: its engine with keys, TTL and settings,
+// as ClickHouse shows them.
+func (d *DB) engines(ctx context.Context, table string) ([]string, error) {
+	from := "system.tables"
+	if d.cfg.Cluster != "" {
+		from = "clusterAllReplicas('" + d.cfg.Cluster + "', 'system', 'tables')"
+	}
+	var engines []string
+	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+from+
+		" WHERE database = $1 AND name = $2 SETTINGS skip_unavailable_shards = 1", d.cfg.Database, table).Scan(&engines)
+	if err != nil {
+		return nil, fmt.Errorf("read the definition of %s.%s: %w", d.cfg.Database, table, readable(err))
+	}
+	if len(engines) == 0 {
+		return nil, fmt.Errorf("read the definition of %s.%s: there is no such table", d.cfg.Database, table)
+	}
+	return engines, nil
 }
