@@ -65,6 +65,9 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 			a.close()
 		}
 	}()
+	for _, e := range cfg.exposures() {
+		log.Warn("open to the network: " + e)
+	}
 	a.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if a.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: a.reg}); err != nil {
 		return nil, err

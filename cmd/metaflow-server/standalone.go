@@ -74,6 +74,7 @@ When somebody else has the default port of OTLP/HTTP, standalone goes without it
 		cfg := defaultServer()
 		cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:20035", "127.0.0.1:20417"
 		cfg.Gateway.HTTPListen = defaultOTLPHTTP
+		cfg.GRPC.Reflection = true // on loopback it is of use to everybody
 		cfg.Log.Format, cfg.Log.Level = "text", "warn"
 		// Nothing is gained by compressing what never leaves the machine.
 		cfg.ClickHouse.Compression = "none"

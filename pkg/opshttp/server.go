@@ -72,7 +72,7 @@ func New(cfg Config, opts Options) (*Server, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	certificates, err := cfg.TLS.Config("http.tls", opts.Logger)
+	acceptor, err := cfg.TLS.Acceptor("http.tls", opts.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -83,10 +83,13 @@ func New(cfg Config, opts Options) (*Server, error) {
 	s := &Server{mux: http.NewServeMux(), listener: listener}
 	s.http = &http.Server{
 		Handler:           s.mux,
-		TLSConfig:         certificates,
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
+	}
+	if acceptor != nil {
+		s.http.TLSConfig = acceptor.Config()
+		s.http.Handler = stillTrusted(acceptor, s.mux)
 	}
 	s.Handle("GET /healthz", http.HandlerFunc(alive))
 	s.Handle("GET /ready", &readiness{checks: opts.Checks})
@@ -101,6 +104,18 @@ func New(cfg Config, opts Options) (*Server, error) {
 		s.handleProfiles()
 	}
 	return s, nil
+}
+
+// stillTrusted refuses requests on connections whose client's authority is gone from the file.
+func stillTrusted(acceptor *tlsconfig.Acceptor, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := acceptor.Trusted(*r.TLS); err != nil {
+			w.Header().Set("Connection", "close")
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func alive(w http.ResponseWriter, _ *http.Request) {

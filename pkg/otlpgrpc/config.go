@@ -27,6 +27,7 @@ type Config struct {
 	ConnectionAgeGrace    time.Duration    `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
 	ConnectionIdle        time.Duration    `mapstructure:"connection_idle" doc:"a connection without calls for this long is closed; 0 is never"`
 	Keepalive             Keepalive        `mapstructure:"keepalive"`
+	Reflection            bool             `mapstructure:"reflection" doc:"serve gRPC reflection, by which tools such as grpcurl learn the services; standalone does unless told otherwise"`
 	TLS                   tlsconfig.Server `mapstructure:"tls"`
 }
 

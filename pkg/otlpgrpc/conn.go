@@ -61,6 +61,7 @@ type conn struct {
 	call    *call  // that the payload is data of; nil for other frames, and for calls that have ended
 
 	closing sync.Once
+	forget  func() // nil when the connection is plain text
 
 	mu    sync.Mutex
 	calls map[uint32]*call
@@ -89,6 +90,9 @@ func (c *conn) Close() error {
 	c.closing.Do(func() {
 		c.exports.Close()
 		c.others.Close()
+		if c.forget != nil {
+			c.forget()
+		}
 	})
 	return c.Conn.Close()
 }
@@ -167,6 +171,9 @@ func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		return nil, nil, err
 	}
 	c := g.server.newConn(secured)
+	if state, ok := info.(credentials.TLSInfo); ok && g.server.acceptor != nil {
+		c.forget = g.server.acceptor.Track(secured, state.State)
+	}
 	return c, authInfo{AuthInfo: info, conn: c}, nil
 }
 

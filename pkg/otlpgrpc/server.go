@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // Options are what code sets. The zero value is usable.
@@ -55,6 +57,7 @@ type Server struct {
 	copies    chan struct{}   // see largeCopy
 	streaming map[string]bool // methods whose clients may send many messages
 	listener  *listener
+	acceptor  *tlsconfig.Acceptor // nil when connections are plain text
 	grpc      *grpc.Server
 	health    *health.Server
 
@@ -109,7 +112,9 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	if opts.Register != nil {
 		opts.Register(s.grpc)
 	}
-	reflection.Register(s.grpc)
+	if cfg.Reflection {
+		reflection.Register(s.grpc)
+	}
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
 			s.streaming["/"+service+"/"+m.Name] = m.IsClientStream
@@ -160,13 +165,13 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.ChainUnaryInterceptor(s.guardUnary),
 		grpc.ChainStreamInterceptor(s.guardStream),
 	}
-	certificates, err := s.cfg.TLS.Config("grpc.tls", s.log)
-	if err != nil {
+	var err error
+	if s.acceptor, err = s.cfg.TLS.Acceptor("grpc.tls", s.log); err != nil {
 		return nil, err
 	}
 	secured := insecure.NewCredentials()
-	if certificates != nil {
-		secured = credentials.NewTLS(certificates)
+	if s.acceptor != nil {
+		secured = credentials.NewTLS(s.acceptor.Config())
 	}
 	return append(opts, grpc.Creds(guarded{secured, s})), nil
 }
@@ -208,6 +213,13 @@ func (s *Server) SetServing(serving bool) {
 // period and cuts off the rest. A stop that was asked for returns nil. When Run
 // returns, no request is being served. Run is called once.
 func (s *Server) Run(ctx context.Context) error {
+	if s.acceptor != nil {
+		looking, stop := context.WithCancel(ctx)
+		var looks sync.WaitGroup
+		looks.Go(func() { s.acceptor.Run(looking) })
+		defer looks.Wait()
+		defer stop()
+	}
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(s.listener) }()
 

@@ -40,8 +40,20 @@ func TestHealthSaysWhatWasSet(t *testing.T) {
 	}
 }
 
+func TestReflectionIsOffByDefault(t *testing.T) {
+	stream, err := reflectionpb.NewServerReflectionClient(dial(t, start(t, testConfig(), accept, otlpgrpc.Options{}).Addr())).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unimplemented {
+		t.Errorf("reflection answers %v, want UNIMPLEMENTED", err)
+	}
+}
+
 func TestReflectionDescribesTheTraceService(t *testing.T) {
-	srv := start(t, testConfig(), accept, otlpgrpc.Options{})
+	cfg := testConfig()
+	cfg.Reflection = true
+	srv := start(t, cfg, accept, otlpgrpc.Options{})
 	stream, err := reflectionpb.NewServerReflectionClient(dial(t, srv.Addr())).ServerReflectionInfo(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -106,12 +106,10 @@ func (s Server) Validate(key string) error {
 	return err
 }
 
-// Config reads the files once, so that a mistake shows at the start, and returns a
-// configuration that follows them, good for any number of connections. Errors name keys
+// Acceptor reads the files once, so that a mistake shows at the start. Errors name keys
 // under key. It returns nil when no certificate is given. A nil logger logs nothing.
-// Clients are offered protocols to choose from (ALPN), the best first; without any, the
-// caller adds its own.
-func (s Server) Config(key string, log *slog.Logger, protocols ...string) (*tls.Config, error) {
+// protocols are offered by ALPN, the best first; none offers nothing.
+func (s Server) Acceptor(key string, log *slog.Logger, protocols ...string) (*Acceptor, error) {
 	if s.CertFile == "" {
 		return nil, nil //nolint:nilnil // nil is plain text
 	}
@@ -131,11 +129,17 @@ func (s Server) Config(key string, log *slog.Logger, protocols ...string) (*tls.
 	if err := f.first(); err != nil {
 		return nil, err
 	}
-	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		NextProtos:         protocols,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.now(), nil },
-	}, nil
+	return &Acceptor{files: f, log: f.log, protocols: protocols, standing: make(map[*standing]struct{})}, nil
+}
+
+// Config is the configuration of an Acceptor, for listeners that do not end connections; nil
+// is plain text.
+func (s Server) Config(key string, log *slog.Logger, protocols ...string) (*tls.Config, error) {
+	a, err := s.Acceptor(key, log, protocols...)
+	if a == nil || err != nil {
+		return nil, err
+	}
+	return a.Config(), nil
 }
 
 func checkPair(key, certFile, keyFile string) error {

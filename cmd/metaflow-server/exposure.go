@@ -1,0 +1,38 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// exposures says what strangers on the network may do to this server, a sentence each.
+func (s *server) exposures() []string {
+	var found []string
+	warn := func(when bool, format string, args ...any) {
+		if when {
+			found = append(found, fmt.Sprintf(format, args...))
+		}
+	}
+	grpc := (s.has(roleGateway) || s.has(roleControl)) && !loopback(s.GRPC.Listen)
+	http := !loopback(s.HTTP.Listen)
+	warn(grpc && s.GRPC.TLS.CertFile == "", "grpc.listen %s takes plain text from the network; set grpc.tls", s.GRPC.Listen)
+	warn(http && s.HTTP.TLS.CertFile == "", "http.listen %s takes plain text from the network; set http.tls", s.HTTP.Listen)
+	warn(http && s.HTTP.Pprof, "http.pprof serves profiles to everybody who reaches %s", s.HTTP.Listen)
+	warn(http && s.has(roleControl) && s.Control.AllowAnonymousWrites,
+		"control.allow_anonymous_writes lets everybody who reaches %s configure all agents; set control.token instead", s.HTTP.Listen)
+	return found
+}
+
+// loopback tells whether only this host reaches an address to listen on.
+func loopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback()
+}

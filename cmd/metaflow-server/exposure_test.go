@@ -1,0 +1,38 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+)
+
+func TestExposuresAreTold(t *testing.T) {
+	tests := map[string]struct {
+		set  func(*server)
+		want []string // each is in a sentence, and there are no others
+	}{
+		"the defaults": {func(*server) {}, []string{"grpc.listen 0.0.0.0:20035", "http.listen 0.0.0.0:20417"}},
+		"loopback":     {func(s *server) { s.GRPC.Listen, s.HTTP.Listen = "127.0.0.1:1", "[::1]:2" }, nil},
+		"TLS": {func(s *server) {
+			s.GRPC.TLS, s.HTTP.TLS = tlsconfig.Server{CertFile: "a", KeyFile: "b"}, tlsconfig.Server{CertFile: "a", KeyFile: "b"}
+		}, nil},
+		"a writer alone":     {func(s *server) { s.Roles = []string{roleWriter}; s.HTTP.Listen = "localhost:1" }, nil},
+		"changes by anybody": {func(s *server) { s.GRPC.Listen = "127.0.0.1:1"; s.Control.AllowAnonymousWrites = true }, []string{"http.listen", "control.allow_anonymous_writes"}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := defaultServer()
+			tc.set(s)
+			got := s.exposures()
+			if len(got) != len(tc.want) {
+				t.Fatalf("%q, want %d sentences", got, len(tc.want))
+			}
+			for i, want := range tc.want {
+				if !strings.Contains(got[i], want) {
+					t.Errorf("%q does not name %s", got[i], want)
+				}
+			}
+		})
+	}
+}

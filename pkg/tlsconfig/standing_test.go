@@ -1,0 +1,86 @@
+package tlsconfig_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+)
+
+// Of two clients with certificates of two authorities, the one whose authority is taken out of the file loses
+// its connection, and the other one keeps it.
+func TestARemovedAuthorityEndsConnections(t *testing.T) {
+	leaving, staying := newAuthority(t), newAuthority(t)
+	server := newDir(t, staying, "server")
+	server.write(t, "ca.pem", append(leaving.pem(), staying.pem()...))
+	acceptor, err := server.server().Acceptor("tls", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { acceptor.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+
+	connect := func(a authority) (accepted, dialed net.Conn) {
+		cert, key := a.leaf(t, "client")
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		raw, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := tls.Client(raw, &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}) //nolint:gosec // the client's side is not what is tested
+		s := tls.Server(other, acceptor.Config())
+		shaken := make(chan error, 1)
+		go func() { shaken <- s.Handshake() }()
+		if err := errors.Join(c.Handshake(), <-shaken); err != nil {
+			t.Fatal(err)
+		}
+		acceptor.Track(s, s.ConnectionState())
+		t.Cleanup(func() { c.Close(); s.Close() })
+		return s, c
+	}
+	serverOfLeaving, left := connect(leaving)
+	serverOfStaying, stays := connect(staying)
+	for _, s := range []net.Conn{serverOfLeaving, serverOfStaying} {
+		if err := acceptor.Trusted(s.(*tls.Conn).ConnectionState()); err != nil {
+			t.Errorf("a client of an authority in the file: %v", err)
+		}
+	}
+	server.write(t, "ca.pem", staying.pem())
+	_ = left.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := left.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection under the removed authority ends with %v", err)
+	}
+	if err := acceptor.Trusted(serverOfLeaving.(*tls.Conn).ConnectionState()); err == nil {
+		t.Error("a client of the removed authority is trusted")
+	}
+	go func() { _, _ = serverOfStaying.Write([]byte("x")) }()
+	if _, err := io.ReadFull(stays, make([]byte, 1)); err != nil {
+		t.Errorf("the connection under the authority that stays: %v", err)
+	}
+}
+
+func TestPlainTextHasNoAcceptor(t *testing.T) {
+	if a, err := (tlsconfig.Server{}).Acceptor("tls", nil); a != nil || err != nil {
+		t.Errorf("Acceptor = %v, %v", a, err)
+	}
+}
