@@ -153,6 +153,8 @@ func (d *drainer) release(ctx context.Context) {
 				d.spool.Return(h.entry)
 			case d.putAside(*h.head, h.entry.Body) == nil:
 				_ = d.done(h.entry)
+			case h.head.Waits: // its cause may be mended by now
+				d.spool.Return(h.entry)
 			default:
 				h.due = time.Now().Add(d.holdParked)
 				if !d.held.fill(h) {

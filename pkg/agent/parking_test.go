@@ -215,6 +215,22 @@ func TestAFullFolderKeepsInTheSpool(t *testing.T) {
 	eventually(t, "it is parked", func() bool { return r.disk.Len() == 0 && r.parked(t) == 1 })
 }
 
+// With a full folder, what may be accepted later is tried again out of the spool.
+func TestAFullFolderStopsNoRetry(t *testing.T) {
+	r := newRig(t, 16<<20)
+	var err error
+	if r.parking.Folder, err = parked.Open(r.parking.Folder.Dir(), 0); err != nil {
+		t.Fatal(err)
+	}
+	bodies := spoolRequests(t, r, 20)
+	r.servers.answers(refusing(bodies[0], upstream.Result{}, fault.As(fault.Overload, errors.New("not now"))))
+	d := draining(t, r)
+	r.servers.set(0, false)
+	eventually(t, "all others are delivered, and this one is to be parked", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
+	r.servers.answers(func([]byte) (upstream.Result, error) { return upstream.Result{}, nil })
+	eventually(t, "it is delivered", func() bool { return r.disk.Len() == 0 })
+}
+
 // An operator may bound how long parked requests are kept. Then they are counted as lost.
 func TestParkedAge(t *testing.T) {
 	r := newRig(t, 1<<20)
