@@ -1,0 +1,63 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+)
+
+// What a server rejects out of the spool was acknowledged, so the agent parks it with the cause. Operators see
+// that, mend the cause, here a narrow window of times, and send it again.
+func TestParkedIsSentAgain(t *testing.T) {
+	const narrow = "METAFLOW_GATEWAY_ACCEPT_PAST"
+	start := func(dir, grpc, past string) *standalone {
+		t.Setenv(narrow, past)
+		s := startStandaloneAt(t, dir, grpc)
+		_ = os.Unsetenv(narrow) // it is none of the agent's keys
+		return s
+	}
+	dir, spool, port := t.TempDir(), t.TempDir(), freePort(t)
+	s := start(dir, "127.0.0.1:0", "1h")
+	grpc := s.at.GRPC
+	a := startAgent(t, spool, grpc)
+	enable(t, s.at.HTTP, groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default"), port)
+	a.eventually(10*time.Second, func() error { return listens(port) })
+
+	s.kill()
+	c := newSender(t, port, "/v1/traces", 1)
+	c.gen = otlptest.New(1, otlptest.Options{Start: time.Now().Add(-3 * time.Hour)})
+	for range 5 {
+		c.send(t.Context(), 50)
+	}
+	s = start(dir, grpc, "1h")
+	parked := func(command string) (string, int) {
+		p := startProgram(t, "metaflow-agent", "parked", command, "--spool-dir", spool, "--server", grpc)
+		<-p.done
+		return p.output.String(), p.cmd.ProcessState.ExitCode()
+	}
+	a.eventually(time.Minute, func() error {
+		if out, code := parked("list"); code != 0 || !strings.Contains(out, "5 parked requests") || strings.Count(out, "50 of 50 rejected") != 5 || !strings.Contains(out, "start_time") {
+			return fmt.Errorf("status %d: %s", code, out)
+		}
+		return nil
+	})
+	s.eventually(30*time.Second, func() error { return agentState(t, s.at.HTTP, "parked list") })
+	if out, code := parked("retry"); code != 1 || !strings.Contains(out, "0 requests sent, 5 requests not stored") {
+		t.Errorf("retry before the cause is mended: status %d: %s", code, out)
+	}
+
+	s.kill()
+	s = start(dir, grpc, "168h")
+	if out, code := parked("retry"); code != 0 || !strings.Contains(out, "5 requests sent, 0 requests not stored") {
+		t.Errorf("retry: status %d: %s", code, out)
+	}
+	conn := open(t, s.at.ClickHouseNative)
+	s.eventually(time.Minute, exactly(conn, c.sent))
+	if out, code := parked("list"); code != 0 || !strings.Contains(out, "0 parked requests") {
+		t.Errorf("after retry: status %d: %s", code, out)
+	}
+}
