@@ -323,37 +323,25 @@ func (a *app) newGateways(ctx context.Context) (*gateways, error) {
 	if err := a.ensureTopics(ctx, a.dataTopics()...); err != nil {
 		return nil, err
 	}
-	spans, err := a.gatewayOptions(ctx, schema.TopicSpans)
-	if err != nil {
-		return nil, err
+	for _, p := range []*kafka.Producer{a.spansTo, a.flowsTo} {
+		if err := a.retry(ctx, "count the partitions", p.Look); err != nil {
+			return nil, err
+		}
 	}
-	flows, err := a.gatewayOptions(ctx, schema.TopicFlows)
-	if err != nil {
-		return nil, err
+	opts := gateway.Options{
+		MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg,
+		DedupWindow: max(a.cfg.Writer.DedupWindow, a.cfg.FlowWriter.DedupWindow),
 	}
-	g := &gateways{}
-	if g.traces, err = gateway.New(a.cfg.Gateway, a.spansTo, spans); err != nil {
+	traces, err := gateway.New(a.cfg.Gateway, a.spansTo, opts)
+	if err != nil {
 		return nil, err
 	}
 	var agents gateway.Agents // nobody knows them without the role control
 	if a.control != nil {
 		agents = a.control
 	}
-	g.flows, err = gateway.NewFlows(a.cfg.Gateway, a.flowsTo, agents, flows)
-	return g, err
-}
-
-// gatewayOptions waits until Kafka says how many partitions the topic has.
-func (a *app) gatewayOptions(ctx context.Context, topic string) (gateway.Options, error) {
-	opts := gateway.Options{
-		MaxRecordBytes: int(a.cfg.Kafka.MaxRecordBytes), Registerer: a.reg,
-		DedupWindow: max(a.cfg.Writer.DedupWindow, a.cfg.FlowWriter.DedupWindow),
-	}
-	err := a.retry(ctx, "count the partitions", func(ctx context.Context) (err error) {
-		opts.Partitions, err = a.kafka.Partitions(ctx, topic)
-		return err
-	})
-	return opts, err
+	flows, err := gateway.NewFlows(a.cfg.Gateway, a.flowsTo, agents, opts)
+	return &gateways{traces: traces, flows: flows}, err
 }
 
 // runWriter stores what the topics hold until ctx ends.

@@ -60,9 +60,10 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 	defer f.work.Put(w)
 	now := f.opts.Now()
 	received := f.cfg.firstReceipt(&req, now)
+	layout := f.sender.producer.Layout()
 	window := otlp.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, flowwire.Options{
-		Partitions: f.opts.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
+		Partitions: layout.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
 	})
 	if err != nil {
 		f.metrics.malformed.Inc()
@@ -74,7 +75,7 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 	}
 	flows := 0
 	w.batch = w.batch[:0]
-	from := request{Request: &req, received: received}
+	from := request{Request: &req, received: received, marked: f.sender.marks(layout, now)}
 	oversize := f.sender.oversizeAt(now)
 	for _, r := range records {
 		flows += r.Flows

@@ -28,7 +28,7 @@ func newFlows(t *testing.T, l *log, agents gateway.Agents) (*gateway.Flows, *pro
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	f, err := gateway.NewFlows(gateway.DefaultConfig(), l, agents, gateway.Options{
-		Partitions: 4, MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
+		MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestCountersOfFlowsAddUp(t *testing.T) {
 	l := &log{}
 	f, reg := newFlows(t, l, nil)
 	// Both kinds have one registry in a server.
-	if _, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{Partitions: 1, MaxRecordBytes: 1000, Registerer: reg}); err != nil {
+	if _, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{MaxRecordBytes: 1000, Registerer: reg}); err != nil {
 		t.Fatal(err)
 	}
 	consume := func(agent string, body []byte) {

@@ -91,13 +91,14 @@ type Producer interface {
 	// Produce returns nil only when every record is acknowledged by all in-sync replicas, and a
 	// kafka.TooLargeError when every record is but those that it names. It keeps nothing of batch.
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
+	// Layout returns the topic's partitions, at least 1, and when they changed. It does no I/O.
+	Layout() kafka.Layout
 	// Unstorable tells operators of a record for which nothing can be done here.
 	Unstorable(partition int, err error)
 }
 
 // Options are set by code.
 type Options struct {
-	Partitions     int                   // of the topic
 	MaxRecordBytes int                   // larger parts are split; a span or flow that does not fit is rejected
 	DedupWindow    time.Duration         // in which the writers recognize equal records
 	Now            func() time.Time      // nil means time.Now
@@ -145,9 +146,10 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	defer g.work.Put(w)
 	now := g.opts.Now()
 	received := g.cfg.firstReceipt(&req, now)
+	layout := g.sender.producer.Layout()
 	window := otlp.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, otlp.Options{
-		Partitions: g.opts.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
+		Partitions: layout.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
 	})
 	if err != nil {
 		g.metrics.malformed.Inc()
@@ -155,7 +157,7 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	}
 	spans := 0
 	w.batch = w.batch[:0]
-	from := request{Request: &req, received: received}
+	from := request{Request: &req, received: received, marked: g.sender.marks(layout, now)}
 	oversize := g.sender.oversizeAt(now)
 	for _, r := range records {
 		spans += r.Spans

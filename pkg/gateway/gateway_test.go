@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"testing"
@@ -26,8 +27,9 @@ var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 type log struct {
 	records    []kafka.Outgoing
 	err        error
-	limit      int // of a record's bytes; 0 is none
-	unstorable int // reports of records that could not be split
+	limit      int          // of a record's bytes; 0 is none
+	layout     kafka.Layout // 4 partitions when there are none
+	unstorable int          // reports of records that could not be split
 }
 
 func (l *log) Produce(_ context.Context, batch []kafka.Outgoing) error {
@@ -47,6 +49,10 @@ func (l *log) Produce(_ context.Context, batch []kafka.Outgoing) error {
 		return large
 	}
 	return nil
+}
+
+func (l *log) Layout() kafka.Layout {
+	return kafka.Layout{Partitions: cmp.Or(l.layout.Partitions, 4), Changed: l.layout.Changed}
 }
 
 func (l *log) Unstorable(int, error) { l.unstorable++ }
@@ -73,7 +79,7 @@ func newGateway(t *testing.T, l *log) (*gateway.Gateway, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{
-		Partitions: 4, MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
+		MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +250,7 @@ func TestFirstReceiptIsJudgedBy(t *testing.T) {
 func TestTheHashIsOfWhatCame(t *testing.T) {
 	l := &log{}
 	at := now
-	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{Partitions: 4, MaxRecordBytes: 1 << 20, Now: func() time.Time { return at }})
+	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{MaxRecordBytes: 1 << 20, Now: func() time.Time { return at }})
 	if err != nil {
 		t.Fatal(err)
 	}

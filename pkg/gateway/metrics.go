@@ -18,6 +18,7 @@ type metrics struct {
 	foreign   prometheus.Counter
 	split     prometheus.Counter
 	repaired  prometheus.Counter
+	marked    prometheus.Counter
 	rejected  *prometheus.CounterVec
 }
 
@@ -32,6 +33,7 @@ func newMetrics(reg prometheus.Registerer, what string) *metrics {
 		accepted: counter(what+"_received_total", "Received %s in well-formed requests, rejected ones included."),
 		produced: counter(what+"_produced_total", "Such %s that Kafka has acknowledged."),
 		failed:   counter(what+"_failed_total", "Such %s of requests that were answered with an error, for the client to send again."),
+		marked:   counter(what+"_marked_total", "Produced %s that writers look up by their ids, because the topic's partitions had changed a while before."),
 		split:    counter(what+"_records_split_total", "Records with %s that were larger than the topic's max.message.bytes, and were split."),
 		repaired: counter(what+"_repaired_texts_total", "Texts in requests with %s that were not UTF-8 and got U+FFFD for their bad bytes."),
 		rejected: f.NewCounterVec(prometheus.CounterOpts{

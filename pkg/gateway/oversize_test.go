@@ -60,25 +60,27 @@ func spanIDs(t *testing.T, values [][]byte) map[string]int {
 	return ids
 }
 
+// brokers are both kinds.
+var brokers = map[string]func(*testing.T) string{
+	"embedded": func(t *testing.T) string {
+		b, err := broker.Start(broker.Options{Listen: "127.0.0.1:0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() })
+		return b.Addr()
+	},
+	"apache": func(t *testing.T) string { return apachekafka.Start(t).Addr() },
+}
+
 // A topic that takes less than a record has is an operator's mistake: nothing is lost by it, on either broker.
 func TestTopicTakesLessThanATrace(t *testing.T) {
-	brokers := map[string]func(*testing.T) string{
-		"embedded": func(t *testing.T) string {
-			b, err := broker.Start(broker.Options{Listen: "127.0.0.1:0"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = b.Close() })
-			return b.Addr()
-		},
-		"apache": func(t *testing.T) string { return apachekafka.Start(t).Addr() },
-	}
 	for name, start := range brokers {
 		t.Run(name, func(t *testing.T) {
 			const topic = "metaflow.test"
 			client, producer := connect(t, start(t), kafka.Topic{Name: topic, Partitions: 3, MaxMessageBytes: 100_000})
 			g, err := gateway.New(gateway.DefaultConfig(), producer, gateway.Options{
-				Partitions: 3, MaxRecordBytes: 900 << 10, Now: func() time.Time { return now },
+				MaxRecordBytes: 900 << 10, Now: func() time.Time { return now },
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -130,6 +132,9 @@ func connect(t *testing.T, addr string, topic kafka.Topic) (*kafka.Client, *kafk
 		t.Fatal(err)
 	}
 	producer := client.NewProducer(topic.Name, kafka.ProducerOptions{})
+	if err := producer.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- producer.Run(ctx) }()
@@ -147,21 +152,31 @@ func readValues(t *testing.T, client *kafka.Client, topic string, partitions int
 	t.Helper()
 	var values [][]byte
 	for p := range partitions {
-		for next := int64(0); ; {
-			b, err := client.Fetch(t.Context(), topic, p, next, 1<<20, 10*time.Millisecond)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if b.Next == next {
-				break
-			}
-			next = b.Next
-			for _, r := range b.Records {
-				values = append(values, bytes.Clone(r.Value))
-			}
+		for _, r := range records(t, client, topic, p) {
+			values = append(values, r.Value)
 		}
 	}
 	return values
+}
+
+// records returns what a partition holds.
+func records(t *testing.T, client *kafka.Client, topic string, partition int) []record.Record {
+	t.Helper()
+	var all []record.Record
+	for next := int64(0); ; {
+		b, err := client.Fetch(t.Context(), topic, partition, next, 1<<20, 10*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Next == next {
+			return all
+		}
+		next = b.Next
+		for _, r := range b.Records {
+			r.Value = bytes.Clone(r.Value)
+			all = append(all, r)
+		}
+	}
 }
 
 // resent reports whether the writer is told to look a record up.
@@ -175,10 +190,10 @@ func resent(r kafka.Outgoing) bool {
 
 // Parts have other hashes than the whole. Whichever comes first, the second is looked up.
 func TestPartsAreLookedUp(t *testing.T) {
-	l := &log{limit: 100_000}
+	l := &log{limit: 100_000, layout: kafka.Layout{Partitions: 1}}
 	clock := now
 	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{
-		Partitions: 1, MaxRecordBytes: 1 << 20, DedupWindow: time.Minute, Now: func() time.Time { return clock },
+		MaxRecordBytes: 1 << 20, DedupWindow: time.Minute, Now: func() time.Time { return clock },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,12 @@ func (r *request) outgoing(partition int, value, content []byte, marked bool) ka
 	return kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()}
 }
 
+// marks reports whether the topic has changed a while ago. Then a copy of a request that came before goes to
+// other partitions, whose writers have not seen it: they must look its items up.
+func (s *sender) marks(layout kafka.Layout, now time.Time) bool {
+	return !layout.Changed.IsZero() && now.Sub(layout.Changed) < s.window
+}
+
 // send stores batch, with n items, which are the records of r.
 //
 // A copy of a request is recognized by the hashes of its records. Parts of a record have
@@ -62,6 +68,9 @@ func (s *sender) send(ctx context.Context, r *request, batch []kafka.Outgoing, n
 		return fmt.Errorf("produce %d %s: %w", n, s.metrics.what, err)
 	}
 	s.metrics.produced.Add(float64(n))
+	if r.marked {
+		s.metrics.marked.Add(float64(n))
+	}
 	return nil
 }
 

@@ -170,6 +170,8 @@ func cause(err error) string {
 	switch {
 	case errors.As(err, &code):
 		return code.Title()
+	case errors.Is(err, errNoLeader), errors.Is(err, errNoPartition):
+		return "no leader"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
 	case errors.Is(err, context.Canceled):

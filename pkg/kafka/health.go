@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// lookInterval is how often a Producer looks after its topic.
-	lookInterval = time.Second
+	// lookInterval is how often a Producer looks at its topic. It costs a request of some hundred bytes.
+	lookInterval = 2 * time.Second
 	// failurePatience is for a new leader to be elected, or a broker to restart: only a
 	// failure that lasts longer makes a Producer not ready. What needs an operator does so at once.
 	failurePatience = 5 * time.Second
@@ -116,7 +116,7 @@ func (p *Producer) Ready(ctx context.Context) error {
 	running := p.running
 	p.mu.Unlock()
 	if !running {
-		_, err := p.client.leaders(ctx, p.topic)
+		_, err := p.client.describe(ctx, p.topic)
 		return err
 	}
 	found := p.complaints(time.Now())
@@ -127,7 +127,7 @@ func (p *Producer) Ready(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// watch looks after the topic until ctx ends.
+// watch looks at the topic, and at what it takes, until ctx ends.
 func (p *Producer) watch(ctx context.Context) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
@@ -138,6 +138,7 @@ func (p *Producer) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		_ = p.Look(ctx) // the error is among the complaints
 		p.report(said, time.Now())
 	}
 }

@@ -16,6 +16,7 @@ type metrics struct {
 	produceSeconds  *prometheus.HistogramVec
 	produceErrors   *prometheus.CounterVec
 	failing         *prometheus.GaugeVec
+	layoutChanges   *prometheus.CounterVec
 	fetchedRecords  *prometheus.CounterVec
 	fetchedBytes    *prometheus.CounterVec
 	damaged         *prometheus.CounterVec
@@ -49,6 +50,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Namespace: "metaflow", Subsystem: "kafka", Name: "failing_partitions",
 			Help: "Partitions whose records Kafka does not store at the moment, by cause, as /ready says; 1 where the cause is the topic's.",
 		}, []string{"topic", "cause"}),
+		layoutChanges:  counter("produce_topic_changes_total", "Changes of a topic that its producer noticed: grown, shrunk or recreated.", "topic", "change"),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
 		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
@@ -67,7 +69,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.failing,
+		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.failing, m.layoutChanges,
 		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
 		m.topicChanges, m.truncated, m.unknownCommits,
 	} {
@@ -85,6 +87,7 @@ type topicMetrics struct {
 	acknowledged, failed prometheus.Observer
 	errors               *prometheus.CounterVec // by cause
 	failing              *prometheus.GaugeVec   // by cause
+	changes              *prometheus.CounterVec // by change
 }
 
 func (m *metrics) ofTopic(topic string) topicMetrics {
@@ -95,6 +98,7 @@ func (m *metrics) ofTopic(topic string) topicMetrics {
 		acknowledged: m.produceSeconds.WithLabelValues(topic, "acknowledged"),
 		failed:       m.produceSeconds.WithLabelValues(topic, "failed"),
 		errors:       m.produceErrors.MustCurryWith(prometheus.Labels{"topic": topic}),
+		changes:      m.layoutChanges.MustCurryWith(prometheus.Labels{"topic": topic}),
 		failing:      m.failing.MustCurryWith(prometheus.Labels{"topic": topic}),
 	}
 }

@@ -48,7 +48,9 @@ type Producer struct {
 	queues  []*queue      // by partition; nil when nothing was ever produced for it
 	leaders []int32       // by partition; nil when they have to be looked up
 	senders map[int32]int // alive, by the broker that they send to
-	unseen  failure       // of looking the topic up
+	state   topicState    // as last seen; see layout.go
+	changed time.Time     // when it last became another
+	unseen  failure       // of looking it up
 }
 
 // queue is what waits for one partition.

@@ -294,7 +294,7 @@ func (q *queue) trouble(err error) {
 	}
 }
 
-var errNoLeader = errors.New("the topic has no such partition, or the partition has no leader")
+var errNoLeader = errors.New("the topic has no such partition, or it has no leader")
 
 // find looks the leaders up, and starts senders for the partitions that have one.
 func (p *Producer) find() {
@@ -324,12 +324,5 @@ func (p *Producer) lost(q *queue, err error) {
 		return
 	}
 	p.metrics.errors.WithLabelValues(cause(err)).Inc()
-	waiting := q.waiting
-	q.waiting = nil
-	for _, e := range waiting {
-		e.settle(err)
-	}
-	if q.flight != nil {
-		q.end(q.flight, err)
-	}
+	q.drop(err)
 }
