@@ -51,7 +51,7 @@ func (c *Claim) Grace() time.Duration { return c.group.grace() }
 
 // Lease returns a moment before which nobody else can own the partition, as far as it is
 // known now: it moves on with every sign of life that the coordinator answers, and back when a
-// rebalance begins. It carries a reading of the monotonic clock, so that time.Until holds also
+// rebalance begins. It is over when the handlers have returned. It carries a reading of the monotonic clock, so that time.Until holds also
 // when the process was stopped or the clock was set.
 func (c *Claim) Lease() time.Time { return c.gen.lease.until() }
 

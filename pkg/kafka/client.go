@@ -89,7 +89,11 @@ func New(cfg Config, opts Options) (*Client, error) {
 }
 
 func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		// A broker's host that has gone without a word is noticed within eleven seconds.
+		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3,
+	}}
+	conn, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

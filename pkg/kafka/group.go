@@ -91,6 +91,8 @@ type Group struct {
 	member string     // our id, given by the coordinator; empty before and after
 	view   topicState // the topic, as it was seen last
 	seen   bool       // view is something
+	// patient says that the next ask to join waits for all the others.
+	patient bool
 
 	byID     atomic.Bool // the coordinator takes commits by the topic's id
 	doubtful atomic.Bool // a commit of the generation had no definite answer
@@ -132,6 +134,7 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		gen, err := g.join(ctx)
 		if err == nil {
+			g.patient = false
 			begun := time.Now()
 			err = g.follow(ctx, gen, handle)
 			if time.Since(begun) >= lastingGeneration {
@@ -157,6 +160,7 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			continue
 		}
 		g.client.suspect(err)
+		g.patient = timedOut(err) && !g.patient
 		if timedOut(err) { // the others take their time, or a connection is dead
 			g.log.Info("asking the consumer group again", "error", err)
 			continue
@@ -217,6 +221,7 @@ func (g *Group) follow(ctx context.Context, gen generation, handle Handler) erro
 		<-work.Done()
 	}
 	handling.Wait()
+	gen.lease.end(time.Now()) // from here on we may give the partitions away ourselves
 	stopBeats()
 	beating.Wait()
 	if ctx.Err() != nil {

@@ -141,6 +141,11 @@ func TestSecondMemberTakesHalf(t *testing.T) {
 	createTopic(t, client, 4)
 	first := startMember(t, client, nil)
 	old := first.await(4)[0]
+	lease := old.Lease()
+	if time.Until(lease) > memberOptions.SessionTimeout {
+		t.Errorf("the lease lasts for %s, longer than a session", time.Until(lease))
+	}
+	until(t, func() bool { return old.Lease().After(lease) }) // by heartbeats
 
 	second := startMember(t, newClient(t, cluster, nil), nil)
 	theirs := second.await(2)
@@ -149,6 +154,9 @@ func TestSecondMemberTakesHalf(t *testing.T) {
 		t.Errorf("partitions of both (-want +got):\n%s", diff)
 	}
 
+	if left := time.Until(old.Lease()); left > 0 {
+		t.Errorf("the lease of an old generation lasts for another %s", left)
+	}
 	// The claim of the generation before is worth nothing, whoever owns the partition now.
 	if err := old.Commit(t.Context(), 7, "late"); fault.ClassOf(err) != fault.Fenced {
 		t.Errorf("commit of an old generation = %v, want class fenced", err)
@@ -252,6 +260,9 @@ func TestDeadMemberIsReplaced(t *testing.T) {
 	cut(kmsg.JoinGroup, func(r kmsg.Request) string { return r.(*kmsg.JoinGroupRequest).MemberID })
 	cut(kmsg.LeaveGroup, func(r kmsg.Request) string { return r.(*kmsg.LeaveGroupRequest).Members[0].MemberID })
 	survivor.await(2)
+	if left := time.Until(orphaned.Lease()); left > 0 {
+		t.Errorf("the dead member believes that its partition is its own for another %s", left)
+	}
 	if err := orphaned.Commit(t.Context(), 5, ""); fault.ClassOf(err) != fault.Fenced {
 		t.Errorf("commit of a dead member = %v, want class fenced", err)
 	}
@@ -355,5 +366,63 @@ func TestMorePartitionsAreNoticed(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[int]int{0: 2, 1: 2, 2: 1}, seen); diff != "" {
 		t.Errorf("times that partitions were assigned (-want +got):\n%s", diff)
+	}
+}
+
+// A handler that does not return is waited for as long as the rebalance timeout, no longer. By then
+// its lease is over.
+func TestStuckHandlerIsReplaced(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 2)
+	opts := memberOptions
+	opts.RebalanceTimeout = 2 * time.Second
+	claims := make(chan *kafka.Claim, 10)
+	release := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stuck := make(chan error, 1)
+	go func() {
+		stuck <- client.NewGroup(groupID, topic, opts).Run(ctx, func(_ context.Context, c *kafka.Claim) error {
+			claims <- c
+			<-release
+			return nil
+		})
+	}()
+	old := []*kafka.Claim{<-claims, <-claims}
+	heir := make(chan *kafka.Claim, 10)
+	begun := time.Now()
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		err := newClient(t, cluster, nil).NewGroup(groupID, topic, opts).Run(ctx, func(ctx context.Context, c *kafka.Claim) error {
+			heir <- c
+			<-ctx.Done()
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	defer waiting.Wait()
+	for range old {
+		select {
+		case <-heir:
+		case <-time.After(patience):
+			t.Fatal("the partitions were not given to another member")
+		}
+	}
+	t.Logf("it took %s", time.Since(begun))
+	for _, c := range old {
+		if left := time.Until(c.Lease()); left > 0 {
+			t.Errorf("partition %d: the lease lasts for another %s", c.Partition(), left)
+		}
+		if err := c.Commit(t.Context(), 5, ""); fault.ClassOf(err) != fault.Fenced {
+			t.Errorf("commit of a stuck handler = %v, want class fenced", err)
+		}
+	}
+	cancel()
+	close(release)
+	if err := <-stuck; err != nil {
+		t.Error(err)
 	}
 }

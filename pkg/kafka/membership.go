@@ -140,11 +140,12 @@ func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, erro
 	return answer, nil
 }
 
-// joinTimeout is how long to wait for an answer before asking again. Who has no id yet would
-// become another member by asking again. The others ask twice within a session, which begins with
-// an answer that they may not have got.
+// joinTimeout is how long to wait for an answer before asking again. The first ask is given up
+// within the session that its answer, which we may not have got, has begun. The next one waits as long
+// as the others may need: the embedded broker gives them all their time again with each ask. Who has no
+// id yet would become another member by asking again.
 func (g *Group) joinTimeout() time.Duration {
-	if g.member == "" {
+	if g.member == "" || g.patient {
 		return g.opts.RebalanceTimeout + joinSlack
 	}
 	return g.opts.SessionTimeout / 2
