@@ -89,10 +89,10 @@ func TestApacheKafka(t *testing.T) {
 		if len(values) > 0 {
 			got[c.Partition()] = values
 		}
-		if err := c.Commit(t.Context(), end, "plan"); err != nil {
+		if err := commit(t.Context(), c, end, "plan"); err != nil {
 			t.Error(err)
 		}
-		if offset, metadata, err := c.Committed(t.Context()); offset != end || metadata != "plan" || err != nil {
+		if offset, metadata, err := positionOf(t, c); offset != end || metadata != "plan" || err != nil {
 			t.Errorf("committed = %d, %q, %v", offset, metadata, err)
 		}
 	})
@@ -128,7 +128,7 @@ func followGroup(t *testing.T, client *kafka.Client, name string, work func(*kaf
 		err := group.Run(ctx, func(ctx context.Context, c *kafka.Claim) error {
 			claims <- c
 			<-ctx.Done()
-			last <- c.Commit(context.WithoutCancel(ctx), 1, "last")
+			last <- commit(context.WithoutCancel(ctx), c, 1, "last")
 			return nil
 		})
 		if err != nil {
@@ -151,7 +151,7 @@ func followGroup(t *testing.T, client *kafka.Client, name string, work func(*kaf
 		}
 	}
 	for _, c := range first {
-		if err := c.Commit(t.Context(), 0, ""); fault.ClassOf(err) != fault.Fenced {
+		if err := commit(t.Context(), c, 0, ""); fault.ClassOf(err) != fault.Fenced {
 			t.Errorf("commit of an old generation = %v, want class fenced", err)
 		}
 	}

@@ -176,14 +176,3 @@ func (c *Claim) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
 	}
 	return offset, err
 }
-
-// Committed is Position without the epoch.
-func (c *Claim) Committed(ctx context.Context) (offset int64, metadata string, err error) {
-	p, err := c.Position(ctx)
-	return p.Offset, p.Metadata, err
-}
-
-// Commit is CommitPosition without the epoch.
-func (c *Claim) Commit(ctx context.Context, offset int64, metadata string) error {
-	return c.CommitPosition(ctx, Position{Offset: offset, LeaderEpoch: -1, Metadata: metadata})
-}

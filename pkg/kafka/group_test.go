@@ -158,11 +158,11 @@ func TestSecondMemberTakesHalf(t *testing.T) {
 		t.Errorf("the lease of an old generation lasts for another %s", left)
 	}
 	// The claim of the generation before is worth nothing, whoever owns the partition now.
-	if err := old.Commit(t.Context(), 7, "late"); fault.ClassOf(err) != fault.Fenced {
+	if err := commit(t.Context(), old, 7, "late"); fault.ClassOf(err) != fault.Fenced {
 		t.Errorf("commit of an old generation = %v, want class fenced", err)
 	}
 	for p, c := range theirs {
-		if offset, metadata, err := c.Committed(t.Context()); offset != -1 || metadata != "" || err != nil {
+		if offset, metadata, err := positionOf(t, c); offset != -1 || metadata != "" || err != nil {
 			t.Errorf("partition %d: committed = %d, %q, %v; want nothing", p, offset, metadata, err)
 		}
 	}
@@ -195,7 +195,7 @@ func TestLastCommitIsAccepted(t *testing.T) {
 				continue
 			}
 		}
-		err := c.Commit(context.Background(), int64(100+c.Generation()), fmt.Sprintf("plan of %d", c.Generation()))
+		err := commit(context.Background(), c, int64(100+c.Generation()), fmt.Sprintf("plan of %d", c.Generation()))
 		mu.Lock()
 		defer mu.Unlock()
 		errs = append(errs, err)
@@ -207,7 +207,7 @@ func TestLastCommitIsAccepted(t *testing.T) {
 	committed := func(m *member, want int) {
 		t.Helper()
 		for p, c := range m.await(len(m.await(1))) {
-			offset, metadata, err := c.Committed(t.Context())
+			offset, metadata, err := positionOf(t, c)
 			if offset != int64(100+want) || metadata != fmt.Sprintf("plan of %d", want) || err != nil {
 				t.Errorf("partition %d: committed = %d, %q, %v; want %d", p, offset, metadata, err, 100+want)
 			}
@@ -228,7 +228,7 @@ func TestLastCommitIsAccepted(t *testing.T) {
 	claims := second.await(2)
 	found := false
 	for _, c := range claims {
-		offset, _, err := c.Committed(t.Context())
+		offset, _, err := positionOf(t, c)
 		found = found || (offset == int64(100+current) && err == nil)
 	}
 	if !found {
@@ -263,7 +263,7 @@ func TestDeadMemberIsReplaced(t *testing.T) {
 	if left := time.Until(orphaned.Lease()); left > 0 {
 		t.Errorf("the dead member believes that its partition is its own for another %s", left)
 	}
-	if err := orphaned.Commit(t.Context(), 5, ""); fault.ClassOf(err) != fault.Fenced {
+	if err := commit(t.Context(), orphaned, 5, ""); fault.ClassOf(err) != fault.Fenced {
 		t.Errorf("commit of a dead member = %v, want class fenced", err)
 	}
 }
@@ -318,10 +318,10 @@ func TestGroupOutlivesCoordinatorTrouble(t *testing.T) {
 		return nil, errCut, n <= 3
 	})
 	<-answered
-	if err := claim.Commit(t.Context(), 3, "still ours"); err != nil {
+	if err := commit(t.Context(), claim, 3, "still ours"); err != nil {
 		t.Errorf("commit after lost heartbeats = %v", err)
 	}
-	if offset, metadata, err := claim.Committed(t.Context()); offset != 3 || metadata != "still ours" || err != nil {
+	if offset, metadata, err := positionOf(t, claim); offset != 3 || metadata != "still ours" || err != nil {
 		t.Errorf("committed = %d, %q, %v", offset, metadata, err)
 	}
 }
@@ -416,7 +416,7 @@ func TestStuckHandlerIsReplaced(t *testing.T) {
 		if left := time.Until(c.Lease()); left > 0 {
 			t.Errorf("partition %d: the lease lasts for another %s", c.Partition(), left)
 		}
-		if err := c.Commit(t.Context(), 5, ""); fault.ClassOf(err) != fault.Fenced {
+		if err := commit(t.Context(), c, 5, ""); fault.ClassOf(err) != fault.Fenced {
 			t.Errorf("commit of a stuck handler = %v, want class fenced", err)
 		}
 	}

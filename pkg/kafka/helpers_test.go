@@ -131,3 +131,14 @@ func until(t testing.TB, ok func() bool) {
 		}
 	}
 }
+
+// commit commits without a leader epoch.
+func commit(ctx context.Context, c *kafka.Claim, offset int64, metadata string) error {
+	return c.CommitPosition(ctx, kafka.Position{Offset: offset, LeaderEpoch: -1, Metadata: metadata})
+}
+
+// positionOf returns what the group has committed.
+func positionOf(t testing.TB, c *kafka.Claim) (offset int64, metadata string, err error) {
+	p, err := c.Position(t.Context())
+	return p.Offset, p.Metadata, err
+}

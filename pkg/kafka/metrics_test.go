@@ -33,11 +33,11 @@ func TestMetrics(t *testing.T) {
 	if _, err := claim.Fetch(t.Context(), 0, 1<<20, time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if err := claim.Commit(t.Context(), 3, ""); err != nil {
+	if err := commit(t.Context(), claim, 3, ""); err != nil {
 		t.Fatal(err)
 	}
 	m.stop()
-	if err := claim.Commit(t.Context(), 3, ""); err == nil {
+	if err := commit(t.Context(), claim, 3, ""); err == nil {
 		t.Fatal("a commit after leaving the group was accepted")
 	}
 

@@ -43,7 +43,7 @@ func useEverything(t *testing.T, client *kafka.Client) {
 	if diff := cmp.Diff([]string{"a-0", "a-1"}, values(b.Records)); diff != "" {
 		t.Errorf("fetched (-want +got):\n%s", diff)
 	}
-	if err := claim.Commit(t.Context(), 2, ""); err != nil {
+	if err := commit(t.Context(), claim, 2, ""); err != nil {
 		t.Error(err)
 	}
 	m.stop()

@@ -15,6 +15,7 @@ import (
 	protobuf "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -92,6 +93,10 @@ func (t *Tables) Handle(ctx context.Context, c *kafka.Claim) error {
 		if err == nil || ctx.Err() != nil {
 			return nil //nolint:nilerr // a stop that was asked for; what is not committed comes again
 		}
+		if fault.ClassOf(err) == fault.Fenced || errors.Is(err, kafka.ErrTopicChanged) {
+			t.log.Warn("the topic of resources is given up, for the group to share it out again", slog.Any("error", err))
+			return nil
+		}
 		if failures == 0 {
 			t.log.Warn("tables of resources cannot be written, trying again", slog.Any("error", err))
 		}
@@ -111,70 +116,87 @@ func (t *Tables) follow(ctx context.Context, c *kafka.Claim) error {
 	if err := t.to.Discover(ctx); err != nil {
 		return err
 	}
-	from, err := t.begin(ctx, c)
+	at, err := t.begin(ctx, c)
 	if err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
-		rows, next, err := t.read(ctx, c, from)
+		rows, next, err := t.read(ctx, c, at)
+		if errors.Is(err, kafka.ErrTruncated) {
+			t.log.Error("the topic of resources has lost records, reading it anew", slog.Any("error", err))
+			at, err = t.first(ctx, c)
+			if err == nil {
+				continue
+			}
+		}
 		if err != nil {
 			return err
 		}
-		if next == from {
+		if next.Offset == at.Offset {
 			continue
 		}
-		if err := t.store(ctx, rows, from, next); err != nil {
+		if err := t.store(ctx, rows, at.Offset, next.Offset); err != nil {
 			return err
 		}
 		if err := t.commit(ctx, c, next); err != nil {
 			return err
 		}
-		from = next
+		at = next
 	}
 	return nil
 }
 
-func (t *Tables) commit(ctx context.Context, c *kafka.Claim, next int64) error {
+func (t *Tables) commit(ctx context.Context, c *kafka.Claim, next kafka.Position) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	return c.Commit(ctx, next, "")
+	return c.CommitPosition(ctx, next)
 }
 
 // begin is where to go on.
-func (t *Tables) begin(ctx context.Context, c *kafka.Claim) (int64, error) {
+func (t *Tables) begin(ctx context.Context, c *kafka.Claim) (kafka.Position, error) {
 	start, end, err := c.Bounds(ctx)
 	if err != nil {
-		return 0, err
+		return kafka.Position{}, err
 	}
-	committed, _, err := c.Committed(ctx)
+	committed, err := c.Position(ctx)
 	if err != nil {
-		return 0, err
+		return kafka.Position{}, err
 	}
-	if committed < start || committed > end {
-		return start, nil // the first time, or the topic is another one
+	if committed.Offset < start || committed.Offset > end {
+		return t.first(ctx, c) // the first time, or the log has lost its end
 	}
-	return committed, nil
+	return kafka.Position{Offset: committed.Offset, LeaderEpoch: committed.LeaderEpoch}, nil
 }
 
-// read gathers records from an offset on, as soon as there are any; the last of each key counts.
-func (t *Tables) read(ctx context.Context, c *kafka.Claim, from int64) (rows map[string]row, next int64, err error) {
+// first is the beginning of the log, which rests on nothing.
+func (t *Tables) first(ctx context.Context, c *kafka.Claim) (kafka.Position, error) {
+	start, _, err := c.Bounds(ctx)
+	at := kafka.Position{Offset: start, LeaderEpoch: -1}
+	c.Seek(at)
+	return at, err
+}
+
+// read gathers records from a position on, as soon as there are any; the last of each key counts.
+func (t *Tables) read(ctx context.Context, c *kafka.Claim, from kafka.Position) (rows map[string]row, next kafka.Position, err error) {
 	rows, next = map[string]row{}, from
 	var until <-chan time.Time
 	for len(rows) < gatherAtMost {
-		batch, err := c.Fetch(ctx, next, tableFetch, min(t.gather, 2*time.Second))
+		batch, err := c.Fetch(ctx, next.Offset, tableFetch, min(t.gather, 2*time.Second))
 		var corrupt *kafka.CorruptError
 		switch {
 		case errors.As(err, &corrupt):
 			t.skip(corrupt.Offset, corrupt.Cause)
-			batch.Next = corrupt.Next
+			batch.Next, batch.LeaderEpoch = corrupt.Next, -1
 		case err != nil:
 			return nil, from, err
 		}
 		for _, r := range batch.Records {
 			rows[string(r.Key)] = row{bytes.Clone(r.Value), r.Time}
 		}
-		next = batch.Next
-		if until == nil && next > from {
+		if batch.Next > next.Offset {
+			next.Offset, next.LeaderEpoch = batch.Next, batch.LeaderEpoch
+		}
+		if until == nil && next.Offset > from.Offset {
 			timer := time.NewTimer(t.gather)
 			defer timer.Stop()
 			until = timer.C
@@ -186,7 +208,7 @@ func (t *Tables) read(ctx context.Context, c *kafka.Claim, from int64) (rows map
 			return nil, from, ctx.Err()
 		default:
 		}
-		if next == from {
+		if next.Offset == from.Offset {
 			return rows, next, nil
 		}
 	}
