@@ -24,7 +24,7 @@ type row struct {
 	Service, Pod, Resource, Origin, Scope     string
 	Protocol, Method, Endpoint, ResponseCode  string
 	IP, PeerIP                                string
-	PeerPort                                  uint16
+	Port, PeerPort                            uint16
 }
 
 type pair struct{ Key, Value string }
@@ -158,7 +158,7 @@ func read(s *columns.Spans) ([]row, error) {
 			Origin: words["origin"].Row(i), Scope: words["scope"].Row(i),
 			Protocol: words["protocol"].Row(i), Method: words["method"].Row(i), Endpoint: words["endpoint"].Row(i),
 			ResponseCode: words["response_code"].Row(i),
-			IP:           ip.Row(i).ToIP().String(), PeerIP: peerIP.Row(i).ToIP().String(), PeerPort: peerPort.Row(i),
+			IP:           ip.Row(i).ToIP().String(), PeerIP: peerIP.Row(i).ToIP().String(), Port: port.Row(i), PeerPort: peerPort.Row(i),
 		}
 		events.each(i, func(e int) {
 			r.Events = append(r.Events, event{uint64(eventTime.Data[e]), eventName.Row(e), pairs(onEvent, e), eventDropped.Row(e)})

@@ -72,17 +72,8 @@ func identity(scratch *[]byte, wire, schemaURL []byte) []byte {
 func (r *resources) decode(wire, schemaURL []byte, agent string) (k resourceKeys) {
 	var dropped uint32
 	r.conv.Reset()
-	for i := 0; i < len(wire); {
-		tag, lo, hi := otlp.Next(wire, i)
-		switch tag {
-		case otlp.TagResourceAttributes:
-			key, value := readKeyValue(wire[lo:hi])
-			r.conv.Add(key, value.appendText(nil))
-		case otlp.TagResourceDroppedCount:
-			dropped = otlp.Uint32(tag, wire[lo:hi])
-		}
-		i = hi
-	}
+	eachField(wire, otlp.TagResourceDroppedCount, func(count []byte) { dropped = otlp.Uint32(otlp.Varint, count) })
+	eachAttribute(wire, otlp.TagResourceAttributes, func(key []byte, value anyValue) { r.conv.Add(key, value.appendText(nil)) })
 	r.conv.Resolve()
 	k.serviceName = r.serviceName.key(r.conv.ServiceName)
 	k.namespace = r.namespace.key(r.conv.Namespace)
@@ -195,26 +186,20 @@ func (o *object) close() []byte {
 
 // appendTextObject appends the KeyValues that stand in wire under this tag as
 // a JSON object whose values are all text, as in a Map(String, String): "" when there
-// are none.
+// are none. Of a key that occurs twice the last value counts, as in maps.
 func appendTextObject(dst, wire []byte, keyValues otlp.Tag) []byte {
-	var value []byte
+	var text []byte
 	from := len(dst)
-	for i := 0; i < len(wire); {
-		tag, lo, hi := otlp.Next(wire, i)
-		if tag == keyValues {
-			if len(dst) == from {
-				dst = append(dst, '{')
-			} else {
-				dst = append(dst, ',')
-			}
-			key, v := readKeyValue(wire[lo:hi])
-			dst = appendQuoted(dst, key)
-			dst = append(dst, ':')
-			value = v.appendText(value[:0])
-			dst = appendQuoted(dst, value)
+	eachAttribute(wire, keyValues, func(key []byte, value anyValue) {
+		if len(dst) == from {
+			dst = append(dst, '{')
+		} else {
+			dst = append(dst, ',')
 		}
-		i = hi
-	}
+		dst = append(appendQuoted(dst, key), ':')
+		text = value.appendText(text[:0])
+		dst = appendQuoted(dst, text)
+	})
 	if len(dst) > from {
 		dst = append(dst, '}')
 	}

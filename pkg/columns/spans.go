@@ -3,6 +3,7 @@ package columns
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"math"
 
 	"github.com/ClickHouse/ch-go/proto"
 
@@ -23,16 +24,92 @@ const (
 	statusType = "Enum8('unset' = 0, 'ok' = 1, 'error' = 2)"
 )
 
-// attributes is a column of type Map: a key and a text value per attribute.
+// attributes is a column of type Map: a key and a text value per attribute. OTLP forbids a key to
+// occur twice in a map; where one does, the last value stands alone, as in protobuf's own maps.
 type attributes struct {
 	nested
 	keys   dict
 	values text
+
+	seen     []uint32 // by key: the last map that has it
+	current  uint32   // the one being filled, counting from 1
+	repeated bool     // a key stands in it twice
+	fromKey  int      // where its keys and values begin
+	fromText int
+	fromRow  int
 }
 
 func (a *attributes) init() {
 	a.keys = newDict()
 	a.nested = newNested(mapType, &a.keys, &a.values)
+}
+
+func (a *attributes) reset() {
+	a.nested.reset()
+	a.seen, a.current = a.seen[:0], 0
+}
+
+// begin starts the map of the next row.
+func (a *attributes) begin() {
+	a.current++
+	a.repeated = false
+	a.fromKey, a.fromText, a.fromRow = len(a.keys.keys), len(a.values.buf), a.values.rows
+}
+
+// putKey appends a key, whose value the caller appends.
+func (a *attributes) putKey(key uint32) {
+	if int(key) == len(a.seen) {
+		a.seen = append(a.seen, 0)
+	}
+	a.repeated = a.repeated || a.seen[key] == a.current
+	a.seen[key] = a.current
+	a.keys.putKey(key)
+}
+
+// end closes the map that begin started.
+func (a *attributes) end() {
+	if a.repeated {
+		a.dropRepeated()
+	}
+	a.endRow(len(a.keys.keys) - a.fromKey)
+}
+
+// dropRepeated leaves the last value of each key in the map.
+func (a *attributes) dropRepeated() {
+	keys := a.keys.keys[a.fromKey:]
+	ends := make([]int, 0, len(keys)) // of the values; rare enough to allocate
+	for i := a.fromText; i < len(a.values.buf); {
+		size, n := binary.Uvarint(a.values.buf[i:])
+		i += n + int(size)
+		ends = append(ends, i)
+	}
+	a.current++ // now seen from the end
+	counts := make([]bool, len(keys))
+	for i := len(keys) - 1; i >= 0; i-- {
+		counts[i] = a.seen[keys[i]] != a.current
+		a.seen[keys[i]] = a.current
+	}
+	kept, begin, text := 0, a.fromText, a.fromText
+	for i, end := range ends {
+		if counts[i] {
+			keys[kept] = keys[i]
+			kept++
+			text += copy(a.values.buf[text:], a.values.buf[begin:end])
+		}
+		begin = end
+	}
+	a.keys.keys, a.values.buf, a.values.rows = a.keys.keys[:a.fromKey+kept], a.values.buf[:text], a.fromRow+kept
+	a.repeated = false
+}
+
+// each calls f with every key and value of the map that begin started.
+func (a *attributes) each(f func(key uint32, value []byte)) {
+	i := a.fromText
+	for _, key := range a.keys.keys[a.fromKey:] {
+		size, n := binary.Uvarint(a.values.buf[i:])
+		i += n + int(size)
+		f(key, a.values.buf[i-int(size):i:i])
+	}
 }
 
 // Spans is one block of rows of spans_local. Make it with NewSpans. It belongs
@@ -438,7 +515,7 @@ func allZero(id []byte) bool {
 }
 
 func (a *appender) spanAttributes(b []byte, f *spanFields) {
-	n := 0
+	a.Spans.attributes.begin()
 	for i := f.attributesAt; i >= 0 && i < f.attributesEnd; {
 		tag, lo, hi := otlp.Next(b, i)
 		if tag == otlp.TagSpanAttributes {
@@ -447,11 +524,16 @@ func (a *appender) spanAttributes(b []byte, f *spanFields) {
 				a.convKeys = append(a.convKeys, conventions.Lookup(a.Spans.attributes.keys.last))
 			}
 			a.conv.Set(a.convKeys[key], value)
-			n++
 		}
 		i = hi
 	}
-	a.Spans.attributes.endRow(n)
+	if a.Spans.attributes.repeated {
+		a.Spans.attributes.dropRepeated()
+		// What is derived says what the map says.
+		a.conv.Reset()
+		a.Spans.attributes.each(func(key uint32, value []byte) { a.conv.Set(a.convKeys[key], value) })
+	}
+	a.Spans.attributes.end()
 }
 
 // attribute appends one KeyValue to a Map column and returns the key's place
@@ -459,7 +541,7 @@ func (a *appender) spanAttributes(b []byte, f *spanFields) {
 func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte) {
 	name, v := readKeyValue(b)
 	key = to.keys.key(name)
-	to.keys.putKey(key)
+	to.putKey(key)
 	if v.tag == otlp.TagAnyValueString {
 		return key, to.values.put(v.wire)
 	}
@@ -496,7 +578,7 @@ func (a *appender) event(b []byte) {
 	var time uint64
 	var name []byte
 	var dropped uint32
-	n := 0
+	a.eventAttributes.begin()
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		switch tag {
@@ -506,15 +588,15 @@ func (a *appender) event(b []byte) {
 			name = b[lo:hi]
 		case otlp.TagEventAttributes:
 			a.attribute(&a.eventAttributes, b[lo:hi])
-			n++
 		case otlp.TagEventDroppedCount:
 			dropped = otlp.Uint32(tag, b[lo:hi])
 		}
 		i = hi
 	}
-	a.eventTime.putUint64(time)
+	// The column ends in the year 2262. What lies behind it shows as its end, not as 1969.
+	a.eventTime.putUint64(min(time, math.MaxInt64))
 	a.eventName.put(name)
-	a.eventAttributes.endRow(n)
+	a.eventAttributes.end()
 	a.eventDropped.putUint32(dropped)
 }
 
@@ -534,7 +616,7 @@ func (a *appender) spanLinks(b []byte, f *spanFields) {
 func (a *appender) link(b []byte) {
 	var traceID, spanID, state []byte
 	var dropped, flags uint32
-	n := 0
+	a.linkAttributes.begin()
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
 		switch tag {
@@ -546,7 +628,6 @@ func (a *appender) link(b []byte) {
 			state = b[lo:hi]
 		case otlp.TagLinkAttributes:
 			a.attribute(&a.linkAttributes, b[lo:hi])
-			n++
 		case otlp.TagLinkDroppedCount:
 			dropped = otlp.Uint32(tag, b[lo:hi])
 		case otlp.TagLinkFlags:
@@ -557,7 +638,7 @@ func (a *appender) link(b []byte) {
 	a.linkTraceID.putHex(traceID)
 	a.linkSpanID.putHex(spanID)
 	a.linkTraceState.put(state)
-	a.linkAttributes.endRow(n)
+	a.linkAttributes.end()
 	a.linkDropped.putUint32(dropped)
 	a.linkFlags.putUint32(flags)
 }

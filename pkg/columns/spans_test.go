@@ -169,6 +169,70 @@ func TestFieldsGivenTwice(t *testing.T) {
 	}
 }
 
+// Of a key that occurs twice the last value counts everywhere: in the maps, in JSON, and in what is
+// derived from them.
+func TestRepeatedKeys(t *testing.T) {
+	twice := []*commonpb.KeyValue{kv("a", integer(1)), kv("b", str("x")), kv("a", kvlist(kv("c", integer(1)), kv("c", integer(2))))}
+	span := newSpan(append(twice, kv("http.request.method", str("GET")), kv("http.response.status_code", integer(200)),
+		kv("http.request.method", str("POST")), kv("http.response.status_code", str("")))...)
+	span.Kind = tracepb.Span_SPAN_KIND_SERVER
+	span.Events = []*tracepb.Span_Event{{Attributes: twice}, {Attributes: twice[:2]}}
+	span.Links = []*tracepb.Span_Link{{Attributes: twice}}
+	req := request(span, newSpan(twice[:2]...))
+	req.GetResourceSpans()[0].Resource.Attributes = append(twice, kv("service.name", str("first")), kv("service.name", str("last")))
+	req.GetResourceSpans()[0].GetScopeSpans()[0].Scope = &commonpb.InstrumentationScope{Attributes: twice}
+	rows := decode(t, marshal(t, req))
+	want := []pair{{"b", "x"}, {"a", `{"c":2}`}}
+	got := rows[0]
+	for name, pairs := range map[string][]pair{"span": got.Attributes[:2], "event": got.Events[0].Attributes, "link": got.Links[0].Attributes} {
+		if diff := cmp.Diff(want, pairs); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	if diff := cmp.Diff([]pair{{"http.request.method", "POST"}, {"http.response.status_code", ""}}, got.Attributes[2:]); diff != "" || got.Method != "POST" || got.ResponseCode != "" {
+		t.Errorf("method %q, response code %q (-want +got):\n%s", got.Method, got.ResponseCode, diff)
+	}
+	if want := `{"b":"x","a":"{\"c\":2}","service.name":"last"}`; got.Resource != want || got.Service != "last" {
+		t.Errorf("resource %s of %s, want %s", got.Resource, got.Service, want)
+	}
+	if want := `{"attributes":"{\"b\":\"x\",\"a\":\"{\\\"c\\\":2}\"}"}`; got.Scope != want {
+		t.Errorf("scope %s, want %s", got.Scope, want)
+	}
+	whole := []pair{{"a", "1"}, {"b", "x"}}
+	if diff := cmp.Diff(whole, rows[1].Attributes); diff != "" {
+		t.Errorf("the next span (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(whole, got.Events[1].Attributes); diff != "" {
+		t.Errorf("the next event (-want +got):\n%s", diff)
+	}
+}
+
+// A time that the column cannot hold shows as the last one that it can.
+func TestEventTimeBehindTheColumn(t *testing.T) {
+	span := newSpan()
+	for _, at := range []uint64{0, math.MaxInt64, math.MaxInt64 + 1, math.MaxUint64} {
+		span.Events = append(span.Events, &tracepb.Span_Event{TimeUnixNano: at})
+	}
+	var got []uint64
+	for _, e := range decode(t, marshal(t, request(span)))[0].Events {
+		got = append(got, e.Time)
+	}
+	if diff := cmp.Diff([]uint64{0, math.MaxInt64, math.MaxInt64, math.MaxInt64}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Both ends of the connection stand in the columns as the conventions read them.
+func TestAddressesAndPorts(t *testing.T) {
+	span := newSpan(kv("network.local.address", str("10.0.0.1")), kv("network.local.port", integer(8080)),
+		kv("network.peer.address", str("10.0.0.2")), kv("network.peer.port", str("40001")))
+	span.Kind = tracepb.Span_SPAN_KIND_SERVER
+	got := decode(t, marshal(t, request(span)))[0]
+	if got.IP != "::ffff:10.0.0.1" || got.Port != 8080 || got.PeerIP != "::ffff:10.0.0.2" || got.PeerPort != 40001 {
+		t.Errorf("%s:%d and %s:%d", got.IP, got.Port, got.PeerIP, got.PeerPort)
+	}
+}
+
 // What few ask for stands in one text for each resource and agent.
 func TestOrigin(t *testing.T) {
 	req := request(newSpan())
@@ -264,7 +328,7 @@ func TestAppendAgreesWithTheOfficialRuntime(t *testing.T) {
 		}
 		for i := range got { // the conventions have tests of their own
 			g := &got[i]
-			g.Service, g.Pod, g.Protocol, g.Method, g.Endpoint, g.ResponseCode, g.IP, g.PeerIP, g.PeerPort = "", "", "", "", "", "", "", "", 0
+			g.Service, g.Pod, g.Protocol, g.Method, g.Endpoint, g.ResponseCode, g.IP, g.PeerIP, g.Port, g.PeerPort = "", "", "", "", "", "", "", "", 0, 0
 			g.Origin = ""
 		}
 		if diff := cmp.Diff(expect(req), got); diff != "" {
@@ -290,7 +354,7 @@ func expect(req *coltracepb.ExportTraceServiceRequest) []row {
 					Scope:      expectScope(ss),
 				}
 				for _, e := range sp.GetEvents() {
-					r.Events = append(r.Events, event{e.GetTimeUnixNano(), e.GetName(), expectPairs(e.GetAttributes()), e.GetDroppedAttributesCount()})
+					r.Events = append(r.Events, event{min(e.GetTimeUnixNano(), math.MaxInt64), e.GetName(), expectPairs(e.GetAttributes()), e.GetDroppedAttributesCount()})
 				}
 				for _, l := range sp.GetLinks() {
 					r.Links = append(r.Links, link{
@@ -307,8 +371,22 @@ func expect(req *coltracepb.ExportTraceServiceRequest) []row {
 
 func expectPairs(kvs []*commonpb.KeyValue) []pair {
 	var out []pair
-	for _, a := range kvs {
+	for _, a := range lastOfEachKey(kvs) {
 		out = append(out, pair{a.GetKey(), expectText(a.GetValue())})
+	}
+	return out
+}
+
+// lastOfEachKey leaves out what a later value of the same key replaces.
+func lastOfEachKey(kvs []*commonpb.KeyValue) (out []*commonpb.KeyValue) {
+	last := map[string]int{}
+	for i, a := range kvs {
+		last[a.GetKey()] = i
+	}
+	for i, a := range kvs {
+		if last[a.GetKey()] == i {
+			out = append(out, a)
+		}
 	}
 	return out
 }
@@ -318,7 +396,7 @@ func expectObject(kvs []*commonpb.KeyValue) string {
 		return ""
 	}
 	var fields []string
-	for _, a := range kvs {
+	for _, a := range lastOfEachKey(kvs) {
 		fields = append(fields, quote(a.GetKey())+":"+quote(expectText(a.GetValue())))
 	}
 	return "{" + strings.Join(fields, ",") + "}"
@@ -389,7 +467,7 @@ func expectJSON(v *commonpb.AnyValue) string {
 		return "[" + strings.Join(parts, ",") + "]"
 	case *commonpb.AnyValue_KvlistValue:
 		var parts []string
-		for _, e := range v.KvlistValue.GetValues() {
+		for _, e := range lastOfEachKey(v.KvlistValue.GetValues()) {
 			parts = append(parts, quote(e.GetKey())+":"+expectJSON(e.GetValue()))
 		}
 		return "{" + strings.Join(parts, ",") + "}"

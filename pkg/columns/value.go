@@ -1,6 +1,7 @@
 package columns
 
 import (
+	"bytes"
 	"encoding/base64"
 	"math"
 	"strconv"
@@ -155,7 +156,7 @@ func (v anyValue) appendJSON(dst []byte) []byte {
 	case otlp.TagAnyValueArray:
 		return v.appendList(dst, "[]", appendElements)
 	case otlp.TagAnyValueKvlist:
-		return v.appendList(dst, "{}", appendMembers)
+		return v.appendObject(dst)
 	default:
 		return append(dst, "null"...)
 	}
@@ -190,6 +191,81 @@ func appendElements(dst, wire []byte) []byte {
 	return dst
 }
 
+// appendObject appends a list of KeyValues as a JSON object. Of a key that occurs twice the last value
+// counts.
+func (v anyValue) appendObject(dst []byte) []byte {
+	var few [16][]byte
+	var keys [][]byte
+	if v.pieces == nil {
+		keys = appendKeys(few[:0], v.wire, otlp.TagValues)
+	} else {
+		keys = v.pieces.keys()
+	}
+	last := repeatedKeys(keys)
+	if last == nil {
+		return v.appendList(dst, "{}", appendMembers)
+	}
+	index := 0
+	return v.appendList(dst, "{}", func(dst, wire []byte) []byte {
+		eachField(wire, otlp.TagValues, func(kv []byte) {
+			if key, value := readKeyValue(kv); last[string(key)] == index {
+				dst = value.appendJSON(append(appendQuoted(appendComma(dst), key), ':'))
+			}
+			index++
+		})
+		return dst
+	})
+}
+
+func (p *pieces) keys() (keys [][]byte) {
+	p.each(func(piece []byte) { keys = appendKeys(keys, piece, otlp.TagValues) })
+	return keys
+}
+
+// appendKeys appends the key of every KeyValue that stands in wire under this tag.
+func appendKeys(keys [][]byte, wire []byte, keyValues otlp.Tag) [][]byte {
+	for i := 0; i < len(wire); {
+		tag, lo, hi := otlp.Next(wire, i)
+		if tag == keyValues {
+			var key []byte
+			for kv, j := wire[lo:hi], 0; j < len(kv); {
+				tag, lo, hi := otlp.Next(kv, j)
+				if tag == otlp.TagKeyValueKey {
+					key = kv[lo:hi]
+				}
+				j = hi
+			}
+			keys = append(keys, key)
+		}
+		i = hi
+	}
+	return keys
+}
+
+// repeatedKeys returns where each key occurs last, nil when none occurs twice.
+func repeatedKeys(keys [][]byte) (last map[string]int) {
+	const few = 32 // to compare that many in pairs is faster than a map
+	repeated := false
+	if len(keys) <= few {
+		for i := range keys {
+			for j := range i {
+				repeated = repeated || bytes.Equal(keys[i], keys[j])
+			}
+		}
+		if !repeated {
+			return nil
+		}
+	}
+	last = make(map[string]int, len(keys))
+	for i, key := range keys {
+		last[string(key)] = i
+	}
+	if len(last) == len(keys) {
+		return nil
+	}
+	return last
+}
+
 // appendMembers appends KeyValues to an open JSON object.
 func appendMembers(dst, wire []byte) []byte {
 	for i := 0; i < len(wire); {
@@ -202,6 +278,20 @@ func appendMembers(dst, wire []byte) []byte {
 		i = hi
 	}
 	return dst
+}
+
+// eachAttribute calls f with the KeyValues that stand in wire under this tag; of a key that
+// occurs twice only with the last.
+func eachAttribute(wire []byte, keyValues otlp.Tag, f func(key []byte, value anyValue)) {
+	last := repeatedKeys(appendKeys(nil, wire, keyValues))
+	index := 0
+	eachField(wire, keyValues, func(kv []byte) {
+		key, value := readKeyValue(kv)
+		if last == nil || last[string(key)] == index {
+			f(key, value)
+		}
+		index++
+	})
 }
 
 // appendComma separates what follows from what stands before it in an open

@@ -18,7 +18,8 @@ func (a *attributes) reset() {
 }
 
 // set remembers value for k and reports whether it did: an empty value says
-// nothing. OTLP forbids a name to occur twice; where it does, the last value wins.
+// nothing. OTLP forbids a name to occur twice; the last value that is not empty wins here, and a caller that
+// wants the last value to win leaves the earlier ones out, as pkg/columns does.
 func (a *attributes) set(k Key, value []byte) bool {
 	if k == keyUnknown || k >= keyCount || len(value) == 0 {
 		return false

@@ -113,6 +113,7 @@
 //	peer_ip           network.peer.address, net.sock.peer.addr,
 //	                  net.peer.ip, net.peer.name
 //	                  server.socket.address     client.socket.address
+//	                  upstream_address
 //	                  server.address            client.address
 //	                  destination.address       source.address
 //	                  peer.address, peer.ipv4, peer.ipv6
@@ -130,6 +131,11 @@
 // on a server, for they belong to a client that may sit behind the peer. Where
 // nothing names a port, a server's own is the one in the request's URL or
 // http.host, and the peer of an HTTP client has the default one of the scheme.
+//
+// Proxies write the address of their own caller to peer.address, in the spans of
+// their calls too. So peer.address, peer.ipv4, peer.ipv6 and peer.port are not read when one of them is the
+// span's own address, nor in the calls of a proxy, which upstream_address, upstream_cluster
+// or upstream_cluster.name tells. What remains unknown is left empty: the trace says who was called.
 //
 // A consumer span of a messaging system is the client of its broker: server.*
 // there names the broker (messaging spans), so it is read as a client's. A

@@ -117,6 +117,9 @@ const (
 	keyPeerIPv4
 	keyPeerIPv6
 	keyPeerPort
+	keyUpstreamAddress
+	keyUpstreamCluster
+	keyUpstreamClusterName
 
 	keyServiceName
 	keyServiceNamespace
@@ -254,6 +257,9 @@ var known = [keyCount]struct {
 	keyPeerIPv4:            {name: "peer.ipv4"},
 	keyPeerIPv6:            {name: "peer.ipv6"},
 	keyPeerPort:            {name: "peer.port"},
+	keyUpstreamAddress:     {name: "upstream_address"},
+	keyUpstreamCluster:     {name: "upstream_cluster"},
+	keyUpstreamClusterName: {name: "upstream_cluster.name"},
 
 	keyServiceName:           {name: "service.name"},
 	keyServiceNamespace:      {name: "service.namespace"},

@@ -7,6 +7,9 @@ type source struct {
 	// strict keeps the port for the address beside it: it belongs to a party that may
 	// not be the one at the other end of the socket.
 	strict bool
+	// hearsay marks what OpenTracing left open: proxies write the address of
+	// their own caller there, whatever the span's kind.
+	hearsay bool
 }
 
 // Where the two ends of a connection are found, in order of precedence. The
@@ -19,12 +22,13 @@ var (
 		{address: keyNetSockPeerAddr, port: keyNetSockPeerPort},
 		{address: keyServerSocketAddress, port: keyServerSocketPort},
 		{address: keyNetPeerIP, port: keyNetPeerPort},
+		{address: keyUpstreamAddress},
 		{address: keyServerAddress, port: keyServerPort},
 		{address: keyNetPeerName, port: keyNetPeerPort},
 		{address: keyDestinationAddress, port: keyDestinationPort},
-		{address: keyPeerAddress, port: keyPeerPort},
-		{address: keyPeerIPv4, port: keyPeerPort},
-		{address: keyPeerIPv6, port: keyPeerPort},
+		{address: keyPeerAddress, port: keyPeerPort, hearsay: true},
+		{address: keyPeerIPv4, port: keyPeerPort, hearsay: true},
+		{address: keyPeerIPv6, port: keyPeerPort, hearsay: true},
 	}
 	clientAsPeer = []source{
 		{address: keyNetworkPeerAddress, port: keyNetworkPeerPort},
@@ -34,9 +38,9 @@ var (
 		{address: keyClientAddress, port: keyClientPort, strict: true},
 		{address: keyNetPeerName, port: keyNetPeerPort},
 		{address: keySourceAddress, port: keySourcePort, strict: true},
-		{address: keyPeerAddress, port: keyPeerPort},
-		{address: keyPeerIPv4, port: keyPeerPort},
-		{address: keyPeerIPv6, port: keyPeerPort},
+		{address: keyPeerAddress, port: keyPeerPort, hearsay: true},
+		{address: keyPeerIPv4, port: keyPeerPort, hearsay: true},
+		{address: keyPeerIPv6, port: keyPeerPort, hearsay: true},
 		{address: keyHTTPClientIP, strict: true},
 	}
 	serverAsSelf = []source{
@@ -82,12 +86,14 @@ func (s *Span) resolveNetwork(kind Kind, family family, own address) {
 	case serves:
 		peer, self = clientAsPeer, serverAsSelf
 	}
-	s.PeerIP, s.PeerPort = s.find(peer)
-	s.IP, s.Port = s.find(self)
+	s.IP, s.Port = s.find(self, true)
 	if own != (address{}) {
 		s.IP = own
 	}
+	proxy := s.isProxy()
+	s.PeerIP, s.PeerPort = s.find(peer, !(calls && proxy) && !s.namesItself())
 	switch {
+	case calls && proxy: // the URL is what the proxy's caller asked for
 	case calls:
 		s.completeFromURL(family)
 	case serves && s.Port == 0:
@@ -95,17 +101,44 @@ func (s *Span) resolveNetwork(kind Kind, family family, own address) {
 	}
 }
 
+// isProxy reports whether a proxy made the span that, as Envoy does, writes its caller's address to
+// peer.address in every span, those of its own calls included.
+func (s *Span) isProxy() bool {
+	return s.attributes.has(keyUpstreamAddress) || s.attributes.has(keyUpstreamCluster) || s.attributes.has(keyUpstreamClusterName)
+}
+
+// namesItself reports whether hearsay gives the span's own address for its peer.
+func (s *Span) namesItself() bool {
+	if s.IP == (address{}) {
+		return false
+	}
+	for _, k := range [...]Key{keyPeerAddress, keyPeerIPv4, keyPeerIPv6} {
+		if text := s.attributes.values[k]; text != nil {
+			if ip, _, ok := parseEndpoint(text); ok && ip == s.IP {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // find returns the first address among sources, with the port that belongs to
-// it or else the first that one of the sources has.
-func (s *Span) find(sources []source) (ip address, port uint16) {
+// it or else the first that one of the sources has. It leaves hearsay out unless that is believed.
+func (s *Span) find(sources []source, believeHearsay bool) (ip address, port uint16) {
 	spare := uint16(0)
 	for i := range sources {
 		src := &sources[i]
+		if src.hearsay && !believeHearsay {
+			continue
+		}
 		text, portText := s.attributes.values[src.address], s.attributes.values[src.port]
 		if text == nil && portText == nil {
 			continue
 		}
 		here, herePort, ok := parseEndpoint(text)
+		if ok && src.address == keyUpstreamAddress && here == s.IP {
+			continue // a proxy's call to the program beside it, which has the same address
+		}
 		if p, valid := parsePort(portText); valid {
 			herePort = p
 		}

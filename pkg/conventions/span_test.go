@@ -57,6 +57,44 @@ func (story spanStory) resolve(s *conventions.Span) spanView {
 }
 
 var spanStories = map[string]spanStory{
+	"Envoy, its own call": {
+		kind: conventions.Client, resource: pairs{"k8s.pod.ip", "10.1.1.1"},
+		attrs: pairs{
+			"http.method", "GET", "http.url", "http://cart/items", "peer.address", "10.1.1.1", "upstream_address", "10.2.2.2:8080",
+			"upstream_cluster", "outbound|80||cart", "component", "proxy",
+		},
+		want: spanView{Protocol: "http", Method: "GET", Endpoint: "/items", IP: "10.1.1.1", PeerIP: "10.2.2.2", PeerPort: 8080},
+	},
+	"Envoy, its own call on behalf of another host": {
+		kind: conventions.Client, resource: pairs{"k8s.pod.ip", "10.1.1.1"},
+		attrs: pairs{"http.method", "GET", "http.url", "http://10.1.1.1/items", "peer.address", "10.9.9.9", "upstream_cluster.name", "cart"},
+		want:  spanView{Protocol: "http", Method: "GET", Endpoint: "/items", IP: "10.1.1.1"},
+	},
+	"Envoy, its call to the program beside it": {
+		kind: conventions.Client, resource: pairs{"k8s.pod.ip", "10.1.1.1"},
+		attrs: pairs{"peer.address", "10.9.9.9", "upstream_address", "10.1.1.1:8080"},
+		want:  spanView{IP: "10.1.1.1"},
+	},
+	"Envoy, a request to it": {
+		kind: conventions.Server, resource: pairs{"k8s.pod.ip", "10.1.1.1"},
+		attrs: pairs{"peer.address", "10.3.3.3", "upstream_address", "127.0.0.1:8080", "upstream_cluster", "inbound|8080||"},
+		want:  spanView{IP: "10.1.1.1", PeerIP: "10.3.3.3"},
+	},
+	"peer.address is one's own": {
+		kind: conventions.Client, resource: pairs{"k8s.pod.ip", "10.1.1.1"},
+		attrs: pairs{"peer.address", "/10.1.1.1:41234", "peer.ipv4", "10.1.1.1", "peer.port", "41234"},
+		want:  spanView{IP: "10.1.1.1"},
+	},
+	"peer.address is one's own, on a server that says its address itself": {
+		kind:  conventions.Server,
+		attrs: pairs{"peer.address", "10.1.1.1", "network.local.address", "10.1.1.1", "network.local.port", "80"},
+		want:  spanView{IP: "10.1.1.1", Port: 80},
+	},
+	"peer.address is one's own, and a socket is known": {
+		kind: conventions.Client, resource: pairs{"k8s.pod.ip", "10.1.1.1"},
+		attrs: pairs{"peer.address", "10.1.1.1:41234", "net.sock.peer.addr", "10.2.2.2", "net.sock.peer.port", "9000"},
+		want:  spanView{IP: "10.1.1.1", PeerIP: "10.2.2.2", PeerPort: 9000},
+	},
 	"java agent 1.15, HTTP server": {
 		kind: conventions.Server, name: "/orders/{id}",
 		attrs: pairs{

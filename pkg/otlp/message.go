@@ -79,11 +79,12 @@ const (
 // field only has to be well-formed.
 type Message struct {
 	fields [16]field // by number
+	flat   bool      // no field is text or a message
 }
 
 // NewMessage returns a Message with these fields, whose numbers are below 16.
 func NewMessage(texts []int, messages map[int]*Message) *Message {
-	m := &Message{}
+	m := &Message{flat: len(texts)+len(messages) == 0}
 	for _, number := range texts {
 		m.fields[number].text = true
 	}
@@ -145,6 +146,9 @@ func (m *Message) valid(b []byte, depth int) bool {
 	if depth < 0 {
 		return false
 	}
+	if m.flat {
+		return wellFormed(b)
+	}
 	run := 0 // b[run:i] is such a run
 	for i := 0; i < len(b); {
 		var tag Tag
@@ -171,6 +175,16 @@ func (m *Message) valid(b []byte, depth int) bool {
 		run = hi
 	}
 	return run == len(b) || validText(b[run:])
+}
+
+// wellFormed reports whether b is a message of any kind.
+func wellFormed(b []byte) bool {
+	for i := 0; i < len(b); {
+		if _, _, i = Next(b, i); i < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // levelsOfAttribute are the levels of a KeyValue with a text: itself and its value.
