@@ -1,0 +1,329 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/plan"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+const writerGroup = "metaflow-writer"
+
+// admin returns a client that asks Kafka what an operator asks.
+func admin(t *testing.T, addr string) *kgo.Client {
+	t.Helper()
+	c, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// settled returns nil once a server has nothing left to store.
+func settled(addr string) func() error {
+	return func() error {
+		_, metrics, err := get("http://" + addr + "/metrics")
+		if err != nil {
+			return err
+		}
+		partitions := 0
+		for line := range strings.Lines(metrics) {
+			if strings.HasPrefix(line, "metaflow_writer_lag_records{") && strings.Contains(line, `signal="traces"`) {
+				partitions++
+				if !strings.HasSuffix(strings.TrimSpace(line), " 0") {
+					return fmt.Errorf("behind: %s", line)
+				}
+			}
+		}
+		if partitions == 0 {
+			return fmt.Errorf("no partition is followed yet")
+		}
+		return nil
+	}
+}
+
+// metric returns the sum of a metric's series whose labels contain the text.
+func metric(t *testing.T, addr, name, label string) float64 {
+	t.Helper()
+	_, metrics, err := get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for line := range strings.Lines(metrics) {
+		var value float64
+		if !strings.HasPrefix(line, name+"{") || !strings.Contains(line, label) {
+			continue
+		}
+		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' '):], &value); err != nil {
+			t.Fatal(err)
+		}
+		sum += value
+	}
+	return sum
+}
+
+// The group's offsets are deleted while the log has its records still: nothing is stored again,
+// and an operator is told.
+func TestOffsetsDeleted(t *testing.T) {
+	broker := apachekafka.Start(t)
+	s := &site{t: t, dir: t.TempDir(), kafkaAddr: broker.Addr(), grpc: freeAddr(t)}
+	s.startEngine()
+	t.Cleanup(s.stopEngine)
+	s.config = filepath.Join(s.dir, "metaflow.yaml")
+	yaml := fmt.Sprintf(`grpc: {listen: %q}
+kafka: {brokers: [%q], partitions: 3}
+clickhouse: {addresses: ["127.0.0.1:%d"]}
+writer: {max_batch_wait: 200ms, session_timeout: 6s}
+log: {format: text}
+`, s.grpc, s.kafkaAddr, s.nativePort)
+	if err := os.WriteFile(s.config, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	c := newClient(t, s.grpc, 1)
+	for range 4 {
+		c.send(t.Context(), 50)
+	}
+	conn := open(t, s.engine.NativeAddr())
+	server.eventually(time.Minute, exactly(conn, 200))
+	if code := server.terminate(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	req := kmsg.NewPtrDeleteGroupsRequest()
+	req.Groups = []string{writerGroup}
+	cl := admin(t, s.kafkaAddr)
+	err := waitFor(time.Minute, nil, func() error { // the group may not be empty yet
+		resp, err := req.RequestWith(t.Context(), cl)
+		if err == nil && resp.Groups[0].ErrorCode != 0 {
+			err = fmt.Errorf("error code %d", resp.Groups[0].ErrorCode)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, addr = s.serve("gateway,writer")
+	ready(server, addr)
+	server.eventually(time.Minute, settled(addr))
+	if err := exactly(conn, 200)(); err != nil {
+		t.Error(err)
+	}
+	if n := metric(t, addr, "metaflow_writer_positions_doubted_total", `why="none"`); n == 0 {
+		t.Error("nobody is told that the offsets were gone")
+	}
+	if n := metric(t, addr, "metaflow_writer_spans_duplicate_total", `by="id"`); n != 200 {
+		t.Errorf("%v spans were counted as stored before", n)
+	}
+}
+
+// ClickHouse wrote down the tokens of blocks and died before their parts were in place. Who finishes
+// the plans finds the rows missing, and stores them.
+func TestTokensWithoutParts(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	newClient(t, s.grpc, 1).send(t.Context(), 500) // a record in each partition at most
+	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), 500))
+	server.eventually(time.Minute, settled(addr))
+	if code := server.terminate(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	// As if the last owner had died after its inserts and before its commits.
+	cl := admin(t, s.kafkaAddr)
+	planned := 0
+	for partition := range int32(6) {
+		if planAgain(t, cl, partition) {
+			planned++
+		}
+	}
+	if planned < 2 {
+		t.Fatalf("%d ranges are planned", planned)
+	}
+	s.stopEngine()
+	removeParts(t, filepath.Join(s.dir, "clickhouse"), "spans_local")
+	s.startEngine()
+	conn := open(t, s.engine.NativeAddr())
+	if rows, _, err := stored(conn); err != nil || rows != 0 {
+		t.Fatalf("%d rows are left, %v", rows, err)
+	}
+	server, addr = s.serve("gateway,writer")
+	ready(server, addr)
+	server.eventually(time.Minute, exactly(conn, 500))
+	server.eventually(time.Minute, settled(addr))
+	if err := exactly(conn, 500)(); err != nil {
+		t.Error(err)
+	}
+	if n := metric(t, addr, "metaflow_writer_tokens_without_rows_total", ""); n != float64(planned) {
+		t.Errorf("%v tokens without rows were counted, want %d", n, planned)
+	}
+}
+
+// planAgain commits, for a partition with one record, the plan that its insert was made under.
+func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
+	t.Helper()
+	fetch := kmsg.NewPtrOffsetFetchRequest()
+	fetch.Group = writerGroup
+	fetch.Topics = []kmsg.OffsetFetchRequestTopic{{Topic: schema.TopicSpans, Partitions: []int32{partition}}}
+	fetched, err := fetch.RequestWith(t.Context(), cl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	topics := fetched.Topics
+	var offset int64
+	var metadata string
+	if len(topics) == 1 {
+		offset, metadata = topics[0].Partitions[0].Offset, *topics[0].Partitions[0].Metadata
+	} else {
+		p := fetched.Groups[0].Topics[0].Partitions[0]
+		offset, metadata = p.Offset, *p.Metadata
+	}
+	if offset != 1 {
+		return false
+	}
+	said, ok, err := plan.Parse(offset, metadata)
+	if err != nil || !ok {
+		t.Fatalf("committed %d %q: %v", offset, metadata, err)
+	}
+	reader, err := kgo.NewClient(kgo.SeedBrokers(cl.OptValue(kgo.SeedBrokers).([]string)...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{
+		schema.TopicSpans: {partition: kgo.NewOffset().At(0)},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	first := reader.PollFetches(t.Context()).Records()[0].Timestamp.UnixMilli()
+	said.Plan = plan.Plan{To: 1, First: first}
+	text := said.Metadata()
+	commit := kmsg.NewPtrOffsetCommitRequest()
+	commit.Group, commit.Generation = writerGroup, -1
+	id, err := kafka.ParseTopicID(said.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: schema.TopicSpans, TopicID: id, Partitions: []kmsg.OffsetCommitRequestTopicPartition{
+		{Partition: partition, Offset: 0, LeaderEpoch: -1, Metadata: &text},
+	}}}
+	resp, err := commit.RequestWith(t.Context(), cl)
+	if err != nil || resp.Topics[0].Partitions[0].ErrorCode != 0 {
+		t.Fatalf("commit: %+v, %v", resp, err)
+	}
+	return true
+}
+
+// removeParts deletes every part of a table whose server does not run.
+func removeParts(t *testing.T, dataDir, table string) {
+	t.Helper()
+	removed := 0
+	err := filepath.WalkDir(dataDir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || !e.IsDir() || !strings.Contains(path, string(filepath.Separator)+table+string(filepath.Separator)) && !strings.Contains(path, "store") {
+			return err
+		}
+		checksums := filepath.Join(path, "checksums.txt")
+		columns, err := os.ReadFile(filepath.Join(path, "columns.txt"))
+		if _, missing := os.Stat(checksums); missing != nil || err != nil {
+			return nil
+		}
+		if strings.Contains(string(columns), "`parent_span_id`") {
+			removed++
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+			return filepath.SkipDir
+		}
+		return nil
+	})
+	if err != nil || removed == 0 {
+		t.Fatalf("%d parts removed, %v", removed, err)
+	}
+}
+
+// A view that an operator attached to the table fails after the rows are in it.
+func TestViewOnTheTableFails(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	conn := open(t, s.engine.NativeAddr())
+	for _, sql := range []string{
+		"CREATE TABLE metaflow.mine (n UInt8) ENGINE = MergeTree ORDER BY n",
+		"CREATE MATERIALIZED VIEW metaflow.mine_of_spans TO metaflow.mine AS SELECT throwIf(duration_ns >= 0, 'my view') AS n FROM metaflow.spans_local",
+	} {
+		if err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newClient(t, s.grpc, 1)
+	for range 5 {
+		c.send(t.Context(), 100)
+	}
+	server.eventually(time.Minute, exactly(conn, 500))
+	server.eventually(time.Minute, settled(addr))
+	if err := exactly(conn, 500)(); err != nil {
+		t.Error(err)
+	}
+	if n := metric(t, addr, "metaflow_writer_view_failures_total", ""); n == 0 {
+		t.Error("nobody is told that the view fails")
+	}
+	if n := metric(t, addr, "metaflow_writer_dead_letters_total", ""); n != 0 {
+		t.Errorf("%v dead letters", n)
+	}
+}
+
+// Writers are stopped for longer than their session, in the middle of whatever they do, and wake
+// when others have their partitions; and ClickHouse remembers hardly any token.
+func TestWritersStoppedAndContinued(t *testing.T) {
+	s := newSite(t, "")
+	gateway, gatewayAddr := s.serve("gateway")
+	first, firstAddr := s.serve("writer")
+	second, _ := s.serve("writer")
+	ready(gateway, gatewayAddr)
+	ready(first, firstAddr)
+	conn := open(t, s.engine.NativeAddr())
+	if err := conn.Exec(t.Context(), "ALTER TABLE metaflow.spans_local MODIFY SETTING non_replicated_deduplication_window = 1"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	sent := make(chan int)
+	go func() {
+		c := newClient(t, s.grpc, 1)
+		for ctx.Err() == nil {
+			c.send(t.Context(), 20)
+		}
+		sent <- c.sent
+	}()
+	for i := range 4 {
+		stopped := []*process{first, second}[i%2]
+		_ = stopped.cmd.Process.Signal(syscall.SIGSTOP)
+		<-time.After(8 * time.Second) // its session ends after 6
+		_ = stopped.cmd.Process.Signal(syscall.SIGCONT)
+		<-time.After(time.Second)
+	}
+	stop()
+	want := <-sent
+	first.eventually(2*time.Minute, func() error {
+		rows, _, err := stored(conn)
+		if err == nil && rows < uint64(want) {
+			err = fmt.Errorf("%d of %d are stored", rows, want)
+		}
+		return err
+	})
+	first.eventually(time.Minute, settled(firstAddr))
+	if err := exactly(conn, want)(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d spans", want)
+}
