@@ -244,6 +244,23 @@ func TestALoopbackSenderHasTheHostsAddress(t *testing.T) {
 	}
 }
 
+// A text that is not UTF-8 is repaired on its way, so that servers of any version take the request.
+func TestBadTextIsRepaired(t *testing.T) {
+	r := newRig(t, 1<<20)
+	body := append(otlptest.New(1, otlptest.Options{}).RequestBytes(3), 0x0a, 3, 0x1a, 1, 0xff)
+	if _, err := r.consume(t.Context(), body, netip.Addr{}); err != nil {
+		t.Fatal(err)
+	}
+	for stored := range r.servers.stored {
+		if err := otlp.Check([]byte(stored)); err != nil || otlp.Spans([]byte(stored)) != 3 {
+			t.Errorf("forwarded %d spans, %v", otlp.Spans([]byte(stored)), err)
+		}
+	}
+	if len(r.servers.stored) != 1 {
+		t.Errorf("%d requests reached the servers", len(r.servers.stored))
+	}
+}
+
 func TestGarbageIsRefused(t *testing.T) {
 	r := newRig(t, 1<<20)
 	if _, err := r.consume(t.Context(), []byte("garbage"), sender); fault.ClassOf(err) != fault.Rejected {

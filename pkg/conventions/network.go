@@ -91,7 +91,7 @@ func (s *Span) resolveNetwork(kind Kind, family family, own address) {
 		s.IP = own
 	}
 	proxy := s.isProxy()
-	s.PeerIP, s.PeerPort = s.find(peer, !(calls && proxy) && !s.namesItself())
+	s.PeerIP, s.PeerPort = s.find(peer, (!calls || !proxy) && !s.namesItself())
 	switch {
 	case calls && proxy: // the URL is what the proxy's caller asked for
 	case calls:

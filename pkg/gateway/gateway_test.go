@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -125,6 +126,55 @@ func TestConsumeProducesByPartition(t *testing.T) {
 	}
 	if total != 40 {
 		t.Errorf("%d spans produced, want 40", total)
+	}
+}
+
+// One span of 500 has a byte that is not UTF-8: all are stored, and a request that is sent again gives equal records.
+func TestOneBadByteCostsNoSpan(t *testing.T) {
+	var spans []*tracepb.Span
+	for i := range 500 {
+		s := span(byte(i%9+1), byte(i%255+1))
+		if i == 77 {
+			s.Name = "caf~"
+		}
+		spans = append(spans, s)
+	}
+	body := bytes.Replace(request(t, spans...), []byte("caf~"), []byte("caf\xc3"), 1)
+	var first []kafka.Outgoing
+	for range 2 {
+		l := &log{}
+		g, reg := newGateway(t, l)
+		res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: body})
+		if err != nil || res.Rejected != 0 || res.Message != "" {
+			t.Fatalf("ConsumeTraces = %+v, %v", res, err)
+		}
+		kept, mended := 0, 0
+		for _, r := range l.records {
+			var req coltracepb.ExportTraceServiceRequest
+			if err := proto.Unmarshal(r.Value, &req); err != nil {
+				t.Fatal(err)
+			}
+			for _, sp := range req.GetResourceSpans()[0].GetScopeSpans()[0].GetSpans() {
+				kept++
+				if sp.GetName() == "caf\uFFFD" {
+					mended++
+				}
+			}
+		}
+		if kept != 500 || mended != 1 {
+			t.Errorf("%d spans kept, %d of them mended", kept, mended)
+		}
+		if n, err := testutil.GatherAndCount(reg, "metaflow_gateway_spans_repaired_texts_total"); err != nil || n != 1 {
+			t.Errorf("the metric is there %d times, %v", n, err)
+		}
+		if first == nil {
+			first = l.records
+		}
+		for i, r := range l.records {
+			if !bytes.Equal(r.Value, first[i].Value) || record.HashOf(r.Value) != record.HashOf(first[i].Value) {
+				t.Error("sent again, the records differ")
+			}
+		}
 	}
 }
 

@@ -53,15 +53,15 @@ func (r *repairer) measure(m *Message, b []byte, depth int) (size int, ok bool) 
 		if hi < 0 {
 			return 0, false
 		}
-		length := hi - lo
 		switch f := m.fieldOf(tag); {
 		case f.text && !utf8.Valid(b[lo:hi]):
-			length = validTextSize(b[lo:hi])
+			length := validTextSize(b[lo:hi])
 			r.texts++
 			size += tagSize(tag, length) + length
 		case f.sub != nil:
 			before := r.texts
-			if length, ok = r.measure(f.sub, b[lo:hi], depth-1); !ok {
+			length, ok := r.measure(f.sub, b[lo:hi], depth-1)
+			if !ok {
 				return 0, false
 			}
 			if r.texts == before {

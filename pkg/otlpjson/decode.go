@@ -190,7 +190,7 @@ func (d *decoder) number(f *field) *valueError {
 }
 
 func (d *decoder) putNumber(f *field, text []byte, quoted bool) bool {
-	switch f.kind { //nolint:exhaustive // of numbers alone
+	switch f.kind {
 	case kindDouble:
 		v, ok := parseDouble(text)
 		d.fixed64(f.number, v)

@@ -193,6 +193,30 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 	})
 }
 
+// Other programs write to the topics too: a text that is not UTF-8 costs none of a record's items.
+func TestBadTextsCostNoItem(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kind *signal
+		body func(time.Time, ...int) []byte
+		bad  []byte
+		want map[string]int
+	}{
+		"spans": {&traces, request, []byte{0x0a, 3, 0x1a, 1, 0xff}, map[string]int{spanID(1): 1, spanID(2): 1}},
+		"flows": {&flows, flowRequest, []byte{0x12, 1, 0xff}, map[string]int{flowID(1): 1, flowID(2): 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store, dead := newLogOf(tc.kind), newTableOf(tc.kind), &letters{}
+				log.append(time.Now(), append(tc.body(time.Now(), 1, 2), tc.bad...), false)
+				follow(newWriter(t, store, dead), log, time.Minute)
+				if diff := cmp.Diff(tc.want, store.spans); diff != "" || len(dead.all) > 0 {
+					t.Errorf("%d dead letters, items (-want +got):\n%s", len(dead.all), diff)
+				}
+			})
+		})
+	}
+}
+
 // A flow that ClickHouse refuses, and one that no gateway would have accepted.
 func TestRefusedFlowsAreDiverted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
