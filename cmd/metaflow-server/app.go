@@ -48,6 +48,8 @@ type app struct {
 	agents   *agentgrpc.Service
 	// Of the role gateway: where it produces to.
 	spansTo, flowsTo *kafka.Producer
+	// single says that Kafka is one broker by intention, so that nobody is told of its replicas.
+	single bool
 	// listening is told the addresses of the ports that take data once they have them;
 	// that of OTLP/HTTP is nil when there is none.
 	listening func(grpc, otlpHTTP net.Addr)
@@ -208,6 +210,10 @@ func (a *app) run(ctx context.Context) error {
 func (a *app) runRoles(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.followResources(ctx) })
+	g.Go(func() error {
+		a.kafka.WatchSettings(ctx, !a.single, a.topics()...)
+		return nil
+	})
 	if a.servesPort() {
 		g.Go(func() error { return a.runPort(ctx) })
 	}
@@ -439,6 +445,18 @@ func (a *app) dataTopics() []kafka.Topic {
 	dead.Partitions = 1
 	dead.Retention = max(a.cfg.Kafka.Retention, deadLetterRetention)
 	return []kafka.Topic{a.topic(schema.TopicSpans), a.topic(schema.TopicFlows), dead, a.resourcesTopic()}
+}
+
+// topics are those that this server's roles need.
+func (a *app) topics() []kafka.Topic {
+	topics := []kafka.Topic{a.resourcesTopic()}
+	if a.cfg.has(roleGateway) || a.cfg.has(roleWriter) {
+		topics = a.dataTopics()
+	}
+	if a.cfg.has(roleControl) {
+		topics = append(topics, a.controlTopics()[0])
+	}
+	return topics
 }
 
 // controlTopics are those that control needs.

@@ -115,7 +115,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 
 	cfg.Roles = slices.Clone(allRoles)
 	cfg.Kafka.Brokers = []string{kafka.Addr()}
-	cfg.Kafka.Replication = 1
+	cfg.Kafka.Replication, cfg.Kafka.MinInSync = 1, 1
 	cfg.ClickHouse.Addresses = []string{engine.NativeAddr()}
 	cfg.ClickHouse.Cluster = ""
 	a, err := newApp(cfg, log)

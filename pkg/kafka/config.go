@@ -16,6 +16,7 @@ type Config struct {
 	Brokers        []string         `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
 	Partitions     int              `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
 	Replication    int              `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
+	MinInSync      int              `mapstructure:"min_insync_replicas" doc:"min.insync.replicas of every topic created: how many replicas must have a record before it is acknowledged. 0 takes 2 with three replicas or more, and 1 with fewer"`
 	Retention      time.Duration    `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
 	Compression    string           `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half of the CPU of lz4, zstd about half of its space for up to twice its CPU"`
 	MaxRecordBytes int64            `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
@@ -67,6 +68,9 @@ func (c Config) Validate() error {
 	}
 	if c.Replication < 1 {
 		problem("replication: %d is not positive", c.Replication)
+	}
+	if c.MinInSync < 0 || c.MinInSync > max(c.Replication, 1) {
+		problem("min_insync_replicas: %d is not between 0 and %d (replication)", c.MinInSync, max(c.Replication, 1))
 	}
 	if c.Retention < time.Minute {
 		problem("retention: %s is less than a minute", c.Retention)

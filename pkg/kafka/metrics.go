@@ -17,6 +17,7 @@ type metrics struct {
 	produceErrors   *prometheus.CounterVec
 	failing         *prometheus.GaugeVec
 	layoutChanges   *prometheus.CounterVec
+	settings        *prometheus.GaugeVec
 	fetchedRecords  *prometheus.CounterVec
 	fetchedBytes    *prometheus.CounterVec
 	damaged         *prometheus.CounterVec
@@ -50,7 +51,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Namespace: "metaflow", Subsystem: "kafka", Name: "failing_partitions",
 			Help: "Partitions whose records Kafka does not store at the moment, by cause, as /ready says; 1 where the cause is the topic's.",
 		}, []string{"topic", "cause"}),
-		layoutChanges:  counter("produce_topic_changes_total", "Changes of a topic that its producer noticed: grown, shrunk or recreated.", "topic", "change"),
+		layoutChanges: counter("produce_topic_changes_total", "Changes of a topic that its producer noticed: grown, shrunk or recreated.", "topic", "change"),
+		settings: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "metaflow", Subsystem: "kafka", Name: "topic_setting_differs",
+			Help: "1 for each setting of a topic that is not what servers need; the log says what it should be.",
+		}, []string{"topic", "key"}),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
 		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
@@ -69,7 +74,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.failing, m.layoutChanges,
+		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.failing, m.layoutChanges, m.settings,
 		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
 		m.topicChanges, m.truncated, m.unknownCommits,
 	} {

@@ -19,8 +19,16 @@ type Topic struct {
 	Retention       time.Duration // 0 means Config.Retention; ignored when Compacted or Forever
 	Compacted       bool          // keep the last record of every key, for ever
 	Forever         bool          // keep every record, whatever the brokers' defaults are
+	MinInSync       int           // replicas that must have a record before it is acknowledged; 0 means Config.MinInSync
 	MaxMessageBytes int           // largest batch of records the topic takes; 0 leaves it to the brokers
 }
+
+// With enoughReplicas one broker may be away while safeInSync others acknowledge, and no
+// single broker can lose what is acknowledged.
+const (
+	enoughReplicas = 3
+	safeInSync     = 2
+)
 
 // EnsureTopics creates the topics that are missing. Several programs may do so at
 // once. Topics that are there already stay as they are; a different number of partitions is
@@ -42,6 +50,15 @@ func (c *Client) withDefaults(t Topic) Topic {
 	}
 	if t.Replication == 0 {
 		t.Replication = c.cfg.Replication
+	}
+	if t.MinInSync == 0 {
+		t.MinInSync = c.cfg.MinInSync
+	}
+	if t.MinInSync == 0 {
+		t.MinInSync = 1
+		if t.Replication >= enoughReplicas {
+			t.MinInSync = safeInSync
+		}
 	}
 	if t.Retention == 0 {
 		t.Retention = c.cfg.Retention
@@ -127,6 +144,9 @@ func (t Topic) request() createtopics.RequestTopic {
 		if t.Retention < 0 { // not by size either, whatever the brokers' default is
 			set("retention.bytes", "-1")
 		}
+	}
+	if t.MinInSync > 0 {
+		set("min.insync.replicas", strconv.Itoa(t.MinInSync))
 	}
 	if t.MaxMessageBytes > 0 {
 		set("max.message.bytes", strconv.Itoa(t.MaxMessageBytes))

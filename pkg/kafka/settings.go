@@ -1,0 +1,179 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go/protocol/describeconfigs"
+	"github.com/segmentio/kafka-go/protocol/metadata"
+)
+
+// Difference is a setting of a topic that is not what a server needs.
+type Difference struct {
+	Topic, Key    string
+	Found, Needed string
+	Breaks        string // what does not hold with the setting found
+}
+
+// settingsInterval is how often WatchSettings compares: operators change settings by the year.
+const settingsInterval = 5 * time.Minute
+
+// WatchSettings compares the topics with what they need, at once and from time to time
+// until ctx ends. It logs what differs when it begins to, and shows it as a metric. replicated
+// says whether a broker may fail without loss: then two replicas have to acknowledge.
+func (c *Client) WatchSettings(ctx context.Context, replicated bool, topics ...Topic) {
+	said := make(map[string]string) // values that were logged, by topic and key
+	trouble := ""
+	for {
+		differences, err := c.Differences(ctx, replicated, topics...)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil && err.Error() != trouble:
+			trouble = err.Error()
+			c.log.Warn("settings of topics cannot be compared with what they need", "error", err)
+		case err == nil:
+			trouble = ""
+			c.tell(differences, said)
+		}
+		if sleep(ctx, settingsInterval) != nil {
+			return
+		}
+	}
+}
+
+func (c *Client) tell(differences []Difference, said map[string]string) {
+	c.metrics.settings.Reset()
+	for _, d := range differences {
+		c.metrics.settings.WithLabelValues(d.Topic, d.Key).Set(1)
+		name := d.Topic + " " + d.Key
+		if said[name] != d.Found {
+			said[name] = d.Found
+			c.log.Warn("a setting of a topic is not what is needed",
+				"topic", d.Topic, "key", d.Key, "found", d.Found, "needed", d.Needed, "breaks", d.Breaks)
+		}
+	}
+}
+
+const resourceTopic = 2 // of DescribeConfigs
+
+// Differences compares topics, as EnsureTopics would create them, with how they are.
+func (c *Client) Differences(ctx context.Context, replicated bool, topics ...Topic) ([]Difference, error) {
+	req := &describeconfigs.Request{}
+	for _, t := range topics {
+		req.Resources = append(req.Resources, describeconfigs.RequestResource{ResourceType: resourceTopic, ResourceName: t.Name})
+	}
+	answer, err := c.roundTrip(ctx, controlTimeout, req)
+	if err != nil {
+		return nil, fmt.Errorf("ask kafka for the settings of topics: %w", err)
+	}
+	var errs []error
+	settings := make(map[string]map[string]string)
+	for _, r := range answer.(*describeconfigs.Response).Resources {
+		if err := codeError(r.ErrorCode, r.ErrorMessage); err != nil {
+			errs = append(errs, fmt.Errorf("ask kafka for the settings of topic %s: %w", r.ResourceName, err))
+			continue
+		}
+		found := make(map[string]string, len(r.ConfigEntries))
+		for _, e := range r.ConfigEntries {
+			found[e.ConfigName] = e.ConfigValue
+		}
+		settings[r.ResourceName] = found
+	}
+	var differences []Difference
+	for _, t := range topics {
+		if settings[t.Name] == nil {
+			continue
+		}
+		replicas, err := c.replicas(ctx, t.Name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		differences = append(differences, c.withDefaults(t).differences(settings[t.Name], replicas, replicated)...)
+	}
+	return differences, errors.Join(errs...)
+}
+
+// replicas returns how many replicas the partition of a topic has that has fewest.
+func (c *Client) replicas(ctx context.Context, topic string) (int, error) {
+	answer, err := c.roundTrip(ctx, controlTimeout, &metadata.Request{TopicNames: []string{topic}})
+	if err != nil {
+		return 0, fmt.Errorf("ask kafka for topic %s: %w", topic, err)
+	}
+	t := answer.(*metadata.Response).Topics[0]
+	if err := codeError(t.ErrorCode, ""); err != nil {
+		return 0, fmt.Errorf("ask kafka for topic %s: %w", topic, err)
+	}
+	fewest := 0
+	for i, p := range t.Partitions {
+		if i == 0 || len(p.ReplicaNodes) < fewest {
+			fewest = len(p.ReplicaNodes)
+		}
+	}
+	return fewest, nil
+}
+
+// differences compares t with the settings found. A setting that the broker does not tell counts as right.
+func (t Topic) differences(found map[string]string, replicas int, replicated bool) []Difference {
+	var all []Difference
+	differs := func(key, value, needed, breaks string) {
+		all = append(all, Difference{Topic: t.Name, Key: key, Found: value, Needed: needed, Breaks: breaks})
+	}
+	number := func(key string) (int64, bool) {
+		n, err := strconv.ParseInt(found[key], 10, 64)
+		return n, err == nil
+	}
+	if n, ok := number("max.message.bytes"); ok && n < int64(t.MaxMessageBytes) {
+		differs("max.message.bytes", found["max.message.bytes"], "at least "+strconv.Itoa(t.MaxMessageBytes),
+			"larger records are sent twice and split, and a single span that is larger is not stored")
+	}
+	t.compareReplication(found, replicas, replicated, differs)
+	policy := found["cleanup.policy"]
+	switch {
+	case policy == "":
+	case t.Compacted && !strings.Contains(policy, "compact"):
+		differs("cleanup.policy", policy, "compact", "what every server has to know is deleted with time")
+	case !t.Compacted && policy != "delete":
+		differs("cleanup.policy", policy, "delete", "kafka refuses records without a key, or drops some of them")
+	}
+	if n, ok := number("retention.ms"); ok && n >= 0 && !t.Compacted {
+		switch {
+		case t.Forever || t.Retention < 0:
+			differs("retention.ms", found["retention.ms"], "-1", "records are deleted that are needed for ever")
+		case n < t.Retention.Milliseconds():
+			differs("retention.ms", found["retention.ms"], "at least "+strconv.FormatInt(t.Retention.Milliseconds(), 10),
+				"records are deleted before they are stored, when the writers are behind for longer")
+		}
+	}
+	if kind := found["message.timestamp.type"]; kind != "" && kind != "CreateTime" {
+		differs("message.timestamp.type", kind, "CreateTime", "the window in which copies are recognized goes by the brokers' clocks")
+	}
+	return all
+}
+
+// compareReplication compares what decides whether an acknowledged record survives a broker.
+func (t Topic) compareReplication(found map[string]string, replicas int, replicated bool, differs func(key, value, needed, breaks string)) {
+	inSync, err := strconv.Atoi(found["min.insync.replicas"])
+	known := err == nil
+	if known && inSync > replicas && replicas > 0 {
+		differs("min.insync.replicas", found["min.insync.replicas"], "at most "+strconv.Itoa(replicas), "kafka stores nothing: there are no more replicas")
+	}
+	if !replicated {
+		return
+	}
+	if replicas == 1 {
+		differs("replication", "1", "at least "+strconv.Itoa(enoughReplicas), "what is acknowledged is lost with its only broker, or with its power")
+	}
+	if known && inSync < safeInSync {
+		differs("min.insync.replicas", found["min.insync.replicas"], "at least "+strconv.Itoa(safeInSync),
+			"what is acknowledged may be on one broker alone, and is lost with it")
+	}
+	if found["unclean.leader.election.enable"] == "true" {
+		differs("unclean.leader.election.enable", "true", "false", "what is acknowledged is lost when a replica that is behind becomes leader")
+	}
+}
