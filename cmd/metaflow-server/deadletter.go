@@ -23,12 +23,12 @@ func newDeadLetter() *cobra.Command {
 	list := &cobra.Command{Use: "list", Short: "List what could not be stored, and why", Args: program.Args(cobra.NoArgs)}
 	withKafka(list, func(cmd *cobra.Command, _ *server, client *kafka.Client) error {
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "OFFSET\tDIVERTED\tFROM\tITEMS\tBYTES\tCAUSE")
+		fmt.Fprintln(w, "OFFSET\tDIVERTED\tRECEIVED\tFROM\tITEMS\tBYTES\tCAUSE")
 		n := 0
 		err := deadletter.Each(cmd.Context(), client, schema.TopicDeadLetter, func(e deadletter.Entry) error {
 			n++
-			fmt.Fprintf(w, "%d/%d\t%s\t%s/%d/%d\t%d\t%d\t%s\n", e.At.Partition, e.At.Offset,
-				e.Time.UTC().Format("2006-01-02 15:04:05"), e.Topic, e.Partition, e.Offset, e.Items, len(e.Value), e.Cause)
+			fmt.Fprintf(w, "%d/%d\t%s\t%s\t%s/%d/%d\t%d\t%d\t%s\n", e.At.Partition, e.At.Offset,
+				atSecond(e.Time), atSecond(e.Meta.Received), e.Topic, e.Partition, e.Offset, e.Items, len(e.Value), e.Cause)
 			return nil
 		})
 		if err := errors.Join(err, w.Flush()); err != nil {
@@ -76,6 +76,14 @@ func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time
 	err = errors.Join(err, producers.Wait())
 	fmt.Fprintln(cmd.OutOrStdout(), said(report))
 	return err
+}
+
+// atSecond is "-" for a time that is not known.
+func atSecond(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05")
 }
 
 // said is what a replay did, in words.

@@ -172,22 +172,21 @@ func (d *drainer) retryParked(ctx context.Context) {
 		if err := d.expire(time.Now()); err != nil {
 			d.log.ErrorContext(ctx, "parked requests cannot be removed", slog.Any("error", err))
 		}
-		heads, err := d.parking.Folder.List()
+		names, err := d.parking.Folder.Waiting(d.metrics.items)
 		if err != nil {
 			d.log.ErrorContext(ctx, "parked requests cannot be listed", slog.Any("error", err))
 			continue
 		}
-		heads = slices.DeleteFunc(heads, func(h parked.Head) bool { return !h.Waits || h.Kind != d.metrics.items })
-		if i := slices.IndexFunc(heads, func(h parked.Head) bool { return h.Name > after }); i > 0 {
-			heads = slices.Concat(heads[i:], heads[:i])
+		if i := slices.IndexFunc(names, func(name string) bool { return name > after }); i > 0 {
+			names = slices.Concat(names[i:], names[:i])
 		}
 		failed := 0
-		for _, h := range heads {
+		for _, name := range names {
 			if ctx.Err() != nil || failed == failuresInRow || !d.up.Ready() || d.rest.active() {
 				break
 			}
-			after = h.Name
-			body, err := d.readParked(h.Name)
+			after = name
+			h, body, err := d.readParked(name)
 			if err == nil {
 				err = d.take(ctx, len(body))
 			}
@@ -197,7 +196,7 @@ func (d *drainer) retryParked(ctx context.Context) {
 			switch {
 			case err == nil:
 				failed = 0
-				d.log.InfoContext(ctx, "a parked request is delivered", slog.String("file", h.Name), slog.Int(h.Kind, h.Items))
+				d.log.InfoContext(ctx, "a parked request is delivered", slog.String("file", name), slog.Int(h.Kind, h.Items))
 			case fault.ClassOf(err) == fault.Rejected: // for good: it waits no more
 				h.Waits, h.Cause = false, err.Error()
 				if err := d.parking.replace(h); err != nil {
@@ -211,12 +210,12 @@ func (d *drainer) retryParked(ctx context.Context) {
 }
 
 // readParked returns the request in a file of the folder.
-func (d *drainer) readParked(name string) ([]byte, error) {
-	_, packed, err := d.parking.Folder.Get(name)
-	if err != nil {
-		return nil, err
+func (d *drainer) readParked(name string) (h parked.Head, body []byte, err error) {
+	h, packed, err := d.parking.Folder.Get(name)
+	if err == nil {
+		body, err = d.codec.unpack(packed)
 	}
-	return d.codec.unpack(packed)
+	return h, body, err
 }
 
 // sendParked sends a parked request and removes it when all of it is stored. An error of class
@@ -256,17 +255,15 @@ func (d *drainer) expire(now time.Time) error {
 	if d.parking.MaxAge <= 0 {
 		return nil
 	}
-	heads, err := d.parking.Folder.List()
-	for _, h := range heads {
-		if h.Kind != d.metrics.items || now.Sub(h.Parked) <= d.parking.MaxAge {
-			continue
-		}
-		if removeErr := d.parking.Folder.Remove(h.Name); removeErr != nil {
+	names, err := d.parking.Folder.ParkedBefore(now.Add(-d.parking.MaxAge), d.metrics.items)
+	for _, name := range names {
+		h, _, _ := d.parking.Folder.Get(name) // a damaged one goes too, uncounted
+		if removeErr := d.parking.Folder.Remove(name); removeErr != nil {
 			err = errors.Join(err, removeErr)
 			continue
 		}
 		d.metrics.lost.Add(float64(h.Refused))
-		d.log.Error("a parked request is removed for its age", slog.String("file", h.Name), slog.Int64(h.Kind, h.Refused), slog.String("cause", h.Cause))
+		d.log.Error("a parked request is removed for its age", slog.String("file", name), slog.Int64(h.Kind, h.Refused), slog.String("cause", h.Cause))
 	}
 	return err
 }
@@ -318,7 +315,7 @@ func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts R
 		if err != nil {
 			return report, err
 		}
-		body, err := d.readParked(h.Name)
+		_, body, err := d.readParked(h.Name)
 		if err == nil {
 			err = d.sendParked(ctx, h, body, true)
 		}

@@ -2,8 +2,9 @@
 // a folder with one file for each, bounded in bytes, that an operator can look into.
 //
 // A file is one line of JSON, the [Head], and then the request's body, so `head -n 1` shows why it is there. It
-// appears in one step and is on stable storage when [Folder.Put] returns. A file that is removed, by whomever, is
-// forgotten: the folder keeps nothing in memory, and two processes may use it at a time.
+// appears in one step and is on stable storage when [Folder.Put] returns. Its name says when it was parked, the kind
+// and whether it waits, so those are found without opening files. A file that is removed, by whomever, is
+// forgotten, and two processes may use the folder at a time.
 //
 // The package never removes what was not asked for by name. It knows nothing of what a body means.
 package parked
@@ -50,7 +51,16 @@ type Folder struct {
 	dir      string
 	maxBytes int64
 
-	mu sync.Mutex // one Put at a time, so that the bound holds
+	mu    sync.Mutex // one Put at a time, so that the bound holds
+	known usage
+}
+
+// usage is what the files take.
+type usage struct {
+	changed  time.Time // of the directory
+	counted  time.Time
+	requests int
+	size     int64
 }
 
 const (
@@ -93,7 +103,7 @@ func (f *Folder) Put(h Head, body []byte) error {
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, used, err := f.Usage()
+	used, err := f.used()
 	if err != nil {
 		return fmt.Errorf("park a request: %w", err)
 	}
@@ -112,13 +122,14 @@ func (f *Folder) Put(h Head, body []byte) error {
 		}
 		return fmt.Errorf("park a request: %w", err)
 	}
+	f.added(size)
 	return nil
 }
 
 // free returns the path of a file that does not exist. Names sort by the time of parking.
 func (f *Folder) free(h Head) (string, error) {
 	for n := range 1000 {
-		name := fmt.Sprintf("%s-%03d-%s%s", h.Parked.Format("20060102T150405.000000000Z"), n, h.Kind, suffix)
+		name := fmt.Sprintf("%s-%03d-%s%s", h.Parked.Format(timeInName), n, h.Kind, ending(h.Waits))
 		path := filepath.Join(f.dir, name)
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 			return path, nil
@@ -127,6 +138,43 @@ func (f *Folder) free(h Head) (string, error) {
 		}
 	}
 	return "", errors.New("no name is free")
+}
+
+// timeInName sorts as text.
+const timeInName = "20060102T150405.000000000Z"
+
+func ending(waits bool) string {
+	if waits {
+		return "-waits" + suffix
+	}
+	return suffix
+}
+
+// Waiting returns the names of the requests of a kind that wait, oldest first.
+func (f *Folder) Waiting(kind string) ([]string, error) {
+	return f.names(func(name string) bool { return strings.HasSuffix(name, "-"+kind+ending(true)) })
+}
+
+// ParkedBefore returns the names of the requests of a kind that were parked before t, oldest first.
+func (f *Folder) ParkedBefore(t time.Time, kind string) ([]string, error) {
+	limit := t.UTC().Format(timeInName)
+	return f.names(func(name string) bool {
+		return name < limit && (strings.HasSuffix(name, "-"+kind+ending(false)) || strings.HasSuffix(name, "-"+kind+ending(true)))
+	})
+}
+
+func (f *Folder) names(want func(string) bool) ([]string, error) {
+	entries, err := os.ReadDir(f.dir) // sorted
+	if err != nil {
+		return nil, fmt.Errorf("list parked requests: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if want(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
 }
 
 // write makes the file path, whole or not at all.
@@ -160,21 +208,51 @@ func write(dir, path string, parts ...[]byte) error {
 // Usage returns how many requests are parked, and the bytes that their files take. Half a file that a
 // crash left counts by its bytes.
 func (f *Folder) Usage() (requests int, size int64, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err = f.used()
+	return f.known.requests, f.known.size, err
+}
+
+// used is the size of the files. It counts them when somebody else has changed the directory, and now and then because
+// two changes may have one time. It needs mu.
+func (f *Folder) used() (int64, error) {
+	info, err := os.Stat(f.dir)
+	if err != nil {
+		return 0, err
+	}
+	if info.ModTime().Equal(f.known.changed) && time.Since(f.known.counted) < countInterval {
+		return f.known.size, nil
+	}
 	entries, err := os.ReadDir(f.dir)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
+	now := usage{changed: info.ModTime(), counted: time.Now()}
 	for _, e := range entries {
 		info, err := e.Info()
 		if err != nil || !info.Mode().IsRegular() {
 			continue // it was removed just now, or is not ours
 		}
-		size += info.Size()
+		now.size += info.Size()
 		if strings.HasSuffix(e.Name(), suffix) {
-			requests++
+			now.requests++
 		}
 	}
-	return requests, size, nil
+	f.known = now
+	return now.size, nil
+}
+
+// countInterval bounds how long a file counts that was removed in the moment of a Put.
+const countInterval = 10 * time.Second
+
+// added counts a file that Put has made. It needs mu.
+func (f *Folder) added(size int64) {
+	f.known.requests++
+	f.known.size += size
+	if info, err := os.Stat(f.dir); err == nil {
+		f.known.changed = info.ModTime()
+	}
 }
 
 // List returns the heads of all parked requests, oldest first. Of a file that is damaged only Name, Size and
@@ -283,5 +361,8 @@ func (f *Folder) Remove(name string) error {
 	if err := os.Remove(filepath.Join(f.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove parked request: %w", err)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.known = usage{} // count again
 	return nil
 }

@@ -42,6 +42,15 @@ func TestPutListGetRemove(t *testing.T) {
 	if err != nil || len(heads) != len(bodies) {
 		t.Fatalf("List = %d heads, %v", len(heads), err)
 	}
+	if names, err := again.Waiting("spans"); err != nil || len(names) != 1 || names[0] != heads[1].Name {
+		t.Errorf("Waiting = %v, %v", names, err)
+	}
+	if names, err := again.ParkedBefore(heads[2].Parked, "spans"); err != nil || len(names) != 2 || names[1] != heads[1].Name {
+		t.Errorf("ParkedBefore = %v, %v", names, err)
+	}
+	if names, err := again.ParkedBefore(time.Now().Add(time.Hour), "flows"); err != nil || len(names) != 0 {
+		t.Errorf("ParkedBefore of flows = %v, %v", names, err)
+	}
 	total := int64(0)
 	for i, h := range heads {
 		want := parked.Head{Kind: "spans", Items: i + 1, Refused: 1, Cause: "no \"room\"\n?", Waits: i == 1, Received: received, Encoding: "zstd"}
@@ -62,8 +71,8 @@ func TestPutListGetRemove(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n, _, _ := f.Usage(); n != len(bodies)-1 {
-		t.Errorf("%d are left", n)
+	if n, size, _ := f.Usage(); n != len(bodies)-1 || size != total-heads[0].Size {
+		t.Errorf("%d are left, of %d bytes", n, size)
 	}
 }
 
