@@ -1,8 +1,16 @@
 package clickhouse
 
 import (
+	"bytes"
+	"math"
 	"testing"
 	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
@@ -38,6 +46,41 @@ func TestDecodedSpansFitTheTable(t *testing.T) {
 		if !sent[name] {
 			t.Errorf("column %s of the table is never filled", name)
 		}
+	}
+}
+
+// What cannot stand as it came is told as it is: queries and derived columns see the same value of a key that came
+// twice, no event happened in 1969, and a text that is not UTF-8 says so.
+func TestOddValuesInTheTable(t *testing.T) {
+	cfg := testConfig(t)
+	d := migrated(t, cfg)
+	ins := newInserter(t, cfg)
+	text := func(key, value string) *commonpb.KeyValue {
+		return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
+	}
+	at := uint64(day(1).UnixNano())
+	body, err := proto.Marshal(&coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		Resource: &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("service.name", "first"), text("service.name", "last")}},
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{
+			TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "caf~", StartTimeUnixNano: at, EndTimeUnixNano: at,
+			Attributes: []*commonpb.KeyValue{text("http.request.method", "GET"), text("http.request.method", "POST")},
+			Events:     []*tracepb.Span_Event{{Name: "e", TimeUnixNano: math.MaxUint64}},
+		}}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := columns.NewSpans()
+	if _, err := block.Append(bytes.Replace(body, []byte("caf~"), []byte("caf\xc3"), 1), columns.Source{Window: otlp.Anytime}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ins.Insert(t.Context(), 0, columns.TableSpans, "token", block.Input(), block.Rows()); err != nil {
+		t.Fatal(err)
+	}
+	got := queryText(t, d, `SELECT name, attributes['http.request.method'], method, length(attributes), resource_attributes['service.name'], service_name,
+		toString(events[1].time) FROM `+cfg.Database+".spans")
+	if want := "caf\uFFFD\tPOST\tPOST\t1\tlast\tlast\t2262-04-11 23:47:16.854775807"; got != want {
+		t.Errorf("stored %q, want %q", got, want)
 	}
 }
 
