@@ -12,7 +12,7 @@ import (
 )
 
 // Claim is one partition, owned for one generation of the group. It belongs to
-// the handler that got it; only Lease may be called from elsewhere.
+// the handler that got it; only Lease and End may be called from elsewhere.
 type Claim struct {
 	group     *Group
 	gen       generation
@@ -165,6 +165,12 @@ func (c *Claim) Bounds(ctx context.Context) (start, end int64, err error) {
 		return 0, 0, err
 	}
 	return start, end, nil
+}
+
+// End returns the offset after the last record that can be read, of whatever log has the topic's
+// name now. It is for watching how far a handler is behind.
+func (c *Claim) End(ctx context.Context) (int64, error) {
+	return c.group.client.listOffset(ctx, c.Topic(), c.partition, kafkago.LastOffset)
 }
 
 // OffsetAt returns the first offset whose record is not older than t, or the

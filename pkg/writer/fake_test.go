@@ -242,6 +242,12 @@ func (l *partitionLog) Bounds(ctx context.Context) (int64, int64, error) {
 	return l.start, l.end(), nil
 }
 
+func (l *partitionLog) End(context.Context) (int64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.end(), nil
+}
+
 func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
 	if err := l.step(ctx, "offset at"); err != nil {
 		return 0, err

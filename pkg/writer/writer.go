@@ -41,6 +41,8 @@ type Claim interface {
 	Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (kafka.Batch, error)
 	// Bounds returns the first offset of the log and the one after its last.
 	Bounds(ctx context.Context) (start, end int64, err error)
+	// End returns the end of the log alone, and may be called while another call is under way.
+	End(ctx context.Context) (int64, error)
 	// OffsetAt returns the first offset whose record is not older than t, or
 	// the end of the log.
 	OffsetAt(ctx context.Context, t time.Time) (int64, error)
@@ -132,7 +134,7 @@ const lagInterval = 5 * time.Second
 // Kafka keep its goroutine waiting.
 func (p *partition) watchLag(ctx context.Context) {
 	for sleep(ctx, lagInterval) == nil {
-		if _, end, err := p.claim.Bounds(ctx); err == nil {
+		if end, err := p.claim.End(ctx); err == nil {
 			p.metrics.lag(p.claim.Partition(), end-p.committed.Load())
 		}
 	}
