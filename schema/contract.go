@@ -33,6 +33,9 @@ const (
 	// KeyService goes before a cluster, a slash, a namespace, a slash and a service's
 	// name; the value is a metaflow.agent.v1.Service.
 	KeyService = "service/"
+	// KeyBinding goes before an agent's id; the value is JSON that pkg/agentauth reads: what
+	// the id is bound to.
+	KeyBinding = "agent-binding/"
 )
 
 // Headers of a record of TopicSpans or TopicFlows. All are optional for the reader: records
@@ -69,6 +72,10 @@ const (
 	MetadataAgent = "metaflow-agent"
 	// MetadataResend is "1" when this request may have been delivered before.
 	MetadataResend = "metaflow-resend"
+	// MetadataSecret is what the agent made at its first start and alone knows.
+	MetadataSecret = "metaflow-secret"
+	// MetadataToken is the installation's, which agents are given.
+	MetadataToken = "metaflow-token"
 	// MetadataReceived is when the agent took the request from its sender: nanoseconds since
 	// the Unix epoch, decimal.
 	MetadataReceived = "metaflow-received"

@@ -52,9 +52,13 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err := os.MkdirAll(cfg.Spool.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("spool.dir: %w", err)
 	}
+	secret, err := agent.Secret(cfg.Spool.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("spool.dir: %w", err)
+	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID}); err != nil {
+	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID, Secret: secret}); err != nil {
 		return nil, err
 	}
 	open := func(what string) (*spool.Spool, error) {

@@ -98,7 +98,11 @@ func retryParked(cmd *cobra.Command, cfg *settings, folder *parked.Folder, names
 	if err != nil {
 		return fmt.Errorf("find out who this host is: %w", err)
 	}
-	up, err := upstream.New(cfg.Server, upstream.Options{Logger: log, AgentID: id.ID})
+	secret, err := agent.Secret(cfg.Spool.Dir)
+	if err != nil {
+		return fmt.Errorf("spool.dir: %w", err)
+	}
+	up, err := upstream.New(cfg.Server, upstream.Options{Logger: log, AgentID: id.ID, Secret: secret})
 	if err != nil {
 		return err
 	}

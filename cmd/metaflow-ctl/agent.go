@@ -27,7 +27,7 @@ and any other agent that comes with its id: that one is refused.`,
 		ValidArgsFunction: o.completeArg(agents), RunE: o.run(showAgent),
 	}
 	remove := &cobra.Command{
-		Use: "delete AGENT", Short: "Forget an agent that is gone", Args: program.Args(cobra.ExactArgs(1)),
+		Use: "delete AGENT", Aliases: []string{"release"}, Short: "Forget an agent that is gone, and free its id for another one", Args: program.Args(cobra.ExactArgs(1)),
 		Long:              "delete forgets an agent. One that is alive comes back by itself.",
 		ValidArgsFunction: o.completeArg(agents),
 		RunE: o.run(func(c *call) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/agentauth"
 	"github.com/metaflowys/metaflow-server/pkg/agentgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/control"
@@ -41,6 +42,8 @@ type app struct {
 	// of agents, and has a producer for them; control says with it how agents are.
 	resources   *resources.Resources
 	resourcesTo *kafka.Producer
+	// guard knows who may speak for which agent, in every role.
+	guard *agentauth.Guard
 	// Of the role control: what it decides and the producer it writes with, and the
 	// streams of agents.
 	control  *control.Control
@@ -106,7 +109,8 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 
 // newResources makes what knows the pods and services.
 func (a *app) newResources() (err error) {
-	opts := resources.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg}
+	a.guard = agentauth.New(a.cfg.Control.AgentTokens, a.cfg.GRPC.TLS.ClientCAFile != "")
+	opts := resources.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg, Also: a.guard}
 	if a.servesPort() {
 		a.resourcesTo = a.kafka.NewProducer(schema.TopicResources, kafka.ProducerOptions{})
 		opts.Producer = a.resourcesTo
@@ -127,12 +131,14 @@ func (a *app) newControl() error {
 	}
 	a.commands = a.kafka.NewProducer(schema.TopicControl, kafka.ProducerOptions{})
 	a.control, err = control.New(a.cfg.Control, control.Options{
-		Log: a.kafka, Commands: a.commands, Resources: a.resourcesTo, Replica: replica, Logger: a.log, Registerer: a.reg,
+		Log: a.kafka, Commands: a.commands, Resources: a.resourcesTo, Replica: replica, Logger: a.log, Registerer: a.reg, Guard: a.guard,
 	})
 	if err != nil {
 		return err
 	}
-	a.agents, err = agentgrpc.New(a.control, agentgrpc.Options{Logger: a.log, Registerer: a.reg, MaxStreams: a.cfg.Control.MaxStreams})
+	a.agents, err = agentgrpc.New(a.control, agentgrpc.Options{
+		Logger: a.log, Registerer: a.reg, MaxStreams: a.cfg.Control.MaxStreams, Authorize: a.guard.Check,
+	})
 	if err != nil {
 		return err
 	}
@@ -239,7 +245,8 @@ func (a *app) runPort(ctx context.Context) error {
 	var overHTTP otlphttp.Consumer
 	opts := otlpgrpc.Options{
 		Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace,
-		Register: agentgrpc.NewResources(a.resources).Register,
+		Register: agentgrpc.NewResources(a.resources, a.guard.Check).Register,
+		Auth:     a.guard,
 	}
 	if a.cfg.has(roleControl) {
 		if err := a.ensureTopics(ctx, a.controlTopics()...); err != nil {

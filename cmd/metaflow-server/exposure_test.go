@@ -12,13 +12,14 @@ func TestExposuresAreTold(t *testing.T) {
 		set  func(*server)
 		want []string // each is in a sentence, and there are no others
 	}{
-		"the defaults": {func(*server) {}, []string{"grpc.listen 0.0.0.0:20035", "http.listen 0.0.0.0:20417"}},
+		"the defaults": {func(*server) {}, []string{"grpc.listen 0.0.0.0:20035", "http.listen 0.0.0.0:20417", "control.agent_tokens"}},
 		"loopback":     {func(s *server) { s.GRPC.Listen, s.HTTP.Listen = "127.0.0.1:1", "[::1]:2" }, nil},
 		"TLS": {func(s *server) {
-			s.GRPC.TLS, s.HTTP.TLS = tlsconfig.Server{CertFile: "a", KeyFile: "b"}, tlsconfig.Server{CertFile: "a", KeyFile: "b"}
+			s.GRPC.TLS, s.HTTP.TLS = tlsconfig.Server{CertFile: "a", KeyFile: "b", ClientCAFile: "c"}, tlsconfig.Server{CertFile: "a", KeyFile: "b"}
 		}, nil},
-		"a writer alone":     {func(s *server) { s.Roles = []string{roleWriter}; s.HTTP.Listen = "localhost:1" }, nil},
-		"changes by anybody": {func(s *server) { s.GRPC.Listen = "127.0.0.1:1"; s.Control.AllowAnonymousWrites = true }, []string{"http.listen", "control.allow_anonymous_writes"}},
+		"tokens in plain text": {func(s *server) { s.HTTP.Listen = "127.0.0.1:1"; s.Control.AgentTokens = []string{"hush"} }, []string{"grpc.listen", "control.agent_tokens travel"}},
+		"a writer alone":       {func(s *server) { s.Roles = []string{roleWriter}; s.HTTP.Listen = "localhost:1" }, nil},
+		"changes by anybody":   {func(s *server) { s.GRPC.Listen = "127.0.0.1:1"; s.Control.AllowAnonymousWrites = true }, []string{"http.listen", "control.allow_anonymous_writes"}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

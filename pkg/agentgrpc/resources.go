@@ -31,11 +31,13 @@ const maxReportBytes = 4 << 20
 type Resources struct {
 	agentv1.UnimplementedResourceServiceServer
 
-	reports Reports
+	reports   Reports
+	authorize Authorize
 }
 
-// NewResources returns a service that hands reports to r.
-func NewResources(r Reports) *Resources { return &Resources{reports: r} }
+// NewResources returns a service that hands reports to r, of those who may speak for the agent that they
+// name.
+func NewResources(r Reports, a Authorize) *Resources { return &Resources{reports: r, authorize: a} }
 
 // Register adds the service to a gRPC server. It is called before the server serves.
 func (s *Resources) Register(r grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(r, s) }
@@ -53,6 +55,9 @@ func All(services ...func(grpc.ServiceRegistrar)) func(grpc.ServiceRegistrar) {
 func (s *Resources) Report(ctx context.Context, r *agentv1.ReportRequest) (*agentv1.ReportResponse, error) {
 	if err := checkReport(ctx, r); err != nil {
 		return nil, status.Error(codes.InvalidArgument, statusText("report: "+err.Error()))
+	}
+	if err := s.authorize.check(ctx, r.AgentId); err != nil {
+		return nil, err
 	}
 	rejected, why, err := s.reports.Report(ctx, r)
 	if err != nil {

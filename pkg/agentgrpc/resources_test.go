@@ -59,7 +59,7 @@ func TestReports(t *testing.T) {
 			if tc.id == "" {
 				ctx = t.Context()
 			}
-			resp, err := agentgrpc.NewResources(reports{rejected: 2, err: tc.answer}).Report(ctx, tc.request)
+			resp, err := agentgrpc.NewResources(reports{rejected: 2, err: tc.answer}, nil).Report(ctx, tc.request)
 			if status.Code(err) != tc.want {
 				t.Fatalf("%v, want %s", err, tc.want)
 			}

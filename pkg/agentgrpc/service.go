@@ -35,6 +35,19 @@ type Options struct {
 	Registerer prometheus.Registerer // nil registers nothing
 	// MaxStreams bounds the streams open at a time. 0 means 10,000.
 	MaxStreams int
+	// Authorize returns nil when the caller of a stream may speak for an agent, else a status.
+	// nil lets everybody.
+	Authorize Authorize
+}
+
+// Authorize decides by the context of a call whether its caller may speak for an agent: nil, or a status.
+type Authorize func(ctx context.Context, agent string) error
+
+func (a Authorize) check(ctx context.Context, agent string) error {
+	if a == nil {
+		return nil
+	}
+	return a(ctx, agent)
 }
 
 // Service serves ControlService. Make one with New.
@@ -42,6 +55,7 @@ type Service struct {
 	agentv1.UnimplementedControlServiceServer
 
 	controller Controller
+	authorize  Authorize
 	log        *slog.Logger
 	metrics    *metrics
 	max        int64
@@ -56,7 +70,7 @@ func New(c Controller, opts Options) (*Service, error) {
 	if opts.MaxStreams <= 0 {
 		opts.MaxStreams = 10_000
 	}
-	s := &Service{controller: c, log: opts.Logger, max: int64(opts.MaxStreams)}
+	s := &Service{controller: c, authorize: opts.Authorize, log: opts.Logger, max: int64(opts.MaxStreams)}
 	var err error
 	if s.metrics, err = newMetrics(opts.Registerer, &s.open); err != nil {
 		return nil, fmt.Errorf("register metrics of agents' streams: %w", err)
@@ -166,6 +180,9 @@ func (st *stream) join(ctx context.Context) (Session, error) {
 	}
 	if err := checkRegistration(r); err != nil {
 		return nil, status.Error(codes.InvalidArgument, statusText("registration: "+err.Error()))
+	}
+	if err := st.authorize.check(ctx, r.AgentId); err != nil {
+		return nil, err
 	}
 	return st.controller.Join(ctx, r, peerOf(ctx))
 }

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/metaflowys/metaflow-server/pkg/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/follow"
@@ -38,6 +40,16 @@ type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	Now        func() time.Time      // nil means time.Now
+	// Guard knows what ids are bound to. Without it none is.
+	Guard Guard
+}
+
+// Guard binds the ids of agents to those who have them. pkg/agentauth has one.
+type Guard interface {
+	// Bind returns the record to write when an agent is let in, nil when there is nothing new.
+	Bind(ctx context.Context, agent string, now time.Time) (value []byte)
+	// Joined returns when an agent was let in first, if that is known.
+	Joined(agent string) (time.Time, bool)
 }
 
 // changesAtOnce bounds the commands under way. Operators are few; more wait.
@@ -64,6 +76,8 @@ type Control struct {
 	// conflicts are agents that were refused lately, by the id that they share with another.
 	conflicts map[string]*conflict
 	statuses  map[string]*agentv1.AgentStatus // to write, by agent id
+	bindings  map[string][]byte               // to write with the status, by agent id
+	newcomers map[netip.Prefix]*rate.Limiter  // of the addresses that agents registered from for the first time
 	// built are the configurations as agents get them, by group id.
 	built map[string]*agentv1.Configuration
 }
@@ -94,6 +108,8 @@ func New(cfg Config, opts Options) (*Control, error) {
 		sessions:  map[string]*session{},
 		conflicts: map[string]*conflict{},
 		statuses:  map[string]*agentv1.AgentStatus{},
+		newcomers: map[netip.Prefix]*rate.Limiter{},
+		bindings:  map[string][]byte{},
 		built:     map[string]*agentv1.Configuration{},
 	}
 	var err error

@@ -16,6 +16,7 @@ type metrics struct {
 	statuses       prometheus.Counter
 	statusFailures prometheus.Counter
 	fromMemory     prometheus.Counter
+	refusedNew     prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
@@ -41,6 +42,10 @@ func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
 			Help: "Questions of operators that were answered from memory because Kafka could not be asked.",
 		}),
 	}
+	m.refusedNew = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "metaflow_control_new_agents_refused_total",
+		Help: "Registrations of agents not known yet that were refused because their address brought too many.",
+	})
 	for _, outcome := range []string{changedOutcome, sameOutcome, refusedOutcome, repeatedOutcome} {
 		m.commands.WithLabelValues(outcome)
 	}
@@ -51,7 +56,7 @@ func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
 		return m, nil
 	}
 	return m, errors.Join(reg.Register(m.commands), reg.Register(m.unreadable), reg.Register(m.statuses),
-		reg.Register(m.statusFailures), reg.Register(m.fromMemory), reg.Register(&agentsCollector{c}))
+		reg.Register(m.statusFailures), reg.Register(m.fromMemory), reg.Register(m.refusedNew), reg.Register(&agentsCollector{c}))
 }
 
 // Outcomes of commands, as the metric's label has them.

@@ -58,7 +58,9 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 	var holder *agentv1.AgentStatus
 	waited := c.await(release, func() bool {
 		if holder = c.holder(r); holder == nil {
-			s, err = c.admit(r, peer)
+			if s, err = c.admit(r, peer); err == nil {
+				c.bind(ctx, r.AgentId)
+			}
 		}
 		return holder == nil
 	})
@@ -122,6 +124,11 @@ func (c *Control) admit(r *agentv1.Registration, peer string) (*session, error) 
 	if !known && max(c.state.AgentCount(), len(c.sessions)) >= c.cfg.MaxAgents {
 		return nil, fault.As(fault.Overload, fmt.Errorf("there are %d agents already, which is the limit (control.max_agents)", c.cfg.MaxAgents))
 	}
+	if !known {
+		if err := c.admitNew(peer); err != nil {
+			return nil, err
+		}
+	}
 	if former := c.sessions[id]; former != nil {
 		c.end(former, errors.New("the agent has opened another stream"))
 	}
@@ -134,6 +141,17 @@ func (c *Control) admit(r *agentv1.Registration, peer string) (*session, error) 
 	s.write()
 	c.log.Debug("agent connected", slog.String("agent_id", id), slog.String("name", r.Name), slog.String("peer", peer))
 	return s, nil
+}
+
+// bind has the id of an agent that was let in written with what it shows. The caller holds mu.
+func (c *Control) bind(ctx context.Context, id string) {
+	if c.opts.Guard == nil {
+		return
+	}
+	if value := c.opts.Guard.Bind(ctx, id, c.opts.Now()); value != nil {
+		c.bindings[id] = value
+		c.remind()
+	}
 }
 
 // end ends a session that has not left. The caller holds mu.

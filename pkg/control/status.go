@@ -130,17 +130,39 @@ func (c *Control) writeSome(ctx context.Context, statuses []*agentv1.AgentStatus
 		if err != nil {
 			return fault.As(fault.Rejected, fmt.Errorf("marshal the status of agent %s: %w", status.Registration.AgentId, err))
 		}
-		batch = append(batch, kafka.Outgoing{Key: fleet.AgentKey(status.Registration.AgentId), Value: value})
+		id := status.Registration.AgentId
+		batch = append(batch, kafka.Outgoing{Key: fleet.AgentKey(id), Value: value})
+		if binding := c.binding(id); binding != nil {
+			batch = append(batch, kafka.Outgoing{Key: fleet.BindingKey(id), Value: binding})
+		}
 	}
-	return c.opts.Resources.Produce(ctx, batch)
+	if err := c.opts.Resources.Produce(ctx, batch); err != nil {
+		return err
+	}
+	c.bound(statuses)
+	return nil
+}
+
+// binding returns what an id is bound to, while that is not yet written.
+func (c *Control) binding(id string) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bindings[id]
+}
+
+// bound forgets the bindings that were written with statuses. One that is newer by now is written again by the
+// agent's next registration.
+func (c *Control) bound(statuses []*agentv1.AgentStatus) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, status := range statuses {
+		delete(c.bindings, status.Registration.AgentId)
+	}
 }
 
 // forgetLost deletes agents that have been lost for long, now and then. Every replica does; doing it
 // twice does no harm.
 func (c *Control) forgetLost(ctx context.Context) error {
-	if c.cfg.ForgetAfter == 0 {
-		return nil
-	}
 	tick := time.NewTicker(forgetInterval)
 	defer tick.Stop()
 	for {
@@ -157,7 +179,10 @@ func (c *Control) forgetOnce(ctx context.Context) {
 	c.mu.Lock()
 	var ids []string
 	if c.resources.reached {
-		ids = c.state.LostSince(c.moment().Add(-c.cfg.ForgetAfter))
+		if c.cfg.ForgetAfter > 0 {
+			ids = c.state.LostSince(c.moment().Add(-c.cfg.ForgetAfter))
+		}
+		ids = append(ids, c.passersBy()...)
 	}
 	c.mu.Unlock()
 	ids = ids[:min(len(ids), forgetAtOnce)]
@@ -168,14 +193,14 @@ func (c *Control) forgetOnce(ctx context.Context) {
 		c.log.Warn("agents that are lost for long cannot be forgotten", slog.Int("agents", len(ids)), slog.Any("error", err))
 		return
 	}
-	c.log.Info("agents forgotten that were lost for long", slog.Int("agents", len(ids)), slog.Duration("lost_for", c.cfg.ForgetAfter))
+	c.log.Info("agents forgotten that were lost for long, or soon after they had come", slog.Int("agents", len(ids)))
 }
 
 // tombstones deletes agents.
 func (c *Control) tombstones(ctx context.Context, ids ...string) error {
 	batch := make([]kafka.Outgoing, 0, len(ids))
 	for _, id := range ids {
-		batch = append(batch, kafka.Outgoing{Key: fleet.AgentKey(id)})
+		batch = append(batch, kafka.Outgoing{Key: fleet.AgentKey(id)}, kafka.Outgoing{Key: fleet.BindingKey(id)})
 	}
 	return c.opts.Resources.Produce(ctx, batch)
 }

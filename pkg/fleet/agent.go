@@ -3,6 +3,8 @@ package fleet
 import (
 	"cmp"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -52,6 +54,9 @@ type Agent struct {
 // AgentKey returns the key of an agent's records in the topic of resources.
 func AgentKey(id string) []byte { return []byte(schema.KeyAgent + id) }
 
+// BindingKey returns the key of the record that says what an agent's id is bound to.
+func BindingKey(id string) []byte { return []byte(schema.KeyBinding + id) }
+
 // Observe takes a record of the topic of resources; status is nil for one without a value,
 // which says that the agent was deleted. It returns the agent's id; ok is false for
 // records that are not about agents or make no sense, which change nothing.
@@ -72,6 +77,9 @@ func (s *State) Observe(key []byte, status *agentv1.AgentStatus) (id string, ok 
 
 // Status returns the last that was observed of an agent, nil when there is none.
 func (s *State) Status(id string) *agentv1.AgentStatus { return s.agents[id] }
+
+// Statuses returns the last that was observed of all agents, by id, in no order. They must not be changed.
+func (s *State) Statuses() iter.Seq2[string, *agentv1.AgentStatus] { return maps.All(s.agents) }
 
 // AgentCount is how many agents are known, lost ones included.
 func (s *State) AgentCount() int { return len(s.agents) }
@@ -119,7 +127,7 @@ func (s *State) Find(idOrName string, now time.Time) []Agent {
 func (s *State) LostSince(moment time.Time) []string {
 	var ids []string
 	for id, status := range s.agents {
-		if seen(status).Before(moment) {
+		if Seen(status).Before(moment) {
 			ids = append(ids, id)
 		}
 	}
@@ -141,16 +149,17 @@ func (s *State) Members() map[string]int {
 // Alive says whether the instance that a status is of may still run at a moment: it has a
 // stream to some replica, or had when that was last told, and was heard of lately.
 func Alive(status *agentv1.AgentStatus, now time.Time) bool {
-	return status.GetReplica() != "" && now.Sub(seen(status)) <= LostAfter
+	return status.GetReplica() != "" && now.Sub(Seen(status)) <= LostAfter
 }
 
-func seen(status *agentv1.AgentStatus) time.Time {
+// Seen is when an agent was heard of last, by a server's clock.
+func Seen(status *agentv1.AgentStatus) time.Time {
 	return time.Unix(0, int64(status.GetSeenTimeUnixNano())).UTC()
 }
 
 func (s *State) agent(status *agentv1.AgentStatus, now time.Time) Agent {
 	a := Agent{
-		ID: status.Registration.AgentId, Status: status, Seen: seen(status),
+		ID: status.Registration.AgentId, Status: status, Seen: Seen(status),
 		Exceptions: slices.Clone(status.Heartbeat.GetExceptions()),
 	}
 	beat := status.Heartbeat

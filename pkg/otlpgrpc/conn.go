@@ -3,6 +3,7 @@ package otlpgrpc
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -185,6 +186,14 @@ func (g guarded) Clone() credentials.TransportCredentials {
 type authInfo struct {
 	credentials.AuthInfo
 	conn *conn
+}
+
+// TLS returns what TLS says of the peer, the zero value in plain text.
+func (a authInfo) TLS() tls.ConnectionState {
+	if info, ok := a.AuthInfo.(credentials.TLSInfo); ok {
+		return info.State
+	}
+	return tls.ConnectionState{}
 }
 
 // connOf returns the connection of a call.

@@ -101,6 +101,9 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 		return ctx, err
 	}
 	sig := s.signals[info.FullMethodName]
+	if err := s.authorize(ctx); err != nil {
+		return ctx, err
+	}
 	ctx, why := connOf(ctx).open(ctx, info, sig)
 	switch {
 	case why == "":
@@ -111,6 +114,22 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 		sig.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
 		return ctx, sig.refused(why)
 	}
+}
+
+// authorize holds a call to the agent that its metadata names.
+func (s *Server) authorize(ctx context.Context) error {
+	if s.auth == nil {
+		return nil
+	}
+	agent := firstValue(ctx, schema.MetadataAgent)
+	if agent == "" {
+		return nil
+	}
+	err := s.auth.Check(ctx, agent)
+	if err != nil {
+		s.unauthorized.WithLabelValues(status.Code(err).String()).Inc()
+	}
+	return err
 }
 
 // checkContentType refuses encodings other than protobuf, which gRPC would take
@@ -166,7 +185,7 @@ func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func
 	if len(*m.body) == 0 {
 		return s.respond(Result{}), nil
 	}
-	result, err := s.consume(ctx, requestOf(ctx, *m.body))
+	result, err := s.consume(ctx, s.requestOf(ctx, *m.body))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
@@ -176,11 +195,11 @@ func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func
 	return s.respond(result), nil
 }
 
-func requestOf(ctx context.Context, body []byte) Request {
+func (s *Server) requestOf(ctx context.Context, body []byte) Request {
 	return Request{
 		Body:     body,
 		Agent:    firstValue(ctx, schema.MetadataAgent),
-		Resend:   firstValue(ctx, schema.MetadataResend) == "1",
+		Resend:   firstValue(ctx, schema.MetadataResend) == "1" && (s.auth == nil || s.auth.Authenticated(ctx)),
 		Received: receivedOf(ctx),
 		Peer:     peerOf(ctx),
 	}

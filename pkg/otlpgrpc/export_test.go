@@ -249,3 +249,56 @@ func TestSDKExporterRetriesWhenAsked(t *testing.T) {
 		})
 	}
 }
+
+// someAuth lets everybody speak for every agent but one, and takes nobody for one of the installation who shows no token.
+type someAuth struct{}
+
+func (someAuth) Check(_ context.Context, agent string) error {
+	if agent == "another's" {
+		return status.Error(codes.PermissionDenied, "it is another's")
+	}
+	return nil
+}
+
+func (someAuth) Authenticated(ctx context.Context) bool {
+	return len(metadata.ValueFromIncomingContext(ctx, schema.MetadataToken)) > 0
+}
+
+func TestTheMarkIsBelievedFromTheAuthenticated(t *testing.T) {
+	var got otlpgrpc.Request
+	consumer := consumerFunc(func(_ context.Context, r otlpgrpc.Request) (otlpgrpc.Result, error) {
+		got = r
+		return otlpgrpc.Result{}, nil
+	})
+	for name, tc := range map[string]struct {
+		auth   otlpgrpc.Auth
+		pairs  []string
+		resend bool
+	}{
+		"without authentication": {nil, nil, true},
+		"a stranger":             {someAuth{}, nil, false},
+		"one of ours":            {someAuth{}, []string{schema.MetadataToken, "t"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := metadata.AppendToOutgoingContext(t.Context(), append(tc.pairs, schema.MetadataResend, "1")...)
+			if _, err := client(t, start(t, testConfig(), consumer, otlpgrpc.Options{Auth: tc.auth})).Export(ctx, requestOf(100)); err != nil {
+				t.Fatal(err)
+			}
+			if got.Resend != tc.resend {
+				t.Errorf("resend is %v, want %v", got.Resend, tc.resend)
+			}
+		})
+	}
+}
+
+func TestSpansUnderTheIDOfAnotherAreRefused(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	cli := client(t, start(t, testConfig(), refuseAll(t), otlpgrpc.Options{Auth: someAuth{}, Registerer: reg}))
+	ctx := metadata.AppendToOutgoingContext(t.Context(), schema.MetadataAgent, "another's")
+	if _, err := cli.Export(ctx, requestOf(100)); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("Export = %v, want PERMISSION_DENIED", err)
+	}
+	if got := metric(t, reg, "metaflow_grpc_unauthorized_calls_total", codes.PermissionDenied.String()); got != 1 {
+		t.Errorf("counted %v", got)
+	}
+}

@@ -63,6 +63,7 @@ type portMetrics struct {
 	tinyFrames         prometheus.Counter
 	refusedCalls       *prometheus.CounterVec
 	refusedConnections *prometheus.CounterVec
+	unauthorized       *prometheus.CounterVec
 }
 
 func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
@@ -87,6 +88,13 @@ func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
 			Name: "metaflow_grpc_refused_connections_total",
 			Help: "Connections closed when they were accepted because a bound was reached, by bound.",
 		}, []string{"bound"}),
+	}
+	m.unauthorized = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "metaflow_grpc_unauthorized_calls_total",
+		Help: "Calls refused because the caller may not speak for the agent that it names, by gRPC status code.",
+	}, []string{"code"})
+	for _, code := range []codes.Code{codes.Unauthenticated, codes.PermissionDenied} {
+		m.unauthorized.WithLabelValues(code.String())
 	}
 	for _, bound := range inflight.Refusals {
 		m.refusedCalls.WithLabelValues(string(bound))
@@ -116,6 +124,6 @@ func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
 		Help: "Connections to the gRPC port.",
 	}, func() float64 { return float64(s.listener.connections()) })
 	return m, errors.Join(reg.Register(m.panics), reg.Register(m.lateBodies), reg.Register(m.tinyFrames),
-		reg.Register(m.refusedCalls), reg.Register(m.refusedConnections),
+		reg.Register(m.refusedCalls), reg.Register(m.refusedConnections), reg.Register(m.unauthorized),
 		reg.Register(bytesInFlight), reg.Register(requestsInFlight), reg.Register(connections))
 }

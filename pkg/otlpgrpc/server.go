@@ -37,10 +37,21 @@ type Options struct {
 	// Flows takes the requests of FlowService/ExportFlows, which are bounded and answered as
 	// those of traces are. Without it the service is left out.
 	Flows FlowConsumer
+	// Auth is asked of every call that names an agent, before its message is read. Without it
+	// everybody may speak for every agent.
+	Auth Auth
 	// Register adds services that share the port, the certificates and the
 	// connection limits. The context of their streams ends when the server begins to
 	// stop; unary calls are let finish.
 	Register func(grpc.ServiceRegistrar)
+}
+
+// Auth decides about callers by the context of their calls. pkg/agentauth has one.
+type Auth interface {
+	// Check returns nil when the caller may speak for an agent, else a status. It does not block.
+	Check(ctx context.Context, agent string) error
+	// Authenticated tells whether the caller belongs to the installation.
+	Authenticated(ctx context.Context) bool
 }
 
 // Server receives OTLP traces, and the flows of agents. Make one with New.
@@ -57,6 +68,7 @@ type Server struct {
 	copies    chan struct{}   // see largeCopy
 	streaming map[string]bool // methods whose clients may send many messages
 	listener  *listener
+	auth      Auth
 	acceptor  *tlsconfig.Acceptor // nil when connections are plain text
 	grpc      *grpc.Server
 	health    *health.Server
@@ -85,6 +97,7 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		signals:    make(map[string]*signal),
 		log:        opts.Logger,
 		registerer: opts.Registerer,
+		auth:       opts.Auth,
 		grace:      opts.ShutdownGrace,
 		budget:     inflight.New(cfg.Limits()),
 		others:     inflight.New(cfg.otherLimits()),

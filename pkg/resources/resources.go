@@ -31,6 +31,14 @@ type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	Now        func() time.Time      // nil means time.Now
+	// Also is told every record that is read, in order, and when all of them are void.
+	Also Observer
+}
+
+// Observer follows the topic beside a Resources. It must not block.
+type Observer interface {
+	Observe(key, value []byte)
+	Forget()
 }
 
 // Resources is what is known. Make it with New; its methods may be called concurrently.
@@ -121,6 +129,9 @@ func (s *sink) Take(step follow.Step) {
 		if err := r.index.Observe(rec.Key, rec.Value); err != nil {
 			s.Unreadable(rec.Offset, err)
 		}
+		if r.opts.Also != nil {
+			r.opts.Also.Observe(rec.Key, rec.Value)
+		}
 	}
 	r.err = nil
 	if !step.AtEnd || r.reached {
@@ -153,5 +164,8 @@ func (s *sink) Forget(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.index.Forget()
+	if s.opts.Also != nil {
+		s.opts.Also.Forget()
+	}
 	s.reached, s.err = false, err
 }

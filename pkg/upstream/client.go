@@ -25,6 +25,7 @@ type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	AgentID    string                // goes with every call; empty sends none
+	Secret     string                // proves that the id is the agent's own; goes with every call, empty sends none
 	// LookupHost returns the IP addresses of a name. Default is the system's.
 	LookupHost func(ctx context.Context, host string) ([]string, error)
 }
@@ -55,6 +56,12 @@ func New(cfg Config, opts Options) (*Client, error) {
 	c := &Client{cfg: cfg, log: opts.Logger, metrics: newMetrics(), plain: metadata.MD{}}
 	if opts.AgentID != "" {
 		c.plain.Set(schema.MetadataAgent, opts.AgentID)
+	}
+	if opts.Secret != "" {
+		c.plain.Set(schema.MetadataSecret, opts.Secret)
+	}
+	if cfg.Token != "" {
+		c.plain.Set(schema.MetadataToken, cfg.Token)
 	}
 	c.resend = metadata.Join(c.plain, metadata.Pairs(schema.MetadataResend, "1"))
 

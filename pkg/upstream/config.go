@@ -18,6 +18,7 @@ type Config struct {
 	MaxBackoff      time.Duration    `mapstructure:"max_backoff" doc:"longest pause between two tries to connect to one server; pauses start below a second and grow"`
 	ResolveInterval time.Duration    `mapstructure:"resolve_interval" doc:"how often names are looked up, so that new servers are found"`
 	Keepalive       Keepalive        `mapstructure:"keepalive"`
+	Token           string           `mapstructure:"token" doc:"one of the servers' control.agent_tokens; use it with TLS" secret:"true"`
 	TLS             tlsconfig.Client `mapstructure:"tls"`
 }
 

@@ -1,0 +1,42 @@
+package agent
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// secretFile holds what proves to servers that an agent is the one that registered its id.
+const secretFile = "secret"
+
+// Secret returns the secret in dir, and makes one when there is none. Whoever loses it, together with
+// the directory, has to have the id released.
+func Secret(dir string) (string, error) {
+	name := filepath.Join(dir, secretFile)
+	text, err := os.ReadFile(name)
+	if err == nil && len(strings.TrimSpace(string(text))) > 0 {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	secret := rand.Text()
+	temporary := name + ".new"
+	if err := writeSynced(temporary, secret+"\n"); err != nil {
+		return "", fmt.Errorf("keep the agent's secret: %w", err)
+	}
+	return secret, os.Rename(temporary, name)
+}
+
+func writeSynced(name, text string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
+}
