@@ -51,7 +51,9 @@ func newStandalone() *cobra.Command {
 		Short: "Serve with an embedded Kafka and an embedded ClickHouse",
 		Long: `standalone runs everything in one place: all roles, over a Kafka broker inside
 this process and a ClickHouse in a child process. It is for trying out, for
-development and for small hosts; its data survives restarts and kill -9.
+development and for small hosts; its data survives restarts and kill -9. Kafka
+syncs every write to disk before it acknowledges. A ClickHouse that ends is
+started again for ever, and the log says why it ended.
 Everything listens on loopback unless told otherwise. Port 0 picks a free one.
 When somebody else has the default port of OTLP/HTTP, standalone goes without it.`,
 		Args: program.Args(cobra.NoArgs),
@@ -96,7 +98,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	engineOptions := chengine.Options{
 		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, HTTPPort: o.httpPort, Logger: log,
 	}
-	engine, err := chengine.Start(ctx, engineOptions)
+	engine, err := chengine.StartPersistently(ctx, engineOptions)
 	if err != nil {
 		return err
 	}
@@ -130,15 +132,6 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	g.Go(func() error {
 		defer stop()
 		return a.run(ctx)
-	})
-	g.Go(func() error { // the server is of no use without its ClickHouse
-		select {
-		case err := <-engineEnded: // and could not be started again
-			engineEnded <- nil
-			return err
-		case <-ctx.Done():
-			return nil
-		}
 	})
 	g.Go(func() error {
 		at := addresses{

@@ -276,3 +276,36 @@ func TestTopicsAreNotCreatedByMention(t *testing.T) {
 		t.Error("a topic was created by asking for it")
 	}
 }
+
+// What SyncWrites costs: batches of 64 KiB, one after the other.
+func BenchmarkProduce(b *testing.B) {
+	for name, sync := range map[string]bool{"written": false, "synced": true} {
+		b.Run(name, func(b *testing.B) {
+			kafka, err := broker.Start(broker.Options{Listen: "127.0.0.1:0", DataDir: b.TempDir(), SyncWrites: sync})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = kafka.Close() }()
+			transport := &kafkago.Transport{}
+			defer transport.CloseIdleConnections()
+			c := &kafkago.Client{Addr: kafkago.TCP(kafka.Addr()), Transport: transport, Timeout: 10 * time.Second}
+			created, err := c.CreateTopics(b.Context(), &kafkago.CreateTopicsRequest{
+				Topics: []kafkago.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1}},
+			})
+			if err != nil || created.Errors[topic] != nil {
+				b.Fatal(err, created)
+			}
+			value := make([]byte, 64<<10)
+			b.SetBytes(int64(len(value)))
+			for b.Loop() {
+				res, err := c.Produce(b.Context(), &kafkago.ProduceRequest{
+					Topic: topic, RequiredAcks: kafkago.RequireAll,
+					Records: kafkago.NewRecordReader(kafkago.Record{Value: kafkago.NewBytes(value)}),
+				})
+				if err != nil || res.Error != nil {
+					b.Fatal(err, res)
+				}
+			}
+		})
+	}
+}

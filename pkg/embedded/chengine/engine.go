@@ -137,8 +137,11 @@ func (e *Engine) death(wait error) error {
 	if tail := e.output.tail(); tail != "" {
 		cause += ": " + tail
 	}
-	return errors.New("clickhouse engine ended: " + cause)
+	return fmt.Errorf("%w: %s", errEnded, cause)
 }
+
+// errEnded says that the child ended without being asked to.
+var errEnded = errors.New("clickhouse engine ended")
 
 // waitReady asks for the server's name until ours answers. A stranger may listen
 // where our child is about to fail to.

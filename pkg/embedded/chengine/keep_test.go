@@ -1,7 +1,15 @@
 package chengine_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -47,4 +55,68 @@ func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
 	}
 	// Nobody holds the directory any more.
 	chtest.Start(t, o)
+}
+
+// An engine that is killed before it answers is started again, and the log says why.
+func TestStartSurvivesKillWhileStarting(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("children are found in /proc")
+	}
+	var log lockedBuffer
+	o := chengine.Options{DataDir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		for { // the engine is the only child of this test's process that has the directory in its command line
+			for _, pid := range childrenWith(o.DataDir) {
+				if syscall.Kill(pid, syscall.SIGKILL) == nil {
+					return
+				}
+			}
+			<-time.After(time.Millisecond)
+		}
+	}()
+	e, err := chengine.StartPersistently(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-killed
+	if err := e.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if said := log.String(); !strings.Contains(said, "did not start, trying again") || !strings.Contains(said, "signal: killed") {
+		t.Errorf("the log says\n%s", said)
+	}
+}
+
+// childrenWith returns the processes whose command line has text in it, without this one.
+func childrenWith(text string) []int {
+	var pids []int
+	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range names {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		line, readErr := os.ReadFile(name)
+		if err == nil && readErr == nil && pid != os.Getpid() && bytes.Contains(line, []byte(text)) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// lockedBuffer takes a log that goroutines write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
