@@ -172,7 +172,10 @@ func TestRequestsThatFailLetOthersPass(t *testing.T) {
 		return len(r.servers.stored)
 	}
 	eventually(t, "the others are delivered", func() bool { return delivered() == len(bodies)-len(troubled) })
-	eventually(t, "the troubled ones are parked", func() bool { return r.disk.Len() == 0 })
+	eventually(t, "the troubled ones are parked", func() bool {
+		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
+		return r.disk.Len() == 0
+	})
 	if n := r.parked(t); n != len(troubled) {
 		t.Errorf("%d are parked, want %d", n, len(troubled))
 	}
@@ -226,7 +229,10 @@ func TestAFullFolderStopsNoRetry(t *testing.T) {
 	r.servers.answers(refusing(bodies[0], upstream.Result{}, fault.As(fault.Overload, errors.New("not now"))))
 	d := draining(t, r)
 	r.servers.set(0, false)
-	eventually(t, "all others are delivered, and this one is to be parked", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
+	eventually(t, "all others are delivered, and this one is to be parked", func() bool {
+		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
+		return r.disk.Len() == 1 && d.held.unparked() == 1
+	})
 	r.servers.answers(func([]byte) (upstream.Result, error) { return upstream.Result{}, nil })
 	eventually(t, "it is delivered", func() bool { return r.disk.Len() == 0 })
 }
