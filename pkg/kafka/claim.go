@@ -130,7 +130,8 @@ func (c *Claim) changed(ctx context.Context) error {
 
 // EpochEnd returns where the log of a leader epoch ends now: at the first record of a later
 // epoch, or at the end of the log. A record at or after it that was read in that epoch is
-// gone. It is -1 when the brokers cannot tell.
+// gone. It is 0 when the log knows no epoch as late, so that all of it may be another one, and -1
+// when the brokers cannot tell.
 func (c *Claim) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 	return c.fetcher.epochEnd(ctx, epoch)
 }

@@ -11,7 +11,7 @@ import (
 
 // epochEnd asks the leader of a partition where the log of a leader epoch ends: at the
 // first record of a later epoch, or at the end of the log. It is -1 when
-// the leader does not know the epoch, or not the request. at is what is believed of the leader, who says so when
+// the leader cannot tell, and 0 when the epoch is later than the leader's own. at is what is believed of the leader, who says so when
 // it is wrong.
 func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at leadership, epoch int32) (int64, error) {
 	var end int64
@@ -30,11 +30,14 @@ func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at l
 		decode: func(r *answerReader, _ int16) { end, code = readEpochEnd(r, topic, partition) },
 	}
 	err := c.do(ctx, request, &brokerCall{request, at.leader})
-	if errors.Is(err, kafkago.UnsupportedVersion) {
-		return -1, nil
-	}
 	if err == nil {
 		err = codeError(code, "")
+	}
+	switch {
+	case errors.Is(err, kafkago.UnsupportedVersion):
+		return -1, nil
+	case err == nil && epoch > at.epoch:
+		return 0, nil // the leader has confirmed its epoch: its log has nothing of a later one
 	}
 	if err != nil {
 		return 0, fmt.Errorf("ask for the end of leader epoch %d of %s/%d: %w", epoch, topic, partition, err)

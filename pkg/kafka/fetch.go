@@ -370,8 +370,7 @@ func (f *fetcher) check(ctx context.Context, offset int64) error {
 		if err != nil {
 			return err
 		}
-		// A leader that knows of no epoch as late as ours has another log.
-		if m.epoch > f.at.epoch || (end >= 0 && end < offset) {
+		if end >= 0 && end < offset {
 			return fmt.Errorf("%w: leader epoch %d ends at offset %d now, in epoch %d", ErrTruncated, m.epoch, end, f.at.epoch)
 		}
 		m.checked = f.at.epoch

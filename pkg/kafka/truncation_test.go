@@ -130,6 +130,9 @@ func TestTruncationIsNoticed(t *testing.T) {
 	if _, err := claim.Fetch(t.Context(), 3, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
 		t.Errorf("Fetch by an epoch of the future = %v, want ErrTruncated", err)
 	}
+	if end, err := claim.EpochEnd(t.Context(), 99); end != 0 || err != nil {
+		t.Errorf("EpochEnd of an epoch of the future = %d, %v; want 0", end, err)
+	}
 	expected := `# HELP metaflow_kafka_truncations_total Fetches that found records lost which were read before.
 # TYPE metaflow_kafka_truncations_total counter
 metaflow_kafka_truncations_total{group="` + groupID + `"} 5
