@@ -15,6 +15,7 @@ type metrics struct {
 	sentBytes       *prometheus.CounterVec
 	produceSeconds  *prometheus.HistogramVec
 	produceErrors   *prometheus.CounterVec
+	throttled       *prometheus.CounterVec
 	failing         *prometheus.GaugeVec
 	layoutChanges   *prometheus.CounterVec
 	settings        *prometheus.GaugeVec
@@ -56,6 +57,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Namespace: "metaflow", Subsystem: "kafka", Name: "topic_setting_differs",
 			Help: "1 for each setting of a topic that is not what servers need; the log says what it should be.",
 		}, []string{"topic", "key"}),
+		throttled:      counter("produce_throttled_seconds_total", "Time for which brokers wanted nothing more, because of a quota.", "topic"),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
 		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
@@ -74,7 +76,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.failing, m.layoutChanges, m.settings,
+		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.throttled, m.failing, m.layoutChanges, m.settings,
 		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
 		m.topicChanges, m.truncated, m.unknownCommits,
 	} {
@@ -89,6 +91,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 // topicMetrics are those of one Producer, looked up once.
 type topicMetrics struct {
 	records, bytes, sent prometheus.Counter
+	throttled            prometheus.Counter
 	acknowledged, failed prometheus.Observer
 	errors               *prometheus.CounterVec // by cause
 	failing              *prometheus.GaugeVec   // by cause
@@ -103,6 +106,7 @@ func (m *metrics) ofTopic(topic string) topicMetrics {
 		acknowledged: m.produceSeconds.WithLabelValues(topic, "acknowledged"),
 		failed:       m.produceSeconds.WithLabelValues(topic, "failed"),
 		errors:       m.produceErrors.MustCurryWith(prometheus.Labels{"topic": topic}),
+		throttled:    m.throttled.WithLabelValues(topic),
 		changes:      m.layoutChanges.MustCurryWith(prometheus.Labels{"topic": topic}),
 		failing:      m.failing.MustCurryWith(prometheus.Labels{"topic": topic}),
 	}

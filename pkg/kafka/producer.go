@@ -43,14 +43,15 @@ type Producer struct {
 	mu      sync.Mutex
 	running bool
 	stopped bool
-	idle    *sync.Cond    // signaled when a call or a sender ends
-	calls   int           // of Produce, under way
-	queues  []*queue      // by partition; nil when nothing was ever produced for it
-	leaders []int32       // by partition; nil when they have to be looked up
-	senders map[int32]int // alive, by the broker that they send to
-	state   topicState    // as last seen; see layout.go
-	changed time.Time     // when it last became another
-	unseen  failure       // of looking it up
+	idle    *sync.Cond          // signaled when a call or a sender ends
+	calls   int                 // of Produce, under way
+	queues  []*queue            // by partition; nil when nothing was ever produced for it
+	leaders []int32             // by partition; nil when they have to be looked up
+	senders map[int32]int       // alive, by the broker that they send to
+	paused  map[int32]time.Time // until when brokers want nothing, because of a quota
+	state   topicState          // as last seen; see layout.go
+	changed time.Time           // when it last became another
+	unseen  failure             // of looking it up
 }
 
 // queue is what waits for one partition.
@@ -93,7 +94,7 @@ func (c *Client) NewProducer(topic string, opts ProducerOptions) *Producer {
 	}
 	p := &Producer{
 		client: c, topic: topic, opts: opts, metrics: c.metrics.ofTopic(topic),
-		senders: make(map[int32]int),
+		senders: make(map[int32]int), paused: make(map[int32]time.Time),
 	}
 	p.idle = sync.NewCond(&p.mu)
 	return p
@@ -309,7 +310,7 @@ func (p *Producer) wake() {
 		case leader == unknownLeader && p.senders[leader] == 0:
 			p.senders[leader]++
 			go p.find()
-		case leader != unknownLeader && p.senders[leader] < p.opts.InFlight:
+		case leader != unknownLeader && p.senders[leader] < p.opts.InFlight && !now.Before(p.paused[leader]):
 			p.senders[leader]++
 			go p.send(leader, p.take(leader, now))
 		}

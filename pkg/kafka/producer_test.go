@@ -302,3 +302,35 @@ func TestUnknownPartitionAndTopic(t *testing.T) {
 		t.Errorf("Produce after all that = %v", err)
 	}
 }
+
+// A broker that throttles has stored what it answers for. It is given nothing until it reads again.
+func TestQuotaIsNoError(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 1)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	const quota = 500 * time.Millisecond
+	var count atomic.Int32
+	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if count.Add(1) > 1 {
+			return nil, nil, false
+		}
+		res := produceAnswer(req.(*kmsg.ProduceRequest), &kerr.Error{})
+		res.ThrottleMillis = int32(quota.Milliseconds())
+		return res, nil, true
+	})
+	if err := producer.Produce(t.Context(), numbered(0, "a", 1)); err != nil {
+		t.Errorf("Produce that is throttled = %v", err)
+	}
+	begun := time.Now()
+	if err := producer.Produce(t.Context(), numbered(0, "b", 1)); err != nil {
+		t.Errorf("Produce after it = %v", err)
+	}
+	if took := time.Since(begun); took < quota/2 {
+		t.Errorf("the next request went out after %s, want about %s", took, quota)
+	}
+	if count.Load() != 2 {
+		t.Errorf("%d requests, want 2", count.Load())
+	}
+}

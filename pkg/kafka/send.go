@@ -68,6 +68,9 @@ func (f *flight) release() {
 // holds mu.
 func (p *Producer) take(leader int32, now time.Time) []*flight {
 	var work []*flight
+	if now.Before(p.paused[leader]) {
+		return nil
+	}
 	room := maxRequestBytes
 	for _, q := range p.queues {
 		if room <= 0 || !q.ready(now) || p.leader(q.partition) != leader {
@@ -213,9 +216,29 @@ func (p *Producer) settle(leader int32, work []*flight, answer *produce.Response
 		}
 		p.land(f, err)
 	}
+	if answer != nil && answer.ThrottleTimeMs > 0 {
+		p.pause(leader, time.Duration(answer.ThrottleTimeMs)*time.Millisecond)
+	}
 	next := p.take(leader, time.Now())
 	p.wake()
 	return next
+}
+
+// pause sends nothing to a broker for a while. A quota is no error: the broker has
+// stored what it answered for, and reads nothing more until then, so that a request sent
+// meanwhile would seem lost. The caller holds mu.
+func (p *Producer) pause(leader int32, d time.Duration) {
+	p.metrics.throttled.Add(d.Seconds())
+	until := time.Now().Add(d)
+	if until.Before(p.paused[leader]) {
+		return
+	}
+	p.paused[leader] = until
+	time.AfterFunc(time.Until(until), func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.wake()
+	})
 }
 
 // land ends one attempt of a flight. The caller holds mu.
