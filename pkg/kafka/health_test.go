@@ -21,7 +21,7 @@ func eventually(t *testing.T, check func() error) {
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-time.After(20 * time.Millisecond)
 	}
 }
 
@@ -84,5 +84,7 @@ func TestReadyIsPatient(t *testing.T) {
 		return nil
 	})
 	cancel()
-	<-done
+	if err := <-done; err == nil {
+		t.Error("Produce without enough replicas succeeds")
+	}
 }

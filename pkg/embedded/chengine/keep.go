@@ -90,7 +90,7 @@ func Keep(ctx context.Context, e *Engine, o Options) error {
 		pause = min(max(2*pause, firstPause), longestPause)
 		next, err := startUntil(ctx, o, func(error) bool { return true })
 		if err != nil {
-			return nil //nolint:nilerr // asked to stop while nothing ran
+			return nil // asked to stop while nothing ran
 		}
 		e = next
 	}
