@@ -95,7 +95,7 @@ var matrix = map[string]struct {
 	secrets    map[string][]string
 }{
 	"first-try":  {},
-	"production": {secrets: map[string][]string{"kafka-login": {"password"}, "clickhouse-login": {"pass"}, "otlp-tls": {"tls.crt", "tls.key", "ca.crt"}, "http-tls": {"tls.crt", "tls.key", "ca.crt"}, "control-login": {"token"}, "kafka-tls": {"ca.crt", "tls.crt", "tls.key"}, "clickhouse-tls": {"ca.crt"}, "agent-tls": {"ca.crt", "tls.crt", "tls.key"}}},
+	"production": {secrets: map[string][]string{"kafka-login": {"password"}, "clickhouse-login": {"pass"}, "otlp-tls": {"tls.crt", "tls.key", "ca.crt"}, "http-tls": {"tls.crt", "tls.key", "ca.crt"}, "control-login": {"token"}, "agents-login": {"token"}, "kafka-tls": {"ca.crt", "tls.crt", "tls.key"}, "clickhouse-tls": {"ca.crt"}, "agent-tls": {"ca.crt", "tls.crt", "tls.key"}}},
 	"small":      {kubernetes: "v1.27.0"},
 	"second":     {},
 	"roles":      {},
