@@ -71,7 +71,7 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 		}
 	}()
 	for _, e := range cfg.exposures() {
-		log.Warn("open to the network: " + e)
+		log.Warn("this server is open to the network", "how", e)
 	}
 	a.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if a.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: a.reg}); err != nil {

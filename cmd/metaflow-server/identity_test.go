@@ -51,7 +51,7 @@ func TestAnIDIsKeptForItsAgent(t *testing.T) {
 		_, err := coltracepb.NewTraceServiceClient(stranger).Export(showing(t.Context(), pairs...), &coltracepb.ExportTraceServiceRequest{})
 		return err
 	}
-	for deadline := time.Now().Add(30 * time.Second); spans(schema.MetadataAgent, "a") == nil; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); spans(schema.MetadataAgent, "a") == nil; <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the other replica takes spans of a stranger as those of the agent")
 		}
@@ -91,7 +91,7 @@ func TestAnIDIsKeptForItsAgent(t *testing.T) {
 	if err := one.client(t, "").DeleteAgent(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(20 * time.Millisecond) {
 		err := join(showing(t.Context(), schema.MetadataSecret, "new"), stranger, "a", "3")
 		if err == nil {
 			break

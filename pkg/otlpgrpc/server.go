@@ -159,7 +159,6 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ReadBufferSize(0), // conn has one
-		grpc.SharedWriteBuffer(true),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.MaxConcurrentStreams(uint32(s.cfg.MaxConcurrentStreams)),
