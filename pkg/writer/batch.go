@@ -36,6 +36,7 @@ type batch struct {
 
 	duplicates, copies int // items that have no row because they were there already, by content and by id
 	refusedRows        int // rows of the block that ClickHouse refused
+	diverted           int // items in dead letters
 }
 
 // kept is a record with rows in the block.

@@ -239,7 +239,7 @@ func TestRefusedRowsAlone(t *testing.T) {
 				log, store, dead := newLog(), newTable(), &letters{}
 				log.append(time.Now(), request(time.Now(), 1, 2), false)
 				store.poison[spanID(1)], store.poison[spanID(2)] = true, true
-				w := newWriter(t, store, dead)
+				w, value := counted(t, store, dead)
 				other := log
 				if !own {
 					other = newLog()
@@ -263,8 +263,8 @@ func TestRefusedRowsAlone(t *testing.T) {
 					defer func() { <-done }()
 				}
 				follow(w, log, 20*time.Minute)
-				if len(dead.all) != 2 || !log.finished() {
-					t.Errorf("%d dead letters, finished: %v", len(dead.all), log.finished())
+				if n := value("metaflow_writer_spans_diverted_total"); n != 2 || len(dead.all) != 1 || !log.finished() {
+					t.Errorf("%v spans in %d dead letters, finished: %v", n, len(dead.all), log.finished())
 				}
 				if diff := cmp.Diff(stored(3), store.spans); diff != "" {
 					t.Errorf("spans (-want +got):\n%s", diff)

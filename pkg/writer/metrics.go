@@ -9,11 +9,12 @@ import (
 )
 
 // metrics count spans, or flows, when their batch is committed, so that a batch that is
-// read again counts once: consumed = inserted + duplicates + resent + diverted.
+// read again counts once: consumed = inserted + duplicates + diverted.
 type metrics struct {
 	inserted     prometheus.Counter
 	duplicates   *prometheus.CounterVec
 	diverted     prometheus.Counter
+	letters      prometheus.Counter
 	truncated    prometheus.Counter
 	doubts       *prometheus.CounterVec
 	lookedUp     prometheus.Counter
@@ -45,7 +46,12 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 			Help: "How many " + kind.Items() + " were dropped because they were there already: by the content of their record, or by their ids after a resend.",
 		}, []string{"by"}),
 		diverted: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_writer_dead_letters_total", Help: "Records handed to the dead-letter topic: a span or flow each, or a request that cannot be decoded.",
+			Name: "metaflow_writer_" + kind.Items() + "_diverted_total",
+			Help: "How many " + kind.Items() + " were handed to the dead-letter topic. Those of a request that cannot be decoded are not known.",
+		}),
+		letters: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_writer_dead_letters_total",
+			Help: "Records handed to the dead-letter topic: what was refused of a record for one reason, or a request that cannot be decoded.",
 		}),
 		truncated: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_dead_letters_truncated_total", Help: "Dead letters without a value, because Kafka refused it.",
@@ -98,7 +104,8 @@ func (m *metrics) stored(b *batch, rows, size int) {
 	m.inserted.Add(float64(rows - b.refusedRows - b.unsureFound))
 	m.duplicates.WithLabelValues("content").Add(float64(b.duplicates))
 	m.duplicates.WithLabelValues("id").Add(float64(b.copies + b.unsureFound))
-	m.diverted.Add(float64(len(b.dead)))
+	m.diverted.Add(float64(b.diverted))
+	m.letters.Add(float64(len(b.dead)))
 	if rows > 0 {
 		m.batchRows.Observe(float64(rows))
 		m.batchBytes.Observe(float64(size))

@@ -262,7 +262,7 @@ func (p *partition) fetch(ctx context.Context) error {
 	if p.batch != nil {
 		p.batch.to = p.next
 	}
-	p.metrics.lag(p.claim.Partition(), fetched.HighWatermark-p.committed.Load())
+	p.metrics.lag(p.claim.Partition(), max(fetched.LogEnd, fetched.HighWatermark)-p.committed.Load())
 	p.behind = fetched.HighWatermark > p.next
 	return nil
 }

@@ -76,11 +76,31 @@ func (p *partition) insertPieces(ctx, graceful context.Context, rng plan.Range) 
 	case err != nil:
 		return err
 	}
+	ps.divert()
+	return nil
+}
+
+// divert makes dead letters of the refused rows: one of those of a record that were refused for
+// the same cause, so that the work is that of the records' bytes and not of their rows.
+func (ps *pieces) divert() {
+	type letter struct {
+		record int
+		cause  string
+	}
+	indexes := map[letter]map[int]bool{}
+	var letters []letter // in the order of refusal
 	for _, f := range ps.refused {
-		ps.divertItems(&ps.records[f.record], map[int]bool{f.index: true}, f.cause.Error())
+		l := letter{f.record, f.cause.Error()}
+		if indexes[l] == nil {
+			indexes[l] = map[int]bool{}
+			letters = append(letters, l)
+		}
+		indexes[l][f.index] = true
+	}
+	for _, l := range letters {
+		ps.divertItems(&ps.records[l.record], indexes[l], l.cause)
 	}
 	ps.batch.refusedRows = len(ps.refused)
-	return nil
 }
 
 // load reads the batch's records again and lists their items that are not stored.

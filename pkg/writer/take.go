@@ -105,6 +105,7 @@ func (p *partition) divertItems(r *record.Record, indexes map[int]bool, cause st
 	if err != nil { // it was decoded a moment ago, so it can be selected from
 		value, cause = r.Value, fmt.Sprintf("%s; the letter has the whole record, because: %s", cause, err)
 	}
+	p.batch.diverted += len(indexes)
 	p.batch.divert(p.claim, r, value, cause)
 }
 
