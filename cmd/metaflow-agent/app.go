@@ -56,6 +56,9 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("spool.dir: %w", err)
 	}
+	if cfg.Server.Token != "" && !cfg.Server.TLS.Enabled {
+		log.Warn("server.token travels in plain text; set server.tls")
+	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID, Secret: secret}); err != nil {

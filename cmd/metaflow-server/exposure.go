@@ -17,6 +17,8 @@ func (s *server) exposures() []string {
 	grpc := (s.has(roleGateway) || s.has(roleControl)) && !loopback(s.GRPC.Listen)
 	http := !loopback(s.HTTP.Listen)
 	warn(grpc && s.GRPC.TLS.CertFile == "", "grpc.listen %s takes plain text from the network; set grpc.tls", s.GRPC.Listen)
+	warn(s.has(roleGateway) && s.Gateway.HTTPListen != "" && !loopback(s.Gateway.HTTPListen) && s.GRPC.TLS.CertFile == "",
+		"gateway.http_listen %s takes plain text from the network; set grpc.tls", s.Gateway.HTTPListen)
 	warn(http && s.HTTP.TLS.CertFile == "", "http.listen %s takes plain text from the network; set http.tls", s.HTTP.Listen)
 	warn(http && s.HTTP.Pprof, "http.pprof serves profiles to everybody who reaches %s", s.HTTP.Listen)
 	warn(http && s.has(roleControl) && s.Control.AllowAnonymousWrites,

@@ -18,8 +18,11 @@ func TestExposuresAreTold(t *testing.T) {
 			s.GRPC.TLS, s.HTTP.TLS = tlsconfig.Server{CertFile: "a", KeyFile: "b", ClientCAFile: "c"}, tlsconfig.Server{CertFile: "a", KeyFile: "b"}
 		}, nil},
 		"tokens in plain text": {func(s *server) { s.HTTP.Listen = "127.0.0.1:1"; s.Control.AgentTokens = []string{"hush"} }, []string{"grpc.listen", "control.agent_tokens travel"}},
-		"a writer alone":       {func(s *server) { s.Roles = []string{roleWriter}; s.HTTP.Listen = "localhost:1" }, nil},
-		"changes by anybody":   {func(s *server) { s.GRPC.Listen = "127.0.0.1:1"; s.Control.AllowAnonymousWrites = true }, []string{"http.listen", "control.allow_anonymous_writes"}},
+		"OTLP over HTTP": {func(s *server) {
+			s.GRPC.Listen, s.HTTP.Listen, s.Gateway.HTTPListen = "127.0.0.1:1", "127.0.0.1:2", "0.0.0.0:4318"
+		}, []string{"gateway.http_listen"}},
+		"a writer alone":     {func(s *server) { s.Roles = []string{roleWriter}; s.HTTP.Listen = "localhost:1" }, nil},
+		"changes by anybody": {func(s *server) { s.GRPC.Listen = "127.0.0.1:1"; s.Control.AllowAnonymousWrites = true }, []string{"http.listen", "control.allow_anonymous_writes"}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
