@@ -70,7 +70,9 @@ type complaint struct {
 	partitions []int // none when it is the topic's
 }
 
-func (c *complaint) String() string {
+func (c *complaint) Unwrap() error { return c.err }
+
+func (c *complaint) Error() string {
 	since := c.since.UTC().Format(time.RFC3339)
 	if len(c.partitions) == 0 {
 		return fmt.Sprintf("%v, since %s", c.err, since)
@@ -122,7 +124,7 @@ func (p *Producer) Ready(ctx context.Context) error {
 	found := p.complaints(time.Now())
 	errs := make([]error, 0, len(found))
 	for _, name := range slices.Sorted(maps.Keys(found)) {
-		errs = append(errs, fmt.Errorf("topic %s: %s", p.topic, found[name]))
+		errs = append(errs, fmt.Errorf("topic %s: %w", p.topic, found[name]))
 	}
 	return errors.Join(errs...)
 }
