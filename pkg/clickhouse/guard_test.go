@@ -64,8 +64,8 @@ func TestSettleEndsInserts(t *testing.T) {
 	}()
 	<-held
 	const running = "SELECT count() FROM system.processes WHERE startsWith(query_id, 'topic/1#')"
-	for queryText(t, d, running) == "0" {
-		time.Sleep(10 * time.Millisecond)
+	for tick := time.NewTicker(10 * time.Millisecond); queryText(t, d, running) == "0"; {
+		<-tick.C
 	}
 	ins := newInserter(t, cfg)
 	if err := ins.Settle(t.Context(), 0, "topic/10"); err != nil { // another partition

@@ -23,11 +23,13 @@ func TestParse(t *testing.T) {
 		"unsure":                       {"metaflow/3 topic=x unsure=500", plan.Commit{Topic: "x", Unsure: 500}, true, false},
 		"a plan": {
 			"metaflow/3 topic=x to=120 first=1700000000000 shard=1",
-			plan.Commit{Topic: "x", Plan: plan.Plan{To: 120, First: 1_700_000_000_000, Shard: 1}}, true, false,
+			plan.Commit{Topic: "x", Plan: plan.Plan{To: 120, First: 1_700_000_000_000, Shard: 1}},
+			true, false,
 		},
 		"a plan that is unsure": {
 			"metaflow/3 unsure=400 to=120 first=0 shard=0",
-			plan.Commit{Unsure: 400, Plan: plan.Plan{To: 120}}, true, false,
+			plan.Commit{Unsure: 400, Plan: plan.Plan{To: 120}},
+			true, false,
 		},
 		"of version 2":                    {"metaflow/2 to=120 first=5 shard=1", planned(plan.Plan{To: 120, First: 5, Shard: 1}), true, false},
 		"of version 2, taken apart":       {"metaflow/2 to=120 first=5 shard=0 apart", planned(plan.Plan{To: 120, First: 5}), true, false},
