@@ -12,9 +12,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
 )
 
-// Over a real Apache Kafka, which is killed in the middle of it: every
-// acknowledged span is stored exactly once.
-func TestApacheKafkaKilled(t *testing.T) {
+// apacheSite is a site over a real Apache Kafka.
+func apacheSite(t *testing.T) (*apachekafka.Broker, *site) {
+	t.Helper()
 	kafka := apachekafka.Start(t)
 	s := &site{t: t, dir: t.TempDir(), kafkaAddr: kafka.Addr(), grpc: freeAddr(t)}
 	s.startEngine()
@@ -29,6 +29,13 @@ log: {format: text}
 	if err := os.WriteFile(s.config, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return kafka, s
+}
+
+// Over a real Apache Kafka, which is killed in the middle of it: every
+// acknowledged span is stored exactly once.
+func TestApacheKafkaKilled(t *testing.T) {
+	kafka, s := apacheSite(t)
 	server, addr := s.serve("gateway,writer")
 	ready(server, addr)
 

@@ -13,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/plan"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -79,20 +78,7 @@ func metric(t *testing.T, addr, name, label string) float64 {
 // The group's offsets are deleted while the log has its records still: nothing is stored again,
 // and an operator is told.
 func TestOffsetsDeleted(t *testing.T) {
-	broker := apachekafka.Start(t)
-	s := &site{t: t, dir: t.TempDir(), kafkaAddr: broker.Addr(), grpc: freeAddr(t)}
-	s.startEngine()
-	t.Cleanup(s.stopEngine)
-	s.config = filepath.Join(s.dir, "metaflow.yaml")
-	yaml := fmt.Sprintf(`grpc: {listen: %q}
-kafka: {brokers: [%q], partitions: 3}
-clickhouse: {addresses: ["127.0.0.1:%d"]}
-writer: {max_batch_wait: 200ms, session_timeout: 6s}
-log: {format: text}
-`, s.grpc, s.kafkaAddr, s.nativePort)
-	if err := os.WriteFile(s.config, []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	_, s := apacheSite(t)
 	server, addr := s.serve("gateway,writer")
 	ready(server, addr)
 	c := newClient(t, s.grpc, 1)
