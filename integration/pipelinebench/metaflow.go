@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/measured"
@@ -40,10 +41,43 @@ clickhouse: {addresses: [%q]}
 			return measured.Start(b.verbose, nil, b.server, "serve", "--config", config, "--roles", role)
 		}
 	}
+	if err := b.joinOnce(ctx, role("writer"), ops); err != nil {
+		return figures{}, err
+	}
 	return b.measure(ctx, pipeline{
 		name: "metaflow", otlp: otlp, receiver: role("gateway"), writer: role("writer"),
 		count: "SELECT count() FROM metaflow.spans", table: "metaflow.spans_local", once: true,
 	})
+}
+
+// joinOnce runs a writer over the empty topic until it has committed its positions, as one that has
+// been in service has: without any, what is in the log would be looked up.
+func (b *bench) joinOnce(ctx context.Context, start func() (*measured.Process, error), ops string) error {
+	writer, err := start()
+	if err != nil {
+		return err
+	}
+	defer writer.Stop()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		var metrics strings.Builder
+		if err := get(ctx, "http://"+ops+"/metrics", &metrics); err == nil {
+			for line := range strings.Lines(metrics.String()) {
+				var n float64
+				if rest, ok := strings.CutPrefix(line, `metaflow_kafka_commits_total{group="metaflow-writer",outcome="accepted"} `); ok {
+					if _, err := fmt.Sscan(rest, &n); err == nil && int(n) >= b.partitions {
+						return nil
+					}
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the writer does not commit its positions: %w: %s", ctx.Err(), writer.Output.String())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // profile saves what a role does in its first seconds, and its heap then.
@@ -60,19 +94,13 @@ func (b *bench) profile(ctx context.Context, addr, role string) {
 // save fetches url, once something answers there, into a file.
 func save(ctx context.Context, url, file string) error {
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+		out, err := os.Create(file)
 		if err != nil {
 			return err
 		}
-		resp, err := http.DefaultClient.Do(req)
+		err = errors.Join(get(ctx, url, out), out.Close())
 		if err == nil {
-			defer func() { _ = resp.Body.Close() }()
-			out, err := os.Create(file)
-			if err != nil {
-				return err
-			}
-			_, err = io.Copy(out, resp.Body)
-			return errors.Join(err, out.Close())
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -80,4 +108,19 @@ func save(ctx context.Context, url, file string) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// get writes what url answers.
+func get(ctx context.Context, url string, to io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, err = io.Copy(to, resp.Body)
+	return err
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -148,31 +147,40 @@ type question struct {
 // lookUp asks for all keys, sorted by time, in chunks. An answer may have others too, which are left out.
 func lookUp[K timed](ctx context.Context, d *DB, shard int, anyShard bool, sorted []K, about func(keys []K, found map[K]struct{}) question) (map[K]struct{}, error) {
 	found := make(map[K]struct{})
-	asked := make(map[K]struct{}, len(sorted))
-	for _, k := range sorted {
-		asked[k] = struct{}{}
-	}
-	for len(sorted) > 0 {
-		n := chunk(sorted)
-		missing := slices.Clone(sorted[:n])
+	for rest := sorted; len(rest) > 0; {
+		n := chunk(rest)
+		missing := rest[:n]
 		// The first question learns how many shards there are.
 		for i := 0; len(missing) > 0 && (i == 0 || anyShard && i < d.shards.count()); i++ {
 			q := about(missing, found)
 			if addr, err := d.ask(ctx, nearest(shard, i), q); err != nil {
 				return nil, fmt.Errorf("look up %d keys in %s.%s at %s: %w", len(missing), d.cfg.Database, q.table, addr, readable(err))
 			}
-			missing = slices.DeleteFunc(missing, func(k K) bool {
-				_, ok := found[k]
-				return ok
-			})
+			missing = without(missing, found)
 		}
-		sorted = sorted[n:]
+		rest = rest[n:]
 	}
-	maps.DeleteFunc(found, func(k K, _ struct{}) bool {
-		_, ok := asked[k]
-		return !ok
+	if len(found) == 0 {
+		return found, nil
+	}
+	stored := make(map[K]struct{}, len(found))
+	for _, k := range sorted {
+		if _, ok := found[k]; ok {
+			stored[k] = struct{}{}
+		}
+	}
+	return stored, nil
+}
+
+// without returns those of keys that are not found. It leaves keys as they are.
+func without[K timed](keys []K, found map[K]struct{}) []K {
+	if len(found) == 0 {
+		return keys
+	}
+	return slices.DeleteFunc(slices.Clone(keys), func(k K) bool {
+		_, ok := found[k]
+		return ok
 	})
-	return found, nil
 }
 
 // nearest is the order in which shards are asked: first own, then all others.

@@ -28,6 +28,7 @@ type batch struct {
 	// unknown says that rows of the block may be stored already: an owner before us, or an
 	// earlier attempt, may have inserted them.
 	unknown bool
+	planned bool      // an earlier owner planned this very range, and may have used its token
 	tried   time.Time // when the block was first sent under its token
 	token   string    // empty means that of the range
 	// found is how many rows were left out of the block because they are stored, and

@@ -42,6 +42,7 @@ type partitionLog struct {
 	id       kafka.TopicID
 	epochs   map[int32]int64     // where the log of a leader epoch ended, once there is a later one
 	leader   int32               // the current leader epoch
+	growing  bool                // records are still to come
 	expired  int                 // of the next inserts, how many come after the lease
 	steps    int                 // operations until the owner crashes; negative means never
 	trouble  map[string][]error  // of the next operations of a name, nil for none
@@ -148,7 +149,7 @@ func (l *partitionLog) CommitPosition(ctx context.Context, p kafka.Position) err
 func (l *partitionLog) finished() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.offset == l.end() && !strings.Contains(l.metadata, " to=")
+	return !l.growing && l.offset == l.end() && !strings.Contains(l.metadata, " to=")
 }
 
 // fetchRecords is how many records one fetch returns at most.

@@ -40,8 +40,12 @@ func (p *partition) resume(ctx context.Context) error {
 	p.metrics.lag(p.claim.Partition(), end-at.from)
 	p.log.Info("partition taken over", "offset", at.from, "planned_to", at.plan.To, "unsure_to", at.unsure,
 		"behind", end-at.from, "window_records", p.window.Len())
-	if at.plan.To != 0 {
+	switch {
+	case at.plan.To != 0:
 		err = p.finish(ctx, at.from, start, at.plan)
+	case committed.Offset < 0 && start == end:
+		// From now on there is a position, before anything can be stored.
+		err = p.commit(ctx, ctx, "commit", at.from, at.epoch, plan.Plan{})
 	}
 	if err == nil && at.from < start {
 		p.lost(at.from, start, end)
@@ -296,7 +300,7 @@ func (p *partition) finish(ctx context.Context, from, start int64, planned plan.
 	p.bulk = true
 	left := min(max(from, start), planned.To)
 	p.openBatch(from)
-	p.batch.first, p.batch.unknown = planned.First, true
+	p.batch.first, p.batch.unknown, p.batch.planned = planned.First, true, true
 	if err := p.read(ctx, left, planned.To, p.take, p.divertCorrupt); err != nil {
 		return err
 	}

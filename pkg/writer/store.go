@@ -166,6 +166,7 @@ func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error 
 //     rows are in place, so a crash between the two leaves a token without rows.
 func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) error {
 	b := p.batch
+	fresh := false // nothing can have been stored under the token
 	if b.unknown && !p.repeats() {
 		tried := !b.tried.IsZero()
 		if err := p.keepMissing(ctx, graceful, rng); err != nil {
@@ -183,14 +184,18 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 		b.tried = time.Now()
 	}
 	if b.token == "" {
-		b.token = rng.Token()
+		if fresh = b.unknown && !b.planned; fresh {
+			b.token = againToken(rng)
+		} else {
+			b.token = rng.Token()
+		}
 	}
 	err := p.insertBlock(graceful, b.token, b.block)
 	if err != nil {
 		err = fmt.Errorf("insert %s: %w", b.token, err)
 	}
 	switch {
-	case err == nil && !b.unknown:
+	case err == nil && (!b.unknown || fresh):
 		p.share.viewsFail.Store(false)
 		return nil
 	case err == nil:
@@ -315,9 +320,12 @@ func (p *partition) verify(ctx, graceful context.Context, rng plan.Range) error 
 		return nil
 	}
 	p.metrics.tokensWithoutRows.Inc()
-	b.token = rng.Token() + "/again-" + rand.Text()
+	b.token = againToken(rng)
 	return fmt.Errorf("insert %s: ClickHouse knows the token and lacks %d of the rows: a crash or a full disk came between the two", rng.Token(), b.block.Rows())
 }
+
+// againToken is a token that no other insert has.
+func againToken(rng plan.Range) string { return rng.Token() + "/again-" + rand.Text() }
 
 // viewFailed reports that the rows of the block are stored although the insert failed, so that an
 // object that depends on the table may lack them. Until an insert succeeds at once, others are

@@ -489,12 +489,13 @@ func TestLogDeletedBeforeItWasRead(t *testing.T) {
 func TestLogLosesItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store := newLog(), newTable()
-		log.offset, log.metadata = -1, ""
+		log.offset, log.metadata, log.growing = -1, "", true
 		time.AfterFunc(time.Second/2, func() { // there is nothing yet when the writer begins
 			log.mu.Lock()
 			defer log.mu.Unlock()
 			log.append(time.Now(), request(time.Now(), 1), false)
 			log.append(time.Now(), request(time.Now(), 2), false)
+			log.growing = false
 		})
 		log.faults = []string{"", "", "lost end"} // while the two wait for more
 		follow(newWriter(t, store, &letters{}), log, time.Minute)
