@@ -138,8 +138,9 @@ func (c *Claim) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 
 // Fetch returns what the partition has from offset on: at most about maxBytes
 // compressed, but at least one batch of records when there is any. When nothing comes within
-// maxWait, Records is empty; so it is while the brokers hold us back by a quota. Records of
-// transactions that were aborted, or are open, are not returned. The errors to tell apart:
+// maxWait, Records is empty. It is also empty while a quota of the brokers holds us back for
+// longer than maxWait; then Batch.Throttled is true, and the answer says nothing of the log.
+// Records of transactions that were aborted, or are open, are not returned. The errors to tell apart:
 //   - ErrOffsetOutOfRange: offset is outside the log; the end of the log is not outside;
 //   - ErrTruncated: the log does not contain any more what was read before offset, see Seek.
 //     It stays so until the caller goes elsewhere or calls Seek;

@@ -41,6 +41,10 @@ type Batch struct {
 	LeaderEpoch int32
 	// TopicID is of the log that was read.
 	TopicID TopicID
+	// Throttled means that a quota of the brokers holds this client back, and that the log was
+	// not read: Records is empty, Next is the offset asked for, and HighWatermark and LogEnd
+	// are those of the answer before. Records from Next on may exist; fetch again.
+	Throttled bool
 
 	headers [][]byte // of each record, encoded
 }

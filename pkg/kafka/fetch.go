@@ -249,7 +249,9 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait
 	lookedUp := false
 	for attempt := 1; ; {
 		if idle, err := f.waitForQuota(ctx, offset, maxWait); idle || err != nil {
-			return Batch{Next: offset, HighWatermark: f.stableEnd, LogEnd: f.logEnd, LeaderEpoch: -1, TopicID: f.id}, f.because(offset, err)
+			return Batch{
+				Next: offset, HighWatermark: f.stableEnd, LogEnd: f.logEnd, LeaderEpoch: -1, TopicID: f.id, Throttled: true,
+			}, f.because(offset, err)
 		}
 		if !f.known {
 			if err := f.locate(ctx); err != nil {
@@ -435,7 +437,7 @@ type located struct {
 
 // Fetch returns what a partition has from offset on: at most about maxBytes
 // compressed, but at least one batch of records when there is any. When nothing comes within
-// maxWait, Records is empty. An offset outside the log is ErrOffsetOutOfRange; the
+// maxWait, Records is empty. While a quota holds the client back, Fetch waits. An offset outside the log is ErrOffsetOutOfRange; the
 // end of the log is not outside. Records of transactions that were aborted, or are open,
 // are not returned. The records are the caller's.
 //

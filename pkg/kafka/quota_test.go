@@ -44,8 +44,12 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 	if took := time.Since(begun); took < 2*throttle {
 		t.Errorf("it took %s, but the quota was used up for %s", took, 2*throttle)
 	}
+	if b.Throttled {
+		t.Error("an answer with records is marked as throttled")
+	}
 
-	// Later, a caller who does not wait so long is told that there is nothing now.
+	// Later, a caller who does not wait so long gets an empty batch, which says that the quota is
+	// the cause: the records exist.
 	refusals.Store(1)
 	fetches.Store(0)
 	begun = time.Now()
@@ -57,6 +61,9 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 		if b.HighWatermark != 3 {
 			t.Errorf("HighWatermark = %d, want 3", b.HighWatermark)
 		}
+		if empty := len(b.Records) == 0; b.Throttled != empty || empty && b.Next != 0 {
+			t.Errorf("a batch of %d records has Throttled = %t and Next = %d", len(b.Records), b.Throttled, b.Next)
+		}
 		if len(b.Records) > 0 {
 			if took := time.Since(begun); took < throttle || empty == 0 {
 				t.Errorf("records came after %s and %d times of nothing; the quota was used up for %s", took, empty, throttle)
@@ -66,5 +73,11 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 	}
 	if n := fetches.Load(); n != 2 {
 		t.Errorf("%d requests were sent, want one that is refused and one that is not", n)
+	}
+
+	// An empty answer at the end of the log is the broker's own word.
+	b, err = claim.Fetch(t.Context(), 3, 1<<20, 10*time.Millisecond)
+	if err != nil || len(b.Records) != 0 || b.Throttled {
+		t.Errorf("at the end of the log: %d records, Throttled = %t, %v", len(b.Records), b.Throttled, err)
 	}
 }
