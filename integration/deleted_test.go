@@ -16,7 +16,7 @@ import (
 )
 
 // An operator deletes rows, and the same spans come again. Whether they are stored again
-// depends on what recognizes a copy: the same bytes within writer.dedup_window are
+// depends on what recognizes a copy: the same bytes from a client within writer.dedup_window are
 // dropped unseen, while what an agent marks as sent again is looked up, is missing and is stored, and counts as
 // inserted once more.
 func TestDeletedSpansThatComeAgain(t *testing.T) {

@@ -40,7 +40,8 @@
 //
 // A record whose content the partition has shown within the window (pkg/dedup) is one. This
 // decision depends only on the log, so a range formed again has the same rows. Records that say
-// they may have been delivered before are looked up, once for each batch (take.go).
+// they may have been delivered before are looked up instead, once for each batch (take.go): the
+// replay of a dead letter may have the content of the record that was diverted.
 //
 // # Whose fault a refusal is
 //

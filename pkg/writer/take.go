@@ -12,11 +12,12 @@ import (
 )
 
 // take decodes one record into the batch, or decides why not. One that says it may have been
-// delivered before waits, see appendResent.
+// delivered before waits, see appendResent. The window remembers such a record and never drops it:
+// it may be the replay of a dead letter, and a record that was diverted whole has the same content.
 func (p *partition) take(r *record.Record) {
 	b := p.batch
 	b.to = r.Offset + 1
-	if p.window.Duplicate(r) {
+	if p.window.Duplicate(r) && !r.Meta.Resend {
 		b.duplicates += p.kind.Count(r.Value)
 		return
 	}

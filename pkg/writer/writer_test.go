@@ -580,6 +580,35 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// A record that is diverted whole and its replay have the same content. The replay is stored, once, also
+// within the window. A copy that the client sends after it is dropped.
+func TestReplayWithinTheWindow(t *testing.T) {
+	for name, signal := range signals {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store, dead := newLogOf(signal), newTableOf(signal), &letters{}
+				value := signal.request(time.Now(), 1)
+				log.append(time.Now(), value, false)
+				log.append(time.Now(), signal.request(time.Now(), 2), false)
+				store.poison[signal.id(1)] = true
+				follow(newWriter(t, store, dead), log, 10*time.Minute)
+				if len(dead.all) != 1 {
+					t.Fatalf("%d dead letters", len(dead.all))
+				}
+				clear(store.poison) // the operator mends the table
+				want := map[string]int{signal.id(1): 1, signal.id(2): 1}
+				for _, resend := range []bool{true, true, false} {
+					log.append(time.Now(), value, resend)
+					follow(newWriter(t, store, dead), log, time.Minute)
+					if diff := cmp.Diff(want, store.spans); diff != "" {
+						t.Errorf("stored (-want +got):\n%s", diff)
+					}
+				}
+			})
+		})
+	}
+}
+
 // Whoever takes over recognizes copies, whatever stands last in the log.
 func TestCopiesAfterATakeover(t *testing.T) {
 	tests := map[string]struct {
@@ -668,8 +697,13 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 						}
 					}
 					s.at = at
-				case kind == 3 && len(sent) > 0: // the agent sends spans again, in other requests
+				case kind == 3 && len(sent) > 0: // the agent sends spans again
 					s := rapid.SampledFrom(sent).Draw(t, "resend")
+					if rapid.Bool().Draw(t, "in the same request") {
+						log.append(at, request(begin, s.spans...), true)
+						s.at = at
+						break
+					}
 					log.append(at, request(begin, append([]int{number}, s.spans...)...), true)
 					want[spanID(number)] = 1
 					number++
