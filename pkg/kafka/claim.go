@@ -49,10 +49,13 @@ func (c *Claim) Partition() int { return c.partition }
 // brokers may have given the partition to another member, and refuse commits.
 func (c *Claim) Grace() time.Duration { return c.group.grace() }
 
-// Lease returns a moment before which nobody else can own the partition, as far as it is
-// known now: it moves on with every sign of life that the coordinator answers, and back when a
-// rebalance begins. It is over when the handlers have returned. It carries a reading of the monotonic clock, so that time.Until holds also
-// when the process was stopped or the clock was set.
+// Lease returns a moment before which nobody else can own the partition, as far as it is known
+// now. Without news from the coordinator it ends when the session timeout or the rebalance
+// timeout has passed since the last sign of life, whichever is shorter: a rebalance may have
+// begun without our notice. Every sign of life that the coordinator answers moves it on; a
+// rebalance moves it back. It is over when the handlers have returned. It carries a reading of
+// the monotonic clock, so that time.Until also holds when the process was stopped or the clock
+// was set.
 func (c *Claim) Lease() time.Time { return c.gen.lease.until() }
 
 // Generation returns the number of the generation. It grows with every

@@ -20,7 +20,9 @@ type GroupOptions struct {
 	SessionTimeout time.Duration
 	// RebalanceTimeout is how long the brokers let the handlers of this member
 	// finish when another one joins or leaves, and so how long the others may wait for it.
-	// 0 means 20 s: three quarters of it are for an INSERT under way.
+	// 0 means 20 s, or twice the session timeout if that is longer: three quarters of it are
+	// for an INSERT under way. With less than the session timeout, a silent member loses its
+	// partitions before its session ends.
 	RebalanceTimeout time.Duration
 	// Heartbeat is the interval of the signs of life, and so the time after
 	// which a rebalance is noticed. 0 means 1 s.
@@ -64,8 +66,8 @@ const (
 //     harmless by other means; for the writer that is the deduplication token.
 //
 // The same holds when Run's context ends, except that step 3 leaves the group.
-// When the coordinator cannot be reached, the generation goes on until the session
-// timeout has passed since its last answer, because only then may others have our partitions.
+// When the coordinator cannot be reached, the generation goes on until its lease ends, see
+// Claim.Lease, because only then may others have our partitions.
 //
 // # When the topic changes
 //
@@ -108,7 +110,9 @@ func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
 		opts.SessionTimeout = defaultSessionTimeout
 	}
 	if opts.RebalanceTimeout <= 0 {
-		opts.RebalanceTimeout = defaultRebalanceTimeout
+		// The coordinator may give the partitions away when either timeout has passed. The
+		// session timeout, which operators set, must be the one that counts.
+		opts.RebalanceTimeout = max(defaultRebalanceTimeout, 2*opts.SessionTimeout)
 	}
 	if opts.Heartbeat <= 0 {
 		opts.Heartbeat = defaultHeartbeat
@@ -241,7 +245,6 @@ var errGivenUp = errors.New("a handler gave up its partition")
 func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
 	ticks := time.NewTicker(g.opts.Heartbeat)
 	defer ticks.Stop()
-	answered := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -254,7 +257,6 @@ func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCau
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			answered = sent
 			gen.lease.renew(sent)
 		case errors.Is(err, kafkago.RebalanceInProgress):
 			gen.lease.dispute(sent, time.Now())
@@ -263,8 +265,8 @@ func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCau
 			gen.lease.end(time.Now())
 			stop(err)
 		default:
-			if time.Since(answered) >= g.opts.SessionTimeout {
-				stop(fmt.Errorf("no heartbeat for %s: %w", g.opts.SessionTimeout, err))
+			if time.Until(gen.lease.until()) <= 0 {
+				stop(fmt.Errorf("no heartbeat before the lease ended: %w", err))
 			}
 		}
 	}

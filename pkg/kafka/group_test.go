@@ -426,3 +426,108 @@ func TestStuckHandlerIsReplaced(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A member whose heartbeats do not arrive does not notice that another one joins. When the latter
+// owns the partition, the lease of the former is over, whichever timeout ended it.
+func TestLeaseEndsBeforeNextOwner(t *testing.T) {
+	for name, opts := range map[string]kafka.GroupOptions{
+		"session shorter":   {SessionTimeout: time.Second, RebalanceTimeout: 4 * time.Second},
+		"rebalance shorter": {SessionTimeout: 8 * time.Second, RebalanceTimeout: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			opts.Heartbeat = 50 * time.Millisecond
+			cluster := startCluster(t)
+			client := newClient(t, cluster, nil)
+			createTopic(t, client, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			hold := make(chan struct{})
+			var running sync.WaitGroup
+			defer running.Wait()
+			defer cancel()
+			defer close(hold)
+			join := func() chan *kafka.Claim {
+				claims := make(chan *kafka.Claim, 10)
+				running.Go(func() {
+					err := newClient(t, cluster, nil).NewGroup(groupID, topic, opts).Run(ctx, func(_ context.Context, c *kafka.Claim) error {
+						claims <- c
+						<-hold
+						return nil
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				})
+				return claims
+			}
+			next := func(claims chan *kafka.Claim) *kafka.Claim {
+				t.Helper()
+				select {
+				case c := <-claims:
+					return c
+				case <-time.After(patience):
+					t.Fatal("the partition was not assigned")
+					return nil
+				}
+			}
+			first := next(join())
+			renewed := first.Lease()
+			until(t, func() bool { return first.Lease().After(renewed) })
+			lost := make(chan struct{})
+			var once sync.Once
+			cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				cluster.KeepControl()
+				if req.(*kmsg.HeartbeatRequest).MemberID != kafka.MemberID(first) {
+					return nil, nil, false
+				}
+				once.Do(func() { close(lost) })
+				return nil, errCut, true
+			})
+			<-lost
+			next(join())
+			if left := time.Until(first.Lease()); left > 0 {
+				t.Errorf("another member owns the partition, and the lease of the first one lasts for another %s", left)
+			}
+		})
+	}
+}
+
+// The session timeout decides how long a silent member keeps its partitions, also when it is
+// longer than the usual rebalance timeout.
+func TestLongSessionLengthensRebalance(t *testing.T) {
+	for _, tc := range []struct{ session, rebalance time.Duration }{
+		{0, 20 * time.Second},
+		{6 * time.Second, 20 * time.Second},
+		{45 * time.Second, 90 * time.Second}, // the default of Kafka's own consumers
+	} {
+		cluster := startCluster(t)
+		client := newClient(t, cluster, nil)
+		createTopic(t, client, 1)
+		var asked atomic.Int64
+		cluster.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			cluster.KeepControl()
+			asked.Store(int64(req.(*kmsg.JoinGroupRequest).RebalanceTimeoutMillis))
+			return nil, nil, false
+		})
+		session := tc.session
+		if session == 0 {
+			session = 10 * time.Second
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ran := false
+		err := client.NewGroup(groupID, topic, kafka.GroupOptions{SessionTimeout: tc.session}).Run(ctx, func(_ context.Context, c *kafka.Claim) error {
+			defer cancel()
+			ran = true
+			if left := time.Until(c.Lease()); left > session || left < session/2 {
+				t.Errorf("session %s: the lease lasts for %s", session, left)
+			}
+			if c.Grace() != tc.rebalance/4*3 {
+				t.Errorf("session %s: Grace() = %s, want %s", session, c.Grace(), tc.rebalance/4*3)
+			}
+			return nil
+		})
+		if got := time.Duration(asked.Load()) * time.Millisecond; got != tc.rebalance || err != nil || !ran {
+			t.Errorf("session %s: the rebalance timeout is %s, want %s; a partition was assigned: %t, %v", session, got, tc.rebalance, ran, err)
+		}
+	}
+}

@@ -48,13 +48,13 @@ func (r *heartbeatRequest) RawExchange(rw io.ReadWriter) (protocol.Message, erro
 }
 
 // heartbeatTries is how many heartbeats may go without an answer, one after the other, before
-// the session is over: a dead connection costs one.
+// the lease is over: a dead connection costs one.
 const heartbeatTries = 3
 
 // heartbeat tells the coordinator that we live, and hears whether the
 // generation does.
 func (g *Group) heartbeat(ctx context.Context, gen generation) error {
-	timeout := g.opts.SessionTimeout / heartbeatTries
+	timeout := min(g.opts.SessionTimeout, g.opts.RebalanceTimeout) / heartbeatTries
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := g.client.roundTrip(ctx, timeout, &heartbeatRequest{

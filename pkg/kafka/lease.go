@@ -5,10 +5,14 @@ import (
 	"time"
 )
 
-// lease is how long nobody else can own the partitions of a generation. The coordinator
-// gives them to others when a member was silent for the session timeout, or has
-// not joined again within the rebalance timeout. It counts from when it hears of us and from when
-// the rebalance begins; we count from when we sent what it answered, which is earlier.
+// lease is how long nobody else can own the partitions of a generation. The coordinator gives
+// them to others when a member was silent for the session timeout, or when it has not joined
+// again within the rebalance timeout after a rebalance began.
+//
+// The coordinator counts the session from when it received our last request. A lease counts
+// from when we sent it, which is earlier. A rebalance can begin as soon as the coordinator has
+// answered that there is none, and a stopped process does not notice it. So the rebalance timeout
+// always counts, from when we sent the last request that was answered so.
 type lease struct {
 	session, rebalance, grace time.Duration
 
@@ -54,9 +58,9 @@ func (l *lease) end(now time.Time) {
 func (l *lease) until() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	until := l.alive.Add(l.session)
+	until := earliest(l.alive.Add(l.session), l.undisputed.Add(l.rebalance))
 	if !l.noticed.IsZero() {
-		until = earliest(until, l.noticed.Add(l.grace), l.undisputed.Add(l.rebalance))
+		until = earliest(until, l.noticed.Add(l.grace))
 	}
 	if !l.over.IsZero() {
 		until = earliest(until, l.over)
