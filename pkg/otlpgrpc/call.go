@@ -16,16 +16,14 @@ import (
 
 const (
 	// callBytes is what gRPC holds for a call of which nothing but headers has come.
-	callBytes = 8 << 10
-	// maxOtherBytes bounds the messages of services that take no spans or flows. The largest
-	// that an agent sends, a report of pods, is some times smaller.
-	maxOtherBytes = 4 << 20
-	prefixBytes   = 5 // of a gRPC message: compressed or not, and the length
+	callBytes   = 8 << 10
+	prefixBytes = 5 // of a gRPC message: compressed or not, and the length
 )
 
 // call is one call from its headers to its end: what it counts for, and how far its message has come.
 type call struct {
 	conn      *conn
+	method    string
 	signal    *signal        // nil for services that take no spans or flows
 	peer      *inflight.Peer // what the call is counted for
 	streaming bool           // the client may send any number of messages
@@ -66,7 +64,7 @@ func callOf(ctx context.Context) *call {
 
 // open admits a call whose headers have come. It runs in the goroutine that reads the connection.
 func (c *conn) open(ctx context.Context, info *tap.Info, sig *signal) (context.Context, inflight.Refusal) {
-	k := &call{conn: c, signal: sig, streaming: c.server.streaming[info.FullMethodName]}
+	k := &call{conn: c, method: info.FullMethodName, signal: sig, streaming: c.server.streaming[info.FullMethodName]}
 	var why inflight.Refusal
 	if sig != nil {
 		k.peer = c.exports
@@ -176,8 +174,11 @@ func (k *call) announced(length uint32) {
 	case int64(length) > s.cfg.MaxRequestBytes:
 		k.stopped = true // gRPC refuses it, and reads nothing of it
 		return
-	case k.signal == nil && length > maxOtherBytes:
-		k.stop(status.Errorf(codes.ResourceExhausted, "a message of %d bytes is larger than the %d allowed", length, maxOtherBytes))
+	case k.signal == nil && k.prefix[0] != 0:
+		k.stop(status.Error(codes.Unimplemented, "compressed messages are taken by the export methods only"))
+		return
+	case k.signal == nil && int64(length) > int64(k.maxBytes()):
+		k.stop(tooLong(int(length), k.maxBytes()))
 		return
 	case k.messages > 1:
 		k.deadline.Reset(s.cfg.BodyTimeout)
@@ -215,6 +216,24 @@ func (k *call) charge(length int64) (why inflight.Refusal) {
 		why = k.peer.Grow(k.granted, size)
 	}
 	if why == "" {
+		k.granted = size
+	}
+	return why
+}
+
+// maxBytes is how long a message may be of a call that takes no spans or flows.
+func (k *call) maxBytes() int { return maxOtherBytes(k.method) }
+
+// decoded charges what a message of a call that takes no spans or flows takes once it is decoded. The
+// largest one of the call counts until its end.
+func (k *call) decoded(size int64) (why inflight.Refusal) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	size += k.base
+	if k.settled || size <= k.granted {
+		return ""
+	}
+	if why = k.peer.Grow(k.granted, size); why == "" {
 		k.granted = size
 	}
 	return why

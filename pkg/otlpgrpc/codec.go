@@ -48,7 +48,8 @@ func (m *message) release(reuse bool) {
 	}
 }
 
-// codec is protobuf for every message but an Export's request, which stays bytes.
+// codec is protobuf for every message but an Export's request, which stays bytes. Other requests are
+// decoded within bounds.
 type codec struct {
 	encoding.CodecV2
 }
@@ -58,9 +59,13 @@ func newCodec() codec {
 }
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	if m, ok := v.(*message); ok {
+	switch m := v.(type) {
+	case *message:
 		m.take(data)
 		return nil
+	case *bounded:
+		return m.take(data)
+	default:
+		return c.CodecV2.Unmarshal(data, v)
 	}
-	return c.CodecV2.Unmarshal(data, v)
 }

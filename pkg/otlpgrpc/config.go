@@ -75,7 +75,7 @@ const maxOtherBytesInFlight = 160 << 20
 
 func (c Config) otherLimits() inflight.Limits {
 	return inflight.Limits{
-		RequestBytes: maxOtherBytes + callBytes + maxHeaderBytes, Bytes: maxOtherBytesInFlight, Requests: c.MaxConnections, PeerShare: c.PeerShare,
+		RequestBytes: maxDecodedBytes + callBytes + maxHeaderBytes, Bytes: maxOtherBytesInFlight, Requests: c.MaxConnections, PeerShare: c.PeerShare,
 	}
 }
 

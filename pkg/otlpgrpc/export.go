@@ -101,7 +101,7 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 		return ctx, err
 	}
 	sig := s.signals[info.FullMethodName]
-	if err := s.authorize(ctx); err != nil {
+	if err := s.authorize(ctx, info.FullMethodName); err != nil {
 		return ctx, err
 	}
 	ctx, why := connOf(ctx).open(ctx, info, sig)
@@ -116,16 +116,18 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	}
 }
 
-// authorize holds a call to the agent that its metadata names.
-func (s *Server) authorize(ctx context.Context) error {
+// authorize holds a call to the agent that its metadata names. Calls of the services for agents are
+// for members of the installation, also when they name no agent.
+func (s *Server) authorize(ctx context.Context, method string) (err error) {
 	if s.auth == nil {
 		return nil
 	}
-	agent := firstValue(ctx, schema.MetadataAgent)
-	if agent == "" {
-		return nil
+	if agent := firstValue(ctx, schema.MetadataAgent); agent != "" {
+		err = s.auth.Check(ctx, agent)
+	} else if strings.HasPrefix(method, agentServices) && !s.auth.Authenticated(ctx) {
+		err = status.Error(codes.Unauthenticated,
+			"this service is for agents of this installation: show one of control.agent_tokens, or a certificate where those are asked for")
 	}
-	err := s.auth.Check(ctx, agent)
 	if err != nil {
 		s.unauthorized.WithLabelValues(status.Code(err).String()).Inc()
 	}

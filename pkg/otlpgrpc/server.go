@@ -37,8 +37,8 @@ type Options struct {
 	// Flows takes the requests of FlowService/ExportFlows, which are bounded and answered as
 	// those of traces are. Without it the service is left out.
 	Flows FlowConsumer
-	// Auth is asked of every call that names an agent, before its message is read. Without it
-	// everybody may speak for every agent.
+	// Auth is asked of every call that names an agent, and of every call of a service for agents, before
+	// its message is read. Without it everybody may speak for every agent.
 	Auth Auth
 	// Register adds services that share the port, the certificates and the
 	// connection limits. The context of their streams ends when the server begins to
@@ -121,12 +121,13 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	for _, sig := range s.signals {
 		s.grpc.RegisterService(&sig.desc, sig)
 	}
-	healthpb.RegisterHealthServer(s.grpc, s.health)
+	others := registrar{s.grpc}
+	healthpb.RegisterHealthServer(others, s.health)
 	if opts.Register != nil {
-		opts.Register(s.grpc)
+		opts.Register(others)
 	}
 	if cfg.Reflection {
-		reflection.Register(s.grpc)
+		reflection.Register(others)
 	}
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
@@ -289,11 +290,6 @@ func (s *Server) guardUnary(ctx context.Context, req any, _ *grpc.UnaryServerInf
 			resp, err = nil, s.panicked(ctx, cause)
 		}
 	}()
-	call := callOf(ctx)
-	if err := call.hold(ctx); err != nil {
-		return nil, err
-	}
-	defer call.release()
 	return next(ctx, req)
 }
 
@@ -314,13 +310,19 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, _ *grpc.StreamSe
 		return err
 	}
 	defer call.release()
-	return call.cause(next(srv, stoppableStream{stream, ctx}))
+	return call.cause(next(srv, stoppableStream{stream, ctx, call}))
 }
 
-// stoppableStream is a stream whose context ends with the server.
+// stoppableStream is a stream whose context ends with the server. Its messages are bounded before
+// they are decoded.
 type stoppableStream struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // a grpc.ServerStream carries its context
+	ctx  context.Context //nolint:containedctx // a grpc.ServerStream carries its context
+	call *call
+}
+
+func (s stoppableStream) RecvMsg(m any) error {
+	return s.call.receiveBounded(s.ServerStream.RecvMsg, m)
 }
 
 func (s stoppableStream) Context() context.Context { return s.ctx }
