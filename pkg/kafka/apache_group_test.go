@@ -22,6 +22,7 @@ func TestApacheKafkaGroup(t *testing.T) {
 	brokers := []string{broker.Addr()}
 	t.Run("topic", func(t *testing.T) { topicIsFollowed(t, brokers) })
 	t.Run("late commit", func(t *testing.T) { lateCommitIsRefused(t, brokers) })
+	t.Run("lease", func(t *testing.T) { leaseEnds(t, func(*testing.T) []string { return brokers }) })
 	t.Run("transactions", func(t *testing.T) { readCommitted(t, brokers) })
 	t.Run("quota", func(t *testing.T) { realQuota(t, brokers) })
 	t.Run("truncation", func(t *testing.T) { realTruncation(t, broker) })
@@ -50,8 +51,23 @@ func realQuota(t *testing.T, brokers []string) {
 	claim := startMemberOf(t, client, name, nil).await(1)[0]
 	limit(25_000)
 	begun := time.Now()
-	if got := fetchSome(t, claim, 0, 20, 50_000); len(got) != 20 {
-		t.Errorf("%d records were read, want 20", len(got))
+	read, throttled := 0, 0
+	for next := int64(0); next < 20; {
+		b, err := claim.Fetch(t.Context(), next, 50_000, 20*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Throttled {
+			throttled++
+		}
+		if empty := len(b.Records) == 0; b.Throttled != empty || b.HighWatermark != 20 {
+			t.Errorf("at offset %d: %d records, Throttled = %t, HighWatermark = %d", next, len(b.Records), b.Throttled, b.HighWatermark)
+		}
+		read += len(b.Records)
+		next = b.Next
+	}
+	if read != 20 || throttled == 0 {
+		t.Errorf("%d records were read, want 20; %d answers were throttled, want some", read, throttled)
 	}
 	if took := time.Since(begun); took < time.Second {
 		t.Errorf("400 KB came within %s, so the quota was never used up", took)

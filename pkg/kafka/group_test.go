@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -427,9 +428,28 @@ func TestStuckHandlerIsReplaced(t *testing.T) {
 	}
 }
 
-// A member whose heartbeats do not arrive does not notice that another one joins. When the latter
-// owns the partition, the lease of the former is over, whichever timeout ended it.
+// cutConn fails every request of one client while cut is true.
+type cutConn struct {
+	net.Conn
+	cut  *atomic.Bool
+	lost *atomic.Int32 // requests
+}
+
+func (c cutConn) Write(b []byte) (int, error) {
+	if c.cut.Load() {
+		c.lost.Add(1)
+		return 0, errCut
+	}
+	return c.Conn.Write(b)
+}
+
+// A member that is cut off does not notice that another one joins. When the latter owns the
+// partition, the lease of the former is over, whichever timeout ended it.
 func TestLeaseEndsBeforeNextOwner(t *testing.T) {
+	leaseEnds(t, func(t *testing.T) []string { return startCluster(t).ListenAddrs() })
+}
+
+func leaseEnds(t *testing.T, brokers func(*testing.T) []string) {
 	for name, opts := range map[string]kafka.GroupOptions{
 		"session shorter":   {SessionTimeout: time.Second, RebalanceTimeout: 4 * time.Second},
 		"rebalance shorter": {SessionTimeout: 8 * time.Second, RebalanceTimeout: time.Second},
@@ -437,19 +457,21 @@ func TestLeaseEndsBeforeNextOwner(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			opts.Heartbeat = 50 * time.Millisecond
-			cluster := startCluster(t)
-			client := newClient(t, cluster, nil)
-			createTopic(t, client, 1)
+			addrs, name := brokers(t), topicName(t)
+			adminOf(t, addrs).create(name, 1)
 			ctx, cancel := context.WithCancel(t.Context())
 			hold := make(chan struct{})
 			var running sync.WaitGroup
 			defer running.Wait()
 			defer cancel()
 			defer close(hold)
-			join := func() chan *kafka.Claim {
+			join := func(cut *atomic.Bool, lost *atomic.Int32) *kafka.Claim {
+				t.Helper()
+				client, _ := clientOf(t, addrs)
+				client.Intercept(func(c net.Conn) net.Conn { return cutConn{c, cut, lost} })
 				claims := make(chan *kafka.Claim, 10)
 				running.Go(func() {
-					err := newClient(t, cluster, nil).NewGroup(groupID, topic, opts).Run(ctx, func(_ context.Context, c *kafka.Claim) error {
+					err := client.NewGroup(name, name, opts).Run(ctx, func(_ context.Context, c *kafka.Claim) error {
 						claims <- c
 						<-hold
 						return nil
@@ -458,10 +480,6 @@ func TestLeaseEndsBeforeNextOwner(t *testing.T) {
 						t.Error(err)
 					}
 				})
-				return claims
-			}
-			next := func(claims chan *kafka.Claim) *kafka.Claim {
-				t.Helper()
 				select {
 				case c := <-claims:
 					return c
@@ -470,21 +488,14 @@ func TestLeaseEndsBeforeNextOwner(t *testing.T) {
 					return nil
 				}
 			}
-			first := next(join())
+			var cut atomic.Bool
+			var lost atomic.Int32
+			first := join(&cut, &lost)
 			renewed := first.Lease()
 			until(t, func() bool { return first.Lease().After(renewed) })
-			lost := make(chan struct{})
-			var once sync.Once
-			cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
-				cluster.KeepControl()
-				if req.(*kmsg.HeartbeatRequest).MemberID != kafka.MemberID(first) {
-					return nil, nil, false
-				}
-				once.Do(func() { close(lost) })
-				return nil, errCut, true
-			})
-			<-lost
-			next(join())
+			cut.Store(true)
+			until(t, func() bool { return lost.Load() > 0 })
+			join(new(atomic.Bool), new(atomic.Int32))
 			if left := time.Until(first.Lease()); left > 0 {
 				t.Errorf("another member owns the partition, and the lease of the first one lasts for another %s", left)
 			}
