@@ -2,6 +2,8 @@ package integration
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"testing"
@@ -66,4 +68,39 @@ func TestReplayWithinTheWindow(t *testing.T) {
 	if err := exactly(conn, 10)(); err != nil {
 		t.Errorf("after a second replay: %v", err)
 	}
+}
+
+// ClickHouse repeats a value of 600 kB in its refusal: value and cause together are larger than a record may be by
+// default. The letter keeps the value, and its replay is stored.
+func TestLetterWhoseCauseQuotesItsValue(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	conn := open(t, s.engine.NativeAddr())
+	const table = "ALTER TABLE metaflow.spans_local "
+	if err := conn.Exec(t.Context(), table+"ADD COLUMN my_number UInt16 MATERIALIZED toUInt16(attributes['k'])"); err != nil {
+		t.Fatal(err)
+	}
+	large := make([]byte, 300_000)
+	_, _ = rand.Read(large) // never fails
+	c := newClient(t, s.grpc, 1)
+	c.exportOne(t.Context(), 0, "k", hex.EncodeToString(large))
+	good := 0
+	server.eventually(time.Minute, func() error {
+		good++ // a row that is refused waits for one that is not
+		c.exportOne(t.Context(), good, "k", "1")
+		return lists(t, s, "Cannot parse string")()
+	})
+	server.eventually(time.Minute, exactly(conn, good))
+	if n := metric(t, addr, "metaflow_writer_dead_letters_truncated_total", ""); n > 0 {
+		t.Errorf("%v letters are without a value", n)
+	}
+	if n := len(server.output.String()); n > 300_000 {
+		t.Errorf("the value is in the log, which has %d bytes", n)
+	}
+	if err := conn.Exec(t.Context(), table+"DROP COLUMN my_number"); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "deadletter", "replay", "--config", s.config)
+	server.eventually(time.Minute, exactly(conn, good+1))
 }

@@ -117,8 +117,11 @@ func codeLabel(err error) string {
 	}
 }
 
-// serverError gives ClickHouse's own errors the form "NAME (code): message"
-// and leaves others as they are. It keeps err in the chain.
+// messageBytes bounds a message of ClickHouse in our errors: some repeat a whole value.
+const messageBytes = 2000
+
+// serverError gives ClickHouse's own errors the form "NAME (code): message", with at most
+// messageBytes of the message, and leaves others as they are. It keeps err in the chain.
 type serverError struct {
 	text  string
 	cause error
@@ -132,5 +135,5 @@ func readable(err error) error {
 	if !ok {
 		return err
 	}
-	return &serverError{text: code.Error() + ": " + message, cause: err}
+	return &serverError{text: code.Error() + ": " + fault.Shorten(message, messageBytes), cause: err}
 }

@@ -3,6 +3,7 @@ package writer
 import (
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/record"
@@ -19,7 +20,9 @@ type batch struct {
 	kept     []kept // the records that have rows in the block
 	dead     []kafka.Outgoing
 	deadSize int64
-	deadSent int // of dead, how many Kafka has one by one
+	deadSent int       // of dead, how many Kafka has
+	deadMore int       // how many more letters there are, because Kafka takes some only in parts
+	division *division // set once Kafka has refused a letter for its size
 
 	resent      []record.Record // marked as resent: not looked up yet, and so not in the block
 	resentSize  int64           // bytes of their values
@@ -73,8 +76,12 @@ func (b *batch) full(cfg *Config, maxBytes int64) bool {
 // old reports whether the batch has waited long enough.
 func (b *batch) old(cfg *Config) bool { return time.Since(b.begun) >= cfg.MaxWait }
 
+// causeBytes bounds the cause in a dead letter: it may quote a value, which the letter has anyway.
+const causeBytes = 1000
+
 // divert adds a dead letter, which keeps the time by which its items were judged.
 func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string) {
+	cause = fault.Shorten(cause, causeBytes)
 	letter := record.DeadLetter{Cause: cause, Topic: claim.Topic(), Partition: claim.Partition(), Offset: r.Offset, Meta: r.Meta}
 	letter.Meta.Received, _ = r.FirstReceipt()
 	b.dead = append(b.dead, kafka.Outgoing{Value: append([]byte{}, value...), Headers: letter.Headers()})

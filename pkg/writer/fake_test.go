@@ -1,6 +1,7 @@
 package writer_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -479,20 +480,28 @@ func column(input proto.Input, name string, width int, id func([]byte) string) (
 
 // letters is the dead-letter topic.
 type letters struct {
-	all []record.DeadLetter
-	max int // bytes of a value that Kafka takes; 0 means any number
+	all    []record.DeadLetter
+	values [][]byte
+	max    int // bytes of a letter that Kafka takes; 0 means any number
 }
 
 func (d *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
-	for _, o := range batch {
-		if d.max > 0 && len(o.Value) > d.max {
-			return kafka.ErrTooLarge
-		}
+	large := &kafka.TooLargeError{Cause: errors.New("message too large")}
+	for i, o := range batch {
 		var l record.DeadLetter
+		size := len(o.Value)
 		for _, h := range o.Headers {
 			l.Set(h.Key, h.Value)
+			size += len(h.Key) + len(h.Value)
 		}
-		d.all = append(d.all, l)
+		if d.max > 0 && size > d.max {
+			large.Records = append(large.Records, i)
+			continue
+		}
+		d.all, d.values = append(d.all, l), append(d.values, bytes.Clone(o.Value))
+	}
+	if len(large.Records) > 0 {
+		return large
 	}
 	return nil
 }

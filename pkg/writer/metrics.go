@@ -105,7 +105,7 @@ func (m *metrics) stored(b *batch, rows, size int) {
 	m.duplicates.WithLabelValues("content").Add(float64(b.duplicates))
 	m.duplicates.WithLabelValues("id").Add(float64(b.copies + b.unsureFound))
 	m.diverted.Add(float64(b.diverted))
-	m.letters.Add(float64(len(b.dead)))
+	m.letters.Add(float64(len(b.dead) + b.deadMore))
 	if rows > 0 {
 		m.batchRows.Observe(float64(rows))
 		m.batchBytes.Observe(float64(size))

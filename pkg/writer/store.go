@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
@@ -73,7 +72,7 @@ func (p *partition) finishBatch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p.log.Warn("diverted to the dead-letter topic", "records", len(b.dead), "from", b.from, "to", b.to)
+		p.log.Warn("diverted to the dead-letter topic", "records", len(b.dead)+b.deadMore, "from", b.from, "to", b.to)
 	}
 	if err := p.commit(ctx, graceful, "commit", b.to, p.epoch, plan.Plan{}); err != nil {
 		return err
@@ -86,46 +85,6 @@ func (p *partition) finishBatch(ctx context.Context) error {
 
 func (p *partition) rangeOf(b *batch) plan.Range {
 	return plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first}
-}
-
-// produceDead hands over the dead letters that are not yet. When some of them are larger than the
-// topic takes they go one by one, and one that is refused alone goes without its
-// value: a letter that is too large must not stop the partition for ever. Those that
-// Kafka took at first are there twice then, which replaying does not mind.
-func (p *partition) produceDead(ctx context.Context) error {
-	b := p.batch
-	err := p.dead.Produce(ctx, b.dead[b.deadSent:])
-	if !errors.Is(err, kafka.ErrTooLarge) {
-		return err
-	}
-	for ; b.deadSent < len(b.dead); b.deadSent++ {
-		letter := &b.dead[b.deadSent]
-		err := p.dead.Produce(ctx, []kafka.Outgoing{*letter})
-		if errors.Is(err, kafka.ErrTooLarge) && len(letter.Value) > 0 {
-			p.log.Error("kafka refuses a dead letter, so its value is left out", "error", err, "bytes", len(letter.Value))
-			p.metrics.truncated.Inc()
-			*letter = truncated(letter, err)
-			err = p.dead.Produce(ctx, []kafka.Outgoing{*letter})
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// causeBytes bounds the cause in a letter without a value: it may quote one.
-const causeBytes = 1000
-
-// truncated returns the letter without its value, which Kafka refused.
-func truncated(letter *kafka.Outgoing, refused error) kafka.Outgoing {
-	var l record.DeadLetter
-	for _, h := range letter.Headers {
-		l.Set(h.Key, h.Value)
-	}
-	l.Cause = strings.ToValidUTF8(l.Cause[:min(len(l.Cause), causeBytes)], "") + "; the value is left out: " + refused.Error()
-	l.Truncated = int64(len(letter.Value))
-	return kafka.Outgoing{Value: []byte{}, Headers: l.Headers()}
 }
 
 // withGrace returns a context that ends some time after ctx does.

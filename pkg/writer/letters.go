@@ -1,0 +1,142 @@
+package writer
+
+import (
+	"context"
+	"errors"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/record"
+)
+
+// produceDead hands over the dead letters that Kafka does not have yet. One that is larger than
+// the topic takes must not stop the partition for ever, see divide. What Kafka took is not sent again
+// after an error.
+func (p *partition) produceDead(ctx context.Context) error {
+	b := p.batch
+	if b.division == nil {
+		waiting := b.dead[b.deadSent:]
+		err := p.dead.Produce(ctx, waiting)
+		var large *kafka.TooLargeError
+		if !errors.As(err, &large) {
+			return err
+		}
+		b.deadSent += sentFirst(waiting, large.Records)
+		b.division = &division{refusal: err}
+	}
+	for ; b.deadSent < len(b.dead); b.deadSent++ {
+		if err := p.divide(ctx, &b.dead[b.deadSent]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sentFirst moves the refused letters, whose ascending indexes are given, behind those that Kafka
+// took, and returns how many it took.
+func sentFirst(letters []kafka.Outgoing, refused []int) (sent int) {
+	var large []kafka.Outgoing
+	for i, letter := range letters {
+		if len(large) < len(refused) && refused[len(large)] == i {
+			large = append(large, letter)
+			continue
+		}
+		letters[sent] = letter
+		sent++
+	}
+	copy(letters[sent:], large)
+	return sent
+}
+
+// division is what is left to do of a letter that was refused for its size.
+type division struct {
+	parts   []part // a stack, the next one last
+	alone   int    // parts that could not be divided since Kafka took one
+	refusal error  // the last one
+}
+
+// part is a letter with some items of the one that is divided.
+type part struct {
+	letter  kafka.Outgoing
+	items   int
+	refused bool
+}
+
+// aloneEnough is how many single items have to be refused in a row until the rest is left out
+// undivided: what they share may be too large by itself.
+const aloneEnough = 16
+
+// divide hands over a letter that was refused: in halves, or, where it has a single item or its
+// items cannot be told apart, without its value. It goes on where it failed before.
+func (p *partition) divide(ctx context.Context, letter *kafka.Outgoing) error {
+	d := p.batch.division
+	if len(d.parts) == 0 {
+		d.parts, d.alone = append(d.parts, part{*letter, p.kind.Count(letter.Value), true}), 0
+	}
+	for len(d.parts) > 0 {
+		last := len(d.parts) - 1
+		if top := &d.parts[last]; !top.refused {
+			err := p.dead.Produce(ctx, []kafka.Outgoing{top.letter})
+			switch {
+			case err == nil:
+				d.parts, d.alone = d.parts[:last], 0
+			case errors.Is(err, kafka.ErrTooLarge):
+				top.refused, d.refusal = true, err
+			default:
+				return err
+			}
+			continue
+		}
+		if halves := p.halves(&d.parts[last]); halves != nil {
+			d.parts = append(d.parts[:last], halves...)
+			p.batch.deadMore++
+			continue
+		}
+		if err := p.leaveOut(ctx, &d.parts[last].letter); err != nil {
+			return err
+		}
+		d.parts, d.alone = d.parts[:last], d.alone+1
+	}
+	return nil
+}
+
+// halves returns two letters with half of the items each, or nil.
+func (p *partition) halves(whole *part) []part {
+	if whole.items < 2 || p.batch.division.alone >= aloneEnough {
+		return nil
+	}
+	middle := whole.items / 2
+	halves := []part{{whole.letter, whole.items - middle, false}, {whole.letter, middle, false}}
+	for n := range halves {
+		value, err := p.kind.Select(whole.letter.Value, func(i int) bool { return (i < middle) == (n == 1) })
+		if err != nil {
+			return nil
+		}
+		halves[n].letter.Value = value
+	}
+	return halves
+}
+
+// leaveOut hands over a letter without its value.
+func (p *partition) leaveOut(ctx context.Context, letter *kafka.Outgoing) error {
+	refusal := p.batch.division.refusal
+	if len(letter.Value) == 0 {
+		return refusal
+	}
+	err := p.dead.Produce(ctx, []kafka.Outgoing{truncated(letter, refusal)})
+	if err == nil {
+		p.log.Error("kafka refuses a dead letter, so its value is left out", "error", refusal, "bytes", len(letter.Value))
+		p.metrics.truncated.Inc()
+	}
+	return err
+}
+
+// truncated returns the letter without its value, which Kafka refused.
+func truncated(letter *kafka.Outgoing, refused error) kafka.Outgoing {
+	var l record.DeadLetter
+	for _, h := range letter.Headers {
+		l.Set(h.Key, h.Value)
+	}
+	l.Cause += "; the value is left out: " + refused.Error()
+	l.Truncated = int64(len(letter.Value))
+	return kafka.Outgoing{Value: []byte{}, Headers: l.Headers()}
+}
