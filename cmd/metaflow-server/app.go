@@ -263,6 +263,7 @@ func (a *app) runPort(ctx context.Context) error {
 		producers = append(producers, a.spansTo, a.flowsTo)
 		traces, opts.Flows, overHTTP = gw.traces, gw.flows, gateway.HTTP{Gateway: gw.traces}
 	}
+	a.awaitBindings(ctx)
 	receiver, err := otlpgrpc.New(a.cfg.GRPC, traces, opts)
 	if err != nil {
 		return err
@@ -438,6 +439,16 @@ func (a *app) awaitResources(ctx context.Context) {
 	defer cancel()
 	if err := a.resources.Await(patience); err != nil && ctx.Err() == nil {
 		a.log.Warn("flows are stored without the pods and services that are not known yet", "error", err)
+	}
+}
+
+// awaitBindings returns when it is known whom the ids of agents belong to; or when that takes too long, because
+// only agents are refused until then.
+func (a *app) awaitBindings(ctx context.Context) {
+	patience, cancel := context.WithTimeout(ctx, resourcesPatience)
+	defer cancel()
+	if err := a.resources.Await(patience); err != nil && ctx.Err() == nil {
+		a.log.Warn("agents are refused until it is known whom their ids belong to", "error", err)
 	}
 }
 

@@ -35,8 +35,9 @@ type Guard struct {
 	tokens [][sha256.Size]byte
 	mutual bool
 
-	mu    sync.RWMutex
-	bound map[string]binding // by agent id
+	mu     sync.RWMutex
+	caught bool               // bound is complete: the records were read to their end
+	bound  map[string]binding // by agent id
 }
 
 // binding is the value of a record.
@@ -47,7 +48,7 @@ type binding struct {
 	Joined int64 `json:"joined"`
 }
 
-// New returns a Guard that knows no binding. With tokens, who speaks for an agent must show one of them.
+// New returns a Guard that knows no binding, and lets nobody speak for an agent before CaughtUp. With tokens, who speaks for an agent must show one of them.
 // mutual says that TLS lets in only clients with a certificate.
 func New(tokens []string, mutual bool) *Guard {
 	g := &Guard{mutual: mutual, bound: make(map[string]binding)}
@@ -75,15 +76,23 @@ func (g *Guard) Observe(key, value []byte) {
 	}
 }
 
+// CaughtUp says that Observe was given every record there is.
+func (g *Guard) CaughtUp() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.caught = true
+}
+
 // Forget goes back to before the first record.
 func (g *Guard) Forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.caught = false
 	clear(g.bound)
 }
 
-// Check returns nil when the caller of a gRPC call may speak for an agent, else a status. An empty
-// agent is nobody's, and may always be spoken for.
+// Check returns nil when the caller of a gRPC call may speak for an agent, else a status: UNAVAILABLE while
+// it is not known what ids are bound. An empty agent is nobody's, and may always be spoken for.
 func (g *Guard) Check(ctx context.Context, agent string) error {
 	if agent == "" {
 		return nil
@@ -93,12 +102,20 @@ func (g *Guard) Check(ctx context.Context, agent string) error {
 			"agent %q shows no token of this installation: give it one of control.agent_tokens as server.token", agent)
 	}
 	g.mu.RLock()
-	b := g.bound[agent]
+	caught, b := g.caught, g.bound[agent]
 	g.mu.RUnlock()
+	return judge(agent, caught, b, credentialsOf(ctx))
+}
+
+// judge returns nil when who shows credentials may speak for an agent.
+func judge(agent string, caught bool, b binding, shown []string) error {
+	if !caught {
+		return status.Errorf(codes.Unavailable, "this server has not read yet whom the agent id %q belongs to", agent)
+	}
 	if b.Credential == "" {
 		return nil
 	}
-	for _, c := range credentialsOf(ctx) {
+	for _, c := range shown {
 		if subtle.ConstantTimeCompare([]byte(c), []byte(b.Credential)) == 1 {
 			return nil
 		}
@@ -126,28 +143,28 @@ func (g *Guard) knows(token string) bool {
 }
 
 // Bind binds an agent that is let in to the strongest that it shows, at once for this replica. It returns the
-// record to write for the others, nil when there is no news.
-func (g *Guard) Bind(ctx context.Context, agent string, now time.Time) (value []byte) {
-	credential := ""
-	if shown := credentialsOf(ctx); len(shown) > 0 {
-		credential = shown[0]
-	}
+// record of the binding, and whether that is news to write for the others. It fails as Check does, and changes
+// nothing then: the id may have been bound since Check was asked.
+func (g *Guard) Bind(ctx context.Context, agent string, now time.Time) (value []byte, news bool, err error) {
+	shown := credentialsOf(ctx)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	b, known := g.bound[agent]
-	if known && (credential == "" || credential == b.Credential) {
-		return nil
+	if err := judge(agent, g.caught, b, shown); err != nil {
+		return nil, false, err
 	}
 	if !known {
 		b.Joined = now.Unix()
 	}
-	b.Credential = credential
-	g.bound[agent] = b
-	value, err := json.Marshal(b)
-	if err != nil {
-		return nil // of a string and a number it never fails
+	if len(shown) > 0 && shown[0] != b.Credential {
+		b.Credential, news = shown[0], true
 	}
-	return value
+	value, err = json.Marshal(b)
+	if err != nil {
+		return nil, false, err
+	}
+	g.bound[agent] = b
+	return value, news || !known, nil
 }
 
 // Joined returns when an agent was registered first; ok is false when that is not known.

@@ -63,8 +63,9 @@ func TestAnIDBelongsToWhoCameFirst(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			here, elsewhere := New(nil, false), New(nil, false)
-			elsewhere.Observe(fleet.BindingKey("a"), here.Bind(caller(t, tc.first.secret, tc.first.certificate, ""), "a", now))
+			here, elsewhere := caughtUp(), caughtUp()
+			value, _ := bind(caller(t, tc.first.secret, tc.first.certificate, ""), t, here, now)
+			elsewhere.Observe(fleet.BindingKey("a"), value)
 			for _, g := range []*Guard{here, elsewhere} {
 				if err := g.Check(caller(t, tc.second.secret, tc.second.certificate, ""), "a"); status.Code(err) != tc.want {
 					t.Errorf("Check = %v, want %s", err, tc.want)
@@ -84,16 +85,36 @@ func TestAnIDBelongsToWhoCameFirst(t *testing.T) {
 	}
 }
 
+func caughtUp(tokens ...string) *Guard {
+	g := New(tokens, false)
+	g.CaughtUp()
+	return g
+}
+
+// bind binds the id "a", which has to work.
+func bind(ctx context.Context, t *testing.T, g *Guard, now time.Time) (value []byte, news bool) {
+	t.Helper()
+	value, news, err := g.Bind(ctx, "a", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value, news
+}
+
 func TestABindingGetsStronger(t *testing.T) {
-	g := New(nil, false)
-	if g.Bind(caller(t, "", "", ""), "a", time.Unix(1000, 0)) == nil {
-		t.Error("the first registration makes no record")
+	g := caughtUp()
+	if _, news := bind(caller(t, "", "", ""), t, g, time.Unix(1000, 0)); !news {
+		t.Error("the first registration is no news")
 	}
-	if g.Bind(caller(t, "", "", ""), "a", time.Unix(2000, 0)) != nil {
-		t.Error("nothing new makes a record")
+	if _, news := bind(caller(t, "", "", ""), t, g, time.Unix(2000, 0)); news {
+		t.Error("nothing new is news")
 	}
-	if g.Bind(caller(t, "s", "", ""), "a", time.Unix(2000, 0)) == nil {
-		t.Error("a secret makes no record")
+	bound, news := bind(caller(t, "s", "", ""), t, g, time.Unix(2000, 0))
+	if !news {
+		t.Error("a secret is no news")
+	}
+	if again, news := bind(caller(t, "s", "", ""), t, g, time.Unix(3000, 0)); news || string(again) != string(bound) {
+		t.Errorf("a second registration: %s, %v; the first one: %s", again, news, bound)
 	}
 	if at, _ := g.Joined("a"); at.Unix() != 1000 {
 		t.Errorf("joined %v after it was bound again", at)
@@ -102,13 +123,50 @@ func TestABindingGetsStronger(t *testing.T) {
 		t.Error("the id is still anybody's")
 	}
 	g.Forget()
+	g.CaughtUp()
 	if g.Check(caller(t, "", "", ""), "a") != nil {
 		t.Error("a forgotten binding holds")
 	}
 }
 
+// A server that has just started has read none of the bindings, or some.
+func TestNobodySpeaksForAnAgentBeforeItIsKnownWhoseItIs(t *testing.T) {
+	owner, stranger, now := caller(t, "s", "", ""), caller(t, "t", "", ""), time.Unix(1000, 0)
+	record, _ := bind(owner, t, caughtUp(), now)
+	g := New(nil, false)
+	for _, moment := range []string{"after the start", "after the topic was made anew"} {
+		for who, ctx := range map[string]context.Context{"the owner": owner, "a stranger": stranger} {
+			if err := g.Check(ctx, "a"); status.Code(err) != codes.Unavailable {
+				t.Errorf("%s, Check of %s = %v, want UNAVAILABLE", moment, who, err)
+			}
+			if _, _, err := g.Bind(ctx, "a", now); status.Code(err) != codes.Unavailable {
+				t.Errorf("%s, Bind of %s = %v, want UNAVAILABLE", moment, who, err)
+			}
+		}
+		if err := g.Check(stranger, ""); err != nil {
+			t.Errorf("%s, a collector, which speaks for no agent: %v", moment, err)
+		}
+		g.CaughtUp()
+		if err := g.Check(stranger, "a"); err != nil {
+			t.Errorf("an id that nobody has: %v", err)
+		}
+		// The binding comes between the check and the registration.
+		g.Observe(fleet.BindingKey("a"), record)
+		if _, _, err := g.Bind(stranger, "a", now); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("Bind of a stranger = %v, want PERMISSION_DENIED", err)
+		}
+		if err := g.Check(owner, "a"); err != nil {
+			t.Errorf("Check of the owner = %v", err)
+		}
+		if err := g.Check(stranger, "a"); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("Check of a stranger = %v, want PERMISSION_DENIED", err)
+		}
+		g.Forget()
+	}
+}
+
 func TestTokens(t *testing.T) {
-	g := New([]string{"old", "new"}, false)
+	g := caughtUp("old", "new")
 	for token, want := range map[string]codes.Code{"old": codes.OK, "new": codes.OK, "": codes.Unauthenticated, "x": codes.Unauthenticated} {
 		ctx := caller(t, "s", "", token)
 		if err := g.Check(ctx, "a"); status.Code(err) != want {

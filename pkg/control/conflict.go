@@ -18,12 +18,13 @@ type conflict struct {
 // replica in turn, so every replica of a dozen knows of it.
 const conflictAge = 2 * time.Minute
 
-// refused notes that r was refused. The caller holds mu. There is one conflict for each id, and the id belongs to
-// an agent that is known, so their number is bounded.
-func (c *Control) refused(r *agentv1.Registration, peer string) {
+// refused notes that r was refused, and tells whether that is the first time for long. The caller holds
+// mu. There is one conflict for each id, and the id belongs to an agent that is known, so their number is bounded.
+func (c *Control) refused(r *agentv1.Registration, peer string) (first bool) {
 	now := c.opts.Now()
 	known := c.conflicts[r.AgentId]
-	if known == nil || now.Sub(known.last) > conflictAge {
+	first = known == nil || now.Sub(known.last) > conflictAge
+	if first {
 		known = &conflict{since: now}
 		c.conflicts[r.AgentId] = known
 	}
@@ -33,6 +34,7 @@ func (c *Control) refused(r *agentv1.Registration, peer string) {
 			delete(c.conflicts, id)
 		}
 	}
+	return first
 }
 
 // tellConflicts adds to the exceptions of agents that others with their ids were refused. The caller holds mu.

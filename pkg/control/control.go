@@ -46,8 +46,9 @@ type Options struct {
 
 // Guard binds the ids of agents to those who have them. pkg/agentauth has one.
 type Guard interface {
-	// Bind returns the record to write when an agent is let in, nil when there is nothing new.
-	Bind(ctx context.Context, agent string, now time.Time) (value []byte)
+	// Bind returns the record of an agent that is let in, and whether it is to be written. An error says why
+	// the agent must not be let in.
+	Bind(ctx context.Context, agent string, now time.Time) (value []byte, news bool, err error)
 	// Joined returns when an agent was let in first, if that is known.
 	Joined(agent string) (time.Time, bool)
 }
@@ -125,7 +126,7 @@ func New(cfg Config, opts Options) (*Control, error) {
 func (c *Control) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.follow(ctx, &c.commands, c.applyCommands, c.state.ForgetCommands) })
-	g.Go(func() error { return c.follow(ctx, &c.resources, c.applyResources, c.state.ForgetAgents) })
+	g.Go(func() error { return c.follow(ctx, &c.resources, c.applyResources, c.forgetAgents) })
 	g.Go(func() error { return c.writeStatuses(ctx) })
 	g.Go(func() error { return c.settleRivals(ctx) })
 	g.Go(func() error { return c.forgetLost(ctx) })

@@ -106,6 +106,7 @@ type setting struct {
 	broker string
 	clock  *clock
 	edit   func(*control.Config)
+	guard  control.Guard
 	kafka  func(*kafka.Config)
 }
 
@@ -148,7 +149,7 @@ func (st *setting) begin(t testing.TB, name string) *replica {
 	r := &replica{name: name}
 	r.Control, err = control.New(cfg, control.Options{
 		Log: cutLog{client, &r.cut}, Commands: cutProducer{commands, &r.cut}, Resources: cutProducer{resources, &r.cut},
-		Replica: name, Logger: logger, Now: st.clock.now,
+		Replica: name, Logger: logger, Now: st.clock.now, Guard: st.guard,
 	})
 	if err != nil {
 		t.Fatal(err)

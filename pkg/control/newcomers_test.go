@@ -13,7 +13,7 @@ import (
 // joins is a Guard that knows when agents came.
 type joins map[string]time.Time
 
-func (joins) Bind(context.Context, string, time.Time) []byte { return nil }
+func (joins) Bind(context.Context, string, time.Time) ([]byte, bool, error) { return nil, false, nil }
 
 func (j joins) Joined(agent string) (time.Time, bool) { at, ok := j[agent]; return at, ok }
 

@@ -33,6 +33,7 @@ type session struct {
 	control      *Control
 	registration *agentv1.Registration
 	peer         string
+	binding      []byte        // the record of what the id is bound to; nil without a Guard
 	changed      chan struct{} // capacity 1
 	ended        chan struct{}
 
@@ -58,9 +59,7 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 	var holder *agentv1.AgentStatus
 	waited := c.await(release, func() bool {
 		if holder = c.holder(r); holder == nil {
-			if s, err = c.admit(r, peer); err == nil {
-				c.bind(ctx, r.AgentId)
-			}
+			s, err = c.admit(ctx, r, peer)
 		}
 		return holder == nil
 	})
@@ -72,9 +71,13 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 		return nil, ctx.Err()
 	case waited != nil:
 		c.mu.Lock()
-		c.refused(r, peer)
+		first := c.refused(r, peer)
 		c.mu.Unlock()
-		c.log.Warn("agent refused, another one has its id", slog.String("agent_id", r.AgentId),
+		level := slog.LevelDebug
+		if first {
+			level = slog.LevelWarn
+		}
+		c.log.Log(ctx, level, "agent refused, another one has its id", slog.String("agent_id", r.AgentId),
 			slog.String("peer", peer), slog.String("other_peer", holder.Peer), slog.String("other_replica", holder.Replica))
 		return nil, inUse(holder)
 	case err != nil:
@@ -117,7 +120,7 @@ func (c *Control) holder(r *agentv1.Registration) *agentv1.AgentStatus {
 
 // admit makes the session of r, and ends the one that it takes the place of. The
 // caller holds mu.
-func (c *Control) admit(r *agentv1.Registration, peer string) (*session, error) {
+func (c *Control) admit(ctx context.Context, r *agentv1.Registration, peer string) (*session, error) {
 	id := r.AgentId
 	known := c.state.Status(id) != nil || c.sessions[id] != nil
 	// Those whose first record is on its way count a moment later, or here.
@@ -129,11 +132,15 @@ func (c *Control) admit(r *agentv1.Registration, peer string) (*session, error) 
 			return nil, err
 		}
 	}
+	binding, err := c.bind(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	if former := c.sessions[id]; former != nil {
 		c.end(former, errors.New("the agent has opened another stream"))
 	}
 	s := &session{
-		control: c, registration: r, peer: peer,
+		control: c, registration: r, peer: peer, binding: binding,
 		changed: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	c.sessions[id] = s
@@ -143,14 +150,34 @@ func (c *Control) admit(r *agentv1.Registration, peer string) (*session, error) 
 	return s, nil
 }
 
-// bind has the id of an agent that was let in written with what it shows. The caller holds mu.
-func (c *Control) bind(ctx context.Context, id string) {
+// bind has the id of an agent that is let in written with what it shows. The caller holds mu.
+func (c *Control) bind(ctx context.Context, id string) (binding []byte, err error) {
 	if c.opts.Guard == nil {
-		return
+		return nil, nil
 	}
-	if value := c.opts.Guard.Bind(ctx, id, c.opts.Now()); value != nil {
-		c.bindings[id] = value
+	binding, news, err := c.opts.Guard.Bind(ctx, id, c.opts.Now())
+	if news {
+		c.bindings[id] = binding
 		c.remind()
+	}
+	return binding, err
+}
+
+// deleted has the binding written again at once, so that nobody takes the id of an agent that has a stream. The
+// agent comes back with its next heartbeat. The caller holds mu.
+func (s *session) deleted() {
+	s.written, s.rival = time.Time{}, nil
+	if s.binding != nil {
+		s.control.bindings[s.registration.AgentId] = s.binding
+		s.control.remind()
+	}
+}
+
+// forgetAgents is for a topic that was made anew. The caller holds mu.
+func (c *Control) forgetAgents() {
+	c.state.ForgetAgents()
+	for _, s := range c.sessions {
+		s.deleted()
 	}
 }
 
@@ -168,8 +195,7 @@ func (c *Control) observed(id string, status *agentv1.AgentStatus) {
 	switch {
 	case s == nil:
 	case status == nil:
-		s.written = time.Time{} // it comes back with its next heartbeat
-		s.rival = nil
+		s.deleted()
 	case status.Replica == "": // a stream that ended, and not this one
 		if s.rival.GetRegistration().GetInstanceId() == status.Registration.InstanceId {
 			s.rival = nil

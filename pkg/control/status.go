@@ -88,76 +88,81 @@ func (c *Control) writeAll(ctx context.Context) error {
 		}
 		err := c.writeSome(ctx, taken)
 		if err == nil {
-			c.metrics.statuses.Add(float64(len(taken)))
+			c.metrics.statuses.Add(float64(statusesIn(taken)))
 			continue
 		}
 		c.metrics.statusFailures.Inc()
-		if fault.ClassOf(err) != fault.Rejected && !errors.Is(err, kafka.ErrTooLarge) { // else the next heartbeats have other bytes
-			c.putBack(taken)
-		}
+		// After a refusal the next heartbeats have other bytes.
+		c.putBack(taken, fault.ClassOf(err) != fault.Rejected && !errors.Is(err, kafka.ErrTooLarge))
 		return err
 	}
 }
 
-func (c *Control) takeStatuses() []*agentv1.AgentStatus {
+// outgoing is what is written of one agent.
+type outgoing struct {
+	id      string
+	status  *agentv1.AgentStatus // nil when there is none to write
+	binding []byte               // the same
+}
+
+func (c *Control) takeStatuses() []outgoing {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	taken := make([]*agentv1.AgentStatus, 0, min(len(c.statuses), statusesAtOnce))
-	for id, status := range c.statuses {
-		if len(taken) == statusesAtOnce {
-			break
+	taken := make([]outgoing, 0, min(len(c.statuses)+len(c.bindings), statusesAtOnce))
+	take := func(id string) {
+		if len(taken) < statusesAtOnce {
+			taken = append(taken, outgoing{id, c.statuses[id], c.bindings[id]})
+			delete(c.statuses, id)
+			delete(c.bindings, id)
 		}
-		taken = append(taken, status)
-		delete(c.statuses, id)
+	}
+	for id := range c.statuses {
+		take(id)
+	}
+	for id := range c.bindings {
+		take(id)
 	}
 	return taken
 }
 
-func (c *Control) putBack(taken []*agentv1.AgentStatus) {
+func statusesIn(taken []outgoing) (n int) {
+	for _, o := range taken {
+		if o.status != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// putBack has what was not written wait again, unless something newer does. Without again only bindings do.
+func (c *Control) putBack(taken []outgoing, again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, status := range taken {
-		if id := status.Registration.AgentId; c.statuses[id] == nil {
-			c.statuses[id] = status
+	for _, o := range taken {
+		if again && o.status != nil && c.statuses[o.id] == nil {
+			c.statuses[o.id] = o.status
+		}
+		if o.binding != nil && c.bindings[o.id] == nil {
+			c.bindings[o.id] = o.binding
 		}
 	}
 }
 
-func (c *Control) writeSome(ctx context.Context, statuses []*agentv1.AgentStatus) error {
-	batch := make([]kafka.Outgoing, 0, len(statuses))
-	for _, status := range statuses {
-		value, err := proto.Marshal(status)
-		if err != nil {
-			return fault.As(fault.Rejected, fmt.Errorf("marshal the status of agent %s: %w", status.Registration.AgentId, err))
+func (c *Control) writeSome(ctx context.Context, taken []outgoing) error {
+	batch := make([]kafka.Outgoing, 0, len(taken))
+	for _, o := range taken {
+		if o.status != nil {
+			value, err := proto.Marshal(o.status)
+			if err != nil {
+				return fault.As(fault.Rejected, fmt.Errorf("marshal the status of agent %s: %w", o.id, err))
+			}
+			batch = append(batch, kafka.Outgoing{Key: fleet.AgentKey(o.id), Value: value})
 		}
-		id := status.Registration.AgentId
-		batch = append(batch, kafka.Outgoing{Key: fleet.AgentKey(id), Value: value})
-		if binding := c.binding(id); binding != nil {
-			batch = append(batch, kafka.Outgoing{Key: fleet.BindingKey(id), Value: binding})
+		if o.binding != nil {
+			batch = append(batch, kafka.Outgoing{Key: fleet.BindingKey(o.id), Value: o.binding})
 		}
 	}
-	if err := c.opts.Resources.Produce(ctx, batch); err != nil {
-		return err
-	}
-	c.bound(statuses)
-	return nil
-}
-
-// binding returns what an id is bound to, while that is not yet written.
-func (c *Control) binding(id string) []byte {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.bindings[id]
-}
-
-// bound forgets the bindings that were written with statuses. One that is newer by now is written again by the
-// agent's next registration.
-func (c *Control) bound(statuses []*agentv1.AgentStatus) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, status := range statuses {
-		delete(c.bindings, status.Registration.AgentId)
-	}
+	return c.opts.Resources.Produce(ctx, batch)
 }
 
 // forgetLost deletes agents that have been lost for long, now and then. Every replica does; doing it

@@ -38,6 +38,8 @@ type Options struct {
 // Observer follows the topic beside a Resources. It must not block.
 type Observer interface {
 	Observe(key, value []byte)
+	// CaughtUp says that the topic was read to its end. After Forget it is called again.
+	CaughtUp()
 	Forget()
 }
 
@@ -138,6 +140,9 @@ func (s *sink) Take(step follow.Step) {
 		return
 	}
 	r.reached = true
+	if r.opts.Also != nil {
+		r.opts.Also.CaughtUp()
+	}
 	select {
 	case <-r.caught: // before the topic became another one
 	default:
