@@ -27,6 +27,9 @@ import (
 // somebody mends it, and the rows are good.
 var refusedValues = map[proto.Error]struct{}{
 	proto.ErrCannotParseText:                  {}, // 6
+	proto.ErrAttemptToReadAfterEOF:            {}, // 32, of an empty text that is to be a number
+	proto.ErrIllegalTypeOfArgument:            {}, // 43, of an empty name of a time zone
+	proto.ErrCannotCompileRegexp:              {}, // 427
 	proto.ErrSizeOfFixedStringDoesntMatch:     {}, // 19
 	proto.ErrCannotParseEscapeSequence:        {}, // 25
 	proto.ErrCannotParseQuotedString:          {}, // 26
@@ -69,6 +72,43 @@ var badReplica = map[proto.Error]struct{}{
 	proto.ErrTableIsBeingRestarted:      {}, // 733
 	proto.ErrServerOverloaded:           {}, // 745
 	proto.ErrKeeperException:            {}, // 999
+}
+
+// othersTrouble is every code that no other rows, and no fewer, would avoid.
+var othersTrouble = map[proto.Error]struct{}{
+	proto.ErrUnknownTable:               {}, // 60
+	proto.ErrUnknownDatabase:            {}, // 81
+	proto.ErrNoSuchColumnInTable:        {}, // 16
+	proto.ErrReadonly:                   {}, // 164
+	proto.ErrUnknownUser:                {}, // 192
+	proto.ErrWrongPassword:              {}, // 193
+	proto.ErrTooManyParts:               {}, // 252
+	proto.ErrUnknownStatusOfInsert:      {}, // 319
+	proto.ErrAccessDenied:               {}, // 497
+	proto.ErrAuthenticationFailed:       {}, // 516
+	proto.ErrNoZookeeper:                {}, // 225
+	proto.ErrAborted:                    {}, // 236
+	proto.ErrTableIsReadOnly:            {}, // 242
+	proto.ErrNotEnoughSpace:             {}, // 243
+	proto.ErrTooManySimultaneousQueries: {}, // 202
+	proto.ErrTableIsBeingRestarted:      {}, // 733
+	proto.ErrServerOverloaded:           {}, // 745
+	proto.ErrKeeperException:            {}, // 999
+}
+
+// Answered reports whether err is ClickHouse's own answer: it is not busy with the insert any more.
+func Answered(err error) bool {
+	_, _, ok := exception(err)
+	return ok
+}
+
+// Divisible reports whether ClickHouse refused a block with an error that a smaller block, or one
+// of other rows, might not meet: also one that is not known to, like a limit of memory or a function
+// that an operator's default calls.
+func Divisible(err error) bool {
+	code, _, ok := exception(err)
+	_, others := othersTrouble[code]
+	return ok && !others
 }
 
 // partitionsInBlock is how ClickHouse words the one refusal that shares its

@@ -204,12 +204,23 @@ func (d *DB) ask(ctx context.Context, shard int, q question) (addr string, err e
 		}
 		return c.client.Do(ctx, ch.Query{
 			Body:          q.sql,
+			Settings:      lookupSettings(),
 			ExternalTable: keysTable,
 			ExternalData:  q.keys,
 			Result:        q.results,
 			OnResult:      func(context.Context, proto.Block) error { return q.take() },
 		})
 	})
+}
+
+// lookupSettings make an answer whole, whatever the user's profile says: rows that are not shown
+// would be stored again.
+func lookupSettings() []ch.Setting {
+	settings := []ch.Setting{ch.SettingInt("limit", 0), ch.SettingInt("offset", 0), ch.SettingInt("use_query_cache", 0)}
+	for _, mode := range []string{"read_overflow_mode", "result_overflow_mode", "timeout_overflow_mode", "set_overflow_mode", "transfer_overflow_mode"} {
+		settings = append(settings, ch.Setting{Key: mode, Value: "throw", Important: true})
+	}
+	return settings
 }
 
 // catchUp makes a replica fetch the parts that its shard had when it was asked.

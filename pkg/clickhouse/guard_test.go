@@ -36,14 +36,15 @@ func TestRowsAreNotSentAfterTheirTime(t *testing.T) {
 	d := migrated(t, cfg)
 	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
 	ins := newInserter(t, cfg)
-	guard := Guard{Query: "late", Before: time.Now().Add(-time.Millisecond)}
+	until := time.Now().Add(-time.Millisecond)
+	guard := Guard{Query: "late", Until: func() time.Time { return until }}
 	if err := ins.InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 10), 10); !errors.Is(err, ErrExpired) {
 		t.Errorf("error %v", err)
 	}
 	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".t"); got != "0" {
 		t.Errorf("%s rows are stored", got)
 	}
-	guard.Before = time.Now().Add(time.Minute)
+	until = time.Now().Add(time.Minute)
 	if err := ins.InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 10), 10); err != nil {
 		t.Error(err)
 	}
@@ -58,16 +59,21 @@ func TestSettleEndsInserts(t *testing.T) {
 	addr, held, open := heldBack(t, 2) // the login and the columns
 	slow.Addresses = []string{addr}
 	failed := make(chan error, 1)
-	guard := Guard{Query: "topic/1", Before: time.Now().Add(time.Minute)}
+	guard := Guard{Query: "topic/1", Until: func() time.Time { return time.Now().Add(time.Minute) }}
 	go func() {
 		failed <- newInserter(t, slow).InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 1000), 1000)
 	}()
 	<-held
-	const running = "SELECT count() FROM system.processes WHERE startsWith(query_id, 'topic/1#')"
+	running := "SELECT count() FROM system.processes WHERE startsWith(query_id, '" + cfg.Database + "/topic/1#')"
 	for tick := time.NewTicker(10 * time.Millisecond); queryText(t, d, running) == "0"; {
 		<-tick.C
 	}
 	ins := newInserter(t, cfg)
+	other := cfg
+	other.Database = "another_installation"
+	if err := newInserter(t, other).Settle(t.Context(), 0, "topic/1"); err != nil {
+		t.Fatal(err)
+	}
 	if err := ins.Settle(t.Context(), 0, "topic/10"); err != nil { // another partition
 		t.Fatal(err)
 	}

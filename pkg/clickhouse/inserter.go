@@ -87,27 +87,28 @@ func (i *Inserter) Shards() int { return i.shards.count() }
 // Guard ties an insert to a right that may end while the insert is under way: the
 // ownership of what is inserted. The zero value guards nothing.
 type Guard struct {
-	// Query begins the query's id in ClickHouse. Settle finds the insert by it.
+	// Query names who inserts, within the database. Settle finds the insert by it.
 	Query string
-	// Before is the moment after which the rows must not be sent any more. The rows go
-	// out only once ClickHouse has taken the statement and Before has still not passed.
-	// Of a block sent later, by a program that was stopped in between, ClickHouse hears
-	// nothing, or closes the connection first (receiveTimeout). Zero means no bound.
-	Before time.Time
+	// Until returns the moment after which the rows must not be sent any more, as far as is
+	// known when it is called. The rows go out only once ClickHouse has taken the statement
+	// and that moment has not passed. Of a block sent later, by a program that was stopped in
+	// between, ClickHouse hears nothing, or it gives up on the rows first (receiveTimeout).
+	// Nil means no bound.
+	Until func() time.Time
 }
 
 // expired reports whether the moment has passed, by the monotonic or by the wall clock:
 // the monotonic one stands still while a machine is suspended, and the wall clock may be
 // set back.
 func (g *Guard) expired() bool {
-	if g.Before.IsZero() {
+	if g.Until == nil {
 		return false
 	}
-	now := time.Now()
-	return !now.Before(g.Before) || !now.Round(0).Before(g.Before.Round(0))
+	until, now := g.Until(), time.Now()
+	return !now.Before(until) || !now.Round(0).Before(until.Round(0))
 }
 
-// ErrExpired says that Guard.Before passed before the rows were sent: none of them is stored.
+// ErrExpired says that Guard.Until passed before the rows were sent: none of them is stored.
 var ErrExpired = errors.New("the rows were not sent: the time to do so has passed")
 
 // receiveTimeout is how long ClickHouse waits for the rows of an insert after it has
@@ -162,11 +163,19 @@ func (i *Inserter) InsertGuarded(ctx context.Context, guard Guard, shard int, ta
 func (i *Inserter) Settle(ctx context.Context, shard int, query string) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
-	err := i.shards.runAll(ctx, shard, func(ctx context.Context, c *conn) error { return settle(ctx, c.client, query) })
+	err := i.shards.runAll(ctx, shard, func(ctx context.Context, c *conn) error { return settle(ctx, c.client, i.owner(query)) })
 	if err != nil {
 		return fmt.Errorf("end inserts of %s: %w", query, err)
 	}
 	return nil
+}
+
+// owner tells the inserts of a Guard.Query from those of other installations on the same servers.
+func (i *Inserter) owner(query string) string {
+	if query == "" {
+		return ""
+	}
+	return i.database + "/" + query
 }
 
 // settlePause is between two looks at whether a query has ended. One that ClickHouse is
@@ -236,11 +245,11 @@ func (i *Inserter) insertion(guard Guard, table, token string, input proto.Input
 		// A block is never cut below this many rows.
 		setting("max_insert_block_size", strconv.Itoa(max(rows, 1<<20))),
 	)
-	if !guard.Before.IsZero() {
+	if guard.Until != nil {
 		settings = append(settings, setting("receive_timeout", strconv.Itoa(seconds(receiveTimeout))))
 	}
 	return insertion{
-		guard: guard, id: queryID(guard.Query), sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows,
+		guard: guard, id: queryID(i.owner(guard.Query)), sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows,
 	}
 }
 

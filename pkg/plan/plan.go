@@ -30,6 +30,8 @@ type Range struct {
 	// that is not known. A topic that is deleted and created again has the same
 	// offsets again; this tells their records from the former ones.
 	First int64
+	// TopicID does so too, where the brokers know it.
+	TopicID string
 }
 
 // Token is the insert_deduplication_token of the range.
@@ -37,6 +39,9 @@ func (r Range) Token() string {
 	token := fmt.Sprintf("%s/%d/%d-%d", r.Topic, r.Partition, r.From, r.To)
 	if r.First != 0 {
 		token += "@" + strconv.FormatInt(r.First, 10)
+	}
+	if r.TopicID != "" {
+		token += "+" + r.TopicID
 	}
 	return token
 }
@@ -74,8 +79,9 @@ const (
 	version1 = "metaflow/1"
 )
 
-// Metadata is what to commit.
-func (c Commit) Metadata() string {
+// Metadata is what to commit with the offset from, which it repeats: an offset that
+// somebody else moves with its metadata is not ours.
+func (c Commit) Metadata(from int64) string {
 	var b strings.Builder
 	b.WriteString(atRest)
 	if c.Plan.To != 0 || c.Unsure != 0 {
@@ -84,6 +90,7 @@ func (c Commit) Metadata() string {
 	if c.Topic != "" {
 		b.WriteString(" topic=" + c.Topic)
 	}
+	fmt.Fprintf(&b, " at=%d", from)
 	if c.Unsure != 0 {
 		fmt.Fprintf(&b, " unsure=%d", c.Unsure)
 	}
@@ -99,19 +106,23 @@ func (c Commit) Metadata() string {
 // because ignoring them could store a block twice.
 func Parse(from int64, metadata string) (c Commit, ok bool, err error) {
 	word, rest, _ := strings.Cut(metadata, " ")
+	at := from
 	switch word {
 	case atRest, version:
-		err = c.parse(rest)
+		at, err = c.parse(rest, from)
 	case version2:
-		err = c.parse(strings.TrimSuffix(rest, " apart"))
+		_, err = c.parse(strings.TrimSuffix(rest, " apart"), from)
 	case version1:
 		c.Plan.Shard = -1
-		err = c.parse(rest)
+		_, err = c.parse(rest, from)
 	default:
 		if !strings.HasPrefix(word, "metaflow/") {
 			return Commit{}, false, nil
 		}
 		err = fmt.Errorf("version is none of %s, %s and %s", version, version2, version1)
+	}
+	if err == nil && at != from {
+		return Commit{}, false, nil // moved
 	}
 	if err == nil && c.Plan.To == 0 && (word == version1 || word == version2) {
 		err = fmt.Errorf("it has no to=")
@@ -125,13 +136,15 @@ func Parse(from int64, metadata string) (c Commit, ok bool, err error) {
 	return c, true, nil
 }
 
-// parse reads words of the form key=value, each key at most once. A plan is whole or not there.
-func (c *Commit) parse(text string) error {
+// parse reads words of the form key=value, each key at most once, and returns the offset that at= says,
+// or else from. A plan is whole or not there.
+func (c *Commit) parse(text string, from int64) (at int64, err error) {
+	at = from
 	seen := make(map[string]bool)
 	for word := range strings.FieldsSeq(text) {
 		key, value, found := strings.Cut(word, "=")
 		if !found || seen[key] {
-			return fmt.Errorf("%q is no word of it", word)
+			return 0, fmt.Errorf("%q is no word of it", word)
 		}
 		seen[key] = true
 		if key == "topic" {
@@ -140,9 +153,11 @@ func (c *Commit) parse(text string) error {
 		}
 		n, err := strconv.ParseInt(value, 10, 64)
 		if err != nil || n < 0 && key != "first" {
-			return fmt.Errorf("%q is not a key and a number", word)
+			return 0, fmt.Errorf("%q is not a key and a number", word)
 		}
 		switch key {
+		case "at":
+			at = n
 		case "unsure":
 			c.Unsure = n
 		case "to":
@@ -152,11 +167,11 @@ func (c *Commit) parse(text string) error {
 		case "shard":
 			c.Plan.Shard = int(n)
 		default:
-			return fmt.Errorf("%q is no word of it", word)
+			return 0, fmt.Errorf("%q is no word of it", word)
 		}
 	}
 	if seen["first"] != seen["shard"] || seen["first"] && !seen["to"] || seen["to"] && !seen["first"] && c.Plan.Shard >= 0 {
-		return fmt.Errorf("it plans without all of to=, first= and shard=")
+		return 0, fmt.Errorf("it plans without all of to=, first= and shard=")
 	}
-	return nil
+	return at, nil
 }

@@ -20,6 +20,9 @@ func TestParse(t *testing.T) {
 		"offsets reset by an operator": {"reset by kafka-consumer-groups", plan.Commit{}, foreign, false},
 		"at rest":                      {"metaflow topic=AAAAAAAAAAAAAAAAAAAAAQ", plan.Commit{Topic: "AAAAAAAAAAAAAAAAAAAAAQ"}, true, false},
 		"at rest without an id":        {"metaflow", plan.Commit{}, true, false},
+		"at its offset":                {"metaflow at=100", plan.Commit{}, true, false},
+		"moved by somebody else":       {"metaflow/3 topic=x at=50 to=120 first=1 shard=0", plan.Commit{}, foreign, false},
+		"moved behind its end":         {"metaflow/3 topic=x at=50 to=90 first=1 shard=0", plan.Commit{}, foreign, false},
 		"unsure":                       {"metaflow/3 topic=x unsure=500", plan.Commit{Topic: "x", Unsure: 500}, true, false},
 		"a plan": {
 			"metaflow/3 topic=x to=120 first=1700000000000 shard=1",
@@ -73,8 +76,8 @@ func TestMetadataRoundTrip(t *testing.T) {
 				Shard: rapid.IntRange(0, 1000).Draw(t, "shard"),
 			}
 		}
-		if got, ok, err := plan.Parse(from, want.Metadata()); got != want || !ok || err != nil {
-			t.Fatalf("Parse(%d, %q) = %+v, %v, %v", from, want.Metadata(), got, ok, err)
+		if got, ok, err := plan.Parse(from, want.Metadata(from)); got != want || !ok || err != nil {
+			t.Fatalf("Parse(%d, %q) = %+v, %v, %v", from, want.Metadata(from), got, ok, err)
 		}
 	})
 }
@@ -86,12 +89,12 @@ func TestMetadataAtRest(t *testing.T) {
 		commit plan.Commit
 		want   string
 	}{
-		{plan.Commit{}, "metaflow"},
-		{plan.Commit{Topic: "x"}, "metaflow topic=x"},
-		{plan.Commit{Topic: "x", Unsure: 7}, "metaflow/3 topic=x unsure=7"},
-		{plan.Commit{Topic: "x", Plan: plan.Plan{To: 9, First: 8, Shard: 1}}, "metaflow/3 topic=x to=9 first=8 shard=1"},
+		{plan.Commit{}, "metaflow at=5"},
+		{plan.Commit{Topic: "x"}, "metaflow topic=x at=5"},
+		{plan.Commit{Topic: "x", Unsure: 7}, "metaflow/3 topic=x at=5 unsure=7"},
+		{plan.Commit{Topic: "x", Plan: plan.Plan{To: 9, First: 8, Shard: 1}}, "metaflow/3 topic=x at=5 to=9 first=8 shard=1"},
 	} {
-		if got := tc.commit.Metadata(); got != tc.want {
+		if got := tc.commit.Metadata(5); got != tc.want {
 			t.Errorf("%+v is %q, want %q", tc.commit, got, tc.want)
 		}
 	}
@@ -103,9 +106,12 @@ func TestTokenIsForever(t *testing.T) {
 	r := plan.Range{Topic: "metaflow.spans", Partition: 7, From: 100, To: 250, First: 1_700_000_000_000}
 	old := r
 	old.First = 0
+	withID := r
+	withID.TopicID = "AAAAAAAAAAAAAAAAAAAAAQ"
 	for _, tc := range []struct{ got, want string }{
 		{r.Token(), "metaflow.spans/7/100-250@1700000000000"},
 		{old.Token(), "metaflow.spans/7/100-250"},
+		{withID.Token(), "metaflow.spans/7/100-250@1700000000000+AAAAAAAAAAAAAAAAAAAAAQ"},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("token is %q, want %q", tc.got, tc.want)

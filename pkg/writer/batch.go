@@ -34,6 +34,11 @@ type batch struct {
 	planned bool      // an earlier owner planned this very range, and may have used its token
 	tried   time.Time // when the block was first sent under its token
 	token   string    // empty means that of the range
+	fresh   bool      // nothing was ever sent under token
+	// answered says that ClickHouse itself answered the last attempt, with an error, and divisible how
+	// often it did so with one that smaller blocks might not meet.
+	answered  bool
+	divisible int
 	// found is how many rows were left out of the block because they are stored, and
 	// unsureFound how many of them were stored by nobody knows whom.
 	found, unsureFound int

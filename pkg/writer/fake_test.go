@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -203,6 +204,8 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 		end = offset
 	case "out of range":
 		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
+	case "throttled":
+		return kafka.Batch{Next: offset, HighWatermark: end, LeaderEpoch: -1, Throttled: true}, nil
 	}
 	if offset < l.start || offset > end {
 		return kafka.Batch{}, kafka.ErrOffsetOutOfRange
@@ -283,6 +286,8 @@ type table struct {
 	inserts int
 	lookups int
 	asleep  chan struct{} // what its inserts wait for before they look at anything
+	atMost  int           // rows that fit into its memory; 0 means any number
+	blind   bool          // look-ups see nothing
 	running []func()      // inserts that nobody waits for any more, and which may still succeed
 }
 
@@ -310,7 +315,7 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	if shard < 0 || shard >= s.shards || name != s.signal.table {
 		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
 	}
-	if !guard.Before.IsZero() && !time.Now().Before(guard.Before) {
+	if guard.Until != nil && !time.Now().Before(guard.Until()) {
 		return clickhouse.ErrExpired
 	}
 	if s.away[shard] {
@@ -340,6 +345,9 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	ids := s.signal.ids(input)
 	if len(ids) != rows {
 		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
+	}
+	if s.atMost > 0 && rows > s.atMost {
+		return &ch.Exception{Code: proto.ErrMemoryLimitExceeded, Name: "MEMORY_LIMIT_EXCEEDED"}
 	}
 	// Values are checked before the token is.
 	for _, id := range ids {
@@ -394,6 +402,9 @@ func (s *table) ExistingSpans(_ context.Context, _ int, _ bool, keys []clickhous
 	s.lookups++
 	found := map[clickhouse.SpanKey]struct{}{}
 	for _, k := range keys {
+		if s.blind {
+			break
+		}
 		if s.spans[hex.EncodeToString(k.SpanID[:])] > 0 {
 			found[k] = struct{}{}
 		}

@@ -1,6 +1,7 @@
 package writer_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -185,14 +186,14 @@ func TestWriterThatWakesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store := newLog(), newTable()
 		log.append(time.Now(), request(time.Now(), 1, 2), false)
-		log.expired = 1
 		store.asleep = make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			follow(newWriter(t, store, &letters{}), log, time.Hour)
+			_ = newWriter(t, store, &letters{}).Handle(ctx, leased{log, time.Now().Add(10 * time.Second)})
 		}()
-		<-time.After(10 * time.Second) // it is stopped before its insert
+		<-time.After(20 * time.Second) // it is stopped before its insert
 		late := store.asleep
 		store.mu.Lock()
 		store.asleep = nil
@@ -203,9 +204,73 @@ func TestWriterThatWakesTooLate(t *testing.T) {
 		store.mu.Unlock()
 		log.trouble["commit"] = []error{fault.As(fault.Fenced, errors.New("illegal generation"))}
 		close(late)
+		<-time.After(time.Minute)
+		cancel()
 		<-done
 		if diff := cmp.Diff(stored(1, 2), store.spans); diff != "" {
 			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// leased is a claim whose lease ends.
+type leased struct {
+	*partitionLog
+	until time.Time
+}
+
+func (l leased) Lease() time.Time { return l.until }
+
+// A block is too large for ClickHouse's memory as a whole, and no smaller one may be planned any more:
+// its parts are stored.
+func TestBlockThatIsTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{}
+		for i := range 6 {
+			log.append(time.Now(), request(time.Now(), 3*i, 3*i+1, 3*i+2), false)
+		}
+		store.atMost = 5
+		follow(newWriter(t, store, dead), log, time.Hour)
+		var all []int
+		for i := range 18 {
+			all = append(all, i)
+		}
+		if diff := cmp.Diff(stored(all...), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+		if len(dead.all) > 0 {
+			t.Errorf("%d dead letters", len(dead.all))
+		}
+	})
+}
+
+// The broker holds a reader back for longer than a fetch waits, while a range is read again: that says
+// nothing of the log.
+func TestQuotaWhileAPlanIsFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		for i := range 4 {
+			log.append(time.Now(), request(time.Now(), i), false)
+		}
+		log.metadata = "metaflow/3 at=0 to=4 first=946684800000 shard=1"
+		log.faults = []string{"", "throttled", "throttled", "throttled", "throttled", "throttled"}
+		follow(newWriter(t, store, &letters{}), log, time.Hour)
+		if diff := cmp.Diff(stored(0, 1, 2, 3), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Rows of a fresh token are there when ClickHouse says so: look-ups that do not see them must not
+// have them stored again and again.
+func TestLookupsThatSeeNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store := newLog(), newTable()
+		log.append(time.Now(), request(time.Now(), 1), false)
+		store.outcome, store.blind = []string{"doubtful"}, true
+		follow(newWriter(t, store, &letters{}), log, 10*time.Minute)
+		if n := store.spans[spanID(1)]; n > 2 || !log.finished() {
+			t.Errorf("stored %d times, finished: %v", n, log.finished())
 		}
 	})
 }

@@ -22,6 +22,7 @@ type partition struct {
 	share  *share // of the memory, for that shard
 	next   int64  // offset to fetch next
 	epoch  int32  // leader epoch of the last record before next; -1 when unknown
+	logEnd int64  // as far as the last fetch knew
 	unsure int64  // records before this offset may be stored already, see locate
 	batch  *batch
 	held   int64 // of share.memory, for batch
@@ -176,6 +177,7 @@ func (p *partition) step(ctx context.Context) error {
 			}
 		}
 	}
+	before := p.next
 	err := p.fetch(ctx)
 	if need > 0 {
 		// What the batch has grown by stays held, the rest goes back.
@@ -191,7 +193,7 @@ func (p *partition) step(ctx context.Context) error {
 		return nil
 	// In a slot the batch grows until it is full or the log has no more. A
 	// partition that has just fallen behind gives way to those in the slots.
-	case p.bulk != p.behind, !p.bulk && (p.full() || p.batch.old(&p.cfg)):
+	case p.bulk != p.behind, !p.bulk && (p.full() || p.batch.old(&p.cfg)), p.next == before && p.batch.old(&p.cfg):
 		return p.flush(ctx)
 	default:
 		return nil
@@ -262,6 +264,7 @@ func (p *partition) fetch(ctx context.Context) error {
 	if p.batch != nil {
 		p.batch.to = p.next
 	}
+	p.logEnd = max(fetched.LogEnd, fetched.HighWatermark)
 	p.metrics.lag(p.claim.Partition(), max(fetched.LogEnd, fetched.HighWatermark)-p.committed.Load())
 	p.behind = fetched.HighWatermark > p.next
 	return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/plan"
 	"github.com/metaflowys/metaflow-server/pkg/record"
@@ -167,7 +168,7 @@ func (ps *pieces) insert(ctx context.Context, rows []origin) error {
 	case refused == nil:
 		ps.accepted, ps.inARow = this, 0
 		return nil
-	case fault.ClassOf(refused) != fault.Rejected:
+	case fault.ClassOf(refused) != fault.Rejected && (ps.batch.divisible < divideAfter || !clickhouse.Divisible(refused)):
 		return refused
 	}
 	missing, err := ps.missing(ctx, rows)
@@ -227,7 +228,7 @@ func (ps *pieces) tryOthers(ctx context.Context) error {
 		return errTable
 	}
 	err := ps.insertPiece(ctx, ps.accepted)
-	if fault.ClassOf(err) == fault.Rejected {
+	if fault.ClassOf(err) == fault.Rejected || clickhouse.Divisible(err) {
 		return errTable
 	}
 	return err

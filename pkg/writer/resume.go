@@ -36,6 +36,7 @@ func (p *partition) resume(ctx context.Context) error {
 		at.epoch = p.epoch // of the last record that was read for the window
 	}
 	p.next, p.epoch, p.unsure, p.behind = max(at.from, start), at.epoch, at.unsure, end > at.from
+	p.logEnd = end
 	p.committed.Store(at.from)
 	p.metrics.lag(p.claim.Partition(), end-at.from)
 	p.log.Info("partition taken over", "offset", at.from, "planned_to", at.plan.To, "unsure_to", at.unsure,
@@ -131,7 +132,7 @@ func (p *partition) afterTruncation(ctx context.Context, at place, start, end in
 		return p.doubt(place{from: max(cut, start), epoch: -1, unsure: end}, doubtTruncated, start, end), nil
 	case at.from > end:
 		// Where the log was cut is not known, so all of it may be new.
-		return p.doubt(place{from: start, epoch: -1, unsure: end}, doubtTruncated, start, end), nil
+		return p.doubt(place{from: start, epoch: -1, unsure: max(end, at.from)}, doubtTruncated, start, end), nil
 	default:
 		return at, nil
 	}
@@ -184,6 +185,8 @@ func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error 
 	if err != nil {
 		return err
 	}
+	// No more records than these fit into the window, twice for offsets without a record.
+	offset = max(offset, from-2*(p.cfg.DedupBytes/dedup.MinRecordBytes+1))
 	// The last owner looked no further back than from the end of the log at
 	// that time, and neither do we: what is older is forgotten by its bytes.
 	return p.read(ctx, max(start, offset), from, func(r *record.Record) { p.window.Duplicate(r) }, nil)
@@ -217,11 +220,15 @@ func (p *partition) lastTime(ctx context.Context, start, end int64) (time.Time, 
 // new leader may not know for a moment how far the log goes: then it is an error.
 const readWait = 5 * time.Second
 
+// goneAfter is how many fetches in a row must bring nothing until records that the log should have
+// are given up.
+const goneAfter = 3
+
 // read calls f for every record in [from, to), and corrupt, when given, for
 // every batch that cannot be read. What was fetched before is no longer valid
 // then. When the log does not reach that far any more, the error is errStartOver.
 func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record), corrupt func(*kafka.CorruptError)) error {
-	for from < to {
+	for empty := 0; from < to; {
 		fetched, err := p.claim.Fetch(ctx, from, p.share.fetchBytes, readWait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
 			return fmt.Errorf("read [%d, %d): %w: %w", from, to, err, errStartOver)
@@ -248,11 +255,17 @@ func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Rec
 			if fetched.HighWatermark < to {
 				return fmt.Errorf("nothing came from offset %d on, and the log seems to end at %d, before %d", from, fetched.HighWatermark, to)
 			}
+			if fetched.Throttled {
+				continue // the broker holds us back, which says nothing of the log
+			}
+			if empty++; empty < goneAfter {
+				continue
+			}
 			p.log.Error("records that were there are gone from the log", "from", from, "to", to, "high_watermark", fetched.HighWatermark)
 			p.metrics.lost.Add(float64(to - from))
 			return nil
 		}
-		from = fetched.Next
+		from, empty = fetched.Next, 0
 	}
 	return nil
 }

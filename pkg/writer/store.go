@@ -36,14 +36,11 @@ func (p *partition) flush(ctx context.Context) error {
 // commit makes offset, and what is planned there, what the group knows of the partition. epoch
 // is that of the last record before offset.
 func (p *partition) commit(ctx, graceful context.Context, what string, offset int64, epoch int32, planned plan.Plan) error {
-	said := plan.Commit{Plan: planned}
-	if id := p.claim.TopicID(); id != (kafka.TopicID{}) {
-		said.Topic = id.String()
-	}
+	said := plan.Commit{Topic: p.topicID(), Plan: planned}
 	if p.unsure > offset {
 		said.Unsure = p.unsure
 	}
-	position := kafka.Position{Offset: offset, LeaderEpoch: epoch, Metadata: said.Metadata()}
+	position := kafka.Position{Offset: offset, LeaderEpoch: epoch, Metadata: said.Metadata(offset)}
 	err := p.persist(ctx, what, func(context.Context) error { return p.claim.CommitPosition(graceful, position) })
 	if err == nil {
 		p.committed.Store(offset)
@@ -83,8 +80,16 @@ func (p *partition) finishBatch(ctx context.Context) error {
 	return nil
 }
 
+// topicID is the id of the topic, empty where the brokers have none.
+func (p *partition) topicID() string {
+	if id := p.claim.TopicID(); id != (kafka.TopicID{}) {
+		return id.String()
+	}
+	return ""
+}
+
 func (p *partition) rangeOf(b *batch) plan.Range {
-	return plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first}
+	return plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first, TopicID: p.topicID()}
 }
 
 // withGrace returns a context that ends some time after ctx does.
@@ -97,10 +102,10 @@ func withGrace(ctx context.Context, grace time.Duration) (context.Context, conte
 	return graceful, func() { stop(); cancel() }
 }
 
-// repeatFor is how long a block is sent again under its token before its rows are looked up
-// instead. Within it the table cannot have forgotten the token: it remembers at least
-// ten thousand blocks (migrations). Sending the whole again also fills the views that depend
-// on the table, where one of them made the insert fail.
+// repeatFor is how long a block that ClickHouse answered with an error is sent again under its token
+// before its rows are looked up instead. Within it the table cannot have forgotten the token: it
+// remembers at least ten thousand blocks (migrations), and the server has not been away. Sending the
+// whole again also fills the views that depend on the table, where one of them made the insert fail.
 const repeatFor = 30 * time.Second
 
 // insert stores the block, as a whole or, when ClickHouse refuses some of its
@@ -125,7 +130,6 @@ func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error 
 //     rows are in place, so a crash between the two leaves a token without rows.
 func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) error {
 	b := p.batch
-	fresh := false // nothing can have been stored under the token
 	if b.unknown && !p.repeats() {
 		tried := !b.tried.IsZero()
 		if err := p.keepMissing(ctx, graceful, rng); err != nil {
@@ -142,13 +146,13 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 	if first {
 		b.tried = time.Now()
 	}
-	if b.token == "" {
-		if fresh = b.unknown && !b.planned; fresh {
-			b.token = againToken(rng)
-		} else {
-			b.token = rng.Token()
-		}
+	if b.token == "" && b.unknown && !b.planned {
+		b.renew(rng)
+	} else if b.token == "" {
+		b.token = rng.Token()
 	}
+	fresh := b.fresh
+	b.fresh = false
 	err := p.insertBlock(graceful, b.token, b.block)
 	if err != nil {
 		err = fmt.Errorf("insert %s: %w", b.token, err)
@@ -160,12 +164,13 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 	case err == nil:
 		return p.verify(ctx, graceful, rng)
 	case errors.Is(err, clickhouse.ErrExpired): // nothing was sent
+		b.fresh = fresh
 		if first {
 			b.tried = time.Time{}
 		}
 		return err
-	case fault.ClassOf(err) != fault.Rejected:
-		b.unknown = true
+	case fault.ClassOf(err) != fault.Rejected && !p.divide(err):
+		b.unknown, b.answered = true, clickhouse.Answered(err)
 		return err
 	}
 	p.log.Warn("refused as a whole, trying its rows", "error", err)
@@ -181,12 +186,27 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 	return p.insertPieces(ctx, graceful, rng)
 }
 
+// divideAfter is how often ClickHouse must answer a block with an error that smaller or other blocks
+// might not meet, until the block is taken apart for it.
+const divideAfter = 5
+
+// divide reports whether the block, which was refused with err, is to be taken apart although err is
+// not known to depend on values: a limit of memory that it exceeds as a whole, or a function that an operator's
+// default or constraint calls.
+func (p *partition) divide(err error) bool {
+	if !clickhouse.Divisible(err) {
+		return false
+	}
+	p.batch.divisible++
+	return p.batch.divisible >= divideAfter
+}
+
 // repeats reports whether the block that was tried may be sent again as it is. Wall clock and
 // monotonic clock must both say so: one stands still while a machine is suspended, and the
 // other may be set.
 func (p *partition) repeats() bool {
 	b := p.batch
-	if b.tried.IsZero() || p.share.viewsFail.Load() {
+	if b.tried.IsZero() || !b.answered || p.share.viewsFail.Load() {
 		return false
 	}
 	now := time.Now()
@@ -214,6 +234,7 @@ func (p *partition) keepMissing(ctx, graceful context.Context, rng plan.Range) e
 	b.found += found
 	if p.unsure > b.from && b.tried.IsZero() { // not by us
 		b.unsureFound += found
+		p.unsure = max(p.unsure, p.logEnd) // nor may what follows be
 	}
 	b.tried = time.Time{} // another block than before
 	p.log.Info("rows are stored already", "range", rng.Token(), "stored", found, "missing", b.block.Rows())
@@ -279,12 +300,14 @@ func (p *partition) verify(ctx, graceful context.Context, rng plan.Range) error 
 		return nil
 	}
 	p.metrics.tokensWithoutRows.Inc()
-	b.token = againToken(rng)
+	b.renew(rng)
 	return fmt.Errorf("insert %s: ClickHouse knows the token and lacks %d of the rows: a crash or a full disk came between the two", rng.Token(), b.block.Rows())
 }
 
-// againToken is a token that no other insert has.
-func againToken(rng plan.Range) string { return rng.Token() + "/again-" + rand.Text() }
+// renew gives the batch a token that no other insert has.
+func (b *batch) renew(rng plan.Range) {
+	b.token, b.fresh = rng.Token()+"/again-"+rand.Text(), true
+}
 
 // viewFailed reports that the rows of the block are stored although the insert failed, so that an
 // object that depends on the table may lack them. Until an insert succeeds at once, others are
@@ -298,11 +321,11 @@ func (p *partition) viewFailed(err error) {
 
 // query is how the inserts of the partition begin their ids in ClickHouse.
 func (p *partition) query() string {
-	return fmt.Sprintf("metaflow/%s/%d", p.claim.Topic(), p.claim.Partition())
+	return fmt.Sprintf("%s/%d", p.claim.Topic(), p.claim.Partition())
 }
 
 func (p *partition) insertBlock(ctx context.Context, token string, block Block) error {
-	guard := clickhouse.Guard{Query: p.query(), Before: p.claim.Lease()}
+	guard := clickhouse.Guard{Query: p.query(), Until: p.claim.Lease}
 	err := p.store.InsertGuarded(ctx, guard, p.shard, block.Table(), token, block.Input(), block.Rows())
 	if err == nil {
 		p.share.accepted.Add(1)

@@ -77,7 +77,7 @@ func TestBatchIsPlannedInsertedAndCommitted(t *testing.T) {
 		log.append(time.Now(), request(time.Now(), 1, 2), false)
 		log.append(time.Now(), request(time.Now(), 3), false)
 		follow(newWriter(t, store, &letters{}), log, time.Minute)
-		if diff := cmp.Diff([]string{"0 metaflow/3 to=2 first=946684800000 shard=1", "2 metaflow"}, log.commits); diff != "" {
+		if diff := cmp.Diff([]string{"0 metaflow/3 at=0 to=2 first=946684800000 shard=1", "2 metaflow at=2"}, log.commits); diff != "" {
 			t.Errorf("commits (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff(map[string]bool{"metaflow.spans/3/0-2@946684800000": true}, store.tokens); diff != "" {
@@ -106,7 +106,7 @@ func TestTakeoverFinishesThePlannedRange(t *testing.T) {
 		if diff := cmp.Diff(want, store.spans); diff != "" {
 			t.Errorf("spans (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([]string{"3 metaflow", "3 metaflow/3 to=5 first=946684800000 shard=1", "5 metaflow"}, log.commits); diff != "" {
+		if diff := cmp.Diff([]string{"3 metaflow at=3", "3 metaflow/3 at=3 to=5 first=946684800000 shard=1", "5 metaflow at=5"}, log.commits); diff != "" {
 			t.Errorf("commits (-want +got):\n%s", diff)
 		}
 	})
@@ -724,7 +724,7 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 				}
 			}
 			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "", "", "fails", "doubtful", "crash", "mended", "view fails", "token only", "runs on"}), 0, 30).Draw(t, "outcomes")
-			faults := []string{"", "", "stale leader", "out of range"}
+			faults := []string{"", "", "stale leader", "out of range", "throttled"}
 			if shrinks {
 				faults = append(faults, "retention")
 			}
