@@ -194,7 +194,7 @@ func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	defer reader.Close()
 	first := reader.PollFetches(t.Context()).Records()[0].Timestamp.UnixMilli()
 	said.Plan = plan.Plan{To: 1, First: first}
-	text := said.Metadata()
+	text := said.Metadata(0)
 	commit := kmsg.NewPtrOffsetCommitRequest()
 	commit.Group, commit.Generation = writerGroup, -1
 	id, err := kafka.ParseTopicID(said.Topic)

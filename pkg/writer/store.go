@@ -169,7 +169,7 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 			b.tried = time.Time{}
 		}
 		return err
-	case fault.ClassOf(err) != fault.Rejected && !p.divide(err):
+	case fault.ClassOf(err) != fault.Rejected && !p.divisible(err):
 		b.unknown, b.answered = true, clickhouse.Answered(err)
 		return err
 	}
@@ -190,10 +190,10 @@ func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) er
 // might not meet, until the block is taken apart for it.
 const divideAfter = 5
 
-// divide reports whether the block, which was refused with err, is to be taken apart although err is
+// divisible reports whether the block, which was refused with err, is to be taken apart although err is
 // not known to depend on values: a limit of memory that it exceeds as a whole, or a function that an operator's
 // default or constraint calls.
-func (p *partition) divide(err error) bool {
+func (p *partition) divisible(err error) bool {
 	if !clickhouse.Divisible(err) {
 		return false
 	}
