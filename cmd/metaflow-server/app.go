@@ -110,7 +110,7 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 // newResources makes what knows the pods and services.
 func (a *app) newResources() (err error) {
 	a.guard = agentauth.New(a.cfg.Control.AgentTokens, a.cfg.GRPC.TLS.ClientCAFile != "")
-	opts := resources.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg, Also: a.guard}
+	opts := resources.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg, Also: a.guard, Joined: a.guard.Joined}
 	if a.servesPort() {
 		a.resourcesTo = a.kafka.NewProducer(schema.TopicResources, kafka.ProducerOptions{})
 		opts.Producer = a.resourcesTo

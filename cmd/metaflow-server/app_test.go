@@ -282,22 +282,30 @@ func TestTakenPortOfOTLPHTTP(t *testing.T) {
 	}
 }
 
-// Whoever serves the port takes what agents say of pods and services, and every replica knows it then; without
-// agents that are known, as a gateway alone is, too.
+// Whoever serves the port takes what registered agents say of pods and services, and every replica knows it
+// then; a gateway, which agents do not register at, too.
 func TestReports(t *testing.T) {
 	kafka := startKafka(t)
 	gateway := serve(t, kafka, func(s *server) { s.Roles = []string{roleGateway} })
 	control := serve(t, kafka, func(s *server) { s.Roles = []string{roleControl} })
+	if err := join(t.Context(), control.dial(t), "a1", "1"); err != nil {
+		t.Fatal(err)
+	}
 	address := netip.MustParseAddr("10.1.2.3")
 	now := uint64(time.Now().UnixNano())
 	for i, s := range []*serving{gateway, control} {
-		_, err := agentv1.NewResourceServiceClient(s.dial(t)).Report(t.Context(), &agentv1.ReportRequest{
+		request := &agentv1.ReportRequest{
 			AgentId: "a1", Cluster: "prod", Node: "n1", TimeUnixNano: now,
 			Pods: []*agentv1.Pod{{
 				Uid: fmt.Sprint("u", i), Namespace: "shop", Name: fmt.Sprint("web-", i),
 				Addresses: []*agentv1.PodAddress{{Address: address.AsSlice(), ValidFromUnixNano: now + uint64(i)}},
 			}},
-		}, grpc.WaitForReady(true))
+		}
+		client := agentv1.NewResourceServiceClient(s.dial(t))
+		_, err := client.Report(t.Context(), request, grpc.WaitForReady(true))
+		for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); <-time.After(10 * time.Millisecond) {
+			_, err = client.Report(t.Context(), request) // the registration is on its way through Kafka
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -302,6 +302,19 @@ func (x *Index) Service(cluster, namespace, name string) *agentv1.Service {
 	return x.services[ServiceKey(&agentv1.Service{Cluster: cluster, Namespace: namespace, Name: name})]
 }
 
+// Agent returns the status of an agent, nil when it is not registered.
+func (x *Index) Agent(id string) *agentv1.AgentStatus { return x.agents[schema.KeyAgent+id] }
+
+// Agents returns the agents that are registered in a cluster.
+func (x *Index) Agents(cluster string) (list []*agentv1.AgentStatus) {
+	for _, status := range x.agents {
+		if status.Registration.Cluster == cluster {
+			list = append(list, status)
+		}
+	}
+	return list
+}
+
 // Living returns the pods of a node that have not ended, by uid.
 func (x *Index) Living(cluster, node string) []*agentv1.Pod {
 	return x.podsWhere(func(p *agentv1.Pod) bool { return p.EndTimeUnixNano == 0 && p.Cluster == cluster && p.Node == node })

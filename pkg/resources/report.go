@@ -56,6 +56,11 @@ func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (
 	}
 	var write changes
 	r.mu.RLock()
+	of := r.owners(report.Cluster)
+	if err := r.mayReport(report, of); err != nil {
+		r.mu.RUnlock()
+		return 0, "", err
+	}
 	room := r.room()
 	reported := make(map[string]bool, len(report.Pods))
 	for _, p := range report.Pods {
@@ -66,6 +71,10 @@ func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (
 		}
 		p.Cluster, p.Node, p.SeenTimeUnixNano = report.Cluster, report.Node, at
 		known := r.index.Pod(report.Cluster, p.Uid)
+		if !of.mayMove(known, report) {
+			refuse("pod", p.Namespace+"/"+p.Name, fmt.Errorf("it is known on the node %q, whose agent is connected", known.Node))
+			continue
+		}
 		if known == nil && !room() {
 			refuse("pod", p.Namespace+"/"+p.Name, errFull)
 			continue

@@ -31,6 +31,8 @@ type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	Now        func() time.Time      // nil means time.Now
+	// Joined returns when an agent was registered first, if that is known. nil knows of none.
+	Joined func(agent string) (time.Time, bool)
 	// Also is told every record that is read, in order, and when all of them are void.
 	Also Observer
 }

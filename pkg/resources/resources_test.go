@@ -13,8 +13,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/resolve"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -127,8 +129,25 @@ func (w *world) complete(node string, pods ...*agentv1.Pod) *agentv1.ReportReque
 	return &agentv1.ReportRequest{AgentId: "a-" + node, Cluster: "prod", Node: node, TimeUnixNano: w.nanos(), Complete: true, Pods: pods}
 }
 
+// register has r know an agent of a node. Nobody is connected any more a minute later.
+func register(t testing.TB, r *Resources, id, node string) {
+	t.Helper()
+	value, err := proto.Marshal(&agentv1.AgentStatus{
+		Registration: &agentv1.Registration{AgentId: id, Name: node, Cluster: "prod"}, Replica: "r", SeenTimeUnixNano: uint64(r.opts.Now().UnixNano()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.index.Observe(fleet.AgentKey(id), value); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func report(t testing.TB, r *Resources, request *agentv1.ReportRequest) {
 	t.Helper()
+	register(t, r, request.AgentId, request.Node)
 	rejected, why, err := r.Report(t.Context(), request)
 	if err != nil || rejected != 0 {
 		t.Fatalf("%d rejected: %s; %v", rejected, why, err)
@@ -225,6 +244,8 @@ func TestRefusedByItself(t *testing.T) {
 	}
 	request := w.complete("n1", short, w.pod("", "10.0.0.1"), long, many, w.pod("a/b", "10.0.0.1"), w.pod("ok", "10.0.0.2"))
 	request.Services = []*agentv1.Service{{Namespace: "shop"}, {Namespace: "shop", Name: "cart"}}
+	register(t, one, "a-n1", "n1")
+	register(t, one, "a-n2", "n2")
 	rejected, why, err := one.Report(t.Context(), request)
 	if err != nil || rejected != 6 || !strings.Contains(why, "3 bytes") {
 		t.Errorf("%d rejected: %s; %v", rejected, why, err)
