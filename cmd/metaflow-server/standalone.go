@@ -124,6 +124,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	if err != nil {
 		return err
 	}
+	a.single = true
 	a.spareHTTP = defaultOTLPHTTP
 	listening := make(chan [2]net.Addr, 1)
 	a.listening = func(grpc, otlpHTTP net.Addr) { listening <- [2]net.Addr{grpc, otlpHTTP} }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/controlapi"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -18,7 +19,9 @@ import (
 // this machine. The goal is two seconds.
 func BenchmarkPush1000(b *testing.B) {
 	const agents = 1000
-	r := newSetting(b).start(b, "a")
+	st := newSetting(b)
+	st.edit = func(cfg *control.Config) { cfg.NewAgentsPerMinute = 10 * agents } // all come from one address
+	r := st.start(b, "a")
 	received := make(chan uint64, agents)
 	for i := range agents {
 		streamTo(b, r, fmt.Sprint("agent-", i), received)

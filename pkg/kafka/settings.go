@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/describeconfigs"
 	"github.com/segmentio/kafka-go/protocol/metadata"
 )
@@ -74,7 +75,11 @@ func (c *Client) Differences(ctx context.Context, replicated bool, topics ...Top
 	var errs []error
 	settings := make(map[string]map[string]string)
 	for _, r := range answer.(*describeconfigs.Response).Resources {
-		if err := codeError(r.ErrorCode, r.ErrorMessage); err != nil {
+		err := codeError(r.ErrorCode, r.ErrorMessage)
+		if errors.Is(err, kafkago.UnknownTopicOrPartition) {
+			continue // not created yet, or missing, which the check of topics tells
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("ask kafka for the settings of topic %s: %w", r.ResourceName, err))
 			continue
 		}
