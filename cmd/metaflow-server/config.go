@@ -117,6 +117,7 @@ func (s *server) otlpHTTP() otlphttp.Config {
 	cfg := otlphttp.DefaultConfig()
 	cfg.Listen, cfg.MaxConnections, cfg.CORS = s.Gateway.HTTPListen, s.Gateway.HTTPMaxConnections, s.Gateway.HTTPCORS
 	cfg.MaxRequestBytes, cfg.MaxBytesInFlight, cfg.MaxRequestsInFlight = s.GRPC.MaxRequestBytes, s.GRPC.MaxBytesInFlight, s.GRPC.MaxRequestsInFlight
+	cfg.PeerShare, cfg.MaxConnectionsPerPeer = s.GRPC.PeerShare, s.GRPC.MaxConnectionsPerPeer
 	cfg.RetryDelay = s.GRPC.RetryDelay
 	return cfg
 }

@@ -71,6 +71,19 @@ func (p *Peer) Close() {
 	}
 }
 
+// rejoin counts a request that comes after Close for its address again: a handler may start just
+// after its connection has ended. It needs budget.mu.
+func (p *Peer) rejoin() {
+	if p.account.users > 0 {
+		return
+	}
+	if known := p.budget.accounts[p.account.key]; known != nil {
+		p.account = known
+		return
+	}
+	p.budget.accounts[p.account.key] = p.account
+}
+
 // drop needs budget.mu.
 func (p *Peer) drop() {
 	if p.account.users--; p.account.users == 0 {
@@ -88,22 +101,33 @@ func (p *Peer) EnterAtMost(size int64) (granted int64, why Refusal) {
 	b := p.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	p.rejoin()
+	p.account.users++
 	size = min(size, p.account.guess)
-	if why := b.refuse(size); why != "" {
+	if why := p.refuse(size); why != "" {
+		p.drop()
 		return 0, why
-	}
-	if !p.fair(int64(p.requests), int64(p.account.requests), int64(b.requests), 1, int64(b.limits.Requests)) {
-		return 0, TooManyRequestsOfPeer
-	}
-	if !p.fair(p.bytes, p.account.bytes, b.bytes, size, b.limits.Bytes) {
-		return 0, TooManyBytesOfPeer
 	}
 	p.requests++
 	p.account.requests++
-	p.account.users++
 	b.requests++
 	p.add(size)
 	return size, ""
+}
+
+// refuse needs budget.mu.
+func (p *Peer) refuse(size int64) Refusal {
+	b := p.budget
+	if why := b.refuse(size); why != "" {
+		return why
+	}
+	if !p.fair(int64(p.requests), int64(p.account.requests), int64(b.requests), 1, int64(b.limits.Requests)) {
+		return TooManyRequestsOfPeer
+	}
+	if !p.fair(p.bytes, p.account.bytes, b.bytes, size, b.limits.Bytes) {
+		return TooManyBytesOfPeer
+	}
+	return ""
 }
 
 // fair tells whether a connection that holds own, of an address that holds address, may

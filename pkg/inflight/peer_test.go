@@ -159,3 +159,20 @@ func TestPeersAddUp(t *testing.T) {
 		}
 	})
 }
+
+// A handler may start after its connection has ended. It counts for its address, beside a new connection.
+func TestRequestAfterCloseCountsForItsAddress(t *testing.T) {
+	b := New(Limits{RequestBytes: 10, Bytes: 100, Requests: 100, PeerShare: 0.5})
+	late, next := b.Peer(netip.MustParseAddr("192.0.2.1")), (*Peer)(nil)
+	late.Close()
+	next = b.Peer(netip.MustParseAddr("192.0.2.1"))
+	granted, why := late.Enter()
+	if why != "" || late.account != next.account {
+		t.Fatalf("Enter after Close: %q, and an account of its own: %v", why, late.account != next.account)
+	}
+	next.Close()
+	late.Leave(granted)
+	if n := len(b.accounts); n != 0 {
+		t.Errorf("%d accounts are left", n)
+	}
+}

@@ -16,9 +16,11 @@
 //     its headers say so, it is answered before its body is read.
 //   - Over Config.MaxBytesInFlight or Config.MaxRequestsInFlight the answer is 503 at
 //     once. Nothing waits in a queue.
+//   - One address gets at most Config.PeerShare of what others leave free of these bounds, and
+//     Config.MaxConnectionsPerPeer connections.
 //   - Who sends too slowly is answered 408. Who sends nothing loses the connection
-//     when others need it: of more than Config.MaxConnections, the one that has been
-//     idle the longest is closed.
+//     when others need it: of more than Config.MaxConnections, one without a request is closed,
+//     of the address that has the most.
 //   - Web pages may send from the origins of Config.CORS, and from no other.
 //   - A panic in the consumer is 500 for that request and nothing for the others.
 //

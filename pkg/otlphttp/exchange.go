@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -33,14 +32,20 @@ const (
 
 	// A client that is refused may read its answer only when it has sent the
 	// body, and a connection closed over unread bytes would take the answer with it. So the
-	// rest is read and dropped, within these bounds.
-	lingerTime  = 2 * time.Second
+	// rest is read and dropped, within these bounds. Meanwhile the connection counts as idle, and
+	// is closed when others need it.
+	lingerTime = 2 * time.Second
+	// missedTime is lingerTime for paths and methods that are not served. It is for the body of an
+	// exporter of another signal, which would retry after a reset, and not after an answer.
+	missedTime  = 250 * time.Millisecond
 	lingerBytes = 256 << 20
 )
 
 // exchange is one request and its answer.
 type exchange struct {
 	server  *Server
+	conn    *connection
+	peer    *inflight.Peer
 	control *http.ResponseController
 	body    io.Reader
 	reading bool    // the body has been asked for
@@ -53,8 +58,10 @@ type exchange struct {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := exchange{server: s, control: http.NewResponseController(w), body: r.Body, ended: r.ContentLength == 0}
-	if conn, ok := r.Context().Value(connKey{}).(net.Conn); ok && r.ProtoMajor == 2 {
-		s.connections.multiplexes(conn)
+	x.conn, _ = r.Context().Value(connKey{}).(*connection) // connected has put it there
+	x.peer = x.conn.peer
+	if r.ProtoMajor == 2 {
+		s.connections.multiplexes(x.conn)
 	}
 	// An answer may go out before the body has come. What the control says
 	// otherwise is that the connection is gone, which reading and writing will notice.
@@ -77,8 +84,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !x.reading && strings.EqualFold(r.Header.Get("Expect"), "100-continue"):
 		// The client has not been asked for its body: net/http need not wait for it.
 		_ = x.control.SetReadDeadline(time.Now())
+	case answer.reason == badPath, answer.reason == badMethod:
+		x.linger(missedTime)
 	default:
-		x.linger()
+		x.linger(lingerTime)
 	}
 }
 
@@ -100,7 +109,7 @@ func (x *exchange) answer(r *http.Request, f form) (answer *reply) {
 		most = r.ContentLength
 	}
 	var why inflight.Refusal
-	if x.granted, why = s.budget.EnterAtMost(most); why != "" {
+	if x.granted, why = x.peer.EnterAtMost(most); why != "" {
 		return s.refuseBusy(why)
 	}
 	// After a panic a goroutine of the consumer may still read the body.
@@ -109,7 +118,7 @@ func (x *exchange) answer(r *http.Request, f form) (answer *reply) {
 		if cause := recover(); cause != nil {
 			answer = s.panicked(r, cause)
 		}
-		s.budget.Leave(x.granted)
+		x.peer.Leave(x.granted)
 		if x.buffer != nil && returned {
 			s.buffers.Put(x.buffer)
 		}
@@ -128,8 +137,8 @@ func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
 		return refused
 	}
 	body := *x.buffer
-	if !s.budget.Resize(x.granted, int64(len(body))) {
-		return s.refuseBusy(inflight.TooManyBytes)
+	if why := x.peer.Resize(x.granted, int64(len(body))); why != "" {
+		return s.refuseBusy(why)
 	}
 	x.granted = int64(len(body))
 	var problems otlpjson.Problems
@@ -201,8 +210,8 @@ func (x *exchange) decode(ctx context.Context, encoding string) *reply {
 	}
 	defer s.decoders.put(encoding, decoder)
 	size := min(expansion*int64(len(*x.buffer)), s.cfg.MaxRequestBytes)
-	if !x.grow(int64(len(*x.buffer)) + size) {
-		return s.refuseBusy(inflight.TooManyBytes)
+	if why := x.grow(int64(len(*x.buffer)) + size); why != "" {
+		return s.refuseBusy(why)
 	}
 	plain := s.buffers.Get(int(size))
 	if refused := x.fill(decoder, &plain, int64(len(*x.buffer)), undecodable); refused != nil {
@@ -235,8 +244,8 @@ func (x *exchange) fill(src io.Reader, buffer **[]byte, held int64, failed func(
 			continue
 		}
 		size := min(2*int64(n), s.cfg.MaxRequestBytes+1) // a byte more shows that it is too large
-		if !x.grow(held + size) {
-			return s.refuseBusy(inflight.TooManyBytes)
+		if why := x.grow(held + size); why != "" {
+			return s.refuseBusy(why)
 		}
 		larger := s.buffers.Get(int(size))
 		copy(*larger, b)
@@ -248,16 +257,16 @@ func (x *exchange) fill(src io.Reader, buffer **[]byte, held int64, failed func(
 
 // grow has at least size bytes granted by the budget. The one byte by which a request
 // shows itself too large is not counted.
-func (x *exchange) grow(size int64) bool {
+func (x *exchange) grow(size int64) inflight.Refusal {
 	size = min(size, x.server.cfg.MaxBytesInFlight)
 	if size <= x.granted {
-		return true
+		return ""
 	}
-	if !x.server.budget.Grow(x.granted, size) {
-		return false
+	if why := x.peer.Grow(x.granted, size); why != "" {
+		return why
 	}
 	x.granted = size
-	return true
+	return ""
 }
 
 // fromJSON returns a JSON body as protobuf, without what could not be read.
@@ -269,8 +278,8 @@ func (x *exchange) fromJSON(body []byte) ([]byte, otlpjson.Problems, *reply) {
 			"JSON of %d bytes may take %d bytes of memory, of which %d can be had: send smaller batches, or protobuf",
 			len(body), size, s.cfg.MaxBytesInFlight)
 	}
-	if !x.grow(size) {
-		return nil, otlpjson.Problems{}, s.refuseBusy(inflight.TooManyBytes)
+	if why := x.grow(size); why != "" {
+		return nil, otlpjson.Problems{}, s.refuseBusy(why)
 	}
 	body, problems, err := otlpjson.Decode(body)
 	if err != nil {
@@ -281,20 +290,15 @@ func (x *exchange) fromJSON(body []byte) ([]byte, otlpjson.Problems, *reply) {
 	return body, problems, nil
 }
 
-// linger reads and drops what is left of the body.
-func (x *exchange) linger() {
-	if x.control.Flush() != nil || x.control.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+// linger reads and drops what is left of the body. When it does not end in time, net/http closes
+// the connection.
+func (x *exchange) linger(most time.Duration) {
+	if x.control.Flush() != nil || x.control.SetReadDeadline(time.Now().Add(most)) != nil {
 		return
 	}
-	buffer := x.server.buffers.Get(unknownLength)
-	defer x.server.buffers.Put(buffer)
-	for n := 0; n < lingerBytes; {
-		read, err := x.body.Read(*buffer)
-		if err != nil {
-			return // the end, or net/http closes the connection
-		}
-		n += read
-	}
+	x.server.connections.lingers(x.conn)
+	defer x.server.connections.resumes(x.conn)
+	_, _ = io.CopyN(io.Discard, x.body, lingerBytes)
 }
 
 func (s *Server) panicked(r *http.Request, cause any) *reply {

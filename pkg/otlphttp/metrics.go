@@ -17,7 +17,7 @@ type Metrics struct {
 	bytes    *prometheus.CounterVec
 	duration prometheus.Histogram
 	panics   prometheus.Counter
-	evicted  prometheus.Counter
+	evicted  *prometheus.CounterVec
 
 	current atomic.Pointer[Server] // nil while the port is closed
 }
@@ -51,10 +51,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "metaflow_otlphttp_panics_total",
 			Help: "Requests whose handler panicked.",
 		}),
-		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+		evicted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_evicted_connections_total",
-			Help: "Idle connections closed because there were too many.",
-		}),
+			Help: "Connections without a request closed because there were too many, in all or from one address, by bound.",
+		}, []string{"bound"}),
 	}
 	for _, code := range []int{200, 204, 400, 403, 404, 405, 408, 413, 415, 500, 503} {
 		m.requests.WithLabelValues(strconv.Itoa(code))
@@ -64,6 +64,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	for _, what := range []string{"spans", "values"} {
 		m.unread.WithLabelValues(what)
+	}
+	for _, bound := range []string{boundConnections, boundPeerConnections} {
+		m.evicted.WithLabelValues(bound)
 	}
 	for _, form := range []string{formWire, formPlain} {
 		m.bytes.WithLabelValues(form)

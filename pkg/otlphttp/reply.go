@@ -38,10 +38,13 @@ const (
 	stopping    reason = "stopping"
 )
 
-var reasons = []reason{
-	badPath, badMethod, badOrigin, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping,
-	reason(inflight.TooManyBytes), reason(inflight.TooManyRequests),
-}
+var reasons = func() []reason {
+	all := []reason{badPath, badMethod, badOrigin, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping}
+	for _, why := range inflight.Refusals {
+		all = append(all, reason(why))
+	}
+	return all
+}()
 
 // reply is an answer: a Result when status is 200, nothing when it is 204, else a
 // google.rpc.Status.

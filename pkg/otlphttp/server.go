@@ -23,7 +23,7 @@ const maxHeaderBytes = 32 << 10
 // client. It is that of OTLP/gRPC.
 const maxStreams = 128
 
-// connKey is where a request's context has its net.Conn.
+// connKey is where a request's context has its *connection.
 type connKey struct{}
 
 // Options are what code sets. The zero value is usable.
@@ -86,7 +86,7 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 	}
 	if opts.Budget == nil {
 		opts.Budget = inflight.New(inflight.Limits{
-			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight,
+			RequestBytes: cfg.MaxRequestBytes, Bytes: cfg.MaxBytesInFlight, Requests: cfg.MaxRequestsInFlight, PeerShare: cfg.PeerShare,
 		})
 	}
 	s := &Server{
@@ -97,7 +97,7 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 		metrics:        opts.Metrics,
 		budget:         opts.Budget,
 		decoders:       newDecoders(runtime.GOMAXPROCS(0)),
-		connections:    newConnections(cfg.MaxConnections),
+		connections:    newConnections(cfg.MaxConnections, cfg.MaxConnectionsPerPeer),
 		listener:       listener,
 		allowedHeaders: allowedHeaders(&cfg),
 	}
@@ -110,7 +110,7 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 		Protocols:                    protocols,
 		TLSConfig:                    opts.TLS,
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: writeTimeout},
-		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ConnContext:                  s.connected,
 		DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout:            cfg.HeaderTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
@@ -181,9 +181,15 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// connected is http.Server.ConnContext, which net/http calls before it reports a connection as new.
+func (s *Server) connected(ctx context.Context, conn net.Conn) context.Context {
+	address := peerOf(conn.RemoteAddr().String()).Addr()
+	return context.WithValue(ctx, connKey{}, s.connections.add(conn, inflight.Network(address), s.budget.Peer(address)))
+}
+
 func (s *Server) connectionChanged(conn net.Conn, state http.ConnState) {
-	if evict := s.connections.changed(conn, state); evict != nil {
-		s.metrics.evicted.Inc()
+	if evict, over := s.connections.changed(conn, state); evict != nil {
+		s.metrics.evicted.WithLabelValues(over).Inc()
 		closeNow(evict)
 	}
 }

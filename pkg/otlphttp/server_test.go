@@ -327,7 +327,8 @@ func TestConfigProblemsAreToldAtOnce(t *testing.T) {
 		keys = append(keys, key)
 	}
 	want := []string{
-		"listen", "max_bytes_in_flight", "max_requests_in_flight", "max_connections", "min_body_rate",
+		"listen", "max_bytes_in_flight", "max_requests_in_flight", "peer_share",
+		"max_connections", "max_connections_per_peer", "min_body_rate",
 		"header_timeout", "body_grace", "body_timeout", "idle_timeout", "retry_delay",
 	}
 	if diff := cmp.Diff(want, keys); diff != "" {
