@@ -173,7 +173,10 @@ func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	}
 	c := g.server.newConn(secured)
 	if state, ok := info.(credentials.TLSInfo); ok && g.server.acceptor != nil {
-		c.forget = g.server.acceptor.Track(secured, state.State)
+		if c.forget, err = g.server.acceptor.Track(secured, state.State); err != nil {
+			_ = c.Close()
+			return nil, nil, err
+		}
 	}
 	return c, authInfo{AuthInfo: info, conn: c}, nil
 }

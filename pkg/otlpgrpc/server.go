@@ -2,6 +2,7 @@ package otlpgrpc
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -207,6 +208,15 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 // Budget bounds what is in flight. Others that receive for the same consumer may be bounded
 // by it too, so that the bounds are of all of them together.
 func (s *Server) Budget() *inflight.Budget { return s.budget }
+
+// Trusted tells whether a client of a TLS connection under the server's certificates would be let in now: nil, or
+// why not. Others that share the certificates may ask it for every request. In plain text it is nil.
+func (s *Server) Trusted(state tls.ConnectionState) error {
+	if s.acceptor == nil {
+		return nil
+	}
+	return s.acceptor.Trusted(state)
+}
 
 // SetServing sets what the gRPC health service says of the whole server and of
 // the services that take data. A new Server is serving. After Run's context ended it says

@@ -141,3 +141,71 @@ func TestWhoMayConnect(t *testing.T) {
 		})
 	}
 }
+
+// pausing is a connection whose client sends the first flight of its handshake, and the rest when it may.
+type pausing struct {
+	net.Conn
+	began bool
+	first chan struct{} // closed when the first flight is sent
+	may   chan struct{}
+}
+
+func (p *pausing) Write(b []byte) (int, error) {
+	if p.began {
+		<-p.may
+		return p.Conn.Write(b)
+	}
+	n, err := p.Conn.Write(b)
+	p.began = true
+	close(p.first)
+	return n, err
+}
+
+// A client has begun its handshake when its authority is removed, and ends it afterwards.
+func TestAHandshakeDoesNotOutliveItsAuthority(t *testing.T) {
+	staying, leaving := newAuthority(t), newAuthority(t)
+	cfg := testConfig()
+	cfg.TLS.CertFile, cfg.TLS.KeyFile = staying.leaf(t)
+	cfg.TLS.ClientCAFile = writePEM(t, "CERTIFICATE", staying.cert.Raw)
+	both := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: staying.cert.Raw}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaving.cert.Raw})...)
+	only, err := os.ReadFile(cfg.TLS.ClientCAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(cfg.TLS.ClientCAFile, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	srv := start(t, cfg, accept, otlpgrpc.Options{})
+	certificate, err := tls.LoadX509KeyPair(leaving.leaf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secured := credentials.NewTLS(&tls.Config{RootCAs: staying.pool(), Certificates: []tls.Certificate{certificate}})
+	slow := &pausing{first: make(chan struct{}), may: make(chan struct{})}
+	dials := 0
+	conn := dial(t, srv.Addr(), grpc.WithTransportCredentials(secured), grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+		if dials++; dials > 1 {
+			return nil, net.ErrClosed
+		}
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+		slow.Conn = c
+		return slow, err
+	}))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := coltracepb.NewTraceServiceClient(conn).Export(t.Context(), requestOf(100))
+		ended <- err
+	}()
+	<-slow.first
+	if err := os.WriteFile(cfg.TLS.ClientCAFile, only, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the removal is in force", func() bool {
+		_, err := coltracepb.NewTraceServiceClient(dial(t, srv.Addr(), grpc.WithTransportCredentials(secured))).Export(t.Context(), requestOf(100))
+		return err != nil
+	})
+	close(slow.may)
+	if err := <-ended; status.Code(err) != codes.Unavailable {
+		t.Errorf("Export = %v, want UNAVAILABLE", err)
+	}
+}

@@ -64,17 +64,25 @@ func trusted(cfg *tls.Config, chain []*x509.Certificate) error {
 	return nil
 }
 
-// Track has Run close conn when its client is trusted no longer. Call forget when it has ended.
-func (a *Acceptor) Track(conn io.Closer, state tls.ConnectionState) (forget func()) {
+// Track has Run close conn when its client is trusted no longer. Call forget when it has ended. It fails when the
+// client is not trusted now: the authority may have been removed since the handshake began. Then conn is the
+// caller's to close.
+func (a *Acceptor) Track(conn io.Closer, state tls.ConnectionState) (forget func(), err error) {
 	s := &standing{conn: conn, chain: state.PeerCertificates}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.standing[s] = struct{}{}
-	return func() {
+	a.mu.Unlock()
+	forget = func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		delete(a.standing, s)
 	}
+	// Only now: what changes from here on is for Run.
+	if err := a.Trusted(state); err != nil {
+		forget()
+		return nil, err
+	}
+	return forget, nil
 }
 
 // Run looks at the files every few seconds until ctx ends. When they have changed, it closes the

@@ -54,7 +54,9 @@ func TestARemovedAuthorityEndsConnections(t *testing.T) {
 		if err := errors.Join(c.Handshake(), <-shaken); err != nil {
 			t.Fatal(err)
 		}
-		acceptor.Track(s, s.ConnectionState())
+		if _, err := acceptor.Track(s, s.ConnectionState()); err != nil {
+			t.Fatal(err)
+		}
 		t.Cleanup(func() { c.Close(); s.Close() })
 		return s, c
 	}
@@ -72,6 +74,9 @@ func TestARemovedAuthorityEndsConnections(t *testing.T) {
 	}
 	if err := acceptor.Trusted(serverOfLeaving.(*tls.Conn).ConnectionState()); err == nil {
 		t.Error("a client of the removed authority is trusted")
+	}
+	if _, err := acceptor.Track(serverOfLeaving, serverOfLeaving.(*tls.Conn).ConnectionState()); err == nil {
+		t.Error("a handshake that began before the authority was removed is let in after it")
 	}
 	go func() { _, _ = serverOfStaying.Write([]byte("x")) }()
 	if _, err := io.ReadFull(stays, make([]byte, 1)); err != nil {
