@@ -21,7 +21,13 @@ type Acceptor struct {
 
 	mu       sync.Mutex
 	standing map[*standing]struct{}
+	judged   *tls.Config // what trusts is about
+	trusts   map[*x509.Certificate]time.Time
 }
+
+// rememberedTrusts bounds the certificates of connections that Trusted knows to be good; it is some times what
+// a server has connections, at two words each.
+const rememberedTrusts = 1 << 14
 
 // standing is a connection whose client showed a certificate.
 type standing struct {
@@ -40,10 +46,43 @@ func (a *Acceptor) Config() *tls.Config {
 	}
 }
 
-// Trusted tells whether a client of that connection would be let in now: nil, or why not.
+// Trusted tells whether a client of that connection would be let in now: nil, or why not. It may be asked for
+// every request: the answer for a connection is worked out anew only when the files have changed, or when one of its
+// certificates may have expired.
 func (a *Acceptor) Trusted(state tls.ConnectionState) error {
-	return trusted(a.files.now(), state.PeerCertificates)
+	cfg, chain := a.files.now(), state.PeerCertificates
+	if cfg.ClientCAs == nil || len(chain) == 0 {
+		return trusted(cfg, chain)
+	}
+	now := time.Now()
+	a.mu.Lock()
+	if a.judged != cfg || len(a.trusts) >= rememberedTrusts {
+		a.judged, a.trusts = cfg, make(map[*x509.Certificate]time.Time)
+	}
+	until := a.trusts[chain[0]]
+	a.mu.Unlock()
+	if now.Before(until) {
+		return nil
+	}
+	if err := trusted(cfg, chain); err != nil {
+		return err
+	}
+	until = now.Add(trustedFor)
+	for _, c := range chain {
+		if c.NotAfter.Before(until) {
+			until = c.NotAfter
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.judged == cfg {
+		a.trusts[chain[0]] = until
+	}
+	return nil
 }
+
+// trustedFor bounds how long an answer holds although an authority may have expired.
+const trustedFor = time.Minute
 
 func trusted(cfg *tls.Config, chain []*x509.Certificate) error {
 	if cfg.ClientCAs == nil {

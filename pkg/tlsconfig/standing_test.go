@@ -63,8 +63,12 @@ func TestARemovedAuthorityEndsConnections(t *testing.T) {
 	serverOfLeaving, left := connect(leaving)
 	serverOfStaying, stays := connect(staying)
 	for _, s := range []net.Conn{serverOfLeaving, serverOfStaying} {
-		if err := acceptor.Trusted(s.(*tls.Conn).ConnectionState()); err != nil {
+		state := s.(*tls.Conn).ConnectionState()
+		if err := acceptor.Trusted(state); err != nil {
 			t.Errorf("a client of an authority in the file: %v", err)
+		}
+		if n := testing.AllocsPerRun(100, func() { _ = acceptor.Trusted(state) }); n > 0 {
+			t.Errorf("asking again allocates %v times, so that it verifies the certificate for every request", n)
 		}
 	}
 	server.write(t, "ca.pem", staying.pem())
