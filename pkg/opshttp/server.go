@@ -49,6 +49,14 @@ const (
 	// readHeaderTimeout frees what a client holds that connects and sends nothing.
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 2 * time.Minute
+	// readTimeout is for a request with its body; handlers that take larger bodies set their own.
+	readTimeout = 10 * time.Second
+	// writeTimeout is for the largest answer over a slow line. Profiles add the time that they take.
+	writeTimeout   = 60 * time.Second
+	maxHeaderBytes = 32 << 10
+	// maxConnections are far more than probes, scrapers and operators keep.
+	maxConnections       = 512
+	maxConnectionsOfPeer = 64
 	// scrapesAtOnce leaves room for a pair of scrapers and a person.
 	scrapesAtOnce = 4
 	// stopTimeout is for answers being written when Run's context ends.
@@ -80,16 +88,19 @@ func New(cfg Config, opts Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("http.listen: %w", err)
 	}
-	s := &Server{mux: http.NewServeMux(), listener: listener}
+	s := &Server{mux: http.NewServeMux(), listener: bound(listener)}
 	s.http = &http.Server{
-		Handler:           s.mux,
+		Handler:           unhurried(s.mux),
 		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
 	}
 	if acceptor != nil {
 		s.http.TLSConfig = acceptor.Config()
-		s.http.Handler = stillTrusted(acceptor, s.mux)
+		s.http.Handler = stillTrusted(acceptor, s.http.Handler)
 	}
 	s.Handle("GET /healthz", http.HandlerFunc(alive))
 	s.Handle("GET /ready", &readiness{checks: opts.Checks})
@@ -104,6 +115,17 @@ func New(cfg Config, opts Options) (*Server, error) {
 		s.handleProfiles()
 	}
 	return s, nil
+}
+
+// unhurried ends the time for reading when there is no body: net/http goes on reading to notice a
+// client that leaves, and would take the end of that time for it.
+func unhurried(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body == nil || r.Body == http.NoBody {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a writer without deadlines is a test's
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // stillTrusted refuses requests on connections whose client's authority is gone from the file.
