@@ -9,8 +9,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -34,6 +36,8 @@ const (
 	serviceTimeout = 20 * time.Second
 	// answerTimeout is for the largest answer over a slow line, after all of the above.
 	answerTimeout = 60 * time.Second
+	// listsAtOnce is for a few operators and a script.
+	listsAtOnce = 4
 )
 
 // HandlerOptions are what code sets. The zero value is usable.
@@ -53,7 +57,11 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{service: s, log: opts.Logger, anonymousWrites: opts.AnonymousWrites}
+	hostname, _ := os.Hostname() // without one, only localhost and addresses are taken
+	h := &handler{
+		service: s, log: opts.Logger, anonymousWrites: opts.AnonymousWrites, hostname: hostname,
+		lists: make(chan struct{}, listsAtOnce),
+	}
 	if opts.Token != "" {
 		token := sha256.Sum256([]byte(opts.Token))
 		h.token = token[:]
@@ -86,6 +94,8 @@ type handler struct {
 	log             *slog.Logger
 	token           []byte // its hash; nil when none is asked for
 	anonymousWrites bool
+	hostname        string
+	lists           chan struct{} // a place for each list being answered
 }
 
 // endpoint answers a request, or tells why not. nil is an answer without a body.
@@ -98,7 +108,11 @@ func (h *handler) route(mux *http.ServeMux, path string, of methods) {
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
 		if e := of[m]; e != nil {
 			allowed = append(allowed, m)
-			mux.Handle(m+" "+path, h.endpoint(e))
+			answering := h.endpoint(e)
+			if m == http.MethodGet && !strings.Contains(path, "{") {
+				answering = h.inTurn(answering)
+			}
+			mux.Handle(m+" "+path, answering)
 		}
 	}
 	allow := strings.Join(allowed, ", ")
@@ -111,6 +125,23 @@ func (h *handler) route(mux *http.ServeMux, path string, of methods) {
 	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", allow)
 		refused.ServeHTTP(w, r)
+	})
+}
+
+// inTurn bounds how many lists are made and written at a time: each holds memory until its client has
+// read it.
+func (h *handler) inTurn(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		waited := time.NewTimer(serviceTimeout)
+		defer waited.Stop()
+		select {
+		case h.lists <- struct{}{}:
+			defer func() { <-h.lists }()
+			next.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		case <-waited.C:
+			h.refuse(w, r, Unavailable("%d lists are being answered, which is the most at a time", listsAtOnce))
+		}
 	})
 }
 
@@ -148,6 +179,12 @@ func (h *handler) answer(e endpoint, r *http.Request) (answer any, err error) {
 
 func (h *handler) authorize(r *http.Request) error {
 	if h.token == nil {
+		if !h.anonymousWrites && overLoopback(r) && !h.named(r.Host) {
+			return &Problem{
+				Status: http.StatusForbidden, Code: CodeForbidden,
+				Message: "without a token, requests over loopback must be for localhost or this host's name, not for " + strconv.Quote(r.Host) + ": set control.token",
+			}
+		}
 		if h.anonymousWrites || r.Method == http.MethodGet || r.Method == http.MethodHead || fromThisHost(r) {
 			return nil
 		}
@@ -166,13 +203,32 @@ func (h *handler) authorize(r *http.Request) error {
 
 // fromThisHost tells whether a request came over loopback and was not passed on by a proxy there.
 func fromThisHost(r *http.Request) bool {
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via"} {
-		if len(r.Header.Values(name)) > 0 {
+	for name := range r.Header {
+		switch {
+		case name == "Forwarded", name == "X-Real-Ip", name == "Via",
+			strings.HasPrefix(name, "X-Forwarded-"), strings.HasPrefix(name, "X-Envoy-"):
 			return false
 		}
 	}
+	return overLoopback(r)
+}
+
+func overLoopback(r *http.Request) bool {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	return err == nil && from.Addr().Unmap().IsLoopback()
+}
+
+// named tells whether host, of a request, is this host as somebody on it calls it. A page whose name
+// was made to resolve to loopback sends its own name, and for the browser it is the same site.
+func (h *handler) named(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	return strings.EqualFold(host, "localhost") || h.hostname != "" && strings.EqualFold(host, h.hostname)
 }
 
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
