@@ -309,3 +309,25 @@ func TestWritersStoppedAndContinued(t *testing.T) {
 	}
 	t.Logf("%d spans", want)
 }
+
+// A column of an operator's own cannot be computed for some rows, and ClickHouse's error does not say that
+// their values are at fault. The others are stored.
+func TestDefaultThatFailsForSomeRows(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serve("gateway,writer")
+	ready(server, addr)
+	conn := open(t, s.engine.NativeAddr())
+	const column = "ADD COLUMN mine UInt16 MATERIALIZED toUInt16(if(service_name = 'cartservice', '', '1'))"
+	if err := conn.Exec(t.Context(), "ALTER TABLE metaflow.spans_local "+column); err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, s.grpc, 1)
+	c.send(t.Context(), 300)
+	server.eventually(time.Minute, func() error {
+		diverted := int(metric(t, addr, "metaflow_writer_spans_diverted_total", ""))
+		if diverted == 0 || diverted == c.sent {
+			return fmt.Errorf("%d spans are diverted", diverted)
+		}
+		return exactly(conn, c.sent-diverted)()
+	})
+}
