@@ -56,7 +56,6 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, service any) {
 	bound.Methods = make([]grpc.MethodDesc, len(desc.Methods))
 	for i, m := range desc.Methods {
 		next := m.Handler
-		//nolint:revive // the order of parameters is gRPC's
 		m.Handler = func(srv any, ctx context.Context, receive func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 			call := callOf(ctx)
 			if err := call.hold(ctx); err != nil {

@@ -3,6 +3,7 @@ package otlpgrpc_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"testing"
 
@@ -107,8 +108,10 @@ func TestOtherServicesDecodeWithinBounds(t *testing.T) {
 
 	large := &agentv1.ReportRequest{AgentId: "a"}
 	for range 1000 {
-		large.Pods = append(large.Pods, &agentv1.Pod{Uid: "0e5e1d5c-5e0b-4a8e-8f2b-0a9d6a2c7f11", Namespace: "shop", Name: "checkout-7d9c5b7c9-abcde",
-			Workload: "checkout", Addresses: []*agentv1.PodAddress{{Address: []byte{10, 0, 0, 1}}, {Address: make([]byte, 16)}}})
+		large.Pods = append(large.Pods, &agentv1.Pod{
+			Uid: "0e5e1d5c-5e0b-4a8e-8f2b-0a9d6a2c7f11", Namespace: "shop", Name: "checkout-7d9c5b7c9-abcde", Workload: "checkout",
+			Addresses: []*agentv1.PodAddress{{Address: []byte{10, 0, 0, 1}}, {Address: make([]byte, 16)}},
+		})
 	}
 	for range 100 {
 		s := &agentv1.Service{Namespace: "shop", Name: "checkout"}
@@ -131,7 +134,7 @@ func TestOtherServicesDecodeWithinBounds(t *testing.T) {
 	if _, err := stream.Recv(); err != nil {
 		t.Errorf("a message of a stream: %v", err)
 	}
-	if _, err := stream.Recv(); err != io.EOF {
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream ends with %v", err)
 	}
 }
