@@ -37,7 +37,7 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 		reg = prometheus.WrapRegistererWith(prometheus.Labels{"signal": kind.Signal()}, reg)
 	}
 	f := promauto.With(reg)
-	return &metrics{
+	m := &metrics{
 		inserted: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_" + kind.Items() + "_inserted_total", Help: "How many " + kind.Items() + " were stored in ClickHouse.",
 		}),
@@ -97,6 +97,10 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 			Name: "metaflow_writer_lag_records", Help: "Records in the partition after the committed offset: those that are not stored yet.",
 		}, []string{"partition"}),
 	}
+	for _, by := range []string{"content", "id"} { // so that both are there from the start
+		m.duplicates.WithLabelValues(by)
+	}
+	return m
 }
 
 // stored counts a committed batch, whose block had so many rows and bytes.
