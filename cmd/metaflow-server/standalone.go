@@ -96,7 +96,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		return fmt.Errorf("create data directory: %w", err)
 	}
 	engineOptions := chengine.Options{
-		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, HTTPPort: o.httpPort, Logger: log,
+		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, Logger: log,
 	}
 	engine, err := chengine.StartPersistently(ctx, engineOptions)
 	if err != nil {
@@ -109,6 +109,13 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		stopEngine()
 		err = errors.Join(err, <-engineEnded)
 	}()
+	door, err := openEngineDoor(o.httpPort, engine.HTTPAddr())
+	if err != nil {
+		return fmt.Errorf("--clickhouse-http-port: %w", err)
+	}
+	doorClosed := make(chan struct{})
+	go func() { defer close(doorClosed); door.run(keeping) }()
+	defer func() { stopEngine(); <-doorClosed }()
 	kafka, err := broker.Start(broker.Options{Listen: o.kafkaListen, DataDir: filepath.Join(o.dataDir, "kafka"), SyncWrites: true})
 	if err != nil {
 		return err
@@ -137,7 +144,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	g.Go(func() error {
 		at := addresses{
 			HTTP: a.http.Addr().String(), Kafka: kafka.Addr(),
-			ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: engine.HTTPAddr(),
+			ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: door.addr(),
 		}
 		select {
 		case addrs := <-listening:

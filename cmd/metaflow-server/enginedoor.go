@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// engineDoor stands before the HTTP port of the embedded ClickHouse, which has no password. It
+// refuses what browsers send on behalf of web pages, and passes on everything else.
+type engineDoor struct {
+	listener net.Listener
+	http     *http.Server
+}
+
+// openEngineDoor listens on a port of loopback, 0 for a free one, for the engine at target.
+func openEngineDoor(port int, target string) (*engineDoor, error) {
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return nil, err
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: target}) },
+		FlushInterval: -1, // progress of a query is of use while it runs
+		Transport:     &http.Transport{DisableCompression: true},
+	}
+	const headerTimeout = 10 * time.Second
+	return &engineDoor{listener: listener, http: &http.Server{Handler: refusePages(proxy), ReadHeaderTimeout: headerTimeout}}, nil
+}
+
+func (d *engineDoor) addr() string { return d.listener.Addr().String() }
+
+// run serves until ctx ends.
+func (d *engineDoor) run(ctx context.Context) {
+	defer context.AfterFunc(ctx, func() { _ = d.http.Close() })()
+	_ = d.http.Serve(d.listener) // ends with ctx
+}
+
+// refusePages refuses requests of web pages: from another site, with an Origin when the browser does
+// not say that it is the engine's own, or for a host name that is not this host's, as of a page whose
+// name was made to resolve to loopback. ClickHouse's own page /play passes.
+func refusePages(next http.Handler) http.Handler {
+	hostname, _ := os.Hostname() // without one, only localhost and addresses are taken
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		site := r.Header.Get("Sec-Fetch-Site")
+		switch {
+		case site == "" && len(r.Header.Values("Origin")) > 0, site != "" && site != "none" && site != "same-origin":
+			http.Error(w, "requests of web pages are refused", http.StatusForbidden)
+		case !loopbackName(r.Host, hostname):
+			http.Error(w, "requests are taken for localhost or this host's name, not for "+strconv.Quote(r.Host), http.StatusForbidden)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+func loopbackName(host, hostname string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	return strings.EqualFold(host, "localhost") || hostname != "" && strings.EqualFold(host, hostname)
+}
