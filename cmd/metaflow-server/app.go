@@ -20,7 +20,6 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/controlapi"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
-	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
@@ -269,7 +268,7 @@ func (a *app) runPort(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("grpc port listens", "address", receiver.Addr().String(), "roles", a.cfg.Roles)
-	httpReceiver, err := a.newOTLPHTTP(overHTTP, receiver.Budget())
+	httpReceiver, err := a.newOTLPHTTP(overHTTP, receiver)
 	if err != nil {
 		return errors.Join(err, receiver.Close())
 	}
@@ -304,7 +303,7 @@ func (a *app) runPort(ctx context.Context) error {
 
 // newOTLPHTTP binds the port of OTLP/HTTP, which shares bounds and certificates with
 // OTLP/gRPC. It returns nil when none is to be served.
-func (a *app) newOTLPHTTP(traces otlphttp.Consumer, budget *inflight.Budget) (*otlphttp.Server, error) {
+func (a *app) newOTLPHTTP(traces otlphttp.Consumer, receiver *otlpgrpc.Server) (*otlphttp.Server, error) {
 	if traces == nil || a.cfg.Gateway.HTTPListen == "" {
 		return nil, nil //nolint:nilnil // nil is no port
 	}
@@ -313,7 +312,8 @@ func (a *app) newOTLPHTTP(traces otlphttp.Consumer, budget *inflight.Budget) (*o
 		return nil, err
 	}
 	s, err := otlphttp.New(a.cfg.otlpHTTP(), traces, otlphttp.Options{
-		Logger: a.log, Metrics: otlphttp.NewMetrics(a.reg), ShutdownGrace: a.cfg.ShutdownGrace, TLS: certificates, Budget: budget,
+		Logger: a.log, Metrics: otlphttp.NewMetrics(a.reg), ShutdownGrace: a.cfg.ShutdownGrace, TLS: certificates,
+		Budget: receiver.Budget(), Trusted: receiver.Trusted,
 	})
 	switch {
 	case err != nil && a.cfg.Gateway.HTTPListen == a.spareHTTP && errors.Is(err, syscall.EADDRINUSE):

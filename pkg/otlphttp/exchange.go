@@ -69,7 +69,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = x.control.SetWriteDeadline(time.Time{}) // that of the request before
 
 	f := form{json: true, header: inJSON}
-	answer := s.crossOrigin(w.Header(), r)
+	answer := s.refuseUntrusted(w.Header(), r)
+	if answer == nil {
+		answer = s.crossOrigin(w.Header(), r)
+	}
 	if answer == nil {
 		f, answer = s.formOf(r)
 	}
@@ -89,6 +92,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		x.linger(lingerTime)
 	}
+}
+
+// refuseUntrusted refuses a request on a connection whose client would not be let in any more, and has
+// the connection end with the answer.
+func (s *Server) refuseUntrusted(h http.Header, r *http.Request) *reply {
+	if s.trusted == nil || r.TLS == nil {
+		return nil
+	}
+	err := s.trusted(*r.TLS)
+	if err == nil {
+		return nil
+	}
+	h.Set("Connection", "close") // of HTTP/2 too, by GOAWAY
+	return s.refuse(http.StatusForbidden, code.Code_PERMISSION_DENIED, untrusted, "%v", err)
 }
 
 // answer has a request consumed that is of form f.

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,29 +140,9 @@ func TestStopLetsRequestsOfHTTP2Finish(t *testing.T) {
 // One port serves both protocols to who encrypts, with certificates that may change, and nothing to who does
 // not.
 func TestTLS(t *testing.T) {
-	issuer := httptest.NewTLSServer(http.NotFoundHandler()) // has a certificate for 127.0.0.1
-	issuer.Close()
-	pair := issuer.TLS.Certificates[0]
-	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, der []byte) string {
-		name = filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	files := tlsconfig.Server{CertFile: write("cert.pem", "CERTIFICATE", pair.Certificate[0]), KeyFile: write("key.pem", "PRIVATE KEY", key)}
-	encryption, err := files.Config("tls", nil, "h2", "http/1.1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	encryption, pool := encrypted(t)
 	reg := prometheus.NewRegistry()
 	r := start(t, testConfig(), accept, otlphttp.Options{TLS: encryption, Metrics: otlphttp.NewMetrics(reg)})
-	pool := x509.NewCertPool()
-	pool.AddCert(issuer.Certificate())
 	for name, set := range map[string]func(*http.Protocols, bool){"HTTP/1.1": (*http.Protocols).SetHTTP1, "HTTP/2.0": (*http.Protocols).SetHTTP2} {
 		t.Run(name, func(t *testing.T) {
 			r.speak(t, set)
@@ -223,5 +205,61 @@ func TestExpectContinue(t *testing.T) {
 			t.Fatal(err)
 		}
 		read(t, resp).accepted(t)
+	}
+}
+
+// encrypted returns the TLS of a server, and the authorities that its clients trust.
+func encrypted(t *testing.T) (*tls.Config, *x509.CertPool) {
+	t.Helper()
+	issuer := httptest.NewTLSServer(http.NotFoundHandler()) // has a certificate for 127.0.0.1
+	issuer.Close()
+	pair := issuer.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, kind string, der []byte) string {
+		name = filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	files := tlsconfig.Server{CertFile: write("cert.pem", "CERTIFICATE", pair.Certificate[0]), KeyFile: write("key.pem", "PRIVATE KEY", key)}
+	encryption, err := files.Config("tls", nil, "h2", "http/1.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(issuer.Certificate())
+	return encryption, pool
+}
+
+// A client whose authority was taken away is refused on the connection that stands, which ends.
+func TestUntrustedClientIsRefused(t *testing.T) {
+	encryption, pool := encrypted(t)
+	var gone atomic.Bool
+	r := start(t, testConfig(), accept, otlphttp.Options{TLS: encryption, Trusted: func(tls.ConnectionState) error {
+		if gone.Load() {
+			return errors.New("its authority is gone")
+		}
+		return nil
+	}})
+	for name, set := range map[string]func(*http.Protocols, bool){"HTTP/1.1": (*http.Protocols).SetHTTP1, "HTTP/2.0": (*http.Protocols).SetHTTP2} {
+		t.Run(name, func(t *testing.T) {
+			r.speak(t, set)
+			r.client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+			for _, want := range []int{http.StatusOK, http.StatusForbidden} {
+				gone.Store(want == http.StatusForbidden)
+				resp, err := r.client.Post("https://"+r.Addr().String()+"/v1/traces", protobufType, http.NoBody)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = resp.Body.Close()
+				if resp.StatusCode != want {
+					t.Errorf("status %d, want %d", resp.StatusCode, want)
+				}
+			}
+		})
 	}
 }

@@ -29,6 +29,7 @@ const (
 	badPath     reason = "path"
 	badMethod   reason = "method"
 	badOrigin   reason = "origin"
+	untrusted   reason = "client_certificate"
 	badType     reason = "content_type"
 	badEncoding reason = "content_encoding"
 	tooLarge    reason = "too_large"
@@ -39,7 +40,7 @@ const (
 )
 
 var reasons = func() []reason {
-	all := []reason{badPath, badMethod, badOrigin, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping}
+	all := []reason{badPath, badMethod, badOrigin, untrusted, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping}
 	for _, why := range inflight.Refusals {
 		all = append(all, reason(why))
 	}

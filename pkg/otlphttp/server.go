@@ -37,6 +37,9 @@ type Options struct {
 	ShutdownGrace time.Duration
 	// TLS encrypts the port when it is set. It should offer the protocols h2 and http/1.1.
 	TLS *tls.Config
+	// Trusted is asked for every request over TLS whether the client of its connection would be let in
+	// now: its authority may have been taken away since the handshake. Nil trusts all.
+	Trusted func(tls.ConnectionState) error
 	// Budget bounds what is in flight, together with others that were given the same; its
 	// limits should be those of the Config. Nil makes one of the Config's.
 	Budget *inflight.Budget
@@ -48,6 +51,7 @@ type Server struct {
 	consumer    Consumer
 	log         *slog.Logger
 	grace       time.Duration
+	trusted     func(tls.ConnectionState) error
 	metrics     *Metrics
 	budget      *inflight.Budget
 	buffers     inflight.Buffers
@@ -94,6 +98,7 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 		consumer:       consumer,
 		log:            opts.Logger,
 		grace:          opts.ShutdownGrace,
+		trusted:        opts.Trusted,
 		metrics:        opts.Metrics,
 		budget:         opts.Budget,
 		decoders:       newDecoders(runtime.GOMAXPROCS(0)),
