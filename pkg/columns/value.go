@@ -61,6 +61,12 @@ func eachField(b []byte, want otlp.Tag, f func(value []byte)) {
 // is given in several pieces all pieces count, as protobuf merges them.
 // b must be valid.
 func readAnyValue(b []byte) anyValue {
+	if len(b) > 0 { // nearly always one text
+		tag, lo, hi := otlp.Next(b, 0)
+		if hi == len(b) && tag == otlp.TagAnyValueString {
+			return anyValue{tag: tag, wire: b[lo:hi]}
+		}
+	}
 	var v anyValue
 	for i := 0; i < len(b); {
 		tag, lo, hi := otlp.Next(b, i)
