@@ -74,20 +74,20 @@ bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline)
 	$(MAKE) bench-pipeline bench-agent bench-network
 
 bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline; beside the collector's if `make collector` built one
-	$(GO) run ./integration/pipelinebench -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
+	$(GO) run ./integration/bench/pipeline -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
 
 bench-agent: build ## measure CPU per span and memory of the agent; beside the collector's if `make collector` built one
-	$(GO) run ./integration/agentbench -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"
+	$(GO) run ./integration/bench/agent -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"
 
 bench-capture: ## measure what watching connections costs the agent and a busy server (needs root)
-	$(GO) run ./integration/flowbench
-	$(GO) run ./integration/flowbench -busy 64
+	$(GO) run ./integration/bench/flow
+	$(GO) run ./integration/bench/flow -busy 64
 
 bench-network: engine ## measure how fast the views over spans and flows answer, over ten million rows of each
-	$(GO) run ./integration/networkbench
+	$(GO) run ./integration/bench/network
 
 storage-lab: engine ## measure the ways to store spans that migrations/STORAGE.md compares
-	$(GO) run ./integration/storagelab
+	$(GO) run ./integration/lab/storage
 
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 	@set -e; $(GO) list ./... | while read -r pkg; do \

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
 // apacheSite is a site over a real Apache Kafka.

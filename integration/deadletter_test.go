@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 

@@ -13,8 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/plan"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -181,7 +181,7 @@ func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	if offset != 1 {
 		return false
 	}
-	said, ok, err := plan.Parse(offset, metadata)
+	said, ok, err := delivery.ParseCommit(offset, metadata)
 	if err != nil || !ok {
 		t.Fatalf("committed %d %q: %v", offset, metadata, err)
 	}
@@ -193,7 +193,7 @@ func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	}
 	defer reader.Close()
 	first := reader.PollFetches(t.Context()).Records()[0].Timestamp.UnixMilli()
-	said.Plan = plan.Plan{To: 1, First: first}
+	said.Plan = delivery.Plan{To: 1, First: first}
 	text := said.Metadata(0)
 	commit := kmsg.NewPtrOffsetCommitRequest()
 	commit.Group, commit.Generation = writerGroup, -1

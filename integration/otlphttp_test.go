@@ -8,7 +8,7 @@ import (
 
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // What SDKs and others send to the server by OTLP/HTTP is stored as what comes by OTLP/gRPC:

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // What a server rejects out of the spool was acknowledged, so the agent parks it with the cause. Operators see

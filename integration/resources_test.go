@@ -23,7 +23,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/metaflowys/metaflow-server/pkg/k8s/kubetest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/kubetest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )

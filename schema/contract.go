@@ -33,7 +33,7 @@ const (
 	// KeyService goes before a cluster, a slash, a namespace, a slash and a service's
 	// name; the value is a metaflow.agent.v1.Service.
 	KeyService = "service/"
-	// KeyBinding goes before an agent's id; the value is JSON that pkg/agentauth reads: what
+	// KeyBinding goes before an agent's id; the value is JSON that pkg/rpc/agentauth reads: what
 	// the id is bound to.
 	KeyBinding = "agent-binding/"
 )

@@ -14,12 +14,12 @@ import (
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agent"
+	"github.com/metaflowys/metaflow-server/pkg/agent/k8s"
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
-	"github.com/metaflowys/metaflow-server/pkg/k8s"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
-	"github.com/metaflowys/metaflow-server/pkg/spool"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 

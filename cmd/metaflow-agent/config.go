@@ -8,10 +8,10 @@ import (
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agent"
+	"github.com/metaflowys/metaflow-server/pkg/agent/k8s"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/config"
-	"github.com/metaflowys/metaflow-server/pkg/k8s"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
 
 // settings is the configuration file of metaflow-agent.

@@ -13,8 +13,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agent"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 )
 
 func newParked() *cobra.Command {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
 )
 
 // An operator sees what is parked and why, and what could not be sent again stays there.

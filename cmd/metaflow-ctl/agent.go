@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 func newAgent(o *options) *cobra.Command {
@@ -47,7 +47,7 @@ func listAgents(c *call) error {
 		return err
 	}
 	if name := c.named(); name != "" {
-		agents = slices.DeleteFunc(agents, func(a controlapi.Agent) bool { return a.ID != name && a.Name != name })
+		agents = slices.DeleteFunc(agents, func(a api.Agent) bool { return a.ID != name && a.Name != name })
 		if len(agents) == 0 {
 			return fmt.Errorf("there is no agent %q", name)
 		}
@@ -101,7 +101,7 @@ func first(list []string) string {
 }
 
 // revision also says which one the agent should have, when that is another.
-func revision(a controlapi.Agent) string {
+func revision(a api.Agent) string {
 	if a.GroupRevision == 0 || a.Revision == a.GroupRevision {
 		return strconv.FormatUint(a.Revision, 10)
 	}

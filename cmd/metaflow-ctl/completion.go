@@ -6,16 +6,16 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 // completionTimeout is how long somebody waits after pressing the key.
 const completionTimeout = 2 * time.Second
 
 // completions asks the server for what an argument may be.
-type completions func(context.Context, controlapi.Service) ([]cobra.Completion, error)
+type completions func(context.Context, api.Service) ([]cobra.Completion, error)
 
-func agents(ctx context.Context, s controlapi.Service) ([]cobra.Completion, error) {
+func agents(ctx context.Context, s api.Service) ([]cobra.Completion, error) {
 	list, err := s.Agents(ctx)
 	var found []cobra.Completion
 	for _, a := range list {
@@ -24,7 +24,7 @@ func agents(ctx context.Context, s controlapi.Service) ([]cobra.Completion, erro
 	return found, err
 }
 
-func groups(ctx context.Context, s controlapi.Service) ([]cobra.Completion, error) {
+func groups(ctx context.Context, s api.Service) ([]cobra.Completion, error) {
 	list, err := s.Groups(ctx)
 	var found []cobra.Completion
 	for _, g := range list {

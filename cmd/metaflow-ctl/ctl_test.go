@@ -23,7 +23,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -37,9 +37,9 @@ type ctl struct {
 }
 
 // against returns a ctl whose environment names a server with the service.
-func against(t *testing.T, s controlapi.Service) *ctl {
+func against(t *testing.T, s api.Service) *ctl {
 	t.Helper()
-	server := httptest.NewServer(controlapi.NewHandler(s, controlapi.HandlerOptions{}))
+	server := httptest.NewServer(api.NewHandler(s, api.HandlerOptions{}))
 	t.Cleanup(server.Close)
 	return &ctl{env: at(server)}
 }
@@ -297,7 +297,7 @@ func TestYAMLIsJSON(t *testing.T) {
 }
 
 func TestReachingTheServer(t *testing.T) {
-	handler := controlapi.NewHandler(newMemory(), controlapi.HandlerOptions{Token: "hunter2"})
+	handler := api.NewHandler(newMemory(), api.HandlerOptions{Token: "hunter2"})
 	overTLS := httptest.NewTLSServer(handler)
 	t.Cleanup(overTLS.Close)
 	overTLS.Config.ErrorLog = nil

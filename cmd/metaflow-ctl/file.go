@@ -8,7 +8,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 // maxFileBytes is for sixteen groups that say as much as one may.
@@ -80,7 +80,7 @@ func split(text []byte) [][]byte {
 
 // explain puts the file's name before every line that the server refused.
 func (f *file) explain(err error) error {
-	var p *controlapi.Problem
+	var p *api.Problem
 	if !errors.As(err, &p) || len(p.Problems) == 0 {
 		return err
 	}

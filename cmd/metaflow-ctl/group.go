@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 func newGroup(o *options) *cobra.Command {
@@ -26,7 +26,7 @@ func newGroup(o *options) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return c.print(g, func() *table { return groupTable([]controlapi.Group{g}) })
+		return c.print(g, func() *table { return groupTable([]api.Group{g}) })
 	})
 	remove := &cobra.Command{
 		Use: "delete GROUP", Short: "Delete an agent group, with its configuration", Args: program.Args(cobra.ExactArgs(1)),
@@ -50,7 +50,7 @@ func listGroups(c *call) error {
 		return err
 	}
 	if name := c.named(); name != "" {
-		groups = slices.DeleteFunc(groups, func(g controlapi.Group) bool { return g.ID != name && g.Name != name })
+		groups = slices.DeleteFunc(groups, func(g api.Group) bool { return g.ID != name && g.Name != name })
 		if len(groups) == 0 {
 			return fmt.Errorf("there is no agent group %q", name)
 		}
@@ -58,7 +58,7 @@ func listGroups(c *call) error {
 	return c.print(groups, func() *table { return groupTable(groups) })
 }
 
-func groupTable(groups []controlapi.Group) *table {
+func groupTable(groups []api.Group) *table {
 	t := &table{head: []string{"NAME", "ID", "AGENTS"}}
 	for _, g := range groups {
 		t.add(g.Name, g.ID, strconv.Itoa(g.Agents))

@@ -11,7 +11,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 func newGroupConfig(o *options) *cobra.Command {
@@ -35,7 +35,7 @@ it or it is the default. With -o yaml, it prints what the group sets.`,
 		Args: program.Args(cobra.MaximumNArgs(1)), ValidArgsFunction: o.completeArg(groups),
 	}
 	createFrom := addFile(create)
-	create.RunE = o.run(func(c *call) error { return set(c, *createFrom, controlapi.UpdateOptions{Create: true}) })
+	create.RunE = o.run(func(c *call) error { return set(c, *createFrom, api.UpdateOptions{Create: true}) })
 
 	update := &cobra.Command{
 		Use: "update [GROUP] -f FILE", Short: "Change the configuration of a group and say what changed",
@@ -47,7 +47,7 @@ every key with its meaning.`,
 		Args: program.Args(cobra.MaximumNArgs(1)), ValidArgsFunction: o.completeArg(groups),
 	}
 	updateFrom := addFile(update)
-	var opts controlapi.UpdateOptions
+	var opts api.UpdateOptions
 	update.Flags().BoolVar(&opts.Replace, "replace", false, "set the keys that are not in the file to their defaults")
 	update.Flags().BoolVar(&opts.DryRun, "dry-run", false, "only say what would change")
 	update.RunE = o.run(func(c *call) error { return set(c, *updateFrom, opts) })
@@ -60,7 +60,7 @@ every key with its meaning.`,
 			if err != nil {
 				return err
 			}
-			return c.printUpdates([]controlapi.Update{u})
+			return c.printUpdates([]api.Update{u})
 		}),
 	}
 	example := &cobra.Command{
@@ -95,16 +95,16 @@ func listConfigurations(c *call) error {
 }
 
 // configurations are of the group that is named, or of all.
-func (c *call) configurations() ([]controlapi.Configuration, error) {
+func (c *call) configurations() ([]api.Configuration, error) {
 	if c.named() == "" {
 		return c.service.Configurations(c.Context())
 	}
 	conf, err := c.service.Configuration(c.Context(), c.named())
-	return []controlapi.Configuration{conf}, err
+	return []api.Configuration{conf}, err
 }
 
 // printTexts writes what update reads.
-func printTexts(w io.Writer, configurations []controlapi.Configuration) error {
+func printTexts(w io.Writer, configurations []api.Configuration) error {
 	var b strings.Builder
 	for i, conf := range configurations {
 		if i > 0 {
@@ -122,7 +122,7 @@ func showConfiguration(c *call) error {
 	case err != nil:
 		return err
 	case c.output == formatYAML:
-		return printTexts(c.OutOrStdout(), []controlapi.Configuration{conf})
+		return printTexts(c.OutOrStdout(), []api.Configuration{conf})
 	}
 	doc, unknown, err := agentconfig.ParseLenient([]byte(conf.YAML))
 	if err != nil {
@@ -132,7 +132,7 @@ func showConfiguration(c *call) error {
 		fmt.Fprintln(c.ErrOrStderr(), "not shown:", text)
 	}
 	shown := struct {
-		controlapi.Configuration
+		api.Configuration
 		Values []agentconfig.Value `json:"values"`
 	}{conf, doc.Values()}
 	return c.print(shown, func() *table {
@@ -149,7 +149,7 @@ func showConfiguration(c *call) error {
 }
 
 // set sends a file's documents, each to its group.
-func set(c *call, name string, opts controlapi.UpdateOptions) error {
+func set(c *call, name string, opts api.UpdateOptions) error {
 	if name == "" {
 		return program.Usage("which file? Give it with -f FILE, or -f - for standard input")
 	}
@@ -175,7 +175,7 @@ func set(c *call, name string, opts controlapi.UpdateOptions) error {
 			}
 		}
 	}
-	var updates []controlapi.Update
+	var updates []api.Update
 	for i, text := range f.documents {
 		u, err := c.service.UpdateConfiguration(c.Context(), targets[i], text, opts)
 		if err != nil {
@@ -195,7 +195,7 @@ func (c *call) target(f *file, text []byte) (string, error) {
 	case named == "" && inFile != "":
 		return inFile, nil
 	case named == "" && err != nil: // it may say why no group was found
-		return "", f.explain(controlapi.Invalid(err))
+		return "", f.explain(api.Invalid(err))
 	case named == "":
 		return "", program.Usage("which group? Name it, or set agent_group_id in %s", f.name)
 	case inFile == "" || inFile == named:
@@ -205,7 +205,7 @@ func (c *call) target(f *file, text []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if !slices.ContainsFunc(groups, func(g controlapi.Group) bool {
+	if !slices.ContainsFunc(groups, func(g api.Group) bool {
 		return (g.ID == named || g.Name == named) && (g.ID == inFile || g.Name == inFile)
 	}) {
 		return "", fmt.Errorf("%s is for the agent group %q, and the command line names %q; nothing was changed", f.name, inFile, named)
@@ -214,14 +214,14 @@ func (c *call) target(f *file, text []byte) (string, error) {
 }
 
 // printUnfinished tells what was changed before an error.
-func (c *call) printUnfinished(done []controlapi.Update) error {
+func (c *call) printUnfinished(done []api.Update) error {
 	if len(done) == 0 {
 		return nil
 	}
 	return c.printUpdates(done)
 }
 
-func (c *call) printUpdates(updates []controlapi.Update) error {
+func (c *call) printUpdates(updates []api.Update) error {
 	if c.output != formatTable {
 		if len(updates) == 1 {
 			return c.print(updates[0], nil)

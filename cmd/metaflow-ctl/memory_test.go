@@ -6,17 +6,17 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 // memory is a Service without replicas: what the server's would answer.
 type memory struct {
-	agents []controlapi.Agent
+	agents []api.Agent
 	groups []*memoryGroup
 }
 
 type memoryGroup struct {
-	controlapi.Group
+	api.Group
 	doc agentconfig.Document
 }
 
@@ -24,45 +24,45 @@ var now = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
 func newMemory() *memory {
 	return &memory{
-		agents: []controlapi.Agent{
+		agents: []api.Agent{
 			{
 				ID: "a-1", Name: "node-1", Host: "node-1.example", Addresses: []string{"10.0.0.1", "fd00::1"}, Version: "1.0.0", Cluster: "prod",
-				Group: "default", GroupID: "g-default000", State: controlapi.StateRunning, Exceptions: []string{}, Seen: now.Add(-3 * time.Second),
+				Group: "default", GroupID: "g-default000", State: api.StateRunning, Exceptions: []string{}, Seen: now.Add(-3 * time.Second),
 				Started: now.Add(-50 * time.Hour), ClockOffset: 1500 * time.Microsecond, Revision: 7, GroupRevision: 7, Peer: "10.0.0.1:4711", Replica: "metaflow-server-0",
 			},
 			{
 				ID: "a-2", Name: "node-2", Host: "node-2.example", Addresses: []string{"10.0.0.2"}, Version: "1.0.0", Group: "shop", GroupID: "g-shop000000",
-				State: controlapi.StatePending, Exceptions: []string{"port 38086 is taken", "clock \x1b[31m2s ahead"}, Seen: now.Add(-90 * time.Minute),
+				State: api.StatePending, Exceptions: []string{"port 38086 is taken", "clock \x1b[31m2s ahead"}, Seen: now.Add(-90 * time.Minute),
 				Started: now.Add(-3 * time.Minute), ClockOffset: -2 * time.Second, Revision: 8, GroupRevision: 9, Peer: "10.0.0.2:4711", Replica: "metaflow-server-1",
 			},
-			{ID: "a-3", Name: "host-3", Group: "gone", State: controlapi.StateLost},
+			{ID: "a-3", Name: "host-3", Group: "gone", State: api.StateLost},
 		},
 		groups: []*memoryGroup{
-			{Group: controlapi.Group{ID: "g-default000", Name: "default", Agents: 1, Revision: 1, Created: now}},
-			{Group: controlapi.Group{ID: "g-shop000000", Name: "shop", Agents: 1, Revision: 9, Created: now}},
+			{Group: api.Group{ID: "g-default000", Name: "default", Agents: 1, Revision: 1, Created: now}},
+			{Group: api.Group{ID: "g-shop000000", Name: "shop", Agents: 1, Revision: 9, Created: now}},
 		},
 	}
 }
 
-func (m *memory) Agents(context.Context) ([]controlapi.Agent, error) { return m.agents, nil }
+func (m *memory) Agents(context.Context) ([]api.Agent, error) { return m.agents, nil }
 
-func (m *memory) Agent(_ context.Context, name string) (controlapi.Agent, error) {
+func (m *memory) Agent(_ context.Context, name string) (api.Agent, error) {
 	for _, a := range m.agents {
 		if a.ID == name || a.Name == name {
 			return a, nil
 		}
 	}
-	return controlapi.Agent{}, controlapi.NotFound("there is no agent %q", name)
+	return api.Agent{}, api.NotFound("there is no agent %q", name)
 }
 
 func (m *memory) DeleteAgent(ctx context.Context, name string) error {
 	a, err := m.Agent(ctx, name)
-	m.agents = slices.DeleteFunc(m.agents, func(b controlapi.Agent) bool { return a.ID == b.ID })
+	m.agents = slices.DeleteFunc(m.agents, func(b api.Agent) bool { return a.ID == b.ID })
 	return err
 }
 
-func (m *memory) Groups(context.Context) ([]controlapi.Group, error) {
-	var groups []controlapi.Group
+func (m *memory) Groups(context.Context) ([]api.Group, error) {
+	var groups []api.Group
 	for _, g := range m.groups {
 		groups = append(groups, g.Group)
 	}
@@ -75,17 +75,17 @@ func (m *memory) group(name string) (*memoryGroup, error) {
 			return g, nil
 		}
 	}
-	return nil, controlapi.NotFound("there is no agent group %q", name)
+	return nil, api.NotFound("there is no agent group %q", name)
 }
 
-func (m *memory) CreateGroup(_ context.Context, name, id string) (controlapi.Group, error) {
+func (m *memory) CreateGroup(_ context.Context, name, id string) (api.Group, error) {
 	if _, err := m.group(name); err == nil {
-		return controlapi.Group{}, controlapi.Conflict("the agent group %q exists already", name)
+		return api.Group{}, api.Conflict("the agent group %q exists already", name)
 	}
 	if id == "" {
 		id = "g-chosen0000"
 	}
-	g := &memoryGroup{Group: controlapi.Group{ID: id, Name: name, Revision: 20, Created: now}}
+	g := &memoryGroup{Group: api.Group{ID: id, Name: name, Revision: 20, Created: now}}
 	m.groups = append(m.groups, g)
 	return g.Group, nil
 }
@@ -96,41 +96,41 @@ func (m *memory) DeleteGroup(_ context.Context, name string) error {
 	return err
 }
 
-func (g *memoryGroup) configuration() controlapi.Configuration {
-	return controlapi.Configuration{GroupID: g.ID, GroupName: g.Name, Revision: g.Revision, YAML: string(g.doc.YAML(g.ID))}
+func (g *memoryGroup) configuration() api.Configuration {
+	return api.Configuration{GroupID: g.ID, GroupName: g.Name, Revision: g.Revision, YAML: string(g.doc.YAML(g.ID))}
 }
 
-func (m *memory) Configurations(context.Context) ([]controlapi.Configuration, error) {
-	var list []controlapi.Configuration
+func (m *memory) Configurations(context.Context) ([]api.Configuration, error) {
+	var list []api.Configuration
 	for _, g := range m.groups {
 		list = append(list, g.configuration())
 	}
 	return list, nil
 }
 
-func (m *memory) Configuration(_ context.Context, group string) (controlapi.Configuration, error) {
+func (m *memory) Configuration(_ context.Context, group string) (api.Configuration, error) {
 	g, err := m.group(group)
 	if err != nil {
-		return controlapi.Configuration{}, err
+		return api.Configuration{}, err
 	}
 	return g.configuration(), nil
 }
 
-func (m *memory) UpdateConfiguration(_ context.Context, group string, text []byte, opts controlapi.UpdateOptions) (controlapi.Update, error) {
+func (m *memory) UpdateConfiguration(_ context.Context, group string, text []byte, opts api.UpdateOptions) (api.Update, error) {
 	g, err := m.group(group)
 	if err != nil {
-		return controlapi.Update{}, err
+		return api.Update{}, err
 	}
 	doc, _, err := agentconfig.Parse(text)
 	switch {
 	case err != nil:
-		return controlapi.Update{}, controlapi.Invalid(err)
+		return api.Update{}, api.Invalid(err)
 	case opts.Create && !g.doc.Empty():
-		return controlapi.Update{}, controlapi.Conflict("the agent group %q has a configuration already", g.Name)
+		return api.Update{}, api.Conflict("the agent group %q has a configuration already", g.Name)
 	case !opts.Replace:
 		doc = g.doc.Merge(doc)
 	}
-	u := controlapi.Update{GroupID: g.ID, GroupName: g.Name, Changes: agentconfig.Diff(g.doc, doc), DryRun: opts.DryRun}
+	u := api.Update{GroupID: g.ID, GroupName: g.Name, Changes: agentconfig.Diff(g.doc, doc), DryRun: opts.DryRun}
 	if !opts.DryRun {
 		g.doc = doc
 		g.Revision++
@@ -139,6 +139,6 @@ func (m *memory) UpdateConfiguration(_ context.Context, group string, text []byt
 	return u, nil
 }
 
-func (m *memory) DeleteConfiguration(ctx context.Context, group string) (controlapi.Update, error) {
-	return m.UpdateConfiguration(ctx, group, nil, controlapi.UpdateOptions{Replace: true})
+func (m *memory) DeleteConfiguration(ctx context.Context, group string) (api.Update, error) {
+	return m.UpdateConfiguration(ctx, group, nil, api.UpdateOptions{Replace: true})
 }

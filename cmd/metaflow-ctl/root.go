@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 // environment is what the program learns from outside, other than by its command line.
@@ -115,8 +115,8 @@ func (o *options) complete(cmd *cobra.Command) error {
 }
 
 // client returns a client of the server that the flags name.
-func (o *options) client() (*controlapi.Client, error) {
-	co := controlapi.ClientOptions{Token: o.token, Timeout: o.timeout}
+func (o *options) client() (*api.Client, error) {
+	co := api.ClientOptions{Token: o.token, Timeout: o.timeout}
 	scheme := "http"
 	if o.tls || o.caFile != "" || o.certFile != "" || o.insecure {
 		scheme = "https"
@@ -144,7 +144,7 @@ func (o *options) client() (*controlapi.Client, error) {
 	}
 	host := strings.Trim(o.ip, "[]")
 	co.BaseURL = scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(o.port)))
-	return controlapi.NewClient(co), nil
+	return api.NewClient(co), nil
 }
 
 // run makes a command of what asks a server.
@@ -168,7 +168,7 @@ func (o *options) run(f func(*call) error) func(*cobra.Command, []string) error 
 type call struct {
 	*cobra.Command
 	*options
-	service controlapi.Service
+	service api.Service
 	args    []string
 }
 

@@ -14,17 +14,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/metaflowys/metaflow-server/pkg/agentauth"
-	"github.com/metaflowys/metaflow-server/pkg/agentgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/control"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
+	"github.com/metaflowys/metaflow-server/pkg/inventory"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
-	"github.com/metaflowys/metaflow-server/pkg/resources"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentauth"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 	"github.com/metaflowys/metaflow-server/schema"
 )
@@ -39,7 +39,7 @@ type app struct {
 	http  *opshttp.Server
 	// What is known of pods and services, in every role. Who serves the gRPC port takes reports
 	// of agents, and has a producer for them; control says with it how agents are.
-	resources   *resources.Resources
+	resources   *inventory.Resources
 	resourcesTo *kafka.Producer
 	// guard knows who may speak for which agent, in every role.
 	guard *agentauth.Guard
@@ -109,12 +109,12 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 // newResources makes what knows the pods and services.
 func (a *app) newResources() (err error) {
 	a.guard = agentauth.New(a.cfg.Control.AgentTokens, a.cfg.GRPC.TLS.ClientCAFile != "")
-	opts := resources.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg, Also: a.guard, Joined: a.guard.Joined}
+	opts := inventory.Options{Log: a.kafka, Logger: a.log, Registerer: a.reg, Also: a.guard, Joined: a.guard.Joined}
 	if a.servesPort() {
 		a.resourcesTo = a.kafka.NewProducer(schema.TopicResources, kafka.ProducerOptions{})
 		opts.Producer = a.resourcesTo
 	}
-	a.resources, err = resources.New(a.cfg.Resources, opts)
+	a.resources, err = inventory.New(a.cfg.Resources, opts)
 	return err
 }
 
@@ -141,7 +141,7 @@ func (a *app) newControl() error {
 	if err != nil {
 		return err
 	}
-	a.http.Handle("/v1/", controlapi.NewHandler(a.control, controlapi.HandlerOptions{
+	a.http.Handle("/v1/", api.NewHandler(a.control, api.HandlerOptions{
 		Logger: a.log, Token: a.cfg.Control.Token, AnonymousWrites: a.cfg.Control.AllowAnonymousWrites,
 	}))
 	return nil
@@ -240,9 +240,9 @@ func (a *app) followResources(ctx context.Context) error {
 // until ctx ends, and returns when all calls are answered.
 func (a *app) runPort(ctx context.Context) error {
 	producers := []*kafka.Producer{a.resourcesTo}
-	var traces otlpgrpc.Consumer // none without the role
+	var traces rpc.Consumer // none without the role
 	var overHTTP otlphttp.Consumer
-	opts := otlpgrpc.Options{
+	opts := rpc.Options{
 		Logger: a.log, Registerer: a.reg, ShutdownGrace: a.cfg.ShutdownGrace,
 		Register: agentgrpc.NewResources(a.resources, a.guard.Check).Register,
 		Auth:     a.guard,
@@ -263,7 +263,7 @@ func (a *app) runPort(ctx context.Context) error {
 		traces, opts.Flows, overHTTP = gw.traces, gw.flows, gateway.HTTP{Gateway: gw.traces}
 	}
 	a.awaitBindings(ctx)
-	receiver, err := otlpgrpc.New(a.cfg.GRPC, traces, opts)
+	receiver, err := rpc.New(a.cfg.GRPC, traces, opts)
 	if err != nil {
 		return err
 	}
@@ -303,7 +303,7 @@ func (a *app) runPort(ctx context.Context) error {
 
 // newOTLPHTTP binds the port of OTLP/HTTP, which shares bounds and certificates with
 // OTLP/gRPC. It returns nil when none is to be served.
-func (a *app) newOTLPHTTP(traces otlphttp.Consumer, receiver *otlpgrpc.Server) (*otlphttp.Server, error) {
+func (a *app) newOTLPHTTP(traces otlphttp.Consumer, receiver *rpc.Server) (*otlphttp.Server, error) {
 	if traces == nil || a.cfg.Gateway.HTTPListen == "" {
 		return nil, nil //nolint:nilnil // nil is no port
 	}
@@ -386,7 +386,7 @@ func (a *app) runWriter(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tables, err := resources.NewTables(inserter, resources.TablesOptions{Logger: a.log, Registerer: a.reg})
+	tables, err := inventory.NewTables(inserter, inventory.TablesOptions{Logger: a.log, Registerer: a.reg})
 	if err != nil {
 		return err
 	}

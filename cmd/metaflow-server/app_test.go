@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -72,9 +72,9 @@ func serve(t *testing.T, kafka string, edit func(*server)) *serving {
 	return s
 }
 
-func (s *serving) client(t *testing.T, token string) *controlapi.Client {
+func (s *serving) client(t *testing.T, token string) *api.Client {
 	t.Helper()
-	c := controlapi.NewClient(controlapi.ClientOptions{BaseURL: "http://" + s.http.Addr().String(), Token: token})
+	c := api.NewClient(api.ClientOptions{BaseURL: "http://" + s.http.Addr().String(), Token: token})
 	t.Cleanup(c.Close)
 	return c
 }
@@ -128,14 +128,14 @@ func TestControlAlone(t *testing.T) {
 		t.Errorf("the first configuration is %v", c)
 	}
 	text := []byte("external_agent_http_proxy_enabled: 1\n")
-	if _, err := second.client(t, "hush").UpdateConfiguration(t.Context(), "default", text, controlapi.UpdateOptions{}); err != nil {
+	if _, err := second.client(t, "hush").UpdateConfiguration(t.Context(), "default", text, api.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if c := configuration(); !strings.Contains(c.Yaml, "enabled: true") {
 		t.Errorf("the second configuration is %v", c)
 	}
 	// What an agent says reaches the other replica a moment later.
-	var agents []controlapi.Agent
+	var agents []api.Agent
 	for deadline := time.Now().Add(10 * time.Second); len(agents) == 0 && time.Now().Before(deadline); {
 		if agents, err = second.client(t, "hush").Agents(t.Context()); err != nil {
 			t.Fatal(err)
@@ -144,8 +144,8 @@ func TestControlAlone(t *testing.T) {
 	if len(agents) != 1 || !strings.HasSuffix(agents[0].Replica, first.http.Addr().String()[strings.LastIndex(first.http.Addr().String(), ":"):]) {
 		t.Errorf("agents %+v, %v", agents, err)
 	}
-	var problem *controlapi.Problem
-	if _, err := first.client(t, "").Groups(t.Context()); !errors.As(err, &problem) || problem.Code != controlapi.CodeUnauthorized {
+	var problem *api.Problem
+	if _, err := first.client(t, "").Groups(t.Context()); !errors.As(err, &problem) || problem.Code != api.CodeUnauthorized {
 		t.Errorf("without the token: %v", err)
 	}
 	_, err = coltracepb.NewTraceServiceClient(first.dial(t)).Export(t.Context(), &coltracepb.ExportTraceServiceRequest{})
@@ -341,8 +341,8 @@ func TestControlWaitsForKafka(t *testing.T) {
 		t.Errorf("/ready is %d %s", code, body)
 	}
 	_, err = s.client(t, "").Agents(t.Context())
-	var problem *controlapi.Problem
-	if !errors.As(err, &problem) || problem.Code != controlapi.CodeUnavailable || !strings.Contains(problem.Message, "connection refused") {
+	var problem *api.Problem
+	if !errors.As(err, &problem) || problem.Code != api.CodeUnavailable || !strings.Contains(problem.Message, "connection refused") {
 		t.Errorf("agents: %v", err)
 	}
 	cancel()

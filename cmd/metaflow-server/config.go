@@ -12,11 +12,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
+	"github.com/metaflowys/metaflow-server/pkg/inventory"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
-	"github.com/metaflowys/metaflow-server/pkg/resources"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -32,7 +32,7 @@ var allRoles = []string{roleGateway, roleWriter, roleControl}
 // server is the configuration file of metaflow-server.
 type server struct {
 	Roles         []string             `mapstructure:"roles" doc:"what this process does: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
-	GRPC          otlpgrpc.Config      `mapstructure:"grpc"`
+	GRPC          rpc.Config           `mapstructure:"grpc"`
 	HTTP          opshttp.Config       `mapstructure:"http"`
 	Kafka         kafka.Config         `mapstructure:"kafka"`
 	ClickHouse    clickhouse.Config    `mapstructure:"clickhouse"`
@@ -42,7 +42,7 @@ type server struct {
 	Writer        writer.Config        `mapstructure:"writer"`
 	FlowWriter    writer.Config        `mapstructure:"flow_writer"`
 	Control       control.Config       `mapstructure:"control"`
-	Resources     resources.Config     `mapstructure:"resources"`
+	Resources     inventory.Config     `mapstructure:"resources"`
 	Log           program.Log          `mapstructure:"log"`
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
 }
@@ -56,7 +56,7 @@ var configured = program.Configured[*server]{New: defaultServer}
 func defaultServer() *server {
 	return &server{
 		Roles:         slices.Clone(allRoles),
-		GRPC:          otlpgrpc.DefaultConfig(),
+		GRPC:          rpc.DefaultConfig(),
 		HTTP:          opshttp.DefaultConfig(),
 		Kafka:         kafka.DefaultConfig(),
 		ClickHouse:    clickhouse.DefaultConfig(),
@@ -66,7 +66,7 @@ func defaultServer() *server {
 		Writer:        writer.DefaultConfig(),
 		FlowWriter:    writer.DefaultFlowsConfig(),
 		Control:       control.DefaultConfig(),
-		Resources:     resources.DefaultConfig(),
+		Resources:     inventory.DefaultConfig(),
 		Log:           program.DefaultLog(),
 		ShutdownGrace: 30 * time.Second,
 	}

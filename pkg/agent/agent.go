@@ -13,14 +13,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/capture"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
-	"github.com/metaflowys/metaflow-server/pkg/capture"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Upstream is the way to the servers. pkg/upstream satisfies it.
+// Upstream is the way to the servers. pkg/agent/upstream satisfies it.
 type Upstream interface {
 	Controller
 	Ready() bool
@@ -32,7 +32,7 @@ type Upstream interface {
 type Spools struct{ Spans, Flows Spool }
 
 // Pods is what is known of the pods of this host. It is declared here because the agent is its
-// caller; pkg/k8s knows them. Its methods may be called by several goroutines, and never block for long.
+// caller; pkg/agent/k8s knows them. Its methods may be called by several goroutines, and never block for long.
 type Pods interface {
 	// Pod returns what is known of a pod, by the uid that its control groups are named after.
 	Pod(uid string) (Pod, bool)
@@ -96,7 +96,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
 	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: &pipe{
-		up: up, send: up.Export, count: otlp.Spans, cut: cutSpans, sift: siftSpans, spool: spools.Spans, codec: codec, log: opts.Logger,
+		up: up, send: up.Export, count: traces.Spans, cut: cutSpans, sift: siftSpans, spool: spools.Spans, codec: codec, log: opts.Logger,
 		metrics: newPipeMetrics(opts.Registerer, kindSpans), liveTime: cfg.LiveTimeout,
 	}}
 	a.flows = &flowSender{pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{

@@ -33,7 +33,7 @@ const (
 // Stream is an open stream of configuration.
 type Stream = agentv1.ControlService_ConnectClient
 
-// Controller opens streams of configuration. pkg/upstream satisfies it.
+// Controller opens streams of configuration. pkg/agent/upstream satisfies it.
 type Controller interface {
 	Connect(ctx context.Context) (Stream, error)
 	WaitReady(ctx context.Context) error

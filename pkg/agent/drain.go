@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
-	"github.com/metaflowys/metaflow-server/pkg/spool"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
 
 const (

@@ -8,9 +8,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/cgroup"
+	"github.com/metaflowys/metaflow-server/pkg/agent/cgroup"
+	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/flow"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 

@@ -8,12 +8,12 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // forwarder takes what the listeners receive into the pipe of spans.
@@ -38,7 +38,7 @@ func (f *forwarder) consume(ctx context.Context, body []byte, peer netip.Addr) (
 		scratch = new([]byte)
 	}
 	defer f.buffers.Put(scratch)
-	out, added, err := otlp.AddHostAddress((*scratch)[:0], body, f.addressOf(peer).String())
+	out, added, err := traces.AddHostAddress((*scratch)[:0], body, f.addressOf(peer).String())
 	if err != nil {
 		f.metrics.refuse(reasonMalformed)
 		return upstream.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
@@ -70,26 +70,26 @@ func (f overHTTP) ConsumeTraces(ctx context.Context, req otlphttp.Request) (otlp
 	return otlphttp.Result{Rejected: res.Rejected, Message: res.Message}, err
 }
 
-func (f overGRPC) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+func (f overGRPC) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Result, error) {
 	res, err := f.consume(ctx, req.Body, req.Peer.Addr())
-	return otlpgrpc.Result{Rejected: res.Rejected, Message: res.Message}, err
+	return rpc.Result{Rejected: res.Rejected, Message: res.Message}, err
 }
 
 // cutSpans is a cutter of trace requests.
 func cutSpans(body []byte) (pieces [][]byte, rejected int64, message string, err error) {
-	records, left, err := new(otlp.Splitter).Cut(body, len(body)/2+1) // rare, and large: its memory is not kept
+	records, left, err := new(traces.Splitter).Cut(body, len(body)/2+1) // rare, and large: its memory is not kept
 	for _, r := range records {
 		pieces = append(pieces, r.Value)
 	}
 	if left.Total() > 0 {
-		message = left.Message(otlp.Anytime, len(body)/2+1)
+		message = left.Message(traces.Anytime, len(body)/2+1)
 	}
 	return pieces, left.Total(), message, err
 }
 
 // siftSpans is a sifter of trace requests.
 func siftSpans(body []byte) ([]byte, upstream.Result) {
-	records, left, err := new(otlp.Splitter).Cut(body, math.MaxInt)
+	records, left, err := new(traces.Splitter).Cut(body, math.MaxInt)
 	if err != nil || left.Total() == 0 {
 		return body, upstream.Result{}
 	}
@@ -97,5 +97,5 @@ func siftSpans(body []byte) ([]byte, upstream.Result) {
 	for _, r := range records { // one, or none
 		kept = r.Value
 	}
-	return kept, upstream.Result{Rejected: left.Total(), Message: left.Message(otlp.Anytime, math.MaxInt)}
+	return kept, upstream.Result{Rejected: left.Total(), Message: left.Message(traces.Anytime, math.MaxInt)}
 }

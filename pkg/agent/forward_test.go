@@ -14,13 +14,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
-	"github.com/metaflowys/metaflow-server/pkg/spool"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // fakeServers takes requests, or not, or takes them and does not say so.
@@ -124,7 +124,7 @@ func newRig(t *testing.T, maxBytes int64) *rig {
 	}
 	t.Cleanup(codec.close)
 	r.forwarder = &forwarder{pipe: &pipe{
-		up: r.servers, send: r.servers.Export, count: otlp.Spans, cut: cutSpans, sift: siftSpans, spool: r.disk, codec: codec,
+		up: r.servers, send: r.servers.Export, count: traces.Spans, cut: cutSpans, sift: siftSpans, spool: r.disk, codec: codec,
 		log: slog.New(slog.DiscardHandler), metrics: newPipeMetrics(nil, kindSpans), liveTime: time.Second,
 	}}
 	r.configure(agentconfig.Default())
@@ -252,8 +252,8 @@ func TestBadTextIsRepaired(t *testing.T) {
 		t.Fatal(err)
 	}
 	for stored := range r.servers.stored {
-		if err := otlp.Check([]byte(stored)); err != nil || otlp.Spans([]byte(stored)) != 3 {
-			t.Errorf("forwarded %d spans, %v", otlp.Spans([]byte(stored)), err)
+		if err := traces.Check([]byte(stored)); err != nil || traces.Spans([]byte(stored)) != 3 {
+			t.Errorf("forwarded %d spans, %v", traces.Spans([]byte(stored)), err)
 		}
 	}
 	if len(r.servers.stored) != 1 {

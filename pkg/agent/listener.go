@@ -12,8 +12,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 )
 
 const (
@@ -85,11 +85,11 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 			return settings{port: c.Integration.GRPCPort, maxRequestBytes: c.Integration.MaxRequestBytes}.unless(!c.Integration.Enabled)
 		},
 		open: func(s settings) (receiver, error) {
-			cfg := otlpgrpc.DefaultConfig()
+			cfg := rpc.DefaultConfig()
 			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
 			cfg.MaxBytesInFlight = max(agentBytesInFlight, s.maxRequestBytes)
 			scoped := &removable{Registerer: reg}
-			r, err := otlpgrpc.New(cfg, overGRPC{f}, otlpgrpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
+			r, err := rpc.New(cfg, overGRPC{f}, rpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
 			if err != nil {
 				scoped.remove()
 				return nil, err
@@ -249,7 +249,7 @@ func (r *removable) remove() {
 
 // scopedReceiver takes its metrics away when it ends.
 type scopedReceiver struct {
-	*otlpgrpc.Server
+	*rpc.Server
 	scoped *removable
 }
 

@@ -11,11 +11,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
-	"github.com/metaflowys/metaflow-server/pkg/spool"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // Parking is where requests go that were acknowledged and that servers do not take. Both kinds share it.
@@ -292,7 +292,7 @@ func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts R
 	defer codec.close()
 	parking := Parking{Folder: folder}
 	kinds := map[string]*drainer{
-		kindSpans: newDrainer(&pipe{up: up, send: up.Export, count: otlp.Spans, cut: cutSpans, codec: codec, log: log, metrics: newPipeMetrics(nil, kindSpans)}, parking),
+		kindSpans: newDrainer(&pipe{up: up, send: up.Export, count: traces.Spans, cut: cutSpans, codec: codec, log: log, metrics: newPipeMetrics(nil, kindSpans)}, parking),
 		kindFlows: newDrainer(&pipe{up: up, send: up.ExportFlows, count: countFlows, codec: codec, log: log, metrics: newPipeMetrics(nil, kindFlows)}, parking),
 	}
 	heads, err := folder.List()

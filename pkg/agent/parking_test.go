@@ -18,13 +18,13 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
-	"github.com/metaflowys/metaflow-server/pkg/parked"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // draining runs a drainer of r until the test ends.
@@ -288,8 +288,8 @@ func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
 	r.servers.set(0, false)
 	eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 	for b := range r.servers.stored {
-		if otlp.Spans([]byte(b)) != 2 {
-			t.Errorf("%d spans were delivered", otlp.Spans([]byte(b)))
+		if traces.Spans([]byte(b)) != 2 {
+			t.Errorf("%d spans were delivered", traces.Spans([]byte(b)))
 		}
 	}
 }
@@ -300,10 +300,10 @@ type countingServer struct {
 	spans map[string]int
 }
 
-func (s *countingServer) ConsumeTraces(_ context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+func (s *countingServer) ConsumeTraces(_ context.Context, req rpc.Request) (rpc.Result, error) {
 	var m coltracepb.ExportTraceServiceRequest
 	if err := proto.Unmarshal(req.Body, &m); err != nil {
-		return otlpgrpc.Result{}, err
+		return rpc.Result{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -314,7 +314,7 @@ func (s *countingServer) ConsumeTraces(_ context.Context, req otlpgrpc.Request) 
 			}
 		}
 	}
-	return otlpgrpc.Result{}, nil
+	return rpc.Result{}, nil
 }
 
 // A request within the agent's limit that the sender's address lifts over the server's goes there in
@@ -322,9 +322,9 @@ func (s *countingServer) ConsumeTraces(_ context.Context, req otlpgrpc.Request) 
 func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	const limit = 4 << 20
 	srv := &countingServer{spans: map[string]int{}}
-	cfg := otlpgrpc.DefaultConfig()
+	cfg := rpc.DefaultConfig()
 	cfg.Listen, cfg.MaxRequestBytes = "127.0.0.1:0", limit
-	server, err := otlpgrpc.New(cfg, srv, otlpgrpc.Options{})
+	server, err := rpc.New(cfg, srv, rpc.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

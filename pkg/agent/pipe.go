@@ -9,12 +9,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/spool"
-	"github.com/metaflowys/metaflow-server/pkg/upstream"
 )
 
-// Connectivity tells whether servers can be reached. pkg/upstream satisfies it.
+// Connectivity tells whether servers can be reached. pkg/agent/upstream satisfies it.
 type Connectivity interface {
 	// Ready tells whether some server can be reached at the moment.
 	Ready() bool
@@ -22,7 +22,7 @@ type Connectivity interface {
 	WaitReady(ctx context.Context) error
 }
 
-// Spool keeps requests on disk. pkg/spool satisfies it.
+// Spool keeps requests on disk. pkg/agent/spool satisfies it.
 type Spool interface {
 	Append(ctx context.Context, entry spool.Entry) error
 	Next(ctx context.Context) (spool.Entry, error)

@@ -12,7 +12,7 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -125,7 +125,7 @@ func TestExistingFlowsAreFoundByTheirKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	block := columns.NewFlows()
-	if refused, err := block.Append(value, columns.FlowSource{Window: otlp.Window{Latest: 1 << 63}}); err != nil || len(refused) > 0 {
+	if refused, err := block.Append(value, columns.FlowSource{Window: traces.Window{Latest: 1 << 63}}); err != nil || len(refused) > 0 {
 		t.Fatal(refused, err)
 	}
 	for range 2 {

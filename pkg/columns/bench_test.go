@@ -7,12 +7,12 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // everything accepts spans of any time.
-var everything = otlp.Window{Latest: 1<<63 - 1}
+var everything = traces.Window{Latest: 1<<63 - 1}
 
 // BenchmarkAppend decodes requests of 512 spans into a block of 50,000.
 func BenchmarkAppend(b *testing.B) {

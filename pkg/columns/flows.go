@@ -6,9 +6,9 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/flowwire"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/resolve"
+	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // TableFlows is the table whose columns Flows fills.
@@ -42,7 +42,7 @@ type Flows struct {
 
 	// The holder that was put last, and its places in the dictionaries: most flows have the
 	// same peers, or nobody knows them.
-	holder     resolve.Holder
+	holder     index.Holder
 	holderKeys [peerTexts]uint32
 	holderKept bool
 }
@@ -152,11 +152,11 @@ func (f *Flows) Reset() {
 
 // FlowSource says where a request came from and which of its flows are wanted.
 type FlowSource struct {
-	Window otlp.Window // in which flows must lie
+	Window traces.Window // in which flows must lie
 	// Resolve, when set, is asked who held an address at a time, in nanoseconds since the Unix
 	// epoch: of every peer, and of the local end when the agent does not name its pod. It decides
 	// about no row, so it may answer differently when the same flows are appended again.
-	Resolve func(cluster string, address netip.Addr, at uint64) resolve.Holder
+	Resolve func(cluster string, address netip.Addr, at uint64) index.Holder
 	// Skip, when set, is asked for every acceptable flow; those it returns true for are left
 	// out. index counts all flows of the request from 0. key is valid during the call.
 	Skip func(index int, key *FlowKey) bool
@@ -175,7 +175,7 @@ type FlowKey struct {
 // RefusedFlow is a flow of a request that cannot be stored.
 type RefusedFlow struct {
 	Index  int // counting all flows of the request from 0
-	Reason flowwire.Reason
+	Reason flows.Reason
 }
 
 // Keys calls f with the key of every row. It is for the rare block in which flows are looked for,
@@ -204,7 +204,7 @@ func (f *Flows) Keys(each func(*FlowKey)) {
 func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
 	// decoder below has to doubt what it reads.
-	value, _, err := flowwire.Repair(nil, value)
+	value, _, err := flows.Repair(nil, value)
 	if err != nil {
 		return nil, err
 	}
@@ -215,8 +215,8 @@ func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
 	}
 	a.keys = flowKeys{agentID: f.agentID.key(a.head.AgentID), cluster: f.cluster.key(a.head.Cluster), node: f.node.key(a.head.Node)}
 	for i := 0; i < len(value); {
-		tag, lo, hi := otlp.Next(value, i)
-		if tag == flowwire.TagRequestGroups {
+		tag, lo, hi := traces.Next(value, i)
+		if tag == flows.TagRequestGroups {
 			a.flowGroup(value[lo:hi])
 		}
 		i = hi
@@ -228,13 +228,13 @@ func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
 type flowAppender struct {
 	*Flows
 	src     *FlowSource
-	head    flowwire.Head
+	head    flows.Head
 	cluster string // for Resolve
 	keys    flowKeys
 	podUID  []byte // of the group
 	named   bool   // the group has its pod's name
 	key     FlowKey
-	flow    flowwire.Flow
+	flow    flows.Flow
 	index   int
 	refused []RefusedFlow
 }
@@ -249,11 +249,11 @@ func (a *flowAppender) flowGroup(b []byte) {
 	var texts [groupTexts][]byte
 	var namespace uint64
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch {
-		case tag == flowwire.TagGroupNetworkNamespace:
-			namespace = otlp.Uint64(tag, b[lo:hi])
-		case tag >= flowwire.TagGroupPodUID && tag <= flowwire.TagGroupProcess && tag&7 == otlp.Bytes:
+		case tag == flows.TagGroupNetworkNamespace:
+			namespace = traces.Uint64(tag, b[lo:hi])
+		case tag >= flows.TagGroupPodUID && tag <= flows.TagGroupProcess && tag&7 == traces.Bytes:
 			texts[tag>>3-2] = b[lo:hi]
 		}
 		i = hi
@@ -264,8 +264,8 @@ func (a *flowAppender) flowGroup(b []byte) {
 	a.podUID, a.named = texts[podUID], len(texts[podName]) > 0
 	a.key = FlowKey{Agent: a.head.AgentID, NetworkNamespace: namespace}
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag == flowwire.TagGroupFlows {
+		tag, lo, hi := traces.Next(b, i)
+		if tag == flows.TagGroupFlows {
 			a.flowOf(b[lo:hi])
 			a.index++
 		}
@@ -276,7 +276,7 @@ func (a *flowAppender) flowGroup(b []byte) {
 func (a *flowAppender) flowOf(b []byte) {
 	f := &a.flow
 	f.Read(b) // it has been checked
-	if reason := f.Judge(a.src.Window); reason != flowwire.Accepted {
+	if reason := f.Judge(a.src.Window); reason != flows.Accepted {
 		a.refused = append(a.refused, RefusedFlow{a.index, reason})
 		return
 	}
@@ -291,7 +291,7 @@ func (a *flowAppender) flowOf(b []byte) {
 	a.rows++
 }
 
-func (a *flowAppender) row(f *flowwire.Flow, ip, peer *[16]byte) {
+func (a *flowAppender) row(f *flows.Flow, ip, peer *[16]byte) {
 	a.time.putUint64(f.End)
 	a.start.putUint64(f.Start)
 	a.role.putByte(byte(f.Role))
@@ -334,7 +334,7 @@ func (a *flowAppender) owner(ip *[16]byte, at uint64) {
 	}
 	keys := a.keys.group
 	h := a.src.Resolve(a.cluster, netip.AddrFrom16(*ip).Unmap(), at)
-	if h.Kind == resolve.Pod && (len(a.podUID) == 0 || string(a.podUID) == h.UID) {
+	if h.Kind == index.Pod && (len(a.podUID) == 0 || string(a.podUID) == h.UID) {
 		for i, text := range [...]string{podUID: h.UID, podName: h.Name, podNamespace: h.Namespace, podWorkload: h.Workload} {
 			keys[i] = a.group[i].keyOf(text)
 		}
@@ -346,16 +346,16 @@ func (a *flowAppender) owner(ip *[16]byte, at uint64) {
 
 // other puts what is known of the other end.
 func (a *flowAppender) other(peer *[16]byte, at uint64) {
-	var h resolve.Holder
+	var h index.Holder
 	if a.src.Resolve != nil {
 		h = a.src.Resolve(a.cluster, netip.AddrFrom16(*peer).Unmap(), at)
 	}
 	if !a.holderKept || h != a.holder {
 		var pod, service string
 		switch h.Kind { //nolint:exhaustive // a node is nothing but a node
-		case resolve.Pod:
+		case index.Pod:
 			pod = h.Name
-		case resolve.Service:
+		case index.Service:
 			service = h.Name
 		}
 		for i, text := range [peerTexts]string{h.Node, h.Namespace, pod, h.UID, h.Workload, service} {

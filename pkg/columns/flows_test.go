@@ -12,10 +12,10 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/flowwire"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
-	"github.com/metaflowys/metaflow-server/pkg/resolve"
+	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -107,11 +107,11 @@ func TestFlowColumns(t *testing.T) {
 		}}},
 	}}
 	f := columns.NewFlows()
-	refused, err := f.Append(marshal(t, req), columns.FlowSource{Window: everything, Resolve: func(cluster string, address netip.Addr, at uint64) resolve.Holder {
+	refused, err := f.Append(marshal(t, req), columns.FlowSource{Window: everything, Resolve: func(cluster string, address netip.Addr, at uint64) index.Holder {
 		if cluster != "test" || at != end {
-			return resolve.Holder{}
+			return index.Holder{}
 		}
-		return resolve.Holder{Kind: resolve.Pod, Node: "node-2", Namespace: "edge", Name: "pod " + address.String(), UID: "other", Workload: "proxy"}
+		return index.Holder{Kind: index.Pod, Node: "node-2", Namespace: "edge", Name: "pod " + address.String(), UID: "other", Workload: "proxy"}
 	}})
 	if err != nil || len(refused) > 0 {
 		t.Fatal(refused, err)
@@ -145,11 +145,11 @@ func TestFlowColumns(t *testing.T) {
 
 // Who the ends are is looked up where the agent does not say it.
 func TestFlowEndsAreLookedUp(t *testing.T) {
-	pod := resolve.Holder{Kind: resolve.Pod, Namespace: "shop", Name: "cart-1", UID: "uid", Node: "node-1", Workload: "cart"}
-	known := map[string]resolve.Holder{
+	pod := index.Holder{Kind: index.Pod, Namespace: "shop", Name: "cart-1", UID: "uid", Node: "node-1", Workload: "cart"}
+	known := map[string]index.Holder{
 		"10.0.0.1": pod,
-		"10.0.0.2": {Kind: resolve.Service, Namespace: "shop", Name: "redis"},
-		"10.0.0.3": {Kind: resolve.Node, Name: "node-3", Node: "node-3"},
+		"10.0.0.2": {Kind: index.Service, Namespace: "shop", Name: "redis"},
+		"10.0.0.3": {Kind: index.Node, Name: "node-3", Node: "node-3"},
 	}
 	tests := map[string]struct {
 		group       *agentv1.FlowGroup
@@ -186,7 +186,7 @@ func TestFlowEndsAreLookedUp(t *testing.T) {
 			f := columns.NewFlows()
 			_, err := f.Append(marshal(t, &agentv1.ExportFlowsRequest{AgentId: "a", Groups: []*agentv1.FlowGroup{tc.group}}), columns.FlowSource{
 				Window:  everything,
-				Resolve: func(_ string, address netip.Addr, _ uint64) resolve.Holder { return known[address.String()] },
+				Resolve: func(_ string, address netip.Addr, _ uint64) index.Holder { return known[address.String()] },
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -221,7 +221,7 @@ func TestFlowsAreRefusedAndSkipped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantRefused := []columns.RefusedFlow{{Index: 1, Reason: flowwire.BadPort}, {Index: 15, Reason: flowwire.BadOrder}}
+	wantRefused := []columns.RefusedFlow{{Index: 1, Reason: flows.BadPort}, {Index: 15, Reason: flows.BadOrder}}
 	if diff := cmp.Diff(wantRefused, refused); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}
@@ -244,7 +244,7 @@ func TestMalformedFlowsAppendNothing(t *testing.T) {
 	good := otlptest.NewFlows(1, time.Time{}).RequestBytes(10)
 	bad := append(bytes.Clone(good), protowire.AppendTag(nil, 4, protowire.BytesType)...)
 	f := columns.NewFlows()
-	if _, err := f.Append(bad, columns.FlowSource{Window: everything}); !errors.Is(err, otlp.ErrMalformed) || f.Rows() != 0 {
+	if _, err := f.Append(bad, columns.FlowSource{Window: everything}); !errors.Is(err, traces.ErrMalformed) || f.Rows() != 0 {
 		t.Errorf("%d rows, %v", f.Rows(), err)
 	}
 	for range 3 {
@@ -266,7 +266,7 @@ func FuzzFlows(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if n := flowwire.Flows(in); block.Rows()+len(refused) != n {
+		if n := flows.Flows(in); block.Rows()+len(refused) != n {
 			t.Fatalf("%d rows and %d refused of %d flows", block.Rows(), len(refused), n)
 		}
 		for _, c := range block.Input() {

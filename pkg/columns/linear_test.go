@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // Whatever a request is made of, the work on it grows with its bytes, and so does the memory.

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"strconv"
 
-	"github.com/metaflowys/metaflow-server/pkg/conventions"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/semconv"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // resources are the columns that a span has from its resource, and the
@@ -15,7 +15,7 @@ import (
 // texts, one dictionary entry each: merging parts costs ClickHouse CPU by the column.
 type resources struct {
 	seen map[string]resourceKeys // by identity
-	conv conventions.Resource    // of the one being decoded
+	conv semconv.Resource        // of the one being decoded
 
 	serviceName, namespace, pod, workload dict
 	attributes                            dict
@@ -72,14 +72,14 @@ func identity(scratch *[]byte, wire, schemaURL []byte) []byte {
 func (r *resources) decode(wire, schemaURL []byte, agent string) (k resourceKeys) {
 	var dropped uint32
 	r.conv.Reset()
-	eachField(wire, otlp.TagResourceDroppedCount, func(count []byte) { dropped = otlp.Uint32(otlp.Varint, count) })
-	eachAttribute(wire, otlp.TagResourceAttributes, func(key []byte, value anyValue) { r.conv.Add(key, value.appendText(nil)) })
+	eachField(wire, traces.TagResourceDroppedCount, func(count []byte) { dropped = traces.Uint32(traces.Varint, count) })
+	eachAttribute(wire, traces.TagResourceAttributes, func(key []byte, value anyValue) { r.conv.Add(key, value.appendText(nil)) })
 	r.conv.Resolve()
 	k.serviceName = r.serviceName.key(r.conv.ServiceName)
 	k.namespace = r.namespace.key(r.conv.Namespace)
 	k.pod = r.pod.key(r.conv.Pod)
 	k.workload = r.workload.key(r.conv.Workload)
-	k.attributes = r.attributes.key(appendTextObject(nil, wire, otlp.TagResourceAttributes))
+	k.attributes = r.attributes.key(appendTextObject(nil, wire, traces.TagResourceAttributes))
 	var o object
 	o.text("agent_id", []byte(agent))
 	o.text("service_namespace", r.conv.ServiceNamespace)
@@ -127,14 +127,14 @@ func (s *scopes) get(wire, schemaURL []byte, scratch *[]byte) uint32 {
 	var name, version []byte
 	var dropped uint32
 	for i := 0; i < len(wire); {
-		tag, lo, hi := otlp.Next(wire, i)
+		tag, lo, hi := traces.Next(wire, i)
 		switch tag {
-		case otlp.TagScopeName:
+		case traces.TagScopeName:
 			name = wire[lo:hi]
-		case otlp.TagScopeVersion:
+		case traces.TagScopeVersion:
 			version = wire[lo:hi]
-		case otlp.TagScopeDroppedCount:
-			dropped = otlp.Uint32(tag, wire[lo:hi])
+		case traces.TagScopeDroppedCount:
+			dropped = traces.Uint32(tag, wire[lo:hi])
 		}
 		i = hi
 	}
@@ -142,7 +142,7 @@ func (s *scopes) get(wire, schemaURL []byte, scratch *[]byte) uint32 {
 	o.text("name", name)
 	o.text("version", version)
 	o.text("schema_url", schemaURL)
-	o.text("attributes", appendTextObject(nil, wire, otlp.TagScopeAttributes))
+	o.text("attributes", appendTextObject(nil, wire, traces.TagScopeAttributes))
 	o.number("dropped_attributes_count", dropped)
 	k := s.text.key(o.close())
 	s.seen[string(id)] = k
@@ -187,7 +187,7 @@ func (o *object) close() []byte {
 // appendTextObject appends the KeyValues that stand in wire under this tag as
 // a JSON object whose values are all text, as in a Map(String, String): "" when there
 // are none. Of a key that occurs twice the last value counts, as in maps.
-func appendTextObject(dst, wire []byte, keyValues otlp.Tag) []byte {
+func appendTextObject(dst, wire []byte, keyValues traces.Tag) []byte {
 	var text []byte
 	from := len(dst)
 	eachAttribute(wire, keyValues, func(key []byte, value anyValue) {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/conventions"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/semconv"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // TableSpans is the table whose columns Spans fills.
@@ -153,8 +153,8 @@ type Spans struct {
 	resources resources
 	scopes    scopes
 
-	conv     conventions.Span
-	convKeys []conventions.Key // of each key in attributes.keys
+	conv     semconv.Span
+	convKeys []semconv.Key // of each key in attributes.keys
 	scratch  []byte
 }
 
@@ -234,14 +234,14 @@ func (s *Spans) Input() proto.Input { return s.input }
 
 // Heads calls f with the ids and the start time of every row. It is for the
 // rare block in which spans are looked for, not for speed.
-func (s *Spans) Heads(f func(*otlp.Head)) {
+func (s *Spans) Heads(f func(*traces.Head)) {
 	var traceID [16]byte
 	var spanID [8]byte
 	for i := range s.rows {
 		// What putHex wrote decodes without an error.
 		_, _ = hex.Decode(traceID[:], s.traceID.buf[33*i+1:33*i+33]) // its length stands before it
 		_, _ = hex.Decode(spanID[:], s.spanID.buf[16*i:16*i+16])
-		f(&otlp.Head{TraceID: traceID[:], SpanID: spanID[:], Start: binary.LittleEndian.Uint64(s.start.buf[8*i:])})
+		f(&traces.Head{TraceID: traceID[:], SpanID: spanID[:], Start: binary.LittleEndian.Uint64(s.start.buf[8*i:])})
 	}
 }
 
@@ -258,18 +258,18 @@ func (s *Spans) Reset() {
 
 // Source says where a request came from and which of its spans are wanted.
 type Source struct {
-	Agent  string      // id of the delivering agent
-	Window otlp.Window // in which spans must lie
+	Agent  string        // id of the delivering agent
+	Window traces.Window // in which spans must lie
 	// Skip, when set, is asked for every acceptable span; those it returns
 	// true for are left out. index counts all spans of the request from 0. head is
 	// valid during the call.
-	Skip func(index int, head *otlp.Head) bool
+	Skip func(index int, head *traces.Head) bool
 }
 
 // Refused is a span of a request that cannot be stored.
 type Refused struct {
 	Index  int // counting all spans of the request from 0
-	Reason otlp.Reason
+	Reason traces.Reason
 }
 
 // Append decodes the ExportTraceServiceRequest in value and appends its spans.
@@ -278,14 +278,14 @@ type Refused struct {
 func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
 	// decoder below has to doubt what it reads.
-	value, _, err := otlp.Repair(nil, value)
+	value, _, err := traces.Repair(nil, value)
 	if err != nil {
 		return nil, err
 	}
 	a := appender{Spans: s, src: &src}
 	for i := 0; i < len(value); {
-		tag, lo, hi := otlp.Next(value, i)
-		if tag == otlp.TagRequestResourceSpans {
+		tag, lo, hi := traces.Next(value, i)
+		if tag == traces.TagRequestResourceSpans {
 			a.resourceSpans(value[lo:hi])
 		}
 		i = hi
@@ -318,18 +318,18 @@ func (a *appender) resourceSpans(b []byte) {
 	// pieces merge, which in protobuf is to concatenate them.
 	a.resource = source{}
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch tag {
-		case otlp.TagResourceSpansResource:
+		case traces.TagResourceSpansResource:
 			a.resource.wire = merge(a.resource.wire, b[lo:hi])
-		case otlp.TagResourceSpansSchemaURL:
+		case traces.TagResourceSpansSchemaURL:
 			a.resource.schema = b[lo:hi]
 		}
 		i = hi
 	}
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag == otlp.TagResourceSpansScopeSpans {
+		tag, lo, hi := traces.Next(b, i)
+		if tag == traces.TagResourceSpansScopeSpans {
 			a.scopeSpans(b[lo:hi])
 		}
 		i = hi
@@ -346,18 +346,18 @@ func merge(have, more []byte) []byte {
 func (a *appender) scopeSpans(b []byte) {
 	a.scope = source{}
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch tag {
-		case otlp.TagScopeSpansScope:
+		case traces.TagScopeSpansScope:
 			a.scope.wire = merge(a.scope.wire, b[lo:hi])
-		case otlp.TagScopeSpansSchemaURL:
+		case traces.TagScopeSpansSchemaURL:
 			a.scope.schema = b[lo:hi]
 		}
 		i = hi
 	}
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag == otlp.TagScopeSpansSpans {
+		tag, lo, hi := traces.Next(b, i)
+		if tag == traces.TagScopeSpansSpans {
 			a.span(b[lo:hi])
 			a.index++
 		}
@@ -379,7 +379,7 @@ func (a *appender) sources() {
 
 // spanFields is what has to be known of a span before its row is begun.
 type spanFields struct {
-	otlp.Head
+	traces.Head
 	name, traceState                  []byte
 	kind                              uint64
 	flags                             uint32
@@ -395,7 +395,7 @@ func (a *appender) span(b []byte) {
 	f := &a.fields
 	*f = spanFields{attributesAt: -1, eventsAt: -1, linksAt: -1}
 	f.read(b)
-	if reason := a.src.Window.Judge(&f.Head); reason != otlp.Accepted {
+	if reason := a.src.Window.Judge(&f.Head); reason != traces.Accepted {
 		a.refused = append(a.refused, Refused{a.index, reason})
 		return
 	}
@@ -416,39 +416,39 @@ func (a *appender) span(b []byte) {
 
 func (f *spanFields) read(b []byte) {
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch value := b[lo:hi]; tag {
-		case otlp.TagSpanTraceID:
+		case traces.TagSpanTraceID:
 			f.TraceID = value
-		case otlp.TagSpanSpanID:
+		case traces.TagSpanSpanID:
 			f.SpanID = value
-		case otlp.TagSpanParentSpanID:
+		case traces.TagSpanParentSpanID:
 			f.ParentSpanID = value
-		case otlp.TagSpanTraceState:
+		case traces.TagSpanTraceState:
 			f.traceState = value
-		case otlp.TagSpanFlags:
-			f.flags = otlp.Uint32(tag, value)
-		case otlp.TagSpanName:
+		case traces.TagSpanFlags:
+			f.flags = traces.Uint32(tag, value)
+		case traces.TagSpanName:
 			f.name = value
-		case otlp.TagSpanKind:
-			f.kind = otlp.Uint64(tag, value)
-		case otlp.TagSpanStartTime:
-			f.Start = otlp.Uint64(tag, value)
-		case otlp.TagSpanEndTime:
-			f.End = otlp.Uint64(tag, value)
-		case otlp.TagSpanAttributes:
+		case traces.TagSpanKind:
+			f.kind = traces.Uint64(tag, value)
+		case traces.TagSpanStartTime:
+			f.Start = traces.Uint64(tag, value)
+		case traces.TagSpanEndTime:
+			f.End = traces.Uint64(tag, value)
+		case traces.TagSpanAttributes:
 			note(&f.attributesAt, &f.attributesEnd, i, hi)
-		case otlp.TagSpanDroppedAttributesCount:
-			f.droppedAttributes = otlp.Uint32(tag, value)
-		case otlp.TagSpanEvents:
+		case traces.TagSpanDroppedAttributesCount:
+			f.droppedAttributes = traces.Uint32(tag, value)
+		case traces.TagSpanEvents:
 			note(&f.eventsAt, &f.eventsEnd, i, hi)
-		case otlp.TagSpanDroppedEventsCount:
-			f.droppedEvents = otlp.Uint32(tag, value)
-		case otlp.TagSpanLinks:
+		case traces.TagSpanDroppedEventsCount:
+			f.droppedEvents = traces.Uint32(tag, value)
+		case traces.TagSpanLinks:
 			note(&f.linksAt, &f.linkEnd, i, hi)
-		case otlp.TagSpanDroppedLinksCount:
-			f.droppedLinks = otlp.Uint32(tag, value)
-		case otlp.TagSpanStatus:
+		case traces.TagSpanDroppedLinksCount:
+			f.droppedLinks = traces.Uint32(tag, value)
+		case traces.TagSpanStatus:
 			f.readStatus(value)
 		}
 		i = hi
@@ -464,12 +464,12 @@ func note(first, end *int, i, hi int) {
 
 func (f *spanFields) readStatus(b []byte) {
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch tag {
-		case otlp.TagStatusMessage:
+		case traces.TagStatusMessage:
 			f.statusMessage = b[lo:hi]
-		case otlp.TagStatusCode:
-			f.statusCode = otlp.Uint64(tag, b[lo:hi])
+		case traces.TagStatusCode:
+			f.statusCode = traces.Uint64(tag, b[lo:hi])
 		}
 		i = hi
 	}
@@ -517,11 +517,11 @@ func allZero(id []byte) bool {
 func (a *appender) spanAttributes(b []byte, f *spanFields) {
 	a.Spans.attributes.begin()
 	for i := f.attributesAt; i >= 0 && i < f.attributesEnd; {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag == otlp.TagSpanAttributes {
+		tag, lo, hi := traces.Next(b, i)
+		if tag == traces.TagSpanAttributes {
 			key, value := a.attribute(&a.Spans.attributes, b[lo:hi])
 			if int(key) == len(a.convKeys) { // new to this block
-				a.convKeys = append(a.convKeys, conventions.Lookup(a.Spans.attributes.keys.last))
+				a.convKeys = append(a.convKeys, semconv.Lookup(a.Spans.attributes.keys.last))
 			}
 			a.conv.Set(a.convKeys[key], value)
 		}
@@ -542,7 +542,7 @@ func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte
 	name, v := readKeyValue(b)
 	key = to.keys.key(name)
 	to.putKey(key)
-	if v.tag == otlp.TagAnyValueString {
+	if v.tag == traces.TagAnyValueString {
 		return key, to.values.put(v.wire)
 	}
 	a.scratch = v.appendText(a.scratch[:0])
@@ -550,7 +550,7 @@ func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte
 }
 
 func (a *appender) conventions(f *spanFields) {
-	a.conv.Resolve(conventions.Kind(enum(f.kind, 5)), f.name, a.resourceKeys.ip)
+	a.conv.Resolve(semconv.Kind(enum(f.kind, 5)), f.name, a.resourceKeys.ip)
 	a.protocol.put(a.conv.Protocol)
 	a.method.put(a.conv.Method)
 	a.endpoint.put(a.conv.Endpoint)
@@ -564,8 +564,8 @@ func (a *appender) conventions(f *spanFields) {
 func (a *appender) spanEvents(b []byte, f *spanFields) {
 	n := 0
 	for i := f.eventsAt; i >= 0 && i < f.eventsEnd; {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag == otlp.TagSpanEvents {
+		tag, lo, hi := traces.Next(b, i)
+		if tag == traces.TagSpanEvents {
 			a.event(b[lo:hi])
 			n++
 		}
@@ -580,16 +580,16 @@ func (a *appender) event(b []byte) {
 	var dropped uint32
 	a.eventAttributes.begin()
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch tag {
-		case otlp.TagEventTime:
-			time = otlp.Uint64(tag, b[lo:hi])
-		case otlp.TagEventName:
+		case traces.TagEventTime:
+			time = traces.Uint64(tag, b[lo:hi])
+		case traces.TagEventName:
 			name = b[lo:hi]
-		case otlp.TagEventAttributes:
+		case traces.TagEventAttributes:
 			a.attribute(&a.eventAttributes, b[lo:hi])
-		case otlp.TagEventDroppedCount:
-			dropped = otlp.Uint32(tag, b[lo:hi])
+		case traces.TagEventDroppedCount:
+			dropped = traces.Uint32(tag, b[lo:hi])
 		}
 		i = hi
 	}
@@ -603,8 +603,8 @@ func (a *appender) event(b []byte) {
 func (a *appender) spanLinks(b []byte, f *spanFields) {
 	n := 0
 	for i := f.linksAt; i >= 0 && i < f.linkEnd; {
-		tag, lo, hi := otlp.Next(b, i)
-		if tag == otlp.TagSpanLinks {
+		tag, lo, hi := traces.Next(b, i)
+		if tag == traces.TagSpanLinks {
 			a.link(b[lo:hi])
 			n++
 		}
@@ -618,20 +618,20 @@ func (a *appender) link(b []byte) {
 	var dropped, flags uint32
 	a.linkAttributes.begin()
 	for i := 0; i < len(b); {
-		tag, lo, hi := otlp.Next(b, i)
+		tag, lo, hi := traces.Next(b, i)
 		switch tag {
-		case otlp.TagLinkTraceID:
+		case traces.TagLinkTraceID:
 			traceID = b[lo:hi]
-		case otlp.TagLinkSpanID:
+		case traces.TagLinkSpanID:
 			spanID = b[lo:hi]
-		case otlp.TagLinkTraceState:
+		case traces.TagLinkTraceState:
 			state = b[lo:hi]
-		case otlp.TagLinkAttributes:
+		case traces.TagLinkAttributes:
 			a.attribute(&a.linkAttributes, b[lo:hi])
-		case otlp.TagLinkDroppedCount:
-			dropped = otlp.Uint32(tag, b[lo:hi])
-		case otlp.TagLinkFlags:
-			flags = otlp.Uint32(tag, b[lo:hi])
+		case traces.TagLinkDroppedCount:
+			dropped = traces.Uint32(tag, b[lo:hi])
+		case traces.TagLinkFlags:
+			flags = traces.Uint32(tag, b[lo:hi])
 		}
 		i = hi
 	}

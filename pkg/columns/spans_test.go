@@ -20,8 +20,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 func str(s string) *commonpb.AnyValue {
@@ -259,10 +259,10 @@ func TestAppendRefuses(t *testing.T) {
 	if err != nil || s.Rows() != 2 {
 		t.Errorf("%d rows, %v", s.Rows(), err)
 	}
-	if diff := cmp.Diff([]columns.Refused{{Index: 1, Reason: otlp.BadTraceID}}, refused); diff != "" {
+	if diff := cmp.Diff([]columns.Refused{{Index: 1, Reason: traces.BadTraceID}}, refused); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if _, err := s.Append([]byte("garbage"), columns.Source{Window: everything}); !errors.Is(err, otlp.ErrMalformed) {
+	if _, err := s.Append([]byte("garbage"), columns.Source{Window: everything}); !errors.Is(err, traces.ErrMalformed) {
 		t.Errorf("garbage: %v", err)
 	}
 	if rows, err := read(s); err != nil || len(rows) != 2 {
@@ -274,13 +274,13 @@ func TestAppendSkips(t *testing.T) {
 	a, b := newSpan(), newSpan()
 	b.SpanId = []byte("76543210")
 	s := columns.NewSpans()
-	_, err := s.Append(marshal(t, request(a, b)), columns.Source{Window: everything, Skip: func(i int, h *otlp.Head) bool {
+	_, err := s.Append(marshal(t, request(a, b)), columns.Source{Window: everything, Skip: func(i int, h *traces.Head) bool {
 		return i == 0 && string(h.SpanID) == "01234567"
 	}})
 	if err != nil || s.Rows() != 1 {
 		t.Fatalf("%d rows, %v", s.Rows(), err)
 	}
-	s.Heads(func(h *otlp.Head) {
+	s.Heads(func(h *traces.Head) {
 		if string(h.SpanID) != "76543210" || string(h.TraceID) != "0123456789abcdef" || h.Start != b.StartTimeUnixNano {
 			t.Errorf("head %+v", h)
 		}
@@ -591,7 +591,7 @@ func FuzzSpans(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		repaired, _, wantErr := otlp.Repair(nil, in)
+		repaired, _, wantErr := traces.Repair(nil, in)
 		s := columns.NewSpans()
 		refused, err := s.Append(in, columns.Source{Window: everything})
 		if (err != nil) != (wantErr != nil) {

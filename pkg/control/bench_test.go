@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/metaflowys/metaflow-server/pkg/control"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -29,7 +29,7 @@ func BenchmarkPush1000(b *testing.B) {
 	for range agents {
 		<-received // the first configuration
 	}
-	await(b, r, "all agents", func(list []controlapi.Agent) bool { return len(list) == agents })
+	await(b, r, "all agents", func(list []api.Agent) bool { return len(list) == agents })
 	var slowest time.Duration
 	round := 0
 	for b.Loop() {

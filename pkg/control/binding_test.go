@@ -9,8 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -72,7 +72,7 @@ func TestTheIDOfALiveAgentStaysBound(t *testing.T) {
 	near, far := st.start(t, "near"), st.start(t, "far")
 	agent := connect(t, near, registration("one", "1"))
 	agent.configuration()
-	awaitAgent(t, far, "the agent", func(controlapi.Agent) bool { return true })
+	awaitAgent(t, far, "the agent", func(api.Agent) bool { return true })
 	if err := far.DeleteAgent(t.Context(), "one"); err != nil {
 		t.Fatal(err)
 	}

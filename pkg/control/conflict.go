@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
-	"github.com/metaflowys/metaflow-server/pkg/follow"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/kafka/follow"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -44,7 +44,7 @@ type Options struct {
 	Guard Guard
 }
 
-// Guard binds the ids of agents to those who have them. pkg/agentauth has one.
+// Guard binds the ids of agents to those who have them. pkg/rpc/agentauth has one.
 type Guard interface {
 	// Bind returns the record of an agent that is let in, and whether it is to be written. An error says why
 	// the agent must not be let in.

@@ -8,23 +8,23 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 )
 
 // answers is everything that a replica says.
 type answers struct {
-	Agents         []controlapi.Agent
-	Groups         []controlapi.Group
-	Configurations []controlapi.Configuration
+	Agents         []api.Agent
+	Groups         []api.Group
+	Configurations []api.Configuration
 }
 
 func ask(t *testing.T, r *replica) answers {
 	t.Helper()
 	return answers{
-		must[[]controlapi.Agent](t)(r.Agents(t.Context())),
-		must[[]controlapi.Group](t)(r.Groups(t.Context())),
-		must[[]controlapi.Configuration](t)(r.Configurations(t.Context())),
+		must[[]api.Agent](t)(r.Agents(t.Context())),
+		must[[]api.Group](t)(r.Groups(t.Context())),
+		must[[]api.Configuration](t)(r.Configurations(t.Context())),
 	}
 }
 
@@ -34,7 +34,7 @@ func TestSameAnswersEverywhere(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
 	replicas := []*replica{st.start(t, "a"), st.start(t, "b"), st.start(t, "c")}
-	group := must[controlapi.Group](t)(replicas[0].CreateGroup(t.Context(), "edge", ""))
+	group := must[api.Group](t)(replicas[0].CreateGroup(t.Context(), "edge", ""))
 	update(t, replicas[1], "edge", "external_agent_http_proxy_enabled: 1\nexternal_agent_http_proxy_port: 4318\n")
 	update(t, replicas[2], fleet.DefaultGroupID, "inputs: {flow: {enabled: false}}")
 	for i, r := range replicas {
@@ -43,10 +43,10 @@ func TestSameAnswersEverywhere(t *testing.T) {
 			reg.Group = "edge"
 		}
 		a := connect(t, r, reg)
-		a.confirm(must[controlapi.Configuration](t)(r.Configuration(t.Context(), group.ID)))
+		a.confirm(must[api.Configuration](t)(r.Configuration(t.Context(), group.ID)))
 	}
 	for _, r := range replicas {
-		await(t, r, "three agents, two of them running", func(list []controlapi.Agent) bool {
+		await(t, r, "three agents, two of them running", func(list []api.Agent) bool {
 			states := ""
 			for _, a := range list {
 				states += a.State + " "
@@ -79,11 +79,11 @@ func TestConcurrentUpdatesBothSurvive(t *testing.T) {
 			fmt.Sprintf("inputs: {flow: {dump_interval: %ds}}", 20+round),
 		}
 		var wg sync.WaitGroup
-		updates := make([]controlapi.Update, len(replicas))
+		updates := make([]api.Update, len(replicas))
 		for i, r := range replicas {
 			wg.Go(func() {
 				var err error
-				updates[i], err = r.UpdateConfiguration(t.Context(), "default", []byte(texts[i]), controlapi.UpdateOptions{})
+				updates[i], err = r.UpdateConfiguration(t.Context(), "default", []byte(texts[i]), api.UpdateOptions{})
 				if err != nil {
 					t.Error(err)
 				}
@@ -114,13 +114,13 @@ func TestAcknowledgedUpdateSurvives(t *testing.T) {
 	first, second := st.start(t, "first"), st.start(t, "second")
 	done := update(t, first, "default", "inputs: {integration: {enabled: true}}")
 	first.kill()
-	want := must[controlapi.Configuration](t)(second.Configuration(t.Context(), "default"))
+	want := must[api.Configuration](t)(second.Configuration(t.Context(), "default"))
 	if want.Revision != done.Revision || !strings.Contains(want.YAML, "enabled: true") {
 		t.Errorf("the other replica has %+v", want)
 	}
 	second.kill()
 	third := st.start(t, "third")
-	if diff := cmp.Diff(want, must[controlapi.Configuration](t)(third.Configuration(t.Context(), "default"))); diff != "" {
+	if diff := cmp.Diff(want, must[api.Configuration](t)(third.Configuration(t.Context(), "default"))); diff != "" {
 		t.Errorf("replayed from the start (-want +got):\n%s", diff)
 	}
 }
@@ -129,8 +129,8 @@ func TestGroups(t *testing.T) {
 	t.Parallel()
 	r := newSetting(t).start(t, "a")
 	ctx := t.Context()
-	edge := must[controlapi.Group](t)(r.CreateGroup(ctx, "edge", "g-0123456789"))
-	if fleet.CheckID(must[controlapi.Group](t)(r.CreateGroup(ctx, "core", "")).ID) != nil || edge.ID != "g-0123456789" || edge.Created.IsZero() {
+	edge := must[api.Group](t)(r.CreateGroup(ctx, "edge", "g-0123456789"))
+	if fleet.CheckID(must[api.Group](t)(r.CreateGroup(ctx, "core", "")).ID) != nil || edge.ID != "g-0123456789" || edge.Created.IsZero() {
 		t.Errorf("groups %+v", edge)
 	}
 	for what, tc := range map[string]struct {
@@ -156,7 +156,7 @@ func TestGroups(t *testing.T) {
 	if err := r.DeleteGroup(ctx, edge.ID); err != nil {
 		t.Error(err)
 	}
-	if groups := must[[]controlapi.Group](t)(r.Groups(ctx)); len(groups) != 1 {
+	if groups := must[[]api.Group](t)(r.Groups(ctx)); len(groups) != 1 {
 		t.Errorf("groups left: %+v", groups)
 	}
 }
@@ -167,7 +167,7 @@ func TestUpdates(t *testing.T) {
 	t.Parallel()
 	r := newSetting(t).start(t, "a")
 	ctx := t.Context()
-	set := func(group, text string, opts controlapi.UpdateOptions) string {
+	set := func(group, text string, opts api.UpdateOptions) string {
 		u, err := r.UpdateConfiguration(ctx, group, []byte(text), opts)
 		if err != nil {
 			return problemOf(err)
@@ -177,24 +177,24 @@ func TestUpdates(t *testing.T) {
 	const on = "inputs: {integration: {enabled: true}}"
 	for i, step := range []struct {
 		group, text string
-		opts        controlapi.UpdateOptions
+		opts        api.UpdateOptions
 		want        string
 	}{
-		{"default", on, controlapi.UpdateOptions{DryRun: true}, "default[{inputs.integration.enabled false true}] 2 true"},
-		{"default", on, controlapi.UpdateOptions{Create: true}, "default[{inputs.integration.enabled false true}] 2 false"},
-		{"default", on, controlapi.UpdateOptions{}, "default[] 2 false"},
-		{"default", on, controlapi.UpdateOptions{Create: true}, `conflict: the agent group "default" has a configuration already`},
-		{"default", "inputs: {integration: {enabld: true}}", controlapi.UpdateOptions{}, "invalid: the configuration is wrong, nothing was changed"},
-		{"default", "vtap_group_id: g-other00000\n" + on, controlapi.UpdateOptions{}, "invalid: the configuration is wrong, nothing was changed\n"},
-		{"", "vtap_group_id: default\nexternal_agent_http_proxy_port: 4318", controlapi.UpdateOptions{}, "default[{inputs.integration.listen_port 38086 4318}] 3 false"},
-		{fleet.DefaultGroupID, "external_agent_http_proxy_port: 4318", controlapi.UpdateOptions{Replace: true}, "default[{inputs.integration.enabled true false}] 4 false"},
-		{"moon", on, controlapi.UpdateOptions{}, `not_found: there is no agent group "moon"`},
+		{"default", on, api.UpdateOptions{DryRun: true}, "default[{inputs.integration.enabled false true}] 2 true"},
+		{"default", on, api.UpdateOptions{Create: true}, "default[{inputs.integration.enabled false true}] 2 false"},
+		{"default", on, api.UpdateOptions{}, "default[] 2 false"},
+		{"default", on, api.UpdateOptions{Create: true}, `conflict: the agent group "default" has a configuration already`},
+		{"default", "inputs: {integration: {enabld: true}}", api.UpdateOptions{}, "invalid: the configuration is wrong, nothing was changed"},
+		{"default", "vtap_group_id: g-other00000\n" + on, api.UpdateOptions{}, "invalid: the configuration is wrong, nothing was changed\n"},
+		{"", "vtap_group_id: default\nexternal_agent_http_proxy_port: 4318", api.UpdateOptions{}, "default[{inputs.integration.listen_port 38086 4318}] 3 false"},
+		{fleet.DefaultGroupID, "external_agent_http_proxy_port: 4318", api.UpdateOptions{Replace: true}, "default[{inputs.integration.enabled true false}] 4 false"},
+		{"moon", on, api.UpdateOptions{}, `not_found: there is no agent group "moon"`},
 	} {
 		if got := set(step.group, step.text, step.opts); !strings.HasPrefix(got, step.want) {
 			t.Errorf("step %d: %s\nwant %s", i, got, step.want)
 		}
 	}
-	u := must[controlapi.Update](t)(r.DeleteConfiguration(ctx, "default"))
+	u := must[api.Update](t)(r.DeleteConfiguration(ctx, "default"))
 	if len(u.Changes) != 1 || yamlOf(t, r, "default") != "agent_group_id: g-default000\n" {
 		t.Errorf("after deleting it: %+v, %q", u, yamlOf(t, r, "default"))
 	}

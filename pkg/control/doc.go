@@ -1,17 +1,17 @@
 // Package control is the part of a server that knows the agents and keeps them configured.
 //
 // Every replica reads two topics of Kafka from their beginning and holds what they amount to in
-// memory (pkg/fleet): metaflow.control, the changes that operators made to agent groups, and
+// memory (pkg/control/fleet): metaflow.control, the changes that operators made to agent groups, and
 // metaflow.resources, what every agent last said of itself. Nothing else is kept, so
 // a replica needs no disk, and any replica can answer anything.
 //
 // # The way of a change
 //
-//  1. An operator's request comes to any replica through pkg/controlapi. It is checked against what
+//  1. An operator's request comes to any replica through pkg/control/api. It is checked against what
 //     is known, after reading up to the end that the log had when it came.
 //  2. It goes into the log as a command, acknowledged by all in-sync replicas of Kafka.
 //  3. Every replica reads it there, decides alike what becomes of it, and wakes the streams of
-//     the agents whose configuration is now another one (pkg/agentgrpc).
+//     the agents whose configuration is now another one (pkg/rpc/agentgrpc).
 //  4. The replica that was asked answers when it has read its own command, with the outcome.
 //
 // Two changes at two replicas are two commands in one order, so both survive.

@@ -4,13 +4,13 @@ import (
 	"context"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 // AwaitAgents waits until the agents as this replica knows them are as done wants them.
-func (c *Control) AwaitAgents(ctx context.Context, done func([]controlapi.Agent) bool) error {
+func (c *Control) AwaitAgents(ctx context.Context, done func([]api.Agent) bool) error {
 	return c.await(ctx, func() bool {
-		var list []controlapi.Agent
+		var list []api.Agent
 		for _, a := range c.state.Agents(c.moment()) {
 			list = append(list, shown(a))
 		}

@@ -8,8 +8,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/follow"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
+	"github.com/metaflowys/metaflow-server/pkg/kafka/follow"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -41,7 +41,7 @@ func (p *position) unread() error {
 type sink struct {
 	c      *Control
 	p      *position
-	apply  func([]record.Record)
+	apply  func([]delivery.Record)
 	forget func()
 }
 
@@ -81,7 +81,7 @@ func (s *sink) Forget(err error) {
 }
 
 // follow reads the topic of a position for ever.
-func (c *Control) follow(ctx context.Context, p *position, apply func([]record.Record), forget func()) error {
+func (c *Control) follow(ctx context.Context, p *position, apply func([]delivery.Record), forget func()) error {
 	return follow.New(p.topic, c.opts.Log, &sink{c, p, apply, forget}, c.log).Run(ctx)
 }
 
@@ -92,7 +92,7 @@ func (c *Control) unreadable(p *position, offset int64, cause error) {
 		slog.String("topic", p.topic), slog.Int64("offset", offset), slog.Any("error", cause))
 }
 
-func (c *Control) applyCommands(records []record.Record) {
+func (c *Control) applyCommands(records []delivery.Record) {
 	changed := false
 	for _, r := range records {
 		command := new(agentv1.Command)
@@ -132,7 +132,7 @@ func (c *Control) wakeSessions() {
 	}
 }
 
-func (c *Control) applyResources(records []record.Record) {
+func (c *Control) applyResources(records []delivery.Record) {
 	for _, r := range records {
 		var status *agentv1.AgentStatus
 		if r.Value != nil {

@@ -15,11 +15,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/metaflowys/metaflow-server/pkg/agentgrpc"
 	"github.com/metaflowys/metaflow-server/pkg/control"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -319,12 +319,12 @@ func (a *agent) beat(h *agentv1.Heartbeat) {
 }
 
 // await waits until r knows agents as done wants them.
-func await(t testing.TB, r *replica, what string, done func([]controlapi.Agent) bool) {
+func await(t testing.TB, r *replica, what string, done func([]api.Agent) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	var last []controlapi.Agent
-	err := r.AwaitAgents(ctx, func(list []controlapi.Agent) bool {
+	var last []api.Agent
+	err := r.AwaitAgents(ctx, func(list []api.Agent) bool {
 		last = list
 		return done(list)
 	})
@@ -334,9 +334,9 @@ func await(t testing.TB, r *replica, what string, done func([]controlapi.Agent) 
 }
 
 // awaitAgent waits until the only agent is as done wants it.
-func awaitAgent(t testing.TB, r *replica, what string, done func(controlapi.Agent) bool) {
+func awaitAgent(t testing.TB, r *replica, what string, done func(api.Agent) bool) {
 	t.Helper()
-	await(t, r, what, func(list []controlapi.Agent) bool { return len(list) == 1 && done(list[0]) })
+	await(t, r, what, func(list []api.Agent) bool { return len(list) == 1 && done(list[0]) })
 }
 
 // must is for calls that have to work.
@@ -353,17 +353,17 @@ func must[T any](t testing.TB) func(T, error) T {
 // yamlOf returns the configuration of a group as r has it.
 func yamlOf(t testing.TB, r *replica, group string) string {
 	t.Helper()
-	return must[controlapi.Configuration](t)(r.Configuration(t.Context(), group)).YAML
+	return must[api.Configuration](t)(r.Configuration(t.Context(), group)).YAML
 }
 
-func update(t testing.TB, r *replica, group, text string) controlapi.Update {
+func update(t testing.TB, r *replica, group, text string) api.Update {
 	t.Helper()
-	return must[controlapi.Update](t)(r.UpdateConfiguration(t.Context(), group, []byte(text), controlapi.UpdateOptions{}))
+	return must[api.Update](t)(r.UpdateConfiguration(t.Context(), group, []byte(text), api.UpdateOptions{}))
 }
 
 // problemOf is the kind of err and its text.
 func problemOf(err error) string {
-	var p *controlapi.Problem
+	var p *api.Problem
 	if !errors.As(err, &p) {
 		return fmt.Sprint(err)
 	}
@@ -371,7 +371,7 @@ func problemOf(err error) string {
 }
 
 // confirm says in a heartbeat that a configuration is in force.
-func (a *agent) confirm(c controlapi.Configuration) {
+func (a *agent) confirm(c api.Configuration) {
 	a.t.Helper()
 	a.beat(&agentv1.Heartbeat{GroupId: c.GroupID, Revision: c.Revision})
 }

@@ -3,7 +3,7 @@ package control
 import (
 	"net/netip"
 
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 

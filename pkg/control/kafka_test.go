@@ -11,9 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/control"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -35,7 +35,7 @@ func TestKafkaAway(t *testing.T) {
 	agent := connect(t, r, registration("one", "i"))
 	c := agent.configuration()
 	agent.beat(&agentv1.Heartbeat{GroupId: c.GroupId, Revision: c.Revision})
-	awaitAgent(t, r, "a running agent", in(controlapi.StateRunning))
+	awaitAgent(t, r, "a running agent", in(api.StateRunning))
 	before := ask(t, r)
 
 	if err := first.Close(); err != nil {
@@ -45,11 +45,11 @@ func TestKafkaAway(t *testing.T) {
 	if diff := cmp.Diff(before, ask(t, r)); diff != "" {
 		t.Errorf("without Kafka (-before +now):\n%s", diff)
 	}
-	_, err = r.UpdateConfiguration(t.Context(), "default", []byte("inputs: {integration: {enabled: false}}"), controlapi.UpdateOptions{})
+	_, err = r.UpdateConfiguration(t.Context(), "default", []byte("inputs: {integration: {enabled: false}}"), api.UpdateOptions{})
 	if got := problemOf(err); !strings.HasPrefix(got, "unavailable: nothing was changed, because kafka cannot be asked: ") {
 		t.Errorf("a change without Kafka: %s", got)
 	}
-	if u, err := r.UpdateConfiguration(t.Context(), "default", []byte("inputs: {integration: {enabled: false}}"), controlapi.UpdateOptions{DryRun: true}); err != nil || len(u.Changes) != 1 {
+	if u, err := r.UpdateConfiguration(t.Context(), "default", []byte("inputs: {integration: {enabled: false}}"), api.UpdateOptions{DryRun: true}); err != nil || len(u.Changes) != 1 {
 		t.Errorf("a dry run without Kafka: %+v, %v", u, err)
 	}
 	agent.beat(&agentv1.Heartbeat{GroupId: c.GroupId, Revision: c.Revision, Exceptions: []string{"said while Kafka was away"}})
@@ -58,7 +58,7 @@ func TestKafkaAway(t *testing.T) {
 	}
 
 	startBroker(t, opts)
-	await(t, r, "what agents said meanwhile", func(list []controlapi.Agent) bool {
+	await(t, r, "what agents said meanwhile", func(list []api.Agent) bool {
 		return len(list) == 2 && len(list[0].Exceptions) == 1
 	})
 	update(t, r, "default", "inputs: {integration: {listen_port: 4318}}")
@@ -137,13 +137,13 @@ func TestTopicMadeAnew(t *testing.T) {
 	for _, text := range []string{"inputs: {integration: {enabled: true}}", "inputs: {integration: {listen_port: 4318}}"} {
 		update(t, r, "default", text)
 	}
-	must[controlapi.Group](t)(r.CreateGroup(t.Context(), "edge", ""))
+	must[api.Group](t)(r.CreateGroup(t.Context(), "edge", ""))
 	if err := b.Cluster().DeleteTopic(schema.TopicControl); err != nil {
 		t.Fatal(err)
 	}
 	st.start(t, "b") // which makes the topic
 	u := update(t, r, "default", "inputs: {flow: {enabled: false}}")
-	if u.Revision != 2 || len(must[[]controlapi.Group](t)(r.Groups(t.Context()))) != 1 {
+	if u.Revision != 2 || len(must[[]api.Group](t)(r.Groups(t.Context()))) != 1 {
 		t.Errorf("update %+v", u)
 	}
 	if yaml := yamlOf(t, r, "default"); strings.Contains(yaml, "integration") {
@@ -159,10 +159,10 @@ func TestOrderlyStop(t *testing.T) {
 	first, second := st.start(t, "first"), st.start(t, "second")
 	agent := connect(t, first, registration("one", "i"))
 	agent.configuration()
-	awaitAgent(t, second, "it", func(a controlapi.Agent) bool { return a.Replica == "first" })
+	awaitAgent(t, second, "it", func(a api.Agent) bool { return a.Replica == "first" })
 	first.stop()
 	if _, err := agent.receive(); status.Code(err) == codes.OK {
 		t.Error("the stream goes on")
 	}
-	awaitAgent(t, second, "its end", func(a controlapi.Agent) bool { return a.Replica == "" })
+	awaitAgent(t, second, "its end", func(a api.Agent) bool { return a.Replica == "" })
 }

@@ -5,8 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -98,7 +98,7 @@ func (a *agentsCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 var stateNames = map[fleet.Condition]string{
-	fleet.Running: controlapi.StateRunning,
-	fleet.Pending: controlapi.StatePending,
-	fleet.Lost:    controlapi.StateLost,
+	fleet.Running: api.StateRunning,
+	fleet.Pending: api.StatePending,
+	fleet.Lost:    api.StateLost,
 }

@@ -7,8 +7,8 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )

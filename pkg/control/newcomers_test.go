@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 

@@ -12,13 +12,13 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-var _ controlapi.Service = (*Control)(nil)
+var _ api.Service = (*Control)(nil)
 
 const (
 	// readTimeout bounds how long a question waits for Kafka before memory answers.
@@ -54,7 +54,7 @@ func (c *Control) refresh(ctx context.Context, ps ...*position) error {
 	defer c.mu.Unlock()
 	for _, p := range ps {
 		if p.unread() != nil {
-			return controlapi.Unavailable("this server has not read %s yet: %v", p.topic, cmp.Or(p.err, err))
+			return api.Unavailable("this server has not read %s yet: %v", p.topic, cmp.Or(p.err, err))
 		}
 	}
 	c.metrics.fromMemory.Inc()
@@ -63,7 +63,7 @@ func (c *Control) refresh(ctx context.Context, ps ...*position) error {
 }
 
 // Agents implements controlapi.Service.
-func (c *Control) Agents(ctx context.Context) ([]controlapi.Agent, error) {
+func (c *Control) Agents(ctx context.Context) ([]api.Agent, error) {
 	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func (c *Control) Agents(ctx context.Context) ([]controlapi.Agent, error) {
 	agents := c.state.Agents(c.moment())
 	c.tellConflicts(agents)
 	c.mu.Unlock()
-	list := make([]controlapi.Agent, 0, len(agents))
+	list := make([]api.Agent, 0, len(agents))
 	for _, a := range agents {
 		list = append(list, shown(a))
 	}
@@ -79,13 +79,13 @@ func (c *Control) Agents(ctx context.Context) ([]controlapi.Agent, error) {
 }
 
 // Agent implements controlapi.Service.
-func (c *Control) Agent(ctx context.Context, idOrName string) (controlapi.Agent, error) {
+func (c *Control) Agent(ctx context.Context, idOrName string) (api.Agent, error) {
 	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
-		return controlapi.Agent{}, err
+		return api.Agent{}, err
 	}
 	a, err := c.find(idOrName)
 	if err != nil {
-		return controlapi.Agent{}, err
+		return api.Agent{}, err
 	}
 	return shown(a), nil
 }
@@ -99,9 +99,9 @@ func (c *Control) find(idOrName string) (fleet.Agent, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return fleet.Agent{}, controlapi.NotFound("there is no agent %q", idOrName)
+		return fleet.Agent{}, api.NotFound("there is no agent %q", idOrName)
 	default:
-		return fleet.Agent{}, controlapi.Conflict("%d agents are named %q: give the id of one, such as %s", len(found), idOrName, found[0].ID)
+		return fleet.Agent{}, api.Conflict("%d agents are named %q: give the id of one, such as %s", len(found), idOrName, found[0].ID)
 	}
 }
 
@@ -125,9 +125,9 @@ func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
 	return nil
 }
 
-func shown(a fleet.Agent) controlapi.Agent {
+func shown(a fleet.Agent) api.Agent {
 	r, beat := a.Status.Registration, a.Status.Heartbeat
-	view := controlapi.Agent{
+	view := api.Agent{
 		ID: a.ID, Name: r.Name, Host: r.Host, Addresses: append([]string{}, r.Addresses...), Version: r.Version, Cluster: r.Cluster,
 		Group: r.Group, State: stateNames[a.Condition], Exceptions: append([]string{}, a.Exceptions...), Seen: a.Seen, ClockOffset: a.ClockOffset,
 		Revision: beat.GetRevision(), Peer: a.Status.Peer, Replica: a.Status.Replica,
@@ -142,7 +142,7 @@ func shown(a fleet.Agent) controlapi.Agent {
 }
 
 // Groups implements controlapi.Service.
-func (c *Control) Groups(ctx context.Context) ([]controlapi.Group, error) {
+func (c *Control) Groups(ctx context.Context) ([]api.Group, error) {
 	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
 		return nil, err
 	}
@@ -150,27 +150,27 @@ func (c *Control) Groups(ctx context.Context) ([]controlapi.Group, error) {
 	defer c.mu.Unlock()
 	members := c.state.Members()
 	groups := c.state.Groups()
-	list := make([]controlapi.Group, 0, len(groups))
+	list := make([]api.Group, 0, len(groups))
 	for _, g := range groups {
-		list = append(list, controlapi.Group{ID: g.ID, Name: g.Name, Agents: members[g.ID], Revision: g.Revision, Created: g.Created})
+		list = append(list, api.Group{ID: g.ID, Name: g.Name, Agents: members[g.ID], Revision: g.Revision, Created: g.Created})
 	}
 	return list, nil
 }
 
 // CreateGroup implements controlapi.Service.
-func (c *Control) CreateGroup(ctx context.Context, name, id string) (controlapi.Group, error) {
+func (c *Control) CreateGroup(ctx context.Context, name, id string) (api.Group, error) {
 	if err := c.sync(ctx, &c.commands); err != nil {
-		return controlapi.Group{}, notMade(err)
+		return api.Group{}, notMade(err)
 	}
 	id = cmp.Or(id, newGroupID())
 	o, err := c.change(ctx, &agentv1.Command{Change: &agentv1.Command_CreateGroup{
 		CreateGroup: &agentv1.CreateGroup{GroupId: id, Name: name},
 	}}, false)
 	if err != nil {
-		return controlapi.Group{}, err
+		return api.Group{}, err
 	}
 	g := o.Group
-	return controlapi.Group{ID: g.ID, Name: g.Name, Revision: g.Revision, Created: g.Created}, nil
+	return api.Group{ID: g.ID, Name: g.Name, Revision: g.Revision, Created: g.Created}, nil
 }
 
 // newGroupID is one of 36^10: no two are ever the same.
@@ -205,18 +205,18 @@ func (c *Control) group(idOrName string) (fleet.Group, error) {
 	if g, ok := c.state.Group(idOrName); ok {
 		return g, nil
 	}
-	return fleet.Group{}, controlapi.NotFound("there is no agent group %q", idOrName)
+	return fleet.Group{}, api.NotFound("there is no agent group %q", idOrName)
 }
 
 // Configurations implements controlapi.Service.
-func (c *Control) Configurations(ctx context.Context) ([]controlapi.Configuration, error) {
+func (c *Control) Configurations(ctx context.Context) ([]api.Configuration, error) {
 	if err := c.refresh(ctx, &c.commands); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	groups := c.state.Groups()
 	c.mu.Unlock()
-	list := make([]controlapi.Configuration, 0, len(groups))
+	list := make([]api.Configuration, 0, len(groups))
 	for _, g := range groups {
 		list = append(list, configuration(g))
 	}
@@ -224,40 +224,40 @@ func (c *Control) Configurations(ctx context.Context) ([]controlapi.Configuratio
 }
 
 // Configuration implements controlapi.Service.
-func (c *Control) Configuration(ctx context.Context, group string) (controlapi.Configuration, error) {
+func (c *Control) Configuration(ctx context.Context, group string) (api.Configuration, error) {
 	if err := c.refresh(ctx, &c.commands); err != nil {
-		return controlapi.Configuration{}, err
+		return api.Configuration{}, err
 	}
 	g, err := c.group(group)
 	if err != nil {
-		return controlapi.Configuration{}, err
+		return api.Configuration{}, err
 	}
 	return configuration(g), nil
 }
 
-func configuration(g fleet.Group) controlapi.Configuration {
-	return controlapi.Configuration{GroupID: g.ID, GroupName: g.Name, Revision: g.Revision, YAML: string(g.Document.YAML(g.ID))}
+func configuration(g fleet.Group) api.Configuration {
+	return api.Configuration{GroupID: g.ID, GroupName: g.Name, Revision: g.Revision, YAML: string(g.Document.YAML(g.ID))}
 }
 
 // UpdateConfiguration implements controlapi.Service.
-func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []byte, opts controlapi.UpdateOptions) (controlapi.Update, error) {
+func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []byte, opts api.UpdateOptions) (api.Update, error) {
 	document, named, err := agentconfig.Parse(text)
 	if err != nil {
-		return controlapi.Update{}, controlapi.Invalid(err)
+		return api.Update{}, api.Invalid(err)
 	}
 	sync := c.sync
 	if opts.DryRun {
 		sync = c.refresh
 	}
 	if err := sync(ctx, &c.commands); err != nil {
-		return controlapi.Update{}, notMade(err)
+		return api.Update{}, notMade(err)
 	}
 	g, err := c.group(cmp.Or(group, named))
 	if err != nil {
-		return controlapi.Update{}, err
+		return api.Update{}, err
 	}
 	if named != "" && named != g.ID && named != g.Name {
-		return controlapi.Update{}, controlapi.Invalid(&agentconfig.Error{Problems: []agentconfig.Problem{{
+		return api.Update{}, api.Invalid(&agentconfig.Error{Problems: []agentconfig.Problem{{
 			Key: "agent_group_id", Text: fmt.Sprintf("the text is for the agent group %q, but it was to be set for %q (%s)", named, g.Name, g.ID),
 		}}})
 	}
@@ -267,24 +267,24 @@ func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []
 }
 
 // DeleteConfiguration implements controlapi.Service.
-func (c *Control) DeleteConfiguration(ctx context.Context, group string) (controlapi.Update, error) {
+func (c *Control) DeleteConfiguration(ctx context.Context, group string) (api.Update, error) {
 	if err := c.sync(ctx, &c.commands); err != nil {
-		return controlapi.Update{}, notMade(err)
+		return api.Update{}, notMade(err)
 	}
 	g, err := c.group(group)
 	if err != nil {
-		return controlapi.Update{}, err
+		return api.Update{}, err
 	}
 	return c.configure(ctx, &agentv1.UpdateConfiguration{GroupId: g.ID, Replace: true}, false)
 }
 
-func (c *Control) configure(ctx context.Context, u *agentv1.UpdateConfiguration, dryRun bool) (controlapi.Update, error) {
+func (c *Control) configure(ctx context.Context, u *agentv1.UpdateConfiguration, dryRun bool) (api.Update, error) {
 	command := &agentv1.Command{Change: &agentv1.Command_UpdateConfiguration{UpdateConfiguration: u}}
 	o, err := c.change(ctx, command, dryRun)
 	if err != nil {
-		return controlapi.Update{}, err
+		return api.Update{}, err
 	}
-	return controlapi.Update{
+	return api.Update{
 		GroupID: o.Group.ID, GroupName: o.Group.Name, Revision: o.Group.Revision,
 		Changes: agentconfig.Diff(o.Before, o.Group.Document), DryRun: dryRun,
 	}, nil
@@ -315,7 +315,7 @@ func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.O
 	command.RequestId, command.TimeUnixNano = rand.Text(), uint64(c.opts.Now().UnixNano())
 	value, err := proto.Marshal(command)
 	if err != nil {
-		return fleet.Outcome{}, controlapi.Invalid(fmt.Errorf("marshal the command: %w", err))
+		return fleet.Outcome{}, api.Invalid(fmt.Errorf("marshal the command: %w", err))
 	}
 	outcome := make(chan fleet.Outcome, 1)
 	c.mu.Lock()
@@ -333,7 +333,7 @@ func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.O
 		default:
 		}
 		if errors.Is(err, kafka.ErrTooLarge) {
-			return fleet.Outcome{}, controlapi.Invalid(err)
+			return fleet.Outcome{}, api.Invalid(err)
 		}
 		return fleet.Outcome{}, inDoubt(err)
 	}
@@ -355,28 +355,28 @@ func judged(o fleet.Outcome) (fleet.Outcome, error) {
 func problem(r *fleet.Refusal) error {
 	switch r.Reason {
 	case fleet.NotFound:
-		return controlapi.NotFound("%s", r.Text)
+		return api.NotFound("%s", r.Text)
 	case fleet.Conflict:
-		return controlapi.Conflict("%s", r.Text)
+		return api.Conflict("%s", r.Text)
 	case fleet.Malformed:
 	}
-	return controlapi.Invalid(r)
+	return api.Invalid(r)
 }
 
 // The three ways in which a change can fail for now.
 
 func notMade(err error) error {
-	var known *controlapi.Problem
+	var known *api.Problem
 	if errors.As(err, &known) {
 		return err
 	}
-	return controlapi.Unavailable("nothing was changed, because kafka cannot be asked: %v", err)
+	return api.Unavailable("nothing was changed, because kafka cannot be asked: %v", err)
 }
 
 func inDoubt(err error) error {
-	return controlapi.Unavailable("the change may have been made or not, kafka did not acknowledge it; it is safe to try again: %v", err)
+	return api.Unavailable("the change may have been made or not, kafka did not acknowledge it; it is safe to try again: %v", err)
 }
 
 func unconfirmed(err error) error {
-	return controlapi.Unavailable("the change is stored, but this server has not read it back yet: %v", err)
+	return api.Unavailable("the change is stored, but this server has not read it back yet: %v", err)
 }

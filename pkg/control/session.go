@@ -10,9 +10,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )

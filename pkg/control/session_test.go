@@ -9,14 +9,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/control"
-	"github.com/metaflowys/metaflow-server/pkg/controlapi"
-	"github.com/metaflowys/metaflow-server/pkg/fleet"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // in is an agent in one state, for await.
-func in(state string) func(controlapi.Agent) bool {
-	return func(a controlapi.Agent) bool { return a.State == state }
+func in(state string) func(api.Agent) bool {
+	return func(a api.Agent) bool { return a.State == state }
 }
 
 // An agent from its registration to its end, as another replica sees it.
@@ -30,10 +30,10 @@ func TestLifeOfAnAgent(t *testing.T) {
 	if first.GroupId != fleet.DefaultGroupID || first.GroupName != "default" || first.Revision != 1 || first.Yaml != "" {
 		t.Errorf("the first configuration is %v", first)
 	}
-	awaitAgent(t, far, "a pending agent", in(controlapi.StatePending))
+	awaitAgent(t, far, "a pending agent", in(api.StatePending))
 	agent.beat(&agentv1.Heartbeat{GroupId: first.GroupId, Revision: first.Revision, TimeUnixNano: uint64(st.clock.now().Add(time.Hour).UnixNano())})
-	awaitAgent(t, far, "a running agent", in(controlapi.StateRunning))
-	seen := must[controlapi.Agent](t)(far.Agent(t.Context(), "node-one"))
+	awaitAgent(t, far, "a running agent", in(api.StateRunning))
+	seen := must[api.Agent](t)(far.Agent(t.Context(), "node-one"))
 	if seen.ID != "one" || seen.Replica != "near" || seen.Peer == "" || seen.Group != "default" || seen.Started.IsZero() ||
 		(seen.ClockOffset-time.Hour).Abs() > time.Minute || len(seen.Exceptions) != 1 || !strings.Contains(seen.Exceptions[0], "ahead") {
 		t.Errorf("%+v", seen)
@@ -45,34 +45,34 @@ func TestLifeOfAnAgent(t *testing.T) {
 	if second.Revision <= first.Revision || !strings.Contains(second.Yaml, "enabled: true") {
 		t.Errorf("the second configuration is %v", second)
 	}
-	awaitAgent(t, far, "a pending agent", in(controlapi.StatePending))
+	awaitAgent(t, far, "a pending agent", in(api.StatePending))
 	agent.beat(&agentv1.Heartbeat{GroupId: second.GroupId, Revision: second.Revision, Exceptions: []string{"port 38086 is taken"}})
-	awaitAgent(t, far, "its exception", func(a controlapi.Agent) bool {
-		return a.State == controlapi.StateRunning && len(a.Exceptions) == 1 && a.Exceptions[0] == "port 38086 is taken"
+	awaitAgent(t, far, "its exception", func(a api.Agent) bool {
+		return a.State == api.StateRunning && len(a.Exceptions) == 1 && a.Exceptions[0] == "port 38086 is taken"
 	})
 
 	// Deleted while it is alive, it comes back with the next heartbeat.
 	if err := far.DeleteAgent(t.Context(), "node-one"); err != nil {
 		t.Fatal(err)
 	}
-	if list := must[[]controlapi.Agent](t)(near.Agents(t.Context())); len(list) != 0 {
+	if list := must[[]api.Agent](t)(near.Agents(t.Context())); len(list) != 0 {
 		t.Errorf("after deleting it: %+v", list)
 	}
 	agent.beat(&agentv1.Heartbeat{GroupId: second.GroupId, Revision: second.Revision})
-	awaitAgent(t, far, "it again", in(controlapi.StateRunning))
+	awaitAgent(t, far, "it again", in(api.StateRunning))
 
 	// Its stream ends; a minute later it is lost, and a day later forgotten.
 	agent.close()
-	awaitAgent(t, far, "its end", func(a controlapi.Agent) bool { return a.Replica == "" })
+	awaitAgent(t, far, "its end", func(a api.Agent) bool { return a.Replica == "" })
 	st.clock.advance(fleet.LostAfter + time.Second)
 	awaitRead(t, far)
-	awaitAgent(t, far, "a lost agent", in(controlapi.StateLost))
+	awaitAgent(t, far, "a lost agent", in(api.StateLost))
 	far.ForgetOnce(t.Context())
-	awaitAgent(t, near, "a lost agent", in(controlapi.StateLost))
+	awaitAgent(t, near, "a lost agent", in(api.StateLost))
 	st.clock.advance(25 * time.Hour)
 	awaitRead(t, far)
 	far.ForgetOnce(t.Context())
-	await(t, near, "nobody", func(list []controlapi.Agent) bool { return len(list) == 0 })
+	await(t, near, "nobody", func(list []api.Agent) bool { return len(list) == 0 })
 }
 
 // awaitRead waits until r has read Kafka at the time that it is: agents are judged as of then.
@@ -92,17 +92,17 @@ func TestQuietAgentIsWrittenNowAndThen(t *testing.T) {
 	c := agent.configuration()
 	beat := func() { agent.beat(&agentv1.Heartbeat{GroupId: c.GroupId, Revision: c.Revision}) }
 	beat()
-	awaitAgent(t, r, "a running agent", in(controlapi.StateRunning))
-	seen := must[controlapi.Agent](t)(r.Agent(t.Context(), "one")).Seen
+	awaitAgent(t, r, "a running agent", in(api.StateRunning))
+	seen := must[api.Agent](t)(r.Agent(t.Context(), "one")).Seen
 	for range 50 {
 		beat()
 	}
-	if now := must[controlapi.Agent](t)(r.Agent(t.Context(), "one")).Seen; !now.Equal(seen) {
+	if now := must[api.Agent](t)(r.Agent(t.Context(), "one")).Seen; !now.Equal(seen) {
 		t.Errorf("written within %v of the last", now.Sub(seen))
 	}
 	st.clock.advance(9 * time.Second)
 	beat()
-	awaitAgent(t, r, "the newer heartbeat", func(a controlapi.Agent) bool { return a.Seen.After(seen) })
+	awaitAgent(t, r, "the newer heartbeat", func(a api.Agent) bool { return a.Seen.After(seen) })
 }
 
 // Agents belong to the group they name: by id, by name, or to none while there is none.
@@ -112,11 +112,11 @@ func TestAgentsOfGroups(t *testing.T) {
 	reg := registration("one", "i")
 	reg.Group = "edge"
 	agent := connect(t, r, reg)
-	awaitAgent(t, r, "why it is pending", func(a controlapi.Agent) bool {
-		return a.State == controlapi.StatePending && a.Group == "edge" && a.GroupID == "" && len(a.Exceptions) == 1 &&
+	awaitAgent(t, r, "why it is pending", func(a api.Agent) bool {
+		return a.State == api.StatePending && a.Group == "edge" && a.GroupID == "" && len(a.Exceptions) == 1 &&
 			a.Exceptions[0] == `there is no agent group "edge"`
 	})
-	group := must[controlapi.Group](t)(r.CreateGroup(t.Context(), "edge", ""))
+	group := must[api.Group](t)(r.CreateGroup(t.Context(), "edge", ""))
 	if c := agent.configuration(); c.GroupId != group.ID {
 		t.Errorf("configuration %v", c)
 	}
@@ -128,7 +128,7 @@ func TestAgentsOfGroups(t *testing.T) {
 	if err := r.DeleteGroup(t.Context(), "edge"); err != nil {
 		t.Fatal(err)
 	}
-	again := must[controlapi.Group](t)(r.CreateGroup(t.Context(), "edge", ""))
+	again := must[api.Group](t)(r.CreateGroup(t.Context(), "edge", ""))
 	if c := agent.configuration(); c.GroupId != again.ID || c.Revision <= group.Revision {
 		t.Errorf("configuration %v of %+v", c, again)
 	}
@@ -145,7 +145,7 @@ func TestIDInUse(t *testing.T) {
 			replicas := map[string]*replica{"a": st.start(t, "a"), "b": st.start(t, "b")}
 			former := connect(t, replicas["a"], registration("one", "former"))
 			former.configuration()
-			awaitAgent(t, replicas[other], "the former", in(controlapi.StatePending))
+			awaitAgent(t, replicas[other], "the former", in(api.StatePending))
 
 			_, err := connect(t, replicas[other], registration("one", "later")).receive()
 			if status.Code(err) != codes.AlreadyExists || !strings.Contains(err.Error(), `"one" is in use by another running agent, "node-one" at 127.0.0.1`) {
@@ -155,14 +155,14 @@ func TestIDInUse(t *testing.T) {
 
 			// Operators see it beside the former, for as long as it goes on.
 			conflict := func() string {
-				for _, text := range must[controlapi.Agent](t)(replicas[other].Agent(t.Context(), "one")).Exceptions {
+				for _, text := range must[api.Agent](t)(replicas[other].Agent(t.Context(), "one")).Exceptions {
 					if strings.Contains(text, `"node-one" at 127.0.0.1`) && strings.Contains(text, "since "+st.clock.now().UTC().Format("2006-01-02T")) {
 						return text
 					}
 				}
 				return ""
 			}
-			if list := must[[]controlapi.Agent](t)(replicas[other].Agents(t.Context())); conflict() == "" || len(list) != 1 || len(list[0].Exceptions) == 0 {
+			if list := must[[]api.Agent](t)(replicas[other].Agents(t.Context())); conflict() == "" || len(list) != 1 || len(list[0].Exceptions) == 0 {
 				t.Errorf("the conflict is not told: %+v", list)
 			}
 
@@ -170,7 +170,7 @@ func TestIDInUse(t *testing.T) {
 			// did not end.
 			st.clock.advance(fleet.LostAfter + time.Second)
 			connect(t, replicas[other], registration("one", "later")).configuration()
-			awaitAgent(t, replicas["a"], "the later", func(a controlapi.Agent) bool { return a.Replica == other })
+			awaitAgent(t, replicas["a"], "the later", func(a api.Agent) bool { return a.Replica == other })
 			st.clock.advance(2 * time.Minute)
 			if text := conflict(); text != "" {
 				t.Errorf("it is over, and still told: %s", text)
@@ -199,7 +199,7 @@ func TestReplicaRestarts(t *testing.T) {
 	first, other := st.start(t, "first"), st.start(t, "other")
 	connect(t, first, registration("one", "i")).configuration()
 	connect(t, first, registration("two", "i")).configuration()
-	await(t, other, "both agents", func(list []controlapi.Agent) bool { return len(list) == 2 })
+	await(t, other, "both agents", func(list []api.Agent) bool { return len(list) == 2 })
 	first.kill()
 	connect(t, other, registration("one", "i")).configuration()
 	connect(t, st.start(t, "first"), registration("two", "restarted")).configuration()
@@ -220,10 +220,10 @@ func TestSameAgentAgain(t *testing.T) {
 	st.clock.advance(time.Second)
 	agent := connect(t, far, registration("one", "i"))
 	agent.configuration()
-	awaitAgent(t, near, "it at the other replica", func(a controlapi.Agent) bool { return a.Replica == "far" })
+	awaitAgent(t, near, "it at the other replica", func(a api.Agent) bool { return a.Replica == "far" })
 	near.stop() // the end of the stream there is old news
 	agent.beat(&agentv1.Heartbeat{Exceptions: []string{"still there"}})
-	awaitAgent(t, far, "it still", func(a controlapi.Agent) bool { return a.Replica == "far" && len(a.Exceptions) == 1 })
+	awaitAgent(t, far, "it still", func(a api.Agent) bool { return a.Replica == "far" && len(a.Exceptions) == 1 })
 }
 
 // Two agents come with one id to two replicas that do not know of each other yet. The one that
@@ -243,7 +243,7 @@ func TestIDClaimedTwiceAtOnce(t *testing.T) {
 			two.cut.Store(true) // it does not learn of the first
 			a := connect(t, one, older)
 			a.configuration()
-			awaitAgent(t, one, "the first", func(a controlapi.Agent) bool { return a.Replica == "one" })
+			awaitAgent(t, one, "the first", func(a api.Agent) bool { return a.Replica == "one" })
 			b := connect(t, two, younger)
 			b.configuration()
 			two.cut.Store(false)
@@ -257,7 +257,7 @@ func TestIDClaimedTwiceAtOnce(t *testing.T) {
 			}
 			winner.beat(&agentv1.Heartbeat{Exceptions: []string{"here"}})
 			for _, r := range []*replica{one, two} {
-				awaitAgent(t, r, "the one that started first", func(a controlapi.Agent) bool {
+				awaitAgent(t, r, "the one that started first", func(a api.Agent) bool {
 					return a.Replica == at && len(a.Exceptions) == 1
 				})
 			}
@@ -285,7 +285,7 @@ func TestAgentsOfOneName(t *testing.T) {
 		reg.Name = "twin"
 		connect(t, r, reg).configuration()
 	}
-	await(t, r, "both", func(list []controlapi.Agent) bool { return len(list) == 2 })
+	await(t, r, "both", func(list []api.Agent) bool { return len(list) == 2 })
 	if got := problemOf(r.DeleteAgent(t.Context(), "twin")); !strings.HasPrefix(got, `conflict: 2 agents are named "twin": give the id`) {
 		t.Error(got)
 	}

@@ -10,10 +10,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/flowwire"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -31,7 +31,7 @@ type Producer interface {
 
 // Entry is one dead letter.
 type Entry struct {
-	record.DeadLetter
+	delivery.DeadLetter
 	At    Position
 	Time  time.Time // when it was diverted
 	Items int       // spans or flows; 0 when the value is no request of its topic
@@ -85,15 +85,15 @@ func Each(ctx context.Context, log Log, topic string, f func(Entry) error) error
 
 func entry(partition int, batch *kafka.Batch, i int) Entry {
 	r := &batch.Records[i]
-	e := Entry{DeadLetter: record.DeadLetter{Meta: r.Meta}, At: Position{partition, r.Offset}, Time: r.Time, Value: r.Value}
+	e := Entry{DeadLetter: delivery.DeadLetter{Meta: r.Meta}, At: Position{partition, r.Offset}, Time: r.Time, Value: r.Value}
 	for _, h := range batch.Headers(i) {
 		e.Set(h.Key, h.Value)
 	}
 	switch {
-	case e.Topic == schema.TopicFlows && flowwire.Check(r.Value) == nil:
-		e.Items = flowwire.Flows(r.Value)
-	case e.Topic != schema.TopicFlows && otlp.Check(r.Value) == nil:
-		e.Items = otlp.Spans(r.Value)
+	case e.Topic == schema.TopicFlows && flows.Check(r.Value) == nil:
+		e.Items = flows.Flows(r.Value)
+	case e.Topic != schema.TopicFlows && traces.Check(r.Value) == nil:
+		e.Items = traces.Spans(r.Value)
 	}
 	return e
 }
@@ -120,7 +120,7 @@ type Target struct {
 func Replay(ctx context.Context, log Log, topic string, to map[string]Target, keep func(Entry) bool) (Report, error) {
 	report := Report{Items: make(map[string]int)}
 	var s splitter
-	seen := make(map[record.Hash]struct{})
+	seen := make(map[delivery.Hash]struct{})
 	err := Each(ctx, log, topic, func(e Entry) error {
 		if !keep(e) {
 			return nil
@@ -131,7 +131,7 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 			report.Skipped++
 			return nil
 		}
-		value := record.HashOf(e.Value)
+		value := delivery.HashOf(e.Value)
 		if _, ok := seen[value]; ok {
 			report.Copies++
 			return nil
@@ -157,8 +157,8 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 
 // splitter makes records of letters again.
 type splitter struct {
-	spans otlp.Splitter
-	flows flowwire.Splitter
+	spans traces.Splitter
+	flows flows.Splitter
 	batch []kafka.Outgoing
 	items int // in batch
 }
@@ -167,13 +167,13 @@ type splitter struct {
 func (s *splitter) split(e *Entry, to Target) (refused int64, err error) {
 	s.batch, s.items = s.batch[:0], 0
 	if e.Topic == schema.TopicFlows {
-		records, rejected, err := s.flows.Split(e.Value, flowwire.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: otlp.Anytime})
+		records, rejected, err := s.flows.Split(e.Value, flows.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: traces.Anytime})
 		for _, r := range records {
 			s.add(e, r.Partition, r.Value, r.Flows)
 		}
 		return rejected.Total(), err
 	}
-	records, rejected, err := s.spans.Split(e.Value, otlp.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: otlp.Anytime})
+	records, rejected, err := s.spans.Split(e.Value, traces.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: traces.Anytime})
 	for _, r := range records {
 		s.add(e, r.Partition, r.Value, r.Spans)
 	}
@@ -187,7 +187,7 @@ func (s *splitter) add(e *Entry, partition int, value []byte, items int) {
 	if received.IsZero() {
 		received = e.Time
 	}
-	meta := record.Meta{Agent: e.Meta.Agent, Received: received, Hash: record.HashOf(value), HasHash: true, Resend: true}
+	meta := delivery.Meta{Agent: e.Meta.Agent, Received: received, Hash: delivery.HashOf(value), HasHash: true, Resend: true}
 	s.batch = append(s.batch, kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()})
 	s.items += items
 }

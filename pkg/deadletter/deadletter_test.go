@@ -6,16 +6,16 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/deadletter"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
 // letters is a dead-letter topic of one partition, and takes what is replayed.
 type letters struct {
-	records []record.Record
+	records []delivery.Record
 	sent    []kafka.Outgoing
 }
 
@@ -42,7 +42,7 @@ func TestReplayKeepsTheFirstReceipt(t *testing.T) {
 	for name, received := range map[string]time.Time{"noted": ago.Add(-time.Hour), "not noted": {}} {
 		t.Run(name, func(t *testing.T) {
 			value := otlptest.New(1, otlptest.Options{Start: ago}).RequestBytes(20)
-			l := &letters{records: []record.Record{{Time: ago, Value: value, Meta: record.Meta{Received: received}}}}
+			l := &letters{records: []delivery.Record{{Time: ago, Value: value, Meta: delivery.Meta{Received: received}}}}
 			report, err := deadletter.Replay(t.Context(), l, schema.TopicDeadLetter,
 				map[string]deadletter.Target{"": {Producer: l, Partitions: 4, MaxRecordBytes: 1 << 20}}, func(deadletter.Entry) bool { return true })
 			if err != nil || report.Items[""] != 20 || report.Refused != 0 {
@@ -54,14 +54,14 @@ func TestReplayKeepsTheFirstReceipt(t *testing.T) {
 			}
 			spans := 0
 			for _, o := range l.sent {
-				r := record.Record{Time: now, Value: o.Value}
+				r := delivery.Record{Time: now, Value: o.Value}
 				for _, h := range o.Headers {
 					r.Meta.Set(h.Key, h.Value)
 				}
 				if got, ok := r.FirstReceipt(); !ok || !got.Equal(want) || !r.Meta.Resend {
 					t.Errorf("replayed as received at %v, resend %v; want %v", got, r.Meta.Resend, want)
 				}
-				spans += otlp.Spans(o.Value)
+				spans += traces.Spans(o.Value)
 			}
 			if spans != 20 {
 				t.Errorf("%d spans sent, want 20", spans)
@@ -78,7 +78,7 @@ func TestReplaySendsEqualLettersOnce(t *testing.T) {
 	one, two := gen.RequestBytes(3), gen.RequestBytes(3)
 	l := &letters{}
 	for _, value := range [][]byte{one, two, one, []byte("garbage"), one} {
-		l.records = append(l.records, record.Record{Time: now, Value: value})
+		l.records = append(l.records, delivery.Record{Time: now, Value: value})
 	}
 	to := map[string]deadletter.Target{"": {Producer: l, Partitions: 1, MaxRecordBytes: 1 << 20}}
 	report, err := deadletter.Replay(t.Context(), l, schema.TopicDeadLetter, to, func(deadletter.Entry) bool { return true })

@@ -9,10 +9,10 @@ import (
 	"sync"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/flowwire"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // Agents knows the agents that are connected.
@@ -35,7 +35,7 @@ type Flows struct {
 
 // flowWork is the memory that one request needs.
 type flowWork struct {
-	splitter flowwire.Splitter
+	splitter flows.Splitter
 	batch    []kafka.Outgoing
 }
 
@@ -55,23 +55,23 @@ func NewFlows(cfg Config, producer Producer, agents Agents, opts Options) (*Flow
 // ConsumeFlows stores the flows of req in Kafka. It implements otlpgrpc.FlowConsumer: a nil error means
 // that every flow but those counted in the result is durable. An error of class
 // fault.Rejected means that req is no ExportFlowsRequest, or not of the agent that it says it is of.
-func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+func (f *Flows) ConsumeFlows(ctx context.Context, req rpc.Request) (rpc.Result, error) {
 	w := f.work.Get().(*flowWork)
 	defer f.work.Put(w)
 	now := f.opts.Now()
 	received := f.cfg.firstReceipt(&req, now)
 	layout := f.sender.producer.Layout()
-	window := otlp.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
-	records, rejected, err := w.splitter.Split(req.Body, flowwire.Options{
+	window := traces.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
+	records, rejected, err := w.splitter.Split(req.Body, flows.Options{
 		Partitions: layout.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
 	})
 	if err != nil {
 		f.metrics.malformed.Inc()
-		return otlpgrpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportFlowsRequest: %w", err))
+		return rpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportFlowsRequest: %w", err))
 	}
 	if err := f.checkSender(&req); err != nil {
 		f.metrics.foreign.Inc()
-		return otlpgrpc.Result{}, fault.As(fault.Rejected, err)
+		return rpc.Result{}, fault.As(fault.Rejected, err)
 	}
 	flows := 0
 	w.batch = w.batch[:0]
@@ -84,18 +84,18 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req otlpgrpc.Request) (otlpgrp
 	f.metrics.repaired.Add(float64(rejected.RepairedTexts))
 	countReceived(f.metrics, flows, &rejected)
 	if err := f.sender.send(ctx, &from, w.batch, flows); err != nil {
-		return otlpgrpc.Result{}, err
+		return rpc.Result{}, err
 	}
 	if rejected.Total() == 0 {
-		return otlpgrpc.Result{}, nil
+		return rpc.Result{}, nil
 	}
-	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, f.opts.MaxRecordBytes)}, nil
+	return rpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, f.opts.MaxRecordBytes)}, nil
 }
 
 // split is what the sender splits records of flows with.
 func (f *Flows) split(value []byte, size int) ([][]byte, error) {
-	var s flowwire.Splitter
-	records, rejected, err := s.Split(value, flowwire.Options{
+	var s flows.Splitter
+	records, rejected, err := s.Split(value, flows.Options{
 		Partitions: 1, Window: anyTime, MaxRecordBytes: f.opts.MaxRecordBytes, SplitBytes: size,
 	})
 	if err == nil && rejected.Total() > 0 {
@@ -113,8 +113,8 @@ const maxAgentID = 256
 
 // checkSender holds a request to the agent that sent it: counters under the id of another would be taken
 // for that agent's.
-func (f *Flows) checkSender(req *otlpgrpc.Request) error {
-	var head flowwire.Head
+func (f *Flows) checkSender(req *rpc.Request) error {
+	var head flows.Head
 	head.Read(req.Body)
 	id := string(head.AgentID)
 	switch {

@@ -11,11 +11,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/flow"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -36,8 +36,8 @@ func newFlows(t *testing.T, l *log, agents gateway.Agents) (*gateway.Flows, *pro
 	return f, reg
 }
 
-// flows is a request of agent-1 with flows of these connections; 0 is none that is acceptable.
-func flows(t *testing.T, connections ...uint64) []byte {
+// flowRequest is a request of agent-1 with flows of these connections; 0 is none that is acceptable.
+func flowRequest(t *testing.T, connections ...uint64) []byte {
 	t.Helper()
 	return flowsOf(t, "agent-1", connections...)
 }
@@ -65,17 +65,17 @@ func TestFlowsAreProducedByPartition(t *testing.T) {
 	for i := range uint64(40) {
 		connections = append(connections, i+1)
 	}
-	res, err := f.ConsumeFlows(t.Context(), otlpgrpc.Request{Body: flows(t, connections...), Agent: "agent-1", Resend: true})
+	res, err := f.ConsumeFlows(t.Context(), rpc.Request{Body: flowRequest(t, connections...), Agent: "agent-1", Resend: true})
 	if err != nil || res.Rejected != 0 {
 		t.Fatalf("ConsumeFlows = %+v, %v", res, err)
 	}
 	total := 0
 	for _, r := range l.records {
-		var meta record.Meta
+		var meta delivery.Meta
 		for _, h := range r.Headers {
 			meta.Set(h.Key, h.Value)
 		}
-		if meta.Agent != "agent-1" || !meta.Resend || !meta.Received.Equal(now) || meta.Hash != record.HashOf(r.Value) {
+		if meta.Agent != "agent-1" || !meta.Resend || !meta.Received.Equal(now) || meta.Hash != delivery.HashOf(r.Value) {
 			t.Errorf("headers say %+v", meta)
 		}
 		var req agentv1.ExportFlowsRequest
@@ -107,18 +107,18 @@ func TestFlowsAnswers(t *testing.T) {
 		class    fault.Class
 		wantErr  string
 	}{
-		"all good":                        {body: flows(t, 1)},
-		"one flow of three":               {body: flows(t, 1, 0, 2), rejected: 1},
-		"only bad flows":                  {body: flows(t, 0), rejected: 1},
+		"all good":                        {body: flowRequest(t, 1)},
+		"one flow of three":               {body: flowRequest(t, 1, 0, 2), rejected: 1},
+		"only bad flows":                  {body: flowRequest(t, 0), rejected: 1},
 		"garbage":                         {body: []byte("garbage"), wantErr: "malformed", class: fault.Rejected},
-		"Kafka is away":                   {body: flows(t, 1), produce: away, wantErr: "away", class: fault.Retryable},
-		"Kafka is full":                   {body: flows(t, 1), produce: fault.As(fault.Overload, away), wantErr: "away", class: fault.Overload},
-		"of another agent":                {body: flows(t, 1), agent: "agent-2", wantErr: `"agent-2"`, class: fault.Rejected},
+		"Kafka is away":                   {body: flowRequest(t, 1), produce: away, wantErr: "away", class: fault.Retryable},
+		"Kafka is full":                   {body: flowRequest(t, 1), produce: fault.As(fault.Overload, away), wantErr: "away", class: fault.Overload},
+		"of another agent":                {body: flowRequest(t, 1), agent: "agent-2", wantErr: `"agent-2"`, class: fault.Rejected},
 		"of nobody":                       {body: []byte{}, wantErr: "empty", class: fault.Rejected},
 		"an id without an end":            {body: flowsOf(t, strings.Repeat("a", 1<<20)), wantErr: "1048576 bytes", class: fault.Rejected},
-		"an agent that nobody knows":      {body: flows(t, 1), agents: hosts{"agent-2": {there}}},
-		"an agent where it should be":     {body: flows(t, 1), agents: hosts{"agent-1": {there, here}}},
-		"an agent that is somewhere else": {body: flows(t, 1), agents: hosts{"agent-1": {there}}, wantErr: "connected from", class: fault.Rejected},
+		"an agent that nobody knows":      {body: flowRequest(t, 1), agents: hosts{"agent-2": {there}}},
+		"an agent where it should be":     {body: flowRequest(t, 1), agents: hosts{"agent-1": {there, here}}},
+		"an agent that is somewhere else": {body: flowRequest(t, 1), agents: hosts{"agent-1": {there}}, wantErr: "connected from", class: fault.Rejected},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -126,7 +126,7 @@ func TestFlowsAnswers(t *testing.T) {
 			if tc.agent == "" {
 				tc.agent = "agent-1"
 			}
-			res, err := f.ConsumeFlows(t.Context(), otlpgrpc.Request{Body: tc.body, Agent: tc.agent, Peer: netip.AddrPortFrom(here, 5555)})
+			res, err := f.ConsumeFlows(t.Context(), rpc.Request{Body: tc.body, Agent: tc.agent, Peer: netip.AddrPortFrom(here, 5555)})
 			if (err != nil) != (tc.wantErr != "") || err != nil && (fault.ClassOf(err) != tc.class || !strings.Contains(err.Error(), tc.wantErr)) {
 				t.Fatalf("error %v of class %v", err, fault.ClassOf(err))
 			}
@@ -145,13 +145,13 @@ func TestCountersOfFlowsAddUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	consume := func(agent string, body []byte) {
-		_, _ = f.ConsumeFlows(t.Context(), otlpgrpc.Request{Body: body, Agent: agent})
+		_, _ = f.ConsumeFlows(t.Context(), rpc.Request{Body: body, Agent: agent})
 	}
-	consume("agent-1", flows(t, 1, 0, 3))
+	consume("agent-1", flowRequest(t, 1, 0, 3))
 	l.err = errors.New("broker away")
-	consume("agent-1", flows(t, 1))
+	consume("agent-1", flowRequest(t, 1))
 	consume("agent-1", []byte("garbage"))
-	consume("agent-2", flows(t, 1))
+	consume("agent-2", flowRequest(t, 1))
 	for name, want := range map[string]float64{
 		"metaflow_gateway_flows_received_total":           4,
 		"metaflow_gateway_flows_produced_total":           2,

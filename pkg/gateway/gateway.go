@@ -1,7 +1,7 @@
 // Package gateway takes OTLP requests, and the flow data of agents, from the network to Kafka.
 //
 // A request's bytes are walked once: validated, judged span by span or flow by flow and
-// regrouped by partition (pkg/otlp, pkg/flowwire). Each partition's part becomes one record
+// regrouped by partition (pkg/signal/traces, pkg/signal/flows). Each partition's part becomes one record
 // that carries its content hash. The caller gets its answer only after Kafka has
 // acknowledged all records of the request with acks=all; on any doubt the answer is
 // an error that makes the client send the same bytes again, which the writer
@@ -24,8 +24,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // Config is what an operator may set.
@@ -75,7 +75,7 @@ func (c Config) Validate() error {
 // firstReceipt returns the time by which req is judged, and which its records carry on. An agent's word is
 // taken for it within bounds: its clock may be wrong, and a time after now would lift the bound on times in the
 // future. Requests of other clients are received here first.
-func (c Config) firstReceipt(req *otlpgrpc.Request, now time.Time) time.Time {
+func (c Config) firstReceipt(req *rpc.Request, now time.Time) time.Time {
 	switch t := req.Received; {
 	case req.Agent == "" || t.IsZero() || t.After(now):
 		return now
@@ -122,7 +122,7 @@ type Gateway struct {
 
 // work is the memory that one request needs.
 type work struct {
-	splitter otlp.Splitter
+	splitter traces.Splitter
 	batch    []kafka.Outgoing
 }
 
@@ -141,19 +141,19 @@ func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
 // ConsumeTraces stores the spans of req in Kafka. It implements
 // otlpgrpc.Consumer: a nil error means that every span but those counted in
 // the result is durable. An error of class fault.Rejected means that req is not OTLP.
-func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlpgrpc.Result, error) {
+func (g *Gateway) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Result, error) {
 	w := g.work.Get().(*work)
 	defer g.work.Put(w)
 	now := g.opts.Now()
 	received := g.cfg.firstReceipt(&req, now)
 	layout := g.sender.producer.Layout()
-	window := otlp.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
-	records, rejected, err := w.splitter.Split(req.Body, otlp.Options{
+	window := traces.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
+	records, rejected, err := w.splitter.Split(req.Body, traces.Options{
 		Partitions: layout.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
 	})
 	if err != nil {
 		g.metrics.malformed.Inc()
-		return otlpgrpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
+		return rpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
 	}
 	spans := 0
 	w.batch = w.batch[:0]
@@ -166,18 +166,18 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req otlpgrpc.Request) (otlp
 	g.metrics.repaired.Add(float64(rejected.RepairedTexts))
 	countReceived(g.metrics, spans, &rejected)
 	if err := g.sender.send(ctx, &from, w.batch, spans); err != nil {
-		return otlpgrpc.Result{}, err
+		return rpc.Result{}, err
 	}
 	if rejected.Total() == 0 {
-		return otlpgrpc.Result{}, nil
+		return rpc.Result{}, nil
 	}
-	return otlpgrpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
+	return rpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
 }
 
 // split is what the sender splits records of spans with.
 func (g *Gateway) split(value []byte, size int) ([][]byte, error) {
-	var s otlp.Splitter
-	records, rejected, err := s.Split(value, otlp.Options{
+	var s traces.Splitter
+	records, rejected, err := s.Split(value, traces.Options{
 		Partitions: 1, Window: anyTime, MaxRecordBytes: g.opts.MaxRecordBytes, SplitBytes: size,
 	})
 	if err == nil && rejected.Total() > 0 {

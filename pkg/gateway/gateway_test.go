@@ -14,12 +14,12 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
@@ -95,7 +95,7 @@ func TestConsumeProducesByPartition(t *testing.T) {
 	for i := range byte(40) {
 		spans = append(spans, span(i+1, i+1))
 	}
-	res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, spans...), Agent: "node-1", Resend: true})
+	res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, spans...), Agent: "node-1", Resend: true})
 	if err != nil || res.Rejected != 0 {
 		t.Fatalf("ConsumeTraces = %+v, %v", res, err)
 	}
@@ -106,11 +106,11 @@ func TestConsumeProducesByPartition(t *testing.T) {
 			t.Errorf("two records for partition %d", r.Partition)
 		}
 		seen[r.Partition] = true
-		var meta record.Meta
+		var meta delivery.Meta
 		for _, h := range r.Headers {
 			meta.Set(h.Key, h.Value)
 		}
-		if meta.Agent != "node-1" || !meta.Resend || !meta.Received.Equal(now) || meta.Hash != record.HashOf(r.Value) {
+		if meta.Agent != "node-1" || !meta.Resend || !meta.Received.Equal(now) || meta.Hash != delivery.HashOf(r.Value) {
 			t.Errorf("headers say %+v", meta)
 		}
 		var req coltracepb.ExportTraceServiceRequest
@@ -118,7 +118,7 @@ func TestConsumeProducesByPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, sp := range req.GetResourceSpans()[0].GetScopeSpans()[0].GetSpans() {
-			if p := otlp.Partition(sp.GetTraceId(), 4); p != r.Partition {
+			if p := traces.Partition(sp.GetTraceId(), 4); p != r.Partition {
 				t.Errorf("a span of partition %d in a record of %d", p, r.Partition)
 			}
 			total++
@@ -144,7 +144,7 @@ func TestOneBadByteCostsNoSpan(t *testing.T) {
 	for range 2 {
 		l := &log{}
 		g, reg := newGateway(t, l)
-		res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: body})
+		res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: body})
 		if err != nil || res.Rejected != 0 || res.Message != "" {
 			t.Fatalf("ConsumeTraces = %+v, %v", res, err)
 		}
@@ -171,7 +171,7 @@ func TestOneBadByteCostsNoSpan(t *testing.T) {
 			first = l.records
 		}
 		for i, r := range l.records {
-			if !bytes.Equal(r.Value, first[i].Value) || record.HashOf(r.Value) != record.HashOf(first[i].Value) {
+			if !bytes.Equal(r.Value, first[i].Value) || delivery.HashOf(r.Value) != delivery.HashOf(first[i].Value) {
 				t.Error("sent again, the records differ")
 			}
 		}
@@ -198,7 +198,7 @@ func TestConsumeAnswers(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			g, _ := newGateway(t, &log{err: tc.produce})
-			res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: tc.body})
+			res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: tc.body})
 			if (err != nil) != tc.wantErr || err != nil && fault.ClassOf(err) != tc.class {
 				t.Fatalf("error %v of class %v", err, fault.ClassOf(err))
 			}
@@ -213,10 +213,10 @@ func TestConsumeAnswers(t *testing.T) {
 func TestCountersAddUp(t *testing.T) {
 	l := &log{}
 	g, reg := newGateway(t, l)
-	_, _ = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, span(1, 1), span(2, 0), span(3, 3))})
+	_, _ = g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, span(1, 1), span(2, 0), span(3, 3))})
 	l.err = errors.New("broker away")
-	_, _ = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, span(1, 1))})
-	_, _ = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: []byte("garbage")})
+	_, _ = g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, span(1, 1))})
+	_, _ = g.ConsumeTraces(t.Context(), rpc.Request{Body: []byte("garbage")})
 	for name, want := range map[string]float64{
 		"metaflow_gateway_spans_received_total":     4,
 		"metaflow_gateway_spans_produced_total":     2,
@@ -277,14 +277,14 @@ func TestFirstReceiptIsJudgedBy(t *testing.T) {
 			sp := span(1, 1)
 			sp.StartTimeUnixNano = uint64(now.Add(-tc.age).UnixNano())
 			sp.EndTimeUnixNano = sp.StartTimeUnixNano
-			res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, sp), Agent: tc.agent, Received: tc.received})
+			res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, sp), Agent: tc.agent, Received: tc.received})
 			if err != nil || (res.Rejected == 0) != tc.stored || (len(l.records) == 1) != tc.stored {
 				t.Fatalf("ConsumeTraces = %+v, %v; %d records", res, err, len(l.records))
 			}
 			if !tc.stored {
 				return
 			}
-			var meta record.Meta
+			var meta delivery.Meta
 			for _, h := range l.records[0].Headers {
 				meta.Set(h.Key, h.Value)
 			}
@@ -307,20 +307,20 @@ func TestTheHashIsOfWhatCame(t *testing.T) {
 	old := span(1, 2)
 	old.StartTimeUnixNano = uint64(now.Add(-7 * 24 * time.Hour).UnixNano())
 	body := request(t, span(1, 1), old)
-	var hashes []record.Hash
+	var hashes []delivery.Hash
 	for _, rejected := range []int64{0, 1} {
-		res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: body})
+		res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: body})
 		if err != nil || res.Rejected != rejected {
 			t.Fatalf("ConsumeTraces = %+v, %v; want %d rejected", res, err, rejected)
 		}
-		var meta record.Meta
+		var meta delivery.Meta
 		for _, h := range l.records[len(l.records)-1].Headers {
 			meta.Set(h.Key, h.Value)
 		}
 		hashes = append(hashes, meta.Hash)
 		at = at.Add(time.Second)
 	}
-	if hashes[0] != hashes[1] || hashes[0] != record.HashOf(l.records[0].Value) {
+	if hashes[0] != hashes[1] || hashes[0] != delivery.HashOf(l.records[0].Value) {
 		t.Errorf("hashes %x", hashes)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 )
 
 // eventually waits until check succeeds.
@@ -96,7 +96,7 @@ func TestGatewaysFollowTheTopic(t *testing.T) {
 			}
 			body := request(t, spans...)
 			consume := func(g *gateway.Gateway) error {
-				_, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: body})
+				_, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: body})
 				return err
 			}
 			await := func(partitions int) {

@@ -12,15 +12,15 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/flowwire"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
 // trace is n spans of one trace, each with size bytes that do not compress.
@@ -85,7 +85,7 @@ func TestTopicTakesLessThanATrace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			res, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, trace(400, 1000)...)})
+			res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, trace(400, 1000)...)})
 			if err != nil || res.Rejected != 0 {
 				t.Fatalf("ConsumeTraces of 400 spans = %+v, %v", res, err)
 			}
@@ -104,7 +104,7 @@ func TestTopicTakesLessThanATrace(t *testing.T) {
 
 			// One span that the topic does not take waits for the topic; its neighbours do not.
 			spans := append(trace(1, 200_000), span(1, 2))
-			res, err = g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, spans...)})
+			res, err = g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, spans...)})
 			if !errors.Is(err, kafka.ErrTooLarge) || fault.ClassOf(err) != fault.Retryable {
 				t.Errorf("ConsumeTraces of a span of 200 kB = %+v, %v, class %v", res, err, fault.ClassOf(err))
 			}
@@ -160,9 +160,9 @@ func readValues(t *testing.T, client *kafka.Client, topic string, partitions int
 }
 
 // records returns what a partition holds.
-func records(t *testing.T, client *kafka.Client, topic string, partition int) []record.Record {
+func records(t *testing.T, client *kafka.Client, topic string, partition int) []delivery.Record {
 	t.Helper()
-	var all []record.Record
+	var all []delivery.Record
 	for next := int64(0); ; {
 		b, err := client.Fetch(t.Context(), topic, partition, next, 1<<20, 10*time.Millisecond)
 		if err != nil {
@@ -181,7 +181,7 @@ func records(t *testing.T, client *kafka.Client, topic string, partition int) []
 
 // resent reports whether the writer is told to look a record up.
 func resent(r kafka.Outgoing) bool {
-	var meta record.Meta
+	var meta delivery.Meta
 	for _, h := range r.Headers {
 		meta.Set(h.Key, h.Value)
 	}
@@ -201,7 +201,7 @@ func TestPartsAreLookedUp(t *testing.T) {
 	consume := func(spans int) (records []kafka.Outgoing) {
 		t.Helper()
 		l.records = nil
-		if _, err := g.ConsumeTraces(t.Context(), otlpgrpc.Request{Body: request(t, trace(spans, 1000)...)}); err != nil {
+		if _, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, trace(spans, 1000)...)}); err != nil {
 			t.Fatal(err)
 		}
 		return l.records
@@ -237,14 +237,14 @@ func TestFlowsAreSplit(t *testing.T) {
 	for i := range connections {
 		connections[i] = uint64(i + 1)
 	}
-	res, err := f.ConsumeFlows(t.Context(), otlpgrpc.Request{Agent: "agent-1", Body: flows(t, connections...)})
+	res, err := f.ConsumeFlows(t.Context(), rpc.Request{Agent: "agent-1", Body: flowRequest(t, connections...)})
 	if err != nil || res.Rejected != 0 {
 		t.Fatalf("ConsumeFlows = %+v, %v", res, err)
 	}
 	stored := 0
 	for _, r := range l.records {
-		var s flowwire.Splitter
-		records, _, err := s.Split(r.Value, flowwire.Options{Partitions: 1, MaxRecordBytes: 1 << 20, Window: otlp.WindowAt(now, time.Hour, time.Hour)})
+		var s flows.Splitter
+		records, _, err := s.Split(r.Value, flows.Options{Partitions: 1, MaxRecordBytes: 1 << 20, Window: traces.WindowAt(now, time.Hour, time.Hour)})
 		if err != nil || len(records) != 1 {
 			t.Fatalf("Split = %d records, %v", len(records), err)
 		}

@@ -8,14 +8,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/otlpgrpc"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // anyTime accepts what was judged before.
-var anyTime = otlp.Window{Latest: math.MaxUint64}
+var anyTime = traces.Window{Latest: math.MaxUint64}
 
 // sender hands the records of requests to Kafka. It splits records that the
 // topic does not take for their size, down to one span or flow.
@@ -34,15 +34,15 @@ type sender struct {
 
 // request is what the records of one request have in common.
 type request struct {
-	*otlpgrpc.Request
+	*rpc.Request
 	received time.Time // first, perhaps by an agent
 	marked   bool      // the writer must look the items up, whether the sender said so or not
 }
 
 // outgoing is one part of a request as a record. Its hash is that of content.
 func (r *request) outgoing(partition int, value, content []byte, marked bool) kafka.Outgoing {
-	meta := record.Meta{
-		Agent: r.Agent, Received: r.received, Hash: record.HashOf(content), HasHash: true,
+	meta := delivery.Meta{
+		Agent: r.Agent, Received: r.received, Hash: delivery.HashOf(content), HasHash: true,
 		Resend: r.Resend || r.marked || marked,
 	}
 	return kafka.Outgoing{Partition: partition, Value: value, Headers: meta.Headers()}

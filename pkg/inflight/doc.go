@@ -8,7 +8,7 @@
 // being read all at once. Nothing here waits: who is not let in is to be told to
 // come back.
 //
-// The package does not know which protocol the requests came by; pkg/otlpgrpc and
+// The package does not know which protocol the requests came by; pkg/rpc and
 // pkg/otlphttp do. A Budget and Buffers may be used by many goroutines; nothing is
 // called while the Budget's lock is held.
 package inflight

@@ -12,8 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
 // Apache Kafka treats a group, its topic and its commits as the embedded broker does.

@@ -12,9 +12,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/metaflowys/metaflow-server/pkg/embedded/apachekafka"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
 // brokersVariable names brokers to use instead of an Apache Kafka that the test

@@ -5,7 +5,7 @@ import (
 	"hash/crc32"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 )
 
 // Outgoing is a record to produce.
@@ -13,7 +13,7 @@ type Outgoing struct {
 	Partition int
 	Key       []byte // nil for none
 	Value     []byte // nil is a tombstone
-	Headers   []record.Header
+	Headers   []delivery.Header
 	Time      time.Time // zero means the time of sending
 }
 

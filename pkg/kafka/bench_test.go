@@ -11,8 +11,8 @@ import (
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // benchSpans is how many spans a record has: a request of 720 over 12 partitions.
@@ -24,7 +24,7 @@ func benchRecords(seed uint64, n, partitions int) []Outgoing {
 	batch := make([]Outgoing, n)
 	for i := range batch {
 		value := g.RequestBytes(benchSpans)
-		meta := record.Meta{Agent: "node-1", Received: time.Unix(1, 2), Hash: record.HashOf(value), HasHash: true}
+		meta := delivery.Meta{Agent: "node-1", Received: time.Unix(1, 2), Hash: delivery.HashOf(value), HasHash: true}
 		batch[i] = Outgoing{Partition: i % partitions, Value: value, Headers: meta.Headers()}
 	}
 	return batch

@@ -8,7 +8,7 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 )
 
 // maxDecompressed bounds what one record batch may decompress to. Brokers
@@ -26,7 +26,7 @@ var (
 
 // Batch is what one fetch returned.
 type Batch struct {
-	Records []record.Record
+	Records []delivery.Record
 	// Next is the offset to fetch next. It may lie beyond the last record:
 	// compaction and transactions leave offsets without records.
 	Next int64
@@ -51,11 +51,11 @@ type Batch struct {
 
 // Headers returns all headers of record i. Those that record.Meta knows are in
 // its Meta already.
-func (b *Batch) Headers(i int) []record.Header {
-	var headers []record.Header
+func (b *Batch) Headers(i int) []delivery.Header {
+	var headers []delivery.Header
 	if i < len(b.headers) {
 		_ = eachHeader(b.headers[i], func(key string, value []byte) {
-			headers = append(headers, record.Header{Key: string([]byte(key)), Value: value})
+			headers = append(headers, delivery.Header{Key: string([]byte(key)), Value: value})
 		})
 	}
 	return headers
@@ -66,7 +66,7 @@ func (b *Batch) Headers(i int) []record.Header {
 type decoder struct {
 	aborted abortedTxns
 	plain   []byte // decompressed batches
-	records []record.Record
+	records []delivery.Record
 	headers [][]byte
 }
 
@@ -236,7 +236,7 @@ func (d *decoder) one(h batchHeader, b []byte, from int64) (offset int64, err er
 	if h.attributes()&attrLogAppendTime != 0 {
 		millis = int64(binary.BigEndian.Uint64(h[batchAtMaxTime:]))
 	}
-	rec := record.Record{Offset: offset, Time: time.UnixMilli(millis), Key: key, Value: value}
+	rec := delivery.Record{Offset: offset, Time: time.UnixMilli(millis), Key: key, Value: value}
 	if err := eachHeader(r.b, rec.Meta.Set); err != nil {
 		return 0, err
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/pierrec/lz4/v4"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 var testTime = time.UnixMilli(1_700_000_000_000)
@@ -42,10 +42,10 @@ func seal(b []byte) []byte {
 	return b
 }
 
-func offsets(first, end int64) []record.Record {
-	var records []record.Record
+func offsets(first, end int64) []delivery.Record {
+	var records []delivery.Record
 	for o := first; o < end; o++ {
-		records = append(records, record.Record{Offset: o, Time: testTime, Value: fmt.Appendf(nil, "offset %d", o)})
+		records = append(records, delivery.Record{Offset: o, Time: testTime, Value: fmt.Appendf(nil, "offset %d", o)})
 	}
 	return records
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"go.uber.org/goleak"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -83,9 +83,9 @@ func startProducer(t testing.TB, client *kafka.Client, opts kafka.ProducerOption
 }
 
 // readAll fetches a partition from offset to its end.
-func readAll(t testing.TB, client *kafka.Client, partition int, offset int64) []record.Record {
+func readAll(t testing.TB, client *kafka.Client, partition int, offset int64) []delivery.Record {
 	t.Helper()
-	var all []record.Record
+	var all []delivery.Record
 	for {
 		b, err := client.Fetch(t.Context(), topic, partition, offset, 1<<20, 10*time.Millisecond)
 		if err != nil {
@@ -100,7 +100,7 @@ func readAll(t testing.TB, client *kafka.Client, partition int, offset int64) []
 }
 
 // values returns what the records hold, as text.
-func values(records []record.Record) []string {
+func values(records []delivery.Record) []string {
 	var texts []string
 	for _, r := range records {
 		texts = append(texts, string(r.Value))

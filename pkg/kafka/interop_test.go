@@ -9,8 +9,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // newFranz returns a client that shares no code with ours.
@@ -29,7 +29,7 @@ func TestFranzReadsOurs(t *testing.T) {
 	at := time.UnixMilli(1_700_000_000_123).UTC()
 	big := bytes.Repeat([]byte("0123456789abcdef"), 40_000) // several blocks of most codecs
 	batch := []kafka.Outgoing{
-		{Value: big, Headers: []record.Header{{Key: "k", Value: []byte("v")}}, Time: at},
+		{Value: big, Headers: []delivery.Header{{Key: "k", Value: []byte("v")}}, Time: at},
 		{Key: []byte("key"), Value: []byte("small"), Time: at.Add(time.Second)},
 		{Key: []byte("tombstone"), Time: at},
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 var compressions = []string{"none", "gzip", "snappy", "lz4", "zstd"}
@@ -18,7 +18,7 @@ var compressions = []string{"none", "gzip", "snappy", "lz4", "zstd"}
 func TestRoundTrip(t *testing.T) {
 	at := time.UnixMilli(1_700_000_000_123)
 	value := bytes.Repeat([]byte("metaflow "), 1000)
-	meta := record.Meta{Agent: "node-1", Received: at, Hash: record.HashOf(value), HasHash: true, Resend: true}
+	meta := delivery.Meta{Agent: "node-1", Received: at, Hash: delivery.HashOf(value), HasHash: true, Resend: true}
 	for _, compression := range compressions {
 		t.Run(compression, func(t *testing.T) {
 			client := newClient(t, startCluster(t), func(c *kafka.Config) { c.Compression = compression })
@@ -28,7 +28,7 @@ func TestRoundTrip(t *testing.T) {
 				{Partition: 1, Value: value, Headers: meta.Headers(), Time: at},
 				{Partition: 0, Value: []byte("other partition"), Time: at},
 				{Partition: 1, Key: []byte("key"), Value: []byte{}, Time: at.Add(-time.Hour)},
-				{Partition: 1, Value: []byte("strange header"), Headers: []record.Header{{Key: "x", Value: nil}, {Key: "", Value: []byte("y")}}, Time: at},
+				{Partition: 1, Value: []byte("strange header"), Headers: []delivery.Header{{Key: "x", Value: nil}, {Key: "", Value: []byte("y")}}, Time: at},
 			}
 			if err := producer.Produce(t.Context(), batch); err != nil {
 				t.Fatal(err)
@@ -38,7 +38,7 @@ func TestRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := kafka.Batch{
-				Records: []record.Record{
+				Records: []delivery.Record{
 					{Offset: 0, Time: at, Value: value, Meta: meta},
 					{Offset: 1, Time: at.Add(-time.Hour), Key: []byte("key"), Value: []byte{}},
 					{Offset: 2, Time: at, Value: []byte("strange header")},

@@ -14,9 +14,9 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
-	"github.com/metaflowys/metaflow-server/pkg/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // The load comes from a process of its own, this test binary run with these
@@ -38,7 +38,7 @@ func BenchmarkReceive(b *testing.B) {
 		case buffer = <-buffers:
 		default:
 		}
-		out, added, err := otlp.AddHostAddress(buffer[:0], req.Body, "10.1.2.3")
+		out, added, err := traces.AddHostAddress(buffer[:0], req.Body, "10.1.2.3")
 		if added > 0 {
 			buffer = out
 		}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"net/netip"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlpjson"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces/otlpjson"
 )
 
 // Request is one ExportTraceServiceRequest.

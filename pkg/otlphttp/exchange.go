@@ -15,7 +15,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/code"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
-	"github.com/metaflowys/metaflow-server/pkg/otlpjson"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces/otlpjson"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlpjson"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces/otlpjson"
 )
 
 // What is granted for JSON covers what is allocated for it, whatever it is made of.

@@ -18,13 +18,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // checking is a consumer that validates, as an agent's does.
 var checking = consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
-	_, _, err := otlp.AddHostAddress(nil, req.Body, "10.1.2.3")
+	_, _, err := traces.AddHostAddress(nil, req.Body, "10.1.2.3")
 	return otlphttp.Result{}, fault.As(fault.Rejected, err)
 })
 
@@ -102,7 +102,7 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
 	var spans int
 	counting := consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
-		spans = otlp.Spans(req.Body)
+		spans = traces.Spans(req.Body)
 		return otlphttp.Result{Rejected: 1, Message: "1 spans rejected: too old"}, nil
 	})
 	reg := prometheus.NewRegistry()

@@ -3,10 +3,10 @@ package writer
 import (
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // batch is the range of records that is being gathered, decoded.
@@ -24,8 +24,8 @@ type batch struct {
 	deadMore int       // how many more letters there are, because Kafka takes some only in parts
 	division *division // set once Kafka has refused a letter for its size
 
-	resent      []record.Record // marked as resent: not looked up yet, and so not in the block
-	resentSize  int64           // bytes of their values
+	resent      []delivery.Record // marked as resent: not looked up yet, and so not in the block
+	resentSize  int64             // bytes of their values
 	resentItems int
 
 	// unknown says that rows of the block may be stored already: an owner before us, or an
@@ -85,9 +85,9 @@ func (b *batch) old(cfg *Config) bool { return time.Since(b.begun) >= cfg.MaxWai
 const causeBytes = 1000
 
 // divert adds a dead letter, which keeps the time by which its items were judged.
-func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string) {
+func (b *batch) divert(claim Claim, r *delivery.Record, value []byte, cause string) {
 	cause = fault.Shorten(cause, causeBytes)
-	letter := record.DeadLetter{Cause: cause, Topic: claim.Topic(), Partition: claim.Partition(), Offset: r.Offset, Meta: r.Meta}
+	letter := delivery.DeadLetter{Cause: cause, Topic: claim.Topic(), Partition: claim.Partition(), Offset: r.Offset, Meta: r.Meta}
 	letter.Meta.Received, _ = r.FirstReceipt()
 	b.dead = append(b.dead, kafka.Outgoing{Value: append([]byte{}, value...), Headers: letter.Headers()})
 	b.deadSize += int64(len(value))
@@ -95,7 +95,7 @@ func (b *batch) divert(claim Claim, r *record.Record, value []byte, cause string
 
 // noteReceived keeps the oldest time of arrival.
 func (b *batch) noteReceived(t time.Time) {
-	if record.Believable(t) && (b.received.IsZero() || t.Before(b.received)) {
+	if delivery.Believable(t) && (b.received.IsZero() || t.Before(b.received)) {
 		b.received = t
 	}
 }
@@ -105,10 +105,10 @@ const slack = time.Hour
 
 // accept returns the window in which the items of a record must lie: around its first receipt, or any
 // time when that is not known. It depends on the record alone, so that every writer judges it alike.
-func (w *Writer) accept(r *record.Record) otlp.Window {
+func (w *Writer) accept(r *delivery.Record) traces.Window {
 	received, ok := r.FirstReceipt()
 	if !ok {
-		return otlp.Anytime
+		return traces.Anytime
 	}
-	return otlp.WindowAt(received, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
+	return traces.WindowAt(received, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
 }

@@ -38,7 +38,7 @@
 //
 // # What is a duplicate
 //
-// A record whose content the partition has shown within the window (pkg/dedup) is one. This
+// A record whose content the partition has shown within the window (pkg/delivery) is one. This
 // decision depends only on the log, so a range formed again has the same rows. Records that say
 // they may have been delivered before are looked up instead, once for each batch (take.go): the
 // replay of a dead letter may have the content of the record that was diverted.

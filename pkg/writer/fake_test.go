@@ -19,9 +19,9 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -34,7 +34,7 @@ type partitionLog struct {
 	signal   *signal
 	number   int
 	mu       sync.Mutex
-	records  []record.Record
+	records  []delivery.Record
 	start    int64          // what lies before it was deleted
 	marks    map[int64]bool // offsets without a record, where a transaction ended
 	offset   int64
@@ -49,7 +49,7 @@ type partitionLog struct {
 	steps    int                 // operations until the owner crashes; negative means never
 	trouble  map[string][]error  // of the next operations of a name, nil for none
 	corrupt  *kafka.CorruptError // what a fetch of its offsets returns
-	lent     []record.Record     // what the last fetch returned
+	lent     []delivery.Record   // what the last fetch returned
 	fetches  int
 	faults   []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
 }
@@ -63,8 +63,8 @@ func newLogOf(s *signal) *partitionLog {
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
 
 func (l *partitionLog) append(at time.Time, value []byte, resend bool) {
-	r := record.Record{Offset: l.end(), Time: at, Value: value}
-	r.Meta = record.Meta{Hash: record.HashOf(value), HasHash: true, Resend: resend, Agent: "node-1"}
+	r := delivery.Record{Offset: l.end(), Time: at, Value: value}
+	r.Meta = delivery.Meta{Hash: delivery.HashOf(value), HasHash: true, Resend: resend, Agent: "node-1"}
 	l.records = append(l.records, r)
 }
 
@@ -188,7 +188,7 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 	// What the last fetch returned is not valid any more, so let nobody read it.
 	for i := range l.lent {
 		clear(l.lent[i].Value)
-		l.lent[i] = record.Record{Offset: -1}
+		l.lent[i] = delivery.Record{Offset: -1}
 	}
 	l.lent = l.lent[:0]
 	fault := l.fault()
@@ -491,7 +491,7 @@ func column(input proto.Input, name string, width int, id func([]byte) string) (
 
 // letters is the dead-letter topic.
 type letters struct {
-	all    []record.DeadLetter
+	all    []delivery.DeadLetter
 	values [][]byte
 	max    int // bytes of a letter that Kafka takes; 0 means any number
 }
@@ -499,7 +499,7 @@ type letters struct {
 func (d *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
 	large := &kafka.TooLargeError{Cause: errors.New("message too large")}
 	for i, o := range batch {
-		var l record.DeadLetter
+		var l delivery.DeadLetter
 		size := len(o.Value)
 		for _, h := range o.Headers {
 			l.Set(h.Key, h.Value)

@@ -6,10 +6,10 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/flowwire"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/record"
-	"github.com/metaflowys/metaflow-server/pkg/resolve"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
+	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // FlowStore finds flows. *clickhouse.DB is one.
@@ -20,27 +20,27 @@ type FlowStore interface {
 
 // Resolver says who held an address at a time, in nanoseconds since the Unix epoch. It is called for every
 // flow, by many goroutines, and never blocks.
-type Resolver func(cluster string, address netip.Addr, at uint64) resolve.Holder
+type Resolver func(cluster string, address netip.Addr, at uint64) index.Holder
 
 // Flows is the kind of the topic of flows. who is asked for the pods and services at their ends; it may
 // be nil.
-func Flows(store FlowStore, who Resolver) Kind { return flows{store, who} }
+func Flows(store FlowStore, who Resolver) Kind { return flowRows{store, who} }
 
-type flows struct {
+type flowRows struct {
 	store FlowStore
 	who   Resolver
 }
 
-func (flows) Signal() string         { return "flows" }
-func (flows) Items() string          { return "flows" }
-func (k flows) NewBlock() Block      { return flowBlock{columns.NewFlows(), k.who} }
-func (flows) Count(value []byte) int { return flowwire.Flows(value) }
+func (flowRows) Signal() string         { return "flows" }
+func (flowRows) Items() string          { return "flows" }
+func (k flowRows) NewBlock() Block      { return flowBlock{columns.NewFlows(), k.who} }
+func (flowRows) Count(value []byte) int { return flows.Flows(value) }
 
-func (flows) Select(value []byte, keep func(int) bool) ([]byte, error) {
-	return flowwire.Select(value, keep)
+func (flowRows) Select(value []byte, keep func(int) bool) ([]byte, error) {
+	return flows.Select(value, keep)
 }
 
-func (k flows) Existing(ctx context.Context, shard int, anyShard bool, keys []Key) (map[Key]struct{}, error) {
+func (k flowRows) Existing(ctx context.Context, shard int, anyShard bool, keys []Key) (map[Key]struct{}, error) {
 	return existing(ctx, shard, anyShard, keys, k.store.ExistingFlows)
 }
 
@@ -49,7 +49,7 @@ type flowBlock struct {
 	who Resolver
 }
 
-func (b flowBlock) Append(r *record.Record, window otlp.Window, skip func(int, Key) bool) ([]Refused, error) {
+func (b flowBlock) Append(r *delivery.Record, window traces.Window, skip func(int, Key) bool) ([]Refused, error) {
 	src := columns.FlowSource{Window: window, Resolve: b.who}
 	if skip != nil {
 		src.Skip = func(index int, key *columns.FlowKey) bool { return skip(index, flowKey(key)) }

@@ -5,8 +5,8 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // Kind is what a Writer stores: [Spans] or [Flows]. A record has any number of items, each becomes a
@@ -48,7 +48,7 @@ type Block interface {
 	// skip, when it is not nil, is asked for every acceptable item; those it returns true for are left
 	// out. index counts all items of the record from 0. What is decided depends on the record, the window and
 	// skip alone.
-	Append(r *record.Record, window otlp.Window, skip func(index int, key Key) bool) ([]Refused, error)
+	Append(r *delivery.Record, window traces.Window, skip func(index int, key Key) bool) ([]Refused, error)
 	// Keys calls f with the key of every row.
 	Keys(f func(Key))
 }

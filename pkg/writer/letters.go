@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // produceDead hands over the dead letters that Kafka does not have yet. One that is larger than
@@ -132,7 +132,7 @@ func (p *partition) leaveOut(ctx context.Context, letter *kafka.Outgoing) error 
 
 // truncated returns the letter without its value, which Kafka refused.
 func truncated(letter *kafka.Outgoing, refused error) kafka.Outgoing {
-	var l record.DeadLetter
+	var l delivery.DeadLetter
 	for _, h := range letter.Headers {
 		l.Set(h.Key, h.Value)
 	}

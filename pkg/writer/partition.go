@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/dedup"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
@@ -17,7 +17,7 @@ type partition struct {
 	*Writer
 	claim  Claim
 	log    *slog.Logger
-	window *dedup.Window
+	window *delivery.Window
 	shard  int    // where the rows go; tokens are known only there
 	share  *share // of the memory, for that shard
 	next   int64  // offset to fetch next

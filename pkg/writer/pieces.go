@@ -8,17 +8,16 @@ import (
 	"slices"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/plan"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // pieces is a refused block taken apart: the records it was made of, read
 // again, and where each of its rows came from.
 type pieces struct {
 	*partition
-	rng      plan.Range
-	records  []record.Record
+	rng      delivery.Range
+	records  []delivery.Record
 	rows     []origin // those that are not stored at first
 	refused  []refusal
 	accepted piece // one that ClickHouse took; without rows while there is none
@@ -55,7 +54,7 @@ var errTable = errors.New("the table takes nothing else either, so it is the tab
 // A row is at fault only when the table refuses it, takes another after that, and refuses it
 // once more. Otherwise the table is at fault, or was while somebody mended it: then nothing
 // is diverted, and the caller waits.
-func (p *partition) insertPieces(ctx, graceful context.Context, rng plan.Range) error {
+func (p *partition) insertPieces(ctx, graceful context.Context, rng delivery.Range) error {
 	ps := &pieces{partition: p, rng: rng}
 	if err := ps.load(graceful); err != nil {
 		return err
@@ -267,7 +266,7 @@ func (ps *pieces) giveUp(ctx, graceful context.Context) error {
 	b, token := ps.batch, ps.rng.Token()
 	ps.unsure = max(ps.unsure, b.to)
 	ps.refusedAt = ps.seen
-	if err := ps.commit(ctx, graceful, "commit", b.from, b.before, plan.Plan{}); err != nil {
+	if err := ps.commit(ctx, graceful, "commit", b.from, b.before, delivery.Plan{}); err != nil {
 		return err
 	}
 	ps.dropBatch()

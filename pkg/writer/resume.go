@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/dedup"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/plan"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // resume finds where the last owner stopped, and finishes what it had planned.
@@ -46,7 +44,7 @@ func (p *partition) resume(ctx context.Context) error {
 		err = p.finish(ctx, at.from, start, at.plan)
 	case committed.Offset < 0 && start == end:
 		// From now on there is a position, before anything can be stored.
-		err = p.commit(ctx, ctx, "commit", at.from, at.epoch, plan.Plan{})
+		err = p.commit(ctx, ctx, "commit", at.from, at.epoch, delivery.Plan{})
 	}
 	if err == nil && at.from < start {
 		p.lost(at.from, start, end)
@@ -66,7 +64,7 @@ type place struct {
 	from   int64
 	epoch  int32 // leader epoch of the last record before from; -1 when unknown
 	unsure int64 // records before it may be stored
-	plan   plan.Plan
+	plan   delivery.Plan
 }
 
 // Why a committed offset does not say what is stored.
@@ -84,7 +82,7 @@ const (
 // hold, the records that are in the log now are unsure: they are looked up by their keys
 // before they are inserted.
 func (p *partition) locate(ctx context.Context, committed kafka.Position, start, end int64) (place, error) {
-	said, ours, err := plan.Parse(committed.Offset, committed.Metadata)
+	said, ours, err := delivery.ParseCommit(committed.Offset, committed.Metadata)
 	if err != nil {
 		return place{}, err
 	}
@@ -112,7 +110,7 @@ func (p *partition) locate(ctx context.Context, committed kafka.Position, start,
 	}
 	if !same || at.plan.To > end {
 		// The range cannot be formed as it was planned. What is there of it is unsure.
-		at.plan, at.unsure = plan.Plan{}, max(at.unsure, at.plan.To)
+		at.plan, at.unsure = delivery.Plan{}, max(at.unsure, at.plan.To)
 	}
 	return at, nil
 }
@@ -153,12 +151,12 @@ func (p *partition) doubt(at place, why string, start, end int64) place {
 // sameLog reports whether the log is still the one that the plan was made for:
 // a topic may be created anew, and a log may lose its end and get another. What is
 // planned has gone then, and the offsets of the range stand for other records.
-func (p *partition) sameLog(ctx context.Context, start, end, from int64, planned plan.Plan) (bool, error) {
+func (p *partition) sameLog(ctx context.Context, start, end, from int64, planned delivery.Plan) (bool, error) {
 	if planned.First == 0 || from < start || from >= end {
 		return true, nil // nothing to compare
 	}
 	first := planned.First
-	err := p.read(ctx, from, from+1, func(r *record.Record) {
+	err := p.read(ctx, from, from+1, func(r *delivery.Record) {
 		if r.Offset == from {
 			first = r.Time.UnixMilli()
 		}
@@ -173,7 +171,7 @@ func (p *partition) sameLog(ctx context.Context, start, end, from int64, planned
 
 // rebuildWindow reads the log before offset from as far back as the window reaches.
 func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error {
-	p.window = dedup.New(dedup.Limits{Age: p.cfg.DedupWindow, Bytes: p.cfg.DedupBytes})
+	p.window = delivery.NewWindow(delivery.WindowLimits{Age: p.cfg.DedupWindow, Bytes: p.cfg.DedupBytes})
 	if from <= start {
 		return nil
 	}
@@ -186,10 +184,10 @@ func (p *partition) rebuildWindow(ctx context.Context, start, from int64) error 
 		return err
 	}
 	// No more records than these fit into the window, twice for offsets without a record.
-	offset = max(offset, from-2*(p.cfg.DedupBytes/dedup.MinRecordBytes+1))
+	offset = max(offset, from-2*(p.cfg.DedupBytes/delivery.MinRecordBytes+1))
 	// The last owner looked no further back than from the end of the log at
 	// that time, and neither do we: what is older is forgotten by its bytes.
-	return p.read(ctx, max(start, offset), from, func(r *record.Record) { p.window.Duplicate(r) }, nil)
+	return p.read(ctx, max(start, offset), from, func(r *delivery.Record) { p.window.Duplicate(r) }, nil)
 }
 
 // lastTime returns the timestamp of the last record before offset end. There
@@ -201,7 +199,7 @@ func (p *partition) lastTime(ctx context.Context, start, end int64) (time.Time, 
 	for back := int64(1); end > start; back *= 8 {
 		from := max(start, end-back)
 		var last time.Time
-		err := p.read(ctx, from, end, func(r *record.Record) { last = r.Time }, nil)
+		err := p.read(ctx, from, end, func(r *delivery.Record) { last = r.Time }, nil)
 		switch {
 		case err != nil:
 			return now, err
@@ -227,7 +225,7 @@ const goneAfter = 3
 // read calls f for every record in [from, to), and corrupt, when given, for
 // every batch that cannot be read. What was fetched before is no longer valid
 // then. When the log does not reach that far any more, the error is errStartOver.
-func (p *partition) read(ctx context.Context, from, to int64, f func(*record.Record), corrupt func(*kafka.CorruptError)) error {
+func (p *partition) read(ctx context.Context, from, to int64, f func(*delivery.Record), corrupt func(*kafka.CorruptError)) error {
 	for empty := 0; from < to; {
 		fetched, err := p.claim.Fetch(ctx, from, p.share.fetchBytes, readWait)
 		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
@@ -291,7 +289,7 @@ func (p *partition) skipLost(ctx context.Context, offset int64) (int64, error) {
 // it. What lies before start has gone from the log. Which of its rows are stored is looked
 // up, so that it does not matter how much of the range is left, or whether ClickHouse still
 // knows its token.
-func (p *partition) finish(ctx context.Context, from, start int64, planned plan.Plan) error {
+func (p *partition) finish(ctx context.Context, from, start int64, planned delivery.Plan) error {
 	if planned.Shard >= p.store.Shards() {
 		return fmt.Errorf("the range [%d, %d) was planned for shard %d, and may be stored there, but ClickHouse has %d: bring that shard back to its cluster",
 			from, planned.To, planned.Shard, p.store.Shards())

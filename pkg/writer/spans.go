@@ -5,8 +5,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
-	"github.com/metaflowys/metaflow-server/pkg/record"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // SpanStore finds spans. *clickhouse.DB is one.
@@ -23,10 +23,10 @@ type spans struct{ store SpanStore }
 func (spans) Signal() string         { return "traces" }
 func (spans) Items() string          { return "spans" }
 func (spans) NewBlock() Block        { return spanBlock{columns.NewSpans()} }
-func (spans) Count(value []byte) int { return otlp.Spans(value) }
+func (spans) Count(value []byte) int { return traces.Spans(value) }
 
 func (spans) Select(value []byte, keep func(int) bool) ([]byte, error) {
-	return otlp.Select(value, keep)
+	return traces.Select(value, keep)
 }
 
 func (s spans) Existing(ctx context.Context, shard int, anyShard bool, keys []Key) (map[Key]struct{}, error) {
@@ -52,10 +52,10 @@ func existing[K comparable](ctx context.Context, shard int, anyShard bool, keys 
 
 type spanBlock struct{ *columns.Spans }
 
-func (b spanBlock) Append(r *record.Record, window otlp.Window, skip func(int, Key) bool) ([]Refused, error) {
+func (b spanBlock) Append(r *delivery.Record, window traces.Window, skip func(int, Key) bool) ([]Refused, error) {
 	src := columns.Source{Agent: r.Meta.Agent, Window: window}
 	if skip != nil {
-		src.Skip = func(index int, head *otlp.Head) bool { return skip(index, spanKey(head)) }
+		src.Skip = func(index int, head *traces.Head) bool { return skip(index, spanKey(head)) }
 	}
 	refused, err := b.Spans.Append(r.Value, src)
 	var out []Refused
@@ -65,8 +65,8 @@ func (b spanBlock) Append(r *record.Record, window otlp.Window, skip func(int, K
 	return out, err
 }
 
-func (b spanBlock) Keys(f func(Key)) { b.Heads(func(head *otlp.Head) { f(spanKey(head)) }) }
+func (b spanBlock) Keys(f func(Key)) { b.Heads(func(head *traces.Head) { f(spanKey(head)) }) }
 
-func spanKey(head *otlp.Head) clickhouse.SpanKey {
+func spanKey(head *traces.Head) clickhouse.SpanKey {
 	return clickhouse.SpanKey{TraceID: [16]byte(head.TraceID), SpanID: [8]byte(head.SpanID), Start: int64(head.Start)}
 }

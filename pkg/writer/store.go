@@ -9,10 +9,9 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/plan"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // flush announces the batch and stores it.
@@ -25,7 +24,7 @@ func (p *partition) flush(ctx context.Context) error {
 		return err
 	}
 	if b.block.Rows() > 0 {
-		planned := plan.Plan{To: b.to, First: b.first, Shard: p.shard}
+		planned := delivery.Plan{To: b.to, First: b.first, Shard: p.shard}
 		if err := p.commit(ctx, ctx, "commit plan", b.from, b.before, planned); err != nil {
 			return err
 		}
@@ -35,8 +34,8 @@ func (p *partition) flush(ctx context.Context) error {
 
 // commit makes offset, and what is planned there, what the group knows of the partition. epoch
 // is that of the last record before offset.
-func (p *partition) commit(ctx, graceful context.Context, what string, offset int64, epoch int32, planned plan.Plan) error {
-	said := plan.Commit{Topic: p.topicID(), Plan: planned}
+func (p *partition) commit(ctx, graceful context.Context, what string, offset int64, epoch int32, planned delivery.Plan) error {
+	said := delivery.Commit{Topic: p.topicID(), Plan: planned}
 	if p.unsure > offset {
 		said.Unsure = p.unsure
 	}
@@ -71,7 +70,7 @@ func (p *partition) finishBatch(ctx context.Context) error {
 		}
 		p.log.Warn("diverted to the dead-letter topic", "records", len(b.dead)+b.deadMore, "from", b.from, "to", b.to)
 	}
-	if err := p.commit(ctx, graceful, "commit", b.to, p.epoch, plan.Plan{}); err != nil {
+	if err := p.commit(ctx, graceful, "commit", b.to, p.epoch, delivery.Plan{}); err != nil {
 		return err
 	}
 	p.metrics.stored(b, rows, size)
@@ -88,8 +87,8 @@ func (p *partition) topicID() string {
 	return ""
 }
 
-func (p *partition) rangeOf(b *batch) plan.Range {
-	return plan.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first, TopicID: p.topicID()}
+func (p *partition) rangeOf(b *batch) delivery.Range {
+	return delivery.Range{Topic: p.claim.Topic(), Partition: p.claim.Partition(), From: b.from, To: b.to, First: b.first, TopicID: p.topicID()}
 }
 
 // withGrace returns a context that ends some time after ctx does.
@@ -110,7 +109,7 @@ const repeatFor = 30 * time.Second
 
 // insert stores the block, as a whole or, when ClickHouse refuses some of its
 // rows, without those. What may succeed later is tried for ever.
-func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error {
+func (p *partition) insert(ctx, graceful context.Context, rng delivery.Range) error {
 	return p.persist(ctx, "insert", func(context.Context) error {
 		begun := time.Now()
 		err := p.insertOnce(ctx, graceful, rng)
@@ -128,7 +127,7 @@ func (p *partition) insert(ctx, graceful context.Context, rng plan.Range) error 
 //     were in it, or the answer was lost.
 //   - Success after an error proves nothing either: ClickHouse writes down the token before the
 //     rows are in place, so a crash between the two leaves a token without rows.
-func (p *partition) insertOnce(ctx, graceful context.Context, rng plan.Range) error {
+func (p *partition) insertOnce(ctx, graceful context.Context, rng delivery.Range) error {
 	b := p.batch
 	if b.unknown && !p.repeats() {
 		tried := !b.tried.IsZero()
@@ -216,7 +215,7 @@ func (p *partition) repeats() bool {
 
 // keepMissing looks the rows of the block up and leaves only those that are not stored. What
 // was under way to ClickHouse for the partition has ended before the look.
-func (p *partition) keepMissing(ctx, graceful context.Context, rng plan.Range) error {
+func (p *partition) keepMissing(ctx, graceful context.Context, rng delivery.Range) error {
 	b := p.batch
 	if err := p.store.Settle(graceful, p.shard, p.query()); err != nil {
 		return err
@@ -242,7 +241,7 @@ func (p *partition) keepMissing(ctx, graceful context.Context, rng plan.Range) e
 }
 
 // reform makes the block anew from the log, without the rows that are stored.
-func (p *partition) reform(ctx context.Context, rng plan.Range, stored map[Key]struct{}) error {
+func (p *partition) reform(ctx context.Context, rng delivery.Range, stored map[Key]struct{}) error {
 	records, keep, err := p.load(ctx, rng)
 	if err != nil {
 		return err
@@ -268,7 +267,7 @@ func (p *partition) reform(ctx context.Context, rng plan.Range, stored map[Key]s
 }
 
 // load reads the records with rows in the batch again. They are the caller's.
-func (p *partition) load(ctx context.Context, rng plan.Range) (records []record.Record, keep []kept, err error) {
+func (p *partition) load(ctx context.Context, rng delivery.Range) (records []delivery.Record, keep []kept, err error) {
 	b := p.batch
 	byOffset := make(map[int64]kept, len(b.kept))
 	first := b.to // the log may have lost what lies before it
@@ -276,7 +275,7 @@ func (p *partition) load(ctx context.Context, rng plan.Range) (records []record.
 		byOffset[b.kept[i].offset] = b.kept[i]
 		first = min(first, b.kept[i].offset)
 	}
-	err = p.read(ctx, first, b.to, func(r *record.Record) {
+	err = p.read(ctx, first, b.to, func(r *delivery.Record) {
 		if k, ok := byOffset[r.Offset]; ok {
 			own := *r
 			own.Value = bytes.Clone(r.Value)
@@ -291,7 +290,7 @@ func (p *partition) load(ctx context.Context, rng plan.Range) (records []record.
 
 // verify looks whether all rows are there that ClickHouse took. If not, it knows the token of
 // rows that it has lost, and the missing ones need another.
-func (p *partition) verify(ctx, graceful context.Context, rng plan.Range) error {
+func (p *partition) verify(ctx, graceful context.Context, rng delivery.Range) error {
 	if err := p.keepMissing(ctx, graceful, rng); err != nil {
 		return err
 	}
@@ -305,7 +304,7 @@ func (p *partition) verify(ctx, graceful context.Context, rng plan.Range) error 
 }
 
 // renew gives the batch a token that no other insert has.
-func (b *batch) renew(rng plan.Range) {
+func (b *batch) renew(rng delivery.Range) {
 	b.token, b.fresh = rng.Token()+"/again-"+rand.Text(), true
 }
 

@@ -7,14 +7,14 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 )
 
 // take decodes one record into the batch, or decides why not. One that says it may have been
 // delivered before waits, see appendResent. The window remembers such a record and never drops it:
 // it may be the replay of a dead letter, and a record that was diverted whole has the same content.
-func (p *partition) take(r *record.Record) {
+func (p *partition) take(r *delivery.Record) {
 	b := p.batch
 	b.to = r.Offset + 1
 	if p.window.Duplicate(r) && !r.Meta.Resend {
@@ -35,7 +35,7 @@ func (p *partition) take(r *record.Record) {
 
 // append decodes one record into the block, without the items that k lists as absent. keys
 // takes the keys of the others where it is not nil.
-func (p *partition) append(r *record.Record, k kept, keys map[Key]struct{}) {
+func (p *partition) append(r *delivery.Record, k kept, keys map[Key]struct{}) {
 	b := p.batch
 	refused, err := b.block.Append(r, p.accept(r), skipping(&k, keys))
 	if err != nil {
@@ -50,7 +50,7 @@ func (p *partition) append(r *record.Record, k kept, keys map[Key]struct{}) {
 // read: its bytes do not match their checksum, or are no record batch.
 func (p *partition) divertCorrupt(bad *kafka.CorruptError) {
 	p.batch.to = bad.Next
-	p.batch.divert(p.claim, &record.Record{Offset: bad.Offset}, nil, bad.Error())
+	p.batch.divert(p.claim, &delivery.Record{Offset: bad.Offset}, nil, bad.Error())
 	p.metrics.lost.Add(float64(bad.Next - bad.Offset))
 }
 
@@ -81,7 +81,7 @@ func skipping(k *kept, keys map[Key]struct{}) func(int, Key) bool {
 // topic, those refused for the same reason in one letter: so letters stay few, and they repeat
 // what the items share no more often than there are reasons. Only other programs than ours
 // write such records.
-func (p *partition) divertRefused(r *record.Record, refused []Refused) {
+func (p *partition) divertRefused(r *delivery.Record, refused []Refused) {
 	indexes := map[string]map[int]bool{}
 	var reasons []string // in the record's order
 	for _, f := range refused {
@@ -101,7 +101,7 @@ func (p *partition) divertRefused(r *record.Record, refused []Refused) {
 }
 
 // divertItems makes one dead letter of some items of r.
-func (p *partition) divertItems(r *record.Record, indexes map[int]bool, cause string) {
+func (p *partition) divertItems(r *delivery.Record, indexes map[int]bool, cause string) {
 	value, err := p.kind.Select(r.Value, func(i int) bool { return indexes[i] })
 	if err != nil { // it was decoded a moment ago, so it can be selected from
 		value, cause = r.Value, fmt.Sprintf("%s; the letter has the whole record, because: %s", cause, err)
@@ -176,7 +176,7 @@ type item struct {
 
 // items lists those of a record. A record that is malformed has none: it is found out, and
 // diverted, when it is appended.
-func (p *partition) items(r *record.Record) (items []item) {
+func (p *partition) items(r *delivery.Record) (items []item) {
 	scratch := p.blocks.Get().(Block)
 	defer p.blocks.Put(scratch)
 	defer scratch.Reset()

@@ -16,9 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/record"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -673,9 +673,9 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 				at    time.Time // of its last copy
 			}
 			var sent []*sending
-			numbers := map[record.Hash][]int{} // of the items of a record
-			kept := int64(math.MaxInt64)       // the log was never cut before this offset
-			lost := map[string]bool{}          // items that were in records which the log has lost
+			numbers := map[delivery.Hash][]int{} // of the items of a record
+			kept := int64(math.MaxInt64)         // the log was never cut before this offset
+			lost := map[string]bool{}            // items that were in records which the log has lost
 			// Retention may take what nobody has read. Without copies, since it also takes
 			// from the window what they are recognized by.
 			shrinks := rapid.IntRange(0, 3).Draw(t, "shrinks") == 0

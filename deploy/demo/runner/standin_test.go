@@ -24,7 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/otlp"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // standIn is the variable that turns this program into a stand-in for the
@@ -183,4 +183,4 @@ func (p *pretender) store(ctx context.Context, req *coltracepb.ExportTraceServic
 }
 
 // anyTime lets every span in.
-var anyTime = otlp.Window{Latest: math.MaxUint64}
+var anyTime = traces.Window{Latest: math.MaxUint64}

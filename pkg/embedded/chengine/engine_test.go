@@ -18,7 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // parentVariable turns the test binary into a program that starts an engine in

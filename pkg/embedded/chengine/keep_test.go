@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // A client that resets its connection aborts the library; whoever else uses the

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // A client that is gone when its answer is written must not take the engine with

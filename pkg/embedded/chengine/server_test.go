@@ -15,7 +15,7 @@ import (
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // runFakeServer stands in for `clickhouse server`: it reads the configuration

@@ -20,7 +20,7 @@ import (
 	"github.com/metaflowys/metaflow-server/deploy/demo/spring-boot/queries"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 func TestMain(m *testing.M) {

@@ -1,0 +1,258 @@
+// Command agentbench measures what forwarding a span costs in the agent: it posts
+// requests over OTLP/HTTP, uncompressed, to an agent that forwards them over gRPC to a sink in
+// a process of its own, and reads what the operating system accounts to the agent.
+//
+//	go run ./integration/bench/agent -agent bin/metaflow-agent
+//
+// With -collector an OpenTelemetry Collector does the same (otlp receiver over HTTP to otlp
+// exporter, no batching, no queue) in the same run, so that the ratio holds on a noisy
+// machine. `make collector` builds one.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+)
+
+type options struct {
+	agent, collector, http string
+	spans, batch, senders  int
+	rate                   int
+	verbose                bool
+}
+
+func main() {
+	maybeRunSink()
+	var o options
+	flag.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent's program")
+	flag.StringVar(&o.collector, "collector", "", "a collector's program to compare with; empty compares nothing")
+	flag.IntVar(&o.spans, "spans", 2_000_000, "spans to send as fast as possible")
+	flag.IntVar(&o.batch, "batch", 512, "spans in one request")
+	flag.IntVar(&o.senders, "senders", 4, "requests at a time")
+	flag.IntVar(&o.rate, "rate", 20_000, "spans a second of the second part, which is for resident memory")
+	flag.StringVar(&o.http, "agent-http", "127.0.0.1:0", "where the agent serves /metrics, and profiles with METAFLOW_HTTP_PPROF=true")
+	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "agentbench:", err)
+		os.Exit(1) //nolint:gocritic // the deferred stop has nothing left to do
+	}
+}
+
+// figures are what one program cost.
+type figures struct {
+	name   string
+	full   float64 // CPU microseconds a span, as fast as possible
+	paced  float64 // CPU microseconds a span at the rate given
+	rss    int64   // peak resident bytes at the rate given
+	second float64 // spans a second, as fast as possible
+}
+
+// steadyFor is how long the rate is held.
+const steadyFor = 15 * time.Second
+
+func run(ctx context.Context, o options) error {
+	dir, err := os.MkdirTemp("", "agentbench-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	load := requests(o)
+	programs := []func(dir string) (*target, error){func(dir string) (*target, error) { return startAgent(o, dir) }}
+	if o.collector != "" {
+		programs = append(programs, func(dir string) (*target, error) { return startCollector(o, dir) })
+	}
+	var all []figures
+	for i, p := range programs {
+		sub := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.Mkdir(sub, 0o700); err != nil {
+			return err
+		}
+		f, err := measure(ctx, o, sub, p, load)
+		if err != nil {
+			return err
+		}
+		all = append(all, f)
+	}
+	report(o, all)
+	return nil
+}
+
+// requests makes a second's worth of different requests, which are sent over and over.
+func requests(o options) [][]byte {
+	g := otlptest.New(1, otlptest.Options{Start: time.Now().Add(-time.Minute), SpansPerSecond: 20_000})
+	all := make([][]byte, 40)
+	for i := range all {
+		all[i] = g.RequestBytes(o.batch)
+	}
+	return all
+}
+
+// measure runs a program twice: once to its limit, once fresh at the rate.
+func measure(ctx context.Context, o options, dir string, start func(dir string) (*target, error), load [][]byte) (f figures, err error) {
+	t, err := start(dir)
+	if err != nil {
+		return f, err
+	}
+	f.name = t.name
+	fmt.Fprintf(os.Stderr, "%s: %d spans as fast as possible\n", t.name, o.spans)
+	cpu, took, _, err := t.drive(ctx, load, o, o.spans, 0)
+	t.stop()
+	if err != nil {
+		return f, err
+	}
+	f.full, f.second = micros(cpu, o.spans), float64(o.spans)/took.Seconds()
+
+	if t, err = start(dir); err != nil {
+		return f, err
+	}
+	defer t.stop()
+	spans := o.rate * int(steadyFor.Seconds())
+	fmt.Fprintf(os.Stderr, "%s: %d spans a second for %s\n", t.name, o.rate, steadyFor)
+	cpu, _, f.rss, err = t.drive(ctx, load, o, spans, o.rate)
+	f.paced = micros(cpu, spans)
+	return f, err
+}
+
+func micros(cpu time.Duration, spans int) float64 {
+	return float64(cpu.Nanoseconds()) / 1e3 / float64(spans)
+}
+
+// target is a program under load, with the sink behind it.
+type target struct {
+	name    string
+	url     string
+	program *measured.Process
+	sink    *measured.Process
+}
+
+func (t *target) stop() {
+	t.program.Stop()
+	t.sink.Stop()
+}
+
+// drive sends the load and returns what that cost.
+func (t *target) drive(ctx context.Context, load [][]byte, o options, spans, rate int) (cpu, took time.Duration, rss int64, err error) {
+	before, err := measured.UsageOf(t.program.Cmd.Process.Pid)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	begun := time.Now()
+	if err := post(ctx, t.url, load, spans/o.batch, o.senders, float64(rate)/float64(o.batch)); err != nil {
+		return 0, 0, 0, fmt.Errorf("%s: %w: it said %s", t.name, err, t.program.Output.String())
+	}
+	took = time.Since(begun)
+	after, err := measured.UsageOf(t.program.Cmd.Process.Pid)
+	return after.CPU - before.CPU, took, after.Peak, err
+}
+
+// startAgent runs an agent on a configuration that the sink hands out.
+func startAgent(o options, dir string) (*target, error) {
+	addr, err := measured.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	sink, server, err := startSink(o, port)
+	if err != nil {
+		return nil, err
+	}
+	p, err := measured.Start(o.verbose, []string{"METAFLOW_LOG_LEVEL=warn"}, o.agent,
+		"run", "--server", server, "--spool-dir", filepath.Join(dir, "spool"), "--http-listen", o.http)
+	if err != nil {
+		sink.Stop()
+		return nil, err
+	}
+	t := &target{name: "metaflow-agent", url: "http://" + addr + "/v1/traces", program: p, sink: sink}
+	return t, t.await(addr)
+}
+
+func startCollector(o options, dir string) (*target, error) {
+	addr, err := measured.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	sink, server, err := startSink(o, "0")
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "collector.yaml")
+	yaml := fmt.Sprintf(`
+receivers:
+  otlp: {protocols: {http: {endpoint: %q}}}
+exporters:
+  otlp: {endpoint: %q, tls: {insecure: true}, compression: none, sending_queue: {enabled: false}}
+service:
+  telemetry: {metrics: {level: none}, logs: {level: warn}}
+  pipelines: {traces: {receivers: [otlp], exporters: [otlp]}}
+`, addr, server)
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		return nil, err
+	}
+	p, err := measured.Start(o.verbose, nil, o.collector, "--config", file)
+	if err != nil {
+		sink.Stop()
+		return nil, err
+	}
+	t := &target{name: "collector", url: "http://" + addr + "/v1/traces", program: p, sink: sink}
+	return t, t.await(addr)
+}
+
+// await returns when the program listens.
+func (t *target) await(addr string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := t.program.WaitListening(ctx, addr)
+	if err != nil {
+		t.stop()
+	}
+	return err
+}
+
+// report prints a markdown table, with ratios where there is something to compare.
+func report(o options, all []figures) {
+	fmt.Printf("\nrequests of %d spans, %d bytes; OTLP/HTTP in, OTLP/gRPC out, no compression\n\n| figure |", o.batch, len(requests(o)[0]))
+	for _, f := range all {
+		fmt.Printf(" %s |", f.name)
+	}
+	fmt.Print(" ratio |\n|---|")
+	for range all {
+		fmt.Print("---|")
+	}
+	fmt.Println("---|")
+	for _, row := range []struct {
+		name, format string
+		of           func(figures) float64
+	}{
+		{"CPU us a span, as fast as possible", "%.2f", func(f figures) float64 { return f.full }},
+		{fmt.Sprintf("CPU us a span at %d spans/s", o.rate), "%.2f", func(f figures) float64 { return f.paced }},
+		{fmt.Sprintf("peak resident MB at %d spans/s", o.rate), "%.1f", func(f figures) float64 { return float64(f.rss) / 1e6 }},
+		{"spans/s, as fast as possible", "%.0f", func(f figures) float64 { return f.second }},
+	} {
+		fmt.Printf("| %s |", row.name)
+		for _, f := range all {
+			fmt.Printf(" "+row.format+" |", row.of(f))
+		}
+		if len(all) == 2 {
+			fmt.Printf(" %.2f |", row.of(all[0])/row.of(all[1]))
+		} else {
+			fmt.Print(" |")
+		}
+		fmt.Println()
+	}
+}

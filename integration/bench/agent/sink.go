@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // the codec that the sink's is made of
+	"google.golang.org/grpc/mem"
+
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// sinkEnv and portEnv turn this program into the sink: the address it listens on,
+// and the port that agents are told to listen on.
+const (
+	sinkEnv = "AGENTBENCH_SINK"
+	portEnv = "AGENTBENCH_PORT"
+)
+
+// maybeRunSink receives traces and forgets them, until killed.
+func maybeRunSink() {
+	addr, ok := os.LookupEnv(sinkEnv)
+	if !ok {
+		return
+	}
+	listener, err := net.Listen("tcp", addr) //nolint:noctx // returns at once
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sink:", err)
+		os.Exit(1)
+	}
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(64<<20), grpc.ForceServerCodecV2(forgetful{encoding.GetCodecV2("proto")}))
+	server.RegisterService(&grpc.ServiceDesc{
+		ServiceName: "opentelemetry.proto.collector.trace.v1.TraceService",
+		Methods: []grpc.MethodDesc{{MethodName: "Export", Handler: func(_ any, _ context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			return &nothing{}, receive(&nothing{})
+		}}},
+	}, nil)
+	agentv1.RegisterControlServiceServer(server, controller{port: os.Getenv(portEnv)})
+	fmt.Fprintln(os.Stderr, server.Serve(listener))
+	os.Exit(1)
+}
+
+// nothing is a message whose bytes are of no interest.
+type nothing struct{}
+
+// forgetful is protobuf for every message but nothing.
+type forgetful struct{ encoding.CodecV2 }
+
+func (f forgetful) Marshal(v any) (mem.BufferSlice, error) {
+	if _, ok := v.(*nothing); ok {
+		return nil, nil
+	}
+	return f.CodecV2.Marshal(v)
+}
+
+func (f forgetful) Unmarshal(data mem.BufferSlice, v any) error {
+	if _, ok := v.(*nothing); ok {
+		return nil
+	}
+	return f.CodecV2.Unmarshal(data, v)
+}
+
+// controller hands every agent one configuration.
+type controller struct {
+	agentv1.UnimplementedControlServiceServer
+	port string
+}
+
+func (c controller) Connect(stream agentv1.ControlService_ConnectServer) error {
+	err := stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Configuration{Configuration: &agentv1.Configuration{
+		GroupId: "g-default000", GroupName: "default", Revision: 1,
+		Yaml: "inputs:\n  integration:\n    enabled: true\n    listen_port: " + c.port + "\n",
+	}}})
+	for err == nil {
+		var m *agentv1.ConnectRequest
+		m, err = stream.Recv()
+		if beat := m.GetHeartbeat(); err == nil && beat != nil {
+			err = stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_HeartbeatReply{HeartbeatReply: &agentv1.HeartbeatReply{
+				AgentTimeUnixNano: beat.TimeUnixNano, ServerTimeUnixNano: uint64(time.Now().UnixNano()),
+			}}})
+		}
+	}
+	return err
+}
+
+// startSink returns the sink and where it listens.
+func startSink(o options, port string) (*measured.Process, string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, "", err
+	}
+	addr, err := measured.FreeAddr()
+	if err != nil {
+		return nil, "", err
+	}
+	p, err := measured.Start(o.verbose, []string{sinkEnv + "=" + addr, portEnv + "=" + port}, self)
+	if err != nil {
+		return nil, "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := p.WaitListening(ctx, addr); err != nil {
+		p.Stop()
+		return nil, "", err
+	}
+	return p, addr, nil
+}

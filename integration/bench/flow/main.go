@@ -1,0 +1,284 @@
+// Command flowbench measures what watching connections costs the agent. In a network namespace of its own it
+// keeps connections open and makes new ones at a steady rate, and reads what the operating
+// system accounts to a process that captures their flow data and does with it what the agent does before it sends it.
+//
+//	go run ./integration/bench/flow -living 10000 -rate 2000
+//
+// Both ends of each connection are on this machine, so the capture sees two sockets of each; -living
+// counts sockets, -rate connections.
+//
+//	go run ./integration/bench/flow -busy 64 -pairs 20
+//
+// measures instead what a busy HTTP server, on all cores, loses of its throughput to the capture: in
+// pairs of equal times beside each other, one with and one without, in changing order.
+//
+// It needs root, on Linux.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
+	"github.com/metaflowys/metaflow-server/pkg/agent/capture"
+	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+)
+
+// roleVariable says to a process that it is one of the programs under measurement.
+const roleVariable = "FLOWBENCH_ROLE"
+
+func main() {
+	living := flag.Int("living", 10_000, "sockets to keep open")
+	rate := flag.Int("rate", 2000, "connections to make and close in a second")
+	warm := flag.Duration("warm", 15*time.Second, "time before the measurement")
+	length := flag.Duration("length", 60*time.Second, "time of the measurement")
+	busy := flag.Int("busy", 0, "measure the throughput of an HTTP server with so many connections instead")
+	fresh := flag.Int("fresh", 100, "with -busy: requests after which a client makes a new connection")
+	pairs := flag.Int("pairs", 20, "with -busy: pairs of times")
+	window := flag.Duration("window", 4*time.Second, "with -busy: length of each time")
+	idle := flag.Bool("without-capture", false, "make the load, do not capture: for the difference it makes to the load")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	switch os.Getenv(roleVariable) {
+	case "capture":
+		err = captureFlows(ctx)
+	case "load":
+		err = makeLoad(ctx, *living, *rate)
+	case "busy":
+		err = serveBusy(ctx, *busy, *fresh)
+	default:
+		if *busy > 0 {
+			err = compare(ctx, *busy, *fresh, *pairs, *window)
+			break
+		}
+		err = measure(ctx, *living, *rate, *warm, *length, !*idle)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "flowbench:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(ctx context.Context, living, rate int, warm, length time.Duration, watch bool) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	name, remove, err := makeNamespace(ctx)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	arguments := []string{"-living", strconv.Itoa(living), "-rate", strconv.Itoa(rate)}
+	load, err := measured.Start(true, []string{roleVariable + "=load"}, "ip", append([]string{"netns", "exec", name, self}, arguments...)...)
+	if err != nil {
+		return err
+	}
+	defer load.Stop()
+	capturing := &measured.Process{}
+	if watch {
+		capturing, err = measured.Start(true, []string{roleVariable + "=capture"}, self)
+		if err != nil {
+			return err
+		}
+		defer capturing.Stop()
+	}
+	if err := wait(ctx, warm, load, capturing); err != nil {
+		return err
+	}
+	usage := func(p *measured.Process) (measured.Usage, error) {
+		if p.Cmd == nil {
+			return measured.Usage{}, nil
+		}
+		return measured.UsageOf(p.Cmd.Process.Pid)
+	}
+	before, err := usage(capturing)
+	if err != nil {
+		return err
+	}
+	loadBefore, err := usage(load)
+	if err != nil {
+		return err
+	}
+	if err := wait(ctx, length, load, capturing); err != nil {
+		return err
+	}
+	after, err := usage(capturing)
+	if err != nil {
+		return err
+	}
+	loadAfter, err := usage(load)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d living sockets, %d connections/s: capture %.2f%% of a core, %d MB resident at most; load %.1f%% of a core\n",
+		living, rate, 100*(after.CPU-before.CPU).Seconds()/length.Seconds(), after.Peak>>20, 100*(loadAfter.CPU-loadBefore.CPU).Seconds()/length.Seconds())
+	return nil
+}
+
+// makeNamespace makes a network namespace with a loopback device that is up.
+func makeNamespace(ctx context.Context) (name string, remove func(), err error) {
+	name = fmt.Sprintf("flowbench%d", os.Getpid())
+	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name).CombinedOutput(); err != nil { //nolint:gosec // the name is made here
+		return "", nil, fmt.Errorf("make network namespace: %w: %s", err, out)
+	}
+	remove = func() { _ = exec.Command("ip", "netns", "del", name).Run() }                                              //nolint:gosec // the name is made here
+	if out, err := exec.CommandContext(ctx, "ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:gosec // the name is made here
+		remove()
+		return "", nil, fmt.Errorf("set loopback up: %w: %s", err, out)
+	}
+	return name, remove, nil
+}
+
+// wait waits, and fails when one of the processes ends meanwhile.
+func wait(ctx context.Context, d time.Duration, load, capturing *measured.Process) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-load.Done:
+		return fmt.Errorf("load ended: %s", load.Output.String())
+	case <-capturing.Done:
+		return fmt.Errorf("capture ended: %s", capturing.Output.String())
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// encoder does with rows what is done before they are sent.
+type encoder struct {
+	process                         func(*flow.Row) string
+	rows, connections, bytes, named int
+	buffer                          []byte
+}
+
+func (e *encoder) Consume(_ context.Context, rows []flow.Row) (int, error) {
+	e.buffer = e.buffer[:0]
+	for i := range rows {
+		e.buffer = rows[i].AppendWire(e.buffer)
+		e.connections += int(rows[i].Connections)
+		if e.process(&rows[i]) != "" {
+			e.named++
+		}
+	}
+	e.rows += len(rows)
+	e.bytes += len(e.buffer)
+	return len(rows), nil
+}
+
+func captureFlows(ctx context.Context) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	e := &encoder{}
+	began := time.Now()
+	cfg := agentconfig.Default().Flow
+	cfg.Enabled, cfg.ExcludeCIDRs = true, nil // the load is on loopback
+	c := capture.New(cfg, e, capture.Options{Logger: log})
+	e.process = c.Process
+	err := c.Run(ctx)
+	seconds := time.Since(began).Seconds()
+	fmt.Fprintf(os.Stderr, "capture: %.0f rows/s, %.0f connections/s (both ends), %.0f KB/s, %.0f%% of the rows with a process\n",
+		float64(e.rows)/seconds, float64(e.connections)/seconds, float64(e.bytes)/seconds/1000, 100*float64(e.named)/float64(max(e.rows, 1)))
+	return err
+}
+
+// echo answers byte by byte: io.Copy would have the kernel do it, through two more descriptors for each connection.
+func echo(conn net.Conn) {
+	var one [1]byte
+	for {
+		if _, err := conn.Read(one[:]); err != nil {
+			return
+		}
+		if _, err := conn.Write(one[:]); err != nil {
+			return
+		}
+	}
+}
+
+// makeLoad keeps connections with itself open, says a byte on each about every ten seconds, and makes others.
+func makeLoad(ctx context.Context, living, rate int) error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil {
+		limit.Cur = limit.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	listeners := make([]net.Listener, 4)
+	for i := range listeners {
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.%d:8000", i+1))
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		listeners[i] = l
+		wg.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() {
+					defer conn.Close()
+					echo(conn)
+				})
+			}
+		})
+	}
+	dial := func(i int) (net.Conn, error) { return net.Dial("tcp4", listeners[i%len(listeners)].Addr().String()) }
+	open := make([]net.Conn, living/2)
+	for i := range open {
+		conn, err := dial(i)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		open[i] = conn
+	}
+	fmt.Fprintln(os.Stderr, "load:", len(open), "connections are open")
+
+	const turns = 100 // in a second
+	var made, failed atomic.Int64
+	began := time.Now()
+	ticker := time.NewTicker(time.Second / turns)
+	defer ticker.Stop()
+	for turn := 0; ctx.Err() == nil; turn++ {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+		}
+		for i := range rate / turns {
+			conn, err := dial(i)
+			if err != nil {
+				failed.Add(1)
+				continue
+			}
+			one := [1]byte{1}
+			if _, err := conn.Write(one[:]); err == nil {
+				_, _ = io.ReadFull(conn, one[:])
+			}
+			conn.Close()
+			made.Add(1)
+		}
+		for i := turn % (10 * turns); i < len(open); i += 10 * turns {
+			_, _ = open[i].Write([]byte{1})
+		}
+	}
+	fmt.Fprintf(os.Stderr, "load: %.0f connections/s, %d failed\n", float64(made.Load())/time.Since(began).Seconds(), failed.Load())
+	return nil
+}

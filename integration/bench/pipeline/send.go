@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+)
+
+// raw is a gRPC codec for messages that are bytes already.
+type raw struct{}
+
+func (raw) Name() string { return "proto" }
+
+func (raw) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
+
+func (raw) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = append([]byte(nil), data...)
+	return nil
+}
+
+// requests makes the load: the same bytes for every pipeline.
+func requests(o options) [][]byte {
+	// As fast as on a busy cluster, and ending now: within the accepted times.
+	const rate = 20_000
+	begin := time.Now().Add(-time.Duration(o.spans/rate)*time.Second - time.Minute)
+	g := otlptest.New(1, otlptest.Options{Start: begin, SpansPerSecond: rate})
+	var all [][]byte
+	for sent := 0; sent < o.spans; sent += o.batch {
+		all = append(all, g.RequestBytes(min(o.batch, o.spans-sent)))
+	}
+	return all
+}
+
+// send exports every request to addr and returns when each is acknowledged in full.
+func send(ctx context.Context, addr string, senders int, load [][]byte) error {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{}), grpc.WaitForReady(true)))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	work := make(chan []byte)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(work)
+		for _, r := range load {
+			select {
+			case work <- r:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	for range senders {
+		g.Go(func() error {
+			for r := range work {
+				var reply []byte
+				if err := conn.Invoke(ctx, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", r, &reply); err != nil {
+					return fmt.Errorf("export: %w", err)
+				}
+				// A reply is empty, or an empty partial_success, when all is well.
+				if len(reply) > 2 {
+					return fmt.Errorf("export: spans were rejected: %q", reply)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}

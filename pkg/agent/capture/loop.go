@@ -1,0 +1,374 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/agent/netns"
+	"github.com/metaflowys/metaflow-server/pkg/agent/sockdiag"
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+)
+
+// space is a network namespace that is watched, or one that could not be.
+type space struct {
+	ns       netns.Namespace
+	conn     *sockdiag.Conn // nil when it could not be opened
+	retry    time.Time      // when that is tried again
+	why      string         // what an operator should know of it, empty when all is well
+	present  bool           // in the last scan
+	nextDump time.Time
+	dumped   time.Time
+	listened time.Time // when it was asked who listens
+}
+
+// loop is the state of Run, of its goroutine alone.
+type loop struct {
+	c      *Capture
+	cfg    agentconfig.Flow
+	out    chan<- []flow.Row
+	back   <-chan []flow.Row
+	buffer []flow.Row // for the next batch
+	lent   bool       // the consumer has a batch
+
+	scanner *netns.Scanner
+	table   *flow.Table
+	netlink *sockdiag.Buffer
+	spaces  map[uint64]*space
+	clock   time.Time // when it was read last
+	scanned time.Time // zero before the first scan
+	batched time.Time
+	stats   flow.Stats // as they were counted last
+}
+
+func newLoop(c *Capture, out chan<- []flow.Row, back <-chan []flow.Row) *loop {
+	l := &loop{
+		c: c, out: out, back: back,
+		scanner: netns.NewScanner(c.opts.Namespaces),
+		netlink: sockdiag.NewBuffer(),
+		spaces:  map[uint64]*space{},
+		clock:   time.Now(),
+	}
+	l.configure()
+	l.table = flow.New(l.flowConfig())
+	return l
+}
+
+func (l *loop) configure() {
+	cfg, defaults := l.c.config(), agentconfig.Default().Flow
+	if cfg.DumpInterval <= 0 {
+		cfg.DumpInterval = defaults.DumpInterval
+	}
+	if cfg.ReportInterval <= 0 {
+		cfg.ReportInterval = defaults.ReportInterval
+	}
+	l.cfg = cfg
+}
+
+func (l *loop) flowConfig() flow.Config {
+	cfg := flow.Config{
+		ReportInterval:  l.cfg.ReportInterval,
+		Exclude:         l.cfg.ExcludeCIDRs,
+		ExcludeLoopback: l.c.opts.ExcludeLoopback,
+		MaxConnections:  l.c.opts.MaxConnections,
+	}
+	for _, r := range l.cfg.ExcludePorts {
+		cfg.ExcludePorts = append(cfg.ExcludePorts, flow.PortRange(r))
+	}
+	return cfg
+}
+
+func (l *loop) run(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		now := l.now()
+		if l.cfg.Enabled {
+			l.turn(ctx, now)
+		}
+		l.send(now)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-l.c.changed:
+			l.reconfigure(ctx)
+		case rows := <-l.back:
+			l.buffer, l.lent = rows[:0], false
+		}
+	}
+}
+
+func (l *loop) reconfigure(ctx context.Context) {
+	was := l.cfg.Enabled
+	l.configure()
+	l.table.Configure(l.flowConfig())
+	if was && !l.cfg.Enabled {
+		l.stop(ctx)
+		return
+	}
+	for _, s := range l.spaces {
+		s.nextDump = time.Time{} // what is not left out any more is adopted by the next dump
+	}
+}
+
+// stop reports what was not reported yet, and closes everything.
+func (l *loop) stop(ctx context.Context) {
+	now := l.now()
+	for inode, s := range l.spaces {
+		if s.conn != nil {
+			l.words(ctx, s)
+			l.table.Flush(now, inode)
+		}
+		l.close(s)
+		l.table.Forget(inode)
+	}
+	clear(l.spaces)
+	l.scanned = time.Time{}
+	l.c.setExceptions(nil)
+	l.count()
+}
+
+func (l *loop) close(s *space) {
+	if s.conn != nil {
+		s.conn.Close()
+		s.conn = nil
+	}
+}
+
+// now reads the clock, and tells the table when it was set.
+func (l *loop) now() time.Time {
+	now := time.Now()
+	passed := now.Sub(l.clock) // monotonic
+	if by := now.Round(0).Sub(l.clock.Round(0)) - passed; by > clockJump || by < -clockJump {
+		l.table.ClockSet(by)
+	}
+	l.clock = now
+	return now
+}
+
+// turn does what is due.
+func (l *loop) turn(ctx context.Context, now time.Time) {
+	if now.Sub(l.scanned) >= scanInterval {
+		l.scan(ctx, now)
+	}
+	for inode, s := range l.spaces {
+		if s.conn == nil || ctx.Err() != nil {
+			continue
+		}
+		l.words(ctx, s)
+		switch {
+		case s.conn == nil:
+		case !now.Before(s.nextDump):
+			l.dump(ctx, s)
+		case l.table.Undecided(inode) && now.Sub(s.listened) >= listenInterval:
+			l.listeners(ctx, s, now)
+		}
+	}
+	l.count()
+}
+
+// send hands rows to the consumer when it has nothing to do.
+func (l *loop) send(now time.Time) {
+	n := l.table.Waiting()
+	if l.lent || n == 0 || n < batchRows && now.Sub(l.batched) < batchInterval {
+		return
+	}
+	l.out <- l.table.Take(l.buffer) // there is room, since the batch before came back
+	l.buffer, l.lent, l.batched = nil, true, now
+}
+
+// scan notices namespaces that came and went.
+func (l *loop) scan(ctx context.Context, now time.Time) {
+	before, first := l.scanned, l.scanned.IsZero()
+	l.scanned = now
+	found, missing, err := l.scanner.Scan()
+	if err != nil {
+		l.except(ctx, []string{"Connections are not seen: " + err.Error() + "."})
+		return
+	}
+	if first {
+		before = now
+	}
+	before = asOf(now, before)
+	l.c.watch(found, now)
+	for _, s := range l.spaces {
+		s.present = false
+	}
+	sentences := make([]string, 0, len(missing))
+	for _, m := range missing {
+		sentences = append(sentences, m.Sentence())
+	}
+	if l.c.procs.refused.Load() {
+		sentences = append(sentences, unnamed)
+	}
+	for _, ns := range found {
+		s := l.spaces[ns.Inode]
+		adopt := first || s != nil
+		if s == nil {
+			s = &space{}
+			l.spaces[ns.Inode] = s
+		}
+		s.ns, s.present = ns, true
+		if s.conn == nil && !now.Before(s.retry) {
+			l.open(ctx, s, before, adopt)
+		}
+		if s.why != "" && !slices.Contains(sentences, s.why) {
+			sentences = append(sentences, s.why)
+		}
+	}
+	for inode, s := range l.spaces {
+		if s.present {
+			continue
+		}
+		if s.conn != nil {
+			l.words(ctx, s)
+			l.table.Close(now, inode)
+			l.close(s)
+			l.c.log.DebugContext(ctx, "network namespace is gone", "inode", inode)
+		}
+		delete(l.spaces, inode)
+	}
+	l.except(ctx, sentences)
+}
+
+// asOf is an earlier moment by the clock as it is now: it may have been set since that was read.
+func asOf(now, earlier time.Time) time.Time { return now.Add(earlier.Sub(now)) }
+
+func (l *loop) except(ctx context.Context, sentences []string) {
+	for _, s := range l.c.setExceptions(sentences) {
+		l.c.log.WarnContext(ctx, "flow data is not complete", "reason", s)
+	}
+}
+
+// open begins to watch a namespace: it subscribes first and dumps then, so that nothing is missed between.
+// What lived before the namespace was found is adopted when it may be old.
+func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) {
+	s.why = ""
+	var granted int
+	err := netns.Do(s.ns, func() error {
+		conn, err := sockdiag.Open()
+		if err != nil {
+			return err
+		}
+		granted, err = conn.Subscribe(l.c.opts.ReceiveBuffer)
+		if err != nil {
+			conn.Close()
+			return err
+		}
+		s.conn = conn
+		return nil
+	})
+	var missing *netns.MissingError
+	switch {
+	case err == nil:
+	case errors.Is(err, netns.ErrGone):
+		s.retry = time.Time{} // the next scan knows better
+		return
+	case errors.As(err, &missing):
+		s.why = missing.Sentence()
+	case errors.Is(err, sockdiag.ErrUnsupported):
+		s.why = "Connections are not seen: this kernel cannot list TCP sockets (modules inet_diag and tcp_diag, Linux 4.9 or later)."
+	default:
+		s.why = "Connections of a network namespace are not seen: " + err.Error() + "."
+	}
+	if err != nil {
+		s.retry = l.clock.Add(retryInterval)
+		return
+	}
+	if granted < l.c.opts.ReceiveBuffer/2 {
+		s.why = "Bursts of short connections may be missed: a receive buffer beyond net.core.rmem_max needs the capability CAP_NET_ADMIN."
+	}
+	l.c.log.DebugContext(ctx, "network namespace is watched", "inode", s.ns.Inode, "name", s.ns.Name, "pids", s.ns.PIDs, "pod_uid", s.ns.Owner.PodUID)
+	l.table.Open(since, s.ns.Inode, adopt)
+	l.dump(ctx, s)
+	// Namespaces that were found together take their turns one after the other.
+	s.nextDump = l.clock.Add(l.cfg.DumpInterval * time.Duration(s.ns.Inode%16+1) / 16)
+}
+
+// fail gives a namespace up for a while after the kernel did what it never should.
+func (l *loop) fail(ctx context.Context, s *space, err error) {
+	l.c.log.WarnContext(ctx, "network namespace cannot be watched", "inode", s.ns.Inode, "error", err)
+	l.close(s)
+	l.table.Flush(l.clock, s.ns.Inode)
+	l.table.Forget(s.ns.Inode)
+	s.why = "Connections of a network namespace are not seen: " + err.Error() + "."
+	s.retry = l.clock.Add(retryInterval)
+}
+
+// words gives the table the last words of what was destroyed.
+func (l *loop) words(ctx context.Context, s *space) {
+	inode := s.ns.Inode
+	now := l.now()
+	for left := wordsPerTurn; left > 0; {
+		n, more, err := s.conn.Words(l.netlink, left, func(sock *flow.Socket) { l.table.Destroyed(now, inode, sock) })
+		l.c.metrics.words.Add(float64(n))
+		left -= max(n, 1)
+		switch {
+		case errors.Is(err, sockdiag.ErrOverrun), errors.Is(err, sockdiag.ErrMalformed):
+			l.c.metrics.overruns.Inc()
+			l.c.log.WarnContext(ctx, "last words of connections were lost", "namespace", inode, "error", err)
+			l.table.Overrun(inode)
+			if next := s.dumped.Add(overrunPause); next.Before(s.nextDump) {
+				s.nextDump = next
+			}
+		case err != nil:
+			l.fail(ctx, s, err)
+			return
+		case !more:
+			return
+		}
+	}
+}
+
+// dump gives the table everything that lives. What was destroyed meanwhile is heard before the table
+// concludes anything of what the dump did not show.
+func (l *loop) dump(ctx context.Context, s *space) {
+	inode, began := s.ns.Inode, l.now()
+	l.table.BeginDump(began, inode)
+	known, young := l.c.procs.seen.Load(), false
+	err := s.conn.Dump(l.netlink, sockdiag.Connections, func(sock *flow.Socket) {
+		l.table.Observe(began, inode, sock)
+		if !young && sock.Inode != 0 {
+			_, ok := known.now[sock.Inode]
+			young = !ok
+		}
+	})
+	if young {
+		l.c.procs.ask()
+	}
+	l.c.metrics.dumps.Observe(time.Since(began).Seconds())
+	s.dumped, s.listened = began, began
+	s.nextDump = began.Add(l.cfg.DumpInterval)
+	if err != nil {
+		l.fail(ctx, s, err)
+		return
+	}
+	if l.words(ctx, s); s.conn != nil {
+		l.table.EndDump(l.now(), inode, true)
+	}
+}
+
+// listeners gives the table the ports that are listened on.
+func (l *loop) listeners(ctx context.Context, s *space, now time.Time) {
+	s.listened = now
+	err := s.conn.Dump(l.netlink, sockdiag.Listening, func(sock *flow.Socket) { l.table.Observe(now, s.ns.Inode, sock) })
+	if err != nil {
+		l.fail(ctx, s, err)
+		return
+	}
+	l.table.Decide(s.ns.Inode)
+}
+
+// count brings the metrics up to the table's totals.
+func (l *loop) count() {
+	now, m := l.table.Stats(), l.c.metrics
+	m.connections.Set(float64(now.Connections))
+	m.namespaces.Set(float64(len(l.spaces)))
+	m.untracked.Add(float64(now.Untracked - l.stats.Untracked))
+	m.lost.Add(float64(now.Dropped - l.stats.Dropped))
+	m.unclear.Add(float64(now.Unclear - l.stats.Unclear))
+	l.stats = now
+}

@@ -1,0 +1,386 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+)
+
+// Paths of the API, which the handler and the client share.
+const (
+	root        = "/v1/"
+	agentsPath  = root + "agents"
+	groupsPath  = root + "agent-groups"
+	configsPath = root + "agent-group-configs"
+)
+
+const (
+	// bodyTimeout is for a body of a megabyte over a slow line.
+	bodyTimeout = 10 * time.Second
+	// serviceTimeout is less than metaflow-ctl waits, so that its user reads the cause.
+	serviceTimeout = 20 * time.Second
+	// answerTimeout is for the largest answer over a slow line, after all of the above.
+	answerTimeout = 60 * time.Second
+	// listsAtOnce is for a few operators and a script.
+	listsAtOnce = 4
+)
+
+// HandlerOptions are what code sets. The zero value is usable.
+type HandlerOptions struct {
+	Logger *slog.Logger // nil logs nothing
+	// Token is what every request must bear. Empty asks for none: then everybody may read, and
+	// changes are taken only from the server's own host.
+	Token string
+	// AnonymousWrites takes changes from everybody when Token is empty.
+	AnonymousWrites bool
+}
+
+// NewHandler returns a handler for everything under /v1/. It holds no resources.
+// Requests that browsers make on behalf of other sites are refused, so an API without a
+// token is not open to every page that an operator looks at.
+func NewHandler(s Service, opts HandlerOptions) http.Handler {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	hostname, _ := os.Hostname() // without one, only localhost and addresses are taken
+	h := &handler{
+		service: s, log: opts.Logger, anonymousWrites: opts.AnonymousWrites, hostname: hostname,
+		lists: make(chan struct{}, listsAtOnce),
+	}
+	if opts.Token != "" {
+		token := sha256.Sum256([]byte(opts.Token))
+		h.token = token[:]
+	}
+	mux := http.NewServeMux()
+	h.route(mux, agentsPath, methods{http.MethodGet: h.listAgents})
+	h.route(mux, agentsPath+"/{name}", methods{http.MethodGet: h.getAgent, http.MethodDelete: h.deleteAgent})
+	h.route(mux, groupsPath, methods{http.MethodGet: h.listGroups, http.MethodPost: h.createGroup})
+	h.route(mux, groupsPath+"/{name}", methods{http.MethodDelete: h.deleteGroup})
+	h.route(mux, configsPath, methods{http.MethodGet: h.listConfigurations})
+	h.route(mux, configsPath+"/{name}", methods{
+		http.MethodGet:    h.getConfiguration,
+		http.MethodPost:   h.update(UpdateOptions{Create: true}),
+		http.MethodPatch:  h.update(UpdateOptions{}),
+		http.MethodPut:    h.update(UpdateOptions{Replace: true}),
+		http.MethodDelete: h.deleteConfiguration,
+	})
+	mux.Handle("/", h.endpoint(func(*http.Request) (any, error) {
+		return nil, NotFound("there is nothing at this path; the API is %s, %s and %s", agentsPath, groupsPath, configsPath)
+	}))
+	foreign := http.NewCrossOriginProtection()
+	foreign.SetDenyHandler(h.endpoint(func(*http.Request) (any, error) {
+		return nil, &Problem{Status: http.StatusForbidden, Code: CodeForbidden, Message: "requests on behalf of another site are refused"}
+	}))
+	return foreign.Handler(mux)
+}
+
+type handler struct {
+	service         Service
+	log             *slog.Logger
+	token           []byte // its hash; nil when none is asked for
+	anonymousWrites bool
+	hostname        string
+	lists           chan struct{} // a place for each list being answered
+}
+
+// endpoint answers a request, or tells why not. nil is an answer without a body.
+type endpoint func(*http.Request) (any, error)
+
+type methods map[string]endpoint
+
+func (h *handler) route(mux *http.ServeMux, path string, of methods) {
+	allowed := make([]string, 0, len(of))
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		if e := of[m]; e != nil {
+			allowed = append(allowed, m)
+			answering := h.endpoint(e)
+			if m == http.MethodGet && !strings.Contains(path, "{") {
+				answering = h.inTurn(answering)
+			}
+			mux.Handle(m+" "+path, answering)
+		}
+	}
+	allow := strings.Join(allowed, ", ")
+	refused := h.endpoint(func(r *http.Request) (any, error) {
+		return nil, &Problem{
+			Status: http.StatusMethodNotAllowed, Code: CodeMethodNotAllowed,
+			Message: r.Method + " is not allowed here, only " + allow,
+		}
+	})
+	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", allow)
+		refused.ServeHTTP(w, r)
+	})
+}
+
+// inTurn bounds how many lists are made and written at a time: each holds memory until its client has
+// read it.
+func (h *handler) inTurn(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		waited := time.NewTimer(serviceTimeout)
+		defer waited.Stop()
+		select {
+		case h.lists <- struct{}{}:
+			defer func() { <-h.lists }()
+			next.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		case <-waited.C:
+			h.refuse(w, r, Unavailable("%d lists are being answered, which is the most at a time", listsAtOnce))
+		}
+	})
+}
+
+// endpoint makes e a handler: deadlines, the token, panics, JSON.
+func (h *handler) endpoint(e endpoint) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		now := time.Now()
+		_ = control.SetReadDeadline(now.Add(bodyTimeout)) // a writer without deadlines is a test's
+		_ = control.SetWriteDeadline(now.Add(answerTimeout))
+		ctx, cancel := context.WithTimeout(r.Context(), serviceTimeout)
+		defer cancel()
+		answer, err := h.answer(e, r.WithContext(ctx))
+		if err != nil {
+			h.refuse(w, r, err)
+			return
+		}
+		write(w, http.StatusOK, answer)
+	})
+}
+
+func (h *handler) answer(e endpoint, r *http.Request) (answer any, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			h.log.Error("panic while answering a request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
+				slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
+			err = &Problem{Status: http.StatusInternalServerError, Code: CodeInternal, Message: "the server made a mistake; its log tells which"}
+		}
+	}()
+	if err := h.authorize(r); err != nil {
+		return nil, err
+	}
+	return e(r)
+}
+
+func (h *handler) authorize(r *http.Request) error {
+	if h.token == nil {
+		if !h.anonymousWrites && overLoopback(r) && !h.named(r.Host) {
+			return &Problem{
+				Status: http.StatusForbidden, Code: CodeForbidden,
+				Message: "without a token, requests over loopback must be for localhost or this host's name, not for " + strconv.Quote(r.Host) + ": set control.token",
+			}
+		}
+		if h.anonymousWrites || r.Method == http.MethodGet || r.Method == http.MethodHead || fromThisHost(r) {
+			return nil
+		}
+		return &Problem{
+			Status: http.StatusForbidden, Code: CodeForbidden,
+			Message: "without a token, changes are taken only from the server's own host: set control.token, or control.allow_anonymous_writes",
+		}
+	}
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	sum := sha256.Sum256([]byte(token))
+	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], h.token) != 1 {
+		return &Problem{Status: http.StatusUnauthorized, Code: CodeUnauthorized, Message: "the token is missing or is not the right one"}
+	}
+	return nil
+}
+
+// fromThisHost tells whether a request came over loopback and was not passed on by a proxy there.
+func fromThisHost(r *http.Request) bool {
+	for name := range r.Header {
+		switch {
+		case name == "Forwarded", name == "X-Real-Ip", name == "Via",
+			strings.HasPrefix(name, "X-Forwarded-"), strings.HasPrefix(name, "X-Envoy-"):
+			return false
+		}
+	}
+	return overLoopback(r)
+}
+
+func overLoopback(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && from.Addr().Unmap().IsLoopback()
+}
+
+// named tells whether host, of a request, is this host as somebody on it calls it. A page whose name
+// was made to resolve to loopback sends its own name, and for the browser it is the same site.
+func (h *handler) named(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	return strings.EqualFold(host, "localhost") || h.hostname != "" && strings.EqualFold(host, h.hostname)
+}
+
+func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	var p *Problem
+	switch {
+	case errors.As(err, &p):
+	case errors.Is(err, context.DeadlineExceeded):
+		p = Unavailable("no answer within %v: %v", serviceTimeout, err)
+	case r.Context().Err() != nil:
+		p = Unavailable("the request was ended: %v", err)
+	default:
+		p = &Problem{Status: http.StatusInternalServerError, Code: CodeInternal, Message: err.Error()}
+	}
+	if p.Status >= http.StatusInternalServerError {
+		h.log.Error("request failed", slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))
+	}
+	if p.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	write(w, p.Status, p)
+}
+
+// write sends v as JSON, or nothing when it is nil.
+func write(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if v == nil {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body.Bytes()) // fails only when the client has gone
+}
+
+func (h *handler) listAgents(r *http.Request) (any, error) {
+	return listed(h.service.Agents(r.Context()))
+}
+
+func (h *handler) getAgent(r *http.Request) (any, error) {
+	return h.service.Agent(r.Context(), r.PathValue("name"))
+}
+
+func (h *handler) deleteAgent(r *http.Request) (any, error) {
+	return nil, h.service.DeleteAgent(r.Context(), r.PathValue("name"))
+}
+
+func (h *handler) listGroups(r *http.Request) (any, error) {
+	return listed(h.service.Groups(r.Context()))
+}
+
+// newGroup is the body of POST.
+type newGroup struct {
+	ID   string `json:"id,omitempty"`
+	Name string `json:"name"`
+}
+
+func (h *handler) createGroup(r *http.Request) (any, error) {
+	body, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
+	var g newGroup
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&g); err != nil {
+		return nil, Invalid(errors.New("the body is not a group as JSON, such as {\"name\": \"shop\"}: " + err.Error()))
+	}
+	return h.service.CreateGroup(r.Context(), g.Name, g.ID)
+}
+
+func (h *handler) deleteGroup(r *http.Request) (any, error) {
+	return nil, h.service.DeleteGroup(r.Context(), r.PathValue("name"))
+}
+
+func (h *handler) listConfigurations(r *http.Request) (any, error) {
+	return listed(h.service.Configurations(r.Context()))
+}
+
+func (h *handler) getConfiguration(r *http.Request) (any, error) {
+	return h.service.Configuration(r.Context(), r.PathValue("name"))
+}
+
+func (h *handler) update(opts UpdateOptions) endpoint {
+	return func(r *http.Request) (any, error) {
+		opts := opts
+		var err error
+		if opts.DryRun, err = dryRun(r); err != nil {
+			return nil, err
+		}
+		body, err := readBody(r)
+		if err != nil {
+			return nil, err
+		}
+		return withChanges(h.service.UpdateConfiguration(r.Context(), r.PathValue("name"), body, opts))
+	}
+}
+
+func (h *handler) deleteConfiguration(r *http.Request) (any, error) {
+	if r.URL.RawQuery != "" { // who asks for a dry run must not lose the configuration
+		return nil, Invalid(errors.New("this takes no parameters"))
+	}
+	return withChanges(h.service.DeleteConfiguration(r.Context(), r.PathValue("name")))
+}
+
+// dryRun is strict about the query: a misspelt parameter would make the change.
+func dryRun(r *http.Request) (bool, error) {
+	dry := false
+	for name, values := range r.URL.Query() {
+		var err error
+		if name != dryRunParameter || len(values) != 1 {
+			return false, Invalid(errors.New("the only parameter is " + dryRunParameter + ", once"))
+		}
+		if dry, err = strconv.ParseBool(values[0]); err != nil {
+			return false, Invalid(errors.New(dryRunParameter + " is neither true nor false"))
+		}
+	}
+	return dry, nil
+}
+
+const dryRunParameter = "dry_run"
+
+func readBody(r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, agentconfig.MaxTextBytes))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &Problem{Status: http.StatusRequestEntityTooLarge, Code: CodeTooLarge, Message: "the body is larger than " + strconv.Itoa(agentconfig.MaxTextBytes) + " bytes"}
+	case err != nil:
+		return nil, Invalid(errors.New("the body cannot be read: " + err.Error()))
+	}
+	return body, nil
+}
+
+// listed makes a list without entries [] in JSON, not null.
+func listed[T any](list []T, err error) (any, error) {
+	if list == nil {
+		list = []T{}
+	}
+	return list, err
+}
+
+func withChanges(u Update, err error) (any, error) {
+	if u.Changes == nil {
+		u.Changes = []agentconfig.Change{}
+	}
+	return u, err
+}

@@ -1,0 +1,37 @@
+package inventory
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what an operator may set. Start from DefaultConfig.
+type Config struct {
+	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long pods and services that ended are remembered, so that late spans and flows find them; as long as gateway.accept_past lets them be late"`
+	MaxObjects  int           `mapstructure:"max_objects" doc:"pods and services known, ended ones included, at about a kilobyte each; new ones beyond it are refused"`
+	Group       string        `mapstructure:"group" doc:"consumer group that writes the tables pods, services and agents"`
+}
+
+// DefaultConfig returns the configuration that most need not change.
+func DefaultConfig() Config {
+	return Config{ForgetAfter: 7 * 24 * time.Hour, MaxObjects: 200_000, Group: "metaflow-resources"}
+}
+
+// leastForgetting is the least that lets flows of a pod's last minutes find it.
+const leastForgetting = time.Hour
+
+// Validate reports every problem at once, each by its key.
+func (c Config) Validate() error {
+	var errs []error
+	if c.ForgetAfter < leastForgetting {
+		errs = append(errs, fmt.Errorf("forget_after: %s is less than %s", c.ForgetAfter, leastForgetting))
+	}
+	if c.MaxObjects <= 0 {
+		errs = append(errs, fmt.Errorf("max_objects: %d is not positive", c.MaxObjects))
+	}
+	if c.Group == "" {
+		errs = append(errs, errors.New("group: none is given"))
+	}
+	return errors.Join(errs...)
+}

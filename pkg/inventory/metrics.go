@@ -1,0 +1,43 @@
+package inventory
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	written    prometheus.Counter
+	rejected   prometheus.Counter
+	unreadable prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, r *Resources) (*metrics, error) {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &metrics{
+		written:    counter("metaflow_resources_written_total", "Records of pods and services that Kafka has acknowledged."),
+		rejected:   counter("metaflow_resources_rejected_total", "Pods and services in reports that will never be accepted."),
+		unreadable: counter("metaflow_resources_records_unreadable_total", "Records passed over because they make no sense."),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	return m, errors.Join(reg.Register(m.written), reg.Register(m.rejected), reg.Register(m.unreadable), reg.Register(&collector{r}))
+}
+
+var objectsDesc = prometheus.NewDesc("metaflow_resources_objects", "Pods and services known, ended ones included; every replica knows all.", []string{"kind"}, nil)
+
+// collector counts what is known when it is asked.
+type collector struct{ r *Resources }
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) { ch <- objectsDesc }
+
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	c.r.mu.RLock()
+	pods, services := c.r.index.Count()
+	c.r.mu.RUnlock()
+	ch <- prometheus.MustNewConstMetric(objectsDesc, prometheus.GaugeValue, float64(pods), "pod")
+	ch <- prometheus.MustNewConstMetric(objectsDesc, prometheus.GaugeValue, float64(services), "service")
+}

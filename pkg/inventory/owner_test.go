@@ -1,0 +1,58 @@
+package inventory
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// A stranger ends the pods of a node, and says that they are on its own; under an id that is not registered, and under
+// one that it has registered, with the node's name too.
+func TestPodsBelongToTheAgentOfTheirNode(t *testing.T) {
+	w := newWorld(t)
+	one := w.replica("one", nil)
+	joined := map[string]time.Time{"a-n1": time.Unix(1000, 0), "stranger": time.Unix(2000, 0), "a-new": time.Unix(3000, 0)}
+	one.opts.Joined = func(id string) (time.Time, bool) { at, ok := joined[id]; return at, ok }
+	report(t, one, w.complete("n1", w.pod("a", "10.0.0.1")))
+	holder := func() index.Holder { return one.Resolve("prod", netip.MustParseAddr("10.0.0.1"), w.nanos()) }
+	from := func(id, node string, pods ...*agentv1.Pod) *agentv1.ReportRequest {
+		r := w.complete(node, pods...)
+		r.AgentId = id
+		return r
+	}
+	for _, registered := range []string{"", "n2", "n1"} {
+		w.advance(time.Second)
+		if registered != "" {
+			register(t, one, "stranger", registered)
+		}
+		if _, _, err := one.Report(t.Context(), from("stranger", "n1")); err == nil {
+			t.Errorf("registered with %q, the stranger ends pods of n1", registered)
+		}
+		rejected, _, err := one.Report(t.Context(), from("stranger", "n2", w.pod("a", "10.0.0.1")))
+		if err == nil && rejected != 1 {
+			t.Errorf("registered with %q, the stranger moves a pod of n1", registered)
+		}
+		if h := holder(); h.UID != "a" || h.Node != "n1" {
+			t.Errorf("the address is held by %+v", h)
+		}
+	}
+	report(t, one, w.complete("n1", w.pod("a", "10.0.0.1")))
+
+	// The node's agent has lost its id. The new one is taken for the node's when the former is not connected any more.
+	register(t, one, "a-new", "n1")
+	if _, _, err := one.Report(t.Context(), from("a-new", "n1")); err == nil {
+		t.Error("two agents speak for a node at a time")
+	}
+	w.advance(2 * time.Minute)
+	register(t, one, "a-new", "n1")
+	if _, _, err := one.Report(t.Context(), from("a-new", "n1")); err != nil {
+		t.Errorf("the node's new agent: %v", err)
+	}
+	w.advance(time.Minute)
+	if h := holder(); h.Kind != index.Nobody {
+		t.Errorf("the pod that ended is told: %+v", h)
+	}
+}

@@ -1,0 +1,163 @@
+package rpc
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zstd"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/gzip" // first, so that the faster one registered below replaces it
+)
+
+// gRPC finds compressors by name in a table of the process; it can be written
+// only while packages initialize.
+func init() {
+	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for _, c := range []*compressor{
+		{name: "gzip", newReader: newGzipReader, newWriter: newGzipWriter},
+		{name: "zstd", newReader: newZstdReader, newWriter: newZstdWriter},
+		{name: "snappy", newReader: newSnappyReader, newWriter: newSnappyWriter},
+	} {
+		c.slots = slots
+		encoding.RegisterCompressor(c)
+	}
+}
+
+// maxZstdWindow is what the zstd specification asks every decoder to support.
+// A frame may demand far more memory than it holds data: such frames are refused.
+const maxZstdWindow = 8 << 20
+
+// resettable is how the readers of all formats are used again.
+type resettable interface {
+	io.Reader
+	Reset(r io.Reader) error
+}
+
+type resettableWriter interface {
+	io.WriteCloser
+	Reset(w io.Writer)
+}
+
+// compressor implements encoding.Compressor with pooled readers and writers.
+//
+// gRPC decompresses a message only after it has all of its compressed bytes, so
+// decompressing is pure computation: more of it at a time than there are processors
+// would not be faster, but would hold more memory. slots bounds it, for all
+// formats together.
+type compressor struct {
+	name      string
+	newReader func() (resettable, error)
+	newWriter func() (resettableWriter, error)
+	slots     chan struct{}
+	readers   sync.Pool
+	writers   sync.Pool
+}
+
+func (c *compressor) Name() string { return c.name }
+
+func (c *compressor) Decompress(r io.Reader) (io.Reader, error) {
+	c.slots <- struct{}{}
+	d, err := c.open(r)
+	if err != nil {
+		<-c.slots
+		return nil, fmt.Errorf("read %s header: %w", c.name, err)
+	}
+	return d, nil
+}
+
+func (c *compressor) open(r io.Reader) (*decompression, error) {
+	d, ok := c.readers.Get().(*decompression)
+	if !ok {
+		reader, err := c.newReader()
+		if err != nil {
+			return nil, err
+		}
+		d = &decompression{resettable: reader, owner: c}
+	}
+	if err := d.Reset(r); err != nil {
+		c.readers.Put(d)
+		return nil, err
+	}
+	return d, nil
+}
+
+func (c *compressor) Compress(w io.Writer) (io.WriteCloser, error) {
+	z, ok := c.writers.Get().(*compression)
+	if !ok {
+		writer, err := c.newWriter()
+		if err != nil {
+			return nil, err
+		}
+		z = &compression{resettableWriter: writer, owner: c}
+	}
+	z.Reset(w)
+	return z, nil
+}
+
+// decompression is one message being decompressed. gRPC closes it exactly once.
+type decompression struct {
+	resettable
+	owner *compressor
+}
+
+func (d *decompression) Close() error {
+	d.owner.readers.Put(d)
+	<-d.owner.slots
+	return nil
+}
+
+type compression struct {
+	resettableWriter
+	owner *compressor
+}
+
+func (z *compression) Close() error {
+	err := z.resettableWriter.Close()
+	z.owner.writers.Put(z)
+	return err
+}
+
+// gzipReader puts a buffer before the decoder, which has a fast path for this
+// very type; what gRPC passes would cost it a call through an interface for every
+// byte.
+type gzipReader struct {
+	gzip.Reader
+	source *bufio.Reader
+}
+
+func (r *gzipReader) Reset(src io.Reader) error {
+	r.source.Reset(src)
+	return r.Reader.Reset(r.source)
+}
+
+func newGzipReader() (resettable, error) {
+	return &gzipReader{source: bufio.NewReaderSize(nil, 32<<10)}, nil
+}
+
+func newGzipWriter() (resettableWriter, error) { return gzip.NewWriterLevel(nil, gzip.BestSpeed) }
+
+// One at a time, so that the decoder starts no goroutines that would have to be
+// stopped.
+func newZstdReader() (resettable, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+}
+
+func newZstdWriter() (resettableWriter, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(512<<10))
+}
+
+// snappyReader gives snappy.Reader the Reset of the others.
+type snappyReader struct{ *snappy.Reader }
+
+func (r snappyReader) Reset(src io.Reader) error {
+	r.Reader.Reset(src)
+	return nil
+}
+
+func newSnappyReader() (resettable, error)       { return snappyReader{snappy.NewReader(nil)}, nil }
+func newSnappyWriter() (resettableWriter, error) { return snappy.NewBufferedWriter(nil), nil }

@@ -1,0 +1,219 @@
+package rpc
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
+)
+
+// HTTP/2's framing, as far as it is followed.
+const (
+	prefaceBytes     = 24
+	frameHeaderBytes = 9
+	frameData        = 0x0
+	flagPadded       = 0x8
+)
+
+const (
+	// readBufferBytes is what every connection holds, so it is small; payloads are read past it.
+	readBufferBytes = 32 << 10
+	// tinyFrames and tinyFrameBytes tell the frames of an attack from those of a client: gRPC
+	// keeps some 60 bytes for each, so frames of a byte would make a message cost that many times
+	// its length.
+	tinyFrames     = 256
+	tinyFrameBytes = 128
+)
+
+var errTinyFrames = errors.New("the client sends a message in too many small frames")
+
+// conn is a connection whose HTTP/2 frames are followed while gRPC reads them. gRPC reads a
+// message whole before anybody may look at it; conn sees the length of each message before its
+// bytes, and charges it to the budget.
+//
+// gRPC must read without a buffer of its own (grpc.ReadBufferSize(0)): then the frame whose bytes
+// were handed out last is the one that gRPC handles, and stream names its stream while the
+// tap handler runs. All but calls belongs to the goroutine that reads.
+type conn struct {
+	net.Conn
+
+	server  *Server
+	from    *bufio.Reader
+	address netip.Addr
+	exports *inflight.Peer // part of Server.budget
+	others  *inflight.Peer // part of Server.others
+
+	preface int // bytes of the client's preface still to come
+	header  [frameHeaderBytes]byte
+	have    int    // of header
+	stream  uint32 // of the newest frame
+	payload int    // bytes of that frame still to come
+	padded  bool   // the next byte of the payload is the padding's length
+	padding int    // bytes at the end of the payload
+	call    *call  // that the payload is data of; nil for other frames, and for calls that have ended
+
+	closing sync.Once
+	forget  func() // nil when the connection is plain text
+
+	mu    sync.Mutex
+	calls map[uint32]*call
+}
+
+func (s *Server) newConn(c net.Conn) *conn {
+	address := addressOf(c.RemoteAddr()).Addr()
+	return &conn{
+		Conn: c, server: s, from: bufio.NewReaderSize(c, readBufferBytes), address: address,
+		exports: s.budget.Peer(address), others: s.others.Peer(address),
+		preface: prefaceBytes, calls: make(map[uint32]*call),
+	}
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	if followed := c.follow(p[:n]); followed != nil {
+		_ = c.Close()
+		return 0, followed
+	}
+	return n, err
+}
+
+// Close also gives back what the connection counts for. Calls in flight leave by themselves.
+func (c *conn) Close() error {
+	c.closing.Do(func() {
+		c.exports.Close()
+		c.others.Close()
+		if c.forget != nil {
+			c.forget()
+		}
+	})
+	return c.Conn.Close()
+}
+
+// follow looks at bytes in the order in which they came.
+func (c *conn) follow(p []byte) error {
+	if n := min(len(p), c.preface); n > 0 {
+		c.preface -= n
+		p = p[n:]
+	}
+	for len(p) > 0 {
+		if c.payload == 0 {
+			n := copy(c.header[c.have:], p)
+			p = p[n:]
+			if c.have += n; c.have == frameHeaderBytes {
+				c.have = 0
+				c.begin()
+			}
+			continue
+		}
+		n := min(len(p), c.payload)
+		err := c.data(p[:n])
+		if err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// begin reads the header of a frame.
+func (c *conn) begin() {
+	c.payload = int(c.header[0])<<16 | int(c.header[1])<<8 | int(c.header[2])
+	c.stream = binary.BigEndian.Uint32(c.header[5:]) &^ (1 << 31)
+	c.call, c.padded, c.padding = nil, false, 0
+	if c.header[3] != frameData {
+		return
+	}
+	c.padded = c.header[4]&flagPadded != 0
+	c.mu.Lock()
+	c.call = c.calls[c.stream]
+	c.mu.Unlock()
+}
+
+// data takes some of a frame's payload.
+func (c *conn) data(p []byte) error {
+	if c.call == nil {
+		c.payload -= len(p)
+		return nil
+	}
+	if c.padded {
+		c.padded = false
+		c.padding = int(p[0])
+		c.payload--
+		p = p[1:]
+	}
+	content := p[:max(0, min(len(p), c.payload-c.padding))]
+	c.payload -= len(p)
+	c.call.receive(content)
+	if c.payload == 0 && c.call.tooManyFrames() {
+		c.server.tinyFrames.Inc()
+		return errTinyFrames
+	}
+	return nil
+}
+
+// guarded makes a conn of every connection whose handshake is done.
+type guarded struct {
+	credentials.TransportCredentials
+	server *Server
+}
+
+func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secured, info, err := g.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := g.server.newConn(secured)
+	if state, ok := info.(credentials.TLSInfo); ok && g.server.acceptor != nil {
+		if c.forget, err = g.server.acceptor.Track(secured, state.State); err != nil {
+			_ = c.Close()
+			return nil, nil, err
+		}
+	}
+	return c, authInfo{AuthInfo: info, conn: c}, nil
+}
+
+func (g guarded) Clone() credentials.TransportCredentials {
+	return guarded{g.TransportCredentials.Clone(), g.server}
+}
+
+// authInfo is what TLS says of a peer, with the connection.
+type authInfo struct {
+	credentials.AuthInfo
+	conn *conn
+}
+
+// TLS returns what TLS says of the peer, the zero value in plain text.
+func (a authInfo) TLS() tls.ConnectionState {
+	if info, ok := a.AuthInfo.(credentials.TLSInfo); ok {
+		return info.State
+	}
+	return tls.ConnectionState{}
+}
+
+// connOf returns the connection of a call.
+func connOf(ctx context.Context) *conn {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(authInfo); ok {
+			return info.conn
+		}
+	}
+	return nil
+}
+
+func addressOf(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

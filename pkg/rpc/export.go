@@ -1,0 +1,232 @@
+package rpc
+
+import (
+	"context"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"github.com/metaflowys/metaflow-server/schema"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
+)
+
+// exporter is what the hand-made service description calls.
+type exporter interface {
+	answer(ctx context.Context, receive func(any) error) (any, error)
+}
+
+// signal is one method that takes what is to be stored. Its requests stay bytes.
+type signal struct {
+	*Server
+	method  string // as grpc names it
+	desc    grpc.ServiceDesc
+	consume func(context.Context, Request) (Result, error)
+	respond func(Result) any // what it returns is only ever marshalled
+	metrics *signalMetrics
+}
+
+// newSignal takes the official service description (the name, and the file that
+// reflection serves) and gives its only method a handler that receives bytes.
+func (s *Server) newSignal(desc grpc.ServiceDesc, m *signalMetrics) *signal {
+	method := desc.Methods[0].MethodName
+	desc.HandlerType = (*exporter)(nil)
+	desc.Methods = []grpc.MethodDesc{{MethodName: method, Handler: exportHandler}}
+	sig := &signal{Server: s, method: "/" + desc.ServiceName + "/" + method, desc: desc, metrics: m}
+	s.signals[sig.method] = sig
+	return sig
+}
+
+// traces is TraceService/Export.
+func (s *Server) traces(c Consumer) error {
+	m, err := newSignalMetrics(s.registerer, "traces")
+	if err != nil {
+		return err
+	}
+	sig := s.newSignal(coltracepb.TraceService_ServiceDesc, m)
+	sig.consume = c.ConsumeTraces
+	sig.respond = func(r Result) any {
+		if r == (Result{}) {
+			return fullTraces
+		}
+		return &coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
+			RejectedSpans: r.Rejected, ErrorMessage: strings.ToValidUTF8(r.Message, "?"),
+		}}
+	}
+	return nil
+}
+
+// flows is FlowService/ExportFlows.
+func (s *Server) flows(c FlowConsumer) error {
+	m, err := newSignalMetrics(s.registerer, "flows")
+	if err != nil {
+		return err
+	}
+	sig := s.newSignal(agentv1.FlowService_ServiceDesc, m)
+	sig.consume = c.ConsumeFlows
+	sig.respond = func(r Result) any {
+		if r == (Result{}) {
+			return fullFlows
+		}
+		return &agentv1.ExportFlowsResponse{PartialSuccess: &agentv1.ExportFlowsPartialSuccess{
+			RejectedFlows: r.Rejected, ErrorMessage: strings.ToValidUTF8(r.Message, "?"),
+		}}
+	}
+	return nil
+}
+
+// Full success, shared by all answers.
+var (
+	fullTraces = &coltracepb.ExportTraceServiceResponse{}
+	fullFlows  = &agentv1.ExportFlowsResponse{}
+)
+
+//nolint:revive // the order of parameters is gRPC's
+func exportHandler(srv any, ctx context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	return srv.(exporter).answer(ctx, receive)
+}
+
+// admit runs when the headers of a call have arrived and nothing else. It must
+// not block: gRPC calls it from the goroutine that reads the connection.
+func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if err := checkContentType(info.Header.Get("content-type")); err != nil {
+		return ctx, err
+	}
+	sig := s.signals[info.FullMethodName]
+	if err := s.authorize(ctx, info.FullMethodName); err != nil {
+		return ctx, err
+	}
+	ctx, why := connOf(ctx).open(ctx, info, sig)
+	switch {
+	case why == "":
+		return ctx, nil
+	case sig == nil:
+		return ctx, s.refusedOther(why)
+	default:
+		sig.metrics.requests.WithLabelValues(codes.Unavailable.String()).Inc()
+		return ctx, sig.refused(why)
+	}
+}
+
+// authorize holds a call to the agent that its metadata names. Calls of the services for agents are
+// for members of the installation, also when they name no agent.
+func (s *Server) authorize(ctx context.Context, method string) (err error) {
+	if s.auth == nil {
+		return nil
+	}
+	if agent := firstValue(ctx, schema.MetadataAgent); agent != "" {
+		err = s.auth.Check(ctx, agent)
+	} else if strings.HasPrefix(method, agentServices) && !s.auth.Authenticated(ctx) {
+		err = status.Error(codes.Unauthenticated,
+			"this service is for agents of this installation: show one of control.agent_tokens, or a certificate where those are asked for")
+	}
+	if err != nil {
+		s.unauthorized.WithLabelValues(status.Code(err).String()).Inc()
+	}
+	return err
+}
+
+// checkContentType refuses encodings other than protobuf, which gRPC would take
+// for protobuf and call malformed.
+func checkContentType(values []string) error {
+	for _, v := range values {
+		v, _, _ = strings.Cut(strings.ToLower(v), ";")
+		if v != "application/grpc" && v != "application/grpc+proto" {
+			return status.Errorf(codes.Unimplemented, "content-type %q is not supported, send application/grpc+proto", statusText(v))
+		}
+	}
+	return nil
+}
+
+func (s *signal) answer(ctx context.Context, receive func(any) error) (any, error) {
+	start := time.Now()
+	resp, err := s.export(ctx, receive)
+	s.metrics.answered(status.Code(err), time.Since(start))
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// export receives one request and has it consumed. All its errors are statuses.
+func (s *signal) export(ctx context.Context, receive func(any) error) (resp any, err error) {
+	m := message{server: s.Server, call: callOf(ctx)}
+	if err := m.call.hold(ctx); err != nil {
+		return nil, err
+	}
+	// After a panic a goroutine of the consumer may still read the body.
+	returned := false
+	defer func() {
+		if cause := recover(); cause != nil {
+			resp, err = nil, s.panicked(ctx, cause)
+		}
+		m.release(returned)
+	}()
+
+	resp, err = s.receiveAndConsume(ctx, &m, receive)
+	returned = true
+	return resp, err
+}
+
+func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (any, error) {
+	if err := receive(m); err != nil {
+		return nil, m.call.cause(err)
+	}
+	if m.refused != "" {
+		return nil, s.refused(m.refused)
+	}
+	s.metrics.bytes.Add(float64(len(*m.body)))
+	if len(*m.body) == 0 {
+		return s.respond(Result{}), nil
+	}
+	result, err := s.consume(ctx, s.requestOf(ctx, *m.body))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+		return nil, s.statusOf(err)
+	}
+	return s.respond(result), nil
+}
+
+func (s *Server) requestOf(ctx context.Context, body []byte) Request {
+	return Request{
+		Body:     body,
+		Agent:    firstValue(ctx, schema.MetadataAgent),
+		Resend:   firstValue(ctx, schema.MetadataResend) == "1" && (s.auth == nil || s.auth.Authenticated(ctx)),
+		Received: receivedOf(ctx),
+		Peer:     peerOf(ctx),
+	}
+}
+
+// receivedOf returns the zero time for what is no time.
+func receivedOf(ctx context.Context) time.Time {
+	ns, err := strconv.ParseInt(firstValue(ctx, schema.MetadataReceived), 10, 64)
+	if err != nil || ns <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
+}
+
+func firstValue(ctx context.Context, key string) string {
+	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+func peerOf(ctx context.Context) netip.AddrPort {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return addressOf(p.Addr)
+}

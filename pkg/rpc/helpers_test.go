@@ -1,0 +1,153 @@
+package rpc_test
+
+import (
+	"context"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+)
+
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(loadTarget); addr != "" {
+		generateLoad(addr)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+type consumerFunc func(context.Context, rpc.Request) (rpc.Result, error)
+
+func (f consumerFunc) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Result, error) {
+	return f(ctx, req)
+}
+
+var accept = consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+	return rpc.Result{}, nil
+})
+
+func testConfig() rpc.Config {
+	cfg := rpc.DefaultConfig()
+	cfg.Listen = "127.0.0.1:0"
+	return cfg
+}
+
+// running is a server with its Run in the background.
+type running struct {
+	*rpc.Server
+	stop func()     // asks Run to end; does not wait
+	done chan error // Run's result
+}
+
+// wait returns what Run returned.
+func (r *running) wait(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-r.done:
+		return err
+	case <-time.After(20 * time.Second):
+		t.Fatal("Run did not return")
+		return nil
+	}
+}
+
+func start(t *testing.T, cfg rpc.Config, consumer rpc.Consumer, opts rpc.Options) *running {
+	t.Helper()
+	srv, err := rpc.New(cfg, consumer, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{Server: srv, stop: cancel, done: make(chan error, 1)}
+	var finished sync.WaitGroup
+	finished.Go(func() { r.done <- srv.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		finished.Wait()
+	})
+	return r
+}
+
+func dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	if len(opts) == 0 {
+		opts = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	}
+	conn, err := grpc.NewClient(addr.String(), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func client(t *testing.T, r *running) coltracepb.TraceServiceClient {
+	t.Helper()
+	return coltracepb.NewTraceServiceClient(dial(t, r.Addr()))
+}
+
+// requestOf returns a request of about the given size. Its text does not compress to
+// nothing, so that sizes on the wire are of the same order.
+func requestOf(bytes int) *coltracepb.ExportTraceServiceRequest {
+	var spans []*tracepb.Span
+	for size := 0; size < bytes; size += 64 {
+		spans = append(spans, &tracepb.Span{
+			TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "GET /api/" + strconv.Itoa(size*2654435761%1000003),
+		})
+	}
+	return &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
+	}}}
+}
+
+func encoded(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// retryDelay returns the RetryInfo of err's status.
+func retryDelay(err error) (delay time.Duration, ok bool) {
+	for _, d := range status.Convert(err).Details() {
+		if info, is := d.(*errdetails.RetryInfo); is {
+			return info.GetRetryDelay().AsDuration(), true
+		}
+	}
+	return 0, false
+}
+
+// metric returns the value of a counter or gauge, or the count of a histogram.
+func metric(t *testing.T, reg prometheus.Gatherer, name, label string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() != name || label != "" && m.GetLabel()[0].GetValue() != label {
+				continue
+			}
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	t.Fatalf("no metric %s{%s}", name, label)
+	return 0
+}

@@ -1,0 +1,166 @@
+package semconv
+
+import "bytes"
+
+// longestMethod bounds http.request.method_original: the longest registered
+// method, UPDATEREDIRECTREF, has 17 characters. What is longer, or no word, is
+// noise that would only widen the column.
+const longestMethod = 20
+
+// resolveHTTP follows the conventions for HTTP spans, of 1.4 to 1.20 and the
+// stable ones, 1.21 and later.
+func (s *Span) resolveHTTP(name []byte) {
+	s.Protocol = s.httpProtocol()
+	s.Method = s.httpMethod()
+	s.Endpoint = s.httpEndpoint(name)
+	s.ResponseCode = s.httpStatus()
+}
+
+// httpProtocol is http for whatever HTTP attributes describe. url.* describe
+// any URL, so alone they count for the scheme they name.
+func (s *Span) httpProtocol() []byte {
+	if s.evidence&familyHTTP.defining() != 0 {
+		return protocolHTTP
+	}
+	scheme := s.attributes.values[keyURLScheme]
+	if scheme == nil {
+		scheme = splitURL(s.attributes.values[keyURLFull]).scheme
+	}
+	return s.protocol(scheme)
+}
+
+func (s *Span) httpMethod() []byte {
+	method := s.attributes.pick(keyHTTPRequestMethod, keyHTTPMethod)
+	original := s.attributes.values[keyHTTPRequestMethodOriginal]
+	if string(method) == "_OTHER" && isWord(original) && len(original) <= longestMethod {
+		return original
+	}
+	return method
+}
+
+// httpStatus is the status of the response. Instrumentations that write 0 had
+// none.
+func (s *Span) httpStatus() []byte {
+	if v := s.attributes.pick(keyHTTPResponseStatusCode, keyHTTPStatusCode); string(v) != "0" {
+		return v
+	}
+	return nil
+}
+
+// httpEndpoint prefers what an instrumentation says is of low cardinality: the
+// route, the template, then the name, which the specification wants to be so
+// and which old instrumentations made of method and route.
+func (s *Span) httpEndpoint(name []byte) []byte {
+	if route := s.attributes.values[keyHTTPRoute]; route != nil {
+		return route
+	}
+	if template := s.attributes.values[keyURLTemplate]; template != nil {
+		return templatePath(template)
+	}
+	if path := s.pathOfName(name); path != nil {
+		return path
+	}
+	return s.httpPath()
+}
+
+// pathOfName returns the path in a name that reads "METHOD /path", nil where
+// that is more than a path: a query, or the pattern of a route.
+func (s *Span) pathOfName(name []byte) []byte {
+	method := s.attributes.pick(keyHTTPRequestMethod, keyHTTPMethod)
+	if method == nil || !bytes.HasPrefix(name, method) {
+		return nil
+	}
+	rest := name[len(method):]
+	if len(rest) < 2 || rest[0] != ' ' || rest[1] != '/' {
+		return nil
+	}
+	if path := rest[1:]; len(cutPath(path)) == len(path) {
+		return path
+	}
+	return nil
+}
+
+// httpPath returns the path that was requested, nil when nothing tells it.
+func (s *Span) httpPath() []byte {
+	for k := keyURLPath; k <= keyHTTPURL; k++ {
+		if v := s.attributes.values[k]; v != nil {
+			return splitURL(v).path
+		}
+	}
+	return nil
+}
+
+// templatePath returns the path of a URL template. What is appended to it may
+// be a query as such or, in the form of RFC 6570, an expression: "{?page}".
+func templatePath(template []byte) []byte {
+	return bytes.TrimSuffix(splitURL(template).path, []byte("{"))
+}
+
+// urlParts are the parts of a URL that may be shown. User information, query
+// and fragment may not.
+type urlParts struct {
+	scheme, authority, path []byte
+}
+
+// splitURL reads an absolute URL, or a request target, which is mostly path
+// and query alone. A URL without a path has the path "/". Text that is neither
+// has only a path: what follows its first slash, if any.
+func splitURL(text []byte) (u urlParts) {
+	rest := text
+	if i := bytes.Index(text, []byte("://")); i > 0 && isScheme(text[:i]) {
+		u.scheme, rest = text[:i], text[i+3:]
+		u.authority = rest
+		if end := bytes.IndexAny(rest, "/?#"); end >= 0 {
+			u.authority, rest = rest[:end], rest[end:]
+		} else {
+			rest = nil
+		}
+		if at := bytes.LastIndexByte(u.authority, '@'); at >= 0 {
+			u.authority = u.authority[at+1:]
+		}
+		if u.path = cutPath(rest); len(u.path) == 0 {
+			u.path = rootPath
+		}
+		return u
+	}
+	rest = cutPath(rest)
+	if slash := bytes.IndexByte(rest, '/'); slash >= 0 {
+		u.path = rest[slash:]
+	}
+	return u
+}
+
+var rootPath = []byte("/")
+
+// isScheme reports whether text may be the scheme of a URL.
+func isScheme(text []byte) bool {
+	for _, c := range text {
+		if !isLetter(c) && (c < '0' || c > '9') && c != '+' && c != '-' && c != '.' {
+			return false
+		}
+	}
+	return true
+}
+
+// cutPath ends a path where the query, the fragment or path parameters begin;
+// these last are where session ids are kept (";jsessionid=").
+func cutPath(path []byte) []byte {
+	for i, c := range path {
+		if c == '?' || c == '#' || c == ';' {
+			return path[:i]
+		}
+	}
+	return path
+}
+
+// isWord reports whether text is made of letters, digits, "-" and "_" alone.
+func isWord(text []byte) bool {
+	for _, c := range text {
+		if !isLetter(c) && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return len(text) > 0
+}
+
+func isLetter(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }
