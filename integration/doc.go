@@ -3,6 +3,6 @@
 // are the OpenTelemetry SDK and the collector. What happens to a process here (kill -9,
 // an engine that goes away) is what happens to it in production.
 //
-// The folders below it are programs that measure: pipelinebench the cost of a
-// span, storagelab the ways to store it.
+// The folders below it are programs that measure: bench the cost of a
+// span and of an answer, lab the ways to store a span and what a rate of them needs.
 package integration

@@ -86,7 +86,7 @@ func TestThePageShowsTheOutput(t *testing.T) {
 	if err := run(nil, &out); err != nil {
 		t.Fatal(err)
 	}
-	page, err := os.ReadFile("../../docs/sizing.md")
+	page, err := os.ReadFile("../../../docs/sizing.md")
 	if err != nil {
 		t.Fatal(err)
 	}
