@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -216,7 +217,7 @@ func (a *app) runRoles(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.followResources(ctx) })
 	g.Go(func() error {
-		a.kafka.WatchSettings(ctx, !a.single, a.topics()...)
+		a.kafka.WatchSettings(ctx, !a.single, a.topics(a.roleTopics()...)...)
 		return nil
 	})
 	if a.servesPort() {
@@ -230,7 +231,7 @@ func (a *app) runRoles(ctx context.Context) error {
 
 // followResources learns of pods and services until ctx ends.
 func (a *app) followResources(ctx context.Context) error {
-	if err := a.ensureTopics(ctx, a.resourcesTopic()); err != nil {
+	if err := a.ensureTopics(ctx, schema.TopicResources); err != nil {
 		return ignoreStop(ctx, err)
 	}
 	return a.resources.Run(ctx)
@@ -248,7 +249,7 @@ func (a *app) runPort(ctx context.Context) error {
 		Auth:     a.guard,
 	}
 	if a.cfg.has(roleControl) {
-		if err := a.ensureTopics(ctx, a.controlTopics()...); err != nil {
+		if err := a.ensureTopics(ctx, controlTopics...); err != nil {
 			return ignoreStop(ctx, err)
 		}
 		producers = append(producers, a.commands)
@@ -334,7 +335,7 @@ type gateways struct {
 
 // newGateways waits for Kafka.
 func (a *app) newGateways(ctx context.Context) (*gateways, error) {
-	if err := a.ensureTopics(ctx, a.dataTopics()...); err != nil {
+	if err := a.ensureTopics(ctx, dataTopics...); err != nil {
 		return nil, err
 	}
 	for _, p := range []*kafka.Producer{a.spansTo, a.flowsTo} {
@@ -360,7 +361,7 @@ func (a *app) newGateways(ctx context.Context) (*gateways, error) {
 
 // runWriter stores what the topics hold until ctx ends.
 func (a *app) runWriter(ctx context.Context) error {
-	if err := a.ensureTopics(ctx, a.dataTopics()...); err != nil {
+	if err := a.ensureTopics(ctx, dataTopics...); err != nil {
 		return ignoreStop(ctx, err)
 	}
 	if err := a.prepareSchema(ctx); err != nil {
@@ -452,52 +453,48 @@ func (a *app) awaitBindings(ctx context.Context) {
 	}
 }
 
-// ensureTopics creates the topics that are missing; it waits for Kafka.
-func (a *app) ensureTopics(ctx context.Context, topics ...kafka.Topic) error {
+// ensureTopics creates the topics that are missing. It waits for Kafka.
+func (a *app) ensureTopics(ctx context.Context, names ...string) error {
+	topics := a.topics(names...)
 	return a.retry(ctx, "create topics", func(ctx context.Context) error { return a.kafka.EnsureTopics(ctx, topics...) })
 }
 
-// dataTopics are those that gateway and writer need.
-func (a *app) dataTopics() []kafka.Topic {
-	dead := a.topic(schema.TopicDeadLetter)
-	dead.Partitions = 1
-	dead.Retention = max(a.cfg.Kafka.Retention, deadLetterRetention)
-	return []kafka.Topic{a.topic(schema.TopicSpans), a.topic(schema.TopicFlows), dead, a.resourcesTopic()}
-}
+// The topics that roles need. Every role needs TopicResources.
+var (
+	dataTopics    = []string{schema.TopicSpans, schema.TopicFlows, schema.TopicDeadLetter, schema.TopicResources} // gateway, writer
+	controlTopics = []string{schema.TopicControl, schema.TopicResources}
+)
 
-// topics are those that this server's roles need.
-func (a *app) topics() []kafka.Topic {
-	topics := []kafka.Topic{a.resourcesTopic()}
+// roleTopics are the topics that this server's roles need, each once.
+func (a *app) roleTopics() []string {
+	names := []string{schema.TopicResources}
 	if a.cfg.has(roleGateway) || a.cfg.has(roleWriter) {
-		topics = a.dataTopics()
+		names = append(names, dataTopics...)
 	}
 	if a.cfg.has(roleControl) {
-		topics = append(topics, a.controlTopics()[0])
+		names = append(names, controlTopics...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// topics returns the topics by these names as they should be: the policy of each, and where the
+// policy leaves a choice, the configuration.
+func (a *app) topics(names ...string) []kafka.Topic {
+	topics := make([]kafka.Topic, 0, len(names))
+	for _, name := range names {
+		policy := schema.PolicyOf(name)
+		t := kafka.Topic{
+			Name: name, Partitions: policy.Partitions, Compacted: policy.Compacted, Forever: policy.Forever,
+			MaxMessageBytes: int(a.cfg.Kafka.MaxRecordBytes) + schema.BatchOverhead,
+		}
+		if policy.MinRetention > 0 {
+			t.Retention = max(a.cfg.Kafka.Retention, policy.MinRetention)
+		}
+		topics = append(topics, t)
 	}
 	return topics
 }
-
-// controlTopics are those that control needs.
-func (a *app) controlTopics() []kafka.Topic {
-	commands := a.topic(schema.TopicControl)
-	commands.Partitions, commands.Forever = 1, true // their order is that of what happened
-	return []kafka.Topic{commands, a.resourcesTopic()}
-}
-
-// resourcesTopic is what every role needs. It has one partition: the order of its records is that of what
-// happened.
-func (a *app) resourcesTopic() kafka.Topic {
-	t := a.topic(schema.TopicResources)
-	t.Partitions, t.Compacted = 1, true
-	return t
-}
-
-func (a *app) topic(name string) kafka.Topic {
-	return kafka.Topic{Name: name, MaxMessageBytes: int(a.cfg.Kafka.MaxRecordBytes) + maxMessageOverhead}
-}
-
-// deadLetterRetention leaves somebody a fortnight to look at what was diverted.
-const deadLetterRetention = 14 * 24 * time.Hour
 
 // prepareSchema waits for ClickHouse and for a schema that this program knows.
 func (a *app) prepareSchema(ctx context.Context) error {

@@ -47,10 +47,6 @@ type server struct {
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
 }
 
-// maxMessageOverhead is by how much the topic's limit lies above the largest
-// record: headers and the framing of a batch.
-const maxMessageOverhead = 64 << 10
-
 var configured = program.Configured[*server]{New: defaultServer}
 
 func defaultServer() *server {
