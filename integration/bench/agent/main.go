@@ -15,9 +15,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
@@ -32,7 +30,7 @@ type options struct {
 }
 
 func main() {
-	maybeRunSink()
+	measured.MaybeServe(sinkVariable, serveSink)
 	var o options
 	flag.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent's program")
 	flag.StringVar(&o.collector, "collector", "", "a collector's program to compare with; empty compares nothing")
@@ -42,13 +40,7 @@ func main() {
 	flag.IntVar(&o.rate, "rate", 20_000, "spans a second of the second part, which is for resident memory")
 	flag.StringVar(&o.http, "agent-http", "127.0.0.1:0", "where the agent serves /metrics, and profiles with METAFLOW_HTTP_PPROF=true")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "agentbench:", err)
-		os.Exit(1) //nolint:gocritic // the deferred stop has nothing left to do
-	}
+	measured.Main("agentbench", func(ctx context.Context) error { return run(ctx, o) })
 }
 
 // figures are what one program cost.
@@ -70,9 +62,9 @@ func run(ctx context.Context, o options) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	load := requests(o)
-	programs := []func(dir string) (*target, error){func(dir string) (*target, error) { return startAgent(o, dir) }}
+	programs := []func(dir string) (*target, error){func(dir string) (*target, error) { return startAgent(ctx, o, dir) }}
 	if o.collector != "" {
-		programs = append(programs, func(dir string) (*target, error) { return startCollector(o, dir) })
+		programs = append(programs, func(dir string) (*target, error) { return startCollector(ctx, o, dir) })
 	}
 	var all []figures
 	for i, p := range programs {
@@ -107,27 +99,23 @@ func measure(ctx context.Context, o options, dir string, start func(dir string) 
 		return f, err
 	}
 	f.name = t.name
-	fmt.Fprintf(os.Stderr, "%s: %d spans as fast as possible\n", t.name, o.spans)
+	measured.Progress("%s: %d spans as fast as possible", t.name, o.spans)
 	cpu, took, _, err := t.drive(ctx, load, o, o.spans, 0)
 	t.stop()
 	if err != nil {
 		return f, err
 	}
-	f.full, f.second = micros(cpu, o.spans), float64(o.spans)/took.Seconds()
+	f.full, f.second = measured.MicrosEach(cpu, o.spans), float64(o.spans)/took.Seconds()
 
 	if t, err = start(dir); err != nil {
 		return f, err
 	}
 	defer t.stop()
 	spans := o.rate * int(steadyFor.Seconds())
-	fmt.Fprintf(os.Stderr, "%s: %d spans a second for %s\n", t.name, o.rate, steadyFor)
+	measured.Progress("%s: %d spans a second for %s", t.name, o.rate, steadyFor)
 	cpu, _, f.rss, err = t.drive(ctx, load, o, spans, o.rate)
-	f.paced = micros(cpu, spans)
+	f.paced = measured.MicrosEach(cpu, spans)
 	return f, err
-}
-
-func micros(cpu time.Duration, spans int) float64 {
-	return float64(cpu.Nanoseconds()) / 1e3 / float64(spans)
 }
 
 // target is a program under load, with the sink behind it.
@@ -145,7 +133,7 @@ func (t *target) stop() {
 
 // drive sends the load and returns what that cost.
 func (t *target) drive(ctx context.Context, load [][]byte, o options, spans, rate int) (cpu, took time.Duration, rss int64, err error) {
-	before, err := measured.UsageOf(t.program.Cmd.Process.Pid)
+	before, err := t.program.Usage()
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -154,12 +142,12 @@ func (t *target) drive(ctx context.Context, load [][]byte, o options, spans, rat
 		return 0, 0, 0, fmt.Errorf("%s: %w: it said %s", t.name, err, t.program.Output.String())
 	}
 	took = time.Since(begun)
-	after, err := measured.UsageOf(t.program.Cmd.Process.Pid)
+	after, err := t.program.Usage()
 	return after.CPU - before.CPU, took, after.Peak, err
 }
 
 // startAgent runs an agent on a configuration that the sink hands out.
-func startAgent(o options, dir string) (*target, error) {
+func startAgent(ctx context.Context, o options, dir string) (*target, error) {
 	addr, err := measured.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -168,7 +156,7 @@ func startAgent(o options, dir string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	sink, server, err := startSink(o, port)
+	sink, server, err := startSink(ctx, o, port)
 	if err != nil {
 		return nil, err
 	}
@@ -179,15 +167,15 @@ func startAgent(o options, dir string) (*target, error) {
 		return nil, err
 	}
 	t := &target{name: "metaflow-agent", url: "http://" + addr + "/v1/traces", program: p, sink: sink}
-	return t, t.await(addr)
+	return t, t.await(ctx, addr)
 }
 
-func startCollector(o options, dir string) (*target, error) {
+func startCollector(ctx context.Context, o options, dir string) (*target, error) {
 	addr, err := measured.FreeAddr()
 	if err != nil {
 		return nil, err
 	}
-	sink, server, err := startSink(o, "0")
+	sink, server, err := startSink(ctx, o, "0")
 	if err != nil {
 		return nil, err
 	}
@@ -210,13 +198,11 @@ service:
 		return nil, err
 	}
 	t := &target{name: "collector", url: "http://" + addr + "/v1/traces", program: p, sink: sink}
-	return t, t.await(addr)
+	return t, t.await(ctx, addr)
 }
 
 // await returns when the program listens.
-func (t *target) await(addr string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
+func (t *target) await(ctx context.Context, addr string) error {
 	err := t.program.WaitListening(ctx, addr)
 	if err != nil {
 		t.stop()
@@ -224,35 +210,16 @@ func (t *target) await(addr string) error {
 	return err
 }
 
-// report prints a markdown table, with ratios where there is something to compare.
 func report(o options, all []figures) {
-	fmt.Printf("\nrequests of %d spans, %d bytes; OTLP/HTTP in, OTLP/gRPC out, no compression\n\n| figure |", o.batch, len(requests(o)[0]))
-	for _, f := range all {
-		fmt.Printf(" %s |", f.name)
+	fmt.Printf("\nrequests of %d spans, %d bytes; OTLP/HTTP in, OTLP/gRPC out, no compression\n\n", o.batch, len(requests(o)[0]))
+	names := make([]string, len(all))
+	for i, f := range all {
+		names[i] = f.name
 	}
-	fmt.Print(" ratio |\n|---|")
-	for range all {
-		fmt.Print("---|")
-	}
-	fmt.Println("---|")
-	for _, row := range []struct {
-		name, format string
-		of           func(figures) float64
-	}{
-		{"CPU us a span, as fast as possible", "%.2f", func(f figures) float64 { return f.full }},
-		{fmt.Sprintf("CPU us a span at %d spans/s", o.rate), "%.2f", func(f figures) float64 { return f.paced }},
-		{fmt.Sprintf("peak resident MB at %d spans/s", o.rate), "%.1f", func(f figures) float64 { return float64(f.rss) / 1e6 }},
-		{"spans/s, as fast as possible", "%.0f", func(f figures) float64 { return f.second }},
-	} {
-		fmt.Printf("| %s |", row.name)
-		for _, f := range all {
-			fmt.Printf(" "+row.format+" |", row.of(f))
-		}
-		if len(all) == 2 {
-			fmt.Printf(" %.2f |", row.of(all[0])/row.of(all[1]))
-		} else {
-			fmt.Print(" |")
-		}
-		fmt.Println()
-	}
+	measured.Report(os.Stdout, names, all, []measured.Figure[figures]{
+		{Name: "CPU us a span, as fast as possible", Format: "%.2f", Of: func(f figures) float64 { return f.full }},
+		{Name: fmt.Sprintf("CPU us a span at %d spans/s", o.rate), Format: "%.2f", Of: func(f figures) float64 { return f.paced }},
+		{Name: fmt.Sprintf("peak resident MB at %d spans/s", o.rate), Format: "%.1f", Of: func(f figures) float64 { return float64(f.rss) / 1e6 }},
+		{Name: "spans/s, as fast as possible", Format: "%.0f", Of: func(f figures) float64 { return f.second }},
+	})
 }

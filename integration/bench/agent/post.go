@@ -7,8 +7,7 @@ import (
 	"io"
 	"net/http"
 
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
 // post sends n requests of the load, at most so many a second (0 is without a
@@ -16,37 +15,9 @@ import (
 func post(ctx context.Context, url string, load [][]byte, n, senders int, perSecond float64) error {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: senders}}
 	defer client.CloseIdleConnections()
-	limit := rate.NewLimiter(rate.Inf, 1)
-	if perSecond > 0 {
-		limit.SetLimit(rate.Limit(perSecond))
-	}
-	work := make(chan []byte)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(work)
-		for i := range n {
-			if err := limit.Wait(ctx); err != nil {
-				return err
-			}
-			select {
-			case work <- load[i%len(load)]:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
+	return measured.Send(ctx, load, n, senders, perSecond, func(ctx context.Context, body []byte) error {
+		return postOne(ctx, client, url, body)
 	})
-	for range senders {
-		g.Go(func() error {
-			for body := range work {
-				if err := postOne(ctx, client, url, body); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }
 
 func postOne(ctx context.Context, client *http.Client, url string, body []byte) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"time"
@@ -16,23 +15,18 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// sinkEnv and portEnv turn this program into the sink: the address it listens on,
-// and the port that agents are told to listen on.
 const (
-	sinkEnv = "AGENTBENCH_SINK"
-	portEnv = "AGENTBENCH_PORT"
+	// sinkVariable turns this program into the sink.
+	sinkVariable = "AGENTBENCH_SINK"
+	// portVariable is the port on which the sink tells agents to listen.
+	portVariable = "AGENTBENCH_PORT"
 )
 
-// maybeRunSink receives traces and forgets them, until killed.
-func maybeRunSink() {
-	addr, ok := os.LookupEnv(sinkEnv)
-	if !ok {
-		return
-	}
+// serveSink receives traces and drops them.
+func serveSink(addr string) error {
 	listener, err := net.Listen("tcp", addr) //nolint:noctx // returns at once
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "sink:", err)
-		os.Exit(1)
+		return err
 	}
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(64<<20), grpc.ForceServerCodecV2(forgetful{encoding.GetCodecV2("proto")}))
 	server.RegisterService(&grpc.ServiceDesc{
@@ -41,9 +35,8 @@ func maybeRunSink() {
 			return &nothing{}, receive(&nothing{})
 		}}},
 	}, nil)
-	agentv1.RegisterControlServiceServer(server, controller{port: os.Getenv(portEnv)})
-	fmt.Fprintln(os.Stderr, server.Serve(listener))
-	os.Exit(1)
+	agentv1.RegisterControlServiceServer(server, controller{port: os.Getenv(portVariable)})
+	return server.Serve(listener)
 }
 
 // nothing is a message whose bytes are of no interest.
@@ -90,24 +83,6 @@ func (c controller) Connect(stream agentv1.ControlService_ConnectServer) error {
 }
 
 // startSink returns the sink and where it listens.
-func startSink(o options, port string) (*measured.Process, string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, "", err
-	}
-	addr, err := measured.FreeAddr()
-	if err != nil {
-		return nil, "", err
-	}
-	p, err := measured.Start(o.verbose, []string{sinkEnv + "=" + addr, portEnv + "=" + port}, self)
-	if err != nil {
-		return nil, "", err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if err := p.WaitListening(ctx, addr); err != nil {
-		p.Stop()
-		return nil, "", err
-	}
-	return p, addr, nil
+func startSink(ctx context.Context, o options, port string) (*measured.Process, string, error) {
+	return measured.StartServing(ctx, o.verbose, sinkVariable, portVariable+"="+port)
 }

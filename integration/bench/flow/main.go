@@ -24,7 +24,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -50,28 +49,20 @@ func main() {
 	pairs := flag.Int("pairs", 20, "with -busy: pairs of times")
 	window := flag.Duration("window", 4*time.Second, "with -busy: length of each time")
 	idle := flag.Bool("without-capture", false, "make the load, do not capture: for the difference it makes to the load")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	var err error
-	switch os.Getenv(roleVariable) {
-	case "capture":
-		err = captureFlows(ctx)
-	case "load":
-		err = makeLoad(ctx, *living, *rate)
-	case "busy":
-		err = serveBusy(ctx, *busy, *fresh)
-	default:
-		if *busy > 0 {
-			err = compare(ctx, *busy, *fresh, *pairs, *window)
-			break
+	measured.Main("flowbench", func(ctx context.Context) error {
+		switch os.Getenv(roleVariable) {
+		case "capture":
+			return captureFlows(ctx)
+		case "load":
+			return makeLoad(ctx, *living, *rate)
+		case "busy":
+			return serveBusy(ctx, *busy, *fresh)
 		}
-		err = measure(ctx, *living, *rate, *warm, *length, !*idle)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "flowbench:", err)
-		os.Exit(1)
-	}
+		if *busy > 0 {
+			return compare(ctx, *busy, *fresh, *pairs, *window)
+		}
+		return measure(ctx, *living, *rate, *warm, *length, !*idle)
+	})
 }
 
 func measure(ctx context.Context, living, rate int, warm, length time.Duration, watch bool) error {
@@ -105,7 +96,7 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 		if p.Cmd == nil {
 			return measured.Usage{}, nil
 		}
-		return measured.UsageOf(p.Cmd.Process.Pid)
+		return p.Usage()
 	}
 	before, err := usage(capturing)
 	if err != nil {

@@ -1,5 +1,7 @@
-// Package measured runs programs whose cost is to be known, and reads what the
-// operating system accounts to them.
+// Package measured is what the benchmarks of whole programs share. It starts
+// the programs under measurement, the engines and helpers around them, sends
+// load, reads the CPU time and memory that the operating system accounts to a
+// process, and prints the report.
 package measured
 
 import (
@@ -53,8 +55,11 @@ func (p *Process) Stop() {
 	}
 }
 
-// WaitListening returns when something listens on addr.
+// WaitListening returns when something listens on addr, and fails when the
+// program ends before or takes longer than a minute.
 func (p *Process) WaitListening(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
+	defer cancel()
 	for {
 		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addr)
 		if err == nil {
@@ -75,6 +80,9 @@ type Usage struct {
 	CPU  time.Duration
 	Peak int64 // resident bytes
 }
+
+// Usage is that of the program, which must run.
+func (p *Process) Usage() (Usage, error) { return UsageOf(p.Cmd.Process.Pid) }
 
 // UsageOf reads /proc (proc(5): utime and stime are fields 14 and 15 of stat,
 // in ticks of 1/100 s).

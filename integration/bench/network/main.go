@@ -12,30 +12,23 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"slices"
-	"syscall"
 	"time"
 
 	driver "github.com/ClickHouse/clickhouse-go/v2"
 
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
 
 func main() {
-	chengine.MaybeRunChild()
+	measured.MaybeRunEngine()
 	spans := flag.Int("spans", 10_000_000, "spans to store")
 	flows := flag.Int("flows", 10_000_000, "flows to store")
 	runs := flag.Int("runs", 7, "how often each question is asked")
 	data := flag.String("data", "", "keep tables and views in this `directory`, and do not make them again when they are there; empty removes them")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *data, *spans, *flows, *runs); err != nil {
-		fmt.Fprintln(os.Stderr, "networkbench:", err)
-		os.Exit(1) //nolint:gocritic // the deferred stop has nothing left to do
-	}
+	measured.Main("networkbench", func(ctx context.Context) error { return run(ctx, *data, *spans, *flows, *runs) })
 }
 
 // A day of calls between 40 services of three pods each: a trace has a server span, a client
@@ -92,15 +85,13 @@ func run(ctx context.Context, dir string, spans, flows, runs int) error {
 	} else if _, err := os.Stat(dir); err == nil {
 		filled = true
 	}
-	engine, err := chengine.Start(ctx, chengine.Options{DataDir: dir})
+	engine, err := measured.StartClickHouse(ctx, chengine.Options{DataDir: dir}, driver.Settings{
+		"max_insert_block_size": 1_000_000, "max_partitions_per_insert_block": 1000, "min_insert_block_size_rows": 500_000,
+	})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		_ = engine.Stop(stop)
-	}()
+	defer engine.Close()
 	cfg := clickhouse.DefaultConfig()
 	cfg.Addresses = []string{engine.NativeAddr()}
 	db, err := clickhouse.Open(cfg, slog.New(slog.DiscardHandler))
@@ -113,57 +104,29 @@ func run(ctx context.Context, dir string, spans, flows, runs int) error {
 	if err := db.Close(); err != nil {
 		return err
 	}
-	conn, err := driver.Open(&driver.Options{Addr: []string{engine.NativeAddr()}, ReadTimeout: 10 * time.Minute, Settings: driver.Settings{
-		"max_insert_block_size": 1_000_000, "max_partitions_per_insert_block": 1000, "min_insert_block_size_rows": 500_000,
-	}})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
 	if filled {
-		return ask(ctx, conn, runs)
+		return ask(ctx, engine.Conn, runs)
 	}
 	begin := time.Now().Add(-day).UnixNano()
 	for _, t := range []struct {
 		name, fill string
 		numbers    int
 	}{{"spans", fillSpans, spans / 3}, {"flows", fillFlows, flows / 2}} {
-		fmt.Fprintf(os.Stderr, "filling %s\n", t.name)
+		measured.Progress("filling %s", t.name)
 		for i := range pieces {
 			from, to := t.numbers*i/pieces, t.numbers*(i+1)/pieces
-			err := conn.Exec(ctx, t.fill, driver.Named("traces", uint64(t.numbers)), driver.Named("begin", begin),
+			err := engine.Conn.Exec(ctx, t.fill, driver.Named("traces", uint64(t.numbers)), driver.Named("begin", begin),
 				driver.Named("from", uint64(from)), driver.Named("count", uint64(to-from)))
 			if err != nil {
 				return fmt.Errorf("fill %s: %w", t.name, err)
 			}
 		}
 	}
-	if err := settle(ctx, conn); err != nil {
+	measured.Progress("waiting for merges")
+	if err := engine.WaitMerged(ctx); err != nil {
 		return err
 	}
-	return ask(ctx, conn, runs)
-}
-
-// settle waits until no merge has run for two seconds.
-func settle(ctx context.Context, conn driver.Conn) error {
-	fmt.Fprintln(os.Stderr, "waiting for merges")
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for quiet := 0; quiet < 8; quiet++ {
-		var n uint64
-		if err := conn.QueryRow(ctx, "SELECT count() FROM system.merges").Scan(&n); err != nil {
-			return err
-		}
-		if n > 0 {
-			quiet = 0
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
-	return nil
+	return ask(ctx, engine.Conn, runs)
 }
 
 // ask prints how long each question takes.

@@ -8,9 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
@@ -21,8 +18,7 @@ type bench struct {
 	dir    string
 	broker *measured.Process
 	kafka  string
-	engine *chengine.Engine
-	conn   driver.Conn
+	engine *measured.ClickHouse
 	load   [][]byte
 }
 
@@ -36,37 +32,25 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	if b.dir, err = os.MkdirTemp("", "pipelinebench-"); err != nil {
 		return nil, err
 	}
-	if b.broker, b.kafka, err = startBroker(ctx, o.verbose); err != nil {
+	if b.broker, b.kafka, err = measured.StartBroker(ctx, o.verbose); err != nil {
 		return nil, err
 	}
-	if b.engine, err = chengine.Start(ctx, chengine.Options{DataDir: filepath.Join(b.dir, "clickhouse"), MaxMemoryBytes: 8 << 30}); err != nil {
+	if b.engine, err = measured.StartClickHouse(ctx, chengine.Options{DataDir: filepath.Join(b.dir, "clickhouse"), MaxMemoryBytes: 8 << 30}, nil); err != nil {
 		return nil, err
 	}
-	if b.conn, err = clickhouse.Open(&clickhouse.Options{Addr: []string{b.engine.NativeAddr()}, ReadTimeout: 10 * time.Minute}); err != nil {
-		return nil, err
-	}
-	progress("generating %d spans", o.spans)
+	measured.Progress("generating %d spans", o.spans)
 	b.load = requests(o)
 	return b, nil
 }
 
 func (b *bench) close() {
-	if b.conn != nil {
-		_ = b.conn.Close()
-	}
 	if b.engine != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		_ = b.engine.Stop(ctx)
+		b.engine.Close()
 	}
 	if b.broker != nil {
 		b.broker.Stop()
 	}
 	_ = os.RemoveAll(b.dir)
-}
-
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
 // pipeline is how one system is started: a receiver that fills Kafka and a
@@ -85,7 +69,7 @@ type pipeline struct {
 // after the receiver has finished.
 func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) {
 	f.name = p.name
-	progress("%s: sending", p.name)
+	measured.Progress("%s: sending", p.name)
 	receiver, err := p.receiver()
 	if err != nil {
 		return f, err
@@ -94,7 +78,7 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 	if err := receiver.WaitListening(ctx, p.otlp); err != nil {
 		return f, err
 	}
-	before, err := measured.UsageOf(receiver.Cmd.Process.Pid)
+	before, err := receiver.Usage()
 	if err != nil {
 		return f, err
 	}
@@ -103,14 +87,14 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 		return f, err
 	}
 	f.sendSeconds = time.Since(begun).Seconds()
-	after, err := measured.UsageOf(receiver.Cmd.Process.Pid)
+	after, err := receiver.Usage()
 	if err != nil {
 		return f, err
 	}
 	f.gateway, f.gatewayRSS = b.perSpan(after.CPU-before.CPU), after.Peak
 	receiver.Stop()
 
-	progress("%s: writing", p.name)
+	measured.Progress("%s: writing", p.name)
 	engineBefore, err := measured.UsageOf(b.engine.PID())
 	if err != nil {
 		return f, err
@@ -125,12 +109,12 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 		return f, err
 	}
 	f.writeSeconds = time.Since(begun).Seconds()
-	used, err := measured.UsageOf(writer.Cmd.Process.Pid)
+	used, err := writer.Usage()
 	if err != nil {
 		return f, err
 	}
 	f.writer, f.writerRSS = b.perSpan(used.CPU), used.Peak
-	if err := b.waitMerged(ctx); err != nil {
+	if err := b.engine.WaitMerged(ctx); err != nil {
 		return f, err
 	}
 	engineAfter, err := measured.UsageOf(b.engine.PID())
@@ -143,19 +127,17 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 	return f, err
 }
 
-func (b *bench) perSpan(cpu time.Duration) float64 {
-	return float64(cpu.Nanoseconds()) / 1e3 / float64(b.spans)
-}
+func (b *bench) perSpan(cpu time.Duration) float64 { return measured.MicrosEach(cpu, b.spans) }
 
 func (b *bench) waitStored(ctx context.Context, p pipeline, writer *measured.Process) error {
 	for {
 		var n uint64
-		err := b.conn.QueryRow(ctx, p.count).Scan(&n)
+		err := b.engine.Conn.QueryRow(ctx, p.count).Scan(&n)
 		if err == nil && n >= uint64(b.spans) {
 			if extra := n - uint64(b.spans); extra > 0 && p.once {
 				return fmt.Errorf("%d spans stored twice", extra)
 			} else if extra > 0 {
-				progress("%s: %d spans stored twice", p.name, extra)
+				measured.Progress("%s: %d spans stored twice", p.name, extra)
 			}
 			return nil
 		}
@@ -169,30 +151,11 @@ func (b *bench) waitStored(ctx context.Context, p pipeline, writer *measured.Pro
 	}
 }
 
-// waitMerged waits until no merge has run for two seconds.
-func (b *bench) waitMerged(ctx context.Context) error {
-	for quiet := 0; quiet < 8; quiet++ {
-		var n uint64
-		if err := b.conn.QueryRow(ctx, "SELECT count() FROM system.merges").Scan(&n); err != nil {
-			return err
-		}
-		if n > 0 {
-			quiet = 0
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(250 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
 func (b *bench) onDisk(ctx context.Context, p pipeline) (float64, error) {
-	if err := b.conn.Exec(ctx, "OPTIMIZE TABLE "+p.table+" FINAL"); err != nil {
+	if err := b.engine.Conn.Exec(ctx, "OPTIMIZE TABLE "+p.table+" FINAL"); err != nil {
 		return 0, err
 	}
 	var bytes, rows uint64
-	err := b.conn.QueryRow(ctx, "SELECT sum(bytes_on_disk), sum(rows) FROM system.parts WHERE active AND concat(database, '.', table) = $1", p.table).Scan(&bytes, &rows)
+	err := b.engine.Conn.QueryRow(ctx, "SELECT sum(bytes_on_disk), sum(rows) FROM system.parts WHERE active AND concat(database, '.', table) = $1", p.table).Scan(&bytes, &rows)
 	return float64(bytes) / float64(max(rows, 1)), err
 }

@@ -16,15 +16,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
-	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
 func main() {
-	chengine.MaybeRunChild()
-	maybeRunBroker()
+	measured.MaybeRunEngine()
 	var o options
 	flag.StringVar(&o.server, "server", "bin/metaflow-server", "the server's program")
 	flag.StringVar(&o.collector, "collector", "", "a collector's program to compare with; empty compares nothing")
@@ -34,13 +31,7 @@ func main() {
 	flag.IntVar(&o.senders, "senders", 4, "requests at a time")
 	flag.StringVar(&o.profiles, "profiles", "", "directory for CPU and heap profiles of our gateway and writer; taking them costs some CPU itself")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "pipelinebench:", err)
-		os.Exit(1) //nolint:gocritic // the deferred stop has nothing left to do
-	}
+	measured.Main("pipelinebench", func(ctx context.Context) error { return run(ctx, o) })
 }
 
 type options struct {

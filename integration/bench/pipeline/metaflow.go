@@ -85,7 +85,7 @@ func (b *bench) profile(ctx context.Context, addr, role string) {
 	for name, path := range map[string]string{"cpu": "profile?seconds=4", "heap": "heap?seconds=4"} {
 		go func() {
 			if err := save(ctx, "http://"+addr+"/debug/pprof/"+path, filepath.Join(b.profiles, role+"."+name+".pprof")); err != nil {
-				progress("profile of the %s: %v", role, err)
+				measured.Progress("profile of the %s: %v", role, err)
 			}
 		}()
 	}

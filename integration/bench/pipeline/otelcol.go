@@ -62,7 +62,7 @@ service:
 			return measured.Start(b.verbose, nil, b.collector, "--config", file)
 		}
 	}
-	if err := b.conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS otel"); err != nil {
+	if err := b.engine.Conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS otel"); err != nil {
 		return figures{}, err
 	}
 	return b.measure(ctx, pipeline{

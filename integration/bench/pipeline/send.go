@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -45,33 +45,15 @@ func send(ctx context.Context, addr string, senders int, load [][]byte) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	work := make(chan []byte)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(work)
-		for _, r := range load {
-			select {
-			case work <- r:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+	return measured.Send(ctx, load, len(load), senders, 0, func(ctx context.Context, request []byte) error {
+		var reply []byte
+		if err := conn.Invoke(ctx, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", request, &reply); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+		// A reply is empty, or an empty partial_success, when all is well.
+		if len(reply) > 2 {
+			return fmt.Errorf("export: spans were rejected: %q", reply)
 		}
 		return nil
 	})
-	for range senders {
-		g.Go(func() error {
-			for r := range work {
-				var reply []byte
-				if err := conn.Invoke(ctx, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", r, &reply); err != nil {
-					return fmt.Errorf("export: %w", err)
-				}
-				// A reply is empty, or an empty partial_success, when all is well.
-				if len(reply) > 2 {
-					return fmt.Errorf("export: spans were rejected: %q", reply)
-				}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }

@@ -1,0 +1,67 @@
+package measured
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// listenTimeout bounds how long a program that a measurement starts takes to listen.
+const listenTimeout = time.Minute
+
+// Main parses the flags and runs a measurement until it returns or somebody
+// interrupts it. An error goes to the standard error, and Main ends the process.
+func Main(name string, run func(context.Context) error) {
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, name+":", err)
+		os.Exit(1)
+	}
+}
+
+// Progress tells on the standard error what the measurement does now.
+func Progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
+
+// MaybeServe turns this process into a helper of the measurement, when
+// StartServing started it with the variable: it serves at the variable's value
+// until somebody kills it. Helpers are processes of their own, so that the
+// measurement does not count what they cost. Call it first in main.
+func MaybeServe(variable string, serve func(addr string) error) {
+	addr, ok := os.LookupEnv(variable)
+	if !ok {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", variable, serve(addr))
+	os.Exit(1)
+}
+
+// StartServing runs this program again as the helper that MaybeServe makes of
+// it. It returns the helper and its address once it listens there.
+func StartServing(ctx context.Context, verbose bool, variable string, env ...string) (*Process, string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, "", err
+	}
+	addr, err := FreeAddr()
+	if err != nil {
+		return nil, "", err
+	}
+	p, err := Start(verbose, append(env, variable+"="+addr), self)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := p.WaitListening(ctx, addr); err != nil {
+		p.Stop()
+		return nil, "", err
+	}
+	return p, addr, nil
+}
