@@ -16,57 +16,69 @@ import (
 )
 
 const (
-	// tick is how often last words are taken from the kernel. Longer needs larger receive buffers,
-	// shorter costs a system call per namespace each time.
+	// tick is the time between two reads of destroy notifications. A longer
+	// tick needs larger receive buffers; a shorter one costs a system call per
+	// namespace each time.
 	tick = 200 * time.Millisecond
-	// scanInterval is how often namespaces are looked for, at 4 us a process.
+	// scanInterval is the time between two scans for namespaces, at 4 us a
+	// process.
 	scanInterval = 2 * time.Second
-	// batchInterval is how long rows are gathered, batchRows how many are not kept waiting.
+	// batchInterval is the longest that rows wait for a batch to fill;
+	// batchRows rows make a batch at once.
 	batchInterval = time.Second
 	batchRows     = 2000
-	// listenInterval is how often a namespace is asked who listens, when a connection's role depends on it.
+	// listenInterval is the least time between two dumps of a namespace's
+	// listening sockets, made when a connection's role depends on them.
 	listenInterval = time.Second
-	// retryInterval is how long a namespace that could not be opened is left alone.
+	// retryInterval is the time until a namespace that could not be opened is
+	// tried again.
 	retryInterval = time.Minute
-	// overrunPause is at least between two dumps that were made because last words were lost.
+	// overrunPause is the least time between two dumps that follow overruns.
 	overrunPause = time.Second
-	// defaultReceiveBuffer holds the last words of some 2,000 to 4,000 sockets: ten times what a busy
-	// node has in a tick.
+	// defaultReceiveBuffer holds the destroy notifications of 2,000 to 4,000
+	// sockets, ten times what a busy node produces in a tick.
 	defaultReceiveBuffer = 8 << 20
-	// wordsPerTurn bounds what is read of one namespace before the next has its turn.
-	wordsPerTurn = 16384
-	// clockJump is a difference between the wall clock and the time that passed that is not a clock being
-	// slewed.
+	// destroyedPerTurn bounds the notifications read from one namespace before
+	// the next has its turn.
+	destroyedPerTurn = 16384
+	// clockJump is the difference between the wall clock and the monotonic
+	// clock beyond which the clock was stepped, not slewed.
 	clockJump = 500 * time.Millisecond
-	// goneMemory is how long it is known whose a namespace was that is gone: rows of it may wait for the consumer.
+	// goneMemory is how long Namespace knows a namespace that is gone: rows of
+	// it may still wait for the consumer.
 	goneMemory = 10 * time.Minute
-	// flushTimeout is what the consumer has for the last batches.
+	// flushTimeout bounds the delivery of the last batches after Run's context
+	// ends.
 	flushTimeout = 5 * time.Second
 )
 
-// Consumer takes rows.
+// Consumer receives rows.
 type Consumer interface {
-	// Consume is called by one goroutine, and returns how many rows it took. It must not keep rows after it returned. The
-	// others are lost, for the reason in the error; they are counted, and nothing is sent again. When Run is to end, what is under way and what is left has five
-	// seconds, then ctx ends.
+	// Consume stores rows and returns how many it stored. The others are lost
+	// for the reason in the error: Capture counts them and does not retry.
+	// Consume must not keep rows after it returns. One goroutine calls it. When
+	// Run's context ends, the batches in flight and those left have five
+	// seconds before ctx ends.
 	Consume(ctx context.Context, rows []flow.Row) (taken int, err error)
 }
 
-// Options are for code, not for operators.
+// Options configure a Capture from code, not by operators.
 type Options struct {
 	Logger     *slog.Logger          // nil discards
-	Registerer prometheus.Registerer // nil keeps metrics to itself
-	// Namespaces says where namespaces are looked for.
+	Registerer prometheus.Registerer // nil does not expose metrics
+	// Namespaces controls where namespaces are looked for.
 	Namespaces netns.Options
-	// CgroupRoot is where the host's control groups of version 2 are mounted; empty is
-	// /sys/fs/cgroup, or /sys/fs/cgroup/unified where the former is of version 1.
+	// CgroupRoot is where the host's control groups of version 2 are mounted.
+	// If empty, it is /sys/fs/cgroup, or /sys/fs/cgroup/unified where the
+	// former is version 1.
 	CgroupRoot string
-	// ExcludeLoopback leaves out connections over loopback addresses.
+	// ExcludeLoopback drops connections over loopback addresses.
 	ExcludeLoopback bool
-	// MaxConnections bounds what is remembered, see flow.Config.
+	// MaxConnections bounds the connections remembered, see flow.Config.
 	MaxConnections int
-	// ReceiveBuffer is how many bytes of last words the kernel keeps for each namespace; 0 is 8 MiB. It takes
-	// the memory only while there are that many.
+	// ReceiveBuffer bounds the bytes of destroy notifications that the kernel
+	// queues for each namespace; 0 means 8 MiB. The kernel allocates the memory
+	// only as they queue.
 	ReceiveBuffer int
 }
 
@@ -76,7 +88,7 @@ type Capture struct {
 	opts     Options
 	log      *slog.Logger
 	metrics  *metrics
-	changed  chan struct{} // has room for one: the configuration is another
+	changed  chan struct{} // holds one signal: cfg changed
 	groups   *groups
 	procs    *processes
 
@@ -107,27 +119,29 @@ func New(cfg agentconfig.Flow, consumer Consumer, opts Options) *Capture {
 	}
 }
 
-// Configure changes the configuration of a Capture that runs, or will. It does not wait for it.
+// Configure replaces the configuration. It may be called before and during Run,
+// and does not wait for the change to take effect.
 func (c *Capture) Configure(cfg agentconfig.Flow) {
 	c.mu.Lock()
 	c.cfg = cfg
 	c.mu.Unlock()
 	select {
 	case c.changed <- struct{}{}:
-	default: // it will be looked at
+	default: // a signal is already pending
 	}
 }
 
-// Exceptions are what an operator should know, a sentence each: the privileges that are missing, and what is not
-// seen for it. There are none while capture is not enabled.
+// Exceptions returns sentences for an operator, each naming a missing privilege
+// and what capture does not see without it. It is empty while capture is
+// disabled.
 func (c *Capture) Exceptions() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.exceptions)
 }
 
-// Namespace returns what is known of a namespace by the inode that rows have, for some minutes also of one
-// that is gone.
+// Namespace returns the namespace with the inode found in rows. It also knows
+// namespaces that went away within the last minutes.
 func (c *Capture) Namespace(inode uint64) (netns.Namespace, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,9 +149,10 @@ func (c *Capture) Namespace(inode uint64) (netns.Namespace, bool) {
 	return w.ns, ok
 }
 
-// Owner returns whom the socket of a row belongs to: by its own control group where the kernel said it, else as the
-// others of its network namespace. So pods that use the host's network are told from each other, as far as their
-// connections were seen alive. It may read the file system; who consumes rows may call it.
+// Owner returns the owner of a row's socket: by the socket's control group if
+// the kernel sent it, else the owner of its network namespace. So pods that use
+// the host's network can be told apart, as far as dumps showed their
+// connections. Owner may read the file system. It is safe for concurrent use.
 func (c *Capture) Owner(r *flow.Row) cgroup.Owner {
 	if r.Cgroup != 0 {
 		if o := c.groups.owner(r.Cgroup, time.Now()); o != (cgroup.Owner{}) {
@@ -148,8 +163,9 @@ func (c *Capture) Owner(r *flow.Row) cgroup.Owner {
 	return ns.Owner
 }
 
-// Process returns the name of the process that has the socket of a row, empty when it is not known. Of connections that
-// were too short for any dump it is that of who listens, and nobody at the end that made them. It does no I/O.
+// Process returns the name of the process that holds a row's socket, or "" if
+// it is unknown. For connections shorter than the dump interval it returns the
+// listener's process, and "" at the client's end. It does no I/O.
 func (c *Capture) Process(r *flow.Row) string {
 	if r.Inode == 0 {
 		return ""
@@ -157,13 +173,13 @@ func (c *Capture) Process(r *flow.Row) string {
 	return c.procs.name(r.Inode)
 }
 
-// watched is a namespace that was seen at some time.
+// watched is a namespace that some scan found.
 type watched struct {
 	ns   netns.Namespace
-	gone time.Time // zero while it is there
+	gone time.Time // zero while it exists
 }
 
-// watch keeps what is known of namespaces.
+// watch records the namespaces of a scan, and forgets old ones.
 func (c *Capture) watch(found []netns.Namespace, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -181,7 +197,7 @@ func (c *Capture) watch(found []netns.Namespace, now time.Time) {
 	}
 }
 
-// setExceptions replaces the exceptions, and returns those that are new.
+// setExceptions replaces the exceptions and returns the new ones.
 func (c *Capture) setExceptions(sentences []string) (added []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,10 +216,11 @@ func (c *Capture) config() agentconfig.Flow {
 	return c.cfg
 }
 
-// Run captures until ctx ends, and returns nil then: where nothing can be captured, Exceptions says why. It may
-// be called once.
+// Run captures until ctx ends, then returns nil. If it cannot capture anything,
+// it keeps running and Exceptions gives the reason. Call it only once.
 func (c *Capture) Run(ctx context.Context) error {
-	// A batch that the consumer has when ctx ends is as good as the last one: nobody would send it again.
+	// The consumer may hold a batch when ctx ends. Nothing would retry it, so
+	// it has the same deadline as the last one.
 	last, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -238,6 +255,6 @@ func (c *Capture) consume(ctx context.Context, rows []flow.Row) {
 	c.metrics.rows.Add(float64(taken))
 	if lost := len(rows) - taken; lost > 0 {
 		c.metrics.lost.Add(float64(lost))
-		c.log.WarnContext(ctx, "flow data was not taken", "rows", lost, "error", err)
+		c.log.WarnContext(ctx, "flow data lost", "rows", lost, "error", err)
 	}
 }

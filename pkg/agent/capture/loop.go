@@ -12,35 +12,35 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 )
 
-// space is a network namespace that is watched, or one that could not be.
+// space is a network namespace of the last scans, watched or not.
 type space struct {
 	ns       netns.Namespace
-	conn     *sockdiag.Conn // nil when it could not be opened
-	retry    time.Time      // when that is tried again
-	why      string         // what an operator should know of it, empty when all is well
+	conn     *sockdiag.Conn // nil if it could not be opened
+	retry    time.Time      // when to open it again
+	problem  string         // exception for operators, empty if there is none
 	present  bool           // in the last scan
 	nextDump time.Time
 	dumped   time.Time
-	listened time.Time // when it was asked who listens
+	listened time.Time // start of the last dump that included listeners
 }
 
-// loop is the state of Run, of its goroutine alone.
+// loop is the state of Run's goroutine, which alone uses it.
 type loop struct {
 	c      *Capture
 	cfg    agentconfig.Flow
 	out    chan<- []flow.Row
 	back   <-chan []flow.Row
-	buffer []flow.Row // for the next batch
-	lent   bool       // the consumer has a batch
+	buffer []flow.Row // memory for the next batch
+	lent   bool       // the consumer holds a batch
 
 	scanner *netns.Scanner
 	table   *flow.Table
 	netlink *sockdiag.Buffer
 	spaces  map[uint64]*space
-	clock   time.Time // when it was read last
+	clock   time.Time // the last reading
 	scanned time.Time // zero before the first scan
 	batched time.Time
-	stats   flow.Stats // as they were counted last
+	stats   flow.Stats // the totals at the last count
 }
 
 func newLoop(c *Capture, out chan<- []flow.Row, back <-chan []flow.Row) *loop {
@@ -110,16 +110,16 @@ func (l *loop) reconfigure(ctx context.Context) {
 		return
 	}
 	for _, s := range l.spaces {
-		s.nextDump = time.Time{} // what is not left out any more is adopted by the next dump
+		s.nextDump = time.Time{} // the next dump adopts connections that are no longer excluded
 	}
 }
 
-// stop reports what was not reported yet, and closes everything.
+// stop reports pending activity and closes all namespaces.
 func (l *loop) stop(ctx context.Context) {
 	now := l.now()
 	for inode, s := range l.spaces {
 		if s.conn != nil {
-			l.words(ctx, s)
+			l.readDestroyed(ctx, s)
 			l.table.Flush(now, inode)
 		}
 		l.close(s)
@@ -138,18 +138,18 @@ func (l *loop) close(s *space) {
 	}
 }
 
-// now reads the clock, and tells the table when it was set.
+// now reads the clock, and tells the table when the clock was stepped.
 func (l *loop) now() time.Time {
 	now := time.Now()
 	passed := now.Sub(l.clock) // monotonic
 	if by := now.Round(0).Sub(l.clock.Round(0)) - passed; by > clockJump || by < -clockJump {
-		l.table.ClockSet(by)
+		l.table.ClockStepped(by)
 	}
 	l.clock = now
 	return now
 }
 
-// turn does what is due.
+// turn scans for namespaces and reads each of them, as far as that is due.
 func (l *loop) turn(ctx context.Context, now time.Time) {
 	if now.Sub(l.scanned) >= scanInterval {
 		l.scan(ctx, now)
@@ -158,35 +158,35 @@ func (l *loop) turn(ctx context.Context, now time.Time) {
 		if s.conn == nil || ctx.Err() != nil {
 			continue
 		}
-		l.words(ctx, s)
+		l.readDestroyed(ctx, s)
 		switch {
 		case s.conn == nil:
 		case !now.Before(s.nextDump):
 			l.dump(ctx, s)
-		case l.table.Undecided(inode) && now.Sub(s.listened) >= listenInterval:
+		case l.table.Unresolved(inode) && now.Sub(s.listened) >= listenInterval:
 			l.listeners(ctx, s, now)
 		}
 	}
 	l.count()
 }
 
-// send hands rows to the consumer when it has nothing to do.
+// send passes a batch to the consumer if it is idle.
 func (l *loop) send(now time.Time) {
-	n := l.table.Waiting()
+	n := l.table.Pending()
 	if l.lent || n == 0 || n < batchRows && now.Sub(l.batched) < batchInterval {
 		return
 	}
-	l.out <- l.table.Take(l.buffer) // there is room, since the batch before came back
+	l.out <- l.table.Take(l.buffer) // never blocks: the consumer returned the previous batch
 	l.buffer, l.lent, l.batched = nil, true, now
 }
 
-// scan notices namespaces that came and went.
+// scan finds the namespaces that came and went.
 func (l *loop) scan(ctx context.Context, now time.Time) {
 	before, first := l.scanned, l.scanned.IsZero()
 	l.scanned = now
 	found, missing, err := l.scanner.Scan()
 	if err != nil {
-		l.except(ctx, []string{"Connections are not seen: " + err.Error() + "."})
+		l.reportExceptions(ctx, []string{"Flow data lacks all connections: " + err.Error() + "."})
 		return
 	}
 	if first {
@@ -199,10 +199,10 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 	}
 	sentences := make([]string, 0, len(missing))
 	for _, m := range missing {
-		sentences = append(sentences, m.Sentence())
+		sentences = append(sentences, m.Hint())
 	}
 	if l.c.procs.refused.Load() {
-		sentences = append(sentences, unnamed)
+		sentences = append(sentences, processesException)
 	}
 	for _, ns := range found {
 		s := l.spaces[ns.Inode]
@@ -215,8 +215,8 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 		if s.conn == nil && !now.Before(s.retry) {
 			l.open(ctx, s, before, adopt)
 		}
-		if s.why != "" && !slices.Contains(sentences, s.why) {
-			sentences = append(sentences, s.why)
+		if s.problem != "" && !slices.Contains(sentences, s.problem) {
+			sentences = append(sentences, s.problem)
 		}
 	}
 	for inode, s := range l.spaces {
@@ -224,29 +224,31 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 			continue
 		}
 		if s.conn != nil {
-			l.words(ctx, s)
+			l.readDestroyed(ctx, s)
 			l.table.Close(now, inode)
 			l.close(s)
-			l.c.log.DebugContext(ctx, "network namespace is gone", "inode", inode)
+			l.c.log.DebugContext(ctx, "network namespace gone", "inode", inode)
 		}
 		delete(l.spaces, inode)
 	}
-	l.except(ctx, sentences)
+	l.reportExceptions(ctx, sentences)
 }
 
-// asOf is an earlier moment by the clock as it is now: it may have been set since that was read.
+// asOf returns an earlier moment by the current clock, which may have been
+// stepped since that moment was read.
 func asOf(now, earlier time.Time) time.Time { return now.Add(earlier.Sub(now)) }
 
-func (l *loop) except(ctx context.Context, sentences []string) {
+func (l *loop) reportExceptions(ctx context.Context, sentences []string) {
 	for _, s := range l.c.setExceptions(sentences) {
-		l.c.log.WarnContext(ctx, "flow data is not complete", "reason", s)
+		l.c.log.WarnContext(ctx, "flow data is incomplete", "reason", s)
 	}
 }
 
-// open begins to watch a namespace: it subscribes first and dumps then, so that nothing is missed between.
-// What lived before the namespace was found is adopted when it may be old.
+// open starts watching a namespace. It subscribes first and dumps afterwards,
+// so that no connection is missed in between. With adopt, the connections of
+// the first dump may be older than since.
 func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) {
-	s.why = ""
+	s.problem = ""
 	var granted int
 	err := netns.Do(s.ns, func() error {
 		conn, err := sockdiag.Open()
@@ -265,51 +267,52 @@ func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) 
 	switch {
 	case err == nil:
 	case errors.Is(err, netns.ErrGone):
-		s.retry = time.Time{} // the next scan knows better
+		s.retry = time.Time{} // the next scan removes it
 		return
 	case errors.As(err, &missing):
-		s.why = missing.Sentence()
+		s.problem = missing.Hint()
 	case errors.Is(err, sockdiag.ErrUnsupported):
-		s.why = "Connections are not seen: this kernel cannot list TCP sockets (modules inet_diag and tcp_diag, Linux 4.9 or later)."
+		s.problem = "Flow data lacks all connections: this kernel cannot list TCP sockets (modules inet_diag and tcp_diag, Linux 4.9 or later)."
 	default:
-		s.why = "Connections of a network namespace are not seen: " + err.Error() + "."
+		s.problem = "Flow data lacks the connections of a network namespace: " + err.Error() + "."
 	}
 	if err != nil {
 		s.retry = l.clock.Add(retryInterval)
 		return
 	}
 	if granted < l.c.opts.ReceiveBuffer/2 {
-		s.why = "Bursts of short connections may be missed: a receive buffer beyond net.core.rmem_max needs the capability CAP_NET_ADMIN."
+		s.problem = "Flow data may lack short connections during bursts: a receive buffer beyond net.core.rmem_max needs the capability CAP_NET_ADMIN."
 	}
-	l.c.log.DebugContext(ctx, "network namespace is watched", "inode", s.ns.Inode, "name", s.ns.Name, "pids", s.ns.PIDs, "pod_uid", s.ns.Owner.PodUID)
+	l.c.log.DebugContext(ctx, "watching network namespace", "inode", s.ns.Inode, "name", s.ns.Name, "pids", s.ns.PIDs, "pod_uid", s.ns.Owner.PodUID)
 	l.table.Open(since, s.ns.Inode, adopt)
 	l.dump(ctx, s)
-	// Namespaces that were found together take their turns one after the other.
+	// Spread the dumps of namespaces that were found together.
 	s.nextDump = l.clock.Add(l.cfg.DumpInterval * time.Duration(s.ns.Inode%16+1) / 16)
 }
 
-// fail gives a namespace up for a while after the kernel did what it never should.
+// fail closes a namespace after an unexpected kernel error; a later scan opens
+// it again.
 func (l *loop) fail(ctx context.Context, s *space, err error) {
-	l.c.log.WarnContext(ctx, "network namespace cannot be watched", "inode", s.ns.Inode, "error", err)
+	l.c.log.WarnContext(ctx, "cannot watch network namespace", "inode", s.ns.Inode, "error", err)
 	l.close(s)
 	l.table.Flush(l.clock, s.ns.Inode)
 	l.table.Forget(s.ns.Inode)
-	s.why = "Connections of a network namespace are not seen: " + err.Error() + "."
+	s.problem = "Flow data lacks the connections of a network namespace: " + err.Error() + "."
 	s.retry = l.clock.Add(retryInterval)
 }
 
-// words gives the table the last words of what was destroyed.
-func (l *loop) words(ctx context.Context, s *space) {
+// readDestroyed passes the destroy notifications of a namespace to the table.
+func (l *loop) readDestroyed(ctx context.Context, s *space) {
 	inode := s.ns.Inode
 	now := l.now()
-	for left := wordsPerTurn; left > 0; {
-		n, more, err := s.conn.Words(l.netlink, left, func(sock *flow.Socket) { l.table.Destroyed(now, inode, sock) })
-		l.c.metrics.words.Add(float64(n))
+	for left := destroyedPerTurn; left > 0; {
+		n, more, err := s.conn.ReadDestroyed(l.netlink, left, func(sock *flow.Socket) { l.table.Destroyed(now, inode, sock) })
+		l.c.metrics.destroyed.Add(float64(n))
 		left -= max(n, 1)
 		switch {
 		case errors.Is(err, sockdiag.ErrOverrun), errors.Is(err, sockdiag.ErrMalformed):
 			l.c.metrics.overruns.Inc()
-			l.c.log.WarnContext(ctx, "last words of connections were lost", "namespace", inode, "error", err)
+			l.c.log.WarnContext(ctx, "destroy notifications were lost", "namespace", inode, "error", err)
 			l.table.Overrun(inode)
 			if next := s.dumped.Add(overrunPause); next.Before(s.nextDump) {
 				s.nextDump = next
@@ -323,21 +326,22 @@ func (l *loop) words(ctx context.Context, s *space) {
 	}
 }
 
-// dump gives the table everything that lives. What was destroyed meanwhile is heard before the table
-// concludes anything of what the dump did not show.
+// dump passes all living sockets to the table. It reads the notifications of
+// sockets destroyed meanwhile before the table concludes anything from sockets
+// that the dump did not show.
 func (l *loop) dump(ctx context.Context, s *space) {
 	inode, began := s.ns.Inode, l.now()
 	l.table.BeginDump(began, inode)
-	known, young := l.c.procs.seen.Load(), false
+	known, unnamed := l.c.procs.seen.Load(), false
 	err := s.conn.Dump(l.netlink, sockdiag.Connections, func(sock *flow.Socket) {
 		l.table.Observe(began, inode, sock)
-		if !young && sock.Inode != 0 {
+		if !unnamed && sock.Inode != 0 {
 			_, ok := known.now[sock.Inode]
-			young = !ok
+			unnamed = !ok
 		}
 	})
-	if young {
-		l.c.procs.ask()
+	if unnamed {
+		l.c.procs.requestScan()
 	}
 	l.c.metrics.dumps.Observe(time.Since(began).Seconds())
 	s.dumped, s.listened = began, began
@@ -346,12 +350,13 @@ func (l *loop) dump(ctx context.Context, s *space) {
 		l.fail(ctx, s, err)
 		return
 	}
-	if l.words(ctx, s); s.conn != nil {
+	if l.readDestroyed(ctx, s); s.conn != nil {
 		l.table.EndDump(l.now(), inode, true)
 	}
 }
 
-// listeners gives the table the ports that are listened on.
+// listeners passes the listening sockets to the table, so that it can tell
+// roles.
 func (l *loop) listeners(ctx context.Context, s *space, now time.Time) {
 	s.listened = now
 	err := s.conn.Dump(l.netlink, sockdiag.Listening, func(sock *flow.Socket) { l.table.Observe(now, s.ns.Inode, sock) })
@@ -359,7 +364,7 @@ func (l *loop) listeners(ctx context.Context, s *space, now time.Time) {
 		l.fail(ctx, s, err)
 		return
 	}
-	l.table.Decide(s.ns.Inode)
+	l.table.ResolveRoles(s.ns.Inode)
 }
 
 // count brings the metrics up to the table's totals.

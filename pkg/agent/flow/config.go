@@ -6,25 +6,28 @@ import (
 	"time"
 )
 
-// PortRange is the ports from First to Last, both included.
+// PortRange holds the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
-// Config says what a Table reports and how much it remembers.
+// Config controls what a Table reports and how much it remembers.
 type Config struct {
-	// ReportInterval is how often a living connection is reported. It is looked at with each dump.
+	// ReportInterval is the time between two rows of a living connection. It is
+	// checked at the end of each dump.
 	ReportInterval time.Duration
-	// Exclude leaves out connections with an end within one of these networks, and ExcludePorts those
-	// with a port of theirs at either end.
+	// Exclude drops connections with either end inside one of these networks.
+	// ExcludePorts drops those with one of these ports at either end.
 	Exclude      []netip.Prefix
 	ExcludePorts []PortRange
-	// ExcludeLoopback leaves out connections of a host, or pod, with itself over loopback addresses.
+	// ExcludeLoopback drops connections of a host or pod with itself over
+	// loopback addresses.
 	ExcludeLoopback bool
-	// MaxConnections bounds the connections that are remembered, of all namespaces together; about 400
-	// bytes each. Those beyond it are reported when they end, not before. 0 is 65,536.
+	// MaxConnections bounds the connections remembered over all namespaces, at
+	// about 400 bytes each. Connections beyond it are reported when they end,
+	// not before. 0 means 65,536.
 	MaxConnections int
-	// MaxRows bounds the rows that wait for Take. When they are that many, living connections are not
-	// reported, which loses nothing, and the rows of those that ended are dropped. 0
-	// is 65,536.
+	// MaxRows bounds the rows that wait for Take. At the bound, rows of living
+	// connections are delayed, which loses nothing, and rows of ended
+	// connections are dropped and counted. 0 means 65,536.
 	MaxRows int
 }
 
@@ -47,7 +50,7 @@ func (c Config) maxRows() int {
 	return c.MaxRows
 }
 
-// excludes reports whether connections between these ends are left out.
+// excludes reports whether a connection between these ends is dropped.
 func (c *Config) excludes(local, peer netip.AddrPort) bool {
 	if c.ExcludeLoopback && peer.Addr().IsLoopback() {
 		return true
@@ -65,13 +68,14 @@ func (c *Config) excludes(local, peer netip.AddrPort) bool {
 	return false
 }
 
-// unmapPrefixes returns the networks as the addresses that they are compared with: never v4-mapped.
+// unmapPrefixes returns a copy of networks in which v4-mapped prefixes are
+// IPv4, because the addresses they are compared with are never v4-mapped.
 func unmapPrefixes(networks []netip.Prefix) []netip.Prefix {
-	const before = 96 // bits of a mapped address before those of IPv4
+	const mappedBits = 96 // bits of a mapped address before those of IPv4
 	networks = slices.Clone(networks)
 	for i, p := range networks {
-		if p.Addr().Is4In6() && p.Bits() >= before {
-			networks[i] = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-before)
+		if p.Addr().Is4In6() && p.Bits() >= mappedBits {
+			networks[i] = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mappedBits)
 		}
 	}
 	return networks
@@ -81,7 +85,8 @@ func in(port uint16, r PortRange) bool {
 	return r.First <= port && port <= r.Last && port != 0
 }
 
-// sameExclusions reports whether both leave out the same, as far as can be seen at a glance.
+// sameExclusions reports whether c and o list the same exclusions in the same
+// order.
 func (c *Config) sameExclusions(o *Config) bool {
 	if c.ExcludeLoopback != o.ExcludeLoopback || len(c.Exclude) != len(o.Exclude) || len(c.ExcludePorts) != len(o.ExcludePorts) {
 		return false

@@ -1,30 +1,35 @@
-// Package flow makes rows of flow data out of what the kernel says of TCP sockets.
+// Package flow turns the kernel's TCP socket statistics into rows of flow data.
 //
-// A [Table] is fed, per network namespace, with dumps of the living sockets and with the
-// last words of those that were destroyed, and gives a [Row] for each connection at
-// its end and for each living one per report interval. The counters of a row are deltas: whatever is late, lost or in
-// another order, nothing is counted a second time.
+// The caller feeds a [Table], per network namespace, with dumps of the living
+// sockets and with the kernel's destroy notifications. The Table returns one
+// [Row] for each connection at its end, and one per report interval while it
+// lives. The counters of a row are deltas: late, lost or reordered input never
+// counts anything twice.
 //
-// The package does no I/O, reads no clock and starts no goroutine: times are passed. A Table belongs
-// to one goroutine at a time; pkg/agent/capture feeds it.
+// The package does no I/O, reads no clock and starts no goroutine; the caller
+// passes the time. A Table belongs to one goroutine at a time;
+// pkg/agent/capture drives it.
 //
-// # What the kernel tells, and what it does not
+// # What the kernel reports, and what it does not
 //
-// A dump has every connection but not what ended between two of them; the last words (the kernel calls them
-// destroy notifications) have everything that ended, short connections too. They come when the
-// socket is freed, which may be long after the connection ended: an application that does not close its descriptor
-// keeps a dead socket, in no dump, for as long as it likes. So a connection that dumps miss is
-// given up only after two of them, and remembered then, for the case that
-// its last words come.
+// A dump shows every connection that lives, but none that began and ended
+// between two dumps. Destroy notifications cover every connection that ended,
+// short ones too. The kernel sends one when it frees the socket, which may be
+// long after the connection ended: an application that does not close its
+// descriptor keeps a dead socket, which no dump shows, for as long as it likes.
+// A connection that dumps miss is therefore closed after two dumps, then kept
+// in case a late destroy notification arrives.
 //
-// A dump and the last words may be lost or overtake each other. The cookie, which is of one socket
-// alone, tells what belongs together, also when the same addresses and ports are used
-// again at once.
+// Dumps and notifications may be lost or overtake each other. The cookie
+// identifies one socket among all of them, even when the same addresses and
+// ports are reused at once.
 //
-// How a connection ended is read from its last numbers ([Socket] has the details): an acknowledged FIN is
-// an orderly end; retransmissions or probes without an answer are a timeout; what else ends an
-// established connection is a reset, of which the kernel does not say who sent it. What never was
-// established is a failed connect. A socket that was closed with SO_LINGER 0, and one whose blocking
-// connect failed, has lost the peer's port, its local address and its counters by the time of
-// its last words; if a dump had shown it, that is what is reported.
+// The final counters show how a connection ended ([Socket] has the details). An
+// acknowledged FIN is an orderly end. Unanswered retransmissions or probes are
+// a timeout. Any other end of an established connection is a reset; the kernel
+// does not record which side sent it. A connection that was never established
+// is a failed connect. A socket that was closed with SO_LINGER 0, and one whose
+// blocking connect failed, has lost the peer's port, its local address and its
+// counters by the time of the notification; if a dump had shown it, the Table
+// reports what the dump showed.
 package flow

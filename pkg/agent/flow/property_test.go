@@ -8,23 +8,23 @@ import (
 	"pgregory.net/rapid"
 )
 
-// kernel is a model of the sockets of one namespace: what the kernel would say of them, and what
-// the sum of all rows of each connection must be.
+// kernel models the sockets of one namespace: what the kernel would report of
+// them, and what the sum of all rows of each connection must be.
 type kernel struct {
 	now     time.Time
 	cookies uint64
 	port    uint16
 	sockets []*modelSocket
-	events  []*modelSocket // destroyed, last words not heard yet
+	events  []*modelSocket // destroyed, notification not delivered yet
 }
 
 type modelSocket struct {
 	s       Socket
 	held    bool // dead, descriptor open
-	seen    bool // by a dump
+	seen    bool // shown by a dump
 	known   Counters
 	ends    Counters
-	lost    bool // its last words
+	lost    bool // its destroy notification was lost
 	removed bool
 	cleared bool
 }
@@ -72,9 +72,10 @@ func (m *modelSocket) work(sent, again, twice, received uint32) {
 	i.ReceiveWindowLimited += 1000
 }
 
-// TestRowsAddUp: whatever sockets do and whatever becomes of dumps and last words on their way, the rows
-// of a connection add up to its counters as the table last had a chance to learn them, and it is counted
-// at most once as a connection, a failure or a reset.
+// TestRowsAddUp: whatever sockets do, and however dumps and destroy
+// notifications are lost, delayed or reordered, the rows of a connection add up
+// to its counters as of the table's last chance to learn them, and it counts at
+// most once as a connection, a failure or a reset.
 func TestRowsAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := &kernel{now: t0}
@@ -103,14 +104,14 @@ func TestRowsAddUp(t *testing.T) {
 				key := connKey{r.Cookie, r.Local.Port(), r.Peer.Port()}
 				m := all[key]
 				if m == nil {
-					t.Fatalf("row of a connection that never was: %+v", r)
+					t.Fatalf("row of a connection that never existed: %+v", r)
 				}
 				sum := sums[key]
 				if sum == nil {
 					sum = &Row{}
 					sums[key] = sum
 				} else if r.Start < sum.End || r.End <= sum.End {
-					t.Fatalf("row overlaps the one before, or ends with it: %+v", r)
+					t.Fatalf("row overlaps the previous one, or ends at the same moment: %+v", r)
 				}
 				sum.End = r.End
 				sum.Connections += r.Connections
@@ -129,7 +130,7 @@ func TestRowsAddUp(t *testing.T) {
 				}
 			}
 		}
-		words := func() {
+		deliver := func() {
 			for _, m := range k.events {
 				s := m.s
 				tab.Destroyed(k.now, ns, &s)
@@ -140,21 +141,22 @@ func TestRowsAddUp(t *testing.T) {
 			}
 			k.events = nil
 		}
-		// An incomplete dump shows nothing; a hasty one passes some over that live.
+		// An incomplete dump shows nothing; a hasty one skips some living
+		// sockets.
 		dumpAll := func(complete, hasty bool) {
 			tab.BeginDump(k.now, ns)
 			for _, m := range k.sockets {
 				if m.held {
 					continue
 				}
-				if !complete || hasty && rapid.IntRange(0, 3).Draw(t, "passed over") == 0 {
+				if !complete || hasty && rapid.IntRange(0, 3).Draw(t, "skipped") == 0 {
 					continue
 				}
 				s := m.s
 				tab.Observe(k.now, ns, &s)
 				m.seen, m.known = true, countersOf(&m.s)
 			}
-			words()
+			deliver()
 			tab.EndDump(k.now, ns, complete)
 			collect()
 		}
@@ -221,12 +223,12 @@ func TestRowsAddUp(t *testing.T) {
 					destroyOne(m, true, false)
 				}
 			},
-			"destroy, words lost": func(*rapid.T) {
+			"destroy, notification lost": func(*rapid.T) {
 				if m := pick(); m != nil {
 					destroyOne(m, false, true)
 				}
 			},
-			"hear words":  func(*rapid.T) { words(); tab.Decide(ns); collect() },
+			"notify":      func(*rapid.T) { deliver(); tab.ResolveRoles(ns); collect() },
 			"dump":        func(*rapid.T) { dumpAll(true, false) },
 			"broken dump": func(*rapid.T) { dumpAll(false, false) },
 			"hasty dump":  func(*rapid.T) { dumpAll(true, true) },
@@ -238,7 +240,7 @@ func TestRowsAddUp(t *testing.T) {
 		for len(k.sockets) > 0 {
 			destroyOne(k.sockets[0], false, false)
 		}
-		words()
+		deliver()
 		for range 3 {
 			dumpAll(true, false)
 		}
@@ -248,7 +250,7 @@ func TestRowsAddUp(t *testing.T) {
 		for key, m := range all {
 			sum := sums[key]
 			if sum == nil {
-				if m.seen && !m.cleared { // a cleared one has rows under one of its two keys
+				if m.seen && !m.cleared { // a cleared socket's rows are under one of its two keys
 					t.Fatalf("no row of connection %+v", key)
 				}
 				continue

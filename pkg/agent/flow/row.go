@@ -2,88 +2,93 @@ package flow
 
 import "net/netip"
 
-// Role says which end of its connection a socket is.
+// Role is the end of a connection that a socket is.
 type Role uint8
 
-// The roles, by the numbers of FlowRole in metaflow.agent.v1.
+// Roles, with the numbers of FlowRole in metaflow.agent.v1.
 const (
 	RoleUnknown Role = iota
 	RoleClient
 	RoleServer
 )
 
-// End says how a connection ended.
+// End is the way a connection ended.
 type End uint8
 
-// The ends, by the numbers of FlowEnd in metaflow.agent.v1.
+// Ends, with the numbers of FlowEnd in metaflow.agent.v1.
 const (
-	// EndUnknown is of a connection that lives, or whose end nobody saw.
+	// EndUnknown: the connection lives, or its end was not observed.
 	EndUnknown End = iota
 	// EndOrderly: the peer acknowledged the FIN.
 	EndOrderly
-	// EndReset: it was cut off by either end.
+	// EndReset: either side aborted it.
 	EndReset
-	// EndTimedOut: the peer did not answer any more.
+	// EndTimedOut: the peer stopped answering.
 	EndTimedOut
 	// EndConnectFailed: it was never established.
 	EndConnectFailed
 )
 
-// Counters only ever grow in the life of a connection. Those of a Row are of its time alone: over all rows of
-// a connection they add up to the connection's own.
+// Counters of a connection only grow. Those of a Row cover its own period;
+// summed over all rows of a connection they equal the connection's totals.
 type Counters struct {
-	// BytesSent and BytesReceived are payload, what was sent again counting once. BytesReceived may
-	// count one byte more, for the peer's FIN.
+	// BytesSent and BytesReceived count payload; retransmitted bytes count
+	// once. BytesReceived may include one extra byte for the peer's FIN.
 	BytesSent, BytesReceived uint64
-	// Retransmits counts segments sent again, those of the handshake too, but not those that the peer
-	// said it had already: they were sent because an acknowledgement was late, and nobody waited for them. What is
-	// known to be one of these only after it was reported counts against later ones.
-	// RetransmittedBytes is the payload of all.
+	// Retransmits counts retransmitted segments, including those of the
+	// handshake. It excludes segments that the peer reported as duplicates: a
+	// late acknowledgement caused them, and they delayed nothing. When the peer
+	// reports a duplicate only after its row was sent, it reduces a later row.
+	// RetransmittedBytes is the payload of all retransmitted segments.
 	Retransmits, RetransmittedBytes uint64
-	// SegmentsSent counts segments with payload, each time they were sent.
+	// SegmentsSent counts transmissions of segments with payload.
 	SegmentsSent uint64
-	// Busy is how many microseconds there was anything to send, and ReceiveWindowLimited and
-	// SendBufferLimited how many of them the peer's window and the send buffer held it back.
+	// Busy is the time in microseconds during which there was data to send.
+	// ReceiveWindowLimited and SendBufferLimited are the parts of it during
+	// which the peer's window or the send buffer limited the transfer.
 	Busy, ReceiveWindowLimited, SendBufferLimited uint64
 }
 
-// Row is what one end of one connection did between two moments.
+// Row holds the activity of one end of one connection over a period.
 type Row struct {
-	// Start and End are nanoseconds since 1970. The first row of a connection starts at the latest
-	// moment at which the connection was surely not there yet, which is the last dump before: the kernel
-	// does not say when a connection began.
+	// Start and End are Unix times in nanoseconds. The kernel does not record
+	// when a connection began, so the first row starts at the latest moment at
+	// which the connection surely did not exist, which is the dump before it.
 	Start, End int64
-	// Namespace is the inode of the network namespace. Together with Cookie it tells the rows of one
-	// connection from those of others; a socket that was connected anew keeps both.
+	// Namespace is the inode of the network namespace. Namespace and Cookie
+	// together identify a socket; a socket that is connected again keeps both.
 	Namespace, Cookie uint64
-	// Cgroup is the inode of the socket's control group (version 2) and UID its owner; Cgroup is 0 where
-	// the connection was never seen alive.
+	// Cgroup is the inode of the socket's control group (version 2), 0 when no
+	// dump showed the connection. UID is the socket's owner.
 	Cgroup uint64
 	UID    uint32
-	// Inode is the socket's, by which its process is found; of a server's that was never seen alive it is that of
-	// the listening socket. 0 is unknown.
+	// Inode is the socket's inode, which identifies its process. For a server's
+	// connection that no dump showed, it is the inode of the listening socket.
+	// 0 means unknown.
 	Inode uint32
-	// Local and Peer are never v4-mapped. The port of Peer is 0, and the address of Local may be
-	// unspecified, when the kernel had cleared them by the time that the
-	// connection was seen; that is of failed connects and of resets only.
+	// Local and Peer are never v4-mapped. The port of Peer is 0, and the
+	// address of Local may be unspecified, when the kernel had cleared them
+	// before the connection was observed. That happens only to failed connects
+	// and resets.
 	Local, Peer netip.AddrPort
 	Role        Role
-	Closed      bool // the last row of its connection, as far as can be known
+	Closed      bool // the connection's last row, as far as the Table can know
 	Reason      End
 
-	// Connections is 1 in the first row of a connection that was established, if it began while
-	// the table was watching. The others are 1 in the last row, when Reason says so.
+	// Connections is 1 in the first row of an established connection that began
+	// while the table was watching. The other three are 1 in the last row when
+	// Reason is that kind of end.
 	Connections, ConnectFailures, Resets, Timeouts uint32
 	Counters
-	RTT, MinRTT uint32 // microseconds at End, 0 when unknown
+	RTT, MinRTT uint32 // microseconds, measured at End; 0 when unknown
 }
 
-// countersOf are the counters of a connection since its beginning.
+// countersOf returns the totals of a socket's connection since it began.
 func countersOf(s *Socket) Counters {
 	i := &s.Info
 	retransmits := saturatingSub(uint64(i.Retransmits), uint64(i.Duplicates))
 	if !s.established() {
-		// A blocking connect that failed has cleared its counters, but this one.
+		// A failed blocking connect clears every counter except this one.
 		retransmits = max(retransmits, uint64(i.Unanswered))
 	}
 	return Counters{
@@ -98,9 +103,10 @@ func countersOf(s *Socket) Counters {
 	}
 }
 
-// advance returns c brought up to o, which the kernel says now. No counter goes back: the kernel
-// reads them one by one from a socket that goes on working, so that what is computed of two of them
-// may be seen to shrink. Those of 32 bits begin again at 0 when they are full.
+// advance returns c raised to the kernel's current values o. No counter goes
+// back: the kernel reads the fields one by one from a socket that is still
+// working, so a value derived from two of them may appear to shrink. Counters
+// of 32 bits wrap around.
 func (c Counters) advance(o Counters) Counters {
 	return Counters{
 		BytesSent:            max(c.BytesSent, o.BytesSent),
@@ -114,7 +120,7 @@ func (c Counters) advance(o Counters) Counters {
 	}
 }
 
-// extend brings a counter up to its lower 32 bits as they are now.
+// extend advances a 64-bit counter to match its lower 32 bits in now.
 func extend(counter, now uint64) uint64 {
 	if counter == 0 {
 		return now
@@ -125,7 +131,7 @@ func extend(counter, now uint64) uint64 {
 	return counter
 }
 
-// sub returns what c is beyond o, which is not greater in anything.
+// sub returns c minus o; no counter of o may exceed that of c.
 func (c Counters) sub(o Counters) Counters {
 	return Counters{
 		BytesSent:            c.BytesSent - o.BytesSent,

@@ -2,11 +2,11 @@ package flow
 
 import "net/netip"
 
-// State is the state of a TCP socket, by the kernel's numbers.
+// State is the state of a TCP socket, with the kernel's numbers.
 type State uint8
 
-// The states of TCP. StateSynReceived is of the request that waits for the last
-// packet of the handshake, which no connection is yet.
+// TCP states. StateSynReceived belongs to a request that waits for the last
+// packet of the handshake and is not a connection yet.
 const (
 	StateEstablished State = 1 + iota
 	StateSynSent
@@ -21,76 +21,89 @@ const (
 	StateClosing
 )
 
-// UnknownRTT is what the kernel has for a minimum round trip time that it never measured.
+// UnknownRTT is the kernel's minimum round trip time before the first
+// measurement.
 const UnknownRTT = ^uint32(0)
 
-// Socket is what the kernel says of one socket at one moment, of a living one or, for the last time,
-// of one that it destroys.
+// Socket is the kernel's report of one socket at one moment: a living one in a
+// dump, or the final state in a destroy notification.
 type Socket struct {
-	// Cookie is of this socket and no other, for as long as the kernel runs. A socket that is
-	// connected anew, after a failure or a disconnect, keeps its cookie.
+	// Cookie identifies the socket uniquely while the kernel runs. A socket
+	// that is connected again after a failure or a disconnect keeps its cookie.
 	Cookie uint64
 	State  State
-	// Local and Peer are as the application bound them; IPv4 may be v4-mapped. When a
-	// socket was disconnected before it was destroyed, Peer has port 0 and Local the unspecified
-	// address, and all counters of Info are 0.
+	// Local and Peer are the addresses as the application bound them; IPv4 may
+	// be v4-mapped. When a socket was disconnected before it was destroyed,
+	// Peer has port 0, Local is the unspecified address, and all counters of
+	// Info are 0.
 	Local, Peer netip.AddrPort
-	// UID is the user that owns it. Cgroup is the inode of its control group (version 2), 0 when
-	// the kernel did not say, which it never does of a socket it destroys.
+	// UID is the user that owns the socket. Cgroup is the inode of its control
+	// group (version 2); it is 0 when the kernel did not send it, and destroy
+	// notifications never contain it.
 	UID    uint32
 	Cgroup uint64
-	// Inode is the socket's in the file descriptors of its processes, 0 when it is in none any more.
+	// Inode is the socket's inode in the file descriptors of its processes, 0
+	// when no process holds it any more.
 	Inode uint32
-	// ReceiveQueue is what came and was not read, SendQueue what was written and not
-	// acknowledged, FIN and SYN counted as a byte each. Of a listening socket they are other things.
+	// ReceiveQueue counts the bytes received but not read, SendQueue the bytes
+	// written but not acknowledged; a FIN and a SYN count as one byte each. For
+	// a listening socket the kernel uses both fields otherwise.
 	ReceiveQueue, SendQueue uint32
 
 	Info Info
 }
 
-// Info is the part of the kernel's tcp_info that flows are made of. What a kernel is too old to say is
-// 0, of MinRTT UnknownRTT. Durations are as the kernel counts them, in its ticks of 1 to 10 ms.
+// Info is the part of the kernel's tcp_info that flows use. Fields that the
+// kernel is too old to send are 0, MinRTT is UnknownRTT. The kernel measures
+// durations in its ticks of 1 to 10 ms.
 type Info struct {
-	// Unanswered is how often the oldest segment was sent again since the peer last
-	// acknowledged anything, and Probes how many probes in a row had no answer.
+	// Unanswered counts the retransmissions of the oldest segment since the
+	// peer last acknowledged anything. Probes counts the consecutive probes
+	// without an answer.
 	Unanswered, Probes uint8
 	RTT, MinRTT        uint32 // microseconds
-	// Retransmits counts segments sent again, those of the handshake too, and Duplicates those that the
-	// peer said it had got twice (DSACK, RFC 2883).
+	// Retransmits counts retransmitted segments, including those of the
+	// handshake. Duplicates counts the segments that the peer reported as
+	// received twice (DSACK, RFC 2883).
 	Retransmits, Duplicates uint32
-	// BytesAcked counts what the peer acknowledged, one more for the SYN of the end that
-	// connected and one for a FIN. BytesReceived counts what came, one more for a FIN.
+	// BytesAcked counts the bytes that the peer acknowledged, plus one for the
+	// SYN of the connecting end and one for a FIN. BytesReceived counts the
+	// bytes received, plus one for a FIN.
 	BytesAcked, BytesReceived uint64
-	// BytesSent counts payload each time it was sent, BytesRetransmitted what of it was
-	// sent again.
+	// BytesSent counts every transmission of payload bytes, BytesRetransmitted
+	// the retransmissions among them.
 	BytesSent, BytesRetransmitted uint64
-	SegmentsSent                  uint32 // with payload, each time
+	SegmentsSent                  uint32 // transmissions of segments with payload
 	SegmentsReceived              uint32 // with payload
-	// Delivered counts segments that arrived, the SYN or SYN-ACK too: it is not 0
-	// once a connection is established.
+	// Delivered counts the segments that arrived, including the SYN or SYN-ACK:
+	// it is not 0 once a connection is established.
 	Delivered uint32
-	// Busy is how long there was anything to send, and of this ReceiveWindowLimited how long
-	// the peer's window held it back and SendBufferLimited the send buffer. Microseconds.
+	// Busy is the time during which there was data to send.
+	// ReceiveWindowLimited and SendBufferLimited are the parts of it during
+	// which the peer's window or the send buffer limited the transfer.
+	// Microseconds.
 	Busy, ReceiveWindowLimited, SendBufferLimited uint64
-	// LastSent, LastReceived and LastAck are how long ago payload was sent, payload came and an
-	// acknowledgement came. Milliseconds; of no meaning where there was none yet.
+	// LastSent, LastReceived and LastAck are the times since payload was last
+	// sent, payload last arrived and an acknowledgement last arrived.
+	// Milliseconds; meaningless before the first.
 	LastSent, LastReceived, LastAck uint32
 }
 
-// established reports whether the handshake was ever completed.
+// established reports whether the handshake completed.
 func (s *Socket) established() bool {
 	i := &s.Info
 	return i.Delivered > 0 || i.MinRTT != UnknownRTT || i.BytesAcked > 0 || i.BytesReceived > 0 || i.RTT > 0
 }
 
-// disconnected reports whether the kernel cleared the socket before it destroyed it. It does so when the
-// application closes with SO_LINGER 0, when a blocking connect fails, and when the
-// listening socket of a connection that nobody accepted is closed.
+// disconnected reports whether the kernel cleared the socket before it
+// destroyed it. It does so when the application closes with SO_LINGER 0, when a
+// blocking connect fails, and when the listening socket of a connection that
+// was never accepted is closed.
 func (s *Socket) disconnected() bool {
 	return s.State == StateClose && s.Peer.Port() == 0
 }
 
-// sent is the payload that was sent, once each byte.
+// sent returns the payload bytes sent, each byte counted once.
 func (i *Info) sent() uint64 {
 	if i.BytesSent == 0 { // a kernel before 4.19, or nothing sent
 		if i.SegmentsSent == 0 {
@@ -101,9 +114,10 @@ func (i *Info) sent() uint64 {
 	return saturatingSub(i.BytesSent, i.BytesRetransmitted)
 }
 
-// beyond is what the peer acknowledged beyond payload: the SYN of the end that connected and a FIN, if it was
-// sent. It is known when nothing waits for an acknowledgement.
-func (s *Socket) beyond() (n uint64, known bool) {
+// ackedControl returns the acknowledged bytes that are not payload: one for the
+// SYN of the connecting end and one for a FIN, if it was sent. known is false
+// while bytes wait for an acknowledgement.
+func (s *Socket) ackedControl() (n uint64, known bool) {
 	i := &s.Info
 	if s.SendQueue > 0 || s.disconnected() || i.BytesSent == 0 && i.SegmentsSent > 0 {
 		return 0, false
@@ -111,11 +125,13 @@ func (s *Socket) beyond() (n uint64, known bool) {
 	return saturatingSub(i.BytesAcked, i.sent()), true
 }
 
-// end says how the connection of a socket that was destroyed ended, from its last numbers.
+// end derives from a destroyed socket's final counters how its connection
+// ended.
 //
-// An orderly end is one whose FIN the peer acknowledged. Everything else was cut off. The kernel does
-// not keep why, but a peer that resets a connection does so in answer to a segment, while one
-// that is gone leaves retransmissions or probes unanswered.
+// The end is orderly when the peer acknowledged the FIN; otherwise the
+// connection was cut off. The kernel does not record why. But a peer that
+// resets a connection does so in answer to a segment, while a peer that is gone
+// leaves retransmissions or probes unanswered.
 func (s *Socket) end(role Role) End {
 	i := &s.Info
 	if !s.established() {
@@ -124,12 +140,12 @@ func (s *Socket) end(role Role) End {
 	if s.disconnected() {
 		return EndReset
 	}
-	n, known := s.beyond()
+	n, known := s.ackedControl()
 	if known && (n >= 2 || n == 1 && role == RoleServer) {
 		return EndOrderly
 	}
 	if !known && s.SendQueue == 0 {
-		return EndUnknown // the kernel is too old to say
+		return EndUnknown // the kernel is too old to report it
 	}
 	if i.Unanswered >= timedOutAfter || i.Probes >= timedOutAfter {
 		return EndTimedOut
@@ -137,21 +153,23 @@ func (s *Socket) end(role Role) End {
 	return EndReset
 }
 
-// timedOutAfter is how many retransmissions or probes in a row without an answer make a
-// connection that was cut off one that timed out. The kernel gives up after at least 3 unless the
-// application asks for less, and a reset usually answers the first.
+// timedOutAfter is the number of consecutive unanswered retransmissions or
+// probes that make a connection which was cut off count as timed out. The
+// kernel gives up after at least 3 unless the application asks for less, and a
+// reset usually answers the first.
 const timedOutAfter = 2
 
-// role says which end of its connection the socket is, RoleUnknown when its numbers do not tell. They nearly
-// always do: only the end that connected has had a SYN acknowledged, and of a living socket
-// the state says whether there was a FIN too. What remains is a socket destroyed after exactly
-// one acknowledgement beyond its payload, which was the SYN of a client that was cut off or the
-// FIN of a server.
+// role derives from the counters which end of its connection the socket is, or
+// returns RoleUnknown. They nearly always decide it: only the connecting end
+// has had a SYN acknowledged, and a living socket's state shows whether a FIN
+// was acknowledged too. The exception is a socket destroyed with exactly one
+// acknowledged byte beyond its payload: either the SYN of a client that was cut
+// off or the FIN of a server.
 func (s *Socket) role() Role {
 	if !s.established() {
 		return RoleClient
 	}
-	n, known := s.beyond()
+	n, known := s.ackedControl()
 	switch {
 	case !known:
 		return RoleUnknown

@@ -6,33 +6,39 @@ import (
 )
 
 const (
-	// missesUntilClosed is how many dumps in a row must miss a connection before it counts as
-	// ended. One is too few: a dump that goes on while sockets come and go may pass one over, and the
-	// last words of a socket come a moment after it left the kernel's table.
+	// missesUntilClosed is the number of consecutive dumps that must miss a
+	// connection before it counts as ended. One is too few: a dump that runs
+	// while sockets come and go may skip one, and the kernel sends a socket's
+	// destroy notification a moment after the socket left its table.
 	missesUntilClosed = 2
-	// deadMemory is how long a connection whose end was reported waits for its last words.
+	// deadMemory is how long a connection whose end was reported waits for its
+	// destroy notification.
 	deadMemory = time.Hour
-	// listenerMemory is how long a port counts as listening after somebody was last seen listening
-	// there. It covers connections that outlive a restarted server's socket.
+	// listenerMemory is how long a port counts as listening after the last dump
+	// that showed its listener. It covers connections that outlive a restarted
+	// server's socket.
 	listenerMemory = 5 * time.Minute
-	// maxUndecided bounds the connections of one namespace that wait for the next look at the
-	// listening ports; a busy node ends a few thousand connections a second.
-	maxUndecided = 8192
+	// maxUnresolved bounds the connections of one namespace that wait for the
+	// next dump of listening ports. A busy node ends a few thousand connections
+	// a second.
+	maxUnresolved = 8192
 )
 
-// Stats are totals since the table was made.
+// Stats holds totals since New.
 type Stats struct {
-	// Connections are remembered now, those of them included that are dead.
+	// Connections is the number remembered now, including dead ones.
 	Connections int
-	// Untracked were living connections that did not fit; they are reported when they end.
+	// Untracked counts observations of living connections that did not fit;
+	// those are reported when they end.
 	Untracked uint64
-	// Dropped are rows that were lost because nobody took them.
+	// Dropped counts rows lost because MaxRows were waiting.
 	Dropped uint64
-	// Unclear are last words that were not reported because they might be of a connection that already was.
+	// Unclear counts destroy notifications that were not reported because their
+	// connection may have been reported before.
 	Unclear uint64
 }
 
-// Table knows the connections of all network namespaces. Use New.
+// Table tracks the connections of all network namespaces. Use New.
 type Table struct {
 	cfg    Config
 	spaces map[uint64]*space
@@ -43,27 +49,29 @@ type Table struct {
 
 // space is one network namespace.
 type space struct {
-	inode     uint64
-	conns     map[uint64]*conn // by cookie
-	listeners map[netip.AddrPort]openPort
-	undecided []undecided
+	inode      uint64
+	conns      map[uint64]*conn // by cookie
+	listeners  map[netip.AddrPort]listenSocket
+	unresolved []unresolved
 
-	generation uint32 // of the current dump, or of the last
-	began      int64  // when the current dump began, or the last
-	known      int64  // until when everything that lives was seen: connections not seen by then are younger
-	adopt      bool   // connections that the next dump shows for the first time are not young
-	overrun    bool   // last words were lost since the last dump
-	forgot     int64  // until when what was given up, and is forgotten, may have lived
-	locals     [2]local
+	generation     uint32 // number of the current or last dump
+	dumpBegan      int64  // start of the current or last dump
+	knownUntil     int64  // start of the last complete dump: a connection it missed is younger
+	adopt          bool   // connections first shown by the next dump may be old
+	overrun        bool   // notifications were lost since the last dump
+	forgottenUntil int64  // latest report time of dead connections that were removed
+	locals         [2]local
 }
 
-// openPort is a listening socket: when it was seen last, and its inode.
-type openPort struct {
+// listenSocket is a listening socket: when a dump last showed it, and its
+// inode.
+type listenSocket struct {
 	seen  int64
 	inode uint32
 }
 
-// local is the address from which a namespace connects to others, if there is but one.
+// local is the address from which a namespace connects to others; mixed is set
+// when there are several.
 type local struct {
 	addr  netip.Addr
 	mixed bool
@@ -76,23 +84,24 @@ type conn struct {
 	cgroup      uint64
 	uid         uint32
 	inode       uint32
-	generation  uint32 // of the dump that saw it last
+	generation  uint32 // number of the last dump that showed it
 	seen        int64
-	reported    int64  // end of its last row, or its beginning
+	reported    int64  // end of its last row, or its assumed beginning
 	acked       uint64 // Info.BytesAcked
 	counters    Counters
-	base        Counters // what was reported
+	base        Counters // totals already reported
 	rtt, minRTT uint32
 	role        Role
 	established bool
-	counted     bool // as a connection
-	dead        bool // its end was reported, its last words were not heard
-	failed      bool // its end was reported as a failed connect
+	counted     bool // in Row.Connections
+	dead        bool // its end was reported, its destroy notification has not arrived
+	failed      bool // its end was reported as EndConnectFailed
 	misses      uint8
 }
 
-// undecided is a connection that was seen in its last words only, which do not say its role.
-type undecided struct {
+// unresolved is a connection known only by a destroy notification that does not
+// show its role.
+type unresolved struct {
 	socket Socket
 	now    int64
 	start  int64
@@ -104,9 +113,10 @@ func New(cfg Config) *Table {
 	return &Table{cfg: cfg, spaces: map[uint64]*space{}}
 }
 
-// Configure changes the configuration. When it changes what is left out, the connections that are left out
-// from now on are forgotten without a row, and those that are not any more are reported from the
-// next dump on, without what was before.
+// Configure changes the configuration. When the exclusions change, connections
+// that are excluded now are forgotten without a row; connections that are no
+// longer excluded are reported from the next dump on, without their earlier
+// activity.
 func (t *Table) Configure(cfg Config) {
 	cfg.Exclude = unmapPrefixes(cfg.Exclude)
 	same := t.cfg.sameExclusions(&cfg)
@@ -124,19 +134,21 @@ func (t *Table) Configure(cfg Config) {
 	}
 }
 
-// Open begins to follow a network namespace. With adopt, the connections that its first dump
-// shows may be old, and what they did before is not counted; without, none is older than since.
+// Open starts tracking a network namespace. With adopt, the connections in its
+// first dump may be old, and their earlier activity is not counted; without it,
+// no connection is older than since.
 func (t *Table) Open(since time.Time, namespace uint64, adopt bool) {
 	t.spaces[namespace] = &space{
-		inode:     namespace,
-		conns:     map[uint64]*conn{},
-		listeners: map[netip.AddrPort]openPort{},
-		known:     since.UnixNano(),
-		adopt:     adopt,
+		inode:      namespace,
+		conns:      map[uint64]*conn{},
+		listeners:  map[netip.AddrPort]listenSocket{},
+		knownUntil: since.UnixNano(),
+		adopt:      adopt,
 	}
 }
 
-// Forget stops following a network namespace, without a word about its connections: they go on.
+// Forget stops tracking a network namespace without reporting its connections,
+// which continue.
 func (t *Table) Forget(namespace uint64) {
 	if sp := t.spaces[namespace]; sp != nil {
 		t.size -= len(sp.conns)
@@ -144,13 +156,14 @@ func (t *Table) Forget(namespace uint64) {
 	}
 }
 
-// Close ends a network namespace: all its connections are over.
+// Close stops tracking a network namespace that is gone, and reports the end of
+// all its connections.
 func (t *Table) Close(now time.Time, namespace uint64) {
 	sp := t.spaces[namespace]
 	if sp == nil {
 		return
 	}
-	t.decide(sp)
+	t.resolve(sp)
 	for cookie, c := range sp.conns {
 		if !c.dead {
 			t.finish(sp, c, now.UnixNano(), guessEnd(c))
@@ -160,16 +173,17 @@ func (t *Table) Close(now time.Time, namespace uint64) {
 	delete(t.spaces, namespace)
 }
 
-// BeginDump says that what Observe is given from now on is of a dump that began at this moment.
+// BeginDump starts a dump; later calls to Observe belong to it.
 func (t *Table) BeginDump(now time.Time, namespace uint64) {
 	if sp := t.spaces[namespace]; sp != nil {
 		sp.generation++
-		sp.began = now.UnixNano()
+		sp.dumpBegan = now.UnixNano()
 	}
 }
 
-// Observe takes a socket of a dump, a listening one too. What was destroyed while the dump went on
-// is given to Destroyed after the last Observe, never between. It does not keep s.
+// Observe records a socket of a dump, listening sockets included. Sockets
+// destroyed during the dump must be passed to Destroyed after the last Observe,
+// never between. Observe does not keep s.
 func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	sp := t.spaces[namespace]
 	if sp == nil {
@@ -178,14 +192,14 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	at := now.UnixNano()
 	local, peer := unmap(s.Local), unmap(s.Peer)
 	if s.State == StateListen {
-		sp.listeners[local] = openPort{at, s.Inode}
+		sp.listeners[local] = listenSocket{at, s.Inode}
 		return
 	}
 	if peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
 		return
 	}
 	c := sp.conns[s.Cookie]
-	if c != nil && c.other(s, local, peer) {
+	if c != nil && c.replacedBy(s, local, peer) {
 		if !c.dead {
 			t.finish(sp, c, at, guessEnd(c))
 		}
@@ -200,7 +214,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 			t.stats.Untracked++
 			return
 		}
-		c = &conn{cookie: s.Cookie, local: local, peer: peer, reported: sp.known, minRTT: UnknownRTT}
+		c = &conn{cookie: s.Cookie, local: local, peer: peer, reported: sp.knownUntil, minRTT: UnknownRTT}
 		if sp.adopt {
 			c.base, c.reported = countersOf(s), at
 			c.counted = s.established()
@@ -212,19 +226,19 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	}
 	c.generation, c.misses, c.dead, c.seen = sp.generation, 0, false, at
 	c.cgroup, c.uid = s.Cgroup, s.UID
-	if s.Inode != 0 { // while it is closed slowly it is no process's any more
+	if s.Inode != 0 { // a socket that closes slowly belongs to no process any more
 		c.inode = s.Inode
 	}
-	c.take(s)
+	c.update(s)
 	if c.role == RoleUnknown {
 		c.role = s.role()
 	}
 }
 
-// EndDump says that the dump is over. Everything that was destroyed before the dump began must have
-// been given to Destroyed by now. Living connections are reported that are due; those that the dump and the one
-// before it missed have ended. A dump that is not complete says nothing of what
-// it did not show.
+// EndDump ends a dump. Every socket destroyed before the dump began must have
+// been passed to Destroyed by now. EndDump reports the living connections that
+// are due, and closes those that this dump and the one before it missed. An
+// incomplete dump proves nothing about connections that it did not show.
 func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 	sp := t.spaces[namespace]
 	if sp == nil {
@@ -233,9 +247,9 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 	at := now.UnixNano()
 	memory := int64(deadMemory)
 	if t.size > t.cfg.maxConnections()*3/4 {
-		memory = 0 // the living need the room
+		memory = 0 // make room for living connections
 	}
-	t.decide(sp)
+	t.resolve(sp)
 	for cookie, c := range sp.conns {
 		switch {
 		case c.generation == sp.generation:
@@ -244,7 +258,7 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 			}
 		case c.dead:
 			if complete && at-c.reported >= memory {
-				sp.forgot = max(sp.forgot, c.reported)
+				sp.forgottenUntil = max(sp.forgottenUntil, c.reported)
 				t.remove(sp, cookie)
 			}
 		case complete:
@@ -261,32 +275,34 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 		}
 	}
 	if complete {
-		sp.known, sp.adopt, sp.overrun = sp.began, false, false
+		sp.knownUntil, sp.adopt, sp.overrun = sp.dumpBegan, false, false
 	}
 }
 
-// Undecided reports whether connections of the namespace wait for a look at its
-// listening ports: a dump of these alone is due, followed by Decide.
-func (t *Table) Undecided(namespace uint64) bool {
+// Unresolved reports whether connections of the namespace wait for a dump of
+// its listening ports: the caller should make one and then call ResolveRoles.
+func (t *Table) Unresolved(namespace uint64) bool {
 	sp := t.spaces[namespace]
-	return sp != nil && len(sp.undecided) > 0
+	return sp != nil && len(sp.unresolved) > 0
 }
 
-// Decide says that Observe was given all listening sockets of the namespace.
-func (t *Table) Decide(namespace uint64) {
+// ResolveRoles reports the unresolved connections of the namespace, after
+// Observe was called for all its listening sockets.
+func (t *Table) ResolveRoles(namespace uint64) {
 	if sp := t.spaces[namespace]; sp != nil {
-		t.decide(sp)
+		t.resolve(sp)
 	}
 }
 
-// Overrun says that last words were lost. What the next dump misses has ended.
+// Overrun records that destroy notifications were lost: the connections that
+// the next complete dump misses have ended.
 func (t *Table) Overrun(namespace uint64) {
 	if sp := t.spaces[namespace]; sp != nil {
 		sp.overrun = true
 	}
 }
 
-// Destroyed takes the last words of a socket. It does not keep s.
+// Destroyed records the final state of a socket. It does not keep s.
 func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 	sp := t.spaces[namespace]
 	if sp == nil {
@@ -295,8 +311,9 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 	at := now.UnixNano()
 	local, peer := unmap(s.Local), unmap(s.Peer)
 	c := sp.conns[s.Cookie]
-	if c != nil && !s.disconnected() && c.other(s, local, peer) {
-		// The socket was connected anew since, and ended before a dump showed it.
+	if c != nil && !s.disconnected() && c.replacedBy(s, local, peer) {
+		// The socket was connected again, and that connection ended before a
+		// dump showed it.
 		if !c.dead {
 			t.finish(sp, c, at, guessEnd(c))
 		}
@@ -305,14 +322,14 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 		return
 	}
 	if c == nil {
-		t.destroyedUnknown(sp, s, local, peer, sp.known, at)
+		t.destroyedUnknown(sp, s, local, peer, sp.knownUntil, at)
 		return
 	}
 	if s.disconnected() {
 		c.established = c.established || s.established()
 		c.counters.Retransmits = max(c.counters.Retransmits, countersOf(s).Retransmits)
 	} else {
-		c.take(s)
+		c.update(s)
 		if r := s.role(); r != RoleUnknown && c.role == RoleUnknown {
 			c.role = r
 		}
@@ -321,17 +338,17 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 	if c.established {
 		end = s.end(sp.roleOf(c.role, c.local))
 		if end == EndConnectFailed {
-			end = EndReset // the socket was cleared of what it knew
+			end = EndReset // the kernel cleared the socket's counters
 		}
 	}
 	t.finish(sp, c, at, end)
 	t.remove(sp, s.Cookie)
 }
 
-// destroyedUnknown takes the last words of a connection that no dump has shown.
+// destroyedUnknown records the end of a connection that no dump showed.
 func (t *Table) destroyedUnknown(sp *space, s *Socket, local, peer netip.AddrPort, start, at int64) {
 	if peer.Port() == 0 && (peer.Addr().IsUnspecified() || !peer.IsValid()) {
-		return // it listened, or was never used
+		return // a listening or unused socket
 	}
 	if local.Addr().IsUnspecified() {
 		local = netip.AddrPortFrom(sp.localFor(peer.Addr()), local.Port())
@@ -340,39 +357,40 @@ func (t *Table) destroyedUnknown(sp *space, s *Socket, local, peer netip.AddrPor
 		return
 	}
 	if sp.adopt {
-		// It may have begun long ago; the dump that would have shown its counters by
-		// then did not come in time.
+		// It may have begun long ago, and no dump came in time to record its
+		// counters by then.
 		t.stats.Unclear++
 		return
 	}
-	if sp.forgot != 0 && s.established() && at-int64(s.idle()) <= sp.forgot {
+	if sp.forgottenUntil != 0 && s.established() && at-int64(s.idle()) <= sp.forgottenUntil {
 		t.stats.Unclear++
 		return
 	}
 	if _, open := sp.listener(local); s.established() && s.role() == RoleUnknown && !open {
-		if len(sp.undecided) >= maxUndecided {
-			t.decide(sp)
+		if len(sp.unresolved) >= maxUnresolved {
+			t.resolve(sp)
 		}
-		sp.undecided = append(sp.undecided, undecided{socket: *s, now: at, start: start})
+		sp.unresolved = append(sp.unresolved, unresolved{socket: *s, now: at, start: start})
 		return
 	}
-	t.whole(sp, s, start, at)
+	t.reportWhole(sp, s, start, at)
 }
 
-// decide reports the undecided connections by the listening ports as they are known now.
-func (t *Table) decide(sp *space) {
-	for i := range sp.undecided {
-		u := &sp.undecided[i]
-		t.whole(sp, &u.socket, u.start, u.now)
+// resolve reports the unresolved connections, with the roles that the known
+// listening ports imply.
+func (t *Table) resolve(sp *space) {
+	for i := range sp.unresolved {
+		u := &sp.unresolved[i]
+		t.reportWhole(sp, &u.socket, u.start, u.now)
 	}
-	sp.undecided = sp.undecided[:0]
-	if cap(sp.undecided) > maxUndecided/4 {
-		sp.undecided = nil
+	sp.unresolved = sp.unresolved[:0]
+	if cap(sp.unresolved) > maxUnresolved/4 {
+		sp.unresolved = nil
 	}
 }
 
-// whole reports a connection in one row, from its last words.
-func (t *Table) whole(sp *space, s *Socket, start, at int64) {
+// reportWhole reports a connection in one row, from its destroy notification.
+func (t *Table) reportWhole(sp *space, s *Socket, start, at int64) {
 	c := conn{
 		cookie: s.Cookie, local: unmap(s.Local), peer: unmap(s.Peer), cgroup: s.Cgroup, uid: s.UID,
 		reported: start, minRTT: UnknownRTT, role: s.role(),
@@ -380,18 +398,19 @@ func (t *Table) whole(sp *space, s *Socket, start, at int64) {
 	if c.local.Addr().IsUnspecified() {
 		c.local = netip.AddrPortFrom(sp.localFor(c.peer.Addr()), c.local.Port())
 	}
-	c.take(s)
+	c.update(s)
 	t.finish(sp, &c, at, s.end(sp.roleOf(c.role, c.local)))
 }
 
-// Flush reports all living connections of the namespace that did anything since they were reported last, as the last
-// dump showed them. It is for who stops looking: who looks again adopts them.
+// Flush reports every living connection of the namespace that was active since
+// its last row, as the last dump showed it. Call it before capture stops; a
+// restart adopts the connections again.
 func (t *Table) Flush(now time.Time, namespace uint64) {
 	sp := t.spaces[namespace]
 	if sp == nil {
 		return
 	}
-	t.decide(sp)
+	t.resolve(sp)
 	for _, c := range sp.conns {
 		if c.dead || c.counters == c.base && (c.counted || !c.established) {
 			continue
@@ -404,13 +423,14 @@ func (t *Table) Flush(now time.Time, namespace uint64) {
 	}
 }
 
-// ClockSet says that the clock behind the times that are passed was set forward by this much, or back.
-func (t *Table) ClockSet(by time.Duration) {
+// ClockStepped tells the table that the clock behind the times it is given was
+// set forward by the duration, or back when it is negative.
+func (t *Table) ClockStepped(by time.Duration) {
 	for _, sp := range t.spaces {
-		sp.began += int64(by)
-		sp.known += int64(by)
-		if sp.forgot != 0 {
-			sp.forgot += int64(by)
+		sp.dumpBegan += int64(by)
+		sp.knownUntil += int64(by)
+		if sp.forgottenUntil != 0 {
+			sp.forgottenUntil += int64(by)
 		}
 		for _, c := range sp.conns {
 			c.seen += int64(by)
@@ -420,14 +440,14 @@ func (t *Table) ClockSet(by time.Duration) {
 			socket.seen += int64(by)
 			sp.listeners[l] = socket
 		}
-		for i := range sp.undecided {
-			sp.undecided[i].now += int64(by)
-			sp.undecided[i].start += int64(by)
+		for i := range sp.unresolved {
+			sp.unresolved[i].now += int64(by)
+			sp.unresolved[i].start += int64(by)
 		}
 	}
 }
 
-// Take appends the rows that are ready to dst and forgets them.
+// Take appends the finished rows to dst and removes them from the table.
 func (t *Table) Take(dst []Row) []Row {
 	dst = append(dst, t.rows...)
 	if cap(t.rows) > defaultMaxRows/4 {
@@ -437,10 +457,10 @@ func (t *Table) Take(dst []Row) []Row {
 	return dst
 }
 
-// Waiting is how many rows Take would give.
-func (t *Table) Waiting() int { return len(t.rows) }
+// Pending returns the number of rows that Take would append.
+func (t *Table) Pending() int { return len(t.rows) }
 
-// Stats returns what became of things that are not in rows.
+// Stats returns the current totals.
 func (t *Table) Stats() Stats {
 	s := t.stats
 	s.Connections = t.size
@@ -452,22 +472,23 @@ func (t *Table) remove(sp *space, cookie uint64) {
 	t.size--
 }
 
-// report gives a row of a living connection.
+// report appends a row of a living connection.
 func (t *Table) report(sp *space, c *conn, at int64) {
 	t.rows = append(t.rows, c.row(sp, at))
 }
 
-// finish gives the last row of a connection; when one was given before and nothing happened since, none.
+// finish appends the last row of a connection. After an earlier last row it
+// appends another only when something changed.
 func (t *Table) finish(sp *space, c *conn, at int64, end End) {
 	again := c.dead
 	if again {
 		if end == EndConnectFailed {
-			return // as was reported
+			return // already reported
 		}
 		at = c.reported
 	}
 	if c.failed {
-		end = EndUnknown // it was counted
+		end = EndUnknown // already counted as a failed connect
 	}
 	row := c.row(sp, at)
 	row.Closed, row.Reason = true, end
@@ -491,13 +512,15 @@ func (t *Table) finish(sp *space, c *conn, at int64, end End) {
 	t.rows = append(t.rows, row)
 }
 
-// row is what the connection did since its last row.
+// row returns the connection's activity since its last row, and marks it
+// reported.
 func (c *conn) row(sp *space, at int64) Row {
 	row := Row{
-		// No two rows of a socket end at the same moment: by it they are told from copies of each other.
+		// No two rows of a socket end at the same moment: End distinguishes a
+		// row from a copy of another.
 		Start: c.reported, End: max(at, c.reported+1),
 		Namespace: sp.inode, Cookie: c.cookie, Cgroup: c.cgroup, UID: c.uid, Inode: c.inode,
-		// What is guessed here is not kept: the next dump may know it.
+		// A guessed role is not kept: the next dump may show the real one.
 		Local: c.local, Peer: c.peer, Role: sp.roleOf(c.role, c.local),
 		Counters: c.counters.sub(c.base),
 		RTT:      c.rtt,
@@ -517,8 +540,8 @@ func (c *conn) row(sp *space, at int64) Row {
 	return row
 }
 
-// take has the numbers of the connection follow those of its socket.
-func (c *conn) take(s *Socket) {
+// update raises the connection's counters to those of its socket.
+func (c *conn) update(s *Socket) {
 	c.counters = c.counters.advance(countersOf(s))
 	c.acked = max(c.acked, s.Info.BytesAcked)
 	c.established = c.established || s.established()
@@ -530,9 +553,9 @@ func (c *conn) take(s *Socket) {
 	}
 }
 
-// other reports whether s, of the same cookie, is another connection than c: the application
-// has connected the socket anew.
-func (c *conn) other(s *Socket, local, peer netip.AddrPort) bool {
+// replacedBy reports whether s, which has the same cookie, is a different
+// connection: the application connected the socket again.
+func (c *conn) replacedBy(s *Socket, local, peer netip.AddrPort) bool {
 	if peer != c.peer || local.Port() != c.local.Port() {
 		return true
 	}
@@ -542,7 +565,8 @@ func (c *conn) other(s *Socket, local, peer netip.AddrPort) bool {
 	return s.Info.BytesReceived < c.counters.BytesReceived || s.Info.BytesAcked < c.acked
 }
 
-// guessEnd is the end of a connection whose last words were not heard.
+// guessEnd returns the end of a connection whose destroy notification was not
+// seen.
 func guessEnd(c *conn) End {
 	if !c.established {
 		return EndConnectFailed
@@ -550,7 +574,7 @@ func guessEnd(c *conn) End {
 	return EndUnknown
 }
 
-// idle is how long ago, in nanoseconds, the connection showed life for the last time.
+// idle returns the time since the connection last showed activity.
 func (s *Socket) idle() time.Duration {
 	ms := s.Info.LastAck
 	if s.Info.SegmentsReceived > 0 {
@@ -562,7 +586,8 @@ func (s *Socket) idle() time.Duration {
 	return time.Duration(ms) * time.Millisecond
 }
 
-// roleOf is the role that is known, or else the one that the listening ports say.
+// roleOf returns role if it is known, and otherwise the role that the listening
+// ports imply.
 func (sp *space) roleOf(role Role, local netip.AddrPort) Role {
 	if role != RoleUnknown {
 		return role
@@ -573,18 +598,18 @@ func (sp *space) roleOf(role Role, local netip.AddrPort) Role {
 	return RoleClient
 }
 
-// listener returns who listens, or did lately, where local is.
-func (sp *space) listener(local netip.AddrPort) (socket openPort, ok bool) {
+// listener returns the socket that listens, or recently did, at local.
+func (sp *space) listener(local netip.AddrPort) (socket listenSocket, ok bool) {
 	port := local.Port()
 	for _, l := range [...]netip.AddrPort{local, netip.AddrPortFrom(netip.IPv6Unspecified(), port), netip.AddrPortFrom(netip.IPv4Unspecified(), port)} {
 		if socket, ok = sp.listeners[l]; ok {
 			return socket, true
 		}
 	}
-	return openPort{}, false
+	return listenSocket{}, false
 }
 
-// remember keeps the address from which the namespace speaks to others.
+// remember records the address from which the namespace connects to others.
 func (sp *space) remember(own, peer netip.AddrPort) {
 	if peer.Addr().IsLoopback() {
 		return
@@ -598,7 +623,8 @@ func (sp *space) remember(own, peer netip.AddrPort) {
 	}
 }
 
-// localFor is the address from which the namespace speaks to peer, unspecified when that is not certain.
+// localFor returns the address from which the namespace connects to peer, or
+// the unspecified address when that is uncertain.
 func (sp *space) localFor(peer netip.Addr) netip.Addr {
 	if peer.IsLoopback() {
 		return peer

@@ -18,7 +18,7 @@ func at(seconds int) time.Time { return t0.Add(time.Duration(seconds) * time.Sec
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// living is an established socket of a client after it sent some payload.
+// living returns the established socket of a client after it sent some payload.
 func living(cookie, sent uint64) Socket {
 	return Socket{
 		Cookie: cookie, State: StateEstablished, Local: ap("10.0.0.1:40000"), Peer: ap("10.0.0.2:80"),
@@ -29,14 +29,14 @@ func living(cookie, sent uint64) Socket {
 	}
 }
 
-// closed is the same socket after both ends closed.
+// closed returns the same socket after both ends closed.
 func closed(s Socket) Socket {
 	s.State = StateClose
 	s.Info.BytesAcked++
 	return s
 }
 
-// connecting is a socket that waits for the peer's answer to its SYN.
+// connecting returns a socket that waits for the peer's answer to its SYN.
 func connecting(cookie uint64) Socket {
 	return Socket{
 		Cookie: cookie, State: StateSynSent, Local: ap("10.0.0.1:40001"), Peer: ap("10.0.0.9:80"), SendQueue: 1,
@@ -44,7 +44,8 @@ func connecting(cookie uint64) Socket {
 	}
 }
 
-// cleared is what last words are after a blocking connect failed, or after SO_LINGER 0.
+// cleared returns the destroy notification of a socket whose blocking connect
+// failed, or that was closed with SO_LINGER 0.
 func cleared(s Socket) Socket {
 	minRTT := s.Info.MinRTT
 	unanswered := s.Info.Unanswered
@@ -56,8 +57,8 @@ func cleared(s Socket) Socket {
 	return s
 }
 
-// The inode of a row is the socket's, while any process has it; of a server's connection that nobody saw
-// alive, it is that of the socket which accepted it.
+// A row has the inode of its socket while a process holds it. For a server's
+// connection that no dump showed, it has the inode of the listening socket.
 func TestInodes(t *testing.T) {
 	table := opened(Config{})
 	port := listener("10.0.0.1:80")
@@ -87,7 +88,7 @@ func listener(addr string) Socket {
 	return Socket{Cookie: 1, State: StateListen, Local: ap(addr), Peer: netip.AddrPortFrom(netip.IPv6Unspecified(), 0)}
 }
 
-// opened is a table that follows a namespace which was empty at second 0.
+// opened returns a table that tracks a namespace which was empty at second 0.
 func opened(cfg Config) *Table {
 	if cfg.ReportInterval == 0 {
 		cfg.ReportInterval = time.Minute
@@ -108,7 +109,7 @@ func dump(t *Table, second int, sockets ...Socket) {
 
 func destroy(t *Table, second int, s Socket) { t.Destroyed(at(second), ns, &s) }
 
-// short is what of a row the stories below are about.
+// short holds the fields of a row that these tests compare.
 type short struct {
 	From, To                                 int
 	Local, Peer                              string
@@ -156,7 +157,7 @@ func TestShortConnectionIsOneRow(t *testing.T) {
 	want(t, tab)
 }
 
-func TestLivingConnectionIsReportedByTheInterval(t *testing.T) {
+func TestLivingConnectionIsReportedEachInterval(t *testing.T) {
 	tab := opened(Config{ReportInterval: 20 * time.Second})
 	dump(tab, 10, living(5, 1000))
 	want(t, tab)
@@ -170,10 +171,10 @@ func TestLivingConnectionIsReportedByTheInterval(t *testing.T) {
 	want(t, tab, short{From: 40, To: 41, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Reason: EndOrderly, Sent: 100, Received: 50})
 }
 
-func TestWhatWasBeforeTheFirstDumpIsNotCounted(t *testing.T) {
+func TestActivityBeforeFirstDumpIsNotCounted(t *testing.T) {
 	tab := New(Config{ReportInterval: 20 * time.Second})
 	tab.Open(at(0), ns, true)
-	destroy(tab, 0, closed(living(4, 9000))) // nobody knows its beginning
+	destroy(tab, 0, closed(living(4, 9000))) // its beginning is unknown
 	dump(tab, 1, living(5, 1000))
 	dump(tab, 11, living(5, 1500), living(6, 300))
 	dump(tab, 21, living(5, 2000), living(6, 300))
@@ -186,7 +187,7 @@ func TestWhatWasBeforeTheFirstDumpIsNotCounted(t *testing.T) {
 }
 
 func TestRoles(t *testing.T) {
-	server := func(state State) Socket { // its SYN-ACK is not counted as acknowledged
+	server := func(state State) Socket { // the kernel does not count its SYN-ACK as acknowledged
 		s := living(5, 1000)
 		s.Local, s.Peer = s.Peer, s.Local
 		s.State, s.Info.BytesAcked = state, 1000
@@ -212,7 +213,7 @@ func TestRoles(t *testing.T) {
 		"server, orderly":                           {[]Socket{listener("0.0.0.0:80")}, serverClosed, RoleServer, EndOrderly},
 		"server, listening on its address":          {[]Socket{listener("10.0.0.2:80")}, serverClosed, RoleServer, EndOrderly},
 		"server, listening on IPv6 for both":        {[]Socket{listener("[::]:80")}, mapped, RoleServer, EndOrderly},
-		"server, reset: its numbers say so":         {nil, server(StateClose), RoleServer, EndReset},
+		"server, reset, by its counters":            {nil, server(StateClose), RoleServer, EndReset},
 		"the port is listened on elsewhere":         {[]Socket{listener("10.0.0.3:80")}, serverClosed, RoleClient, EndReset},
 		"server, nothing sent, orderly":             {[]Socket{listener("[::]:80")}, Socket{Cookie: 5, State: StateClose, Local: ap(sv), Peer: ap(cl), Info: Info{MinRTT: 9, BytesAcked: 1, BytesReceived: 1, Delivered: 2}}, RoleServer, EndOrderly},
 		"client, nothing sent, orderly":             {nil, Socket{Cookie: 5, State: StateClose, Local: ap(cl), Peer: ap(sv), Info: Info{MinRTT: 9, BytesAcked: 2, BytesReceived: 1, Delivered: 2}}, RoleClient, EndOrderly},
@@ -223,11 +224,11 @@ func TestRoles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tab := opened(Config{})
 			destroy(tab, 5, tc.last)
-			if tab.Undecided(ns) {
-				for i := range tc.listen { // it began to listen after the last dump
+			if tab.Unresolved(ns) {
+				for i := range tc.listen { // it started listening after the last dump
 					tab.Observe(at(6), ns, &tc.listen[i])
 				}
-				tab.Decide(ns)
+				tab.ResolveRoles(ns)
 			}
 			got := rows(tab)
 			if len(got) != 1 || got[0].Role != tc.role || got[0].Reason != tc.reason {
@@ -244,7 +245,7 @@ func TestFailedConnects(t *testing.T) {
 	failed := func(local, peer string, from, to int, retransmits uint64) short {
 		return short{From: from, To: to, Local: local, Peer: peer, Role: RoleClient, Closed: true, Reason: EndConnectFailed, Failures: 1, Retransmits: retransmits}
 	}
-	t.Run("seen in its last words only", func(t *testing.T) {
+	t.Run("known by its destroy notification only", func(t *testing.T) {
 		tab := opened(Config{})
 		s := connecting(5)
 		s.State = StateClose
@@ -273,16 +274,16 @@ func TestFailedConnects(t *testing.T) {
 		destroy(tab, 15, cleared(connecting(5)))
 		want(t, tab, failed("0.0.0.0:40001", "10.0.0.9:0", 10, 15, 1))
 	})
-	t.Run("its last words were lost", func(t *testing.T) {
+	t.Run("destroy notification lost", func(t *testing.T) {
 		tab := opened(Config{})
 		dump(tab, 10, connecting(5))
 		tab.Overrun(ns)
 		dump(tab, 20)
 		want(t, tab, failed("10.0.0.1:40001", "10.0.0.9:80", 0, 20, 1))
-		destroy(tab, 21, cleared(connecting(5))) // they were not, after all
+		destroy(tab, 21, cleared(connecting(5))) // it was only late
 		want(t, tab)
 	})
-	t.Run("tried again with the same socket", func(t *testing.T) {
+	t.Run("same socket connected again", func(t *testing.T) {
 		tab := opened(Config{})
 		dump(tab, 10, connecting(5))
 		s := living(5, 100)
@@ -293,17 +294,17 @@ func TestFailedConnects(t *testing.T) {
 	})
 }
 
-func TestResetByLingerKeepsWhatTheDumpSaw(t *testing.T) {
+func TestResetByLingerKeepsDumpedCounters(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000))
 	destroy(tab, 12, cleared(living(5, 1000)))
 	want(t, tab, short{To: 12, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Reason: EndReset, Connections: 1, Resets: 1, Sent: 1000, Received: 500})
 	destroy(tab, 13, cleared(living(6, 1000)))
-	tab.Decide(ns)
+	tab.ResolveRoles(ns)
 	want(t, tab, short{From: 10, To: 13, Local: cl, Peer: "10.0.0.2:0", Role: RoleClient, Closed: true, Reason: EndReset, Connections: 1, Resets: 1})
 }
 
-func TestLostLastWordsAreFoundByTheNextDump(t *testing.T) {
+func TestNextDumpClosesAfterLostNotification(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000), living(6, 500))
 	tab.Overrun(ns)
@@ -314,8 +315,8 @@ func TestLostLastWordsAreFoundByTheNextDump(t *testing.T) {
 	want(t, tab)
 }
 
-// An application may keep the descriptor of a connection that is over: it is in no dump, and its last
-// words come when the descriptor is closed.
+// An application may hold the descriptor of a connection that ended: no dump
+// shows it, and the destroy notification comes when the descriptor is closed.
 func TestDescriptorHeldAfterTheEnd(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000))
@@ -332,7 +333,7 @@ func TestDescriptorHeldAfterTheEnd(t *testing.T) {
 	}
 }
 
-func TestLateLastWordsOfWhatWasForgottenAreNotCounted(t *testing.T) {
+func TestLateNotificationOfForgottenConnection(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000))
 	dump(tab, 20)
@@ -373,7 +374,7 @@ func TestExclusions(t *testing.T) {
 			s := tc.s
 			s.Cookie++
 			destroy(tab, 11, closed(s))
-			tab.Decide(ns)
+			tab.ResolveRoles(ns)
 			if got := rows(tab); len(got) != 2*tc.rows {
 				t.Errorf("got %+v, want %d rows", got, 2*tc.rows)
 			}
@@ -381,7 +382,8 @@ func TestExclusions(t *testing.T) {
 	}
 }
 
-// A socket that was cleared has forgotten its own address, which is left out all the same.
+// A cleared socket has lost its own address, which must be excluded all the
+// same.
 func TestExclusionOfForgottenAddress(t *testing.T) {
 	tab := opened(Config{Exclude: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, ReportInterval: time.Hour})
 	other := living(5, 100)
@@ -444,8 +446,9 @@ func TestCountersBeyond32Bits(t *testing.T) {
 	}
 }
 
-// A segment that was sent again although the peer had it is no loss, whenever the peer says so.
-func TestWhatThePeerHadAlreadyIsNoLoss(t *testing.T) {
+// A retransmitted segment that the peer already had is not a loss, whenever the
+// peer reports it.
+func TestDuplicateSegmentIsNotALoss(t *testing.T) {
 	tab := opened(Config{ReportInterval: time.Second})
 	s := living(5, 1000)
 	var got []uint64
@@ -462,7 +465,7 @@ func TestWhatThePeerHadAlreadyIsNoLoss(t *testing.T) {
 	}
 }
 
-func TestFlushGivesWhatIsNotReportedYet(t *testing.T) {
+func TestFlushReportsPendingActivity(t *testing.T) {
 	tab := opened(Config{})
 	dump(tab, 10, living(5, 1000))
 	tab.Flush(at(12), ns)
@@ -471,19 +474,21 @@ func TestFlushGivesWhatIsNotReportedYet(t *testing.T) {
 	want(t, tab)
 }
 
-func TestClockIsSetBack(t *testing.T) {
+func TestClockSteppedBack(t *testing.T) {
 	tab := opened(Config{ReportInterval: 20 * time.Second})
 	dump(tab, 3610, living(5, 1000))
 	rows(tab)
-	tab.ClockSet(-time.Hour)
+	tab.ClockStepped(-time.Hour)
 	dump(tab, 20, living(5, 1500))
 	want(t, tab)
 	dump(tab, 30, living(5, 2000))
 	want(t, tab, short{From: 10, To: 30, Local: cl, Peer: sv, Role: RoleClient, Sent: 1000, Received: 500})
 }
 
-// A server's connection whose listening socket was closed has unacknowledged bytes whenever a dump looks, but once. What
-// was guessed of its role before is not held against what its numbers say then, nor is its orderly end a reset.
+// The listening socket of this server's connection was closed, and every dump
+// but one finds unacknowledged bytes. The role guessed earlier must not
+// override what the counters show then, and the orderly end must not count as a
+// reset.
 func TestGuessedRoleIsNotKept(t *testing.T) {
 	tab := opened(Config{ReportInterval: 10 * time.Second})
 	s := living(5, 1000)
@@ -499,8 +504,9 @@ func TestGuessedRoleIsNotKept(t *testing.T) {
 	want(t, tab, short{From: 20, To: 25, Local: sv, Peer: cl, Role: RoleServer, Closed: true, Reason: EndOrderly})
 }
 
-// The rows of a socket are told from each other by when they end. So its last words have another moment than
-// the row by which it was given up before, and so has a connection that the same socket made after another.
+// End distinguishes the rows of a socket. The row of a late destroy
+// notification must therefore end at another moment than the row that closed
+// the connection, and so must the rows of two connections made with one socket.
 func TestNoTwoRowsOfASocketEndTogether(t *testing.T) {
 	ends := func(t *testing.T, tab *Table) {
 		t.Helper()
@@ -514,7 +520,7 @@ func TestNoTwoRowsOfASocketEndTogether(t *testing.T) {
 			t.Errorf("%d rows with %d ends", n, len(seen))
 		}
 	}
-	t.Run("given up before its last words", func(t *testing.T) {
+	t.Run("closed before its destroy notification", func(t *testing.T) {
 		tab := opened(Config{})
 		dump(tab, 10, living(5, 1000))
 		dump(tab, 20)
@@ -522,7 +528,7 @@ func TestNoTwoRowsOfASocketEndTogether(t *testing.T) {
 		destroy(tab, 600, closed(living(5, 1200)))
 		ends(t, tab)
 	})
-	t.Run("connected anew", func(t *testing.T) {
+	t.Run("connected again", func(t *testing.T) {
 		tab := opened(Config{})
 		dump(tab, 10, living(5, 1000))
 		again := closed(living(5, 300))

@@ -8,7 +8,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Numbers of the fields of Flow in metaflow.agent.v1, for who walks it on the wire.
+// Field numbers of Flow in metaflow.agent.v1, for code that walks the wire
+// format.
 const (
 	FieldStart                protowire.Number = 1
 	FieldEnd                  protowire.Number = 2
@@ -42,8 +43,9 @@ const (
 	stateClosed = 2
 )
 
-// AppendWire appends the row as a Flow of metaflow.agent.v1, as protobuf would marshal it. What is not in a Flow
-// (namespace, control group, user) belongs to the FlowGroup around it.
+// AppendWire appends the row as a Flow of metaflow.agent.v1, byte for byte as
+// protobuf marshals it. Namespace, Cgroup and UID are not in a Flow; they
+// belong to the FlowGroup around it.
 func (r *Row) AppendWire(b []byte) []byte {
 	fixed := func(n protowire.Number, v uint64) {
 		b = protowire.AppendFixed64(protowire.AppendTag(b, n, protowire.Fixed64Type), v)
@@ -94,9 +96,11 @@ func (r *Row) AppendWire(b []byte) []byte {
 	return b
 }
 
-// Hash is of the two ends of a connection, the same from either side, so that flows of both sides meet in one
-// partition. It is the XXH64 of the ends, the smaller first, each as 16 bytes of address (IPv4 as
-// v4-mapped) and the port, big-endian. What is stored by it depends on it for ever.
+// Hash returns a hash of both ends of a connection that is the same from either
+// side, so that the flows of both ends go to one partition. It is the XXH64 of
+// the two ends, the smaller first, each as 16 bytes of address (IPv4 as
+// v4-mapped) and the port, big-endian. Stored data depends on it: it must never
+// change.
 func Hash(local, peer netip.AddrPort) uint64 {
 	var ends [36]byte
 	if compareEnds(local, peer) > 0 {

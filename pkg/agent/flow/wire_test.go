@@ -11,7 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// TestAppendWire compares with the official runtime, byte by byte and as a message.
+// TestAppendWire compares AppendWire with the official protobuf runtime, byte
+// by byte and as a message.
 func TestAppendWire(t *testing.T) {
 	for name, tc := range map[string]struct {
 		row  Row
@@ -67,7 +68,7 @@ func TestAppendWire(t *testing.T) {
 	}
 }
 
-// The partition is stored data: these values never change.
+// Stored data depends on the partition: these values must never change.
 func TestHash(t *testing.T) {
 	for name, tc := range map[string]struct {
 		a, b netip.AddrPort
@@ -88,11 +89,11 @@ func TestHash(t *testing.T) {
 	}
 	mapped := netip.AddrPortFrom(netip.MustParseAddr("::ffff:10.0.0.1"), 40000)
 	if Hash(mapped, ap("10.0.0.2:80")) != Hash(ap("10.0.0.1:40000"), ap("10.0.0.2:80")) {
-		t.Error("a v4-mapped address has another hash")
+		t.Error("a v4-mapped address hashes differently")
 	}
 }
 
-// BenchmarkTable10000 feeds a table with a dump of 10,000 living sockets.
+// BenchmarkTable10000 feeds a table dumps of 10,000 living sockets.
 func BenchmarkTable10000(b *testing.B) {
 	const n = 10_000
 	sockets := make([]Socket, n)
@@ -112,7 +113,7 @@ func BenchmarkTable10000(b *testing.B) {
 	b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "sockets/s")
 }
 
-// BenchmarkDestroyed feeds it with short connections, and makes messages of the rows.
+// BenchmarkDestroyed feeds a table short connections and marshals the rows.
 func BenchmarkDestroyed(b *testing.B) {
 	tab := opened(Config{})
 	s := closed(living(1, 1000))

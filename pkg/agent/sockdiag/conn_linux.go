@@ -12,30 +12,34 @@ import (
 )
 
 const (
-	// kindDumpAll is TCPDIAG_GETSOCK of linux/inet_diag.h, the older request: it has the kernel walk
-	// its table once for both families, where the newer one needs a walk for each. On a machine
-	// with many namespaces walking is what costs, since they share one large table.
+	// kindDumpAll is TCPDIAG_GETSOCK of linux/inet_diag.h, the older request.
+	// The kernel answers it for both address families in one walk of its table;
+	// the newer request takes a walk per family. On a machine with many
+	// namespaces, which share one large table, the walk dominates the cost.
 	kindDumpAll = 18
 	// kindDump is SOCK_DIAG_BY_FAMILY.
 	kindDump = unix.SOCK_DIAG_BY_FAMILY
 
 	flagDump = unix.NLM_F_REQUEST | unix.NLM_F_DUMP
 
-	// dumpBuffer is twice what the kernel puts into one answer when it is offered that much.
+	// dumpBuffer is twice the size of the largest answer that the kernel builds
+	// when it is offered that much room.
 	dumpBuffer = 64 << 10
-	// wordsBatch is how many notifications one system call takes, wordSize the room for each: the kernel
-	// sends about 400 bytes, and tcp_info grows by some tens a year.
-	wordsBatch = 64
-	wordSize   = 1024
+	// notificationBatch is the number of notifications that one system call
+	// reads. notificationSize is the room for each: the kernel sends about 400
+	// bytes, and tcp_info grows by some tens of bytes a year.
+	notificationBatch = 64
+	notificationSize  = 1024
 
-	// receiveTimeoutSeconds ends a dump that the kernel does not answer.
+	// receiveTimeoutSeconds bounds the wait for a dump that the kernel does not
+	// answer.
 	receiveTimeoutSeconds = 5
 )
 
 // States is a set of flow.State.
 type States uint32
 
-// Set returns the set of these states.
+// Set returns the set that holds the given states.
 func Set(states ...flow.State) States {
 	var s States
 	for _, state := range states {
@@ -44,21 +48,22 @@ func Set(states ...flow.State) States {
 	return s
 }
 
-// Listening is of listening sockets alone; Connections is of all that a flow.Table wants to see, which leaves
-// out what has ended and what is not a connection yet.
+// Listening holds listening sockets only. Connections holds every state that a
+// flow.Table observes; it leaves out connections that ended and handshakes that
+// are not complete.
 var (
 	Listening   = Set(flow.StateListen)
 	Connections = Listening | Set(flow.StateEstablished, flow.StateSynSent, flow.StateFinWait1, flow.StateFinWait2,
 		flow.StateCloseWait, flow.StateLastAck, flow.StateClosing)
 )
 
-// Buffer is memory for messages. Use NewBuffer.
+// Buffer holds the memory that messages are read into. Use NewBuffer.
 type Buffer struct {
-	dump     []byte
-	words    []byte
-	vectors  [wordsBatch]unix.Iovec
-	messages [wordsBatch]message
-	socket   flow.Socket
+	dump          []byte
+	notifications []byte
+	vectors       [notificationBatch]unix.Iovec
+	messages      [notificationBatch]message
+	socket        flow.Socket
 }
 
 // message is struct mmsghdr.
@@ -70,18 +75,18 @@ type message struct {
 
 // NewBuffer returns a buffer of about 128 KiB.
 func NewBuffer() *Buffer {
-	return &Buffer{dump: make([]byte, dumpBuffer), words: make([]byte, wordsBatch*wordSize)}
+	return &Buffer{dump: make([]byte, dumpBuffer), notifications: make([]byte, notificationBatch*notificationSize)}
 }
 
-// Conn asks one network namespace. Use Open.
+// Conn queries one network namespace. Use Open.
 type Conn struct {
-	dump, words int // file descriptors, -1 when there is none
-	sequence    uint32
-	perFamily   bool // the kernel does not know kindDumpAll
+	dump, destroyed int // netlink file descriptors, -1 when closed
+	sequence        uint32
+	perFamily       bool // the kernel does not know kindDumpAll
 }
 
-// Open returns a Conn for the network namespace of the calling thread. The error is ErrUnsupported when
-// this kernel has no sock_diag.
+// Open returns a Conn for the network namespace of the calling thread. It
+// returns ErrUnsupported when the kernel has no sock_diag.
 func Open() (*Conn, error) {
 	fd, err := open()
 	if err != nil {
@@ -92,7 +97,7 @@ func Open() (*Conn, error) {
 		closeFile(fd)
 		return nil, fmt.Errorf("set receive timeout: %w", err)
 	}
-	return &Conn{dump: fd, words: -1}, nil
+	return &Conn{dump: fd, destroyed: -1}, nil
 }
 
 func open() (int, error) {
@@ -110,13 +115,15 @@ func open() (int, error) {
 	return fd, nil
 }
 
-// Subscribe has the kernel keep the last words of sockets for Words from now on, in the namespace that the calling
-// thread is in, which must be that of Open. At most receiveBuffer bytes of them are kept, and as much less
-// as the system's limit (net.core.rmem_max) is when CAP_NET_ADMIN is missing; one takes between 1 and
-// 2.5 KB. It returns how many bytes the kernel granted.
+// Subscribe makes the kernel queue a notification for ReadDestroyed whenever it
+// destroys a TCP socket. The calling thread must be in the namespace in which
+// Open was called. receiveBuffer bounds the queue in bytes; one notification
+// takes 1 to 2.5 KB of it. Without CAP_NET_ADMIN the system's limit
+// (net.core.rmem_max) applies. Subscribe returns the number of bytes that the
+// kernel granted.
 func (c *Conn) Subscribe(receiveBuffer int) (granted int, err error) {
-	if c.words >= 0 {
-		return 0, errors.New("subscribe: subscribed already")
+	if c.destroyed >= 0 {
+		return 0, errors.New("already subscribed")
 	}
 	fd, err := open()
 	if err != nil {
@@ -127,7 +134,8 @@ func (c *Conn) Subscribe(receiveBuffer int) (granted int, err error) {
 			closeFile(fd)
 		}
 	}()
-	// The kernel doubles what it is given, for its own bookkeeping, and reports the double.
+	// The kernel doubles the value for its own bookkeeping and reports the
+	// doubled one.
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer/2) != nil {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer/2); err != nil {
 			return 0, fmt.Errorf("set receive buffer: %w", err)
@@ -142,25 +150,27 @@ func (c *Conn) Subscribe(receiveBuffer int) (granted int, err error) {
 			return 0, fmt.Errorf("join group %d of destroyed sockets: %w", group, err)
 		}
 	}
-	c.words = fd
+	c.destroyed = fd
 	return granted, nil
 }
 
-// Close frees the kernel's sockets, and with them the namespace.
+// Close closes both netlink sockets, and with them the reference to the
+// namespace.
 func (c *Conn) Close() {
 	closeFile(c.dump)
-	if c.words >= 0 {
-		closeFile(c.words)
+	if c.destroyed >= 0 {
+		closeFile(c.destroyed)
 	}
-	c.dump, c.words = -1, -1
+	c.dump, c.destroyed = -1, -1
 }
 
-// closeFile closes a socket that was only read; there is nothing that closing could lose.
+// closeFile ignores the error: the descriptor was only read, so closing it
+// cannot lose data.
 func closeFile(fd int) { _ = unix.Close(fd) }
 
-// Dump calls visit for each TCP socket that is in one of the states. It waits for the kernel, for about 2 us
-// a socket. The visitor must not keep what it is given. After an error, what was visited is sound but
-// not all.
+// Dump calls visit for each TCP socket in one of the states. It blocks on the
+// kernel for about 2 us a socket. visit must not keep the socket it is given.
+// After an error the visited sockets are sound but incomplete.
 func (c *Conn) Dump(b *Buffer, states States, visit func(*flow.Socket)) error {
 	if !c.perFamily {
 		err := c.request(b, kindDumpAll, unix.AF_INET, states, visit)
@@ -168,7 +178,8 @@ func (c *Conn) Dump(b *Buffer, states States, visit func(*flow.Socket)) error {
 			return err
 		}
 	}
-	// A kernel without the older request refuses it before it shows any socket.
+	// A kernel that lacks the older request refuses it before it returns any
+	// socket.
 	if err := c.request(b, kindDump, unix.AF_INET, states, visit); err != nil {
 		return err
 	}
@@ -182,7 +193,7 @@ func (c *Conn) Dump(b *Buffer, states States, visit func(*flow.Socket)) error {
 
 func (c *Conn) request(b *Buffer, kind uint16, family byte, states States, visit func(*flow.Socket)) error {
 	c.sequence++
-	var req [headerSize + 56 + 4]byte // both kinds are of nearly the same layout and size
+	var req [headerSize + 56 + 4]byte // both requests have nearly the same layout and size
 	n := headerSize + 56
 	req[headerSize] = family
 	if kind == kindDumpAll { // struct inet_diag_req
@@ -206,7 +217,7 @@ func (c *Conn) request(b *Buffer, kind uint16, family byte, states States, visit
 		if err != nil {
 			return fmt.Errorf("receive dump: %w", err)
 		}
-		done, err := b.answers(b.dump[:n], c.sequence, visit)
+		done, err := b.parseDump(b.dump[:n], c.sequence, visit)
 		if err != nil {
 			return fmt.Errorf("read dump: %w", err)
 		}
@@ -229,8 +240,9 @@ func receive(fd int, b []byte) (int, error) {
 	}
 }
 
-// answers visits the sockets of one part of a dump.
-func (b *Buffer) answers(in []byte, sequence uint32, visit func(*flow.Socket)) (done bool, err error) {
+// parseDump visits the sockets in one part of a dump, and reports whether it
+// was the last part.
+func (b *Buffer) parseDump(in []byte, sequence uint32, visit func(*flow.Socket)) (done bool, err error) {
 	for len(in) > 0 {
 		h, payload, rest, err := next(in)
 		if err != nil {
@@ -238,11 +250,11 @@ func (b *Buffer) answers(in []byte, sequence uint32, visit func(*flow.Socket)) (
 		}
 		in = rest
 		if h.sequence != sequence {
-			continue // of a dump that was given up
+			continue // left over from an abandoned dump
 		}
 		switch h.kind {
 		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-			return true, result(payload)
+			return true, dumpResult(payload)
 		case kindDump, kindDumpAll:
 			if err := parse(payload, &b.socket); err != nil {
 				return false, err
@@ -253,8 +265,8 @@ func (b *Buffer) answers(in []byte, sequence uint32, visit func(*flow.Socket)) (
 	return false, nil
 }
 
-// result is what the last message of a dump says of it.
-func result(payload []byte) error {
+// dumpResult reads the status in the last message of a dump.
+func dumpResult(payload []byte) error {
 	if len(payload) < 4 {
 		return nil
 	}
@@ -269,20 +281,22 @@ func result(payload []byte) error {
 	}
 }
 
-// Words calls visit for the last words of each socket that was destroyed since the call before. It does not wait.
-// It takes at most limit of them, so that a namespace in which sockets die faster than they
-// are read does not hold up the others; more reports that some may be left. ErrOverrun says that words were
-// lost; those that were not come with the next call.
-func (c *Conn) Words(b *Buffer, limit int, visit func(*flow.Socket)) (n int, more bool, err error) {
+// ReadDestroyed calls visit for the final state of each socket destroyed since
+// the previous call. It does not block. It reads at most about limit
+// notifications, so that a namespace in which sockets die faster than they are
+// read does not starve the others; more reports whether some may be left.
+// ErrOverrun means that notifications were lost; the ones that remain come with
+// the next call.
+func (c *Conn) ReadDestroyed(b *Buffer, limit int, visit func(*flow.Socket)) (n int, more bool, err error) {
 	for n < limit {
 		for i := range b.messages {
-			b.vectors[i].Base = &b.words[i*wordSize]
-			b.vectors[i].SetLen(wordSize)
+			b.vectors[i].Base = &b.notifications[i*notificationSize]
+			b.vectors[i].SetLen(notificationSize)
 			b.messages[i] = message{}
 			b.messages[i].header.Iov = &b.vectors[i]
 			b.messages[i].header.SetIovlen(1)
 		}
-		got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(c.words), uintptr(unsafe.Pointer(&b.messages)), wordsBatch, unix.MSG_DONTWAIT, 0, 0)
+		got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(c.destroyed), uintptr(unsafe.Pointer(&b.messages)), notificationBatch, unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 		case unix.EINTR:
@@ -292,27 +306,27 @@ func (c *Conn) Words(b *Buffer, limit int, visit func(*flow.Socket)) (n int, mor
 		case unix.ENOBUFS:
 			return n, true, ErrOverrun
 		default:
-			return n, false, fmt.Errorf("receive last words: %w", errno)
+			return n, false, fmt.Errorf("receive destroy notification: %w", errno)
 		}
 		for i := range b.messages[:got] {
 			m := &b.messages[i]
 			if m.header.Flags&unix.MSG_TRUNC != 0 {
-				return n, true, fmt.Errorf("receive last words: %w: more than %d bytes", ErrMalformed, wordSize)
+				return n, true, fmt.Errorf("receive destroy notification: %w: more than %d bytes", ErrMalformed, notificationSize)
 			}
-			word := b.words[i*wordSize:][:m.length]
-			if err := b.word(word, visit); err != nil {
-				return n, true, fmt.Errorf("read last words: %w", err)
+			notification := b.notifications[i*notificationSize:][:m.length]
+			if err := b.parseNotification(notification, visit); err != nil {
+				return n, true, fmt.Errorf("read destroy notification: %w", err)
 			}
 			n++
 		}
-		if got < wordsBatch {
+		if got < notificationBatch {
 			return n, false, nil
 		}
 	}
 	return n, true, nil
 }
 
-func (b *Buffer) word(in []byte, visit func(*flow.Socket)) error {
+func (b *Buffer) parseNotification(in []byte, visit func(*flow.Socket)) error {
 	for len(in) > 0 {
 		h, payload, rest, err := next(in)
 		if err != nil {

@@ -23,12 +23,13 @@ func openConn(t *testing.T) *Conn {
 	return c
 }
 
-// connection is both ends of a connection over loopback.
+// connection returns both ends of a TCP connection over loopback, and its
+// listener.
 func connection(t *testing.T, network, address string) (client, server net.Conn, listener net.Listener) {
 	t.Helper()
 	l, err := net.Listen(network, address)
 	if err != nil {
-		t.Skipf("no %s here: %v", network, err)
+		t.Skipf("%s is not available: %v", network, err)
 	}
 	t.Cleanup(func() { l.Close() })
 	client, err = net.Dial(network, l.Addr().String())
@@ -77,7 +78,7 @@ func TestDump(t *testing.T) {
 					t.Fatal(err)
 				}
 				if _, ok := found[addr(t, client.LocalAddr())]; ok {
-					t.Error("a client listens")
+					t.Error("a dump of listening sockets shows a client")
 				}
 				if got := found[addr(t, l.Addr())]; got.State != flow.StateListen {
 					t.Errorf("listener is %+v", got)
@@ -87,8 +88,8 @@ func TestDump(t *testing.T) {
 	}
 }
 
-// heard collects last words until done says that it is enough.
-func heard(t *testing.T, c *Conn, done func(map[netip.AddrPort]flow.Socket) bool) {
+// readUntil collects destroy notifications until done accepts them.
+func readUntil(t *testing.T, c *Conn, done func(map[netip.AddrPort]flow.Socket) bool) {
 	t.Helper()
 	b := NewBuffer()
 	all := map[netip.AddrPort]flow.Socket{}
@@ -96,17 +97,17 @@ func heard(t *testing.T, c *Conn, done func(map[netip.AddrPort]flow.Socket) bool
 	defer tick.Stop()
 	for range 10_000 {
 		<-tick.C
-		if _, _, err := c.Words(b, 1000, func(s *flow.Socket) { all[s.Local] = *s }); err != nil {
+		if _, _, err := c.ReadDestroyed(b, 1000, func(s *flow.Socket) { all[s.Local] = *s }); err != nil {
 			t.Fatal(err)
 		}
 		if done(all) {
 			return
 		}
 	}
-	t.Fatal("no last words")
+	t.Fatal("no destroy notification")
 }
 
-func TestWords(t *testing.T) {
+func TestReadDestroyed(t *testing.T) {
 	for network, address := range map[string]string{"tcp4": "127.0.0.1:0", "tcp6": "[::1]:0"} {
 		t.Run(network, func(t *testing.T) {
 			c := openConn(t)
@@ -127,10 +128,10 @@ func TestWords(t *testing.T) {
 			}
 			client.Close()
 			server.Close()
-			heard(t, c, func(all map[netip.AddrPort]flow.Socket) bool {
+			readUntil(t, c, func(all map[netip.AddrPort]flow.Socket) bool {
 				s, ok := all[local]
 				if ok && (s.Peer != peer || s.State != flow.StateClose || s.Info.BytesSent != 1000) {
-					t.Errorf("client's last words are %+v", s)
+					t.Errorf("client's destroy notification is %+v", s)
 				}
 				return ok
 			})
@@ -156,21 +157,21 @@ func TestOverrun(t *testing.T) {
 	for range 10_000 {
 		<-tick.C
 		var after bool
-		_, _, err := c.Words(b, 1000, func(s *flow.Socket) { after = after || ours[s.Local] })
+		_, _, err := c.ReadDestroyed(b, 1000, func(s *flow.Socket) { after = after || ours[s.Local] })
 		switch {
 		case errors.Is(err, ErrOverrun):
 			overrun = true
 		case err != nil:
 			t.Fatal(err)
 		case overrun && after:
-			return // reported, and what came later was heard
+			return // the overrun was reported, and later notifications arrived
 		}
 		client, server, _ := connection(t, "tcp4", "127.0.0.1:0")
 		ours[addr(t, client.LocalAddr())] = true
 		client.Close()
 		server.Close()
 	}
-	t.Fatalf("overrun reported: %t, and nothing heard after it", overrun)
+	t.Fatalf("overrun reported: %t, but no later notification arrived", overrun)
 }
 
 func BenchmarkDump(b *testing.B) {

@@ -7,19 +7,19 @@ import "github.com/metaflowys/metaflow-server/pkg/agent/flow"
 // States is a set of flow.State.
 type States uint32
 
-// Sets of states, which mean nothing here.
+// Sets of states; they have no meaning on this system.
 const (
 	Listening States = iota
 	Connections
 )
 
-// Buffer is memory for messages.
+// Buffer is empty on this system.
 type Buffer struct{}
 
-// NewBuffer returns a buffer.
+// NewBuffer returns an empty Buffer.
 func NewBuffer() *Buffer { return &Buffer{} }
 
-// Conn is what Open does not return on this system.
+// Conn is the type that Open returns on Linux; here Open never returns one.
 type Conn struct{}
 
 // Open returns ErrUnsupported.
@@ -34,7 +34,7 @@ func (*Conn) Close() {}
 // Dump returns ErrUnsupported.
 func (*Conn) Dump(*Buffer, States, func(*flow.Socket)) error { return ErrUnsupported }
 
-// Words returns ErrUnsupported.
-func (*Conn) Words(*Buffer, int, func(*flow.Socket)) (int, bool, error) {
+// ReadDestroyed returns ErrUnsupported.
+func (*Conn) ReadDestroyed(*Buffer, int, func(*flow.Socket)) (int, bool, error) {
 	return 0, false, ErrUnsupported
 }

@@ -20,16 +20,16 @@ const (
 	attrCgroup = 21 // INET_DIAG_CGROUP_ID
 )
 
-// header is the part of struct nlmsghdr that matters here.
+// header holds the fields of struct nlmsghdr that this package reads.
 type header struct {
 	kind     uint16
 	sequence uint32
 }
 
-// next takes the first netlink message of b.
+// next splits b into its first netlink message and the rest.
 func next(b []byte) (h header, payload, rest []byte, err error) {
 	if len(b) < headerSize {
-		return header{}, nil, nil, fmt.Errorf("%w: %d bytes where a netlink header was due", ErrMalformed, len(b))
+		return header{}, nil, nil, fmt.Errorf("%w: %d bytes instead of a netlink header", ErrMalformed, len(b))
 	}
 	n := uint64(binary.NativeEndian.Uint32(b))
 	if n < headerSize || n > uint64(len(b)) {
@@ -41,7 +41,8 @@ func next(b []byte) (h header, payload, rest []byte, err error) {
 
 func align(n uint64) uint64 { return (n + 3) &^ 3 }
 
-// parse reads an inet_diag_msg with its attributes into s, all fields of it.
+// parse reads an inet_diag_msg and its attributes into s and overwrites every
+// field of s.
 func parse(b []byte, s *flow.Socket) error {
 	if len(b) < messageSize {
 		return fmt.Errorf("%w: inet_diag message of %d bytes", ErrMalformed, len(b))
@@ -86,7 +87,8 @@ func parse(b []byte, s *flow.Socket) error {
 	return nil
 }
 
-// parseInfo reads as much of struct tcp_info as the kernel sent: fields are only ever added at its end.
+// parseInfo reads as much of struct tcp_info as the kernel sent. The kernel
+// only ever appends fields to it.
 func parseInfo(b []byte, i *flow.Info) {
 	f := fields(b)
 	i.Unanswered, i.Probes = f.u8(2), f.u8(3)
@@ -104,7 +106,7 @@ func parseInfo(b []byte, i *flow.Info) {
 	i.Duplicates = f.u32(216)
 }
 
-// fields reads numbers at offsets, 0 where there is nothing.
+// fields reads numbers at offsets; beyond its end it reads 0.
 type fields []byte
 
 func (f fields) u8(at int) uint8 {

@@ -11,7 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 )
 
-// sample is a message of an IPv6 socket that speaks IPv4, with infoSize bytes of tcp_info.
+// sample returns the message of an IPv6 socket that carries IPv4, with infoSize
+// bytes of tcp_info.
 func sample(infoSize int) []byte {
 	b := append([]byte(nil), make([]byte, messageSize)...)
 	b[0], b[1] = familyIPv6, byte(flow.StateEstablished)
@@ -92,8 +93,9 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// FuzzMessages holds the parser to its contract: bytes of any kind give sockets or ErrMalformed, and never
-// panic. A socket does not depend on the one parsed before it.
+// FuzzMessages holds the parser to its contract: any bytes yield sockets or
+// ErrMalformed, never a panic, and a parsed socket does not depend on the one
+// parsed before it.
 func FuzzMessages(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(sample(280))
