@@ -46,7 +46,7 @@ func (s *sink) Consume(_ context.Context, rows []flow.Row) (int, error) {
 	return len(rows), nil
 }
 
-// sum adds up the rows that match.
+// sum adds up the matching rows.
 func (s *sink) sum(match func(*flow.Row) bool) (sum flow.Row, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,7 +73,7 @@ func (s *sink) sum(match func(*flow.Row) bool) (sum flow.Row, n int) {
 	return sum, n
 }
 
-// await waits until the rows that match add up to what done wants.
+// await waits until the sum of the matching rows satisfies done.
 func (s *sink) await(t *testing.T, what string, match func(*flow.Row) bool, done func(flow.Row) bool) flow.Row {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
@@ -105,22 +105,23 @@ type host struct {
 	ns      netns.Namespace
 }
 
-// pair makes two hosts with a cable between them, and removes both at the end.
+// pair creates two hosts joined by a veth pair, and removes them when the test
+// ends.
 func pair(t *testing.T, subnet int) (a, b *host) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make network namespaces")
+		t.Skip("needs root to create network namespaces")
 	}
 	for _, tool := range []string{"ip", "nft"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s, of Debian's iproute2 and nftables", tool)
+			t.Skipf("needs %s (Debian packages iproute2 and nftables)", tool)
 		}
 	}
 	hosts := [2]*host{}
 	for i := range hosts {
 		h := &host{t: t, name: fmt.Sprintf("mf%d-%d-%d", os.Getpid(), subnet, i), address: netip.AddrFrom4([4]byte{10, 99, byte(subnet), byte(i + 1)})}
 		if out, err := exec.Command("ip", "netns", "add", h.name).CombinedOutput(); err != nil {
-			t.Skipf("cannot make network namespaces here: %v %s", err, out)
+			t.Skipf("cannot create network namespaces here: %v %s", err, out)
 		}
 		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", h.name).Run() })
 		hosts[i] = h
@@ -133,7 +134,8 @@ func pair(t *testing.T, subnet int) (a, b *host) {
 	for i, h := range hosts {
 		command(t, "ip", "-n", h.name, "addr", "add", h.address.String()+"/24", "dev", "eth0")
 		command(t, "ip", "-n", h.name, "addr", "add", fmt.Sprintf("fd00:99:%d::%d/64", subnet, i+1), "dev", "eth0", "nodad")
-		// Packets of one segment each: what a filter loses of a few bytes is then as sure as of many.
+		// Send packets of one segment each, so that filters drop few bytes as
+		// surely as many.
 		command(t, "ip", "-n", h.name, "link", "set", "eth0", "up", "gso_max_segs", "1")
 		command(t, "ip", "-n", h.name, "link", "set", "lo", "up")
 		for _, ns := range found {
@@ -142,13 +144,13 @@ func pair(t *testing.T, subnet int) (a, b *host) {
 			}
 		}
 		if h.ns.Inode == 0 {
-			t.Fatalf("namespace %s is not found", h.name)
+			t.Fatalf("namespace %s not found", h.name)
 		}
 	}
 	return hosts[0], hosts[1]
 }
 
-// filter has what arrives at the host go through these rules of nft, instead of those before.
+// filter replaces the host's nft rules for incoming packets.
 func (h *host) filter(rules ...string) {
 	h.t.Helper()
 	script := "flush ruleset\n"
@@ -162,7 +164,7 @@ func (h *host) filter(rules ...string) {
 	}
 }
 
-// serve accepts connections at the host, and has each handled.
+// serve accepts connections at the host and runs handle for each.
 func (h *host) serve(network, address string, handle func(net.Conn)) netip.AddrPort {
 	h.t.Helper()
 	var l net.Listener
@@ -198,7 +200,7 @@ func (h *host) serve(network, address string, handle func(net.Conn)) netip.AddrP
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// dial connects from the host.
+// dial connects from inside the host.
 func (h *host) dial(to netip.AddrPort, timeout time.Duration) (conn *net.TCPConn, err error) {
 	err = netns.Do(h.ns, func() error {
 		c, err := (&net.Dialer{Timeout: timeout}).Dial("tcp", to.String())
@@ -244,7 +246,8 @@ func start(t *testing.T, cfg agentconfig.Flow, opts Options) (*Capture, *sink) {
 	return c, s
 }
 
-// watched waits until the capture sees connections of the host, to a port that no test uses.
+// watched waits until the capture sees the host's connections, using a port
+// that no test uses.
 func (s *sink) watched(t *testing.T, from, to *host) {
 	t.Helper()
 	closed := netip.AddrPortFrom(to.address, 9)
@@ -269,7 +272,8 @@ func at(h *host, role flow.Role, server netip.AddrPort) func(*flow.Row) bool {
 	}
 }
 
-// TestNetworkTrouble has one kind of trouble after the other between two hosts.
+// TestNetworkTrouble causes one kind of network trouble after another between
+// two hosts.
 func TestNetworkTrouble(t *testing.T) {
 	client, server := pair(t, 1)
 	_, s := start(t, fast(), Options{})
@@ -358,7 +362,8 @@ func TestNetworkTrouble(t *testing.T) {
 		if !errors.Is(err, unix.ECONNREFUSED) {
 			t.Fatalf("connect = %v", err)
 		}
-		// The kernel has forgotten the port by then; the address of the namespace is known.
+		// The kernel has cleared the port by then; the namespace's address is
+		// known.
 		match := at(client, flow.RoleClient, netip.AddrPortFrom(server.address, 0))
 		s.await(t, "client", func(r *flow.Row) bool { return match(r) && r.Local.Addr() == client.address }, func(r flow.Row) bool { return r.ConnectFailures == 1 })
 	})
@@ -368,7 +373,7 @@ func TestNetworkTrouble(t *testing.T) {
 		conn := client.mustDial(to)
 		wrote := make(chan error, 1)
 		go func() { _, err := conn.Write(make([]byte, 20_000_000)); wrote <- err }()
-		// While the connection lives:
+		// The row must come while the connection lives.
 		r := s.await(t, "client", at(client, flow.RoleClient, to), func(r flow.Row) bool { return r.ReceiveWindowLimited > 500_000 })
 		if r.Busy < r.ReceiveWindowLimited || r.Closed {
 			t.Errorf("client's row %+v", r)
@@ -417,7 +422,7 @@ func TestNetworkTrouble(t *testing.T) {
 		}
 		conn.Close()
 		s.await(t, "client", at(client, flow.RoleClient, to), func(r flow.Row) bool { return r.Resets == 1 && r.Connections == 1 })
-		// The server's end has forgotten the client's port.
+		// The kernel has cleared the client's port at the server's end.
 		s.await(t, "server", func(r *flow.Row) bool {
 			return r.Namespace == server.ns.Inode && r.Local == to && r.Peer == netip.AddrPortFrom(client.address, 0)
 		}, func(r flow.Row) bool { return r.Resets == 1 && r.Role == flow.RoleServer })
@@ -448,7 +453,8 @@ func TestNetworkTrouble(t *testing.T) {
 	})
 }
 
-// TestShortConnections: each of many connections of about a millisecond is one row at either end.
+// TestShortConnections: each of many connections of about a millisecond yields
+// one row at either end.
 func TestShortConnections(t *testing.T) {
 	client, server := pair(t, 2)
 	_, s := start(t, agentconfig.Flow{Enabled: true, DumpInterval: time.Second, ReportInterval: 10 * time.Second}, Options{})
@@ -474,8 +480,8 @@ func TestShortConnections(t *testing.T) {
 	}
 }
 
-// TestOverrun: when last words are lost among too many, the connections that a dump had shown are still ended, and
-// what they did is counted once.
+// TestOverrun: when destroy notifications are lost, connections that a dump had
+// shown are still closed, and their activity is counted once.
 func TestOverrun(t *testing.T) {
 	client, server := pair(t, 6)
 	reg := prometheus.NewRegistry()
@@ -500,8 +506,8 @@ func TestOverrun(t *testing.T) {
 			old[i/10].Close()
 		}
 	}
-	await(t, "an overrun", func() bool { return metric(t, reg, "metaflow_capture_overruns_total") > 0 })
-	await(t, "the end of all", func() bool {
+	await(t, "overrun", func() bool { return metric(t, reg, "metaflow_capture_overruns_total") > 0 })
+	await(t, "all connections closed", func() bool {
 		_, ended := s.sum(func(r *flow.Row) bool { return match(r) && r.Closed })
 		return ended == n
 	})
@@ -510,8 +516,8 @@ func TestOverrun(t *testing.T) {
 	}
 }
 
-// TestReconfigured: what happens while capture is disabled is nobody's business, what happens before and after is
-// counted once; and so with what is excluded.
+// TestReconfigured: activity while capture is disabled is not counted, activity
+// before and after is counted once. The same holds for excluded connections.
 func TestReconfigured(t *testing.T) {
 	client, server := pair(t, 3)
 	on := agentconfig.Flow{Enabled: true, DumpInterval: 100 * time.Millisecond, ReportInterval: 100 * time.Millisecond}
@@ -557,7 +563,7 @@ func TestReconfigured(t *testing.T) {
 	second.Close()
 	s.watched(t, client, server)
 	if _, n := s.sum(at(client, flow.RoleClient, to)); n > 0 {
-		t.Errorf("%d rows of what is excluded", n)
+		t.Errorf("%d rows of excluded connections", n)
 	}
 	c.Configure(on)
 	s.watched(t, client, server)
@@ -575,7 +581,7 @@ func (s *sink) forget() {
 	s.rows = nil
 }
 
-// await waits for something that nobody announces.
+// await polls until done returns true.
 func await(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
@@ -584,13 +590,13 @@ func await(t *testing.T, what string, done func() bool) {
 	for !done() {
 		select {
 		case <-deadline:
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("timed out waiting: %s", what)
 		case <-tick.C:
 		}
 	}
 }
 
-// metric is a gauge's value, a counter's, or the count of a histogram.
+// metric returns the value of a gauge or counter, or the count of a histogram.
 func metric(t *testing.T, reg *prometheus.Registry, name string) float64 {
 	t.Helper()
 	families, err := reg.Gather()
@@ -607,8 +613,9 @@ func metric(t *testing.T, reg *prometheus.Registry, name string) float64 {
 	return 0
 }
 
-// TestNamespacesComeAndGo: a namespace made later is watched within seconds, and let go when it is removed:
-// its end of a cable is gone then, which it is not while anybody holds a socket inside.
+// TestNamespacesComeAndGo: a namespace created later is watched within seconds
+// and released when it is removed. Its end of the veth pair disappears only
+// when nobody holds a socket inside.
 func TestNamespacesComeAndGo(t *testing.T) {
 	home, _ := pair(t, 4)
 	c, s := start(t, fast(), Options{})
@@ -619,11 +626,11 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		t.Errorf("Namespace = %+v, %t", ns, ok)
 	}
 	command(t, "ip", "netns", "del", client.name)
-	await(t, "the removed namespace is let go", func() bool {
+	await(t, "the removed namespace is released", func() bool {
 		return exec.Command("ip", "-n", server.name, "link", "show", "eth0").Run() != nil
 	})
 	if _, ok := c.Namespace(client.ns.Inode); !ok {
-		t.Error("the removed namespace is forgotten at once")
+		t.Error("the removed namespace was forgotten at once")
 	}
 	if got := c.Exceptions(); len(got) > 0 && !strings.Contains(strings.Join(got, ""), "PID namespace") {
 		t.Errorf("exceptions %q", got)

@@ -1,14 +1,19 @@
-// Package capture watches the TCP connections of a machine and hands over rows of flow data.
+// Package capture watches a machine's TCP connections and produces rows of flow
+// data.
 //
-// A [Capture] joins three packages: netns finds the network namespaces, sockdiag asks the kernel in each of
-// them, and flow makes rows of the answers. All three are driven by the one goroutine of Run: every tick it takes
-// the last words of destroyed sockets out of each namespace's buffer, from time to time it dumps what lives
-// and looks for namespaces that came and went. So nothing runs in idle namespaces, nothing is locked, and the cost
-// is that of the sockets, not of the packets.
+// A [Capture] joins three packages: netns finds the network namespaces,
+// sockdiag queries the kernel in each of them, and flow turns the answers into
+// rows. The one goroutine of Run drives all three. Every tick it reads the
+// destroy notifications of each namespace; at longer intervals it dumps the
+// living sockets and looks for namespaces that came and went. So idle
+// namespaces have no goroutine, nothing needs a lock, and the cost grows with
+// the sockets, not with the packets.
 //
-// A second goroutine hands rows to the [Consumer], one batch at a time. While the consumer takes its time the kernel is
-// still listened to; rows wait, then living connections are not reported, which loses nothing, and only then rows
-// of ended ones are dropped and counted.
+// A second goroutine passes rows to the [Consumer], one batch at a time. A slow
+// consumer does not stop capture. Rows wait first; then living connections are
+// not reported, which loses nothing; only then are the rows of ended
+// connections dropped and counted.
 //
-// What the process lacks privileges for is left out, and said by Exceptions: capture goes on with the rest.
+// A missing privilege does not stop capture: it goes on without what the
+// privilege would show, and Exceptions reports what is missing.
 package capture

@@ -11,17 +11,19 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/cgroup"
 )
 
-// walkInterval is at least between two looks at all control groups, some 50 us each, when one is not known.
+// walkInterval is the least time between two walks over all control groups, at
+// 50 us a group, which an unknown inode triggers.
 const walkInterval = 15 * time.Second
 
-// groups knows control groups by their inodes, which is how the kernel names the one of a socket.
+// groups maps the inodes of control groups to their owners. The kernel
+// identifies a socket's control group by inode.
 type groups struct {
-	root string // empty when there are none of version 2
+	root string // empty if version 2 is not mounted
 
 	mu     sync.Mutex
 	walked time.Time
 	owners map[uint64]cgroup.Owner
-	before map[uint64]cgroup.Owner // as of the walk before, for sockets of groups that are gone
+	before map[uint64]cgroup.Owner // the previous walk's, for sockets of removed groups
 }
 
 func newGroups(root string) *groups {
@@ -36,7 +38,8 @@ func newGroups(root string) *groups {
 	return &groups{root: root}
 }
 
-// owner is whom a control group belongs to, nobody when it is not known.
+// owner returns the owner of a control group, or the zero Owner if it is
+// unknown.
 func (g *groups) owner(inode uint64, now time.Time) cgroup.Owner {
 	if g.root == "" {
 		return cgroup.Owner{}
@@ -59,7 +62,8 @@ func (g *groups) owner(inode uint64, now time.Time) cgroup.Owner {
 func (g *groups) walk() {
 	g.before = g.owners
 	g.owners = make(map[uint64]cgroup.Owner, len(g.before))
-	// What cannot be read was removed meanwhile, or is not for this process; the others still count.
+	// Entries that cannot be read were removed meanwhile or are not accessible;
+	// the walk goes on with the others.
 	_ = filepath.WalkDir(g.root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil //nolint:nilerr // see above

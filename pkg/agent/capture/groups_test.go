@@ -35,7 +35,7 @@ func TestGroups(t *testing.T) {
 	}
 	service := inode("system.slice/nginx.service")
 	if got := g.owner(service, now.Add(time.Second)); got != (cgroup.Owner{}) {
-		t.Errorf("a group is looked for again at once: %+v", got)
+		t.Errorf("groups were walked again at once: %+v", got)
 	}
 	if err := os.Remove(filepath.Join(root, "system.slice/docker-"+id+".scope")); err != nil {
 		t.Fatal(err)
@@ -44,6 +44,6 @@ func TestGroups(t *testing.T) {
 		t.Errorf("service's group is %+v", got)
 	}
 	if got := g.owner(container, now.Add(walkInterval)); got != want {
-		t.Errorf("the group that is gone is %+v", got)
+		t.Errorf("removed group is %+v", got)
 	}
 }

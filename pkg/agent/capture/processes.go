@@ -15,32 +15,38 @@ import (
 )
 
 const (
-	// scanShare is how many times as long as a look at all descriptors took passes before the next: it takes at
-	// most one percent of a core, however many processes there are. One takes some 4 us a descriptor.
+	// scanShare is the least ratio between the pause after a scan of all
+	// descriptors and the scan itself. It limits scans to one percent of a
+	// core, however many processes there are. A scan takes about 4 us a
+	// descriptor.
 	scanShare = 100
-	// refusedShare is the part of the processes that may be out of reach without a word.
+	// refusedShare is the divisor for the share of processes that may be
+	// inaccessible before it counts as an exception.
 	refusedShare = 10
-	// maxSockets bounds what is remembered of one look, at some 30 bytes each.
+	// maxSockets bounds the sockets remembered from one scan, at about 30 bytes
+	// each.
 	maxSockets = 200_000
 )
 
-// processes knows which process has a socket, by the inodes that the kernel tells of sockets and shows in
-// /proc/PID/fd. Whoever sees a socket that is not known asks for a look, which one goroutine makes.
+// processes maps socket inodes, which the kernel reports for sockets and shows
+// in /proc/PID/fd, to the names of the processes that hold them. An unknown
+// inode requests a scan, which the goroutine of run makes.
 type processes struct {
 	proc string
-	due  chan struct{} // has room for one: there are sockets that are not known
+	due  chan struct{} // holds one request for a scan
 	seen atomic.Pointer[sockets]
-	// refused is whether the last look was not let into most of what it could not do without.
+	// refused reports whether the last scan could not access too many
+	// processes.
 	refused atomic.Bool
 }
 
-// unnamed says what is missing where looks are refused.
-const unnamed = "Connections of other users' processes are not named by their process: reading /proc/PID/fd needs the capabilities CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE."
+// processesException is the exception while refused is set.
+const processesException = "Flow data lacks the process names of other users' connections: reading /proc/PID/fd needs the capabilities CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE."
 
-// sockets are the names of processes by the inodes of their sockets. They are not changed any more.
+// sockets maps the inodes of sockets to process names. It is immutable.
 type sockets struct {
 	now    map[uint32]string
-	before map[uint32]string // as of the look before, for sockets that are closed
+	before map[uint32]string // the previous scan's, for sockets that are closed
 }
 
 func newProcesses(proc string) *processes {
@@ -52,7 +58,8 @@ func newProcesses(proc string) *processes {
 	return p
 }
 
-// name is that of the process that has a socket, empty when it is not known.
+// name returns the name of the process that holds a socket, or "" if it is
+// unknown.
 func (p *processes) name(inode uint32) string {
 	s := p.seen.Load()
 	if name, ok := s.now[inode]; ok {
@@ -61,15 +68,15 @@ func (p *processes) name(inode uint32) string {
 	return s.before[inode]
 }
 
-// ask has all processes looked at soon. It does not wait.
-func (p *processes) ask() {
+// requestScan requests a scan. It does not block.
+func (p *processes) requestScan() {
 	select {
 	case p.due <- struct{}{}:
 	default:
 	}
 }
 
-// run looks when it is asked, until ctx ends, about once in an interval at most.
+// run scans on request until ctx ends, at most about once an interval.
 func (p *processes) run(ctx context.Context, interval func() time.Duration) {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -85,16 +92,18 @@ func (p *processes) run(ctx context.Context, interval func() time.Duration) {
 			return
 		}
 		began := time.Now()
-		p.look()
-		// A little less than the interval, so that the next dump finds the next look due.
+		p.scan()
+		// Slightly less than the interval, so that the next dump finds the scan
+		// due.
 		pause.Reset(max(interval()*3/4, scanShare*time.Since(began)))
 	}
 }
 
-// look finds the sockets of all processes. Of one that several have, whoever has the lowest PID counts, which is the one
-// that the others were forked from; but PID 1 makes sockets for others to use, and keeps them.
-func (p *processes) look() {
-	looked, refused := 0, 0
+// scan finds the sockets of all processes. Among several holders of a socket,
+// the one with the lowest PID counts: the others were forked from it. PID 1
+// comes last, because it creates sockets for others and keeps them.
+func (p *processes) scan() {
+	visited, refused := 0, 0
 	found := make(map[uint32]string, len(p.seen.Load().now))
 	if dir, err := os.Open(p.proc); err == nil {
 		defer dir.Close()
@@ -104,24 +113,25 @@ func (p *processes) look() {
 				if pid[0] < '1' || pid[0] > '9' || pid == "1" {
 					continue
 				}
-				looked++
+				visited++
 				if p.addSockets(found, pid) {
 					refused++
 				}
 			}
 			if err != nil {
-				break // its end, mostly
+				break // usually the end of the directory
 			}
 		}
 		p.addSockets(found, "1")
 	}
-	// A few processes may be out of reach for everybody.
-	p.refused.Store(refused > looked/refusedShare)
+	// A few processes may be inaccessible even with the privileges.
+	p.refused.Store(refused > visited/refusedShare)
 	p.seen.Store(&sockets{now: found, before: p.seen.Load().now})
 }
 
-// addSockets adds those of one process that are nobody's yet, and returns whether it was not let in. What else cannot
-// be read has ended.
+// addSockets adds the sockets of one process that no other process holds yet,
+// and reports whether access was refused. Other errors mean that the process
+// ended.
 func (p *processes) addSockets(found map[uint32]string, pid string) (refused bool) {
 	dir, err := os.Open(p.proc + "/" + pid + "/fd")
 	if err != nil {
@@ -136,7 +146,7 @@ func (p *processes) addSockets(found map[uint32]string, pid string) (refused boo
 			n, err := unix.Readlinkat(int(dir.Fd()), d, link[:])
 			if err != nil {
 				refused = refused || errors.Is(err, fs.ErrPermission)
-				continue // closed meanwhile, or not for this process to know
+				continue // closed meanwhile, or not accessible
 			}
 			inode, ok := socketInode(link[:n])
 			if !ok {
@@ -147,7 +157,7 @@ func (p *processes) addSockets(found map[uint32]string, pid string) (refused boo
 			}
 			if name == "" {
 				if name = p.nameOf(pid); name == "" {
-					return false // it ended
+					return false // the process ended
 				}
 			}
 			found[inode] = name
@@ -159,7 +169,7 @@ func (p *processes) addSockets(found map[uint32]string, pid string) (refused boo
 	return refused
 }
 
-// socketInode reads what a descriptor of a socket links to, "socket:[4026531840]".
+// socketInode parses the link of a socket's descriptor, "socket:[4026531840]".
 func socketInode(link []byte) (inode uint32, ok bool) {
 	digits, ok := bytes.CutPrefix(link, []byte("socket:["))
 	if !ok {
@@ -169,7 +179,8 @@ func socketInode(link []byte) (inode uint32, ok bool) {
 	return uint32(n), err == nil && n != 0
 }
 
-// nameOf is what a process calls itself, at most 15 bytes. It may be anything.
+// nameOf returns the name that the process gave itself, at most 15 bytes. It
+// may hold any bytes; control characters and invalid UTF-8 are replaced.
 func (p *processes) nameOf(pid string) string {
 	text, err := os.ReadFile(p.proc + "/" + pid + "/comm")
 	if err != nil {

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Who may not look into the processes of others says so, unless they are few.
-func TestProcessesOutOfReach(t *testing.T) {
+// A process without access to the others reports it, unless only few are
+// inaccessible.
+func TestInaccessibleProcesses(t *testing.T) {
 	withoutPrivileges(t)
 	proc := fakeProc{t, t.TempDir()}
 	for pid := 2; pid < 32; pid++ {
@@ -28,17 +29,17 @@ func TestProcessesOutOfReach(t *testing.T) {
 		if closed == 0 {
 			continue
 		}
-		p.look()
+		p.scan()
 		if got := p.refused.Load(); got != want {
-			t.Errorf("%d of 30 processes are out of reach: refused is %t, want %t", closed+1, got, want)
+			t.Errorf("%d of 30 processes are inaccessible: refused is %t, want %t", closed+1, got, want)
 		}
 	}
 	if p.name(109) != "java" || p.name(110) != "" {
-		t.Error("what can be read is not known, or what cannot is")
+		t.Error("a readable process is unknown, or an inaccessible one is known")
 	}
 }
 
-// withoutPrivileges has file modes hold for root too, on the test's thread.
+// withoutPrivileges makes file modes apply to root too, on the test's thread.
 func withoutPrivileges(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {

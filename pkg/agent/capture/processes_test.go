@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// fakeProc is a directory like /proc.
+// fakeProc is a directory laid out like /proc.
 type fakeProc struct {
 	t   *testing.T
 	dir string
@@ -35,7 +35,7 @@ func TestProcesses(t *testing.T) {
 	proc.process(1, "systemd", "socket:[10]", "socket:[11]", "/dev/null")
 	proc.process(20, "nginx", "pipe:[13]", "socket:[10]", "socket:[12]", "anon_inode:[eventpoll]", "socket:[x]", "socket:[99999999999]")
 	proc.process(3, "a\x01b\xff\n", "socket:[14]")
-	if err := os.WriteFile(filepath.Join(proc.dir, "5"), nil, 0o600); err != nil { // nothing that is a process
+	if err := os.WriteFile(filepath.Join(proc.dir, "5"), nil, 0o600); err != nil { // not a process
 		t.Fatal(err)
 	}
 	p := newProcesses(proc.dir)
@@ -43,24 +43,24 @@ func TestProcesses(t *testing.T) {
 		t.Helper()
 		for inode, name := range want {
 			if got := p.name(inode); got != name {
-				t.Errorf("socket %d is of %q, want %q", inode, got, name)
+				t.Errorf("socket %d belongs to %q, want %q", inode, got, name)
 			}
 		}
 	}
-	p.look()
+	p.scan()
 	check(map[uint32]string{10: "nginx", 11: "systemd", 12: "nginx", 13: "", 14: "a?b??", 0: "", 99: ""})
 
 	if err := os.RemoveAll(filepath.Join(proc.dir, "20")); err != nil {
 		t.Fatal(err)
 	}
 	proc.process(30, "sshd", "socket:[15]")
-	p.look()
-	check(map[uint32]string{10: "systemd", 12: "nginx", 15: "sshd"}) // rows of what ended may still come
-	p.look()
+	p.scan()
+	check(map[uint32]string{10: "systemd", 12: "nginx", 15: "sshd"}) // rows of ended processes may still come
+	p.scan()
 	check(map[uint32]string{12: "", 15: "sshd"})
 }
 
-// What a look costs is that of the descriptors.
+// The cost of a scan grows with the descriptors.
 func BenchmarkProcesses(b *testing.B) {
 	var files []*os.File
 	for range 1000 {

@@ -10,7 +10,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 )
 
-// slow is a consumer that is told to stop while it has a batch.
+// slow is a consumer that stops the capture while it holds a batch.
 type slow struct {
 	stop context.CancelFunc
 	rows int
@@ -25,8 +25,9 @@ func (s *slow) Consume(ctx context.Context, rows []flow.Row) (int, error) {
 	return len(rows), nil
 }
 
-// Rows that the consumer has when the agent is stopped are not sent by anybody else.
-func TestBatchUnderWayAtTheEnd(t *testing.T) {
+// A batch that the consumer holds when the agent stops is not sent by anything
+// else.
+func TestBatchInFlightAtStop(t *testing.T) {
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +40,7 @@ func TestBatchUnderWayAtTheEnd(t *testing.T) {
 	c := New(fast(), consumer, Options{Registerer: reg})
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	for ctx.Err() == nil { // short connections until a batch is on its way
+	for ctx.Err() == nil { // open short connections until a batch is in flight
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
 		if err != nil {
 			break

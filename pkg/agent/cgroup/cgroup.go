@@ -1,29 +1,34 @@
-// Package cgroup reads from the path of a control group whom a process belongs to: a pod, a container, a
-// unit of systemd.
+// Package cgroup derives the owner of a process from the path of its control
+// group: a pod, a container, or a systemd unit.
 //
-// Kubernetes, its container runtimes, Docker, Podman and systemd name control groups by rules of their own, which
-// differ with the version of control groups and with who manages them, the runtime or
-// systemd. Those rules are all that is here; the package reads no files.
+// Kubernetes, container runtimes, Docker, Podman and systemd each name control
+// groups by their own rules, which also differ with the version of control
+// groups and with the manager, the runtime or systemd. This package holds those
+// rules; it reads no files.
 package cgroup
 
 import "strings"
 
-// Owner is whom a control group is of. What is empty is not in its path.
+// Owner is the owner of a control group. Fields that the path does not show are
+// empty.
 type Owner struct {
-	// PodUID is the pod's uid, with dashes. Of a static pod it is the hash of its manifest, which
-	// the pod's mirror in the API has in the annotation kubernetes.io/config.hash.
+	// PodUID is the pod's UID, with dashes. For a static pod it is the hash of
+	// its manifest, which the pod's mirror in the API carries as the annotation
+	// kubernetes.io/config.hash.
 	PodUID string
-	// ContainerID has 64 hexadecimal digits. Of a pod's sandbox it is the sandbox's.
+	// ContainerID has 64 hexadecimal digits. For a pod's sandbox it is the
+	// sandbox's.
 	ContainerID string
-	// Runtime is containerd, cri-o, docker or podman, where the path says it.
+	// Runtime is containerd, cri-o, docker or podman, if the path shows it.
 	Runtime string
-	// Unit is the unit of systemd, for example nginx.service. Users choose some of these names; what is
-	// no UTF-8 in them is replaced.
+	// Unit is the systemd unit, for example nginx.service. Users can choose
+	// such names; invalid UTF-8 in them is replaced.
 	Unit string
 }
 
-// Parse reads the text of /proc/PID/cgroup. Of the several paths that version 1 has, the first that
-// names a pod counts, or else the first that names a container, or else the first that names a unit.
+// Parse parses the text of /proc/PID/cgroup. Of the several paths of version 1,
+// the first that names a pod counts, else the first that names a container,
+// else the first that names a unit.
 func Parse(text string) Owner {
 	var best Owner
 	for line := range strings.Lines(text) {
@@ -55,14 +60,15 @@ func (o Owner) rank() int {
 	}
 }
 
-// ParsePath reads one path, from the root of the hierarchy or from anywhere above the pod. The innermost
-// pod and container count, since a node may itself be a container.
+// ParsePath parses one path, which may start at the root of the hierarchy or
+// anywhere above the pod. The innermost pod and container count, since a node
+// may itself be a container.
 func ParsePath(path string) Owner {
 	var o Owner
 	above := ""
 	for part := range strings.SplitSeq(path, "/") {
-		// A runtime that was told to use systemd and does not has all in one name,
-		// slice:prefix:container.
+		// A runtime configured for systemd under a kubelet that is not has all
+		// three in one name, slice:prefix:container.
 		if slice, name, ok := strings.Cut(part, ":"); ok {
 			o.read(slice, above)
 			o.read(strings.ReplaceAll(name, ":", "-"), slice)
@@ -74,7 +80,7 @@ func ParsePath(path string) Owner {
 	return o
 }
 
-// read takes what one name in the path says.
+// read parses one name of the path; above is the name before it.
 func (o *Owner) read(name, above string) {
 	if uid, ok := podUID(strings.TrimSuffix(name, ".slice")); ok {
 		*o = Owner{PodUID: uid}
@@ -111,7 +117,8 @@ func runtimeOf(prefix, above string) string {
 	}
 }
 
-// podUID reads pod1b2f..., kubepods-burstable-pod1b2f_..., and their like. Systemd's names have _ for -.
+// podUID parses names such as pod1b2f... and kubepods-burstable-pod1b2f_....
+// Systemd's names have _ in place of -.
 func podUID(name string) (string, bool) {
 	i := strings.LastIndex(name, "pod")
 	if i < 0 || i > 0 && name[i-1] != '-' {

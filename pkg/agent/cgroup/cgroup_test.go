@@ -99,14 +99,16 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// Whoever may make control groups of their own may give them any bytes for a name; they go into messages that must be UTF-8.
+// Users that may create control groups can name them with any bytes; the names
+// go into messages that must be UTF-8.
 func TestUnitIsText(t *testing.T) {
 	if got, want := ParsePath("/user.slice/app-\xff\xfe.service").Unit, "app-?.service"; got != want {
 		t.Errorf("unit %q, want %q", got, want)
 	}
 }
 
-// FuzzParse holds Parse to its contract for any text: no panic, and ids are well formed.
+// FuzzParse holds Parse to its contract for any text: it does not panic, and
+// ids are well formed.
 func FuzzParse(f *testing.F) {
 	f.Add("0::/kubepods/pod" + uid + "/" + id)
 	f.Add("0::/a:b:c/docker-" + id + ".scope\n1:x:/kubepods-pod" + systemdUID + ".slice")

@@ -1,13 +1,16 @@
-// Package netns finds the network namespaces of a machine and runs functions inside them.
+// Package netns finds the network namespaces of a machine and runs functions
+// inside them.
 //
-// A namespace is known by the inode of its nsfs file, which is the same however it is found: as that of a
-// process, or mounted under a name where container runtimes and `ip netns` put theirs. A [Scanner] lists what there
-// is now; who wants to notice changes scans again, which takes about 2 us a process.
+// A namespace is identified by the inode of its nsfs file, which is the same
+// whether a process is in it or it is mounted under a name, as container
+// runtimes and `ip netns` do. A [Scanner] lists the namespaces that exist now;
+// scan again to notice changes, at about 2 us a process.
 //
-// Nothing here keeps a namespace alive, but what a function opens inside one does: sockets are to be closed when
-// the namespace is in no scan any more.
+// Nothing here keeps a namespace alive, but a socket opened inside one does:
+// close it once scans no longer show the namespace.
 //
-// What the process may not see or enter is a [MissingError], which names the privilege.
+// A namespace that the process may not see or enter yields a [MissingError],
+// which names the privilege.
 package netns
 
 import (
@@ -18,47 +21,50 @@ import (
 )
 
 var (
-	// ErrGone says that a namespace is not where it was found any more.
+	// ErrGone means that a namespace no longer exists where it was found.
 	ErrGone = errors.New("network namespace is gone")
-	// ErrUnsupported says that this system has no network namespaces that could be listed.
-	ErrUnsupported = errors.New("system has no network namespaces")
+	// ErrUnsupported means that this system cannot list network namespaces.
+	ErrUnsupported = errors.New("system cannot list network namespaces")
 )
 
 // Namespace is one network namespace.
 type Namespace struct {
-	// Inode is its number; no other living namespace has it, a later one may.
+	// Inode identifies the namespace among the living ones; a later one may
+	// reuse it.
 	Inode uint64
-	// PIDs are the lowest of the processes in it, at most four, none where only a mount holds it.
+	// PIDs holds the first processes found in it, at most four. It is empty
+	// when only a mount holds the namespace.
 	PIDs []int
-	// Name is the name of its mount, for example cni-4a5b, empty when it has none that the process sees.
+	// Name is the name of its mount, for example cni-4a5b, or empty if the
+	// process sees no mount.
 	Name string
-	// Own is set for the namespace that the process itself is in.
+	// Own is set for the process's own namespace.
 	Own bool
-	// Owner is whom the processes belong to, by their control groups. Where pods use the host's namespace it
-	// is not of these.
+	// Owner is the owner of the processes, by their control groups. It is not
+	// the pod's where pods use the host's namespace.
 	Owner cgroup.Owner
 
 	path string // of its nsfs file
 }
 
-// Privilege is something that the process may be in want of.
+// Privilege is something that the process may lack.
 type Privilege string
 
-// The privileges that seeing and entering namespaces takes.
+// Privileges needed to see and enter namespaces.
 const (
 	SysAdmin  Privilege = "CAP_SYS_ADMIN"
 	SysPtrace Privilege = "CAP_SYS_PTRACE"
 	HostPID   Privilege = "the host's PID namespace"
 )
 
-// MissingError says which privilege is missing, and for what.
+// MissingError names a missing privilege.
 type MissingError struct {
 	Privilege Privilege
-	// Err is what the kernel said, nil where it was not asked.
+	// Err is the kernel's error, nil if the kernel was not asked.
 	Err error
 }
 
-// Error says what went wrong.
+// Error implements error.
 func (e *MissingError) Error() string {
 	if e.Err == nil {
 		return fmt.Sprintf("%s is missing", e.Privilege)
@@ -66,27 +72,30 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf("%s is missing: %v", e.Privilege, e.Err)
 }
 
-// Unwrap returns what the kernel said.
+// Unwrap returns the kernel's error.
 func (e *MissingError) Unwrap() error { return e.Err }
 
-// Sentence says to an operator what is missing, what for, and how it is given.
-func (e *MissingError) Sentence() string {
+// Hint returns a sentence for an operator: what flow data lacks, the missing
+// privilege, and how to grant it.
+func (e *MissingError) Hint() string {
 	switch e.Privilege {
 	case SysAdmin:
-		return "Connections in other network namespaces (pods) are not seen: entering them needs the capability CAP_SYS_ADMIN (securityContext.capabilities.add: [SYS_ADMIN], or AmbientCapabilities of the systemd unit)."
+		return "Flow data lacks connections in other network namespaces (pods): entering them needs the capability CAP_SYS_ADMIN (securityContext.capabilities.add: [SYS_ADMIN], or AmbientCapabilities of the systemd unit)."
 	case SysPtrace:
-		return "The network namespaces of other users' processes are not seen: reading /proc/PID/ns needs the capability CAP_SYS_PTRACE, and that neither hidepid on /proc nor a security module (AppArmor, SELinux) forbids it."
+		return "Flow data lacks the network namespaces of other users' processes: reading /proc/PID/ns needs the capability CAP_SYS_PTRACE, and neither hidepid on /proc nor a security module (AppArmor, SELinux) may forbid it."
 	case HostPID:
-		return "Only processes of the agent's own PID namespace are seen, so the network namespaces of other pods and containers are found only where they are mounted: run the agent in the host's PID namespace (hostPID: true)."
+		return "The agent sees only processes of its own PID namespace, so it finds the network namespaces of other pods and containers only where they are mounted: run the agent in the host's PID namespace (hostPID: true)."
 	default:
 		return e.Error()
 	}
 }
 
-// Options say where to look. The zero value is right for an agent that shares the host's file system.
+// Options control where to look. The zero value suits an agent that shares the
+// host's file system.
 type Options struct {
-	// ProcRoot is where the host's /proc is; empty is /proc.
+	// ProcRoot is the path of the host's /proc; empty means /proc.
 	ProcRoot string
-	// Dirs are where namespaces are mounted under names; nil is /run/netns and /run/docker/netns.
+	// Dirs are the directories in which namespaces are mounted under names; nil
+	// means /run/netns and /run/docker/netns.
 	Dirs []string
 }

@@ -19,20 +19,21 @@ import (
 
 const (
 	maxPIDs = 4
-	// initialPIDNamespace is PROC_PID_INIT_INO of linux/proc_ns.h, the inode of the
-	// PID namespace that the machine started with.
+	// initialPIDNamespace is PROC_PID_INIT_INO of linux/proc_ns.h, the inode of
+	// the PID namespace that the machine booted with.
 	initialPIDNamespace = 0xEFFFFFFC
 )
 
-// Scanner lists network namespaces. It belongs to one goroutine at a time. Use NewScanner.
+// Scanner lists network namespaces. It belongs to one goroutine at a time. Use
+// NewScanner.
 type Scanner struct {
 	proc   string
 	dirs   []string
-	owners map[uint64]owned // of the last scan
+	owners map[uint64]owned // from the last scan
 	link   [64]byte
 }
 
-// owned is the owner of a namespace, and the processes that it was found by.
+// owned is the owner of a namespace and the processes that it was derived from.
 type owned struct {
 	pids  []int
 	owner cgroup.Owner
@@ -50,20 +51,22 @@ func NewScanner(opts Options) *Scanner {
 	return s
 }
 
-// Scan lists the namespaces that there are now, by their inodes. What it could not look at for want of a
-// privilege is in missing; the list has the others. The error is for when it has nothing to list.
+// Scan lists the namespaces that exist now, sorted by inode. missing names the
+// privileges without which the list is incomplete. err is set only when there
+// is no list.
 func (s *Scanner) Scan() (found []Namespace, missing []*MissingError, err error) {
 	own, err := inodeOf("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, nil, fmt.Errorf("find own network namespace: %w", err)
 	}
 	all := map[uint64]*Namespace{own: {Inode: own, Own: true, path: "/proc/thread-self/ns/net"}}
-	looked, denied, err := s.scanProcesses(all)
+	visited, denied, err := s.scanProcesses(all)
 	if err != nil {
 		return nil, nil, err
 	}
-	// A few processes may be out of reach for everybody; with the privilege, most are not.
-	if denied > 0 && (!capable(unix.CAP_SYS_PTRACE) || denied > looked) {
+	// A few processes may be inaccessible even with the privilege; most are
+	// not.
+	if denied > 0 && (!capable(unix.CAP_SYS_PTRACE) || denied > visited) {
 		missing = append(missing, &MissingError{Privilege: SysPtrace, Err: unix.EACCES})
 	}
 	if pid, err := inodeOf(filepath.Join(s.proc, "1/ns/pid")); err == nil && pid != initialPIDNamespace {
@@ -91,9 +94,9 @@ func (s *Scanner) Scan() (found []Namespace, missing []*MissingError, err error)
 	return found, missing, nil
 }
 
-// scanProcesses adds the namespaces of all processes, and returns how many processes it looked at, and how many
-// it was not allowed to.
-func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (looked, denied int, err error) {
+// scanProcesses adds the namespaces of all processes. It returns the number of
+// processes read, and the number to which access was denied.
+func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (visited, denied int, err error) {
 	dir, err := os.Open(s.proc)
 	if err != nil {
 		return 0, 0, fmt.Errorf("list processes: %w", err)
@@ -113,9 +116,9 @@ func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (looked, denied int, 
 				denied++
 				continue
 			case err != nil:
-				continue // it ended
+				continue // the process ended
 			}
-			looked++
+			visited++
 			ns := all[inode]
 			if ns == nil {
 				ns = &Namespace{Inode: inode}
@@ -129,15 +132,16 @@ func (s *Scanner) scanProcesses(all map[uint64]*Namespace) (looked, denied int, 
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return looked, denied, nil
+			return visited, denied, nil
 		}
 		if err != nil {
-			return looked, denied, fmt.Errorf("list processes: %w", err)
+			return visited, denied, fmt.Errorf("list processes: %w", err)
 		}
 	}
 }
 
-// namespaceOf reads the link to a process's network namespace, "net:[4026531840]".
+// namespaceOf parses the link to a process's network namespace,
+// "net:[4026531840]".
 func (s *Scanner) namespaceOf(proc int, pid string) (uint64, error) {
 	n, err := unix.Readlinkat(proc, pid+"/ns/net", s.link[:])
 	if err != nil {
@@ -150,19 +154,20 @@ func (s *Scanner) namespaceOf(proc int, pid string) (uint64, error) {
 	return strconv.ParseUint(string(bytes.TrimSuffix(digits, []byte("]"))), 10, 64)
 }
 
-// scanMounts adds the namespaces that are mounted under names, and their names to those that processes are in. A
-// mount survives its processes, so it is the better way in.
+// scanMounts adds the namespaces mounted under names, and sets the names of
+// those that processes are in. A mount outlives the processes, so it is the
+// preferred way in.
 func (s *Scanner) scanMounts(all map[uint64]*Namespace) {
 	for _, dir := range s.dirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			continue // there is none, which is usual
+			continue // usually the directory does not exist
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
 			var fs unix.Statfs_t
 			if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-				continue // made or unmade at this moment
+				continue // being mounted or unmounted
 			}
 			inode, err := inodeOf(path)
 			if err != nil {
@@ -183,8 +188,9 @@ func (s *Scanner) scanMounts(all map[uint64]*Namespace) {
 	}
 }
 
-// ownerOf reads the control groups of processes. The best answer of several counts, because a process of the
-// host, of a runtime at work for example, may be in a pod's network namespace for a moment.
+// ownerOf derives the owner from the control groups of several processes,
+// because a process of the host, for example a runtime at work, may be in a
+// pod's network namespace for a moment. The most specific answer counts.
 func (s *Scanner) ownerOf(pids []int) cgroup.Owner {
 	var text strings.Builder
 	for _, pid := range pids {
@@ -198,7 +204,8 @@ func (s *Scanner) ownerOf(pids []int) cgroup.Owner {
 	return cgroup.Parse(text.String())
 }
 
-// capable reports whether the process has a capability. When that cannot be told, it has.
+// capable reports whether the process has a capability, and assumes so if the
+// kernel does not answer.
 func capable(capability uint) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -216,29 +223,33 @@ func inodeOf(path string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// Do runs f inside the namespace, on a thread of its own that ends with it, and waits. f must not start
-// goroutines that rely on being inside; sockets that it opens stay inside. The error is ErrGone when the
-// namespace is not there any more, and a *MissingError when the process may not enter it.
+// Do runs f inside the namespace, on a thread that ends with it, and waits.
+// Sockets that f opens stay inside; f must not start goroutines that rely on
+// being inside. Do returns ErrGone when the namespace no longer exists, and a
+// *MissingError when the process may not enter it.
 func Do(ns Namespace, f func() error) error {
 	if ns.Own {
 		return f()
 	}
 	done := make(chan error, 1)
-	go visit(ns, f, done)
+	go runInside(ns, f, done)
 	return <-done
 }
 
-// visit is a goroutine's life inside a namespace. Its thread is never given back: a goroutine that ends while locked
-// to its thread takes it along. What would use it next would be inside the namespace.
+// runInside is the body of a goroutine inside a namespace. It never unlocks its
+// thread, so that the thread ends with the goroutine: reused, it would run
+// other goroutines inside the namespace.
 //
-// The thread that the process began with cannot end: it would stay inside, hold the namespace, and show it
-// as the whole process's in /proc/PID/ns. So it is not used, but held until another goroutine, on another thread, is done.
-func visit(ns Namespace, f func() error, done chan<- error) {
+// The process's first thread cannot end. It would stay inside, keep the
+// namespace alive, and make /proc/PID/ns show it as the whole process's. So
+// runInside does not use that thread, but holds it until a goroutine on another
+// thread is done.
+func runInside(ns Namespace, f func() error, done chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		defer runtime.UnlockOSThread()
 		other := make(chan error, 1)
-		go visit(ns, f, other)
+		go runInside(ns, f, other)
 		done <- <-other
 		return
 	}
@@ -261,7 +272,7 @@ func enter(ns Namespace, f func() error) error {
 		return fmt.Errorf("open network namespace: %w", err)
 	}
 	if st.Ino != ns.Inode {
-		return ErrGone // the process id, or the name, is another's now
+		return ErrGone // the PID or the name was reused
 	}
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		if errors.Is(err, unix.EPERM) {

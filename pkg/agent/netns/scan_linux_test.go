@@ -39,15 +39,15 @@ func current(t *testing.T) uint64 {
 	return inode
 }
 
-// needRoot skips a test that makes namespaces where that is not allowed.
+// needRoot skips the test where network namespaces cannot be created.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make network namespaces")
+		t.Skip("needs root to create network namespaces")
 	}
 	cmd := exec.Command("unshare", "--net", "true")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("cannot make network namespaces here: %v %s", err, out)
+		t.Skipf("cannot create network namespaces here: %v %s", err, out)
 	}
 }
 
@@ -80,7 +80,7 @@ func TestNamespaceOfProcess(t *testing.T) {
 	if _, err := fmt.Fprintln(in, "ready"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := out.Read(make([]byte, 16)); err != nil { // cat runs, in the new namespace
+	if _, err := out.Read(make([]byte, 16)); err != nil { // cat runs in the new namespace
 		t.Fatal(err)
 	}
 	inode, err := inodeOf(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
@@ -97,7 +97,7 @@ func TestNamespaceOfProcess(t *testing.T) {
 	if err := Do(ns, func() error { inside = current(t); return nil }); err != nil || inside != inode {
 		t.Errorf("Do = %v, was in %d, want %d", err, inside, inode)
 	}
-	for range 100 { // no thread of the namespace is used again
+	for range 100 { // no thread that was inside is reused
 		done := make(chan uint64)
 		go func() {
 			runtime.LockOSThread()
@@ -115,18 +115,18 @@ func TestNamespaceOfProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, ok := scan(t, s)[inode]; ok {
-		t.Error("namespace is still listed after its process ended")
+		t.Error("namespace still listed after its process ended")
 	}
 	if err := Do(ns, func() error { return nil }); !errors.Is(err, ErrGone) {
 		t.Errorf("Do = %v, want ErrGone", err)
 	}
 }
 
-// TestMainThreadStaysOutside: Go never ends the thread that the process began with, so whatever entered a namespace on
-// it would keep that namespace for ever.
+// TestMainThreadStaysOutside: Go never ends the process's first thread, so that
+// thread would keep alive any namespace that it entered.
 func TestMainThreadStaysOutside(t *testing.T) {
 	needRoot(t)
-	before, err := inodeOf("/proc/self/ns/net") // which is the first thread's
+	before, err := inodeOf("/proc/self/ns/net") // the first thread's
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	}
 	ns := Namespace{Inode: inode, path: path}
 	var inside sync.WaitGroup
-	for range 2000 { // whichever thread is free takes a goroutine: sooner or later the first one is
+	for range 2000 { // any free thread runs a goroutine, sooner or later the first one
 		inside.Go(func() {
 			err := Do(ns, func() error {
 				if unix.Gettid() == unix.Getpid() {
@@ -166,7 +166,8 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	}
 }
 
-// TestThreadsEnd: whether a namespace lets anybody in or not, the thread that asked is not left behind.
+// TestThreadsEnd: the thread of Do ends whether the namespace could be entered
+// or not.
 func TestThreadsEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "no-namespace")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -186,10 +187,10 @@ func TestThreadsEnd(t *testing.T) {
 	before := threads()
 	for range 500 {
 		if err := Do(Namespace{Inode: inode, path: path}, func() error { return nil }); err == nil {
-			t.Fatal("a file was entered")
+			t.Fatal("entered a regular file")
 		}
 	}
-	if after := threads(); after > before+50 { // a few may be on their way out
+	if after := threads(); after > before+50 { // a few may still be ending
 		t.Errorf("%d threads, %d before", after, before)
 	}
 }
@@ -223,16 +224,16 @@ func TestNamespaceByName(t *testing.T) {
 	if err := unix.Unmount(path, 0); err != nil {
 		t.Fatal(err)
 	}
-	// The inode's number may be another namespace's by now.
+	// Another namespace may have reused the inode by now.
 	if again, ok := scan(t, s)[inode]; ok && again.Name == ns.Name {
-		t.Error("namespace is still listed after it was unmounted")
+		t.Error("namespace still listed after it was unmounted")
 	}
 	if err := Do(ns, func() error { return nil }); !errors.Is(err, ErrGone) {
 		t.Errorf("Do = %v, want ErrGone", err)
 	}
 }
 
-// TestWithoutPrivileges runs itself again as another user.
+// TestWithoutPrivileges runs this test binary again as another user.
 func TestWithoutPrivileges(t *testing.T) {
 	if os.Getenv("NETNS_TEST_UNPRIVILEGED") != "" {
 		found, missing, err := NewScanner(Options{}).Scan()
@@ -240,7 +241,7 @@ func TestWithoutPrivileges(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range missing {
-			fmt.Printf("%s: %s\n", m.Privilege, m.Sentence())
+			fmt.Printf("%s: %s\n", m.Privilege, m.Hint())
 		}
 		ns := Namespace{Inode: 1, path: "/proc/1/ns/net"}
 		fmt.Println(Do(ns, func() error { return nil }))
@@ -257,7 +258,7 @@ func TestWithoutPrivileges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Others may run a copy in a directory that they may enter.
+	// The other user can run a copy in a directory that it may enter.
 	dir, err := os.MkdirTemp("/tmp", "netns") //nolint:usetesting // the test's own directory is of mode 0700
 	if err != nil {
 		t.Fatal(err)
@@ -285,7 +286,7 @@ func TestWithoutPrivileges(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for _, want := range []string{
-		"CAP_SYS_PTRACE: The network namespaces of other users' processes are not seen",
+		"CAP_SYS_PTRACE: Flow data lacks the network namespaces of other users' processes",
 		"CAP_SYS_PTRACE is missing: permission denied",
 		"CAP_SYS_ADMIN is missing: operation not permitted",
 	} {

@@ -13,7 +13,8 @@ func (*Scanner) Scan() (found []Namespace, missing []*MissingError, err error) {
 	return nil, nil, ErrUnsupported
 }
 
-// Do runs f inside the process's own namespace, which is the only one.
+// Do runs f if ns is the process's own namespace, and returns ErrUnsupported
+// otherwise.
 func Do(ns Namespace, f func() error) error {
 	if !ns.Own {
 		return ErrUnsupported
