@@ -4,8 +4,8 @@ import (
 	"testing"
 )
 
-// FuzzAnswers holds the readers of answers to their contract for bytes from anyone who
-// listens where a broker should: no panic, and memory within a small multiple of the bytes.
+// FuzzAnswers checks the contract of the response readers for arbitrary bytes: no panic,
+// and memory within a small multiple of the input.
 func FuzzAnswers(f *testing.F) {
 	const topic = "t"
 	group := &Group{id: "g", topic: topic}

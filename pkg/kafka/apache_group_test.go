@@ -16,7 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
-// Apache Kafka treats a group, its topic and its commits as the embedded broker does.
+// Apache Kafka treats a group, its topic and its commits like the embedded broker.
 func TestApacheKafkaGroup(t *testing.T) {
 	broker := apachekafka.Start(t, "group.min.session.timeout.ms=1000", "transaction.state.log.num.partitions=1")
 	brokers := []string{broker.Addr()}
@@ -67,15 +67,15 @@ func realQuota(t *testing.T, brokers []string) {
 		next = b.Next
 	}
 	if read != 20 || throttled == 0 {
-		t.Errorf("%d records were read, want 20; %d answers were throttled, want some", read, throttled)
+		t.Errorf("%d records were read, want 20; %d responses were throttled, want some", read, throttled)
 	}
 	if took := time.Since(begun); took < time.Second {
-		t.Errorf("400 KB came within %s, so the quota was never used up", took)
+		t.Errorf("400 KB came within %s, so the quota was never exhausted", took)
 	}
 	limit(0)
 }
 
-// produceTo writes n records of noise, each a batch.
+// produceTo writes n records of random bytes, each in its own batch.
 func produceTo(t *testing.T, producer admin, name string, n, bytes int) {
 	t.Helper()
 	for range n {
@@ -86,7 +86,7 @@ func produceTo(t *testing.T, producer admin, name string, n, bytes int) {
 	}
 }
 
-// A broker without replicas loses the end of its log, as at a power cut, and gets other
+// A broker without replicas loses the end of its log, as in a power loss, and gets other
 // records in its place.
 func realTruncation(t *testing.T, broker *apachekafka.Broker) {
 	name := topicName(t)
@@ -114,13 +114,13 @@ func realTruncation(t *testing.T, broker *apachekafka.Broker) {
 	broker.Restart()
 	produceTo(t, admin, name, 7, 10)
 
-	// The claim that has read them notices.
+	// The claim that has read the records notices.
 	until(t, func() bool {
 		_, err = claim.Fetch(t.Context(), 10, 1<<20, time.Second)
 		return err == nil || errors.Is(err, kafka.ErrTruncated)
 	})
 	if !errors.Is(err, kafka.ErrTruncated) {
-		t.Errorf("Fetch from where it had read = %v, want ErrTruncated", err)
+		t.Errorf("Fetch from the last read offset = %v, want ErrTruncated", err)
 	}
 	if end, err := claim.EpochEnd(t.Context(), committed.LeaderEpoch); end != 6 || err != nil {
 		t.Errorf("EpochEnd = %d, %v; want 6", end, err)
@@ -129,21 +129,21 @@ func realTruncation(t *testing.T, broker *apachekafka.Broker) {
 		t.Errorf("%d records were read from there, want 7", len(got))
 	}
 
-	// So does one that has only what the group has committed.
+	// A claim that has only the committed position notices, too.
 	m.stop()
 	next := startMemberOf(t, client, name, nil).await(1)[0]
 	if got, err := next.Position(t.Context()); got != committed || err != nil {
 		t.Errorf("Position = %+v, %v; want %+v", got, err, committed)
 	}
 	if _, err := next.Fetch(t.Context(), 10, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
-		t.Errorf("Fetch from what was committed = %v, want ErrTruncated", err)
+		t.Errorf("Fetch from the committed position = %v, want ErrTruncated", err)
 	}
 	if diff := cmp.Diff(claim.TopicID(), next.TopicID()); diff != "" {
-		t.Errorf("the topic is another one:\n%s", diff)
+		t.Errorf("topic differs:\n%s", diff)
 	}
 }
 
-// cutLog leaves the first batches of a segment.
+// cutLog keeps only the first batches of a segment.
 func cutLog(t *testing.T, file string, batches int) {
 	t.Helper()
 	b, err := os.ReadFile(file)

@@ -17,11 +17,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
-// brokersVariable names brokers to use instead of an Apache Kafka that the test
-// starts, with commas between them.
+// brokersVariable names the brokers to use, separated by commas. Without it the test
+// starts Apache Kafka itself.
 const brokersVariable = "METAFLOW_TEST_KAFKA_BROKERS"
 
-// Apache Kafka says what the embedded broker of the other tests says.
+// Apache Kafka behaves like the embedded broker of the other tests.
 func TestApacheKafka(t *testing.T) {
 	brokers := os.Getenv(brokersVariable)
 	if brokers == "" {
@@ -115,8 +115,8 @@ func noise(n int) []byte {
 	return b
 }
 
-// followGroup has one member work on all four partitions, one after the other, then
-// a second one take half of them, and looks that each commit of an old generation is refused.
+// followGroup runs one member on all four partitions in turn, then a second one that
+// takes half of them, and verifies that every commit of an old generation is refused.
 func followGroup(t *testing.T, client *kafka.Client, name string, work func(*kafka.Claim)) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

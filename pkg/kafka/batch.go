@@ -17,7 +17,7 @@ type Outgoing struct {
 	Time      time.Time // zero means the time of sending
 }
 
-// size is about what o takes in a batch before compression.
+// size is the approximate uncompressed size of o in a batch.
 func (o *Outgoing) size() int {
 	n := maxRecordOverhead + len(o.Key) + len(o.Value)
 	for i := range o.Headers {
@@ -30,13 +30,13 @@ func (o *Outgoing) size() int {
 // length, attributes, two deltas, two lengths and a count.
 const maxRecordOverhead = 1 + 6*binary.MaxVarintLen32
 
-// Layout of a record batch, version 2 ("magic"): where its fields begin.
+// Field offsets of a record batch, version 2 ("magic").
 const (
 	batchAtOffset     = 0  // int64, 0 from producers
-	batchAtLength     = 8  // int32, of what follows it
+	batchAtLength     = 8  // int32, of the bytes after it
 	batchAtEpoch      = 12 // int32, of the leader
 	batchAtMagic      = 16 // int8
-	batchAtCRC        = 17 // uint32, CRC-32C of what follows it
+	batchAtCRC        = 17 // uint32, CRC-32C of the bytes after it
 	batchAtAttributes = 21 // int16
 	batchAtLastDelta  = 23 // int32, offset of the last record minus that of the first
 	batchAtFirstTime  = 27 // int64, milliseconds
@@ -55,14 +55,14 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encoder builds record batches. It keeps scratch memory between them.
+// encoder builds record batches and keeps scratch memory between them.
 type encoder struct {
 	codec codec
 	raw   []byte // records before compression
 }
 
-// appendBatch appends a batch of records, of which there is at least one, to dst.
-// It copies every byte of them once. now is the time of records that have none.
+// appendBatch appends a batch of records to dst. records must not be empty. Every byte is
+// copied once. now is the time of records without one.
 func (e *encoder) appendBatch(dst []byte, records []entry, now time.Time) []byte {
 	start := len(dst)
 	dst = append(dst, make([]byte, batchHeaderSize)...)
@@ -91,7 +91,7 @@ func (e *encoder) appendBatch(dst []byte, records []entry, now time.Time) []byte
 	return dst
 }
 
-// timeRange returns the time of the first record and the latest of all, in
+// timeRange returns the time of the first record and the latest time of all, in
 // milliseconds.
 func timeRange(records []entry, now int64) (first, last int64) {
 	first = records[0].out.millis(now)
@@ -142,7 +142,7 @@ func appendNullable(dst, b []byte) []byte {
 	return append(dst, b...)
 }
 
-// bytesSize is what appendNullable appends for b.
+// bytesSize is the number of bytes that appendNullable appends for b.
 func bytesSize(b []byte, null bool) int {
 	if null {
 		return 1

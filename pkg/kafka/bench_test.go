@@ -15,10 +15,10 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// benchSpans is how many spans a record has: a request of 720 over 12 partitions.
+// benchSpans is the number of spans in a record: a request of 720 over 12 partitions.
 const benchSpans = 60
 
-// benchRecords returns records of WebStore-like spans, no two the same.
+// benchRecords returns records of WebStore-like spans, all different.
 func benchRecords(seed uint64, n, partitions int) []Outgoing {
 	g := otlptest.New(seed, otlptest.Options{})
 	batch := make([]Outgoing, n)
@@ -30,7 +30,7 @@ func benchRecords(seed uint64, n, partitions int) []Outgoing {
 	return batch
 }
 
-// benchCalls returns what n calls of Produce hand over: 12 records each.
+// benchCalls returns the batches of n calls of Produce, 12 records each.
 func benchCalls(n int) (calls [][]Outgoing, bytesPerCall int64) {
 	all := benchRecords(1, n*benchPartitions, benchPartitions)
 	for i := range n {
@@ -57,7 +57,7 @@ func entriesOf(batch []Outgoing) []entry {
 	return entries
 }
 
-// reportSpans adds what matters here: CPU time per span, of all threads.
+// reportSpans reports CPU time per span, of all threads.
 func reportSpans(b *testing.B, spans int, cpu time.Duration) {
 	b.ReportMetric(float64(cpu.Nanoseconds())/1000/float64(b.N*spans), "cpu-us/span")
 	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
@@ -69,7 +69,7 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkEncode builds batches: of one record, as when traffic is low, and of 20.
+// BenchmarkEncode builds batches of one record, as under low traffic, and of 20.
 func BenchmarkEncode(b *testing.B) {
 	for _, compression := range []string{"none", "snappy", "lz4", "zstd", "gzip"} {
 		for _, records := range []int{1, 20} {
@@ -120,7 +120,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// benchCluster runs a broker in memory, in this process: its CPU is measured along.
+// benchCluster runs an in-memory broker in this process, so its CPU time is measured as
+// well.
 func benchCluster(b *testing.B, partitions int) (*Client, func()) {
 	b.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(int32(partitions), "bench"))
@@ -139,9 +140,9 @@ func benchCluster(b *testing.B, partitions int) (*Client, func()) {
 	}
 }
 
-// BenchmarkProduce has callers that each wait for 12 records, as one request of
-// 720 spans makes them. The broker runs in the same process: its CPU time is in the
-// figures. The last one is the library's own producer under the same load.
+// BenchmarkProduce runs callers that each wait for 12 records, the records of one request
+// of 720 spans. The broker runs in the same process, so its CPU time is included. The
+// last case is the library's own producer under the same load.
 func BenchmarkProduce(b *testing.B) {
 	calls, size := benchCalls(64)
 	for _, callers := range []int{1, 8, 64} {
@@ -184,7 +185,7 @@ func BenchmarkProduce(b *testing.B) {
 	})
 }
 
-// benchProduce shares b.N calls among callers.
+// benchProduce divides b.N calls among callers.
 func benchProduce(b *testing.B, callers int, size int64, call func(i int) error) {
 	b.SetBytes(size)
 	b.ReportAllocs()
@@ -206,8 +207,8 @@ func benchProduce(b *testing.B, callers int, size int64, call func(i int) error)
 	reportSpans(b, benchPartitions*benchSpans, cpuTime()-begun)
 }
 
-// BenchmarkFetch reads a full log again and again, 1 MiB at a time. The broker
-// runs in the same process.
+// BenchmarkFetch reads a full log repeatedly, 1 MiB at a time. The broker runs in the
+// same process.
 func BenchmarkFetch(b *testing.B) {
 	client, stop := benchCluster(b, 1)
 	defer stop()

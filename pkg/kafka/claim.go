@@ -11,21 +11,21 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// Claim is one partition, owned for one generation of the group. It belongs to
-// the handler that got it; only Lease and End may be called from elsewhere.
+// Claim is one partition, owned for one generation of the group. It belongs to its
+// handler; only Lease and End may be called from other goroutines.
 type Claim struct {
-	group     *Group
-	gen       generation
-	partition int
-	fetcher   fetcher
-	doubtful  bool // a commit had no definite answer
+	group         *Group
+	gen           generation
+	partition     int
+	fetcher       fetcher
+	commitUnknown bool // a commit had no definite response
 }
 
-// Position is what a group has committed for a partition.
+// Position is the committed position of a group in one partition.
 type Position struct {
-	Offset      int64  // of the record to go on with; -1 for none
+	Offset      int64  // of the next record to read; -1 for none
 	LeaderEpoch int32  // of the last record before Offset; -1 when unknown
-	Metadata    string // the committer's own
+	Metadata    string // chosen by the committer
 }
 
 func newClaim(g *Group, gen generation, partition int) *Claim {
@@ -37,33 +37,32 @@ func newClaim(g *Group, gen generation, partition int) *Claim {
 // Topic returns the name of the topic.
 func (c *Claim) Topic() string { return c.group.topic }
 
-// TopicID returns the id of the topic that the claim reads. It stays the same: when
-// the topic is deleted or created anew, requests fail with ErrTopicChanged, and the group makes a
-// new generation.
+// TopicID returns the id of the topic that the claim reads. It never changes: when the
+// topic is deleted or recreated, requests fail with ErrTopicChanged and the group starts
+// a new generation.
 func (c *Claim) TopicID() TopicID { return c.fetcher.id }
 
 // Partition returns the number of the partition.
 func (c *Claim) Partition() int { return c.partition }
 
-// Grace returns how long the handler may go on after its context has ended. Later, the
-// brokers may have given the partition to another member, and refuse commits.
+// Grace returns how long the handler may continue after its context has ended. After that
+// the coordinator may give the partition to another member and refuse commits.
 func (c *Claim) Grace() time.Duration { return c.group.grace() }
 
-// Lease returns a moment before which nobody else can own the partition, as far as it is known
-// now. Without news from the coordinator it ends when the session timeout or the rebalance
-// timeout has passed since the last sign of life, whichever is shorter: a rebalance may have
-// begun without our notice. Every sign of life that the coordinator answers moves it on; a
-// rebalance moves it back. It is over when the handlers have returned. It carries a reading of
-// the monotonic clock, so that time.Until also holds when the process was stopped or the clock
-// was set.
+// Lease returns a time before which no other member can own the partition, as far as is
+// known now. Without news from the coordinator it lies one session timeout or one
+// rebalance timeout, whichever is shorter, after the last answered request, because a
+// rebalance may have begun unnoticed. Every answered request extends it and a rebalance
+// shortens it. It ends when the handlers have returned. It has a monotonic clock reading,
+// so time.Until stays correct if the process was stopped or the clock was set.
 func (c *Claim) Lease() time.Time { return c.gen.lease.until() }
 
-// Generation returns the number of the generation. It grows with every
-// rebalance of the group.
+// Generation returns the generation's number, which grows with every rebalance of the
+// group.
 func (c *Claim) Generation() int { return c.gen.id }
 
-// Position returns what the group has committed last, by whichever member. The claim
-// remembers it as Seek would. ErrTopicChanged as for Fetch.
+// Position returns the group's last committed position, whoever committed it, and calls
+// Seek with it. It fails with ErrTopicChanged like Fetch.
 func (c *Claim) Position(ctx context.Context) (Position, error) {
 	p, err := c.readPosition(ctx)
 	if err != nil {
@@ -73,33 +72,33 @@ func (c *Claim) Position(ctx context.Context) (Position, error) {
 	return p, nil
 }
 
-// Seek says what a Fetch from p.Offset rests on: everything before was read, up to a
-// record of p.LeaderEpoch. When the log has lost the end of that epoch, the Fetch is ErrTruncated.
-// An epoch of -1 takes the log as it is. A Fetch from where the Fetch before it ended
-// needs no Seek: that is remembered, too.
+// Seek declares what a Fetch from p.Offset relies on: everything before it was read, up
+// to a record of p.LeaderEpoch. If the log has lost the end of that epoch, the Fetch
+// fails with ErrTruncated. An epoch of -1 accepts the log as it is. A Fetch that
+// continues where the previous one ended needs no Seek.
 func (c *Claim) Seek(p Position) { c.fetcher.seek(p) }
 
-// CommitPosition makes p what the group goes on from, whoever owns the partition next. It is
-// never sent twice. After an error the caller may try again, except when the error
-//   - has class fault.Fenced: the partition may be somebody else's;
-//   - is ErrTopicChanged: there is nothing to commit any more;
-//   - is ErrCommitUnknown, which has class fault.Fenced, too: no definite answer came, and
-//     the commit may be carried out at any time later, even after another one. So the claim commits
-//     nothing more. The handler returns; the member then leaves the group and joins it
-//     under a new id, and the brokers refuse what comes in the name of the old one. What was committed is
-//     what Position says in the next generation.
+// CommitPosition commits p as the position of the group. It sends the commit once. After
+// an error the caller may try again, unless the error
+//   - has class fault.Fenced: the partition may belong to another member;
+//   - is ErrTopicChanged: there is nothing left to commit;
+//   - is ErrCommitUnknown, which also has class fault.Fenced: the commit got no
+//     definite response and may still take effect, even after a later one. The
+//     claim then commits nothing more. The handler must return; the member leaves
+//     the group and rejoins it under a new id, so that the coordinator refuses
+//     the old commit. In the next generation Position returns what was committed.
 func (c *Claim) CommitPosition(ctx context.Context, p Position) error {
 	err := c.commit(ctx, p)
 	c.group.client.metrics.committed(c.group.id, err)
 	if err != nil {
 		return fmt.Errorf("commit offset %d of %s/%d: %w", p.Offset, c.Topic(), c.partition, err)
 	}
-	c.fetcher.sought = noMark // what is committed now was read by this claim
+	c.fetcher.sought = noMark // this claim has read what is now committed
 	return nil
 }
 
 func (c *Claim) commit(ctx context.Context, p Position) error {
-	if c.doubtful {
+	if c.commitUnknown {
 		return fault.As(fault.Fenced, fmt.Errorf("after another commit: %w", ErrCommitUnknown))
 	}
 	sent, err := c.sendCommit(ctx, p)
@@ -107,10 +106,10 @@ func (c *Claim) commit(ctx context.Context, p Position) error {
 	case err == nil:
 		return nil
 	case sent && !definite(err):
-		c.doubtful = true
-		c.group.doubtful.Store(true)
+		c.commitUnknown = true
+		c.group.commitUnknown.Store(true)
 		c.group.client.metrics.unknownCommits.WithLabelValues(c.group.id).Inc()
-		c.group.log.Warn("a commit had no answer, so this member joins the group under a new id",
+		c.group.log.Warn("commit got no response, rejoining the group under a new id",
 			"partition", c.partition, "offset", p.Offset, "error", err)
 		return fault.As(fault.Fenced, fmt.Errorf("%w: %w", ErrCommitUnknown, err))
 	case topicUnknown(err):
@@ -120,35 +119,36 @@ func (c *Claim) commit(ctx context.Context, p Position) error {
 	}
 }
 
-// definite reports whether err is the coordinator's own word.
+// definite reports whether err is the coordinator's response.
 func definite(err error) bool {
 	var code kafkago.Error
 	return errors.As(err, &code)
 }
 
-// changed returns ErrTopicChanged when the topic is not the claim's any more.
+// changed returns ErrTopicChanged if the topic is no longer the claim's.
 func (c *Claim) changed(ctx context.Context) error {
 	return c.fetcher.locate(ctx)
 }
 
-// EpochEnd returns where the log of a leader epoch ends now: at the first record of a later
-// epoch, or at the end of the log. A record at or after it that was read in that epoch is
-// gone. It is 0 when the log knows no epoch as late, so that all of it may be another one, and -1
-// when the brokers cannot tell.
+// EpochEnd returns where the log of a leader epoch ends now: at the first record of a
+// later epoch, or at the end of the log. Records at or after it that were read in that
+// epoch are lost. It returns 0 if the log has no epoch that late, so that all of it may
+// differ, and -1 if the brokers cannot tell.
 func (c *Claim) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 	return c.fetcher.epochEnd(ctx, epoch)
 }
 
-// Fetch returns what the partition has from offset on: at most about maxBytes
-// compressed, but at least one batch of records when there is any. When nothing comes within
-// maxWait, Records is empty. It is also empty while a quota of the brokers holds us back for
-// longer than maxWait; then Batch.Throttled is true, and the answer says nothing of the log.
-// Records of transactions that were aborted, or are open, are not returned. The errors to tell apart:
-//   - ErrOffsetOutOfRange: offset is outside the log; the end of the log is not outside;
-//   - ErrTruncated: the log does not contain any more what was read before offset, see Seek.
-//     It stays so until the caller goes elsewhere or calls Seek;
+// Fetch returns the records of the partition from offset on: about maxBytes at most,
+// compressed, but at least one batch if there is one. Records is empty if nothing arrives
+// within maxWait. It is also empty if a broker quota delays the claim for longer than
+// maxWait; then Batch.Throttled is true and the log was not read. Fetch does not return
+// records of aborted or open transactions. Callers distinguish these errors:
+//   - ErrOffsetOutOfRange: offset is outside the log; the end of the log is
+//     inside;
+//   - ErrTruncated: the log has lost records that were read before offset, see
+//     Seek. The error repeats until the caller fetches elsewhere or calls Seek;
 //   - ErrTopicChanged: the topic is not the one of TopicID;
-//   - *CorruptError: a batch that nobody can read.
+//   - *CorruptError: a batch cannot be read.
 //
 // The records and their bytes are valid until the next Fetch of the Claim.
 func (c *Claim) Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
@@ -159,12 +159,12 @@ func (c *Claim) Fetch(ctx context.Context, offset int64, maxBytes int, maxWait t
 	return b, err
 }
 
-// Bounds returns the first offset of the log and the one after the last that can be read. ErrTopicChanged
-// as for Fetch.
+// Bounds returns the first offset of the log and the offset after the last readable
+// record. It fails with ErrTopicChanged like Fetch.
 func (c *Claim) Bounds(ctx context.Context) (start, end int64, err error) {
 	start, end, err = c.group.client.Bounds(ctx, c.Topic(), c.partition)
 	if err == nil || topicUnknown(err) {
-		err = errors.Join(err, c.changed(ctx)) // the brokers know offsets by the topic's name only
+		err = errors.Join(err, c.changed(ctx)) // brokers list offsets by topic name only
 	}
 	if err != nil {
 		return 0, 0, err
@@ -172,14 +172,14 @@ func (c *Claim) Bounds(ctx context.Context) (start, end int64, err error) {
 	return start, end, nil
 }
 
-// End returns the offset after the last record that can be read, of whatever log has the topic's
-// name now. It is for watching how far a handler is behind.
+// End returns the offset after the last readable record of whatever log has the topic's
+// name now. Use it to measure lag only.
 func (c *Claim) End(ctx context.Context) (int64, error) {
 	return c.group.client.listOffset(ctx, c.Topic(), c.partition, kafkago.LastOffset)
 }
 
-// OffsetAt returns the first offset whose record is not older than t, or the
-// end of the log. ErrTopicChanged as for Fetch.
+// OffsetAt returns the first offset whose record is not older than t, or the end of the
+// log. It fails with ErrTopicChanged like Fetch.
 func (c *Claim) OffsetAt(ctx context.Context, t time.Time) (int64, error) {
 	offset, err := c.group.client.OffsetAt(ctx, c.Topic(), c.partition, t)
 	if err == nil || topicUnknown(err) {

@@ -21,11 +21,10 @@ import (
 
 const (
 	clientID = "metaflow"
-	// metadataTTL bounds the age of what is known of leaders. The library draws
-	// the real age at random below it. A moved leader does not wait for it: see
-	// Client.refresh.
+	// metadataTTL bounds the age of the leader cache; the library draws the actual age at
+	// random below it. A moved leader does not wait for it: see Client.refreshOnError.
 	metadataTTL = 10 * time.Second
-	// refreshInterval bounds how often a suspicion makes all connections new.
+	// refreshInterval is the minimum time between two renewals of all connections.
 	refreshInterval = time.Second
 	// controlTimeout bounds requests that a broker answers from memory.
 	controlTimeout = 10 * time.Second
@@ -82,7 +81,7 @@ func New(cfg Config, opts Options) (*Client, error) {
 		ClientID:    clientID,
 		DialTimeout: dialTimeout,
 		MetadataTTL: metadataTTL,
-		Dial:        c.dial, // TLS included: the library would keep the certificates of the start
+		Dial:        c.dial, // c.dial does TLS, because the library would keep the certificates of the start
 		SASL:        c.sasl,
 	}
 	return c, nil
@@ -90,7 +89,7 @@ func New(cfg Config, opts Options) (*Client, error) {
 
 func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		// A broker's host that has gone without a word is noticed within eleven seconds.
+		// Notices within eleven seconds that a broker's host has vanished.
 		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3,
 	}}
 	conn, err := dialer.DialContext(ctx, network, addr)
@@ -100,14 +99,14 @@ func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return c.tls.Encrypt(ctx, conn, addr)
 }
 
-// Close ends the idle connections; those in use end with their request. The
-// Client can be used again.
+// Close closes the idle connections; the others close when their request ends. The Client
+// stays usable.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Ping returns nil when a broker answers.
 func (c *Client) Ping(ctx context.Context) error {
-	// The library answers requests for metadata from its cache, also when every
-	// broker has gone. ApiVersions goes over the wire.
+	// The library answers metadata requests from its cache even when every broker is
+	// gone. ApiVersions goes over the wire.
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	client := kafkago.Client{Addr: c.addr, Transport: c.transport}
@@ -116,21 +115,20 @@ func (c *Client) Ping(ctx context.Context) error {
 		err = answer.Error
 	}
 	if err != nil {
-		c.suspect(err)
+		c.refreshOnError(err)
 		return fmt.Errorf("ask kafka for its versions: %w", c.explain(ctx, err))
 	}
 	return nil
 }
 
-// Partitions returns how many partitions topic has. An unknown topic is an
-// error.
+// Partitions returns the number of partitions of topic. An unknown topic is an error.
 func (c *Client) Partitions(ctx context.Context, topic string) (int, error) {
 	leaders, err := c.leaders(ctx, topic)
 	return len(leaders), err
 }
 
-// leaders returns the broker that leads each partition of topic, negative
-// where there is none at the moment.
+// leaders returns the leader of each partition of topic, negative where there is none at
+// the moment.
 func (c *Client) leaders(ctx context.Context, topic string) ([]int32, error) {
 	answer, err := c.roundTrip(ctx, controlTimeout, &metadata.Request{TopicNames: []string{topic}})
 	if err != nil {
@@ -152,24 +150,24 @@ func (c *Client) leaders(ctx context.Context, topic string) ([]int32, error) {
 	return leaders, nil
 }
 
-// roundTrip sends one request to wherever it belongs and waits for the answer
-// at most timeout. The deadline also frees the connection: the library's connections
-// do not notice that a context was canceled.
+// roundTrip routes one request to its broker and waits at most timeout for the response.
+// The deadline also frees the connection, because the library's connections do not watch
+// contexts.
 func (c *Client) roundTrip(ctx context.Context, timeout time.Duration, req protocol.Message) (protocol.Message, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := c.transport.RoundTrip(ctx, c.addr, req)
 	if err != nil {
 		err = c.explain(ctx, err)
-		c.suspect(err)
+		c.refreshOnError(err)
 		return nil, err
 	}
 	return answer, nil
 }
 
-// explain finds the reason of a failed request. While no broker could be reached
-// yet the library says "topic not found", or nothing at all until the deadline; the reason
-// is what its own request for metadata met.
+// explain finds the cause of a failed request. Before any broker was reached, the library
+// returns "topic not found", or nothing until the deadline; its own metadata request has
+// the cause.
 func (c *Client) explain(ctx context.Context, err error) error {
 	noRoute := errors.Is(err, protocol.ErrNoTopic) || errors.Is(err, protocol.ErrNoPartition) || errors.Is(err, protocol.ErrNoLeader)
 	if noRoute && ctx.Err() == nil {
@@ -183,7 +181,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	return err
 }
 
-// hangUpHint says why a broker may close a connection without a word.
+// hangUpHint explains why a broker may close a connection without an error.
 func (c *Client) hangUpHint() string {
 	switch {
 	case c.sasl != nil:
@@ -195,9 +193,9 @@ func (c *Client) hangUpHint() string {
 	}
 }
 
-// refresh makes the next request ask for the leaders again and use new
-// connections. The library has no other way to ask; a moved leader and a restarted broker
-// are the occasions, and both leave dead connections behind anyway. Requests under way
+// refresh drops the cached leaders and the idle connections, so that the next request
+// looks both up again. The library has no other way to renew its metadata, and a moved
+// leader or a restarted broker leaves dead connections behind anyway. Requests in flight
 // are not disturbed.
 func (c *Client) refresh() {
 	c.mu.Lock()

@@ -14,7 +14,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// Numbers of the codecs in a batch's attributes.
+// Codec numbers in a batch's attributes.
 const (
 	codecNone = iota
 	codecGzip
@@ -23,7 +23,7 @@ const (
 	codecZstd
 )
 
-// codec is one way to compress the records of a batch.
+// codec is one compression of the records of a batch.
 type codec struct {
 	id     int
 	append func(dst, src []byte) []byte // nil for codecNone
@@ -46,7 +46,7 @@ func codecByName(name string) (codec, error) {
 	}
 }
 
-// appendWriter lets a compressor write to a slice.
+// appendWriter lets a compressor append to a slice.
 type appendWriter struct{ b []byte }
 
 func (w *appendWriter) Write(p []byte) (int, error) {
@@ -61,14 +61,14 @@ func appendGzip(dst, src []byte) []byte {
 	defer gzipWriters.Put(w)
 	out := appendWriter{b: dst}
 	w.Reset(&out)
-	_, _ = w.Write(src) // the only errors are those of out, which has none
+	_, _ = w.Write(src) // errors come from out only, which returns none
 	_ = w.Close()
 	w.Reset(nil)
 	return out.b
 }
 
-// appendSnappy writes one plain snappy block, as franz-go and librdkafka do.
-// Every reader takes it beside Java's own framing.
+// appendSnappy writes one plain snappy block, as franz-go and librdkafka do. Readers
+// accept it as well as the framing of Java clients.
 func appendSnappy(dst, src []byte) []byte {
 	start := len(dst)
 	dst = grow(dst, s2.MaxEncodedLen(len(src)))
@@ -87,8 +87,8 @@ var zstdEncoder = sync.OnceValue(func() *zstd.Encoder {
 
 func appendZstd(dst, src []byte) []byte { return zstdEncoder().EncodeAll(src, dst) }
 
-// Kafka takes LZ4 in the frame format, with blocks that do not refer to one
-// another. Ours has neither sizes nor checksums: the batch has both.
+// Kafka uses the LZ4 frame format with independent blocks. This package writes neither
+// sizes nor checksums, because the batch has both.
 const (
 	lz4Magic     = 0x184D2204
 	lz4Version   = 1 << 6
@@ -99,9 +99,9 @@ const (
 	lz4HasDictID = 1 << 0
 
 	lz4BlockSize  = 1 << 20 // most batches are one block; 64 KiB would compress them a third less
-	lz4BlockCode  = 6 << 4  // for 1 MiB
-	lz4HeaderHash = 0x51    // of the two bytes before it, which never change
-	lz4Plain      = 1 << 31 // in a block's length: not compressed
+	lz4BlockCode  = 6 << 4  // 1 MiB
+	lz4HeaderHash = 0x51    // checksum of the two bytes before it, which never change
+	lz4Plain      = 1 << 31 // flag in a block's length: not compressed
 )
 
 var lz4Compressors = sync.Pool{New: func() any { return new(lz4.Compressor) }}
@@ -128,7 +128,7 @@ func appendLZ4(dst, src []byte) []byte {
 	return binary.LittleEndian.AppendUint32(dst, 0)
 }
 
-// grow makes room for n more bytes.
+// grow returns dst with room for n more bytes.
 func grow(dst []byte, n int) []byte {
 	if cap(dst)-len(dst) >= n {
 		return dst
@@ -140,8 +140,7 @@ func grow(dst []byte, n int) []byte {
 
 var errTooBig = errors.New("it is too large after decompression")
 
-// appendDecompressed appends what src holds to dst, of which it adds at most
-// limit bytes.
+// appendDecompressed appends the decompressed src to dst, at most limit bytes.
 func appendDecompressed(dst []byte, codec int, src []byte, limit int) ([]byte, error) {
 	switch codec {
 	case codecGzip:
@@ -181,8 +180,8 @@ func gunzip(dst, src []byte, limit int) ([]byte, error) {
 	}
 }
 
-// xerialMagic begins the framing of Java's snappy library, which Java clients use: two
-// version numbers follow, then blocks with their lengths.
+// xerialMagic begins the snappy framing of Java clients. Two version numbers follow, then
+// blocks with their lengths.
 var xerialMagic = []byte{0x82, 'S', 'N', 'A', 'P', 'P', 'Y', 0}
 
 const xerialHeaderSize = 16
@@ -210,8 +209,8 @@ func unsnappy(dst, src []byte, limit int) ([]byte, error) {
 	return dst, nil
 }
 
-// snappyRatio is more than snappy can compress: 64 bytes into 3. A block that
-// claims more would make us take memory for nothing.
+// snappyRatio exceeds snappy's best compression, 64 bytes into 3. A block that claims
+// more is corrupt or hostile.
 const snappyRatio = 64
 
 func unsnappyBlock(dst, src []byte, limit int) ([]byte, error) {
@@ -229,7 +228,7 @@ func unsnappyBlock(dst, src []byte, limit int) ([]byte, error) {
 	return dst[:len(dst)+n], nil
 }
 
-// One decoder serves all goroutines; it works in the caller's.
+// One decoder serves all goroutines and runs in the caller's.
 var zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxDecompressed), zstd.WithDecoderConcurrency(0))
 	if err != nil {
@@ -240,8 +239,8 @@ var zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
 
 func unzstd(dst, src []byte, limit int) ([]byte, error) {
 	start := len(dst)
-	// The library makes room for just this frame: with many batches in one
-	// buffer it would move all of them for each.
+	// The library makes room for exactly this frame. With many batches in one buffer it
+	// would move all of them for each batch.
 	var h zstd.Header
 	if err := h.Decode(src); err == nil && h.HasFCS {
 		dst = grow(dst, int(min(h.FrameContentSize, uint64(limit))))

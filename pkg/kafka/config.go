@@ -25,7 +25,7 @@ type Config struct {
 	TLS            tlsconfig.Client `mapstructure:"tls" doc:"encryption; the brokers' listeners for it are usually on port 9093"`
 }
 
-// SASL is how to log in. The zero value does not.
+// SASL configures the login. The zero value does not log in.
 type SASL struct {
 	Mechanism string `mapstructure:"mechanism" doc:"plain, scram-sha-256 or scram-sha-512; empty does not log in"`
 	Username  string `mapstructure:"username" doc:"user to log in as"`
@@ -51,7 +51,7 @@ const (
 	mechanismScram512 = "scram-sha-512"
 )
 
-// Validate reports every problem at once, each by its key. It reads no file.
+// Validate reports every problem at once, each by its key. It does no I/O.
 func (c Config) Validate() error {
 	var errs []error
 	problem := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

@@ -14,11 +14,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// spoiler is a network that changes what brokers send, wherever it finds mark.
+// spoiler is a network that alters the bytes that brokers send after mark.
 type spoiler struct {
 	mu    sync.Mutex
 	mark  []byte
-	times int // how often it still does; negative means always
+	times int // how often it still alters bytes; negative means always
 }
 
 func (s *spoiler) listen(network, address string) (net.Listener, error) {
@@ -52,8 +52,8 @@ func (c spoiltConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// What the network spoils once is fetched again. What stays spoilt is passed
-// over, and nothing else.
+// A batch that is damaged once is fetched again. A batch that stays damaged is skipped,
+// and nothing else is.
 func TestDamagedBatchIsFetchedAgain(t *testing.T) {
 	tests := map[string]struct {
 		times int

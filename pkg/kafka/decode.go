@@ -11,46 +11,45 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 )
 
-// maxDecompressed bounds what one record batch may decompress to. Brokers
-// take 1 MiB batches by default and spans compress up to tenfold; a batch
-// beyond this bound is taken for an attack on memory.
+// maxDecompressed bounds the decompressed size of one record batch. Brokers accept 1 MiB
+// batches by default and spans compress up to tenfold; a batch beyond this bound is
+// treated as an attack on memory.
 const maxDecompressed = 64 << 20
 
 var (
-	errCRC     = errors.New("its checksum is wrong")
-	errFormat  = errors.New("its format is older than Kafka 0.11's")
-	errLength  = errors.New("its length is wrong")
-	errCut     = errors.New("it is cut off")
-	errRecords = errors.New("its records are malformed")
+	errCRC     = errors.New("wrong checksum")
+	errFormat  = errors.New("format older than Kafka 0.11")
+	errLength  = errors.New("wrong length")
+	errCut     = errors.New("batch is cut off")
+	errRecords = errors.New("malformed records")
 )
 
-// Batch is what one fetch returned.
+// Batch is the result of one fetch.
 type Batch struct {
 	Records []delivery.Record
-	// Next is the offset to fetch next. It may lie beyond the last record:
+	// Next is the offset to fetch next. It may lie beyond the last record, because
 	// compaction and transactions leave offsets without records.
 	Next int64
-	// HighWatermark is the end of what can be read: of the log as far as it is replicated,
-	// and before the first record of a transaction that is still open.
+	// HighWatermark is the end of what can be read: the end of the replicated log, or the
+	// first record of an open transaction if that is earlier.
 	HighWatermark int64
-	// LogEnd is the end of the log, as far as it is replicated. What lies between HighWatermark
-	// and LogEnd waits for a transaction.
+	// LogEnd is the end of the replicated log. Records between HighWatermark and LogEnd
+	// wait for an open transaction.
 	LogEnd int64
-	// LeaderEpoch is that of the last batch of records before Next, when this fetch brought
-	// one; else it is -1.
+	// LeaderEpoch is the epoch of the last record batch before Next, or -1 if this fetch
+	// returned none.
 	LeaderEpoch int32
-	// TopicID is of the log that was read.
+	// TopicID identifies the log that was read.
 	TopicID TopicID
-	// Throttled means that a quota of the brokers holds this client back, and that the log was
-	// not read: Records is empty, Next is the offset asked for, and HighWatermark and LogEnd
-	// are those of the answer before. Records from Next on may exist; fetch again.
+	// Throttled means that a broker quota delayed this client and the log was not read:
+	// Records is empty, Next is the requested offset, and HighWatermark and LogEnd repeat
+	// the previous response. Records from Next on may exist; fetch again.
 	Throttled bool
 
-	headers [][]byte // of each record, encoded
+	headers [][]byte // encoded, one element per record
 }
 
-// Headers returns all headers of record i. Those that record.Meta knows are in
-// its Meta already.
+// Headers returns all headers of record i, including those already decoded into its Meta.
 func (b *Batch) Headers(i int) []delivery.Header {
 	var headers []delivery.Header
 	if i < len(b.headers) {
@@ -61,8 +60,7 @@ func (b *Batch) Headers(i int) []delivery.Header {
 	return headers
 }
 
-// decoder holds memory for the records of a fetch, which is used again for the
-// next.
+// decoder decodes the record batches of a fetch. It reuses its memory for the next one.
 type decoder struct {
 	aborted abortedTxns
 	plain   []byte // decompressed batches
@@ -70,20 +68,19 @@ type decoder struct {
 	headers [][]byte
 }
 
-// decode returns the records in data, a sequence of record batches of which
-// the last may be cut off, from offset from on, without those of transactions in d.aborted.
-// The records share memory with data and with d.
+// decode returns the records of data from offset from on, without those of the
+// transactions in d.aborted. data is a sequence of record batches, the last of which may
+// be cut off. The records share memory with data and with d.
 //
-// When a batch is corrupt, those before it are returned; when there are none, the error
-// is a *CorruptError. Nothing that the batch says of itself is believed before its checksum
-// is right.
+// If a batch is corrupt, decode returns the records before it; if there are none, it
+// returns a *CorruptError. A batch header is not trusted before its checksum is verified.
 func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 	d.plain, d.records, d.headers = d.plain[:0], d.records[:0], d.headers[:0]
 	next, epoch := from, int32(-1)
 	for rest := data; len(rest) > 0; {
 		h, err := cut(rest)
 		if errors.Is(err, errCut) && len(rest) < len(data) {
-			break // by the size of the fetch, which the first one never is
+			break // cut off by the size limit of the fetch, which never applies to the first batch
 		}
 		rest = rest[len(h):]
 		if err == nil {
@@ -102,7 +99,7 @@ func (d *decoder) decode(data []byte, from int64) (Batch, error) {
 	return Batch{Records: d.records, Next: next, LeaderEpoch: epoch, headers: d.headers}, nil
 }
 
-// cut returns the batch at the beginning of data.
+// cut returns the first batch of data.
 func cut(data []byte) (batchHeader, error) {
 	if len(data) < batchHeaderSize {
 		return nil, errCut
@@ -118,8 +115,9 @@ func cut(data []byte) (batchHeader, error) {
 	}
 }
 
-// following returns where to go on after a batch at offset that says nothing
-// reliable of its end: at the batch behind it, or else at the next offset.
+// following returns the offset to continue at when the batch at offset has no reliable
+// end: the base offset of the next batch in rest if it is valid, otherwise the next
+// offset.
 func following(rest []byte, offset int64) int64 {
 	if h, err := cut(rest); err == nil && h.check() == nil && h.base() > offset {
 		return h.base()
@@ -127,8 +125,8 @@ func following(rest []byte, offset int64) int64 {
 	return offset + 1
 }
 
-// damaged reports whether err may be of the way from the disk to here, so that
-// another fetch may return something else.
+// damaged reports whether err may come from the path between disk and client, so that
+// another fetch may return good bytes.
 func damaged(err error) bool {
 	return errors.Is(err, errCRC) || errors.Is(err, errFormat) || errors.Is(err, errLength) || errors.Is(err, errCut)
 }
@@ -140,13 +138,13 @@ func (d *decoder) corrupt(offset, next int64, epoch int32, cause error) (Batch, 
 	return Batch{}, &CorruptError{Offset: offset, Next: next, Cause: cause}
 }
 
-// batchHeader is a whole batch; the name says what is read from it.
+// batchHeader is a whole batch; its methods read the header fields.
 type batchHeader []byte
 
 func (h batchHeader) base() int64 { return int64(binary.BigEndian.Uint64(h[batchAtOffset:])) }
 
-// check reports whether the bytes are those that the producer sent. The base
-// offset and the length are not covered: the broker sets them.
+// check verifies the format and the checksum. The checksum does not cover the base offset
+// and the length, because the broker sets them.
 func (h batchHeader) check() error {
 	switch {
 	case h[batchAtMagic] != batchMagic:
@@ -158,19 +156,20 @@ func (h batchHeader) check() error {
 	}
 }
 
-// next is the offset after the batch's last record, whether that still exists or not.
+// next returns the offset after the batch's last record, even if compaction removed that
+// record.
 func (h batchHeader) next() int64 {
 	return h.base() + int64(int32(binary.BigEndian.Uint32(h[batchAtLastDelta:]))) + 1
 }
 
-// epoch is that of the leader that took the batch.
+// epoch returns the epoch of the leader that appended the batch.
 func (h batchHeader) epoch() int32 { return int32(binary.BigEndian.Uint32(h[batchAtEpoch:])) }
 
 func (h batchHeader) producer() int64 { return int64(binary.BigEndian.Uint64(h[batchAtProducer:])) }
 
 func (h batchHeader) attributes() uint16 { return binary.BigEndian.Uint16(h[batchAtAttributes:]) }
 
-// batch adds the records of h, which is checked, from offset from on.
+// batch adds the records of h from offset from on. h must have passed check.
 func (d *decoder) batch(h batchHeader, from int64) error {
 	if h.attributes()&attrControl != 0 {
 		return d.aborted.end(h)
@@ -185,8 +184,7 @@ func (d *decoder) batch(h batchHeader, from int64) error {
 		if err != nil {
 			return fmt.Errorf("decompress: %w", err)
 		}
-		// Growing moved d.plain elsewhere; the records of earlier batches keep what
-		// they point to.
+		// If grow moved d.plain, the records of earlier batches keep the old memory.
 		d.plain, body = plain, plain[start:]
 	}
 	n := len(d.records)
@@ -197,7 +195,7 @@ func (d *decoder) batch(h batchHeader, from int64) error {
 	return nil
 }
 
-// all adds the records in body from offset from on.
+// all adds the records of body from offset from on.
 func (d *decoder) all(h batchHeader, body []byte, from int64) error {
 	last := h.base() - 1
 	for range int(int32(binary.BigEndian.Uint32(h[batchAtCount:]))) {
@@ -245,7 +243,7 @@ func (d *decoder) one(h batchHeader, b []byte, from int64) (offset int64, err er
 	return offset, nil
 }
 
-// eachHeader calls f with every header in b. The key is valid until f returns.
+// eachHeader calls f for every header in b. key is valid only until f returns.
 func eachHeader(b []byte, f func(key string, value []byte)) error {
 	r := fieldReader{b: b}
 	for range r.varint() {
@@ -262,7 +260,8 @@ func eachHeader(b []byte, f func(key string, value []byte)) error {
 	return nil
 }
 
-// fieldReader reads the fields of a record. Once bad it stays bad and returns zeros.
+// fieldReader reads the fields of a record. After the first error it is bad and returns
+// zeros.
 type fieldReader struct {
 	b   []byte
 	bad bool
@@ -286,7 +285,7 @@ func (r *fieldReader) skip(n int) {
 	r.b = r.b[n:]
 }
 
-// bytes returns a field that may be null. Its capacity ends with it.
+// bytes returns a nullable field. Its capacity equals its length.
 func (r *fieldReader) bytes() []byte {
 	n := r.varint()
 	if n < 0 {

@@ -20,7 +20,8 @@ import (
 
 var testTime = time.UnixMilli(1_700_000_000_000)
 
-// logBatch returns a batch as it lies in the log: n records "offset N" from offset first on.
+// logBatch returns a batch as stored in the log: n records "offset N" from offset first
+// on.
 func logBatch(compression string, first int64, n int) []byte {
 	codec, err := codecByName(compression)
 	if err != nil {
@@ -36,7 +37,7 @@ func logBatch(compression string, first int64, n int) []byte {
 	return b
 }
 
-// seal puts the right checksum on a batch that a test has changed.
+// seal recomputes the checksum of a batch that a test has changed.
 func seal(b []byte) []byte {
 	binary.BigEndian.PutUint32(b[batchAtCRC:], crc32.Checksum(b[batchAtAttributes:], castagnoli))
 	return b
@@ -55,7 +56,7 @@ func TestDecode(t *testing.T) {
 	control := logBatch("none", 5, 1)
 	control[batchAtAttributes+1] |= attrControl
 	seal(control)
-	// Compaction has removed the records 12 to 19 of this batch, and left its end.
+	// Compaction has removed the records 12 to 19 of this batch and kept its end.
 	compacted := logBatch("lz4", 10, 2)
 	binary.BigEndian.PutUint32(compacted[batchAtLastDelta:], 9)
 	seal(compacted)
@@ -86,7 +87,7 @@ func TestDecode(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			var d decoder
-			for range 2 { // the second time with used memory
+			for range 2 { // the second time with reused memory
 				got, err := d.decode(tc.data, tc.from)
 				if err != nil {
 					t.Fatal(err)
@@ -99,7 +100,7 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// ofLog compares what a batch says of the log without its leader.
+// ofLog compares batches without their leader epochs.
 var ofLog = cmp.Options{cmpopts.IgnoreUnexported(Batch{}), cmpopts.IgnoreFields(Batch{}, "LeaderEpoch")}
 
 func TestLeaderEpoch(t *testing.T) {
@@ -139,7 +140,8 @@ func TestLogAppendTime(t *testing.T) {
 	}
 }
 
-// A batch that nobody can read does not hide those before it, and says where to go on.
+// A corrupt batch does not hide the batches before it, and the error has the offset to
+// continue at.
 func TestCorruptBatch(t *testing.T) {
 	flipped := logBatch("lz4", 2, 3)
 	flipped[len(flipped)-1] ^= 1
@@ -149,7 +151,7 @@ func TestCorruptBatch(t *testing.T) {
 	binary.BigEndian.PutUint32(lies[batchAtCount:], 1000)
 	old := logBatch("none", 2, 1)
 	old[batchAtMagic] = 1
-	end := bytes.Clone(flipped) // says that it ends before it begins
+	end := bytes.Clone(flipped) // claims to end before it begins
 	binary.BigEndian.PutUint32(end[batchAtLastDelta:], 1<<31)
 	far := bytes.Clone(flipped)
 	binary.BigEndian.PutUint32(far[batchAtLastDelta:], 1<<30)
@@ -197,8 +199,8 @@ func TestCorruptBatch(t *testing.T) {
 	}
 }
 
-// A fetch returns its first batch whole. One that seems longer would be waited for
-// for ever.
+// A broker returns the first batch of a fetch whole. Without a check, a batch with an
+// excessive length would be awaited forever.
 func TestCorruptLength(t *testing.T) {
 	long := logBatch("lz4", 2, 3)
 	binary.BigEndian.PutUint32(long[batchAtLength:], 1<<20)
@@ -211,7 +213,7 @@ func TestCorruptLength(t *testing.T) {
 	}
 }
 
-// A few bytes must not be able to take all memory.
+// A few bytes must not exhaust memory.
 func TestDecompressionIsBounded(t *testing.T) {
 	zeros := make([]byte, 1<<20)
 	for _, name := range []string{"gzip", "snappy", "lz4", "zstd"} {
@@ -233,7 +235,7 @@ func TestDecompressionIsBounded(t *testing.T) {
 	}
 }
 
-// Whatever lz4 frame the ecosystem writes is read.
+// unlz4 reads every lz4 frame that other clients write.
 func TestLZ4Frames(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 300<<10)
@@ -270,7 +272,7 @@ func TestLZ4Frames(t *testing.T) {
 			})
 		}
 	}
-	// And the library reads ours.
+	// And the library reads this package's frames.
 	for kind, content := range contents {
 		var got bytes.Buffer
 		if _, err := got.ReadFrom(lz4.NewReader(bytes.NewReader(appendLZ4(nil, content)))); err != nil || !bytes.Equal(got.Bytes(), content) {
@@ -279,7 +281,7 @@ func TestLZ4Frames(t *testing.T) {
 	}
 }
 
-// Java's snappy comes in blocks with a header of its own.
+// Java's snappy consists of blocks with their own header.
 func TestXerialSnappy(t *testing.T) {
 	packed := append(append([]byte(nil), xerialMagic...), 0, 0, 0, 1, 0, 0, 0, 1)
 	for _, part := range []string{"first, ", "second"} {
@@ -296,9 +298,9 @@ func TestXerialSnappy(t *testing.T) {
 	}
 }
 
-// FuzzDecode holds decode to its contract for bytes from anyone: no panic, every
-// failure is a *CorruptError that leads onward, records are in order and not before
-// the offset asked for.
+// FuzzDecode checks decode's contract for arbitrary bytes: no panic, every error is a
+// *CorruptError that leads onward, and records are in order and not before the requested
+// offset.
 func FuzzDecode(f *testing.F) {
 	for _, compression := range []string{"none", "gzip", "snappy", "lz4", "zstd"} {
 		f.Add(append(logBatch(compression, 0, 3), logBatch(compression, 3, 1)...), int64(1), true)
@@ -307,7 +309,7 @@ func FuzzDecode(f *testing.F) {
 		if from < 0 || from > 1<<40 {
 			return
 		}
-		if length := len(data); repair && length > batchHeaderSize { // so that the fuzzer gets past the checksum
+		if length := len(data); repair && length > batchHeaderSize { // lets the fuzzer get past the checksum
 			data = bytes.Clone(data)
 			binary.BigEndian.PutUint32(data[batchAtLength:], uint32(length-batchAtEpoch))
 			seal(data)

@@ -8,21 +8,21 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// topicState is what a broker says of a topic at one moment.
+// topicState is a broker's description of a topic at one moment.
 type topicState struct {
 	id         TopicID
-	partitions []leadership // by number
+	partitions []leadership // indexed by partition number
 }
 
-// leadership says who leads a partition. The epoch grows with each new leader; both are
-// negative when they are not known.
+// leadership is the leader of a partition. The epoch grows with each new leader. Both are
+// negative when unknown.
 type leadership struct{ leader, epoch int32 }
 
 func (s topicState) sameAs(o topicState) bool {
 	return s.id == o.id && len(s.partitions) == len(o.partitions)
 }
 
-// changeTo is the word for what became of the topic.
+// changeTo names the change from s to now.
 func (s topicState) changeTo(now topicState) string {
 	switch {
 	case len(now.partitions) == 0:
@@ -32,18 +32,18 @@ func (s topicState) changeTo(now topicState) string {
 	case s.id != now.id:
 		return "recreated"
 	case len(now.partitions) < len(s.partitions):
-		return "shrunk" // by brokers without ids
+		return "shrunk" // only with brokers that have no topic ids
 	default:
 		return "grown"
 	}
 }
 
-// mark tells one state of a topic from another. Members of a group say it when they join:
-// the coordinator makes a new generation when a member says something else than before.
+// mark encodes the state. Members send it when they join the group: when a member's mark
+// changes, the coordinator starts a new generation.
 func (s topicState) mark() []byte { return appendInt32(s.id[:], int32(len(s.partitions))) }
 
-// describe asks any broker for a topic, past the library's cache. A topic that the broker
-// does not know is kafkago.UnknownTopicOrPartition.
+// describe asks any broker for a topic, bypassing the library's cache. It returns
+// kafkago.UnknownTopicOrPartition for a topic that the broker does not know.
 func (c *Client) describe(ctx context.Context, topic string) (topicState, error) {
 	var state topicState
 	code := int16(kafkago.UnknownTopicOrPartition)
@@ -63,8 +63,9 @@ func (c *Client) describe(ctx context.Context, topic string) (topicState, error)
 	return state, nil
 }
 
-// Versions of the request for metadata: the oldest that says leader epochs and can be told not to
-// list operations, the same encoded as newer requests are, and the first that says ids.
+// Versions of the metadata request: the oldest that returns leader epochs and can omit
+// authorized operations, the first with the flexible encoding, and the first that returns
+// topic ids.
 const (
 	describeVersion         = 8
 	describeVersionFlexible = 9
@@ -77,20 +78,21 @@ func appendDescribe(b []byte, version int16, topic string) []byte {
 	} else {
 		b = appendCompactLength(b, 1)
 		if version >= describeVersionID {
-			b = append(b, make([]byte, len(TopicID{}))...) // by name
+			b = append(b, make([]byte, len(TopicID{}))...) // zero id: look up by name
 		}
 		b = appendNoTags(appendCompactString(b, topic))
 	}
-	b = append(b, no) // do not create it
-	b = append(b, no) // no operations of the cluster
-	b = append(b, no) // and none of the topic
+	b = append(b, no) // do not create the topic
+	b = append(b, no) // no cluster operations
+	b = append(b, no) // no topic operations
 	if version >= describeVersionFlexible {
 		b = appendNoTags(b)
 	}
 	return b
 }
 
-// readDescription reads an answer that should speak of topic; code is for one that does not.
+// readDescription reads the state of topic from a response. It returns code if the
+// response does not contain the topic.
 func readDescription(r *answerReader, version int16, topic string, code int16) (topicState, int16) {
 	var state topicState
 	flexible := version >= describeVersionFlexible
@@ -128,7 +130,7 @@ func readDescription(r *answerReader, version int16, topic string, code int16) (
 			if number >= 0 && number < n {
 				state.partitions[number] = lead
 			}
-			for range 3 { // replicas, those in sync, those offline
+			for range 3 { // replicas, in-sync replicas, offline replicas
 				for range r.length(flexible) {
 					r.int32()
 				}

@@ -10,9 +10,9 @@ import (
 )
 
 // epochEnd asks the leader of a partition where the log of a leader epoch ends: at the
-// first record of a later epoch, or at the end of the log. It is -1 when
-// the leader cannot tell, and 0 when the epoch is later than the leader's own. at is what is believed of the leader, who says so when
-// it is wrong.
+// first record of a later epoch, or at the end of the log. It returns -1 if the leader
+// cannot tell, and 0 if the epoch is later than the leader's own. at is the leadership
+// the caller believes in; the leader rejects the request if it is wrong.
 func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at leadership, epoch int32) (int64, error) {
 	var end int64
 	var code int16
@@ -37,7 +37,7 @@ func (c *Client) epochEnd(ctx context.Context, topic string, partition int, at l
 	case errors.Is(err, kafkago.UnsupportedVersion):
 		return -1, nil
 	case err == nil && epoch > at.epoch:
-		return 0, nil // the leader has confirmed its epoch: its log has nothing of a later one
+		return 0, nil // the leader confirmed its epoch, so its log has nothing of a later one
 	}
 	if err != nil {
 		return 0, fmt.Errorf("ask for the end of leader epoch %d of %s/%d: %w", epoch, topic, partition, err)
@@ -52,6 +52,6 @@ func readEpochEnd(r *answerReader, topic string, partition int) (end int64, code
 	if topics != 1 || partitions != 1 || name != topic || r.int32() != int32(partition) {
 		r.b, r.bad = nil, true
 	}
-	r.int32() // the epoch that end is of, which may be an earlier one
+	r.int32() // the epoch that end belongs to, possibly an earlier one
 	return r.int64(), code
 }

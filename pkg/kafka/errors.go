@@ -11,51 +11,52 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// ErrOffsetOutOfRange says that the log of the partition does not have the
-// offset asked for: retention has deleted it, or it is beyond the end.
+// ErrOffsetOutOfRange means that the log of the partition does not contain the offset:
+// retention has deleted it, or it is beyond the end.
 var ErrOffsetOutOfRange = errors.New("offset is not in the log")
 
-// ErrTopicChanged says that the topic was deleted, or deleted and created anew: the TopicID
-// does not name it any more, and an offset means nothing.
-var ErrTopicChanged = errors.New("the topic is not the one that was read: it was deleted or created anew")
+// ErrTopicChanged means that the topic was deleted or recreated: the TopicID no longer
+// names it, and offsets have lost their meaning.
+var ErrTopicChanged = errors.New("the topic is not the one that was read: it was deleted or recreated")
 
-// ErrTruncated says that the log has lost records that were read from it, or that the group
-// has committed as read: after a power cut, or the election of a replica that was behind, it
-// ends earlier or goes on with other records.
+// ErrTruncated means that the log has lost records that were read from it or committed as
+// read. After a power loss or the election of a lagging replica, the log ends earlier or
+// continues with other records.
 var ErrTruncated = errors.New("the log has lost records that were read before")
 
-// ErrCommitUnknown says that no definite answer to a commit came. It may have been carried
-// out, and may still be; see Claim.CommitPosition.
+// ErrCommitUnknown means that a commit got no definite response. It may have taken effect
+// and still may; see Claim.CommitPosition.
 var ErrCommitUnknown = errors.New("it is not known whether the commit was carried out")
 
-// ErrStopped says that the Producer does not run any more.
+// ErrStopped means that the Producer no longer runs.
 var ErrStopped = errors.New("producer is stopped")
 
-// ErrTooLarge says that the topic takes no record as large as one of a batch. It
-// is wrapped by a TooLargeError.
-var ErrTooLarge = errors.New("record is larger than the topic takes")
+// ErrTooLarge means that a record is larger than the topic accepts. TooLargeError wraps
+// it.
+var ErrTooLarge = errors.New("record is larger than the topic accepts")
 
-// TooLargeError is the answer to a batch of which the topic stored every record but
-// those that are larger than it takes (max.message.bytes). A smaller part of such a record may
-// be accepted. It is of class fault.Retryable: the topic's configuration may change.
+// TooLargeError lists the records of a batch that are larger than the topic accepts
+// (max.message.bytes); the topic stored all the others. A smaller part of such a record
+// may be accepted. It has class fault.Retryable, because the topic's configuration may
+// change.
 type TooLargeError struct {
 	Records []int // indexes into the batch, ascending
-	Cause   error // the broker's answer
+	Cause   error // the broker's error
 }
 
 func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("%d records are larger than the topic takes (its max.message.bytes): %v", len(e.Records), e.Cause)
+	return fmt.Sprintf("%d records are larger than the topic accepts (its max.message.bytes): %v", len(e.Records), e.Cause)
 }
 
-// Unwrap makes a TooLargeError an ErrTooLarge, and the broker's error.
+// Unwrap returns ErrTooLarge and the broker's error.
 func (e *TooLargeError) Unwrap() []error { return []error{ErrTooLarge, e.Cause} }
 
-// CorruptError is a record batch in the log that cannot be read, however often
-// it is fetched. The records before it have been returned by an earlier Fetch.
-// Its class is fault.Rejected.
+// CorruptError is a record batch in the log that cannot be read, however often it is
+// fetched. An earlier Fetch has returned the records before it. It has class
+// fault.Rejected.
 type CorruptError struct {
 	Offset int64 // of the first record that cannot be read
-	Next   int64 // where to go on, not after the first record that may be readable
+	Next   int64 // offset to continue at, not after the first record that may be readable
 	Cause  error
 }
 
@@ -65,7 +66,7 @@ func (e *CorruptError) Error() string {
 
 func (e *CorruptError) Unwrap() error { return e.Cause }
 
-// codeError makes an error of a code in a broker's answer; nil for none.
+// codeError returns the error of a code in a broker's response, or nil for 0.
 func codeError(code int16, message string) error {
 	if code == 0 {
 		return nil
@@ -82,26 +83,26 @@ func tooLarge(err error) bool {
 	return errors.Is(err, kafkago.MessageSizeTooLarge) || errors.Is(err, kafkago.RecordListTooLarge)
 }
 
-// hopeless reports whether a produce error lasts until an operator acts, so that
-// the caller should hear of it at once. It says nothing about the records: size, policy,
-// clock, permission and configuration are the topic's.
-func hopeless(err error) bool {
+// permanent reports whether a produce error lasts until an operator acts, so that the
+// caller should learn of it at once. The records may still be good: size limits,
+// policies, clocks, permissions and configuration belong to the topic.
+func permanent(err error) bool {
 	var code kafkago.Error
 	if !errors.As(err, &code) {
-		return false // the network's
+		return false // from the network
 	}
 	return !code.Temporary() && code != kafkago.Unknown && code != kafkago.BrokerNotAvailable
 }
 
-// Kafka's codes that the library has no names for.
+// Kafka error codes that the library does not name.
 const (
 	unknownTopicID      kafkago.Error = 100
 	inconsistentTopicID kafkago.Error = 103
 	sessionTopicID      kafkago.Error = 106
 )
 
-// leaderMoved reports whether what is believed of a partition's leader or of the topic's id
-// is wrong, so that looking it up again may help.
+// leaderMoved reports whether the cached leader or topic id is wrong, so that another
+// lookup may help.
 func leaderMoved(err error) bool {
 	var code kafkago.Error
 	if !errors.As(err, &code) {
@@ -116,20 +117,20 @@ func leaderMoved(err error) bool {
 	}
 }
 
-// topicUnknown reports whether a broker has no topic of the id or the name asked for.
+// topicUnknown reports whether the broker has no topic with the requested id or name.
 func topicUnknown(err error) bool {
 	return errors.Is(err, kafkago.UnknownTopicOrPartition) || errors.Is(err, unknownTopicID) ||
 		errors.Is(err, inconsistentTopicID) || errors.Is(err, sessionTopicID)
 }
 
-// ofTheLog reports whether err says something of the log that was asked for, so that the
-// right broker was asked.
+// ofTheLog reports whether err describes the requested log, which means that the right
+// broker answered.
 func ofTheLog(err error) bool {
 	var corrupt *CorruptError
 	return errors.As(err, &corrupt) || errors.Is(err, ErrOffsetOutOfRange) || errors.Is(err, ErrTruncated)
 }
 
-// classifyFetch gives an error of reading the log its class.
+// classifyFetch sets the class of an error from reading the log.
 func classifyFetch(err error) error {
 	var corrupt *CorruptError
 	if errors.As(err, &corrupt) {
@@ -138,15 +139,16 @@ func classifyFetch(err error) error {
 	return err
 }
 
-// classifyGroup gives the answer to a commit its class.
+// classifyGroup sets the class of an error from a commit.
 func classifyGroup(err error) error {
 	var code kafkago.Error
 	if !errors.As(err, &code) {
 		return err
 	}
 	switch code {
-	// REBALANCE_IN_PROGRESS refuses a commit once the members have joined the next
-	// generation and wait for their partitions, so ours is over, too.
+	// The coordinator refuses a commit with REBALANCE_IN_PROGRESS once the members have
+	// joined the next generation and wait for their partitions. Then this generation is
+	// over, too.
 	case kafkago.IllegalGeneration, kafkago.UnknownMemberId, kafkago.RebalanceInProgress, kafkago.FencedInstanceID:
 		return fault.As(fault.Fenced, err)
 	default:
@@ -154,17 +156,17 @@ func classifyGroup(err error) error {
 	}
 }
 
-// timedOut reports whether there was no answer in time.
+// timedOut reports whether no response arrived in time.
 func timedOut(err error) bool {
 	var code kafkago.Error
 	if errors.As(err, &code) {
-		return false // an answer
+		return false // a response
 	}
 	var timeout net.Error
 	return errors.Is(err, context.DeadlineExceeded) || (errors.As(err, &timeout) && timeout.Timeout())
 }
 
-// cause is the short word for err in a metric's label.
+// cause returns the metric label for err.
 func cause(err error) string {
 	var code kafkago.Error
 	switch {

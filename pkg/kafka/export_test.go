@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// MemberID returns the id by which the coordinator knows the owner of c.
+// MemberID returns the coordinator's member id for the owner of c.
 func MemberID(c *Claim) string { return c.gen.member }
 
-// Watch sets how often the leader of the group looks for new partitions.
+// Watch sets the interval of the group's topic checks.
 func (g *Group) Watch(every time.Duration) { g.watch = every }
 
-// Held counts the records that p keeps for callers.
+// Held counts the records that p holds for callers.
 func (p *Producer) Held() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -28,8 +28,7 @@ func (p *Producer) Held() int {
 	return held
 }
 
-// Intercept has wrap stand between the client and each of its connections. It is called
-// before the first request.
+// Intercept wraps each of the client's connections. Call it before the first request.
 func (c *Client) Intercept(wrap func(net.Conn) net.Conn) {
 	c.transport.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := c.dial(ctx, network, addr)

@@ -12,24 +12,24 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// Versions of the fetch request. The first is that of Kafka 2.1, which can carry zstd; the
-// second is encoded differently, but says the same; the third names the topic by its id.
+// Versions of the fetch request: that of Kafka 2.1, which can carry zstd; the first with
+// the flexible encoding; and the first that names the topic by its id.
 const (
 	fetchVersion         = 10
 	fetchVersionFlexible = 12
 	fetchVersionID       = 13
 )
 
-// Versions that a fetch may use, the best first.
+// Versions that a fetch may use, most preferred first.
 var (
 	fetchByID   = []int16{fetchVersionID, fetchVersionFlexible, fetchVersion}
 	fetchByName = []int16{fetchVersionFlexible, fetchVersion}
 )
 
-// fetchRequest asks for the records of one partition. The library would
-// decode the answer into pages and copy each record out of them; through its hook for
-// messages that do their own exchange, the answer is read into one buffer and
-// decoded in place. That is twice as fast for less than half of the CPU (BenchmarkFetch).
+// fetchRequest asks for the records of one partition. The library would decode the
+// response into pages and copy each record out of them. Its hook for messages that do
+// their own exchange lets this package read the response into one buffer and decode it in
+// place: twice as fast for less than half of the CPU (BenchmarkFetch).
 type fetchRequest struct {
 	ctx       context.Context //nolint:containedctx // of the one exchange that this value is
 	client    *Client
@@ -40,25 +40,25 @@ type fetchRequest struct {
 	offset    int64
 	maxBytes  int32
 	maxWait   time.Duration
-	buf       []byte // memory for the answer, used again when it is large enough
+	buf       []byte // reused for the response if large enough
 }
 
-// fetchResponse is the answer, with the record batches as they came.
+// fetchResponse is a response with its record batches undecoded.
 type fetchResponse struct {
-	buf       []byte // what batches is part of
+	buf       []byte // contains batches
 	throttle  time.Duration
 	code      int16
-	empty     bool  // it says nothing of the partition, which is how a broker throttles
-	stableEnd int64 // of what may be read
-	logEnd    int64 // of the log, as far as it is replicated
+	empty     bool  // the response omits the partition, as a throttling broker does
+	stableEnd int64 // end of the readable log
+	logEnd    int64 // end of the replicated log
 	aborted   []abortedTxn
 	batches   []byte
 }
 
-// ApiKey says which of Kafka's requests this is.
+// ApiKey returns the request's API key.
 func (*fetchRequest) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:staticcheck // the library's interface names it so
 
-// ApiKey says which of Kafka's answers this is.
+// ApiKey returns the response's API key.
 func (*fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch } //nolint:staticcheck // the library's interface names it so
 
 // Broker routes the request to the partition's leader.
@@ -66,11 +66,11 @@ func (r *fetchRequest) Broker(protocol.Cluster) (protocol.Broker, error) {
 	return protocol.Broker{ID: r.at.leader}, nil
 }
 
-// Required says that RawExchange is to be used, always.
+// Required makes the library always use RawExchange.
 func (r *fetchRequest) Required(map[protocol.ApiKey]int16) bool { return true }
 
-// RawExchange runs in the connection's goroutine, perhaps after the caller has
-// gone. The buffer is the exchange's until it returns.
+// RawExchange runs in the connection's goroutine, perhaps after the caller has returned.
+// It owns the buffer until it returns.
 func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	versions := fetchByID
 	if r.id.IsZero() {
@@ -86,18 +86,19 @@ func (r *fetchRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	}
 	res, err := r.parse(buf, version)
 	if err == nil && res.empty && res.throttle > 0 {
-		// The broker does not read from this connection for that long. An error makes
-		// the library close it; else a heartbeat might be the next to use it.
+		// The broker does not read from this connection for that long. An error makes the
+		// library close it; otherwise the next request, perhaps a heartbeat, would wait
+		// on it.
 		return nil, &throttledError{res.throttle}
 	}
 	return res, err
 }
 
-// throttledError says that a quota is used up. The answer had no records.
+// throttledError means that a quota is exhausted and the response had no records.
 type throttledError struct{ wait time.Duration }
 
 func (e *throttledError) Error() string {
-	return fmt.Sprintf("the brokers' quota is used up for %s", e.wait)
+	return fmt.Sprintf("broker quota exhausted for %s", e.wait)
 }
 
 func (r *fetchRequest) encode(version int16) []byte {
@@ -117,8 +118,8 @@ func (r *fetchRequest) encode(version int16) []byte {
 	b = appendInt32(b, -1) // replica: none, a consumer
 	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
 	b = appendInt32(b, 1) // at least one byte, or maxWait
-	// The partition's bound is the one that counts. The embedded broker names no aborted
-	// transactions when the bound of the whole answer is met.
+	// Only the partition's bound limits the response. The embedded broker omits aborted
+	// transactions when the bound of the whole response is reached.
 	b = appendInt32(b, maxResponse)
 	b = append(b, readCommitted)
 	b = appendInt32(b, 0)  // session: none
@@ -137,9 +138,9 @@ func (r *fetchRequest) encode(version int16) []byte {
 	b = appendInt32(b, r.at.epoch)
 	b = appendInt64(b, r.offset)
 	if flexible {
-		b = appendInt32(b, -1) // epoch of the last record: only followers say it
+		b = appendInt32(b, -1) // epoch of the last record: for followers only
 	}
-	b = appendInt64(b, -1) // log start: only followers know
+	b = appendInt64(b, -1) // log start: for followers only
 	b = appendInt32(b, r.maxBytes)
 	if !flexible {
 		return appendInt32(b, 0) // forgotten topics
@@ -151,11 +152,11 @@ func (r *fetchRequest) encode(version int16) []byte {
 	return appendNoTags(b)
 }
 
-// readCommitted keeps back the records of open transactions, and has the answer name those
-// that were aborted.
+// readCommitted hides the records of open transactions and makes the response list the
+// aborted ones.
 const readCommitted = 1
 
-// parse reads the answer in buf to the request for one partition.
+// parse parses the response in buf.
 func (r *fetchRequest) parse(buf []byte, version int16) (*fetchResponse, error) {
 	flexible := version >= fetchVersionFlexible
 	in := answerReader{b: buf[correlationSize:]}
@@ -201,34 +202,34 @@ func (r *fetchRequest) parse(buf []byte, version int16) (*fetchResponse, error) 
 	return res, in.err()
 }
 
-// fetcher reads one partition. It holds what is known of it, and the memory of fetches that
-// follow one another.
+// fetcher reads one partition. It keeps what it knows about the partition, and memory
+// that successive fetches share.
 type fetcher struct {
 	client    *Client
 	topic     string
 	partition int
 	id        TopicID
-	fixed     bool // id is what the caller wants, not only what was found last
+	fixed     bool // id is the topic the caller wants, not just the one last seen
 
 	at    leadership
-	known bool // at is worth a try
-	// read is where the last fetch ended, and sought where the caller said that it had read
-	// up to. They are what a fetch from there rests on.
+	known bool // at may be used
+	// read is where the last fetch ended, and sought is the position set by seek. A fetch
+	// from one of them relies on the log before it.
 	read, sought mark
-	stableEnd    int64     // as the last answer said; negative before the first
-	logEnd       int64     // the same
-	throttled    time.Time // when the brokers are ready for us again
+	stableEnd    int64     // from the last response; negative before the first
+	logEnd       int64     // from the last response
+	throttled    time.Time // when the brokers accept the next fetch
 
 	buf []byte
 	decoder
 }
 
-// mark is an offset before which everything was read, and the leader epoch of the last
+// mark is an offset before which everything was read, with the leader epoch of the last
 // batch before it, negative when unknown.
 type mark struct {
 	offset  int64
 	epoch   int32
-	checked int32 // leader epoch in which the log was seen to hold what was read
+	checked int32 // the leader epoch in which the log was last verified
 }
 
 var noMark = mark{offset: -1, epoch: -1, checked: -1}
@@ -237,13 +238,13 @@ func newFetcher(c *Client, topic string, partition int) fetcher {
 	return fetcher{client: c, topic: topic, partition: partition, read: noMark, sought: noMark, stableEnd: -1}
 }
 
-// damagedFetches is how often a batch is fetched whose bytes are not what the
-// producer sent. A disk or a network that spoils them once rarely does it again.
+// damagedFetches is how often a batch with damaged bytes is fetched. A disk or network
+// that damages bytes once rarely does so again.
 const damagedFetches = 3
 
-// fetch does what Client.Fetch and Claim.Fetch say. A damaged batch is fetched again, over
-// new connections, and with more of what follows it, where reading can go on. When the
-// partition has a new leader, it is looked up once.
+// fetch implements Client.Fetch and Claim.Fetch. It refetches a damaged batch over new
+// connections and asks for more data, so that reading can continue behind it. When the
+// leader has moved, it looks the leader up once.
 func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
 	f.trim(maxBytes)
 	lookedUp := false
@@ -266,14 +267,14 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait
 			return batch, nil
 		case errors.As(err, &throttled):
 			f.throttled = time.Now().Add(throttled.wait)
-			f.client.log.Debug("kafka's quota is used up", "topic", f.topic, "partition", f.partition, "wait", throttled.wait)
+			f.client.log.Debug("broker quota exhausted", "topic", f.topic, "partition", f.partition, "wait", throttled.wait)
 		case leaderMoved(err):
 			f.known = false
 			if lookedUp {
 				return Batch{}, f.because(offset, err)
 			}
 		case damaged(err) && attempt < damagedFetches:
-			f.client.log.Warn("a batch is damaged, fetching it again", "error", err)
+			f.client.log.Warn("damaged record batch, fetching it again", "error", err)
 			f.client.metrics.damaged.WithLabelValues(f.topic).Inc()
 			f.client.transport.CloseIdleConnections()
 			maxBytes = 2*maxBytes + defaultMaxBatchBytes
@@ -282,7 +283,7 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait
 			}
 			attempt++
 		default:
-			// A broker that does not answer may not lead any more.
+			// A broker that does not respond may no longer be the leader.
 			f.known = f.known && ofTheLog(err)
 			return Batch{}, f.because(offset, err)
 		}
@@ -296,8 +297,9 @@ func (f *fetcher) because(offset int64, err error) error {
 	return fmt.Errorf("fetch %s/%d from offset %d: %w", f.topic, f.partition, offset, err)
 }
 
-// waitForQuota waits until the brokers are ready for us again, or until maxWait has passed,
-// which idle says. Before the end of the log is known, it waits however long it takes.
+// waitForQuota waits until the brokers accept the next fetch. If that takes longer than
+// maxWait, it waits only maxWait and returns idle, unless the end of the log is still
+// unknown.
 func (f *fetcher) waitForQuota(ctx context.Context, offset int64, maxWait time.Duration) (idle bool, err error) {
 	wait := time.Until(f.throttled)
 	if wait <= 0 {
@@ -309,7 +311,8 @@ func (f *fetcher) waitForQuota(ctx context.Context, offset int64, maxWait time.D
 	return idle, sleep(ctx, wait)
 }
 
-// locate looks the partition's leader up, and whether the topic is still the one wanted.
+// locate looks up the partition's leader and verifies that the topic is still the
+// expected one.
 func (f *fetcher) locate(ctx context.Context) error {
 	f.known = false
 	state, err := f.client.describe(ctx, f.topic)
@@ -333,7 +336,7 @@ func (f *fetcher) locate(ctx context.Context) error {
 	return nil
 }
 
-// once fetches once from the leader that is known.
+// once sends one fetch request to the known leader.
 func (f *fetcher) once(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
 	if err := f.check(ctx, offset); err != nil {
 		return Batch{}, err
@@ -345,7 +348,7 @@ func (f *fetcher) once(ctx context.Context, offset int64, maxBytes int, maxWait 
 		ctx: ctx, client: f.client, topic: f.topic, id: f.id, partition: int32(f.partition), at: f.at, offset: offset,
 		maxBytes: int32(min(maxBytes, maxResponse)), maxWait: maxWait, buf: f.buf,
 	}
-	f.buf = nil // the exchange has it until it answers
+	f.buf = nil // the exchange owns it until it returns
 	answer, err := f.client.roundTrip(ctx, deadline, req)
 	if err != nil {
 		return Batch{}, err
@@ -361,8 +364,8 @@ func (f *fetcher) once(ctx context.Context, offset int64, maxBytes int, maxWait 
 	return batch, nil
 }
 
-// check makes sure that the log holds what was read before offset. It asks once in each
-// leader epoch: within one, a log only grows.
+// check verifies that the log still contains what was read before offset. It asks once in
+// each leader epoch, because within an epoch a log only grows.
 func (f *fetcher) check(ctx context.Context, offset int64) error {
 	for _, m := range []*mark{&f.read, &f.sought} {
 		if m.offset != offset || m.epoch < 0 || f.at.epoch < 0 || m.checked == f.at.epoch {
@@ -380,12 +383,13 @@ func (f *fetcher) check(ctx context.Context, offset int64) error {
 	return nil
 }
 
-// seek says that everything before p.Offset was read, up to a record of p.LeaderEpoch.
+// seek declares that everything before p.Offset was read, up to a record of
+// p.LeaderEpoch.
 func (f *fetcher) seek(p Position) {
 	f.read, f.sought = noMark, mark{offset: p.Offset, epoch: p.LeaderEpoch, checked: -1}
 }
 
-// trim lets go of memory that an exceptionally large batch has left behind.
+// trim releases memory that an exceptionally large batch has left behind.
 func (f *fetcher) trim(maxBytes int) {
 	const slack = 1 << 20
 	if cap(f.buf) > 2*maxBytes+slack {
@@ -396,7 +400,7 @@ func (f *fetcher) trim(maxBytes int) {
 	}
 }
 
-// usualRatio is more than spans compress under most codecs.
+// usualRatio exceeds the compression of spans under most codecs.
 const usualRatio = 16
 
 func (f *fetcher) answer(res *fetchResponse, offset int64) (Batch, error) {
@@ -405,7 +409,7 @@ func (f *fetcher) answer(res *fetchResponse, offset int64) (Batch, error) {
 	case errors.Is(err, kafkago.OffsetOutOfRange):
 		return Batch{}, ErrOffsetOutOfRange
 	case err != nil:
-		f.client.suspect(err)
+		f.client.refreshOnError(err)
 		return Batch{}, err
 	case res.empty:
 		return Batch{}, errNoAnswer
@@ -423,26 +427,26 @@ func (f *fetcher) answer(res *fetchResponse, offset int64) (Batch, error) {
 	return batch, nil
 }
 
-// logName names a partition.
+// logName identifies a partition.
 type logName struct {
 	topic     string
 	partition int
 }
 
-// located is what Client.Fetch found out of a partition.
+// located is what Client.Fetch remembers of a partition.
 type located struct {
 	id TopicID
 	at leadership
 }
 
-// Fetch returns what a partition has from offset on: at most about maxBytes
-// compressed, but at least one batch of records when there is any. When nothing comes within
-// maxWait, Records is empty. While a quota holds the client back, Fetch waits. An offset outside the log is ErrOffsetOutOfRange; the
-// end of the log is not outside. Records of transactions that were aborted, or are open,
-// are not returned. The records are the caller's.
+// Fetch returns the records of a partition from offset on: about maxBytes at most,
+// compressed, but at least one batch if there is one. Records is empty if nothing arrives
+// within maxWait. While a broker quota is exhausted, Fetch waits. An offset outside the
+// log is ErrOffsetOutOfRange; the end of the log is inside. Fetch does not return records
+// of aborted or open transactions. The records belong to the caller.
 //
-// Who follows a log looks at Batch.TopicID: another one than before means another log,
-// in which the offset asked for means nothing.
+// Callers that follow a log must compare Batch.TopicID: another id means another log, in
+// which the requested offset has no meaning.
 func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
 	f := newFetcher(c, topic, partition)
 	name := logName{topic, partition}

@@ -26,7 +26,7 @@ func TestFetchWaitsForRecords(t *testing.T) {
 		t.Errorf("fetch of nothing = %+v, %v", b, err)
 	}
 	if took := time.Since(begun); took < 40*time.Millisecond {
-		t.Errorf("it waited only for %s", took)
+		t.Errorf("it waited for only %s", took)
 	}
 
 	time.AfterFunc(50*time.Millisecond, func() { _ = producer.Produce(context.Background(), numbered(0, "a", 1)) })
@@ -36,8 +36,8 @@ func TestFetchWaitsForRecords(t *testing.T) {
 	}
 }
 
-// A caller that gives up gets its answer at once, and leaves nothing behind
-// (the leak check of the package watches that).
+// A canceled caller returns at once and leaves no goroutine behind, which the package's
+// leak check verifies.
 func TestFetchEndsWithItsContext(t *testing.T) {
 	client := newClient(t, startCluster(t), nil)
 	createTopic(t, client, 1)
@@ -122,7 +122,7 @@ func TestHugeRecordMakesProgress(t *testing.T) {
 	}
 }
 
-// Transactions of other programs leave offsets without records. Next leads past them.
+// Transactions of other programs leave offsets without records. Next skips them.
 func TestGapsArePassed(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -184,7 +184,7 @@ func TestOffsetAt(t *testing.T) {
 	}
 }
 
-// The records of a claim are overwritten by its next fetch, and only then.
+// The next fetch of a claim overwrites its records, and nothing else does.
 func TestClaimUsesItsMemoryAgain(t *testing.T) {
 	client := newClient(t, startCluster(t), nil)
 	createTopic(t, client, 1)

@@ -14,18 +14,18 @@ import (
 
 // GroupOptions are set by code.
 type GroupOptions struct {
-	// SessionTimeout is how long the brokers wait for a sign of life before they
-	// give the partitions to others. 0 means 10 s: long enough for a stop of
-	// the garbage collector or a slow network, short for a writer that crashed.
+	// SessionTimeout is how long the coordinator waits for a heartbeat before it gives
+	// the partitions to other members. 0 means 10 s: long enough for a garbage collection
+	// pause or a slow network, short enough for a crashed writer.
 	SessionTimeout time.Duration
-	// RebalanceTimeout is how long the brokers let the handlers of this member
-	// finish when another one joins or leaves, and so how long the others may wait for it.
-	// 0 means 20 s, or twice the session timeout if that is longer: three quarters of it are
-	// for an INSERT under way. With less than the session timeout, a silent member loses its
-	// partitions before its session ends.
+	// RebalanceTimeout is how long the handlers of this member may finish their work when
+	// another member joins or leaves, and so how long the others may wait for it. 0 means
+	// 20 s, or twice the session timeout if that is longer; three quarters of it are for
+	// an INSERT in flight. If it is shorter than the session timeout, a silent member
+	// loses its partitions before its session ends.
 	RebalanceTimeout time.Duration
-	// Heartbeat is the interval of the signs of life, and so the time after
-	// which a rebalance is noticed. 0 means 1 s.
+	// Heartbeat is the heartbeat interval, and so the time to notice a rebalance. 0 means
+	// 1 s.
 	Heartbeat time.Duration
 }
 
@@ -33,13 +33,13 @@ const (
 	defaultSessionTimeout   = 10 * time.Second
 	defaultRebalanceTimeout = 20 * time.Second
 	defaultHeartbeat        = time.Second
-	// joinSlack is what a broker may take to answer beyond the rebalance timeout.
+	// joinSlack is how long a broker may take beyond the rebalance timeout to respond.
 	joinSlack = 10 * time.Second
-	// watchInterval is how often each member looks whether the topic is the same. It is one
+	// watchInterval is how often each member checks for a changed topic. A check is one
 	// small request to any broker.
 	watchInterval = 2 * time.Second
-	// lastingGeneration is how long a generation has worked when what ended it is no reason
-	// to wait before joining again.
+	// lastingGeneration is the minimum duration of a generation after whose end the
+	// member rejoins without a delay.
 	lastingGeneration = 5 * time.Second
 )
 
@@ -47,42 +47,43 @@ const (
 //
 // # How a partition changes hands
 //
-// Membership follows Kafka's classic protocol, through segmentio/kafka-go's
-// requests. Its ConsumerGroup is not used, because it stops the heartbeats as
-// soon as a generation ends and then waits for the handlers: one that takes longer than
-// the session timeout loses the right to commit what it has finished. Here:
+// Membership follows Kafka's classic protocol with segmentio/kafka-go's requests. The
+// library's ConsumerGroup is not used: it stops the heartbeats as soon as a generation
+// ends and then waits for the handlers, so a handler that takes longer than the session
+// timeout can no longer commit its work. Here:
 //
-//  1. Another member joins, leaves or dies. The next heartbeat is answered
-//     REBALANCE_IN_PROGRESS.
-//  2. The handlers' contexts end. Heartbeats go on, so the session stays alive;
-//     the coordinator waits for us at most for the rebalance timeout, and until then
-//     takes commits of the old generation. A handler finishes what it must, commits,
-//     and returns.
-//  3. All handlers have returned; only now do we join again. The coordinator hands out
-//     the partitions of the next generation when every member has joined, so no two members
-//     work on a partition while both are in time.
-//  4. A handler that is late finds its commits refused with ILLEGAL_GENERATION or
-//     UNKNOWN_MEMBER_ID, which is fault.Fenced. What it still writes elsewhere must be
-//     harmless by other means; for the writer that is the deduplication token.
+//  1. Another member joins, leaves or dies. The coordinator answers the next
+//     heartbeat with REBALANCE_IN_PROGRESS.
+//  2. The handlers' contexts end. Heartbeats continue, so the session stays
+//     alive. The coordinator waits for this member for the rebalance timeout at
+//     most, and until then accepts commits of the old generation. A handler
+//     finishes what it must, commits and returns.
+//  3. All handlers have returned, and the member joins again. The coordinator
+//     assigns the partitions of the next generation when every member has
+//     joined, so two members never work on a partition while both are in time.
+//  4. The commits of a late handler fail with ILLEGAL_GENERATION or
+//     UNKNOWN_MEMBER_ID, which is fault.Fenced. Its other writes must be harmless
+//     by other means; the writer uses the deduplication token.
 //
-// The same holds when Run's context ends, except that step 3 leaves the group.
-// When the coordinator cannot be reached, the generation goes on until its lease ends, see
-// Claim.Lease, because only then may others have our partitions.
+// The same holds when Run's context ends, except that the member leaves the group in step
+// 3. When the coordinator is unreachable, the generation continues until its lease ends
+// (see Claim.Lease), because only then may other members own the partitions.
 //
 // # When the topic changes
 //
-// Every member asks a broker for the topic every two seconds. When it has more or fewer
-// partitions, is gone, or has another id because it was created anew, the member's generation
-// ends and it joins again. It says in the request which topic it has seen; the coordinator makes
-// a new generation because that is not what it said before. While there is no topic,
-// nobody has partitions.
+// Every member asks a broker for the topic every two seconds. When the topic has more or
+// fewer partitions, is gone, or has another id because it was recreated, the member's
+// generation ends and it joins again. Its join request includes the topic state it has
+// seen; the changed state makes the coordinator start a new generation. While the topic
+// does not exist, no member has partitions.
 //
-// # When a commit has no answer
+// # When a commit gets no response
 //
-// It may be carried out later: accepted, when it carries the current generation and the id of a
-// member. A follower that joins again as itself may be given the same generation. So the member leaves
-// the group and joins it as a new one, which always makes a new generation: after that the
-// coordinator refuses the old commit, and before it the commit shows in Claim.Position.
+// The commit may still take effect later if it carries the current generation and the id
+// of a member. A member that rejoins under its old id may get the same generation. So the
+// member leaves the group and rejoins it under a new id, which always starts a new
+// generation: after that the coordinator refuses the old commit, and if it took effect
+// earlier, Claim.Position returns it.
 type Group struct {
 	client *Client
 	id     string
@@ -90,28 +91,28 @@ type Group struct {
 	opts   GroupOptions
 	log    *slog.Logger
 	watch  time.Duration
-	member string     // our id, given by the coordinator; empty before and after
-	view   topicState // the topic, as it was seen last
-	seen   bool       // view is something
-	// patient says that the next ask to join waits for all the others.
+	member string     // member id assigned by the coordinator; empty before joining and after leaving
+	view   topicState // the topic as last seen
+	seen   bool       // view is set
+	// patient makes the next join request wait for all other members.
 	patient bool
 
-	byID     atomic.Bool // the coordinator takes commits by the topic's id
-	doubtful atomic.Bool // a commit of the generation had no definite answer
+	byID          atomic.Bool // the coordinator accepts commits by topic id
+	commitUnknown atomic.Bool // a commit of the generation had no definite response
 }
 
-// grace does what Claim.Grace says. The rest is for noticing the rebalance, and for joining
-// again in time.
+// grace implements Claim.Grace. The remaining quarter is for noticing the rebalance and
+// joining again in time.
 func (g *Group) grace() time.Duration { return g.opts.RebalanceTimeout / 4 * 3 }
 
-// NewGroup returns the membership of group id, which begins with Run.
+// NewGroup returns a membership of group id. It joins in Run.
 func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
 	if opts.SessionTimeout <= 0 {
 		opts.SessionTimeout = defaultSessionTimeout
 	}
 	if opts.RebalanceTimeout <= 0 {
-		// The coordinator may give the partitions away when either timeout has passed. The
-		// session timeout, which operators set, must be the one that counts.
+		// The coordinator may reassign the partitions after either timeout. The session
+		// timeout, which operators set, must be the effective one.
 		opts.RebalanceTimeout = max(defaultRebalanceTimeout, 2*opts.SessionTimeout)
 	}
 	if opts.Heartbeat <= 0 {
@@ -123,16 +124,16 @@ func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
 	}
 }
 
-// Handler works on one partition until ctx ends. It may commit after that, with a
-// context of its own, until it returns; see Group for how long it has. Returning earlier gives
-// up the partition: the whole member joins again and gets, perhaps other, partitions.
-// An error ends Run.
+// Handler processes one partition until ctx ends. After that it may still commit, with a
+// context of its own, until it returns; Claim.Grace bounds the time. If it returns
+// earlier it gives up the partition: the whole member rejoins and may get other
+// partitions. An error ends Run.
 type Handler func(ctx context.Context, c *Claim) error
 
-// Run joins the group and calls handle for each partition assigned, each in a
-// goroutine of its own, generation after generation, until ctx ends or a handler
-// fails. When it returns, all handlers have returned and the group is left.
-// Trouble with Kafka is logged and waited out. A Group runs once at a time.
+// Run joins the group and calls handle in a goroutine for each assigned partition,
+// generation after generation, until ctx ends or a handler fails. When it returns, all
+// handlers have returned and the member has left the group. Run logs and retries Kafka
+// errors. It must not be called concurrently.
 func (g *Group) Run(ctx context.Context, handle Handler) error {
 	defer g.leave(context.WithoutCancel(ctx))
 	for attempt := 0; ctx.Err() == nil; attempt++ {
@@ -153,9 +154,9 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			break
 		}
 		g.forget(err)
-		if g.doubtful.Swap(false) {
-			// The commit may still be under way. It is refused once this member is gone; by
-			// joining as it, we might be given the same generation.
+		if g.commitUnknown.Swap(false) {
+			// The commit may still be in flight. The coordinator refuses it once this
+			// member has left; a rejoin under the old id might get the same generation.
 			g.leave(ctx)
 		}
 		var changed *topicChangedError
@@ -163,9 +164,9 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			attempt = -1
 			continue
 		}
-		g.client.suspect(err)
+		g.client.refreshOnError(err)
 		g.patient = timedOut(err) && !g.patient
-		if timedOut(err) { // the others take their time, or a connection is dead
+		if timedOut(err) { // the other members are slow, or a connection is dead
 			g.log.Info("asking the consumer group again", "error", err)
 			continue
 		}
@@ -175,27 +176,27 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 	return nil
 }
 
-// handlerError is an error of a handler, as opposed to Kafka's.
+// handlerError marks an error as the handler's, not Kafka's.
 type handlerError struct{ error }
 
-// forget drops our member id when the coordinator does not know it any more.
+// forget drops the member id if the coordinator no longer knows it.
 func (g *Group) forget(err error) {
 	if errors.Is(err, kafkago.UnknownMemberId) || errors.Is(err, kafkago.FencedInstanceID) {
 		g.member = ""
 	}
 }
 
-// generation is what the members agreed upon.
+// generation is the outcome of one join.
 type generation struct {
 	id         int
 	member     string
-	partitions []int      // ours
-	view       topicState // the topic that they are of
+	partitions []int      // assigned to this member
+	view       topicState // the topic of the partitions
 	lease      *lease
 }
 
-// follow runs the handlers of one generation until it ends. The result says why
-// it ended; nil when ctx did.
+// follow runs the handlers of one generation until it ends. It returns the cause of the
+// end, or nil if ctx ended.
 func (g *Group) follow(ctx context.Context, gen generation, handle Handler) error {
 	g.log.Info("partitions assigned", "generation", gen.id, "partitions", gen.partitions, "topic_id", gen.view.id)
 	g.client.metrics.rebalances.WithLabelValues(g.id).Inc()
@@ -225,7 +226,7 @@ func (g *Group) follow(ctx context.Context, gen generation, handle Handler) erro
 		<-work.Done()
 	}
 	handling.Wait()
-	gen.lease.end(time.Now()) // from here on we may give the partitions away ourselves
+	gen.lease.end(time.Now()) // from here on this member itself may give the partitions away
 	stopBeats()
 	beating.Wait()
 	if ctx.Err() != nil {
@@ -240,8 +241,8 @@ func (g *Group) follow(ctx context.Context, gen generation, handle Handler) erro
 
 var errGivenUp = errors.New("a handler gave up its partition")
 
-// beat sends heartbeats until ctx ends, and stops the handlers when the
-// coordinator says that the generation is over, or has not answered for too long.
+// beat sends heartbeats until ctx ends. It stops the handlers when the coordinator
+// reports the end of the generation, or when the lease ends without a response.
 func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
 	ticks := time.NewTicker(g.opts.Heartbeat)
 	defer ticks.Stop()
@@ -272,12 +273,12 @@ func (g *Group) beat(ctx context.Context, gen generation, stop context.CancelCau
 	}
 }
 
-// topicChangedError ends a generation whose topic is another one now.
+// topicChangedError ends a generation because its topic has changed.
 type topicChangedError struct{ topic string }
 
 func (e *topicChangedError) Error() string { return "topic " + e.topic + " has changed" }
 
-// watchTopic looks at the topic until ctx ends, and stops the handlers when it is not what it was.
+// watchTopic polls the topic until ctx ends, and stops the handlers when it has changed.
 func (g *Group) watchTopic(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
 	gone := 0
 	for sleep(ctx, g.watch) == nil {
@@ -289,7 +290,7 @@ func (g *Group) watchTopic(ctx context.Context, gen generation, stop context.Can
 				continue
 			}
 		case err != nil:
-			continue // what matters is noticed elsewhere
+			continue // other requests notice a lasting error
 		default:
 			gone = 0
 		}
@@ -301,7 +302,7 @@ func (g *Group) watchTopic(ctx context.Context, gen generation, stop context.Can
 	}
 }
 
-// generationOver reports whether err means that the members join again.
+// generationOver reports whether err means that the members have to join again.
 func generationOver(err error) bool {
 	return errors.Is(err, kafkago.RebalanceInProgress) || errors.Is(err, kafkago.IllegalGeneration) ||
 		errors.Is(err, kafkago.UnknownMemberId) || errors.Is(err, kafkago.FencedInstanceID)

@@ -22,23 +22,24 @@ import (
 
 const groupID = "metaflow-test"
 
-// patience is how long a test waits for what must come.
+// patience bounds the wait for an expected event.
 const patience = 20 * time.Second
 
-var errCut = errors.New("the connection is cut")
+var errCut = errors.New("connection cut")
 
-// member is a running Group whose handlers do as the test says.
+// member is a running Group whose handlers follow the test.
 type member struct {
 	t      *testing.T
 	cancel context.CancelFunc
 	done   chan error
 
 	mu     sync.Mutex
-	claims map[int]*kafka.Claim // of handlers that run
-	change chan struct{}        // closed and made anew at each change
+	claims map[int]*kafka.Claim // of the running handlers
+	change chan struct{}        // closed and replaced at each change
 }
 
-// startMember joins the group. last is what each handler does after its context ended; nil is nothing.
+// startMember joins the group. Each handler calls last after its context ended, unless
+// last is nil.
 func startMember(t *testing.T, client *kafka.Client, last func(*kafka.Claim)) *member {
 	t.Helper()
 	return startMemberOf(t, client, topic, last)
@@ -48,7 +49,8 @@ var memberOptions = kafka.GroupOptions{
 	SessionTimeout: time.Second, RebalanceTimeout: 10 * time.Second, Heartbeat: 50 * time.Millisecond,
 }
 
-// startMemberOf does so for any topic, whose group has its name, except that of topic.
+// startMemberOf joins the group of any topic. The group has the name of the topic, except
+// for topic itself.
 func startMemberOf(t *testing.T, client *kafka.Client, topic string, last func(*kafka.Claim)) *member {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -99,7 +101,7 @@ func (m *member) set(partition int, c *kafka.Claim) {
 	m.change = make(chan struct{})
 }
 
-// now returns the partitions that the member owns.
+// now returns the partitions that the member currently owns.
 func (m *member) now() map[int]*kafka.Claim {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -158,7 +160,7 @@ func TestSecondMemberTakesHalf(t *testing.T) {
 	if left := time.Until(old.Lease()); left > 0 {
 		t.Errorf("the lease of an old generation lasts for another %s", left)
 	}
-	// The claim of the generation before is worth nothing, whoever owns the partition now.
+	// The claim of the previous generation is fenced, whoever owns the partition now.
 	if err := commit(t.Context(), old, 7, "late"); fault.ClassOf(err) != fault.Fenced {
 		t.Errorf("commit of an old generation = %v, want class fenced", err)
 	}
@@ -172,8 +174,8 @@ func TestSecondMemberTakesHalf(t *testing.T) {
 	first.await(4)
 }
 
-// What the last handler commits after its context ended is there for the next
-// owner: at a rebalance and at shutdown.
+// The next owner finds what the last handler committed after its context ended, at a
+// rebalance and at shutdown.
 func TestLastCommitIsAccepted(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -190,7 +192,7 @@ func TestLastCommitIsAccepted(t *testing.T) {
 		return nil, nil, false
 	})
 	last := func(c *kafka.Claim) {
-		// Signs of life go on while a handler finishes.
+		// Heartbeats continue while a handler finishes.
 		for range 3 {
 			for kafka.MemberID(c) != <-beats {
 				continue
@@ -237,7 +239,7 @@ func TestLastCommitIsAccepted(t *testing.T) {
 	}
 }
 
-// A member that dies says no goodbye: the others wait for the session timeout.
+// A dead member does not leave the group: the others wait for the session timeout.
 func TestDeadMemberIsReplaced(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -262,14 +264,14 @@ func TestDeadMemberIsReplaced(t *testing.T) {
 	cut(kmsg.LeaveGroup, func(r kmsg.Request) string { return r.(*kmsg.LeaveGroupRequest).Members[0].MemberID })
 	survivor.await(2)
 	if left := time.Until(orphaned.Lease()); left > 0 {
-		t.Errorf("the dead member believes that its partition is its own for another %s", left)
+		t.Errorf("the dead member's lease lasts for another %s", left)
 	}
 	if err := commit(t.Context(), orphaned, 5, ""); fault.ClassOf(err) != fault.Fenced {
 		t.Errorf("commit of a dead member = %v, want class fenced", err)
 	}
 }
 
-// A handler that fails ends Run with its error, after the other handlers have returned.
+// An error of a handler ends Run after the other handlers have returned.
 func TestHandlerErrorEndsRun(t *testing.T) {
 	client := newClient(t, startCluster(t), nil)
 	createTopic(t, client, 3)
@@ -291,7 +293,7 @@ func TestHandlerErrorEndsRun(t *testing.T) {
 	}
 }
 
-// A coordinator that moves or restarts is waited out.
+// A group survives a coordinator that moves or restarts.
 func TestGroupOutlivesCoordinatorTrouble(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -327,7 +329,7 @@ func TestGroupOutlivesCoordinatorTrouble(t *testing.T) {
 	}
 }
 
-// Partitions that are added while the group runs are followed, too.
+// A running group notices partitions that are added.
 func TestMorePartitionsAreNoticed(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -370,8 +372,8 @@ func TestMorePartitionsAreNoticed(t *testing.T) {
 	}
 }
 
-// A handler that does not return is waited for as long as the rebalance timeout, no longer. By then
-// its lease is over.
+// The coordinator waits for a stuck handler for the rebalance timeout at most. By then
+// the handler's lease is over.
 func TestStuckHandlerIsReplaced(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -443,8 +445,9 @@ func (c cutConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// A member that is cut off does not notice that another one joins. When the latter owns the
-// partition, the lease of the former is over, whichever timeout ended it.
+// A disconnected member does not notice that another one joins. By the time the new
+// member owns the partition, the lease of the old one is over, whichever timeout ended
+// it.
 func TestLeaseEndsBeforeNextOwner(t *testing.T) {
 	leaseEnds(t, func(t *testing.T) []string { return startCluster(t).ListenAddrs() })
 }
@@ -503,8 +506,8 @@ func leaseEnds(t *testing.T, brokers func(*testing.T) []string) {
 	}
 }
 
-// The session timeout decides how long a silent member keeps its partitions, also when it is
-// longer than the usual rebalance timeout.
+// The session timeout decides how long a silent member keeps its partitions, even if it
+// is longer than the default rebalance timeout.
 func TestLongSessionLengthensRebalance(t *testing.T) {
 	for _, tc := range []struct{ session, rebalance time.Duration }{
 		{0, 20 * time.Second},

@@ -11,26 +11,28 @@ import (
 )
 
 const (
-	// lookInterval is how often a Producer looks at its topic. It costs a request of some hundred bytes.
+	// lookInterval is how often a Producer refreshes its topic. A refresh is one request
+	// of some hundred bytes.
 	lookInterval = 2 * time.Second
-	// failurePatience is for a new leader to be elected, or a broker to restart: only a
-	// failure that lasts longer makes a Producer not ready. What needs an operator does so at once.
+	// failurePatience allows for a leader election or a broker restart: a Producer is not
+	// ready only after a failure has lasted longer. Failures that need an operator count
+	// at once.
 	failurePatience = 5 * time.Second
-	// failureMemory is how long a failure counts after its last occurrence: clients that were
-	// told to send again do so within that.
+	// failureMemory is how long a failure counts after its last occurrence. Clients retry
+	// within that time.
 	failureMemory = time.Minute
-	// failureReminder is how often a failure that lasts is logged.
+	// failureReminder is how often a lasting failure is logged.
 	failureReminder = time.Minute
 )
 
-// failure is why one partition, or the topic, takes no records. The zero value is none.
+// failure is why a partition or the topic takes no records. The zero value means none.
 type failure struct {
 	err         error
 	first, last time.Time
 }
 
-// note takes the outcome of one attempt. A success does not end a failure of size: the
-// topic still refuses the records that were too large for it.
+// note records the outcome of one attempt. A success does not clear a size failure: the
+// topic still refuses the records that were too large.
 func (f *failure) note(err error, now time.Time) {
 	switch {
 	case err == nil && !tooLarge(f.err):
@@ -50,13 +52,13 @@ func (f *failure) expire(now time.Time) {
 	}
 }
 
-// lasts reports whether somebody should hear of f.
+// lasts reports whether f should be reported.
 func (f *failure) lasts(now time.Time) bool {
-	return f.err != nil && (hopeless(f.err) || now.Sub(f.first) > failurePatience)
+	return f.err != nil && (permanent(f.err) || now.Sub(f.first) > failurePatience)
 }
 
-// Unstorable makes Ready, the log and the metrics tell of a record of a partition that the topic does
-// not take for its size, and that the caller cannot split.
+// Unstorable reports a record of a partition that is too large for the topic and that the
+// caller cannot split. Ready, the log and the metrics then show it.
 func (p *Producer) Unstorable(partition int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,7 +69,7 @@ func (p *Producer) Unstorable(partition int, err error) {
 type complaint struct {
 	err        error
 	since      time.Time
-	partitions []int // none when it is the topic's
+	partitions []int // empty if the failure is the topic's
 }
 
 func (c *complaint) Unwrap() error { return c.err }
@@ -80,12 +82,12 @@ func (c *complaint) Error() string {
 	return fmt.Sprintf("partitions %s: %v, since %s", strings.Trim(fmt.Sprint(c.partitions), "[]"), c.err, since)
 }
 
-// complaints returns what lasts, by cause.
+// complaints returns the lasting failures by cause.
 func (p *Producer) complaints(now time.Time) map[string]*complaint {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	found := make(map[string]*complaint)
-	if f := &p.unseen; f.lasts(now) {
+	if f := &p.lookup; f.lasts(now) {
 		found[cause(f.err)] = &complaint{err: f.err, since: f.first}
 	}
 	for _, q := range p.queues {
@@ -110,9 +112,9 @@ func (p *Producer) complaints(now time.Time) map[string]*complaint {
 	return found
 }
 
-// Ready returns nil, or why records of some partitions are not stored: what Kafka
-// refuses, or what has kept it from answering for some seconds. Before Run it
-// says whether the topic can be seen.
+// Ready returns nil, or the reasons why records of some partitions are not stored: errors
+// from Kafka that need an operator, or failures that have lasted some seconds. Before Run
+// it reports whether the topic is visible.
 func (p *Producer) Ready(ctx context.Context) error {
 	p.mu.Lock()
 	running := p.running
@@ -129,38 +131,38 @@ func (p *Producer) Ready(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// watch looks at the topic, and at what it takes, until ctx ends.
+// watch refreshes the topic and reports failures until ctx ends.
 func (p *Producer) watch(ctx context.Context) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
-	said := make(map[string]time.Time) // when each cause was logged last
+	logged := make(map[string]time.Time) // when each cause was last logged
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		_ = p.Look(ctx) // the error is among the complaints
-		p.report(said, time.Now())
+		_ = p.Look(ctx) // complaints returns the error
+		p.report(logged, time.Now())
 	}
 }
 
-// report logs what fails when it begins, from time to time while it lasts, and when it has
-// ended. It is counted by attempt elsewhere.
-func (p *Producer) report(said map[string]time.Time, now time.Time) {
+// report logs each failure when it begins, every failureReminder while it lasts, and when
+// it ends. Failed attempts are counted elsewhere.
+func (p *Producer) report(logged map[string]time.Time, now time.Time) {
 	found := p.complaints(now)
 	for name, c := range found {
 		p.metrics.failing.WithLabelValues(name).Set(float64(max(len(c.partitions), 1)))
-		if now.Sub(said[name]) < failureReminder {
+		if now.Sub(logged[name]) < failureReminder {
 			continue
 		}
-		said[name] = now
-		p.client.log.Error("kafka does not store records; clients are told to send them again",
+		logged[name] = now
+		p.client.log.Error("kafka does not store records; clients have to retry",
 			"topic", p.topic, "cause", name, "error", c.err, "partitions", c.partitions, "since", c.since)
 	}
-	for name := range said {
+	for name := range logged {
 		if found[name] == nil {
-			delete(said, name)
+			delete(logged, name)
 			p.metrics.failing.DeleteLabelValues(name)
 			p.client.log.Info("kafka stores records again", "topic", p.topic, "cause", name)
 		}

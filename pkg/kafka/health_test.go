@@ -25,7 +25,7 @@ func eventually(t *testing.T, check func() error) {
 	}
 }
 
-// What needs an operator is told as long as it lasts, and no longer.
+// Ready reports a failure that needs an operator for as long as it lasts.
 func TestReadySaysWhatKafkaRefuses(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -35,7 +35,7 @@ func TestReadySaysWhatKafkaRefuses(t *testing.T) {
 		t.Errorf("Ready at first = %v", err)
 	}
 	refuse(cluster, kerr.TopicAuthorizationFailed, 2)
-	for _, partition := range []int{1, 2} { // one after the other: both could travel in one request
+	for _, partition := range []int{1, 2} { // one after the other: both could share a request
 		if err := producer.Produce(t.Context(), numbered(partition, "a", 1)); err == nil {
 			t.Error("Produce without permission succeeds")
 		}
@@ -57,12 +57,12 @@ func TestReadySaysWhatKafkaRefuses(t *testing.T) {
 	if err := producer.Produce(t.Context(), numbered(0, "a", 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := producer.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "larger than the topic takes") {
-		t.Errorf("Ready with a span that the topic does not take = %v", err)
+	if err := producer.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "larger than the topic accepts") {
+		t.Errorf("Ready with a span that is too large for the topic = %v", err)
 	}
 }
 
-// A short outage is none to report: leaders move and brokers restart.
+// Ready ignores a short outage: leaders move and brokers restart.
 func TestReadyIsPatient(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)

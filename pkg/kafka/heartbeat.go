@@ -8,9 +8,9 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// heartbeatRequest is the first version of Kafka's heartbeat, which every broker
-// knows. The library's own message takes the fields of later answers in the wrong
-// order and so never sees an error: a member that uses it does not learn of a rebalance.
+// heartbeatRequest is version 0 of Kafka's heartbeat, which every broker supports. The
+// library's own message decodes newer responses in the wrong field order and never sees
+// an error, so its member would not notice a rebalance.
 type heartbeatRequest struct {
 	ctx        context.Context //nolint:containedctx // of the one exchange that this value is
 	group      string
@@ -20,16 +20,16 @@ type heartbeatRequest struct {
 
 type heartbeatResponse struct{ code int16 }
 
-// ApiKey says which of Kafka's requests this is.
+// ApiKey returns the request's API key.
 func (*heartbeatRequest) ApiKey() protocol.ApiKey { return protocol.Heartbeat } //nolint:staticcheck // the library's interface names it so
 
-// ApiKey says which of Kafka's answers this is.
+// ApiKey returns the response's API key.
 func (*heartbeatResponse) ApiKey() protocol.ApiKey { return protocol.Heartbeat } //nolint:staticcheck // the library's interface names it so
 
 // Group routes the request to the coordinator.
 func (r *heartbeatRequest) Group() string { return r.group }
 
-// Required says that RawExchange is to be used, always.
+// Required makes the library always use RawExchange.
 func (*heartbeatRequest) Required(map[protocol.ApiKey]int16) bool { return true }
 
 // RawExchange implements protocol.RawExchanger.
@@ -47,12 +47,11 @@ func (r *heartbeatRequest) RawExchange(rw io.ReadWriter) (protocol.Message, erro
 	return res, body.err()
 }
 
-// heartbeatTries is how many heartbeats may go without an answer, one after the other, before
-// the lease is over: a dead connection costs one.
+// heartbeatTries is how many consecutive heartbeats may go unanswered before the lease
+// ends. A dead connection costs one.
 const heartbeatTries = 3
 
-// heartbeat tells the coordinator that we live, and hears whether the
-// generation does.
+// heartbeat keeps the session alive and returns an error if the generation is over.
 func (g *Group) heartbeat(ctx context.Context, gen generation) error {
 	timeout := min(g.opts.SessionTimeout, g.opts.RebalanceTimeout) / heartbeatTries
 	ctx, cancel := context.WithTimeout(ctx, timeout)

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const topic = "metaflow.test"
 
-// startCluster runs a broker in memory until the test ends.
+// startCluster runs an in-memory broker until the test ends.
 func startCluster(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
 	t.Helper()
 	standard := []kfake.Opt{kfake.NumBrokers(1), kfake.GroupMinSessionTimeout(time.Second)}
@@ -30,7 +30,7 @@ func startCluster(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
 	return cluster
 }
 
-// newClient returns a client of cluster, whose configuration edit may change.
+// newClient returns a client of cluster. edit may change its configuration.
 func newClient(t testing.TB, cluster *kfake.Cluster, edit func(*kafka.Config)) *kafka.Client {
 	t.Helper()
 	cfg := kafka.DefaultConfig()
@@ -46,7 +46,7 @@ func newClient(t testing.TB, cluster *kfake.Cluster, edit func(*kafka.Config)) *
 	return client
 }
 
-// testLogger shows the log of a test that fails.
+// testLogger logs to the test.
 func testLogger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
@@ -99,7 +99,7 @@ func readAll(t testing.TB, client *kafka.Client, partition int, offset int64) []
 	}
 }
 
-// values returns what the records hold, as text.
+// values returns the values of the records as text.
 func values(records []delivery.Record) []string {
 	var texts []string
 	for _, r := range records {
@@ -127,7 +127,7 @@ func until(t testing.TB, ok func() bool) {
 		select {
 		case <-ticks.C:
 		case <-timeout:
-			t.Fatalf("it did not happen within %s", patience)
+			t.Fatalf("condition not met within %s", patience)
 		}
 	}
 }
@@ -137,7 +137,7 @@ func commit(ctx context.Context, c *kafka.Claim, offset int64, metadata string) 
 	return c.CommitPosition(ctx, kafka.Position{Offset: offset, LeaderEpoch: -1, Metadata: metadata})
 }
 
-// positionOf returns what the group has committed.
+// positionOf returns the group's committed position.
 func positionOf(t testing.TB, c *kafka.Claim) (offset int64, metadata string, err error) {
 	p, err := c.Position(t.Context())
 	return p.Offset, p.Metadata, err

@@ -25,11 +25,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// The tests of this file that take brokers run on the embedded broker here, and on Apache
+// The tests of this file that take brokers run on the embedded broker here and on Apache
 // Kafka in apache_test.go.
 
-// generations are those of the embedded broker's versions in which requests differ: by
-// names or by ids, in fetching and in committing.
+// generations are versions of the embedded broker whose requests differ: names or ids in
+// fetches and in commits.
 var generations = map[string]*kversion.Versions{
 	"2.3": kversion.V2_3_0(), "2.4": kversion.V2_4_0(), "2.8": kversion.V2_8_0(), "3.1": kversion.V3_1_0(), "newest": nil,
 }
@@ -46,7 +46,7 @@ func eachGeneration(t *testing.T, test func(t *testing.T, brokers []string)) {
 	}
 }
 
-// clientOf returns a client of brokers, and where its metrics are.
+// clientOf returns a client of brokers and its metrics.
 func clientOf(t *testing.T, brokers []string) (*kafka.Client, *prometheus.Registry) {
 	t.Helper()
 	cfg := kafka.DefaultConfig()
@@ -60,12 +60,12 @@ func clientOf(t *testing.T, brokers []string) (*kafka.Client, *prometheus.Regist
 	return client, reg
 }
 
-// topicName makes a topic's name of the test's.
+// topicName derives a topic name from the test's name.
 func topicName(t *testing.T) string {
 	return strings.NewReplacer("/", ".", "#", "-", " ", "-").Replace(t.Name())
 }
 
-// admin is another client, for what ours cannot do.
+// admin is another client, for operations that the package does not have.
 type admin struct {
 	t *testing.T
 	*kgo.Client
@@ -103,7 +103,7 @@ func (a admin) create(name string, partitions int32) {
 		}
 		err = kerr.ErrorForCode(res.Topics[0].ErrorCode)
 		if errors.Is(err, kerr.TopicAlreadyExists) {
-			return false // it was deleted, and is not gone yet
+			return false // deleted, but not gone yet
 		}
 		a.check(0, err)
 		return true
@@ -134,8 +134,8 @@ func (a admin) delete(name string) {
 	a.check(res.Topics[0].ErrorCode, nil)
 }
 
-// A topic that grows, is deleted and is created anew with fewer partitions is followed by all
-// members at once, and what belongs to the one before is refused.
+// All members follow a topic that grows, is deleted and is recreated with fewer
+// partitions at once, and requests for the old topic are refused.
 func TestTopicIsFollowed(t *testing.T) { eachGeneration(t, topicIsFollowed) }
 
 func topicIsFollowed(t *testing.T, brokers []string) {
@@ -187,8 +187,8 @@ func topicIsFollowed(t *testing.T, brokers []string) {
 	}
 }
 
-// awaitAll waits until the members own exactly these partitions, each one of them, and returns
-// the claims.
+// awaitAll waits until the members together own exactly the wanted partitions, and
+// returns the claims.
 func awaitAll(t *testing.T, want []int, members ...*member) map[int]*kafka.Claim {
 	t.Helper()
 	var all map[int]*kafka.Claim
@@ -205,7 +205,7 @@ func awaitAll(t *testing.T, want []int, members ...*member) map[int]*kafka.Claim
 	return all
 }
 
-// held are commits that the network keeps back. The client sees them sent.
+// held are commits that the network delays. The client sees them sent.
 type held struct {
 	mu      sync.Mutex
 	holding bool
@@ -235,7 +235,7 @@ func (h *held) hold(on bool) {
 	h.holding = on
 }
 
-// deliver sends what was held, each on a connection of its own, and returns the answers.
+// deliver sends the held commits, each on its own connection, and returns the responses.
 func (h *held) deliver(t *testing.T) []error {
 	t.Helper()
 	h.mu.Lock()
@@ -272,9 +272,9 @@ func (h *held) deliver(t *testing.T) []error {
 	return answers
 }
 
-// A commit hangs in the network. The member that sent it is another one by the time it
-// arrives, so it cannot overwrite what was committed since; also when that member was
-// no leader of the group, and would have been given the same generation again.
+// A commit is delayed in the network. By the time it arrives, its sender has another
+// member id, so it cannot overwrite later commits, even if the sender was not the group's
+// leader and would have got the same generation again.
 func TestLateCommitIsRefused(t *testing.T) { eachGeneration(t, lateCommitIsRefused) }
 
 func lateCommitIsRefused(t *testing.T, brokers []string) {
@@ -319,13 +319,13 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 	for _, offset := range []int64{1, 2} { // the second one is not even sent
 		err := claim.CommitPosition(short, kafka.Position{Offset: offset, LeaderEpoch: -1, Metadata: "late"})
 		if !errors.Is(err, kafka.ErrCommitUnknown) || fault.ClassOf(err) != fault.Fenced {
-			t.Errorf("a commit without an answer = %v, want ErrCommitUnknown of class fenced", err)
+			t.Errorf("a commit without a response = %v, want ErrCommitUnknown of class fenced", err)
 		}
 	}
 	network.hold(false)
 	giveUp <- struct{}{}
 
-	// Others may own the partition now: whoever does goes on.
+	// Other members may own the partition now; the new owner continues.
 	other.cancel()
 	var again *kafka.Claim
 	for again == nil || again.Partition() != claim.Partition() {
@@ -344,12 +344,12 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 	}
 	answers := network.deliver(t)
 	if len(answers) != 1 || (!errors.Is(answers[0], kerr.UnknownMemberID) && !errors.Is(answers[0], kerr.IllegalGeneration)) {
-		t.Errorf("the late commit is answered %v, want a refusal", answers)
+		t.Errorf("response to the late commit = %v, want a refusal", answers)
 	}
 	if got, err := again.Position(t.Context()); got != next || err != nil {
 		t.Errorf("Position = %+v, %v; want %+v", got, err, next)
 	}
-	expected := `# HELP metaflow_kafka_unknown_commits_total Commits that got no definite answer, so that this member joined the consumer group under a new id.
+	expected := `# HELP metaflow_kafka_unknown_commits_total Commits without a definite response, after which this member rejoined the consumer group under a new id.
 # TYPE metaflow_kafka_unknown_commits_total counter
 metaflow_kafka_unknown_commits_total{group="` + name + `"} 1
 `
@@ -358,7 +358,8 @@ metaflow_kafka_unknown_commits_total{group="` + name + `"} 1
 	}
 }
 
-// commitInTime commits p, by a later claim of the same partition when a rebalance comes between.
+// commitInTime commits p, through a later claim of the same partition if a rebalance
+// intervenes.
 func commitInTime(t *testing.T, c *kafka.Claim, p kafka.Position, later <-chan *kafka.Claim) error {
 	t.Helper()
 	for {
@@ -375,8 +376,8 @@ func commitInTime(t *testing.T, c *kafka.Claim, p kafka.Position, later <-chan *
 	}
 }
 
-// Transactions of other programs: what was aborted is not read, nor is what is still open, nor
-// what comes after it.
+// Fetches return no records of aborted or open transactions, nor records after an open
+// one.
 func TestReadCommitted(t *testing.T) { eachGeneration(t, readCommitted) }
 
 func readCommitted(t *testing.T, brokers []string) {
@@ -426,7 +427,7 @@ func readCommitted(t *testing.T, brokers []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What is open, and what comes after it, lies beyond.
+	// The open transaction and everything after it lie beyond.
 	logEnd := stable + 2
 	for _, maxBytes := range []int{1, 1 << 20} { // batch by batch, and all at once
 		var got []string

@@ -13,7 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// newFranz returns a client that shares no code with ours.
+// newFranz returns a client that shares no code with the package.
 func newFranz(t testing.TB, cluster *kfake.Cluster, opts ...kgo.Opt) *kgo.Client {
 	t.Helper()
 	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(cluster.ListenAddrs()...)}, opts...)...)
@@ -24,8 +24,8 @@ func newFranz(t testing.TB, cluster *kfake.Cluster, opts ...kgo.Opt) *kgo.Client
 	return client
 }
 
-// Another implementation of the protocol reads what we write.
-func TestFranzReadsOurs(t *testing.T) {
+// Another implementation of the protocol reads what this package writes.
+func TestFranzReadsBatches(t *testing.T) {
 	at := time.UnixMilli(1_700_000_000_123).UTC()
 	big := bytes.Repeat([]byte("0123456789abcdef"), 40_000) // several blocks of most codecs
 	batch := []kafka.Outgoing{
@@ -65,8 +65,9 @@ func TestFranzReadsOurs(t *testing.T) {
 	}
 }
 
-// We read what another implementation writes, with batches as it makes them.
-func TestWeReadFranz(t *testing.T) {
+// This package reads what another implementation writes, in that implementation's
+// batches.
+func TestReadsFranzBatches(t *testing.T) {
 	codecs := map[string]kgo.CompressionCodec{
 		"none": kgo.NoCompression(), "gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(),
 		"lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
@@ -90,7 +91,7 @@ func TestWeReadFranz(t *testing.T) {
 			if diff := cmp.Diff(want, values(readAll(t, client, 0, 0))); diff != "" {
 				t.Errorf("values (-want +got):\n%s", diff)
 			}
-			// From the middle of a batch: what lies before is not returned.
+			// A fetch from the middle of a batch omits the records before the offset.
 			if diff := cmp.Diff(want[123:], values(readAll(t, client, 0, 123))); diff != "" {
 				t.Errorf("values from offset 123 (-want +got):\n%s", diff)
 			}

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// Layout is how a topic is divided, as its Producer last saw it.
+// Layout is the division of a topic as its Producer last saw it.
 type Layout struct {
 	Partitions int       // 0 before the first look
-	Changed    time.Time // when the topic grew, shrank or was created anew; zero when it has not been seen to
+	Changed    time.Time // when the topic grew, shrank or was recreated; zero if it has not
 }
 
-// Layout returns the topic's layout. It does no I/O: a running Producer looks at the
-// topic every other second, and keeps what it saw last while it sees none.
+// Layout returns the topic's layout. It does no I/O: a running Producer refreshes the
+// topic every two seconds and keeps the last layout on errors.
 func (p *Producer) Layout() Layout {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -26,7 +26,7 @@ func (p *Producer) Look(ctx context.Context) error {
 	state, err := p.client.describe(ctx, p.topic)
 	now := time.Now()
 	p.mu.Lock()
-	p.unseen.note(err, now)
+	p.lookup.note(err, now)
 	change := ""
 	before := p.state
 	if err == nil {
@@ -35,23 +35,24 @@ func (p *Producer) Look(ctx context.Context) error {
 	p.mu.Unlock()
 	if change != "" {
 		p.metrics.changes.WithLabelValues(change).Inc()
-		p.client.log.Warn("the topic has changed; a request that is sent again meets other partitions, so the writers look up what is produced from now on",
+		p.client.log.Warn("topic changed; retried requests may reach other partitions, so the writers look up all new records",
 			"topic", p.topic, "change", change, "partitions", len(state.partitions), "before", len(before.partitions))
-		p.client.refresh() // requests are routed by the library's view
+		p.client.refresh() // the library routes requests by its own cache
 	}
 	return err
 }
 
 var errNoPartition = errors.New("the topic has no such partition")
 
-// adopt takes what was seen of the topic, and returns the word for a change. The caller holds mu.
+// adopt stores the topic state and returns the name of a change, if any. The caller holds
+// mu.
 func (p *Producer) adopt(seen topicState, now time.Time) (change string) {
 	known := len(p.state.partitions) > 0
 	switch {
 	case len(seen.partitions) == 0:
 		return ""
 	case known && seen.id != (TopicID{}) && seen.id == p.state.id && len(seen.partitions) < len(p.state.partitions):
-		return "" // no topic shrinks: this broker has not heard of the growth
+		return "" // topics never shrink: this broker has not learned of the growth
 	case known && !p.state.sameAs(seen):
 		change = p.state.changeTo(seen)
 		p.changed, p.leaders = now, nil
@@ -69,7 +70,8 @@ func (p *Producer) adopt(seen topicState, now time.Time) (change string) {
 	return change
 }
 
-// noteLeader takes whether a partition has a leader, also while nothing is produced for it. The caller holds mu.
+// noteLeader records whether a partition has a leader, even if nothing is produced for
+// it. The caller holds mu.
 func (p *Producer) noteLeader(partition int, leader int32, now time.Time) {
 	if leader < 0 {
 		p.queue(partition).failing.note(errNoLeader, now)
@@ -82,8 +84,8 @@ func (p *Producer) noteLeader(partition int, leader int32, now time.Time) {
 	}
 }
 
-// drop ends what waits for a partition that is gone. What a sender has under way lands as
-// usual. The caller holds mu.
+// drop fails everything that waits for a partition that is gone. A flight owned by a
+// sender ends as usual. The caller holds mu.
 func (q *queue) drop(err error) {
 	waiting := q.waiting
 	q.waiting = nil

@@ -5,37 +5,38 @@ import (
 	"time"
 )
 
-// lease is how long nobody else can own the partitions of a generation. The coordinator gives
-// them to others when a member was silent for the session timeout, or when it has not joined
-// again within the rebalance timeout after a rebalance began.
+// lease is the time during which no other member can own the partitions of a generation.
+// The coordinator reassigns them when a member was silent for the session timeout, or has
+// not rejoined within the rebalance timeout after a rebalance began.
 //
-// The coordinator counts the session from when it received our last request. A lease counts
-// from when we sent it, which is earlier. A rebalance can begin as soon as the coordinator has
-// answered that there is none, and a stopped process does not notice it. So the rebalance timeout
-// always counts, from when we sent the last request that was answered so.
+// The coordinator starts the session timeout when it receives a request; the lease starts
+// it when the request was sent, which is earlier. A rebalance can begin right after the
+// coordinator reported none, and a stopped process does not notice it. So the rebalance
+// timeout always counts, from the send time of the last request that reported no
+// rebalance.
 type lease struct {
 	session, rebalance, grace time.Duration
 
 	mu         sync.Mutex
-	alive      time.Time // when the last request was sent that was answered as to a member
-	undisputed time.Time // when the last request was sent that was answered without a rebalance
-	noticed    time.Time // when a rebalance was noticed; zero before
-	over       time.Time // when the generation was known to be over; zero before
+	alive      time.Time // send time of the last request answered as to a member
+	undisputed time.Time // send time of the last request answered without a rebalance
+	noticed    time.Time // when a rebalance was noticed, or zero
+	over       time.Time // when the generation was known to be over, or zero
 }
 
-// newLease begins with the answer to a request that was sent at a time.
+// newLease starts a lease with the response to a request sent at sent.
 func newLease(opts GroupOptions, grace time.Duration, sent time.Time) *lease {
 	return &lease{session: opts.SessionTimeout, rebalance: opts.RebalanceTimeout, grace: grace, alive: sent, undisputed: sent}
 }
 
-// renew takes the answer that the generation goes on.
+// renew records a response that the generation continues.
 func (l *lease) renew(sent time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.alive, l.undisputed = sent, sent
 }
 
-// dispute takes the answer that a rebalance is under way, in which we are waited for.
+// dispute records a response that a rebalance is under way and waits for this member.
 func (l *lease) dispute(sent, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -45,7 +46,7 @@ func (l *lease) dispute(sent, now time.Time) {
 	}
 }
 
-// end takes the answer that the generation is over.
+// end records that the generation is over.
 func (l *lease) end(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,7 +55,7 @@ func (l *lease) end(now time.Time) {
 	}
 }
 
-// until returns the end of the lease, as far as it is known now.
+// until returns the end of the lease as far as is known now.
 func (l *lease) until() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -30,14 +30,14 @@ func TestLease(t *testing.T) {
 			l.renew(at(0))
 			l.dispute(at(8), at(8.1))
 			l.dispute(at(16), at(16.1))
-		}, 20}, // the brokers may have waited for us since the last heartbeat before
+		}, 20}, // the brokers may have waited for us since the heartbeat before
 		"taken away": {usual, func(l *lease) {
 			l.renew(at(3))
 			l.end(at(5))
 			l.end(at(6))
 		}, 5},
-		// Another member joins right after the last heartbeat. The brokers wait for this one no
-		// longer than the rebalance timeout, however long its session is.
+		// Another member joins right after the last heartbeat. The brokers wait for this
+		// member for the rebalance timeout at most, however long its session is.
 		"a long session, and silence": {long, func(l *lease) { l.renew(at(1)) }, 21},
 		"a long session, just joined": {long, func(*lease) {}, 20},
 		"a long session, a rebalance and silence": {long, func(l *lease) {

@@ -8,12 +8,12 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-var errLZ4 = errors.New("it is no lz4 frame")
+var errLZ4 = errors.New("not an lz4 frame")
 
-// unlz4 appends the content of the frames in src to dst, which must not grow
-// beyond end bytes. Checksums are not looked at: the batch has its own.
+// unlz4 appends the content of the frames in src to dst, which must not grow beyond end
+// bytes. It ignores checksums, because the batch has its own.
 //
-// The library's reader does the same through buffers of its own, at about half the speed.
+// The library's reader goes through buffers of its own at about half the speed.
 func unlz4(dst, src []byte, end int) ([]byte, error) {
 	for len(src) > 0 {
 		var err error
@@ -24,7 +24,7 @@ func unlz4(dst, src []byte, end int) ([]byte, error) {
 	return dst, nil
 }
 
-// unlz4Frame appends the content of one frame, and returns what follows it.
+// unlz4Frame appends the content of the first frame and returns the remaining bytes.
 func unlz4Frame(dst, src []byte, end int) (out, rest []byte, err error) {
 	if len(src) < 7 || binary.LittleEndian.Uint32(src) != lz4Magic || src[4]>>6 != lz4Version>>6 {
 		return nil, nil, errLZ4
@@ -45,7 +45,7 @@ func unlz4Frame(dst, src []byte, end int) (out, rest []byte, err error) {
 		return nil, nil, io.ErrUnexpectedEOF
 	}
 	src = src[header:]
-	frame := len(dst) // what linked blocks may refer to begins here
+	frame := len(dst) // linked blocks may refer back to here
 	for {
 		if len(src) < 4 {
 			return nil, nil, io.ErrUnexpectedEOF
@@ -88,8 +88,8 @@ func unlz4Frame(dst, src []byte, end int) (out, rest []byte, err error) {
 	return dst, src, nil
 }
 
-// unlz4Block appends one block, which may refer back to dst[history:]. The size
-// of its content is not written anywhere, so room is made as it turns out to be needed.
+// unlz4Block appends one block, which may refer back to dst[history:]. The format does
+// not store the decompressed size, so room grows as needed.
 func unlz4Block(dst, block []byte, history, blockSize int) ([]byte, error) {
 	for room := min(blockSize, 8*len(block)); ; room = min(blockSize, 2*room) {
 		dst = grow(dst, room)

@@ -14,18 +14,18 @@ import (
 
 const (
 	protocolType = "consumer"
-	// protocolName is that of the assignment below. It is the ecosystem's name for
-	// contiguous ranges, so that tools show it right.
+	// protocolName is the assignment strategy. "range" is the ecosystem's name for
+	// contiguous ranges, so tools display it correctly.
 	protocolName = "range"
 )
 
-// requests returns the library's view of the cluster, for the requests of the group
-// protocol whose bodies it encodes.
+// requests returns a library client for the group requests whose bodies the library
+// encodes.
 func (g *Group) requests(timeout time.Duration) *kafkago.Client {
 	return &kafkago.Client{Addr: g.client.addr, Transport: g.client.transport, Timeout: timeout}
 }
 
-// join takes part in the making of the next generation.
+// join joins the group and returns the new generation.
 func (g *Group) join(ctx context.Context) (generation, error) {
 	if err := g.look(ctx); err != nil {
 		return generation{}, err
@@ -39,7 +39,7 @@ func (g *Group) join(ctx context.Context) (generation, error) {
 		GroupID: g.id, GenerationID: gen.id, MemberID: gen.member, ProtocolType: protocolType, ProtocolName: protocolName,
 	}
 	if joined.LeaderID == joined.MemberID {
-		if err := g.look(ctx); err != nil { // others may have waited long for this moment
+		if err := g.look(ctx); err != nil { // the other members may have kept us waiting for long
 			return generation{}, err
 		}
 		sync.Assignments = assign(g.topic, len(g.view.partitions), joined.Members)
@@ -51,7 +51,7 @@ func (g *Group) join(ctx context.Context) (generation, error) {
 	gen.lease = newLease(g.opts, g.grace(), sent)
 	gen.partitions = answer.Assignment.AssignedPartitions[g.topic]
 	if last := slices.Max(append(gen.partitions, -1)); last >= len(g.view.partitions) {
-		if err := g.look(ctx); err != nil { // the leader has seen more than we have
+		if err := g.look(ctx); err != nil { // the leader has seen a newer topic
 			return generation{}, err
 		}
 		if last >= len(g.view.partitions) {
@@ -63,9 +63,9 @@ func (g *Group) join(ctx context.Context) (generation, error) {
 	return gen, nil
 }
 
-// syncGroup asks for our partitions, and says when it did. The coordinator answers when the
-// leader, who may be slow or dead, has shared them out. Who asks again gets the same answer, and
-// shows that he lives.
+// syncGroup asks for the assigned partitions and returns when it sent the request. The
+// coordinator responds when the group leader, which may be slow or dead, has assigned
+// them. A repeated request gets the same response and keeps the session alive.
 func (g *Group) syncGroup(ctx context.Context, req *kafkago.SyncGroupRequest) (answer *kafkago.SyncGroupResponse, sent time.Time, err error) {
 	for range heartbeatTries {
 		sent = time.Now()
@@ -80,7 +80,7 @@ func (g *Group) syncGroup(ctx context.Context, req *kafkago.SyncGroupRequest) (a
 	return nil, sent, err
 }
 
-// look asks for the topic as it is now. Without one the group goes on, with no partitions.
+// look refreshes the topic. Without a topic the group continues with no partitions.
 func (g *Group) look(ctx context.Context) error {
 	view, err := g.client.describe(ctx, g.topic)
 	if err != nil && !errors.Is(err, kafkago.UnknownTopicOrPartition) {
@@ -90,7 +90,7 @@ func (g *Group) look(ctx context.Context) error {
 	return nil
 }
 
-// see takes what is known of the topic now, and tells of a change.
+// see stores the topic state and reports a change.
 func (g *Group) see(view topicState) {
 	before := g.view
 	if g.seen && before.sameAs(view) {
@@ -101,19 +101,19 @@ func (g *Group) see(view topicState) {
 	if !g.seen {
 		g.seen = true
 		if len(view.partitions) == 0 {
-			g.log.Warn("the topic does not exist; waiting for it")
+			g.log.Warn("topic does not exist, waiting for it")
 		}
 		return
 	}
 	change := before.changeTo(view)
 	g.client.metrics.topicChanges.WithLabelValues(g.id, change).Inc()
-	g.log.Warn("the topic has changed", "change", change, "topic_id", view.id, "partitions", len(view.partitions),
+	g.log.Warn("topic changed", "change", change, "topic_id", view.id, "partitions", len(view.partitions),
 		"topic_id_before", before.id, "partitions_before", len(before.partitions))
 }
 
-// joinGroup asks for membership. The coordinator answers when all members have
-// asked, or the rebalance timeout has passed. When that takes long we ask again, as the member
-// that we are by then: the connection may be dead.
+// joinGroup asks for membership. The coordinator responds when all members have asked or
+// the rebalance timeout has passed. If that takes long, the caller repeats the request
+// with the assigned member id, because the connection may be dead.
 func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, error) {
 	answer, err := g.requests(g.joinTimeout()).JoinGroup(ctx, &kafkago.JoinGroupRequest{
 		GroupID:          g.id,
@@ -131,7 +131,7 @@ func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, erro
 	case err != nil:
 		return nil, err
 	case errors.Is(answer.Error, kafkago.MemberIDRequired):
-		g.member = answer.MemberID // ours from now on; we have to ask again with it
+		g.member = answer.MemberID // assigned for the repeated request
 		return nil, answer.Error
 	case answer.Error != nil:
 		return nil, answer.Error
@@ -140,10 +140,11 @@ func (g *Group) joinGroup(ctx context.Context) (*kafkago.JoinGroupResponse, erro
 	return answer, nil
 }
 
-// joinTimeout is how long to wait for an answer before asking again. The first ask is given up
-// within the session that its answer, which we may not have got, has begun. The next one waits as long
-// as the others may need: the embedded broker gives them all their time again with each ask. Who has no
-// id yet would become another member by asking again.
+// joinTimeout is how long to wait for a response before asking again. The first request
+// is given up within the session that its response, which may be lost, has begun. The
+// next one waits as long as the other members may need, because the embedded broker
+// restarts their time with each request. A member without an id would become another
+// member by asking again.
 func (g *Group) joinTimeout() time.Duration {
 	if g.member == "" || g.patient {
 		return g.opts.RebalanceTimeout + joinSlack
@@ -151,7 +152,7 @@ func (g *Group) joinTimeout() time.Duration {
 	return g.opts.SessionTimeout / 2
 }
 
-// assign gives each member a range of the partitions, in the order of their ids.
+// assign gives each member a contiguous range of the partitions, ordered by member id.
 func assign(topic string, partitions int, members []kafkago.JoinGroupResponseMember) []kafkago.SyncGroupRequestAssignment {
 	slices.SortFunc(members, func(a, b kafkago.JoinGroupResponseMember) int { return strings.Compare(a.ID, b.ID) })
 	var assignments []kafkago.SyncGroupRequestAssignment
@@ -170,12 +171,12 @@ func assign(topic string, partitions int, members []kafkago.JoinGroupResponseMem
 	return assignments
 }
 
-// leaveTimeout bounds the goodbye. Without it the others wait for the session
-// timeout, no more.
+// leaveTimeout bounds the request to leave. Without it the other members wait for the
+// session timeout.
 const leaveTimeout = 2 * time.Second
 
-// leave gives the partitions back at once. What the broker says is of no
-// consequence, and the library decodes it wrongly.
+// leave gives the partitions back at once. The response is ignored: it has no effect, and
+// the library decodes it incorrectly.
 func (g *Group) leave(ctx context.Context) {
 	if g.member == "" {
 		return
@@ -184,7 +185,7 @@ func (g *Group) leave(ctx context.Context) {
 		GroupID: g.id, Members: []leavegroup.RequestMember{{MemberID: g.member}},
 	})
 	if err != nil {
-		g.log.Warn("the group could not be left; its other members wait for the session timeout",
+		g.log.Warn("cannot leave the group; its other members wait for the session timeout",
 			"error", err, "session_timeout", g.opts.SessionTimeout)
 	}
 	g.member = ""

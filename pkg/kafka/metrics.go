@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics of one Client.
+// metrics are the metrics of one Client.
 type metrics struct {
 	producedRecords *prometheus.CounterVec
 	producedBytes   *prometheus.CounterVec
@@ -30,7 +30,7 @@ type metrics struct {
 	unknownCommits  *prometheus.CounterVec
 }
 
-// newMetrics registers with reg, or with nothing when reg is nil.
+// newMetrics registers the metrics with reg, unless reg is nil.
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -40,35 +40,36 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		producedRecords: counter("produced_records_total", "Records that Kafka acknowledged.", "topic"),
 		producedBytes:   counter("produced_bytes_total", "Bytes of record values that Kafka acknowledged, before compression.", "topic"),
-		sentBytes:       counter("sent_bytes_total", "Bytes of record batches sent to Kafka, compressed, those sent again included.", "topic"),
+		sentBytes:       counter("sent_bytes_total", "Compressed bytes of record batches sent to Kafka, including retries.", "topic"),
 		produceSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "metaflow", Subsystem: "kafka", Name: "produce_duration_seconds",
-			Help: "Time from handing records to the producer to their acknowledgement, or to giving up.",
-			// A broker on this machine answers in half a millisecond; 10 s is where giving up begins by default.
+			Help: "Time from handing records to the producer until they are acknowledged or given up.",
+			// A local broker responds in half a millisecond; 10 s is the default
+			// produce_timeout.
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"topic", "outcome"}),
-		produceErrors: counter("produce_errors_total", "Batches that Kafka refused or that got no answer, by cause; most are sent again.", "topic", "cause"),
+		produceErrors: counter("produce_errors_total", "Batches that Kafka refused or did not answer, by cause; most are retried.", "topic", "cause"),
 		failing: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "metaflow", Subsystem: "kafka", Name: "failing_partitions",
-			Help: "Partitions whose records Kafka does not store at the moment, by cause, as /ready says; 1 where the cause is the topic's.",
+			Help: "Partitions whose records Kafka currently does not store, by cause, as shown by /ready; 1 if the cause affects the whole topic.",
 		}, []string{"topic", "cause"}),
-		layoutChanges: counter("produce_topic_changes_total", "Changes of a topic that its producer noticed: grown, shrunk or recreated.", "topic", "change"),
+		layoutChanges: counter("produce_topic_changes_total", "Topic changes noticed by the producer: grown, shrunk or recreated.", "topic", "change"),
 		settings: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "metaflow", Subsystem: "kafka", Name: "topic_setting_differs",
-			Help: "1 for each setting of a topic that is not what servers need; the log says what it should be.",
+			Help: "1 for each topic setting that differs from what servers need; the log shows the needed value.",
 		}, []string{"topic", "key"}),
-		throttled:      counter("produce_throttled_seconds_total", "Time for which brokers wanted nothing more, because of a quota.", "topic"),
+		throttled:      counter("produce_throttled_seconds_total", "Time for which brokers throttled the producer because of a quota.", "topic"),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
-		fetchedBytes:   counter("fetched_bytes_total", "Bytes of record batches read from Kafka, compressed.", "topic"),
-		damaged:        counter("damaged_batches_total", "Record batches whose bytes were not what the producer sent, each fetched again.", "topic"),
+		fetchedBytes:   counter("fetched_bytes_total", "Compressed bytes of record batches read from Kafka.", "topic"),
+		damaged:        counter("damaged_batches_total", "Record batches that arrived damaged and were fetched again.", "topic"),
 		commits:        counter("commits_total", "Offsets committed, by outcome.", "group", "outcome"),
 		rebalances:     counter("rebalances_total", "Generations of the consumer group that this member took part in.", "group"),
-		topicChanges:   counter("topic_changes_total", "Changes of its topic that this member of the consumer group noticed: created, grown, shrunk, recreated or deleted.", "group", "change"),
-		truncated:      counter("truncations_total", "Fetches that found records lost which were read before.", "group"),
-		unknownCommits: counter("unknown_commits_total", "Commits that got no definite answer, so that this member joined the consumer group under a new id.", "group"),
+		topicChanges:   counter("topic_changes_total", "Topic changes noticed by this member of the consumer group: created, grown, shrunk, recreated or deleted.", "group", "change"),
+		truncated:      counter("truncations_total", "Fetches that found that records read before were lost.", "group"),
+		unknownCommits: counter("unknown_commits_total", "Commits without a definite response, after which this member rejoined the consumer group under a new id.", "group"),
 		assigned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "metaflow", Subsystem: "kafka", Name: "assigned_partitions",
-			Help: "Partitions that this member of the consumer group follows.",
+			Help: "Partitions assigned to this member of the consumer group.",
 		}, []string{"group"}),
 	}
 	if reg == nil {
@@ -88,7 +89,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// topicMetrics are those of one Producer, looked up once.
+// topicMetrics are the metrics of one Producer.
 type topicMetrics struct {
 	records, bytes, sent prometheus.Counter
 	throttled            prometheus.Counter

@@ -63,8 +63,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// gather returns every value by its name and what tells it from its siblings.
-// Bytes that depend on compression are left out.
+// gather returns every value by metric name and labels, except byte counts that depend on
+// compression.
 func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	t.Helper()
 	families, err := registry.Gather()

@@ -10,8 +10,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/listoffsets"
 )
 
-// Bounds returns the first offset in the log of a partition and the one after
-// the last that can be read: before the first record of an open transaction.
+// Bounds returns the first offset in the log of a partition and the offset after the last
+// readable record, which ends before the first record of an open transaction.
 func (c *Client) Bounds(ctx context.Context, topic string, partition int) (start, end int64, err error) {
 	if start, err = c.listOffset(ctx, topic, partition, kafkago.FirstOffset); err != nil {
 		return 0, 0, err
@@ -22,8 +22,8 @@ func (c *Client) Bounds(ctx context.Context, topic string, partition int) (start
 	return start, end, nil
 }
 
-// OffsetAt returns the first offset whose record is not older than t, or the
-// end of the log when all are.
+// OffsetAt returns the first offset whose record is not older than t, or the end of the
+// log if there is none.
 func (c *Client) OffsetAt(ctx context.Context, topic string, partition int, t time.Time) (int64, error) {
 	offset, err := c.listOffset(ctx, topic, partition, max(t.UnixMilli(), 0))
 	if err != nil || offset >= 0 {
@@ -32,8 +32,8 @@ func (c *Client) OffsetAt(ctx context.Context, topic string, partition int, t ti
 	return c.listOffset(ctx, topic, partition, kafkago.LastOffset)
 }
 
-// listOffset asks for one offset by time in milliseconds, or by one of Kafka's
-// special times. It returns -1 when no record is that new.
+// listOffset looks up one offset by time in milliseconds or by one of Kafka's special
+// times. It returns -1 if no record is that new.
 func (c *Client) listOffset(ctx context.Context, topic string, partition int, millis int64) (int64, error) {
 	answer, err := c.roundTrip(ctx, controlTimeout, &listoffsets.Request{
 		ReplicaID: -1, IsolationLevel: readCommitted,
@@ -53,17 +53,17 @@ func (c *Client) listOffset(ctx context.Context, topic string, partition int, mi
 	}
 	p := topics[0].Partitions[0]
 	if err := codeError(p.ErrorCode, ""); err != nil {
-		c.suspect(err)
+		c.refreshOnError(err)
 		return 0, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
 	}
 	return p.Offset, nil
 }
 
-// suspect looks the leaders up again when err says that they have moved, or
-// that a broker has gone, and reports whether it does.
-func (c *Client) suspect(err error) bool {
+// refreshOnError refreshes leaders and connections if err suggests that a leader has
+// moved or a broker is gone. It reports whether err does.
+func (c *Client) refreshOnError(err error) bool {
 	if errors.Is(err, context.Canceled) {
-		return false // our own doing
+		return false // canceled by us
 	}
 	var code kafkago.Error
 	if errors.As(err, &code) {

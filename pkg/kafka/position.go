@@ -10,8 +10,9 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// Versions of the two requests for committed offsets. Those of Kafka 2.3 carry leader epochs;
-// those of 4.1 name the topic by its id. Brokers other than Apache Kafka may not know the epochs.
+// Versions of the two requests for committed offsets. Those of Kafka 2.3 carry leader
+// epochs; those of 4.1 name the topic by its id. Brokers other than Apache Kafka may not
+// support epochs.
 const (
 	commitVersion    = 7
 	commitVersionID  = 10
@@ -20,13 +21,14 @@ const (
 	readVersionID    = 10
 )
 
-// sendCommit sends a commit once. sent says that it may have reached a broker.
+// sendCommit sends a commit once. sent reports whether it may have reached a broker.
 func (c *Claim) sendCommit(ctx context.Context, p Position) (sent bool, err error) {
 	versions := []int16{commitVersionID, commitVersion}
 	if c.fetcher.id.IsZero() {
 		versions = versions[1:]
 	} else if !c.group.byID.Load() {
-		// The brokers may take names only, and a name may be another topic's by now.
+		// The brokers may accept names only, and the name may now belong to another
+		// topic.
 		if err := c.changed(ctx); err != nil {
 			return false, err
 		}
@@ -80,7 +82,7 @@ func (c *Claim) appendCommit(b []byte, version int16, p Position) []byte {
 	return appendNoTags(b)
 }
 
-// readAnswer reads the answer to a commit.
+// readAnswer returns the error code of a commit response.
 func (c *Claim) readAnswer(r *answerReader, version int16) (code int16) {
 	byID := version >= commitVersionID
 	r.int32() // throttled
@@ -91,7 +93,7 @@ func (c *Claim) readAnswer(r *answerReader, version int16) (code int16) {
 	return r.int16()
 }
 
-// readHead reads up to what an answer says of a partition, which should be ours.
+// readHead reads a response up to the partition and verifies that it is the claim's.
 func (c *Claim) readHead(r *answerReader, byID bool) {
 	ours := byID && r.topicID() == c.fetcher.id || !byID && r.text(false) == c.Topic()
 	if !ours || r.length(byID) != 1 || r.int32() != int32(c.partition) {
@@ -122,7 +124,8 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 		return Position{}, err
 	}
 	err := codeError(code, "")
-	// By name, it may be another topic's; and that there is nothing must be certain.
+	// By name, the position may be another topic's. And the absence of a position must be
+	// certain.
 	if topicUnknown(err) || (err == nil && !c.fetcher.id.IsZero() && (!byID || p.Offset < 0)) {
 		err = errors.Join(err, c.changed(ctx))
 	}
@@ -135,7 +138,7 @@ func (c *Claim) readPosition(ctx context.Context) (Position, error) {
 	return p, nil
 }
 
-// readCommitted reads the answer to a request for what is committed.
+// readCommitted reads the response to a request for the committed position.
 func (c *Claim) readCommitted(r *answerReader, version int16) (p Position, code, groupCode int16) {
 	byID := version >= readVersionID
 	r.int32() // throttled
@@ -143,7 +146,7 @@ func (c *Claim) readCommitted(r *answerReader, version int16) (p Position, code,
 		r.b, r.bad = nil, true
 	}
 	code = int16(kafkago.Unknown)
-	for range r.length(byID) { // none with an error of the whole group
+	for range r.length(byID) { // empty with an error of the whole group
 		c.readHead(r, byID)
 		p = Position{Offset: r.int64(), LeaderEpoch: -1}
 		if version >= readVersion {
@@ -167,7 +170,7 @@ func (c *Claim) appendRead(b []byte, version int16) []byte {
 	}
 	b = appendCompactLength(b, 1) // groups
 	b = appendCompactString(b, c.group.id)
-	b = appendCompactNull(b) // member: only the newer group protocol says it
+	b = appendCompactNull(b) // member: for the newer group protocol only
 	b = appendInt32(b, -1)   // and its epoch
 	b = appendCompactLength(b, 1)
 	b = append(b, c.fetcher.id[:]...)
@@ -179,7 +182,7 @@ func (c *Claim) appendRead(b []byte, version int16) []byte {
 	return appendNoTags(b)
 }
 
-// epochEnd does what Claim.EpochEnd says.
+// epochEnd implements Claim.EpochEnd.
 func (f *fetcher) epochEnd(ctx context.Context, epoch int32) (int64, error) {
 	for lookedUp := false; ; {
 		if !f.known {

@@ -10,30 +10,30 @@ import (
 
 // ProducerOptions are set by code.
 type ProducerOptions struct {
-	// MaxBatchBytes bounds one batch of a partition before compression; a
-	// larger record travels alone. It should not exceed what the topic takes
-	// (max.message.bytes), in case the records do not compress. 0 means 1,000,000,
-	// which is below the brokers' default of 1,048,588.
+	// MaxBatchBytes bounds one batch of a partition before compression; a larger record
+	// travels alone. It should not exceed the topic's max.message.bytes, in case the
+	// records do not compress. 0 means 1,000,000, below the brokers' default of
+	// 1,048,588.
 	MaxBatchBytes int
-	// InFlight bounds the requests under way to one broker. One is enough while
-	// all partitions are busy, since a request carries a batch of each; more keep
-	// one slow partition from delaying the others. 0 means 4.
+	// InFlight bounds the concurrent requests to one broker. One is enough while all
+	// partitions are busy, because a request carries a batch of each; more keep one slow
+	// partition from delaying the others. 0 means 4.
 	InFlight int
 }
 
 const (
 	defaultMaxBatchBytes = 1_000_000
 	defaultInFlight      = 4
-	// maxRequestBytes bounds a request before compression, well below the
-	// brokers' socket.request.max.bytes of 100 MiB.
+	// maxRequestBytes bounds a request before compression, well below the brokers'
+	// socket.request.max.bytes of 100 MiB.
 	maxRequestBytes = 32 << 20
 )
 
-// Producer writes records to one topic. Make it with Client.NewProducer; its
-// methods may be called concurrently.
+// Producer writes records to one topic. Create it with Client.NewProducer. Its methods
+// are safe for concurrent use.
 //
-// Batching is natural: while a partition has a batch under way, whatever is
-// produced for it waits and then goes out as one batch. Nobody waits for company.
+// There is no linger time: records for a partition wait only while it has a batch in
+// flight, and then go out as one batch.
 type Producer struct {
 	client  *Client
 	topic   string
@@ -44,30 +44,30 @@ type Producer struct {
 	running bool
 	stopped bool
 	idle    *sync.Cond          // signaled when a call or a sender ends
-	calls   int                 // of Produce, under way
-	queues  []*queue            // by partition; nil when nothing was ever produced for it
-	leaders []int32             // by partition; nil when they have to be looked up
-	senders map[int32]int       // alive, by the broker that they send to
-	paused  map[int32]time.Time // until when brokers want nothing, because of a quota
+	calls   int                 // of Produce, in progress
+	queues  []*queue            // by partition; nil if nothing was ever produced for it
+	leaders []int32             // by partition; nil if they have to be looked up
+	senders map[int32]int       // running senders by broker
+	paused  map[int32]time.Time // by broker: no requests until then, because of a quota
 	state   topicState          // as last seen; see layout.go
-	changed time.Time           // when it last became another
-	unseen  failure             // of looking it up
+	changed time.Time           // when state last changed
+	lookup  failure             // of refreshing the topic
 }
 
-// queue is what waits for one partition.
+// queue holds the waiting records of one partition.
 type queue struct {
 	partition int
 	waiting   []entry
-	flight    *flight // made, but not acknowledged; nil for none
-	busy      bool    // a sender has the flight
-	limit     int     // records of the next flight at most, after one was too large; 0 means any number
-	attempt   int     // of the flight, or of finding the leader
+	flight    *flight // not acknowledged yet; nil for none
+	busy      bool    // a sender owns the flight
+	limit     int     // maximum records of the next flight after one was too large; 0 means any number
+	attempt   int     // of sending the flight or finding the leader
 	notBefore time.Time
 	failing   failure
 }
 
-// entry is one record and the call that waits for it. The record is the
-// caller's: it may be read only while the call is not gone.
+// entry is one record and the call that waits for it. The record belongs to the caller:
+// it may be read only while the call is not gone.
 type entry struct {
 	out  *Outgoing
 	call *call
@@ -75,16 +75,16 @@ type entry struct {
 
 // call is one call of Produce.
 type call struct {
-	left    int           // entries not settled
-	gone    bool          // the caller does not wait any more
-	err     error         // first answer that is not worth another try
-	large   []*Outgoing   // too large for the topic, each alone
-	refusal error         // of the last of them
-	trouble error         // last answer that is worth another try
+	left    int           // entries not settled yet
+	gone    bool          // the caller has returned
+	err     error         // first permanent error
+	large   []*Outgoing   // records that are too large for the topic by themselves
+	refusal error         // error of the last of them
+	lastErr error         // last retryable error
 	done    chan struct{} // closed when left is 0
 }
 
-// NewProducer returns a Producer that does nothing until Run.
+// NewProducer returns a Producer that sends nothing until Run.
 func (c *Client) NewProducer(topic string, opts ProducerOptions) *Producer {
 	if opts.MaxBatchBytes <= 0 {
 		opts.MaxBatchBytes = defaultMaxBatchBytes
@@ -100,9 +100,9 @@ func (c *Client) NewProducer(topic string, opts ProducerOptions) *Producer {
 	return p
 }
 
-// Run sends what Produce is given. When ctx ends, further calls of Produce are
-// refused with ErrStopped, those under way go on as long as their own context
-// and Config.ProduceTimeout let them, and then Run returns nil.
+// Run sends the records of Produce. When ctx ends, new calls of Produce fail with
+// ErrStopped, calls in progress continue within their own context and
+// Config.ProduceTimeout, and then Run returns nil.
 func (p *Producer) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.running = true
@@ -120,16 +120,16 @@ func (p *Producer) Run(ctx context.Context) error {
 	return nil
 }
 
-// Produce returns nil when all records are acknowledged by all in-sync
-// replicas. It tries until ctx ends, at most for Config.ProduceTimeout.
+// Produce returns nil when all in-sync replicas have acknowledged all records. It retries
+// until ctx ends, for Config.ProduceTimeout at most.
 //
-// A TooLargeError names the records that the topic does not take for their size; all
-// others are stored. After any other error each record may have been stored, not stored, or stored
-// twice. Every error has class fault.Retryable: what Kafka refuses, it refuses for its
-// configuration, policy, clock or permissions, and an operator can change those.
+// A TooLargeError lists the records that are too large for the topic; all others are
+// stored. After any other error each record may have been stored once, twice or not at
+// all. Every error has class fault.Retryable: Kafka refuses records because of
+// configuration, policy, clocks or permissions, and an operator can change those.
 //
-// The batch and all its bytes belong to Produce until it returns, and to the
-// caller afterwards, after an error too: what is still under way by then is a copy.
+// Produce owns the batch and all its bytes until it returns. Afterwards they belong to
+// the caller again, even after an error: requests still in flight use a copy.
 func (p *Producer) Produce(ctx context.Context, batch []Outgoing) error {
 	if len(batch) == 0 {
 		return nil
@@ -164,7 +164,7 @@ func (p *Producer) produce(ctx context.Context, batch []Outgoing) error {
 	}
 }
 
-// result is what became of batch, once all of it is settled.
+// result is the outcome of batch once all of it is settled.
 func (c *call) result(batch []Outgoing) error {
 	if c.err != nil || len(c.large) == 0 {
 		return c.err
@@ -178,8 +178,8 @@ func (c *call) result(batch []Outgoing) error {
 	return refused
 }
 
-// maxPartition only keeps a wild number from making a wild slice. Kafka has no
-// topics of that many partitions.
+// maxPartition keeps an invalid partition number from allocating a huge slice. No Kafka
+// topic has that many partitions.
 const maxPartition = 1 << 20
 
 func (p *Producer) enqueue(c *call, batch []Outgoing) error {
@@ -204,7 +204,7 @@ func (p *Producer) leave() {
 	p.idle.Broadcast()
 }
 
-// queue returns that of a partition. The caller holds mu.
+// queue returns the queue of a partition. The caller holds mu.
 func (p *Producer) queue(partition int) *queue {
 	for len(p.queues) <= partition {
 		p.queues = append(p.queues, nil)
@@ -215,8 +215,8 @@ func (p *Producer) queue(partition int) *queue {
 	return p.queues[partition]
 }
 
-// withdraw takes back what has not been sent, and makes sure that nobody reads
-// the caller's bytes any more.
+// withdraw removes the unsent records of c, and waits until no sender reads the caller's
+// bytes any more.
 func (p *Producer) withdraw(ctx context.Context, c *call, batch []Outgoing) error {
 	p.mu.Lock()
 	if c.left == 0 { // settled in the same moment
@@ -234,16 +234,16 @@ func (p *Producer) withdraw(ctx context.Context, c *call, batch []Outgoing) erro
 		case q.busy && q.flight.has(c):
 			encoding = append(encoding, q.flight.encoded)
 		case !q.busy && q.flight != nil && !q.flight.wanted():
-			q.end(q.flight, nil) // nobody hears of it
+			q.end(q.flight, nil) // no caller waits for the outcome
 		}
 	}
-	err, trouble := context.Cause(ctx), c.trouble
+	err, lastErr := context.Cause(ctx), c.lastErr
 	p.mu.Unlock()
 	for _, encoded := range encoding {
 		<-encoded // takes no longer than compressing one batch
 	}
-	if trouble != nil {
-		return fmt.Errorf("%w, after: %w", err, trouble)
+	if lastErr != nil {
+		return fmt.Errorf("%w, after: %w", err, lastErr)
 	}
 	return err
 }
@@ -260,7 +260,7 @@ func forget(entries []entry, c *call) []entry {
 	return kept
 }
 
-// settle ends e with err, or with success. The caller holds mu.
+// settle ends e with err, which is nil for success. The caller holds mu.
 func (e entry) settle(err error) {
 	c := e.call
 	switch {
@@ -279,8 +279,7 @@ func (q *queue) ready(now time.Time) bool {
 	return q != nil && !q.busy && (q.flight != nil || len(q.waiting) > 0) && !now.Before(q.notBefore)
 }
 
-// unknownLeader stands for the broker of partitions whose leader has to be
-// looked up.
+// unknownLeader stands for the broker of partitions whose leader has to be looked up.
 const unknownLeader = -1
 
 // leader returns the broker that leads a partition. The caller holds mu.
@@ -291,11 +290,11 @@ func (p *Producer) leader(partition int) int32 {
 	return unknownLeader
 }
 
-// wake starts a sender for each broker that has something to do and whose
-// senders all wait for answers. The caller holds mu.
+// wake starts a sender for each broker that has ready queues and fewer than InFlight
+// senders. The caller holds mu.
 //
-// No wake-up is lost: a sender looks for more work under mu before it ends, and
-// whoever makes work holds mu and calls wake.
+// No wake-up is lost: a sender looks for more work under mu before it ends, and code that
+// adds work calls wake under mu.
 func (p *Producer) wake() {
 	if !p.running {
 		return
@@ -317,7 +316,7 @@ func (p *Producer) wake() {
 	}
 }
 
-// retire counts a sender out. The caller holds mu.
+// retire counts a finished sender. The caller holds mu.
 func (p *Producer) retire(leader int32) {
 	if p.senders[leader]--; p.senders[leader] == 0 {
 		delete(p.senders, leader)

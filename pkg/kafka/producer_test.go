@@ -22,8 +22,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// refuse answers the next times produce requests with err, or all when times is
-// negative, and counts them. The records are not stored.
+// refuse answers the next times produce requests with err, or all if times is negative,
+// and counts them. It stores no records.
 func refuse(cluster *kfake.Cluster, err *kerr.Error, times int) *atomic.Int32 {
 	var count atomic.Int32
 	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
@@ -51,7 +51,7 @@ func produceAnswer(req *kmsg.ProduceRequest, err *kerr.Error) *kmsg.ProduceRespo
 	return res
 }
 
-func TestProduceTriesAgain(t *testing.T) {
+func TestProduceRetries(t *testing.T) {
 	for _, refusal := range []*kerr.Error{
 		kerr.NotEnoughReplicas, kerr.NotEnoughReplicasAfterAppend, kerr.RequestTimedOut,
 		kerr.NotLeaderForPartition, kerr.LeaderNotAvailable, kerr.UnknownTopicOrPartition, kerr.CorruptMessage,
@@ -75,9 +75,9 @@ func TestProduceTriesAgain(t *testing.T) {
 	}
 }
 
-// Whatever Kafka refuses depends on its configuration, policy, clock or permissions. So it is never
-// the records' fault, and callers hear of it at once.
-func TestProduceGivesUpAtOnce(t *testing.T) {
+// Whatever Kafka refuses depends on its configuration, policy, clock or permissions. So
+// the error is never the records' fault, and callers get it at once.
+func TestProduceReportsPermanentErrorsAtOnce(t *testing.T) {
 	for _, refusal := range []*kerr.Error{
 		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp, kerr.InvalidConfig,
 		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.PolicyViolation,
@@ -103,8 +103,8 @@ func TestProduceGivesUpAtOnce(t *testing.T) {
 	}
 }
 
-// A batch that is too large as a whole is split; only a record that is too
-// large alone is refused, and not those that travelled with it.
+// A batch that is too large is split. Only a record that is too large by itself is
+// refused, not the others in its batch.
 func TestTooLargeBatchIsSplit(t *testing.T) {
 	cluster := startCluster(t, kfake.BrokerConfigs(map[string]string{"message.max.bytes": "1000"}))
 	client := newClient(t, cluster, func(c *kafka.Config) { c.Compression = "none" })
@@ -135,8 +135,8 @@ func TestTooLargeBatchIsSplit(t *testing.T) {
 	}
 }
 
-// A broker that is down: Produce returns in time, nothing stays behind, and when
-// the broker is back records arrive, each call's in order.
+// While a broker is down, Produce returns in time and keeps nothing. When the broker is
+// back, records arrive, those of each call in order.
 func TestBrokerDownAndBack(t *testing.T) {
 	dir := t.TempDir()
 	first, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(dir))
@@ -187,8 +187,8 @@ func TestBrokerDownAndBack(t *testing.T) {
 	}
 }
 
-// After Produce has returned, whatever it said, nobody reads the caller's bytes.
-// The race detector is the judge.
+// After Produce has returned, with whatever result, nothing reads the caller's bytes. The
+// race detector verifies this.
 func TestBytesAreTheCallersAfterReturn(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -220,7 +220,7 @@ func TestBytesAreTheCallersAfterReturn(t *testing.T) {
 	wg.Wait()
 }
 
-// Calls that overlap share batches, and every call's records stay in order.
+// Concurrent calls share batches, and the records of each call stay in order.
 func TestConcurrentCallsShareBatches(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -292,7 +292,7 @@ func TestUnknownPartitionAndTopic(t *testing.T) {
 		t.Errorf("Produce to an unknown topic = %v", err)
 	}
 	createTopic(t, client, 1)
-	if err := producer.Produce(t.Context(), numbered(1, "a", 1)); err == nil || !strings.Contains(err.Error(), "no such partition") {
+	if err := producer.Produce(t.Context(), numbered(1, "a", 1)); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("Produce to an unknown partition = %v", err)
 	}
 	if err := producer.Produce(t.Context(), numbered(-1, "a", 1)); err == nil || !strings.Contains(err.Error(), "no partition -1") {
@@ -303,7 +303,8 @@ func TestUnknownPartitionAndTopic(t *testing.T) {
 	}
 }
 
-// A broker that throttles has stored what it answers for. It is given nothing until it reads again.
+// A throttling broker has stored what it acknowledged. It gets no requests until it reads
+// again.
 func TestQuotaIsNoError(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)

@@ -11,8 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// A broker whose quota is used up answers a fetch at once, with how long to wait and nothing
-// else, and reads nothing from the connection meanwhile.
+// A broker with an exhausted quota answers a fetch at once with a wait time and no
+// records, and reads nothing from the connection meanwhile.
 func TestQuotaIsWaitedOut(t *testing.T) {
 	cluster := startCluster(t)
 	client := newClient(t, cluster, nil)
@@ -34,7 +34,7 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 	})
 	claim := startMember(t, client, nil).await(1)[0]
 
-	// Nothing is known of the log yet, so there is no answer before the broker's.
+	// The log is still unknown, so fetch waits for the broker's response.
 	refusals.Store(2)
 	begun := time.Now()
 	b, err := claim.Fetch(t.Context(), 0, 1<<20, 10*time.Millisecond)
@@ -42,14 +42,14 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 		t.Errorf("(-want +got):\n%s%v", diff, err)
 	}
 	if took := time.Since(begun); took < 2*throttle {
-		t.Errorf("it took %s, but the quota was used up for %s", took, 2*throttle)
+		t.Errorf("fetch took %s, but the quota was exhausted for %s", took, 2*throttle)
 	}
 	if b.Throttled {
-		t.Error("an answer with records is marked as throttled")
+		t.Error("a response with records is marked as throttled")
 	}
 
-	// Later, a caller who does not wait so long gets an empty batch, which says that the quota is
-	// the cause: the records exist.
+	// Later, a caller with a shorter wait gets an empty batch marked as throttled: the
+	// records exist.
 	refusals.Store(1)
 	fetches.Store(0)
 	begun = time.Now()
@@ -66,7 +66,7 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 		}
 		if len(b.Records) > 0 {
 			if took := time.Since(begun); took < throttle || empty == 0 {
-				t.Errorf("records came after %s and %d times of nothing; the quota was used up for %s", took, empty, throttle)
+				t.Errorf("records came after %s and %d times of nothing; the quota was exhausted for %s", took, empty, throttle)
 			}
 			break
 		}
@@ -75,7 +75,7 @@ func TestQuotaIsWaitedOut(t *testing.T) {
 		t.Errorf("%d requests were sent, want one that is refused and one that is not", n)
 	}
 
-	// An empty answer at the end of the log is the broker's own word.
+	// An empty response at the end of the log is not marked as throttled.
 	b, err = claim.Fetch(t.Context(), 3, 1<<20, 10*time.Millisecond)
 	if err != nil || len(b.Records) != 0 || b.Throttled {
 		t.Errorf("at the end of the log: %d records, Throttled = %t, %v", len(b.Records), b.Throttled, err)

@@ -13,16 +13,17 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// rawCall is a request that is encoded and decoded here, because the library does not know
-// the versions of it that carry topic ids and leader epochs.
+// rawCall is a request that this package encodes and decodes, because the library does
+// not know the versions with topic ids and leader epochs.
 type rawCall struct {
 	ctx    context.Context //nolint:containedctx // of the one exchange that this value is
 	client *Client
 	key    protocol.ApiKey
-	// versions are those that encode and decode know, the newest first.
+	// versions are the versions that encode and decode support, newest first.
 	versions     []int16
 	flexibleFrom int16
-	// encode appends the body, and decode reads it. decode may run after the caller has gone.
+	// encode appends the body and decode reads it. decode may run after the caller has
+	// returned.
 	encode func(b []byte, version int16) []byte
 	decode func(r *answerReader, version int16)
 
@@ -31,35 +32,35 @@ type rawCall struct {
 
 const (
 	waiting   = iota
-	sent      // the first byte of it may have left
-	abandoned // the caller has gone before that, so it must not leave any more
+	sent      // the first byte may have left
+	abandoned // the caller returned earlier, so it must not be sent any more
 )
 
-// callAnswer says only that there was an answer.
+// callAnswer means only that a response was decoded.
 type callAnswer struct{ key protocol.ApiKey }
 
-// clusterCall goes to any broker.
+// clusterCall is sent to any broker.
 type clusterCall struct{ *rawCall }
 
-// brokerCall goes to one broker.
+// brokerCall is sent to one broker.
 type brokerCall struct {
 	*rawCall
 	broker int32
 }
 
-// groupCall goes to the coordinator of a group.
+// groupCall is sent to the coordinator of a group.
 type groupCall struct {
 	*rawCall
 	group string
 }
 
-// ApiKey says which of Kafka's requests this is.
+// ApiKey returns the request's API key.
 func (c *rawCall) ApiKey() protocol.ApiKey { return c.key } //nolint:staticcheck // the library's interface names it so
 
-// ApiKey says which of Kafka's answers this is.
+// ApiKey returns the response's API key.
 func (a *callAnswer) ApiKey() protocol.ApiKey { return a.key } //nolint:staticcheck // the library's interface names it so
 
-// Broker routes the request.
+// Broker routes the request to its broker.
 func (c *brokerCall) Broker(protocol.Cluster) (protocol.Broker, error) {
 	return protocol.Broker{ID: c.broker}, nil
 }
@@ -67,7 +68,7 @@ func (c *brokerCall) Broker(protocol.Cluster) (protocol.Broker, error) {
 // Group routes the request to the coordinator.
 func (c *groupCall) Group() string { return c.group }
 
-// Required says that RawExchange is to be used, always.
+// Required makes the library always use RawExchange.
 func (c *rawCall) Required(map[protocol.ApiKey]int16) bool { return true }
 
 // RawExchange implements protocol.RawExchanger.
@@ -100,12 +101,12 @@ func (c *rawCall) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	return &callAnswer{key: c.key}, nil
 }
 
-// notSent is called once, after an error. When it returns true, the request has not
-// reached a broker and never will; else nobody knows.
+// notSent is called once, after an error. If it returns true, the request has not reached
+// a broker and never will; otherwise the outcome is unknown.
 func (c *rawCall) notSent() bool { return c.state.CompareAndSwap(waiting, abandoned) }
 
-// do sends a call, which is one of the types above, and waits for the answer, which
-// decode has read then. What decode wrote must not be looked at after an error.
+// do sends a call of one of the types above, routed, and waits until decode has read the
+// response. After an error the caller must not use what decode wrote.
 func (c *Client) do(ctx context.Context, base *rawCall, routed protocol.Message) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
@@ -114,11 +115,11 @@ func (c *Client) do(ctx context.Context, base *rawCall, routed protocol.Message)
 	return err
 }
 
-// versionRange is what a broker knows of one kind of request.
+// versionRange is the range of versions of one request that a broker supports.
 type versionRange struct{ oldest, newest int16 }
 
-// pickVersion returns the first of versions that the broker at the other end of rw knows.
-// The library's own negotiation is bounded by what the library knows, so the broker is
+// pickVersion returns the first of versions that the broker at the other end of rw
+// supports. The library negotiates only versions that it knows itself, so the broker is
 // asked once more.
 func (c *Client) pickVersion(ctx context.Context, rw io.ReadWriter, key protocol.ApiKey, versions []int16) (int16, error) {
 	known, err := c.brokerVersions(ctx, rw)
@@ -135,8 +136,8 @@ func (c *Client) pickVersion(ctx context.Context, rw io.ReadWriter, key protocol
 		have.oldest, have.newest, key, versions, kafkago.UnsupportedVersion)
 }
 
-// brokerVersions asks a broker which versions of requests it knows, unless that is known.
-// refresh forgets what is known: a broker that was replaced breaks connections.
+// brokerVersions returns the request versions that a broker supports, from the cache if
+// possible. refresh clears the cache, because replacing a broker breaks connections.
 func (c *Client) brokerVersions(ctx context.Context, rw io.ReadWriter) (map[protocol.ApiKey]versionRange, error) {
 	conn, ok := rw.(interface{ RemoteAddr() net.Addr })
 	if !ok {
@@ -177,7 +178,7 @@ func readVersions(r *answerReader) (map[protocol.ApiKey]versionRange, error) {
 	return known, r.err()
 }
 
-// no is false as a field.
+// no is the encoded value of false.
 const no = 0
 
 func appendInt32(b []byte, v int32) []byte { return binary.BigEndian.AppendUint32(b, uint32(v)) }

@@ -14,7 +14,8 @@ import (
 
 var compressions = []string{"none", "gzip", "snappy", "lz4", "zstd"}
 
-// What is produced is what is fetched: values, headers and times, in order, under every compression.
+// Fetch returns what was produced: values, headers and times, in order, under every
+// compression.
 func TestRoundTrip(t *testing.T) {
 	at := time.UnixMilli(1_700_000_000_123)
 	value := bytes.Repeat([]byte("metaflow "), 1000)

@@ -62,7 +62,7 @@ func TestSASL(t *testing.T) {
 
 			err := login("guess").Ping(t.Context())
 			if err == nil || !strings.Contains(strings.ToLower(err.Error()), "authentication") {
-				t.Errorf("Ping with a wrong password = %v, want an error that says so", err)
+				t.Errorf("Ping with a wrong password = %v, want an authentication error", err)
 			}
 			if err != nil && strings.Contains(err.Error(), "guess") {
 				t.Errorf("the error shows the password: %v", err)

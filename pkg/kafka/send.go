@@ -14,14 +14,14 @@ import (
 	"github.com/segmentio/kafka-go/protocol/rawproduce"
 )
 
-// flight is a batch of one partition on its way. A sender owns it while the
-// queue is busy; in between it lies in the queue.
+// flight is a batch of one partition being sent. A sender owns it while the queue is
+// busy; between attempts the queue holds it.
 type flight struct {
 	queue   *queue
 	entries []entry
-	batch   []byte        // encoded, after its length in 4 bytes; empty until then
+	batch   []byte        // encoded, after its length in 4 bytes; empty before
 	encoded chan struct{} // closed when the callers' bytes have been read
-	spoilt  bool          // an exchange was given up, which may still read batch
+	leaked  bool          // an abandoned exchange may still read batch
 }
 
 // has reports whether f carries entries of c. A nil flight carries none.
@@ -37,7 +37,7 @@ func (f *flight) has(c *call) bool {
 	return false
 }
 
-// wanted reports whether somebody still waits for f.
+// wanted reports whether a caller still waits for f.
 func (f *flight) wanted() bool {
 	for i := range f.entries {
 		if !f.entries[i].call.gone {
@@ -47,16 +47,15 @@ func (f *flight) wanted() bool {
 	return false
 }
 
-// Memory that flights leave behind. What is not used for a while is the
-// garbage collector's.
+// Pools of memory that flights reuse.
 var (
 	flights  = sync.Pool{New: func() any { return new(flight) }}
 	encoders = sync.Pool{New: func() any { return new(encoder) }}
 )
 
-// release gives f back, unless an exchange may still read from it.
+// release returns f to the pool, unless an exchange may still read from it.
 func (f *flight) release() {
-	if f.spoilt {
+	if f.leaked {
 		return
 	}
 	clear(f.entries)
@@ -64,7 +63,7 @@ func (f *flight) release() {
 	flights.Put(f)
 }
 
-// take makes busy what is ready for one broker, and returns it. The caller
+// take marks the ready queues of one broker busy and returns their flights. The caller
 // holds mu.
 func (p *Producer) take(leader int32, now time.Time) []*flight {
 	var work []*flight
@@ -86,7 +85,7 @@ func (p *Producer) take(leader int32, now time.Time) []*flight {
 	return work
 }
 
-// load makes a flight of the records that have waited longest, of one at least.
+// load makes a flight of the oldest waiting records, at least one.
 func (q *queue) load(maxBytes int) *flight {
 	n, size := 0, 0
 	for n < len(q.waiting) && (q.limit == 0 || n < q.limit) {
@@ -106,8 +105,8 @@ func (q *queue) load(maxBytes int) *flight {
 	return f
 }
 
-// send delivers work to one broker, and what has gathered meanwhile, until
-// there is nothing more.
+// send delivers work to one broker, then the records that have gathered meanwhile, until
+// none are left.
 func (p *Producer) send(leader int32, work []*flight) {
 	for len(work) > 0 {
 		p.encode(work)
@@ -119,11 +118,12 @@ func (p *Producer) send(leader int32, work []*flight) {
 	p.retire(leader)
 }
 
-// encodeAlone is how many bytes are not worth another goroutine: compressing
-// them takes some 50 us.
+// encodeAlone is the size below which another goroutine does not pay: compressing it
+// takes some 50 us.
 const encodeAlone = 64 << 10
 
-// encode encodes what is not encoded yet, on all processors when it is much.
+// encode encodes the flights that are not encoded yet, on all processors if they are
+// large.
 func (p *Producer) encode(work []*flight) {
 	var fresh []*flight
 	size := 0
@@ -144,7 +144,7 @@ func (p *Producer) encode(work []*flight) {
 	wg.Wait()
 }
 
-// encodeEvery encodes every workers-th of work, beginning with the first-th.
+// encodeEvery encodes every workers-th flight of work, starting at index first.
 func (p *Producer) encodeEvery(work []*flight, first, workers int) {
 	e := encoders.Get().(*encoder)
 	defer encoders.Put(e)
@@ -158,12 +158,12 @@ func (p *Producer) encodeEvery(work []*flight, first, workers int) {
 	}
 }
 
-// attemptTimeout bounds one request, so that within Config.ProduceTimeout there
-// is a second one, perhaps to another leader.
+// attemptTimeout bounds one request, so that Config.ProduceTimeout leaves time for a
+// second one, perhaps to another leader.
 func (p *Producer) attemptTimeout() time.Duration { return p.client.cfg.ProduceTimeout / 2 }
 
-// exchange sends work in one request and waits for the answer. It runs on time
-// of its own: the callers may leave, others whose records travel along do not.
+// exchange sends work in one request and waits for the response. It has its own deadline:
+// a caller may leave while others still wait for records in the same request.
 func (p *Producer) exchange(work []*flight) (*produce.Response, error) {
 	timeout := p.attemptTimeout()
 	topic := rawproduce.RequestTopic{Topic: p.topic, Partitions: make([]rawproduce.RequestPartition, len(work))}
@@ -183,16 +183,16 @@ func (p *Producer) exchange(work []*flight) (*produce.Response, error) {
 	})
 	if err != nil {
 		for _, f := range work {
-			f.spoilt = true
+			f.leaked = true
 		}
 		return nil, err
 	}
 	return answer.(*produce.Response), nil
 }
 
-var errNoAnswer = errors.New("the answer does not name the partition")
+var errNoAnswer = errors.New("the response does not contain the partition")
 
-// resultOf finds what the broker said of a partition.
+// resultOf returns the broker's error for a partition.
 func resultOf(answer *produce.Response, partition int) error {
 	for i := range answer.Topics {
 		for j := range answer.Topics[i].Partitions {
@@ -204,8 +204,7 @@ func resultOf(answer *produce.Response, partition int) error {
 	return errNoAnswer
 }
 
-// settle tells the callers what became of work, and returns what the sender
-// does next.
+// settle reports the outcome of work to the callers and returns the sender's next work.
 func (p *Producer) settle(leader int32, work []*flight, answer *produce.Response, failed error) []*flight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -224,8 +223,9 @@ func (p *Producer) settle(leader int32, work []*flight, answer *produce.Response
 	return next
 }
 
-// pause sends nothing to a broker for a while. A quota is no error: the broker has
-// stored what it answered for, and reads nothing more until then, so that a request sent
+// pause stops requests to a broker for a while. A quota is not an error: the broker has
+// stored what it acknowledged, and reads nothing more until then, so a request sent
+// meanwhile would seem lost. The caller holds mu.
 // meanwhile would seem lost. The caller holds mu.
 func (p *Producer) pause(leader int32, d time.Duration) {
 	p.metrics.throttled.Add(d.Seconds())
@@ -241,11 +241,11 @@ func (p *Producer) pause(leader int32, d time.Duration) {
 	})
 }
 
-// land ends one attempt of a flight. The caller holds mu.
+// land finishes one attempt of a flight. The caller holds mu.
 func (p *Producer) land(f *flight, err error) {
 	q := f.queue
 	q.busy = false
-	if !tooLarge(err) { // whether that is a failure is for the caller to say, who may split the record
+	if !tooLarge(err) { // the caller may split the record, and reports a failure with Unstorable
 		q.failing.note(err, time.Now())
 	}
 	switch {
@@ -255,20 +255,20 @@ func (p *Producer) land(f *flight, err error) {
 	case tooLarge(err) && len(f.entries) > 1:
 		p.metrics.errors.WithLabelValues(cause(err)).Inc()
 		q.split(f)
-	case hopeless(err):
+	case permanent(err):
 		p.metrics.errors.WithLabelValues(cause(err)).Inc()
 		q.end(f, err)
 	case !f.wanted():
 		q.end(f, err)
 	default:
-		if p.client.suspect(err) {
+		if p.client.refreshOnError(err) {
 			p.leaders = nil
 		}
 		p.delay(q, err)
 	}
 }
 
-// end settles the entries of f, which is the queue's.
+// end settles the entries of f, the flight of q.
 func (q *queue) end(f *flight, err error) {
 	q.flight, q.attempt, q.notBefore = nil, 0, time.Time{}
 	for _, e := range f.entries {
@@ -277,7 +277,7 @@ func (q *queue) end(f *flight, err error) {
 	f.release()
 }
 
-// split puts the records of f back to the front of the queue, for two flights.
+// split returns the records of f to the front of the queue, for two flights.
 func (q *queue) split(f *flight) {
 	q.flight = nil
 	q.limit = len(f.entries) / 2
@@ -291,13 +291,13 @@ func (q *queue) split(f *flight) {
 	f.release()
 }
 
-// delay lets q try again a little later, because of err. The caller holds mu.
+// delay schedules a retry of q after err. The caller holds mu.
 func (p *Producer) delay(q *queue, err error) {
 	p.metrics.errors.WithLabelValues(cause(err)).Inc()
 	wait := backoff(q.attempt)
 	q.attempt++
 	q.notBefore = time.Now().Add(wait)
-	q.trouble(err)
+	q.setLastErr(err)
 	time.AfterFunc(wait, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -305,25 +305,25 @@ func (p *Producer) delay(q *queue, err error) {
 	})
 }
 
-// trouble tells the callers why they still wait, for the case that they give up.
-func (q *queue) trouble(err error) {
+// setLastErr records why the callers still wait. Produce returns it if they give up.
+func (q *queue) setLastErr(err error) {
 	for _, e := range q.waiting {
-		e.call.trouble = err
+		e.call.lastErr = err
 	}
 	if q.flight != nil {
 		for _, e := range q.flight.entries {
-			e.call.trouble = err
+			e.call.lastErr = err
 		}
 	}
 }
 
-var errNoLeader = errors.New("the topic has no such partition, or it has no leader")
+var errNoLeader = errors.New("the partition does not exist or has no leader")
 
-// find looks the leaders up, and starts senders for the partitions that have one.
+// find looks up the leaders and starts senders for the partitions that have one.
 func (p *Producer) find() {
 	leaders, err := p.client.leaders(context.Background(), p.topic)
 	if err == nil {
-		err = errNoLeader // of those that still have none
+		err = errNoLeader // for the partitions that still have none
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -338,11 +338,11 @@ func (p *Producer) find() {
 	p.wake()
 }
 
-// lost handles a partition whose leader was not found. The caller holds mu.
+// lost handles a partition without a known leader. The caller holds mu.
 func (p *Producer) lost(q *queue, err error) {
 	q.failing.note(err, time.Now())
-	if !hopeless(err) {
-		p.client.suspect(err)
+	if !permanent(err) {
+		p.client.refreshOnError(err)
 		p.delay(q, err)
 		return
 	}

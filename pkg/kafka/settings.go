@@ -13,21 +13,22 @@ import (
 	"github.com/segmentio/kafka-go/protocol/metadata"
 )
 
-// Difference is a setting of a topic that is not what a server needs.
+// Difference is a topic setting that is not what the server needs.
 type Difference struct {
 	Topic, Key    string
 	Found, Needed string
 	Breaks        string // what does not hold with the setting found
 }
 
-// settingsInterval is how often WatchSettings compares: operators change settings by the year.
+// settingsInterval is the interval of WatchSettings. Topic settings change rarely.
 const settingsInterval = 5 * time.Minute
 
-// WatchSettings compares the topics with what they need, at once and from time to time
-// until ctx ends. It logs what differs when it begins to, and shows it as a metric. replicated
-// says whether a broker may fail without loss: then two replicas have to acknowledge.
+// WatchSettings compares the topics with what they need, now and every settingsInterval,
+// until ctx ends. It logs a difference when it appears and exports it as a metric.
+// replicated means that the loss of one broker must not lose records, so two replicas
+// have to acknowledge.
 func (c *Client) WatchSettings(ctx context.Context, replicated bool, topics ...Topic) {
-	said := make(map[string]string) // values that were logged, by topic and key
+	said := make(map[string]string) // values already logged, by topic and key
 	trouble := ""
 	for {
 		differences, err := c.Differences(ctx, replicated, topics...)
@@ -36,10 +37,10 @@ func (c *Client) WatchSettings(ctx context.Context, replicated bool, topics ...T
 			return
 		case err != nil && err.Error() != trouble:
 			trouble = err.Error()
-			c.log.Warn("settings of topics cannot be compared with what they need", "error", err)
+			c.log.Warn("cannot compare topic settings", "error", err)
 		case err == nil:
 			trouble = ""
-			c.tell(differences, said)
+			c.reportDifferences(differences, said)
 		}
 		if sleep(ctx, settingsInterval) != nil {
 			return
@@ -47,22 +48,23 @@ func (c *Client) WatchSettings(ctx context.Context, replicated bool, topics ...T
 	}
 }
 
-func (c *Client) tell(differences []Difference, said map[string]string) {
+func (c *Client) reportDifferences(differences []Difference, said map[string]string) {
 	c.metrics.settings.Reset()
 	for _, d := range differences {
 		c.metrics.settings.WithLabelValues(d.Topic, d.Key).Set(1)
 		name := d.Topic + " " + d.Key
 		if said[name] != d.Found {
 			said[name] = d.Found
-			c.log.Warn("a setting of a topic is not what is needed",
+			c.log.Warn("topic setting differs from what is needed",
 				"topic", d.Topic, "key", d.Key, "found", d.Found, "needed", d.Needed, "breaks", d.Breaks)
 		}
 	}
 }
 
-const resourceTopic = 2 // of DescribeConfigs
+const resourceTopic = 2 // the resource type of a topic in DescribeConfigs
 
-// Differences compares topics, as EnsureTopics would create them, with how they are.
+// Differences compares the topics in Kafka with the settings EnsureTopics would give
+// them. Topics that do not exist are skipped.
 func (c *Client) Differences(ctx context.Context, replicated bool, topics ...Topic) ([]Difference, error) {
 	req := &describeconfigs.Request{}
 	for _, t := range topics {
@@ -77,7 +79,7 @@ func (c *Client) Differences(ctx context.Context, replicated bool, topics ...Top
 	for _, r := range answer.(*describeconfigs.Response).Resources {
 		err := codeError(r.ErrorCode, r.ErrorMessage)
 		if errors.Is(err, kafkago.UnknownTopicOrPartition) {
-			continue // not created yet, or missing, which the check of topics tells
+			continue // not created yet; the topic check reports it
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("ask kafka for the settings of topic %s: %w", r.ResourceName, err))
@@ -104,7 +106,7 @@ func (c *Client) Differences(ctx context.Context, replicated bool, topics ...Top
 	return differences, errors.Join(errs...)
 }
 
-// replicas returns how many replicas the partition of a topic has that has fewest.
+// replicas returns the smallest replica count among the topic's partitions.
 func (c *Client) replicas(ctx context.Context, topic string) (int, error) {
 	answer, err := c.roundTrip(ctx, controlTimeout, &metadata.Request{TopicNames: []string{topic}})
 	if err != nil {
@@ -123,7 +125,8 @@ func (c *Client) replicas(ctx context.Context, topic string) (int, error) {
 	return fewest, nil
 }
 
-// differences compares t with the settings found. A setting that the broker does not tell counts as right.
+// differences compares t with the settings found. A setting that the broker does not
+// report counts as correct.
 func (t Topic) differences(found map[string]string, replicas int, replicated bool) []Difference {
 	var all []Difference
 	differs := func(key, value, needed, breaks string) {
@@ -135,50 +138,51 @@ func (t Topic) differences(found map[string]string, replicas int, replicated boo
 	}
 	if n, ok := number("max.message.bytes"); ok && n < int64(t.MaxMessageBytes) {
 		differs("max.message.bytes", found["max.message.bytes"], "at least "+strconv.Itoa(t.MaxMessageBytes),
-			"larger records are sent twice and split, and a single span that is larger is not stored")
+			"larger records are split and sent again, and a larger single span is not stored")
 	}
 	t.compareReplication(found, replicas, replicated, differs)
 	policy := found["cleanup.policy"]
 	switch {
 	case policy == "":
 	case t.Compacted && !strings.Contains(policy, "compact"):
-		differs("cleanup.policy", policy, "compact", "what every server has to know is deleted with time")
+		differs("cleanup.policy", policy, "compact", "records that every server needs are deleted over time")
 	case !t.Compacted && policy != "delete":
 		differs("cleanup.policy", policy, "delete", "kafka refuses records without a key, or drops some of them")
 	}
 	if n, ok := number("retention.ms"); ok && n >= 0 && !t.Compacted {
 		switch {
 		case t.Forever || t.Retention < 0:
-			differs("retention.ms", found["retention.ms"], "-1", "records are deleted that are needed for ever")
+			differs("retention.ms", found["retention.ms"], "-1", "records that are needed forever are deleted")
 		case n < t.Retention.Milliseconds():
 			differs("retention.ms", found["retention.ms"], "at least "+strconv.FormatInt(t.Retention.Milliseconds(), 10),
-				"records are deleted before they are stored, when the writers are behind for longer")
+				"records are deleted before they are stored when the writers lag for longer")
 		}
 	}
 	if kind := found["message.timestamp.type"]; kind != "" && kind != "CreateTime" {
-		differs("message.timestamp.type", kind, "CreateTime", "the window in which copies are recognized goes by the brokers' clocks")
+		differs("message.timestamp.type", kind, "CreateTime", "the deduplication window follows the brokers' clocks")
 	}
 	return all
 }
 
-// compareReplication compares what decides whether an acknowledged record survives a broker.
+// compareReplication compares the settings that decide whether an acknowledged record
+// survives the loss of a broker.
 func (t Topic) compareReplication(found map[string]string, replicas int, replicated bool, differs func(key, value, needed, breaks string)) {
 	inSync, err := strconv.Atoi(found["min.insync.replicas"])
 	known := err == nil
 	if known && inSync > replicas && replicas > 0 {
-		differs("min.insync.replicas", found["min.insync.replicas"], "at most "+strconv.Itoa(replicas), "kafka stores nothing: there are no more replicas")
+		differs("min.insync.replicas", found["min.insync.replicas"], "at most "+strconv.Itoa(replicas), "kafka stores nothing: the topic has fewer replicas")
 	}
 	if !replicated {
 		return
 	}
 	if replicas == 1 {
-		differs("replication", "1", "at least "+strconv.Itoa(enoughReplicas), "what is acknowledged is lost with its only broker, or with its power")
+		differs("replication", "1", "at least "+strconv.Itoa(enoughReplicas), "acknowledged records are lost with their only broker, or when it loses power")
 	}
 	if known && inSync < safeInSync {
 		differs("min.insync.replicas", found["min.insync.replicas"], "at least "+strconv.Itoa(safeInSync),
-			"what is acknowledged may be on one broker alone, and is lost with it")
+			"acknowledged records may exist on one broker only, and are lost with it")
 	}
 	if found["unclean.leader.election.enable"] == "true" {
-		differs("unclean.leader.election.enable", "true", "false", "what is acknowledged is lost when a replica that is behind becomes leader")
+		differs("unclean.leader.election.enable", "true", "false", "acknowledged records are lost when a lagging replica becomes leader")
 	}
 }

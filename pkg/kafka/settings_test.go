@@ -12,7 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
-// keysOf returns the settings that differ, with what was found.
+// keysOf returns the settings that differ, with the values found.
 func keysOf(t *testing.T, client *kafka.Client, replicated bool, topics ...kafka.Topic) map[string]string {
 	t.Helper()
 	differences, err := client.Differences(t.Context(), replicated, topics...)
@@ -29,7 +29,8 @@ func keysOf(t *testing.T, client *kafka.Client, replicated bool, topics ...kafka
 	return keys
 }
 
-// What is created is what is needed, and what an operator has made otherwise is found, on both brokers.
+// Created topics have the needed settings, and settings changed by an operator are found,
+// on both brokers.
 func TestSettingsAreCompared(t *testing.T) {
 	brokers := map[string]func() []string{
 		"embedded": func() []string { return startCluster(t, kfake.NumBrokers(3)).ListenAddrs() },
@@ -81,7 +82,7 @@ func TestSettingsAreCompared(t *testing.T) {
 	}
 }
 
-// Topics with three replicas need two of them for an acknowledgement, unless an operator wants otherwise.
+// Topics with three replicas require two of them for an acknowledgement by default.
 func TestCreatedTopicsSetMinInSync(t *testing.T) {
 	tests := map[string]struct {
 		replication, minInSync int

@@ -10,8 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// deafConn carries out requests, but from the nth of a kind on no answer comes through it, as
-// when a network drops what a connection carries.
+// deafConn carries requests, but from the nth request of a kind on no response returns,
+// as if the network drops the connection's traffic.
 type deafConn struct {
 	net.Conn
 	key  kmsg.Key
@@ -35,8 +35,8 @@ func (c *deafConn) Read(b []byte) (int, error) {
 	}
 }
 
-// A connection that goes dead costs a member and those who wait for it one session timeout, not
-// the time that a rebalance may take.
+// A dead connection costs a member, and the members that wait for it, one session timeout
+// rather than the rebalance timeout.
 func TestDeadConnectionCostsOneSession(t *testing.T) {
 	for name, tc := range map[string]struct {
 		key kmsg.Key

@@ -5,18 +5,17 @@ import (
 	"fmt"
 )
 
-// TopicID tells a topic from every other one, also from one of the same name that was
-// created after it was deleted. The zero value means that the brokers have none, which
-// are those older than Kafka 2.8.
+// TopicID identifies a topic, even among topics of the same name that were deleted and
+// recreated. It is zero with brokers older than Kafka 2.8, which have no topic ids.
 type TopicID [16]byte
 
 // String returns id as Kafka's tools print it.
 func (id TopicID) String() string { return base64.RawURLEncoding.EncodeToString(id[:]) }
 
-// IsZero reports whether the brokers gave no id.
+// IsZero reports whether the broker gave no id.
 func (id TopicID) IsZero() bool { return id == TopicID{} }
 
-// ParseTopicID reads what TopicID.String returns.
+// ParseTopicID parses the result of TopicID.String.
 func ParseTopicID(s string) (TopicID, error) {
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err == nil && len(b) != len(TopicID{}) {

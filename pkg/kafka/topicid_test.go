@@ -7,7 +7,7 @@ import (
 )
 
 func TestTopicID(t *testing.T) {
-	// As kafka-topics.sh --describe prints the id of a topic with these bytes.
+	// kafka-topics.sh --describe prints this for an id of these bytes.
 	id := kafka.TopicID{0xfb, 0xf0, 2: 1, 15: 0xff}
 	const text = "-_ABAAAAAAAAAAAAAAAA_w"
 	if got := id.String(); got != text {

@@ -11,28 +11,28 @@ import (
 	"github.com/segmentio/kafka-go/protocol/createtopics"
 )
 
-// Topic is what EnsureTopics creates.
+// Topic describes a topic for EnsureTopics.
 type Topic struct {
 	Name            string
 	Partitions      int           // 0 means Config.Partitions
 	Replication     int           // 0 means Config.Replication
 	Retention       time.Duration // 0 means Config.Retention; ignored when Compacted or Forever
-	Compacted       bool          // keep the last record of every key, for ever
-	Forever         bool          // keep every record, whatever the brokers' defaults are
+	Compacted       bool          // keep the last record of every key forever
+	Forever         bool          // keep every record, whatever the brokers' defaults
 	MinInSync       int           // replicas that must have a record before it is acknowledged; 0 means Config.MinInSync
-	MaxMessageBytes int           // largest batch of records the topic takes; 0 leaves it to the brokers
+	MaxMessageBytes int           // largest record batch the topic accepts; 0 uses the brokers' default
 }
 
-// With enoughReplicas one broker may be away while safeInSync others acknowledge, and no
-// single broker can lose what is acknowledged.
+// With enoughReplicas one broker may be down while safeInSync others acknowledge, and the
+// loss of any one broker loses no acknowledged record.
 const (
 	enoughReplicas = 3
 	safeInSync     = 2
 )
 
-// EnsureTopics creates the topics that are missing. Several programs may do so at
-// once. Topics that are there already stay as they are; a different number of partitions is
-// logged, because the hash of trace ids then leads elsewhere than configured.
+// EnsureTopics creates the missing topics. Several programs may call it at once. It does
+// not change existing topics. It logs a different number of partitions, because the hash
+// of trace ids then selects other partitions than configured.
 func (c *Client) EnsureTopics(ctx context.Context, topics ...Topic) error {
 	var errs []error
 	for _, t := range topics {
@@ -67,7 +67,7 @@ func (c *Client) withDefaults(t Topic) Topic {
 }
 
 func (c *Client) ensureTopic(ctx context.Context, t Topic) error {
-	have, err := c.describe(ctx, t.Name) // the library's cache may know a topic that is deleted
+	have, err := c.describe(ctx, t.Name) // the library's cache may contain a deleted topic
 	switch {
 	case err == nil:
 		c.comparePartitions(t, len(have.partitions))
@@ -75,7 +75,7 @@ func (c *Client) ensureTopic(ctx context.Context, t Topic) error {
 	case !errors.Is(err, kafkago.UnknownTopicOrPartition):
 		return err
 	}
-	// The library waits after this until its own cache has the topic.
+	// The library returns only after its own cache has the topic.
 	answer, err := c.roundTrip(ctx, controlTimeout, &createtopics.Request{
 		Topics:    []createtopics.RequestTopic{t.request()},
 		TimeoutMs: int32(controlTimeout.Milliseconds()),
@@ -97,8 +97,7 @@ func (c *Client) ensureTopic(ctx context.Context, t Topic) error {
 	}
 }
 
-// awaitTopic waits until the topic that somebody else has created a moment ago
-// can be seen.
+// awaitTopic waits until a topic that another program has just created is visible.
 func (c *Client) awaitTopic(ctx context.Context, t Topic) error {
 	for attempt := 0; ; attempt++ {
 		c.refresh()
@@ -118,7 +117,7 @@ func (c *Client) awaitTopic(ctx context.Context, t Topic) error {
 
 func (c *Client) comparePartitions(t Topic, have int) {
 	if have != t.Partitions {
-		c.log.Warn("topic exists with another number of partitions than configured; it stays as it is",
+		c.log.Warn("existing topic keeps a number of partitions that differs from the configured one",
 			"topic", t.Name, "partitions", have, "configured", t.Partitions)
 	}
 }
@@ -136,12 +135,12 @@ func (t Topic) request() createtopics.RequestTopic {
 	case t.Compacted:
 		set("cleanup.policy", "compact")
 	case t.Forever:
-		set("cleanup.policy", "delete") // what is over the bounds, of which there are none
+		set("cleanup.policy", "delete") // deletes only beyond limits, and there are none
 		set("retention.ms", "-1")
 		set("retention.bytes", "-1")
 	default:
 		set("retention.ms", strconv.FormatInt(max(t.Retention.Milliseconds(), -1), 10))
-		if t.Retention < 0 { // not by size either, whatever the brokers' default is
+		if t.Retention < 0 { // no deletion by size either, whatever the brokers' default
 			set("retention.bytes", "-1")
 		}
 	}
@@ -154,7 +153,7 @@ func (t Topic) request() createtopics.RequestTopic {
 	return req
 }
 
-// backoff doubles from 20 ms to about 1 s: a new leader is elected within that.
+// backoff doubles from 20 ms to about 1 s. A leader election is faster than that.
 func backoff(attempt int) time.Duration {
 	return 20 * time.Millisecond << min(attempt, 6)
 }

@@ -77,7 +77,7 @@ func TestTopicSettings(t *testing.T) {
 	}
 }
 
-// An existing topic is left as it is, and the operator is told.
+// EnsureTopics keeps an existing topic and warns the operator.
 func TestOtherPartitionCountIsAWarning(t *testing.T) {
 	cluster := startCluster(t)
 	createTopic(t, newClient(t, cluster, nil), 3)
@@ -92,7 +92,7 @@ func TestOtherPartitionCountIsAWarning(t *testing.T) {
 	createTopic(t, client, 5)
 	for _, word := range []string{"level=WARN", "partitions=3", "configured=5"} {
 		if !strings.Contains(out.String(), word) {
-			t.Errorf("the log does not say %s:\n%s", word, out.String())
+			t.Errorf("the log does not contain %s:\n%s", word, out.String())
 		}
 	}
 }

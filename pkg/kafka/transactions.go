@@ -6,27 +6,27 @@ import (
 	"slices"
 )
 
-// abortedTxn says that the records of a producer from an offset on, up to the marker of
-// the abort, are not to be read.
+// abortedTxn is an aborted transaction: readers skip the records of producer from offset
+// first up to the abort marker.
 type abortedTxn struct{ producer, first int64 }
 
-// abortedTxns are those that a fetch may touch. Other programs may write to a topic in
-// transactions; the broker keeps back what belongs to an open one, and says which
-// of the others were aborted.
+// abortedTxns are the aborted transactions that a fetch may touch. Other programs may
+// write to a topic in transactions. The broker withholds the records of open ones and
+// lists the aborted ones.
 type abortedTxns struct {
-	ahead []abortedTxn       // by offset; those not reached yet
-	open  map[int64]struct{} // producers within one
+	ahead []abortedTxn       // not reached yet, by offset
+	open  map[int64]struct{} // producers inside an aborted transaction
 }
 
-// set makes list what the next decode goes by. It keeps list.
+// set prepares for the next decode. It keeps list.
 func (a *abortedTxns) set(list []abortedTxn) {
 	slices.SortFunc(list, func(x, y abortedTxn) int { return cmp.Compare(x.first, y.first) })
 	a.ahead = list
 	clear(a.open)
 }
 
-// has reports whether the records of h, which comes after those of the call before, are
-// part of an aborted transaction.
+// has reports whether the records of h belong to an aborted transaction. Calls must
+// follow the order of the batches.
 func (a *abortedTxns) has(h batchHeader) bool {
 	for len(a.ahead) > 0 && a.ahead[0].first < h.next() {
 		if a.open == nil {
@@ -45,8 +45,8 @@ func (a *abortedTxns) has(h batchHeader) bool {
 // controlAbort is the type of the control record that ends an aborted transaction.
 const controlAbort = 0
 
-// end takes a control batch: the end of a transaction, or something that is of no
-// concern to readers.
+// end processes a control batch: the end of a transaction, or a marker that readers
+// ignore.
 func (a *abortedTxns) end(h batchHeader) error {
 	if !a.has(h) {
 		return nil

@@ -17,9 +17,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// A new leader has fewer records than the one before, and has got others since: offsets alone
-// would not tell. The embedded broker never loses any, so it is made to say that an epoch
-// ends earlier.
+// A new leader has fewer records than the one before and has received others since, so
+// offsets alone do not reveal it. The embedded broker never loses records; the test makes
+// it report an earlier end of the epoch.
 func TestTruncationIsNoticed(t *testing.T) {
 	cluster := startCluster(t, kfake.NumBrokers(2))
 	client, reg := clientOf(t, cluster.ListenAddrs())
@@ -40,7 +40,7 @@ func TestTruncationIsNoticed(t *testing.T) {
 		}
 	}
 	var asked atomic.Int32
-	var lostFrom atomic.Int64 // what is said of the first epoch; 0 is the truth
+	var lostFrom atomic.Int64 // reported end of the first epoch; 0 reports the real one
 	cluster.ControlKey(int16(kmsg.OffsetForLeaderEpoch), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
 		asked.Add(1)
@@ -65,10 +65,10 @@ func TestTruncationIsNoticed(t *testing.T) {
 		t.Errorf("Fetch = %+v, %v; want leader epoch 0", b, err)
 	}
 	if asked.Load() != 0 {
-		t.Error("the end of an epoch was asked for without need")
+		t.Error("unneeded request for the end of an epoch")
 	}
 
-	// An election that loses nothing: it is looked at once, and reading goes on.
+	// An election that loses nothing: the fetcher asks once and continues.
 	moveLeader()
 	produce("b", 5)
 	if diff := cmp.Diff([]string{"b-0", "b-1", "b-2", "b-3", "b-4"}, fetchValues(t, claim, 10, 15)); diff != "" {
@@ -87,7 +87,7 @@ func TestTruncationIsNoticed(t *testing.T) {
 		t.Errorf("EpochEnd of no epoch = %d, %v; want -1", end, err)
 	}
 
-	// The group has committed what is not there any more.
+	// The group has committed records that no longer exist.
 	committed := kafka.Position{Offset: 10, LeaderEpoch: 0}
 	if err := claim.CommitPosition(t.Context(), committed); err != nil {
 		t.Fatal(err)
@@ -96,27 +96,27 @@ func TestTruncationIsNoticed(t *testing.T) {
 	if got, err := claim.Position(t.Context()); got != committed || err != nil {
 		t.Errorf("Position = %+v, %v; want %+v", got, err, committed)
 	}
-	for range 2 { // it does not go away by trying again
+	for range 2 { // the error repeats
 		if _, err := claim.Fetch(t.Context(), 10, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
-			t.Errorf("Fetch from what was committed = %v, want ErrTruncated", err)
+			t.Errorf("Fetch from the committed position = %v, want ErrTruncated", err)
 		}
 	}
-	// Reading what comes before does not hide it.
+	// Reading earlier records does not hide it.
 	if got := fetchSome(t, claim, 0, 10, 1); len(got) != 10 {
 		t.Errorf("fetched %q", got)
 	}
 	if _, err := claim.Fetch(t.Context(), 10, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
-		t.Errorf("Fetch after reading what comes before = %v, want ErrTruncated", err)
+		t.Errorf("Fetch after reading earlier records = %v, want ErrTruncated", err)
 	}
 	if got := fetchValues(t, claim, 6, 15); len(got) != 9 {
 		t.Errorf("from the end of the epoch: %q", got)
 	}
 	claim.Seek(kafka.Position{Offset: 10, LeaderEpoch: -1})
 	if _, err := claim.Fetch(t.Context(), 10, 1<<20, time.Second); err != nil {
-		t.Errorf("Fetch from a position that rests on nothing = %v", err)
+		t.Errorf("Fetch from a position without an epoch = %v", err)
 	}
 
-	// What was fetched a moment ago is gone.
+	// The records fetched last are gone.
 	if got := fetchValues(t, claim, 0, 15); len(got) != 15 {
 		t.Fatalf("fetched %q", got)
 	}
@@ -125,7 +125,7 @@ func TestTruncationIsNoticed(t *testing.T) {
 	if _, err := claim.Fetch(t.Context(), 15, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
 		t.Errorf("Fetch after an election that lost records = %v, want ErrTruncated", err)
 	}
-	// A log whose leader knows no epoch as late as that of the position is another one.
+	// If the leader has no epoch as late as the position's, the log is another one.
 	claim.Seek(kafka.Position{Offset: 3, LeaderEpoch: 99})
 	if _, err := claim.Fetch(t.Context(), 3, 1<<20, time.Second); !errors.Is(err, kafka.ErrTruncated) {
 		t.Errorf("Fetch by an epoch of the future = %v, want ErrTruncated", err)
@@ -133,7 +133,7 @@ func TestTruncationIsNoticed(t *testing.T) {
 	if end, err := claim.EpochEnd(t.Context(), 99); end != 0 || err != nil {
 		t.Errorf("EpochEnd of an epoch of the future = %d, %v; want 0", end, err)
 	}
-	expected := `# HELP metaflow_kafka_truncations_total Fetches that found records lost which were read before.
+	expected := `# HELP metaflow_kafka_truncations_total Fetches that found that records read before were lost.
 # TYPE metaflow_kafka_truncations_total counter
 metaflow_kafka_truncations_total{group="` + groupID + `"} 5
 `
@@ -142,7 +142,7 @@ metaflow_kafka_truncations_total{group="` + groupID + `"} 5
 	}
 }
 
-// fetchValues reads from an offset up to another one.
+// fetchValues reads the values from one offset up to another.
 func fetchValues(t *testing.T, c *kafka.Claim, from, to int64) []string {
 	t.Helper()
 	return fetchSome(t, c, from, to, 1<<20)
@@ -164,7 +164,7 @@ func fetchSome(t *testing.T, c *kafka.Claim, from, to int64, maxBytes int) []str
 	return all
 }
 
-// A broker of another make may not know leader epochs. Reading goes on without them.
+// A broker of another vendor may not know leader epochs. Reading works without them.
 func TestBrokerWithoutEpochs(t *testing.T) {
 	versions := kversion.V2_3_0()
 	versions.SetMaxKeyVersion(int16(kmsg.OffsetForLeaderEpoch), -1)

@@ -11,21 +11,22 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// The library lets a message do its own exchange on a connection that it has
-// chosen, opened and logged in (protocol.RawExchanger). The messages that
-// do so are built and read with what is below.
+// The library lets a message do its own exchange on a connection that the library has
+// chosen, opened and authenticated (protocol.RawExchanger). The functions below encode
+// and decode these messages.
 
-// maxResponse bounds what a broker may make us read. One batch larger than
-// asked for is legal, and brokers that take batches of more than this are not known.
+// maxResponse bounds the size of a response. A broker may legally return one batch larger
+// than requested; no known broker accepts batches beyond this bound.
 const maxResponse = 256 << 20
 
-// correlation is in every request. A connection carries one at a time.
+// correlation is the correlation id of every request. A connection carries one request at
+// a time.
 const correlation = 1
 
-var errAnswer = errors.New("the broker's answer is malformed")
+var errAnswer = errors.New("malformed response from the broker")
 
-// appendHeader begins a request of a version that is not "flexible". exchange
-// fills in its length.
+// appendHeader begins a request of a version without the flexible encoding. exchange
+// fills in the length.
 func appendHeader(b []byte, key protocol.ApiKey, version uint16) []byte {
 	b = append(b, 0, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(key))
@@ -39,8 +40,9 @@ func appendString(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// appendFlexibleHeader begins a request of a "flexible" version: lengths in it are
-// varints, and every structure ends with tagged fields, of which we send none.
+// appendFlexibleHeader begins a request of a version with the flexible encoding: its
+// lengths are varints, and every structure ends with tagged fields. This package sends
+// none.
 func appendFlexibleHeader(b []byte, key protocol.ApiKey, version uint16) []byte {
 	return appendNoTags(appendHeader(b, key, version))
 }
@@ -56,17 +58,17 @@ func appendCompactString(b []byte, s string) []byte {
 
 func appendCompactNull(b []byte) []byte { return append(b, 0) }
 
-// correlationSize is the part of an answer before its body.
+// correlationSize is the size of a response before its body.
 const correlationSize = 4
 
-// exchange sends a request and returns the answer, in buf when that is large
-// enough. Its body begins at correlationSize. exchange gives up when ctx ends.
+// exchange sends a request and returns the response, in buf if that is large enough. The
+// body begins at correlationSize. exchange fails when ctx ends.
 func exchange(ctx context.Context, rw io.ReadWriter, request, buf []byte) (answer []byte, err error) {
 	if conn, ok := rw.(interface{ SetDeadline(t time.Time) error }); ok {
-		// A caller that gave up must not leave a goroutine waiting for an answer.
+		// A caller that gave up must not leave a goroutine waiting for a response.
 		stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 		defer func() {
-			if !stop() { // the deadline may be set only later, so the connection is spoilt
+			if !stop() { // the deadline may fire later, so the connection is unusable
 				answer, err = nil, context.Cause(ctx)
 			}
 		}()
@@ -81,7 +83,7 @@ func exchange(ctx context.Context, rw io.ReadWriter, request, buf []byte) (answe
 	}
 	n := binary.BigEndian.Uint32(size[:])
 	if n > maxResponse {
-		return nil, fmt.Errorf("an answer of %d bytes is too large", n)
+		return nil, fmt.Errorf("response of %d bytes is too large", n)
 	}
 	if cap(buf) < int(n) {
 		buf = make([]byte, n)
@@ -96,8 +98,7 @@ func exchange(ctx context.Context, rw io.ReadWriter, request, buf []byte) (answe
 	return buf, nil
 }
 
-// unexpected makes the end of a connection an error of its own: io.EOF means
-// something good elsewhere.
+// unexpected turns io.EOF, which means a clean end elsewhere, into an error.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -105,7 +106,8 @@ func unexpected(err error) error {
 	return err
 }
 
-// answerReader reads the fields of an answer. Once bad it stays bad and returns zeros.
+// answerReader reads the fields of a response. After the first error it is bad and
+// returns zeros.
 type answerReader struct {
 	b   []byte
 	bad bool
@@ -151,8 +153,8 @@ func (r *answerReader) uvarint() uint64 {
 	return v
 }
 
-// compactLength returns -1 for null. What it returns is not larger than what is left to
-// read, so a loop over it is bounded by the answer's size.
+// compactLength returns -1 for null. The result never exceeds the remaining bytes, so the
+// size of the response bounds a loop over it.
 func (r *answerReader) compactLength() int {
 	n := r.uvarint()
 	if n > uint64(len(r.b))+1 {
@@ -162,7 +164,7 @@ func (r *answerReader) compactLength() int {
 	return int(n) - 1
 }
 
-// length returns the number of elements of an array, with the same bound as compactLength.
+// length returns the number of elements of an array, bounded like compactLength.
 func (r *answerReader) length(flexible bool) int {
 	if flexible {
 		return r.compactLength()
@@ -175,7 +177,7 @@ func (r *answerReader) length(flexible bool) int {
 	return n
 }
 
-// text reads a string; null is the empty one.
+// text reads a string. Null reads as the empty string.
 func (r *answerReader) text(flexible bool) string {
 	n := 0
 	if flexible {
@@ -188,7 +190,7 @@ func (r *answerReader) text(flexible bool) string {
 
 func (r *answerReader) topicID() TopicID { return TopicID(r.take(len(TopicID{}))) }
 
-// tags passes over the tagged fields at the end of a structure.
+// tags skips the tagged fields at the end of a structure.
 func (r *answerReader) tags(flexible bool) {
 	if !flexible {
 		return

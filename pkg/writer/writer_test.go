@@ -422,7 +422,7 @@ func TestRefusedDeadLetterIsTruncated(t *testing.T) {
 		}
 		want := map[string]int{
 			"0 0 malformed protobuf": 1,
-			"1 700 malformed protobuf; the value is left out: 1 records are larger than the topic takes (its max.message.bytes): message too large": 1,
+			"1 700 malformed protobuf; the value is left out: 1 records are larger than the topic accepts (its max.message.bytes): message too large": 1,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)

@@ -1,11 +1,11 @@
-// Package follow reads one partition of a topic from its beginning and for ever, for those who
-// keep what the records amount to in memory.
+// Package follow reads one partition of a topic from its beginning and follows it
+// forever, for callers that keep the records' state in memory.
 //
-// It owns the position: where to begin, how to go on after trouble, when the end has been
-// reached. What the records mean is its [Sink]'s business. Nothing is committed, so every
-// replica reads everything, and a new one starts from the beginning.
+// It owns the position: where to begin, how to continue after errors, and when the end
+// was reached. The [Sink] interprets the records. A Follower commits nothing, so every
+// replica reads the whole topic and a new one starts at the beginning.
 //
-// A [Follower] belongs to the goroutine of Run, which calls the Sink; nothing else is started.
+// Run calls the Sink from its own goroutine and starts no others.
 package follow
 
 import (
@@ -20,53 +20,53 @@ import (
 
 const (
 	unknown = -1
-	// fetchBytes and fetchWait are of one request. The broker answers as soon as there is
-	// anything, so waiting costs no delay.
+	// fetchBytes and fetchWait bound one fetch. The broker responds as soon as there are
+	// records, so waiting adds no delay.
 	fetchBytes = 1 << 20
 	fetchWait  = 2 * time.Second
 	maxPause   = 2 * time.Second
 )
 
-// Log reads partition 0 of a topic. kafka.Client satisfies it.
+// Log reads partition 0 of a topic. kafka.Client implements it.
 type Log interface {
 	Bounds(ctx context.Context, topic string, partition int) (start, end int64, err error)
 	Fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, maxWait time.Duration) (kafka.Batch, error)
 }
 
-// Step is what one request to Kafka brought.
+// Step is the result of one fetch.
 type Step struct {
-	// Records are the Sink's to keep. Often there are none.
+	// Records belong to the Sink. They are often empty.
 	Records []delivery.Record
 	// Next is the offset to read next.
 	Next int64
-	// AtEnd says that the log has nothing after the records, as far as the broker knew.
+	// AtEnd means that the log had nothing after the records when the broker responded.
 	AtEnd bool
 }
 
-// Sink takes what was read. Its methods are called by one goroutine.
+// Sink receives what was read. One goroutine calls its methods.
 type Sink interface {
-	// Take is called after every request that was answered.
+	// Take is called after every successful fetch.
 	Take(s Step)
-	// Unreadable says that a record makes no sense and is passed over.
+	// Unreadable reports a corrupt record that is skipped.
 	Unreadable(offset int64, cause error)
-	// Failed says that a request failed, which is tried again.
+	// Failed reports a failed fetch. It will be retried.
 	Failed(err error)
-	// Forget says that the log is not the one that was read: what was taken counts no more, and
-	// the log is read from its beginning.
+	// Forget reports that the log is not the one that was read: earlier records no longer
+	// count, and the new log is read from its beginning.
 	Forget(err error)
 }
 
-// Follower reads one topic. Make it with New.
+// Follower reads one topic. Create it with New.
 type Follower struct {
 	topic string
 	from  Log
 	sink  Sink
 	log   *slog.Logger
-	next  int64         // offset of the next record; unknown before the first answer
-	id    kafka.TopicID // of the log that was read; zero before the first records
+	next  int64         // offset of the next record; unknown before the first response
+	id    kafka.TopicID // id of the log that was read; zero before the first records
 }
 
-// New returns a Follower that has read nothing. A nil logger logs nothing.
+// New returns a Follower that has read nothing. A nil logger discards.
 func New(topic string, from Log, sink Sink, log *slog.Logger) *Follower {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -74,7 +74,7 @@ func New(topic string, from Log, sink Sink, log *slog.Logger) *Follower {
 	return &Follower{topic: topic, from: from, sink: sink, log: log, next: unknown}
 }
 
-// Run reads until ctx ends, and returns nil then. It is called once.
+// Run reads until ctx ends, then returns nil. Call it once.
 func (f *Follower) Run(ctx context.Context) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -88,13 +88,13 @@ func (f *Follower) Run(ctx context.Context) error {
 		err := f.advance(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return nil // a stop that was asked for
+			return nil // a requested stop
 		case err == nil:
 			failures = 0
 			pause.Reset(0)
 		default:
 			if failures == 0 {
-				f.log.Warn("topic cannot be read, trying again", slog.String("topic", f.topic), slog.Any("error", err))
+				f.log.Warn("cannot read topic, retrying", slog.String("topic", f.topic), slog.Any("error", err))
 			}
 			pause.Reset(min(50*time.Millisecond<<min(failures, 10), maxPause))
 			failures++
@@ -102,7 +102,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-// advance reads once.
+// advance performs one fetch.
 func (f *Follower) advance(ctx context.Context) error {
 	batch, err := f.fetch(ctx)
 	if err == nil && !f.id.IsZero() && !batch.TopicID.IsZero() && batch.TopicID != f.id {
@@ -111,9 +111,9 @@ func (f *Follower) advance(ctx context.Context) error {
 	var corrupt *kafka.CorruptError
 	switch {
 	case errors.Is(err, kafka.ErrOffsetOutOfRange), errors.Is(err, kafka.ErrTopicChanged):
-		// This is not the log that was read before: somebody has deleted the topic, or the
-		// brokers lost its end. What counts is what the log says now.
-		f.log.Error("topic is not the one that was read, reading it anew", slog.String("topic", f.topic), slog.Any("error", err))
+		// This is not the log that was read before: the topic was deleted, or the brokers
+		// lost its end. Only the current log counts.
+		f.log.Error("topic is not the one that was read, reading the new one from its beginning", slog.String("topic", f.topic), slog.Any("error", err))
 		f.next, f.id = unknown, kafka.TopicID{}
 		f.sink.Forget(err)
 		return err
@@ -134,12 +134,12 @@ func (f *Follower) advance(ctx context.Context) error {
 	return nil
 }
 
-// fetch gets the next records; the first time, it finds out where the log begins.
+// fetch fetches the next records. The first time, it looks up where the log begins.
 func (f *Follower) fetch(ctx context.Context) (kafka.Batch, error) {
 	next := f.next
 	if next == unknown {
 		start, end, err := f.from.Bounds(ctx, f.topic, 0)
-		if err != nil || start == end { // nothing to wait for before the end is reached
+		if err != nil || start == end { // an empty log: there is nothing to wait for before the end
 			return kafka.Batch{Next: start, HighWatermark: end}, err
 		}
 		next = start

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const topic = "metaflow.test"
 
-// memory keeps what a follower has told it.
+// memory stores what a follower delivers.
 type memory struct {
 	mu        sync.Mutex
 	values    []string
@@ -48,7 +48,7 @@ func (m *memory) update(f func()) {
 	m.change = make(chan struct{})
 }
 
-// await waits until the memory holds exactly want, and returns why it has forgotten others.
+// await waits until the memory holds exactly want, and returns the errors of Forget.
 func (m *memory) await(t *testing.T, want ...string) []error {
 	t.Helper()
 	timeout := time.After(20 * time.Second)
@@ -62,14 +62,14 @@ func (m *memory) await(t *testing.T, want ...string) []error {
 		select {
 		case <-change:
 		case <-timeout:
-			t.Fatalf("the log says %q, want %q", got, want)
+			t.Fatalf("memory holds %q, want %q", got, want)
 		}
 	}
 }
 
-// A topic is deleted and created anew, and the new log is soon as long as the one before: what
-// counts is what it says, from its beginning.
-func TestTopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
+// A topic is deleted and recreated, and the new log soon reaches the old length. The
+// follower reads the new log from its beginning.
+func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestTopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
 		if err := cluster.CreateTopic(topic, 1, nil); err != nil {
 			t.Fatal(err)
 		}
-		client.Close() // a producer keeps to the connections, and to what is known by them
+		client.Close() // drops the producer's connections and the cached topic
 		producer := client.NewProducer(topic, kafka.ProducerOptions{})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -130,7 +130,7 @@ func TestTopicMadeAnewIsReadFromItsBeginning(t *testing.T) {
 	}
 }
 
-// gate holds requests back while the test changes the topic.
+// gate blocks fetches while the test changes the topic.
 type gate struct {
 	*kafka.Client
 	closed sync.RWMutex
