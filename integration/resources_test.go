@@ -200,7 +200,7 @@ func TestPodsAndServices(t *testing.T) {
 
 	api.SetDown(true)
 	s.eventually(20*time.Second, func() error {
-		if list := mustCtl(t, s.at.HTTP, "agent", "list"); !strings.Contains(list, "does not let the agent watch pods") {
+		if list := mustCtl(t, s.at.HTTP, "agent", "list"); !strings.Contains(list, "cannot watch pods") {
 			return fmt.Errorf("the agent does not say so: %s", list)
 		}
 		return nil

@@ -15,14 +15,16 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// Client asks an API server. kubernetes.Interface of client-go satisfies it.
+// Client is an API client of Kubernetes. client-go's kubernetes.Interface
+// satisfies it.
 type Client interface {
 	CoreV1() coreclient.CoreV1Interface
 	DiscoveryV1() discoveryclient.DiscoveryV1Interface
 	CoordinationV1() coordinationclient.CoordinationV1Interface
 }
 
-// client has the groups that are used. The set of all takes several megabytes of code.
+// client has only the API groups that this package uses. The clientset of all
+// groups takes several megabytes of code.
 type client struct {
 	core         *coreclient.CoreV1Client
 	discovery    *discoveryclient.DiscoveryV1Client
@@ -33,13 +35,14 @@ func (c *client) CoreV1() coreclient.CoreV1Interface                         { r
 func (c *client) DiscoveryV1() discoveryclient.DiscoveryV1Interface          { return c.discovery }
 func (c *client) CoordinationV1() coordinationclient.CoordinationV1Interface { return c.coordination }
 
-// kubeconfig reads the file of that name, when it is asked for something.
+// kubeconfig returns a loader that reads the kubeconfig file on first use.
 func (c Config) kubeconfig() clientcmd.ClientConfig {
 	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: c.Kubeconfig}
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{})
 }
 
-// connect asks the API server that the kubeconfig names, or else that of the cluster that this process is a pod of.
+// connect returns a client of the API server that the kubeconfig names, or of
+// the cluster that this process is a pod of.
 func (c Config) connect() (Client, error) {
 	find := rest.InClusterConfig
 	if c.Kubeconfig != "" {
@@ -47,7 +50,7 @@ func (c Config) connect() (Client, error) {
 	}
 	cfg, err := find()
 	if err != nil {
-		return nil, fmt.Errorf("find the Kubernetes API: %w", err)
+		return nil, fmt.Errorf("find the Kubernetes API server: %w", err)
 	}
 	cfg.ContentConfig.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	cfg.ContentConfig.ContentType = runtime.ContentTypeProtobuf
@@ -56,7 +59,7 @@ func (c Config) connect() (Client, error) {
 
 func newClient(cfg *rest.Config) (Client, error) {
 	cfg.UserAgent = "metaflow-agent"
-	cfg.WarningHandler = rest.NoWarnings{} // they are about the use of the API, not for operators
+	cfg.WarningHandler = rest.NoWarnings{} // they concern API usage, not operators
 	h, err := rest.HTTPClientFor(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)
@@ -72,8 +75,8 @@ func newClient(cfg *rest.Config) (Client, error) {
 	return &c, nil
 }
 
-// expected is an end of a watch that is no trouble: the server ends them every few minutes, and
-// forgets old versions.
+// expected reports whether err is a normal end of a watch: the server ends
+// watches every few minutes and discards old versions.
 func expected(err error) bool {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) && status.Status().Code == http.StatusGone {

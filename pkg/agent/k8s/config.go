@@ -27,10 +27,10 @@ type Config struct {
 	Node       string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
 }
 
-// DefaultConfig returns the configuration that most need not change.
+// DefaultConfig returns the defaults.
 func DefaultConfig() Config { return Config{Enabled: Auto, Lease: "metaflow-agent"} }
 
-// Validate reports every problem at once, each by its key.
+// Validate reports all problems, each by its key.
 func (c Config) Validate() error {
 	var errs []error
 	if !slices.Contains([]string{Auto, True, False}, c.Enabled) {
@@ -48,7 +48,7 @@ func (c Config) Validate() error {
 			continue
 		}
 		if problems := field.check(field.value, false); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("%s: %q is no name in Kubernetes: %s", field.key, field.value, strings.Join(problems, "; ")))
+			errs = append(errs, fmt.Errorf("%s: %q is not a valid Kubernetes name: %s", field.key, field.value, strings.Join(problems, "; ")))
 		}
 	}
 	return errors.Join(errs...)
@@ -57,8 +57,8 @@ func (c Config) Validate() error {
 // accountDir is where Kubernetes mounts the service account of a pod.
 const accountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// Wanted tells whether Kubernetes is to be asked: because the configuration says so, or because it
-// leaves it open and names a kubeconfig, or this is a pod with a service account.
+// Wanted reports whether to watch Kubernetes. With Auto it does so if
+// Kubeconfig is set or this process is a pod with a service account.
 func (c Config) Wanted() bool {
 	switch c.Enabled {
 	case True:
@@ -74,7 +74,7 @@ func (c Config) Wanted() bool {
 	}
 }
 
-// namespace is where the lease is.
+// namespace returns the namespace of the lease.
 func (c Config) namespace() (string, error) {
 	if c.Namespace != "" {
 		return c.Namespace, nil
@@ -85,7 +85,7 @@ func (c Config) namespace() (string, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(accountDir, "namespace"))
 	if err != nil {
-		return "", fmt.Errorf("find out the namespace of this pod, as kubernetes.namespace is not set: %w", err)
+		return "", fmt.Errorf("find this pod's namespace, because kubernetes.namespace is not set: %w", err)
 	}
 	return strings.TrimSpace(string(text)), nil
 }

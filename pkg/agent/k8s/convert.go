@@ -12,12 +12,12 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// maxEndpoints bounds one report's service. There are services with thousands of pods, which
-// nobody looks up by them.
+// maxEndpoints bounds the endpoints reported of one service. Some services have
+// thousands of pods, and nobody identifies those by their service.
 const maxEndpoints = 1000
 
-// podOf is what is reported of a pod. deleted is when its object was seen to be gone, zero while it is
-// there.
+// podOf returns the report of a pod. deleted is when its object was seen to be
+// gone, zero while it exists.
 func podOf(p *core.Pod, deleted time.Time) *agentv1.Pod {
 	name, kind := workloadOf(p)
 	pod := &agentv1.Pod{
@@ -41,8 +41,8 @@ func podOf(p *core.Pod, deleted time.Time) *agentv1.Pod {
 	return pod
 }
 
-// finished is when the last container of a pod ended that will run no more. For one that never had
-// a container it is when anything changed last.
+// finished returns when the last container of a finished pod ended. For a pod
+// that never had a container it returns the time of the latest change.
 func finished(p *core.Pod) time.Time {
 	last := p.CreationTimestamp.Time
 	for _, c := range p.Status.ContainerStatuses {
@@ -72,8 +72,8 @@ func addressesOf(p *core.Pod) []string {
 	return list
 }
 
-// workloadOf is what owns a pod in the end, as far as names tell: reading the owner's owner would need more
-// permissions and more requests.
+// workloadOf returns the top-level owner of a pod, as far as names show it.
+// Reading the owner's owner would need more permissions and more requests.
 func workloadOf(p *core.Pod) (name, kind string) {
 	if len(p.OwnerReferences) == 0 {
 		return "", ""
@@ -90,19 +90,21 @@ func workloadOf(p *core.Pod) (name, kind string) {
 		if i := strings.LastIndexByte(owner.Name, '-'); i > 0 && isScheduledTime(owner.Name[i+1:]) {
 			return owner.Name[:i], "CronJob"
 		}
-	case "Node": // a static pod, which the kubelet names after its file and the node
+	case "Node": // a static pod, named after its file and the node
 		return strings.TrimSuffix(p.Name, "-"+p.Spec.NodeName), "Pod"
 	}
 	return owner.Name, owner.Kind
 }
 
-// isScheduledTime reports whether suffix is the time that a CronJob gives its jobs: minutes
-// since 1970, eight digits from 1989 to 2160.
+// isScheduledTime reports whether suffix is the time that a CronJob appends to
+// the names of its jobs: minutes since 1970, which have eight digits from 1989
+// to 2160.
 func isScheduledTime(suffix string) bool {
 	return len(suffix) == 8 && !strings.ContainsFunc(suffix, func(r rune) bool { return r < '0' || r > '9' })
 }
 
-// serviceOf is what is reported of a service and its slices of endpoints.
+// serviceOf returns the report of a service with its endpoint slices. deleted
+// is as for podOf.
 func serviceOf(s *core.Service, parts []*discovery.EndpointSlice, deleted time.Time) *agentv1.Service {
 	service := &agentv1.Service{Namespace: s.Namespace, Name: s.Name, StartTimeUnixNano: nanos(s.CreationTimestamp.Time), EndTimeUnixNano: nanos(deleted)}
 	ips := slices.Clone(s.Spec.ClusterIPs)
@@ -113,7 +115,7 @@ func serviceOf(s *core.Service, parts []*discovery.EndpointSlice, deleted time.T
 	for _, ingress := range s.Status.LoadBalancer.Ingress {
 		ips = append(ips, ingress.IP)
 	}
-	service.Addresses = appendAddresses(nil, ips...) // "None" of headless services is no address
+	service.Addresses = appendAddresses(nil, ips...) // skips "None", which headless services have
 	for _, p := range s.Spec.Ports {
 		service.Ports = append(service.Ports, &agentv1.ServicePort{Name: p.Name, Port: uint32(p.Port), NodePort: uint32(p.NodePort)})
 	}
@@ -146,7 +148,7 @@ func addressOf(text string) ([]byte, bool) {
 	return a.Unmap().WithZone("").AsSlice(), true
 }
 
-// nanos is 0 for the zero time, which means that there is none.
+// nanos returns t in nanoseconds since 1970, 0 for the zero time.
 func nanos(t time.Time) uint64 {
 	if t.IsZero() {
 		return 0

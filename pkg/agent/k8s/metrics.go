@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Outcomes of reports, as the metric's label has them.
+// Values of the metric's label outcome.
 const (
 	reported = "reported"
 	rejected = "rejected"
@@ -22,11 +22,11 @@ func newMetrics(reg prometheus.Registerer, w *Watcher) (*metrics, error) {
 	m := &metrics{
 		reports: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_kubernetes_reports_total",
-			Help: "Reports of pods and services sent to servers, by outcome; those that failed are sent again.",
+			Help: "Reports of pods and services sent to servers, by outcome; failed ones are retried.",
 		}, []string{"outcome"}),
 		watchErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_kubernetes_watch_errors_total",
-			Help: "Errors of listing, watching and holding the lease, by resource; what was seen before stays in force.",
+			Help: "Errors while listing, watching or holding the lease, by resource; the last known state stays valid.",
 		}, []string{"resource"}),
 	}
 	for _, outcome := range []string{reported, rejected, failed} {
@@ -43,15 +43,15 @@ func newMetrics(reg prometheus.Registerer, w *Watcher) (*metrics, error) {
 	}
 	return m, errors.Join(
 		reg.Register(m.reports), reg.Register(m.watchErrors),
-		reg.Register(gauge("metaflow_kubernetes_pods", "Pods of this node that are there.",
+		reg.Register(gauge("metaflow_kubernetes_pods", "Pods that exist on this node.",
 			func() float64 { return float64(len(w.pods.GetStore().ListKeys())) })),
-		reg.Register(gauge("metaflow_kubernetes_unreported", "Pods and services that changed and were not reported yet.",
+		reg.Register(gauge("metaflow_kubernetes_unreported", "Changed pods and services that were not reported yet.",
 			func() float64 {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				return float64(len(w.news) + len(w.changed))
 			})),
-		reg.Register(gauge("metaflow_kubernetes_follows_services", "1 while this agent holds the lease and follows the services of its cluster.",
+		reg.Register(gauge("metaflow_kubernetes_follows_services", "1 while this agent holds the lease and watches the services of its cluster.",
 			func() float64 {
 				if w.leadingNow() {
 					return 1

@@ -15,22 +15,24 @@ import (
 )
 
 const (
-	// settle is how long changes are gathered before they are reported: a deployment changes
-	// its pods and endpoints many times within a second.
+	// settle is how long changes are collected before they are reported: a
+	// deployment changes its pods and endpoints many times within a second.
 	settle = time.Second
-	// repeat is how often everything is reported. Servers take for gone what was not for more than twice as long.
+	// repeat is the interval between reports of everything. Servers treat a pod
+	// as gone after two missed intervals.
 	repeat = 6 * time.Hour
-	// reportTimeout is for one report; the server waits for Kafka.
+	// reportTimeout bounds one report, for which the server waits for Kafka.
 	reportTimeout = 30 * time.Second
 	firstPause    = time.Second
 	longestPause  = time.Minute
-	// podsAtOnce and bytesAtOnce keep a report at about a megabyte, a quarter of what gRPC takes. A complete
-	// one has all pods of the node, which are some hundred bytes each, and some hundred at most.
+	// podsAtOnce and bytesAtOnce limit a report to about a megabyte, a quarter
+	// of gRPC's limit. A complete report holds all pods of the node: a few
+	// hundred at most, of a few hundred bytes each.
 	podsAtOnce  = 1000
 	bytesAtOnce = 1 << 20
 )
 
-// report sends what there is to report until ctx ends.
+// report sends what is due until ctx ends.
 func (w *Watcher) report(ctx context.Context) error {
 	again := time.NewTimer(repeatAfter())
 	defer again.Stop()
@@ -52,10 +54,11 @@ func (w *Watcher) report(ctx context.Context) error {
 	}
 }
 
-// repeatAfter spreads the reports of agents that were started at once.
+// repeatAfter returns the time until the next report of everything, with jitter
+// for agents that started together.
 func repeatAfter() time.Duration { return repeat - rand.N(repeat/8) } //nolint:gosec // nothing secret
 
-// firstReport has everything reported as soon as it is known what everything is.
+// firstReport requests a report of everything once the pods are known.
 func (w *Watcher) firstReport(ctx context.Context) error {
 	if cache.WaitForCacheSync(ctx.Done(), w.pods.HasSynced) {
 		w.ReportAll()
@@ -63,7 +66,7 @@ func (w *Watcher) firstReport(ctx context.Context) error {
 	return nil
 }
 
-// sendAll sends until nothing is left, or ctx ends.
+// sendAll sends until nothing is left or ctx ends.
 func (w *Watcher) sendAll(ctx context.Context) {
 	for failures := 0; ctx.Err() == nil; failures++ {
 		err := w.send(ctx)
@@ -74,7 +77,7 @@ func (w *Watcher) sendAll(ctx context.Context) {
 			return
 		}
 		if failures == 0 {
-			w.log.Warn("what Kubernetes says cannot be reported, trying again", slog.Any("error", err))
+			w.log.Warn("cannot report pods and services, retrying", slog.Any("error", err))
 		}
 		d := min(firstPause<<min(failures, 10), longestPause)
 		pause(ctx, d/2+rand.N(d/2)) //nolint:gosec // nothing secret
@@ -90,7 +93,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// send sends what there is to report, in as many pieces as it takes. What was not taken is put back.
+// send sends everything that is due, in as many pieces as needed. A piece that
+// fails is put back.
 func (w *Watcher) send(ctx context.Context) error {
 	for {
 		piece := w.next()
@@ -103,7 +107,7 @@ func (w *Watcher) send(ctx context.Context) error {
 			w.metrics.reports.WithLabelValues(reported).Inc()
 		case fault.ClassOf(err) == fault.Rejected:
 			w.metrics.reports.WithLabelValues(rejected).Inc()
-			w.log.Error("a report is refused, going on without it", slog.Any("error", err))
+			w.log.Error("report rejected, skipping it", slog.Any("error", err))
 		default:
 			w.metrics.reports.WithLabelValues(failed).Inc()
 			w.putBack(piece)
@@ -118,14 +122,14 @@ func (w *Watcher) sendPiece(ctx context.Context, p *piece) error {
 	return w.opts.Reporter.Report(ctx, p.request)
 }
 
-// piece is a request with what has to be reported again when it fails.
+// piece is a request, and what must be reported again if it fails.
 type piece struct {
 	request  *agentv1.ReportRequest
 	news     map[string]*agentv1.Pod
 	services map[string]*agentv1.Service
 }
 
-// next takes the next piece, nil when there is none.
+// next returns the next piece, or nil if nothing is due.
 func (w *Watcher) next() *piece {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -169,18 +173,19 @@ func (w *Watcher) nextServices(p *piece) {
 		}
 		delete(w.changed, key)
 		p.services[key] = service
-		if service == nil && w.follows != nil {
-			service = w.follows.get(key)
+		if service == nil && w.services != nil {
+			service = w.services.get(key)
 		}
 		if service == nil {
-			continue // gone, which is reported by itself, or another agent's to report
+			continue // deleted, which is reported separately, or another agent's to report
 		}
 		p.request.Services = append(p.request.Services, service)
 		size += proto.Size(service)
 	}
 }
 
-// putBack has a piece reported again, as far as there is nothing newer to say.
+// putBack queues the contents of a piece again, except those that changed
+// since.
 func (w *Watcher) putBack(p *piece) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

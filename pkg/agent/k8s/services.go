@@ -19,18 +19,19 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Timing is of the lease.
+// Timing holds the durations of the leader election.
 type Timing struct {
 	Duration, Renew, Retry time.Duration
 }
 
-// DefaultTiming costs the API server one request a node and half minute. Services change slowly, so it
-// does no harm that nobody follows them for two minutes after a node has died.
+// DefaultTiming costs the API server one request per node every 30 seconds.
+// Services change slowly, so it does no harm that nobody watches them for two
+// minutes after a node has died.
 func DefaultTiming() Timing {
 	return Timing{Duration: 2 * time.Minute, Renew: 80 * time.Second, Retry: 30 * time.Second}
 }
 
-// elect tries to hold the lease until ctx ends.
+// elect competes for the lease until ctx ends.
 func (w *Watcher) elect(ctx context.Context) error {
 	lock := &lease{w: w, LeaseLock: &resourcelock.LeaseLock{
 		LeaseMeta:  meta.ObjectMeta{Name: w.cfg.Lease, Namespace: w.namespace},
@@ -42,7 +43,8 @@ func (w *Watcher) elect(ctx context.Context) error {
 			Lock: lock, LeaseDuration: w.opts.Lease.Duration, RenewDeadline: w.opts.Lease.Renew, RetryPeriod: w.opts.Lease.Retry,
 			ReleaseOnCancel: true, Name: w.cfg.Lease,
 			Callbacks: leaderelection.LeaderCallbacks{
-				// It is called in a goroutine that nobody waits for, so it only says so.
+				// client-go calls it in a goroutine that nothing waits for, so
+				// it only passes the context on.
 				OnStartedLeading: func(ctx context.Context) {
 					select {
 					case w.leading <- ctx:
@@ -60,7 +62,7 @@ func (w *Watcher) elect(ctx context.Context) error {
 	return nil
 }
 
-// lease is one whose trouble is told: client-go would only log it.
+// lease reports errors, which client-go would only log.
 type lease struct {
 	*resourcelock.LeaseLock
 	w *Watcher
@@ -69,37 +71,38 @@ type lease struct {
 // Get implements resourcelock.Interface.
 func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.LeaseLock.Get(ctx)
-	return record, raw, l.told(ctx, err)
+	return record, raw, l.reportError(ctx, err)
 }
 
 // Create implements resourcelock.Interface.
 func (l *lease) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
-	return l.told(ctx, l.LeaseLock.Create(ctx, r))
+	return l.reportError(ctx, l.LeaseLock.Create(ctx, r))
 }
 
 // Update implements resourcelock.Interface.
 func (l *lease) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
-	return l.told(ctx, l.LeaseLock.Update(ctx, r))
+	return l.reportError(ctx, l.LeaseLock.Update(ctx, r))
 }
 
-// told tells of an error, unless it is that of a lease which is not there yet, or which another agent was faster to take.
-func (l *lease) told(ctx context.Context, err error) error {
+// reportError records err for operators, except not-found and conflict: then
+// the lease does not exist yet, or another agent took it.
+func (l *lease) reportError(ctx context.Context, err error) error {
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
 		l.w.failed(ctx, leases, err)
 	}
 	return err
 }
 
-// lead follows services whenever this agent holds the lease.
+// lead watches services whenever this agent holds the lease.
 func (w *Watcher) lead(ctx context.Context) error {
 	for {
 		select {
 		case term := <-w.leading:
-			w.log.Info("this agent follows the services of the cluster")
-			if err := w.followServices(term); err != nil {
+			w.log.Info("watching the services of the cluster")
+			if err := w.watchServices(term); err != nil {
 				return err
 			}
-			w.log.Info("this agent does not follow the services of the cluster any more")
+			w.log.Info("stopped watching the services of the cluster")
 		case <-ctx.Done():
 			return nil
 		}
@@ -108,24 +111,24 @@ func (w *Watcher) lead(ctx context.Context) error {
 
 const byService = "service"
 
-// services are what the holder of the lease knows.
+// services is the state of the agent that holds the lease.
 type services struct {
 	services, slices cache.SharedIndexInformer
 }
 
-// followServices works until ctx ends.
-func (w *Watcher) followServices(ctx context.Context) error {
+// watchServices watches the services and their endpoints until ctx ends.
+func (w *Watcher) watchServices(ctx context.Context) error {
 	f, err := w.newServices()
 	if err != nil {
 		return err
 	}
 	w.mu.Lock()
-	w.follows = f
+	w.services = f
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.follows = nil
+		w.services = nil
 	}()
 	var g errgroup.Group
 	for _, informer := range []cache.SharedIndexInformer{f.slices, f.services} {
@@ -165,7 +168,8 @@ func (w *Watcher) newServices() (*services, error) {
 	return &f, errors.Join(err, err2)
 }
 
-// serviceKey names the service that an object is, or belongs to; empty when none.
+// serviceKey returns namespace/name of the service that an object is or belongs
+// to, or "" if there is none.
 func serviceKey(object any) string {
 	if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = d.Obj
@@ -189,12 +193,13 @@ func (w *Watcher) serviceChanged(object any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, isSlice := object.(*core.Service); !isSlice && w.changed[key] != nil {
-		return // the service is gone, and its slices follow
+		return // the service is gone; its slices go too
 	}
 	w.touch(key)
 }
 
-// touch has a service reported as it is when it is reported. The caller holds mu.
+// touch queues a service to be reported in its state at that time. The caller
+// holds mu.
 func (w *Watcher) touch(key string) {
 	w.changed[key] = nil
 	w.remind()
@@ -214,14 +219,14 @@ func (w *Watcher) serviceGone(object any) {
 	w.remind()
 }
 
-// each calls f for every service.
+// each calls do with the key of every service.
 func (f *services) each(do func(key string)) {
 	for _, key := range f.services.GetStore().ListKeys() {
 		do(key)
 	}
 }
 
-// get returns a service as it is now, nil when there is none.
+// get returns the current state of a service, or nil if it does not exist.
 func (f *services) get(key string) *agentv1.Service {
 	o, ok, err := f.services.GetStore().GetByKey(key)
 	s, isService := o.(*core.Service)
@@ -230,7 +235,7 @@ func (f *services) get(key string) *agentv1.Service {
 	}
 	parts, err := f.slices.GetIndexer().ByIndex(byService, key)
 	if err != nil {
-		return nil // there is such an index
+		return nil // cannot happen: the index exists
 	}
 	var slices []*discovery.EndpointSlice
 	for _, p := range parts {
@@ -241,9 +246,9 @@ func (f *services) get(key string) *agentv1.Service {
 	return serviceOf(s, slices, time.Time{})
 }
 
-// leadingNow tells whether this agent follows services.
+// leadingNow reports whether this agent watches services.
 func (w *Watcher) leadingNow() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.follows != nil
+	return w.services != nil
 }

@@ -7,14 +7,17 @@ import (
 )
 
 const (
-	// templateHash is the label with what a Deployment adds to its name for a ReplicaSet.
+	// templateHash is the label that holds the suffix of a Deployment's
+	// ReplicaSet.
 	templateHash = "pod-template-hash"
-	// mirrorOf has what the kubelet calls a static pod: its control groups are named
-	// after that, and not after the uid of the mirror in the API.
+	// mirrorOf is the annotation with the kubelet's UID of a static pod. The
+	// pod's control groups are named after it, not after the UID of the mirror
+	// pod in the API.
 	mirrorOf = "kubernetes.io/config.mirror"
 )
 
-// strip leaves of an object what is used. It is what makes a pod of some ten kilobytes take less than one.
+// strip keeps only the fields that this package uses: a pod of ten kilobytes
+// then takes less than one.
 func strip(object any) (any, error) {
 	switch o := object.(type) {
 	case *core.Pod:
@@ -40,7 +43,7 @@ func strip(object any) (any, error) {
 			s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: e.Addresses})
 		}
 		return s, nil
-	default: // what is deleted comes as its last state or as something of client-go's own
+	default: // deletions may come as a type of client-go's
 		return object, nil
 	}
 }
@@ -80,7 +83,7 @@ func stripStatuses(list []core.ContainerStatus) []core.ContainerStatus {
 	return kept
 }
 
-// stripConditions keeps the one that changed last.
+// stripConditions keeps the condition that changed last.
 func stripConditions(list []core.PodCondition) []core.PodCondition {
 	var last meta.Time
 	for _, c := range list {

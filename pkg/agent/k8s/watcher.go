@@ -23,36 +23,39 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Reporter takes what is known to a server. An error of class fault.Rejected says that the same
-// report will be refused again; after any other the Watcher tries again.
+// Reporter sends a report to a server. An error of class fault.Rejected means
+// that the same report would be rejected again; the Watcher retries after any
+// other error.
 type Reporter interface {
 	Report(ctx context.Context, r *agentv1.ReportRequest) error
 }
 
-// Options are set by code. Reporter, AgentID and Node are required.
+// Options are set by code. Reporter, AgentID and Node are required; Node only
+// if Config.Node is empty.
 type Options struct {
 	Reporter   Reporter
 	AgentID    string
 	Cluster    string
-	Node       string                // when Config.Node is empty
-	Client     Client                // nil asks the API server that Config says
+	Node       string                // used if Config.Node is empty
+	Client     Client                // nil connects to the API server of Config
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
-	// Lease is how the services' follower is chosen. The zero value is DefaultTiming.
+	// Lease holds the timing of the leader election. The zero value means
+	// DefaultTiming.
 	Lease Timing
 }
 
-// rememberedAfterEnd is how long a pod is known after its object is gone: for the last flows of
-// its connections.
+// rememberedAfterEnd is how long Pod knows a pod after its object is gone: the
+// last flows of its connections still come.
 const rememberedAfterEnd = 10 * time.Minute
 
-// Pod is what is known of a pod by its uid.
+// Pod describes a pod.
 type Pod struct {
 	UID, Namespace, Name, Workload, WorkloadKind string
 	HostNetwork                                  bool
 }
 
-// Watcher watches Kubernetes. Make it with New.
+// Watcher watches Kubernetes. Use New.
 type Watcher struct {
 	cfg       Config
 	opts      Options
@@ -62,18 +65,19 @@ type Watcher struct {
 	log       *slog.Logger
 	metrics   *metrics
 	pods      cache.SharedIndexInformer
-	due       chan struct{} // capacity 1: there is something to report
+	due       chan struct{} // capacity 1: something must be reported
 	leading   chan context.Context
 
 	mu sync.Mutex
-	// known are the pods of this node by uid, and static ones by what the kubelet calls them too.
-	known   map[string]*agentv1.Pod
-	gone    map[string]time.Time // those of known whose object is gone, and since when
-	news    map[string]*agentv1.Pod
-	all     bool                        // every pod is to be reported
-	changed map[string]*agentv1.Service // by namespace/name; nil is looked up when it is reported
-	follows *services                   // nil unless this agent holds the lease
-	trouble map[string]failure          // by what is watched
+	// known holds the pods of this node by UID, and static pods also by the
+	// kubelet's UID.
+	known    map[string]*agentv1.Pod
+	gone     map[string]time.Time // when the object of a known pod was deleted
+	news     map[string]*agentv1.Pod
+	all      bool                        // every pod must be reported
+	changed  map[string]*agentv1.Service // by namespace/name; nil is looked up when reported
+	services *services                   // nil unless this agent holds the lease
+	trouble  map[string]failure          // the last error by resource
 }
 
 type failure struct {
@@ -81,7 +85,8 @@ type failure struct {
 	err error
 }
 
-// New returns a Watcher that knows nothing yet. It starts nothing and asks nobody.
+// New returns a Watcher that knows nothing yet. It starts nothing and sends no
+// request.
 func New(cfg Config, opts Options) (*Watcher, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("kubernetes config: %w", err)
@@ -96,7 +101,7 @@ func New(cfg Config, opts Options) (*Watcher, error) {
 		w.node = opts.Node
 	}
 	if w.node == "" || opts.Reporter == nil || opts.AgentID == "" {
-		return nil, errors.New("watching kubernetes needs a reporter, the agent's id and the node's name")
+		return nil, errors.New("kubernetes watcher: reporter, agent id and node name are required")
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -126,9 +131,9 @@ func New(cfg Config, opts Options) (*Watcher, error) {
 			return pods.Watch(ctx, o)
 		},
 	}, nil, cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { w.saw(o) },
-		UpdateFunc: func(_, o any) { w.saw(o) },
-		DeleteFunc: func(o any) { w.lost(o) },
+		AddFunc:    func(o any) { w.podChanged(o) },
+		UpdateFunc: func(_, o any) { w.podChanged(o) },
+		DeleteFunc: func(o any) { w.podDeleted(o) },
 	})
 	if err != nil {
 		return nil, err
@@ -139,8 +144,8 @@ func New(cfg Config, opts Options) (*Watcher, error) {
 	return w, nil
 }
 
-// Run watches and reports until ctx ends. Trouble with Kubernetes or the servers is logged, counted and waited
-// out. Run is called once.
+// Run watches and reports until ctx ends. It logs, counts and retries after
+// errors of Kubernetes or the servers. Call it only once.
 func (w *Watcher) Run(ctx context.Context) error {
 	ctx = klog.NewContext(ctx, logr.FromSlogHandler(w.log.With(slog.String("from", "client-go")).Handler()))
 	g, ctx := errgroup.WithContext(ctx)
@@ -157,8 +162,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Pod returns what is known of a pod of this node, by the uid that its control groups are named after.
-// One that ended is known for some minutes more.
+// Pod returns a pod of this node by the UID after which its control groups are
+// named. It also knows pods that ended within the last minutes.
 func (w *Watcher) Pod(uid string) (Pod, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -169,46 +174,48 @@ func (w *Watcher) Pod(uid string) (Pod, bool) {
 	return Pod{p.Uid, p.Namespace, p.Name, p.Workload, p.WorkloadKind, p.HostNetwork}, true
 }
 
-// ReportAll has everything reported again, as after the agent connected to a server anew.
+// ReportAll queues everything to be reported again, as after the agent
+// connected to another server.
 func (w *Watcher) ReportAll() {
 	w.mu.Lock()
 	w.all = true
-	if w.follows != nil {
-		w.follows.each(func(key string) { w.touch(key) })
+	if w.services != nil {
+		w.services.each(func(key string) { w.touch(key) })
 	}
 	w.mu.Unlock()
 	w.remind()
 }
 
-// leases are what the election is by, as the metric of errors has it.
+// leases is the value of the error metric's label for the leader election.
 const leases = "leases"
 
-// troubleFor is how long after an error it is still current. client-go tries again at least every minute.
+// troubleFor is how long an error counts as current. client-go retries at least
+// every minute.
 const troubleFor = 2 * time.Minute
 
-// Exceptions are what an operator should know, a sentence each.
+// Exceptions returns the current problems, as sentences for an operator.
 func (w *Watcher) Exceptions() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var list []string
 	for _, what := range []string{"pods", "services", "endpointslices"} {
 		if f, ok := w.trouble[what]; ok && time.Since(f.at) < troubleFor {
-			list = append(list, fmt.Sprintf("Kubernetes does not let the agent watch %s: %v", what, f.err))
+			list = append(list, fmt.Sprintf("The agent cannot watch %s in Kubernetes: %v", what, f.err))
 		}
 	}
 	if f, ok := w.trouble[leases]; ok && time.Since(f.at) < troubleFor {
-		list = append(list, fmt.Sprintf("Kubernetes does not let the agent hold the lease %s/%s, by which one agent follows the services: %v", w.namespace, w.cfg.Lease, f.err))
+		list = append(list, fmt.Sprintf("The agent cannot hold the lease %s/%s, which elects the agent that watches services: %v", w.namespace, w.cfg.Lease, f.err))
 	}
 	return list
 }
 
-// lister is how objects of a kind are asked for.
+// lister lists and watches objects of one kind.
 type lister struct {
 	list  cache.ListWithContextFunc
 	watch cache.WatchFuncWithContext
 }
 
-// informer returns one that was not started.
+// informer returns an informer that is not started.
 func (w *Watcher) informer(what string, kind runtime.Object, l lister, indexers cache.Indexers, handler cache.ResourceEventHandler) (cache.SharedIndexInformer, error) {
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: l.list, WatchFuncWithContext: l.watch,
@@ -225,8 +232,8 @@ func (w *Watcher) informer(what string, kind runtime.Object, l lister, indexers 
 	)
 }
 
-// failed is told when a list or a watch went wrong. A watch that ends in order does so
-// every few minutes.
+// failed records an error of listing or watching. Watches normally end every
+// few minutes; such ends do not count.
 func (w *Watcher) failed(ctx context.Context, what string, err error) {
 	if ctx.Err() != nil || expected(err) {
 		return
@@ -238,21 +245,21 @@ func (w *Watcher) failed(ctx context.Context, what string, err error) {
 	w.trouble[what] = failure{now, err}
 	w.mu.Unlock()
 	if now.Sub(last.at) >= troubleFor {
-		w.log.Warn("Kubernetes does not give what it is asked for, trying again", slog.String("resource", what), slog.Any("error", err))
+		w.log.Warn("request to Kubernetes failed, retrying", slog.String("resource", what), slog.Any("error", err))
 	}
 }
 
-// saw takes a pod as it is now.
-func (w *Watcher) saw(object any) {
+// podChanged records the current state of a pod.
+func (w *Watcher) podChanged(object any) {
 	p, ok := object.(*core.Pod)
 	if !ok {
 		return
 	}
-	w.take(p, podOf(p, time.Time{}))
+	w.record(p, podOf(p, time.Time{}))
 }
 
-// lost takes a pod whose object is gone.
-func (w *Watcher) lost(object any) {
+// podDeleted records that a pod's object is gone.
+func (w *Watcher) podDeleted(object any) {
 	if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = d.Obj
 	}
@@ -261,7 +268,7 @@ func (w *Watcher) lost(object any) {
 		return
 	}
 	now := time.Now()
-	w.take(p, podOf(p, now))
+	w.record(p, podOf(p, now))
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, uid := range uidsOf(p) {
@@ -269,7 +276,7 @@ func (w *Watcher) lost(object any) {
 	}
 }
 
-// uidsOf are the names that control groups have for a pod.
+// uidsOf returns the UIDs by which control groups name a pod.
 func uidsOf(p *core.Pod) []string {
 	uids := []string{string(p.UID)}
 	if hash := p.Annotations[mirrorOf]; hash != "" {
@@ -278,7 +285,7 @@ func uidsOf(p *core.Pod) []string {
 	return uids
 }
 
-func (w *Watcher) take(p *core.Pod, pod *agentv1.Pod) {
+func (w *Watcher) record(p *core.Pod, pod *agentv1.Pod) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	same := proto.Equal(w.known[pod.Uid], pod)
@@ -287,7 +294,7 @@ func (w *Watcher) take(p *core.Pod, pod *agentv1.Pod) {
 		delete(w.gone, uid)
 	}
 	if same || len(pod.Addresses) == 0 && pod.EndTimeUnixNano == 0 {
-		return // nothing that anybody else could ask for
+		return // nothing that a query could find
 	}
 	w.news[pod.Uid] = pod
 	w.remind()
@@ -300,7 +307,7 @@ func (w *Watcher) remind() {
 	}
 }
 
-// forget lets go of pods that ended a while ago.
+// forget removes pods whose objects were deleted a while ago.
 func (w *Watcher) forget(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

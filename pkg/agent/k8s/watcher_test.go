@@ -51,7 +51,7 @@ func newPod(uid, ip string) *core.Pod {
 	return p
 }
 
-// server takes reports, and folds them into what it knows.
+// server collects reports and merges them into its state.
 type server struct {
 	mu       sync.Mutex
 	err      error
@@ -95,7 +95,7 @@ func (s *server) set(err error) {
 	s.err = err
 }
 
-// await waits until what the server knows is as done wants it.
+// await waits until done accepts the server's state.
 func (s *server) await(t testing.TB, what string, done func(*server) bool) {
 	t.Helper()
 	timeout := time.After(30 * time.Second)
@@ -110,12 +110,12 @@ func (s *server) await(t testing.TB, what string, done func(*server) bool) {
 		select {
 		case <-moved:
 		case <-timeout:
-			t.Fatalf("the server does not learn that %s; it knows %s", what, known)
+			t.Fatalf("timed out waiting until %s; the server knows %s", what, known)
 		}
 	}
 }
 
-// eventually waits for what nobody announces.
+// eventually polls until done returns true.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -125,7 +125,7 @@ func eventually(t testing.TB, what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			t.Fatalf("it does not happen that %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
@@ -137,7 +137,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// clientOf asks a, for as long as the test lasts.
+// clientOf returns a client of a that works until the test ends.
 func clientOf(t testing.TB, a *kubetest.API) Client {
 	t.Helper()
 	c, err := newClient(&rest.Config{Host: a.URL(), QPS: 1000, Burst: 1000})
@@ -148,7 +148,7 @@ func clientOf(t testing.TB, a *kubetest.API) Client {
 	return c
 }
 
-// start runs a Watcher until stop is called, or the test ends.
+// start runs a Watcher until stop is called or the test ends.
 func start(t testing.TB, a *kubetest.API, s Reporter, id string, edit func(*Config)) (w *Watcher, stop func()) {
 	t.Helper()
 	cfg := DefaultConfig()
@@ -186,7 +186,7 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 	other.Spec.NodeName = "n2"
 	a.Put(other)
 	w, _ := start(t, a, s, "agent", withoutLease)
-	s.await(t, "there is a pod", func(s *server) bool { return len(s.pods) == 1 && s.pods["a"] != nil })
+	s.await(t, "the pod is reported", func(s *server) bool { return len(s.pods) == 1 && s.pods["a"] != nil })
 	want := &agentv1.Pod{
 		Uid: "a", Namespace: "shop", Name: "web-a", Workload: "web", WorkloadKind: "Deployment",
 		Addresses: []*agentv1.PodAddress{{Address: []byte{10, 0, 0, 1}, ValidFromUnixNano: uint64(began.UnixNano())}},
@@ -201,84 +201,86 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 		t.Errorf("reported by %v", first)
 	}
 	if p, ok := w.Pod("a"); !ok || p != (Pod{"a", "shop", "web-a", "web", "Deployment", false}) {
-		t.Errorf("the agent has %+v", p)
+		t.Errorf("Pod = %+v", p)
 	}
 
-	// One comes, without an address at first, which nobody needs to hear of.
+	// A pod without an address is not reported.
 	b := newPod("b", "")
 	a.Put(b)
 	eventually(t, "the agent knows the new pod", func() bool { _, ok := w.Pod("b"); return ok })
 	a.Put(newPod("b", "10.0.0.2"))
-	s.await(t, "there is a second one", func(s *server) bool { return len(s.pods["b"].GetAddresses()) == 1 })
+	s.await(t, "the second pod is reported", func(s *server) bool { return len(s.pods["b"].GetAddresses()) == 1 })
 
-	// It goes.
+	// The pod is deleted.
 	before := time.Now()
 	a.Remove(newPod("b", "10.0.0.2"))
-	s.await(t, "the second one ended", func(s *server) bool { return s.pods["b"].GetEndTimeUnixNano() >= uint64(before.UnixNano()) })
+	s.await(t, "the second pod ended", func(s *server) bool { return s.pods["b"].GetEndTimeUnixNano() >= uint64(before.UnixNano()) })
 	if _, ok := w.Pod("b"); !ok {
-		t.Error("the agent has forgotten it before its last flows are reported")
+		t.Error("the agent forgot the pod before its last flows were reported")
 	}
 	w.forget(time.Now().Add(time.Hour))
 	if _, ok := w.Pod("b"); ok {
-		t.Error("the agent remembers it for ever")
+		t.Error("the agent never forgets the pod")
 	}
 
-	// A job's pod is done, and its object stays.
+	// The pod of a job finishes, and its object stays.
 	done := newPod("a", "10.0.0.1")
 	done.Status.Phase = core.PodSucceeded
 	done.Status.ContainerStatuses = []core.ContainerStatus{{State: core.ContainerState{Terminated: &core.ContainerStateTerminated{
 		FinishedAt: meta.NewTime(began.Add(time.Minute)),
 	}}}}
 	a.Put(done)
-	s.await(t, "the first one is done", func(s *server) bool {
+	s.await(t, "the first pod ended", func(s *server) bool {
 		return s.pods["a"].GetEndTimeUnixNano() == uint64(began.Add(time.Minute).UnixNano())
 	})
 }
 
-// Kubernetes goes away, and comes back with other pods and without its history.
+// The API server goes down and comes back with other pods and without its
+// history.
 func TestKubernetesAway(t *testing.T) {
 	a, s := kubetest.New(t), newServer()
 	a.Put(newPod("a", "10.0.0.1"))
 	w, _ := start(t, a, s, "agent", withoutLease)
-	s.await(t, "there is a pod", func(s *server) bool { return s.pods["a"] != nil })
-	a.HangUp() // it goes on as if nothing had been
+	s.await(t, "the pod is reported", func(s *server) bool { return s.pods["a"] != nil })
+	a.HangUp() // the API server closes connections, but stays up
 	a.Put(newPod("b", "10.0.0.2"))
-	s.await(t, "there is another one", func(s *server) bool { return s.pods["b"] != nil })
+	s.await(t, "the new pod is reported", func(s *server) bool { return s.pods["b"] != nil })
 
 	a.SetDown(true)
-	eventually(t, "operators hear of it", func() bool {
+	eventually(t, "the exceptions name pods", func() bool {
 		return slices.ContainsFunc(w.Exceptions(), func(text string) bool { return strings.Contains(text, "pods") })
 	})
 	if _, ok := w.Pod("a"); !ok {
-		t.Error("the pod is forgotten while Kubernetes is away")
+		t.Error("the pod was forgotten while Kubernetes was down")
 	}
 	a.Remove(newPod("a", "10.0.0.1"))
 	a.Put(newPod("c", "10.0.0.1"))
 	a.ForgetHistory()
 	a.SetDown(false)
-	s.await(t, "one is gone and one is new", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["c"] != nil })
+	s.await(t, "one pod ended and another began", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["c"] != nil })
 }
 
-// An agent that may not take part in the election says so, and watches its pods all the same. What is usual in
-// an election is no trouble.
+// An agent that may not use the lease reports it, and still watches its pods. A
+// normal election is no exception.
 func TestLeaseForbidden(t *testing.T) {
 	a, s := kubetest.New(t), newServer()
 	a.Put(newPod("a", "10.0.0.1"))
 	well, _ := start(t, a, s, "one", nil)
-	eventually(t, "it holds the lease", func() bool { return a.Holder() == "one" })
+	eventually(t, "agent one holds the lease", func() bool { return a.Holder() == "one" })
 	if list := well.Exceptions(); len(list) != 0 {
-		t.Errorf("all is well, but %q", list)
+		t.Errorf("unexpected exceptions %q", list)
 	}
 	a.Forbid("leases")
 	w, _ := start(t, a, s, "two", nil)
-	eventually(t, "it says so", func() bool {
+	eventually(t, "the exceptions name the lease", func() bool {
 		list := w.Exceptions()
 		return len(list) == 1 && strings.Contains(list[0], "metaflow/metaflow-agent")
 	})
-	eventually(t, "it knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
+	eventually(t, "agent two knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
 }
 
-// No server takes reports. What is reported in the end is what is so then.
+// No server accepts reports. The report that finally succeeds has the latest
+// state.
 func TestServersAway(t *testing.T) {
 	a, s := kubetest.New(t), newServer()
 	s.set(errors.New("no server"))
@@ -289,15 +291,15 @@ func TestServersAway(t *testing.T) {
 	a.Put(newPod("b", "10.0.0.1"))
 	eventually(t, "the agent knows the next pod", func() bool { _, ok := w.Pod("b"); return ok })
 	s.set(nil)
-	s.await(t, "one is gone and one is there", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["b"] != nil })
+	s.await(t, "one pod ended and another lives", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["b"] != nil })
 
-	// A report that will never be taken does not hold up the others.
+	// A rejected report does not hold up the others.
 	s.set(fault.As(fault.Rejected, errors.New("no")))
 	a.Put(newPod("c", "10.0.0.3"))
-	eventually(t, "the report is given up", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.known["c"] != nil && len(w.news) == 0 })
+	eventually(t, "the report is skipped", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.known["c"] != nil && len(w.news) == 0 })
 	s.set(nil)
 	a.Put(newPod("d", "10.0.0.4"))
-	s.await(t, "there is the next one", func(s *server) bool { return s.pods["d"] != nil })
+	s.await(t, "the next pod is reported", func(s *server) bool { return s.pods["d"] != nil })
 	w.ReportAll()
 	s.await(t, "there is what was refused", func(s *server) bool { return s.pods["c"] != nil && s.reports[len(s.reports)-1].Complete })
 }
@@ -326,8 +328,8 @@ func texts(list [][]byte) (out []string) {
 	return out
 }
 
-// One agent of several follows the services; when it stops, another does.
-func TestServicesAreFollowedByOne(t *testing.T) {
+// One agent of several watches the services; when it stops, another takes over.
+func TestOneAgentWatchesServices(t *testing.T) {
 	a, s := kubetest.New(t), newServer()
 	a.Put(newService("cart", "10.96.0.1"))
 	a.Put(newSlice("cart-x", "cart", "10.0.0.2", "10.0.0.1"))
@@ -338,7 +340,7 @@ func TestServicesAreFollowedByOne(t *testing.T) {
 	for _, id := range []string{"one", "two", "three"} {
 		_, stops[id] = start(t, a, s, id, nil)
 	}
-	s.await(t, "there are services", func(s *server) bool {
+	s.await(t, "both services are reported", func(s *server) bool {
 		return len(s.services) == 2 && len(s.services["shop/cart"].GetEndpoints()) == 3
 	})
 	s.mu.Lock()
@@ -359,16 +361,16 @@ func TestServicesAreFollowedByOne(t *testing.T) {
 	}
 
 	a.Put(newSlice("cart-y", "cart"))
-	s.await(t, "there are fewer endpoints", func(s *server) bool { return len(s.services["shop/cart"].GetEndpoints()) == 2 })
+	s.await(t, "the endpoints are removed", func(s *server) bool { return len(s.services["shop/cart"].GetEndpoints()) == 2 })
 	stops[first]()
 	eventually(t, "another agent takes over", func() bool { h := a.Holder(); return h != "" && h != first })
 	a.Put(newService("pay", "10.96.0.3"))
-	s.await(t, "there is a new one", func(s *server) bool { return s.services["shop/pay"] != nil })
+	s.await(t, "the new service is reported", func(s *server) bool { return s.services["shop/pay"] != nil })
 	a.Remove(newService("cart", "10.96.0.1"))
-	s.await(t, "one was deleted", func(s *server) bool { return s.services["shop/cart"].GetEndTimeUnixNano() != 0 })
+	s.await(t, "the service is reported as deleted", func(s *server) bool { return s.services["shop/cart"].GetEndTimeUnixNano() != 0 })
 	a.Remove(newSlice("cart-x", "cart"))
 	a.Put(newService("cart", "10.96.0.7"))
-	s.await(t, "it is there again", func(s *server) bool { return s.services["shop/cart"].GetEndTimeUnixNano() == 0 })
+	s.await(t, "the service is reported as living again", func(s *server) bool { return s.services["shop/cart"].GetEndTimeUnixNano() == 0 })
 }
 
 func TestWorkloads(t *testing.T) {
@@ -408,7 +410,7 @@ func TestWorkloads(t *testing.T) {
 				t.Errorf("%s %s, want %s %s", kind, name, tc.kind, tc.name)
 			}
 			if len(p.Spec.Containers) != 0 {
-				t.Error("it is kept whole")
+				t.Error("the pod was not stripped")
 			}
 		})
 	}
@@ -418,7 +420,7 @@ func TestWorkloads(t *testing.T) {
 	}
 }
 
-func TestEvictedPodEndedWhenAnythingChangedLast(t *testing.T) {
+func TestEvictedPodEndedAtItsLastChange(t *testing.T) {
 	p := newPod("a", "10.0.0.1")
 	p.Status.Phase = core.PodFailed
 	p.Status.Conditions = []core.PodCondition{
@@ -426,19 +428,19 @@ func TestEvictedPodEndedWhenAnythingChangedLast(t *testing.T) {
 	}
 	stripped, _ := strip(p)
 	if got := podOf(stripped.(*core.Pod), time.Time{}).EndTimeUnixNano; got != uint64(began.Add(time.Hour).UnixNano()) {
-		t.Errorf("it ended at %s", time.Unix(0, int64(got)).UTC())
+		t.Errorf("the pod ended at %s", time.Unix(0, int64(got)).UTC())
 	}
 }
 
-// An agent that is no pod asks the API server that a kubeconfig names, and holds the lease in the namespace of
-// its context.
+// An agent that is not a pod uses the API server that a kubeconfig names, and
+// takes the lease in the namespace of its context.
 func TestKubeconfig(t *testing.T) {
 	a, s := kubetest.New(t), newServer()
 	a.Put(newPod("a", "10.0.0.1"))
 	cfg := DefaultConfig()
 	cfg.Kubeconfig = a.Kubeconfig("metaflow")
 	if !cfg.Wanted() {
-		t.Error("a kubeconfig is given, and not used")
+		t.Error("a kubeconfig is set but not used")
 	}
 	w, err := New(cfg, Options{Reporter: s, AgentID: "one", Cluster: "prod", Node: "n1"})
 	if err != nil {
@@ -448,15 +450,15 @@ func TestKubeconfig(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
-	s.await(t, "there is a pod", func(s *server) bool { return s.pods["a"] != nil })
-	eventually(t, "it holds the lease", func() bool { return a.Holder() == "one" })
+	s.await(t, "the pod is reported", func(s *server) bool { return s.pods["a"] != nil })
+	eventually(t, "agent one holds the lease", func() bool { return a.Holder() == "one" })
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
 	cfg.Kubeconfig += ".not"
 	if _, err := New(cfg, Options{Reporter: s, AgentID: "one", Node: "n1"}); err == nil {
-		t.Error("a kubeconfig that is not there is no error")
+		t.Error("a missing kubeconfig is not an error")
 	}
 }
 
@@ -474,9 +476,9 @@ func TestConfig(t *testing.T) {
 		t.Skip("this is a pod")
 	}
 	if !(Config{Enabled: True}).Wanted() || (Config{Enabled: False}).Wanted() {
-		t.Error("what is configured does not count")
+		t.Error("Enabled is ignored")
 	}
 	if _, err := New(Config{Enabled: True, Node: "n"}, Options{Reporter: newServer(), AgentID: "x"}); err == nil {
-		t.Error("there is a Kubernetes API?")
+		t.Error("Wanted is true outside Kubernetes")
 	}
 }
