@@ -14,8 +14,8 @@ import (
 
 func newRegistry() *prometheus.Registry { return prometheus.NewRegistry() }
 
-// BenchmarkAppend adds from several goroutines at a time; each append is on the
-// disk when it returns.
+// BenchmarkAppend appends from several goroutines; each append is on disk when
+// it returns.
 func BenchmarkAppend(b *testing.B) {
 	for _, size := range []int{2_000, 50_000, 343_000} {
 		for _, adders := range []int{1, 16} {
@@ -33,7 +33,7 @@ func benchmarkAppend(b *testing.B, size, adders int) {
 	defer s.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	var taking, adding sync.WaitGroup
-	taking.Go(func() { // makes room
+	taking.Go(func() { // keep room
 		for {
 			e, err := s.Next(ctx)
 			if err != nil {
@@ -72,7 +72,7 @@ func benchmarkAppend(b *testing.B, size, adders int) {
 	}
 }
 
-// BenchmarkNext reads back.
+// BenchmarkNext reads entries back.
 func BenchmarkNext(b *testing.B) {
 	const size = 50_000
 	s := open(b, b.TempDir(), 512*mib)

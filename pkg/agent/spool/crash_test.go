@@ -13,14 +13,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
 )
 
-// The process that is killed is this test binary, run with this variable.
+// The killed process is this test binary, run with this variable.
 const childDir = "SPOOL_CHILD_DIR"
 
 const childAdders = 4
 
-// appendForEver adds entries from several goroutines and prints the number of
-// each when it was acknowledged. It also takes some and is done with them, so that it
-// is killed in the middle of that too.
+// appendForEver appends entries from several goroutines and prints the number
+// of each acknowledged one. It also takes entries and marks them done, so that
+// the kill interrupts that too.
 func appendForEver(dir string) {
 	s, err := spool.Open(spool.Config{Dir: dir, MaxBytes: 256 * mib}, spool.Options{})
 	if err != nil {
@@ -54,7 +54,7 @@ func appendForEver(dir string) {
 				s.Return(e)
 				continue
 			}
-			fmt.Printf("done %d\n", n) // from now on it may be missing
+			fmt.Printf("done %d\n", n) // from here on it may be missing
 			if err := s.Done(e); err != nil {
 				return
 			}
@@ -63,8 +63,8 @@ func appendForEver(dir string) {
 	adders.Wait()
 }
 
-// A process is killed while it adds. Every entry that was acknowledged is there, in
-// the order of each of its adders.
+// A process is killed while it appends. Every acknowledged entry survives, in
+// the order of its goroutine.
 func TestKilledInTheMiddle(t *testing.T) {
 	dir := t.TempDir()
 	acknowledged, done := map[int]bool{}, map[int]bool{}
@@ -89,7 +89,7 @@ func TestKilledInTheMiddle(t *testing.T) {
 			var what string
 			var i int
 			if _, err := fmt.Sscanf(lines.Text(), "%s %d", &what, &i); err != nil {
-				t.Fatalf("the child says %q", lines.Text())
+				t.Fatalf("the child printed %q", lines.Text())
 			}
 			switch what {
 			case "added":
@@ -104,8 +104,8 @@ func TestKilledInTheMiddle(t *testing.T) {
 				}
 			}
 		}
-		_ = child.Wait()           // killed: its status says so
-		highest += 2 * childAdders // what was added and not yet acknowledged may be there
+		_ = child.Wait()           // the status reports the kill
+		highest += 2 * childAdders // entries added but not yet acknowledged may survive
 	}
 	s := open(t, dir, 256*mib)
 	seen := map[int]bool{}
@@ -113,20 +113,20 @@ func TestKilledInTheMiddle(t *testing.T) {
 	for _, e := range drain(t, s) {
 		n := number(t, e)
 		if !same(e, spool.Entry{Body: entry(n, n*7919%60_000).Body, Resend: true, Received: entry(n, 0).Received}) {
-			t.Errorf("entry %d came changed", n)
+			t.Errorf("entry %d changed", n)
 		}
 		if before, ok := last[n%childAdders]; ok && before >= n {
-			t.Errorf("entry %d came after %d", n, before)
+			t.Errorf("entry %d handed out after %d", n, before)
 		}
 		last[n%childAdders] = n
 		seen[n] = true
 	}
 	for n := range acknowledged {
 		if !seen[n] && !done[n] {
-			t.Errorf("entry %d was acknowledged and is lost", n)
+			t.Errorf("acknowledged entry %d was lost", n)
 		}
 	}
 	if len(acknowledged) < rounds*10 {
-		t.Errorf("only %d entries were added", len(acknowledged))
+		t.Errorf("only %d entries were acknowledged", len(acknowledged))
 	}
 }

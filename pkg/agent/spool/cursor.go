@@ -6,16 +6,16 @@ import (
 	"path/filepath"
 )
 
-// cursor is what is remembered beside the segments. It is written over in place at
-// every Done and synced only at the end, so after a crash it may be old: then
-// more is handed out again than necessary.
+// cursor is the state kept beside the segments. Done overwrites it in place,
+// and only Close syncs it. After a crash it may be stale; then more entries are
+// handed out again than necessary.
 //
 // File, big-endian: magic, clean uint32, done and handed as segment uint64 and
-// index uint32 each, CRC-32C of what stands before.
+// index uint32 each, CRC-32C of the bytes before.
 type cursor struct {
-	clean  bool     // it was written at the end, so handed can be relied on
-	done   position // everything before is done
-	handed position // everything from here on has never been handed out
+	clean  bool     // written by Close, so handed is reliable
+	done   position // every entry before it is done
+	handed position // no entry from here on was handed out
 }
 
 // position is a place between two entries, before the one with this index.
@@ -44,8 +44,8 @@ func (c cursor) encode() []byte {
 	return binary.BigEndian.AppendUint32(b, crc(b))
 }
 
-// decodeCursor returns the zero value, which claims nothing, for what is no
-// cursor.
+// decodeCursor returns the zero cursor, which claims nothing, for invalid
+// bytes.
 func decodeCursor(b []byte) cursor {
 	const end = cursorSize - 4
 	if len(b) != cursorSize || string(b[:4]) != cursorMagic || binary.BigEndian.Uint32(b[end:]) != crc(b[:end]) {
@@ -57,9 +57,9 @@ func decodeCursor(b []byte) cursor {
 	return cursor{clean: binary.BigEndian.Uint32(b[4:]) == 1, done: at(8), handed: at(20)}
 }
 
-// openCursor reads the cursor and marks it as not clean, before anything is handed
-// out. When that cannot be written, as on a full disk, it removes the file: no
-// cursor claims nothing. file is nil when there can be none.
+// openCursor reads the cursor and marks it not clean before anything is handed
+// out. If that fails, as on a full disk, it removes the file: without a cursor
+// nothing is claimed. file is nil if the cursor cannot be written.
 func openCursor(dir string) (c cursor, file *os.File, err error) {
 	name := filepath.Join(dir, cursorName)
 	if b, readErr := os.ReadFile(name); readErr == nil {
@@ -77,7 +77,7 @@ func openCursor(dir string) (c cursor, file *os.File, err error) {
 	if err != nil {
 		file.Close()
 		if removeErr := os.Remove(name); removeErr != nil && c.clean {
-			c.clean = false // it would lie after the next start
+			c.clean = false // the stale file would claim too much at the next start
 		}
 		return c, nil, err
 	}

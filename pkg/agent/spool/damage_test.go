@@ -12,8 +12,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
 )
 
-// filled returns the one segment of a spool with entries of the given sizes, closed
-// in order or by a crash, and where each entry begins.
+// filled returns the only segment of a spool with entries of the given sizes,
+// closed in order or by a crash, and the offset of each entry.
 func filled(t testing.TB, crash bool, sizes ...int) (segment []byte, begins []int) {
 	t.Helper()
 	dir := t.TempDir()
@@ -42,8 +42,8 @@ func filled(t testing.TB, crash bool, sizes ...int) (segment []byte, begins []in
 	return segment, begins
 }
 
-// survivors opens a spool with that segment and returns the numbers of what comes
-// out, all of which must be as it was.
+// survivors opens a spool with that segment and returns the numbers of the
+// entries handed out, all of which must be unchanged.
 func survivors(t testing.TB, segment []byte, sizes ...int) []int {
 	t.Helper()
 	dir := t.TempDir()
@@ -55,17 +55,17 @@ func survivors(t testing.TB, segment []byte, sizes ...int) []int {
 	for _, e := range drain(t, s) {
 		n := number(t, e)
 		if n >= len(sizes) || !bytes.Equal(e.Body, entry(n, sizes[n]).Body) || !e.Resend {
-			t.Fatalf("entry %d came changed", n)
+			t.Fatalf("entry %d changed", n)
 		}
 		got = append(got, n)
 	}
 	if !slices.IsSorted(got) || len(slices.Compact(slices.Clone(got))) != len(got) {
-		t.Fatalf("came out: %v", got)
+		t.Fatalf("handed out: %v", got)
 	}
-	// It is of use afterwards.
+	// The spool still works.
 	add(t, s, entry(99, 100))
 	if e := next(t, s); number(t, e) != 99 || e.Resend {
-		t.Fatalf("then came entry %d", number(t, e))
+		t.Fatalf("entry %d handed out next", number(t, e))
 	}
 	closeIt(t, s)
 	return got
@@ -84,32 +84,32 @@ func TestTornTailIsCutOff(t *testing.T) {
 		}
 		got := survivors(t, segment[:size], damageSizes...)
 		if len(got) != whole {
-			t.Fatalf("cut at %d: %v came, want %d entries", size, got, whole)
+			t.Fatalf("cut at %d: %v handed out, want %d entries", size, got, whole)
 		}
 	}
 }
 
-// Garbage behind the last entry, as a file system leaves it that had grown the file
-// already: zeroes, or what was there before.
+// Garbage after the last entry, as left by a file system that had extended the
+// file already: zeroes or old contents.
 func TestTailOfGarbageIsCutOff(t *testing.T) {
 	segment, _ := filled(t, true, damageSizes...)
 	for name, tail := range map[string][]byte{
-		"zeroes":           make([]byte, 10_000),
-		"noise":            entry(5, 10_000).Body,
-		"half a header":    segment[:20],
-		"another's header": func() []byte { h := spool.EncodeHeader(2, 0, 7, 5, 0, 0); return h[:] }(),
-		"an old header":    func() []byte { h := spool.EncodeHeader(1, 0, 3, 0, 0, 0); return h[:] }(),
-		"a huge index":     func() []byte { h := spool.EncodeHeader(1, 0, 1<<31, 0, 0, 0); return h[:] }(),
-		"a huge length":    func() []byte { h := spool.EncodeHeader(1, 0, 7, 1<<30, 0, 0); return h[:] }(),
-		"a huge footer":    func() []byte { h := spool.EncodeHeader(1, 2, 1<<31, 0, 0, 0); return h[:] }(),
+		"zeroes":                   make([]byte, 10_000),
+		"noise":                    entry(5, 10_000).Body,
+		"half a header":            segment[:20],
+		"another segment's header": func() []byte { h := spool.EncodeHeader(2, 0, 7, 5, 0, 0); return h[:] }(),
+		"an old header":            func() []byte { h := spool.EncodeHeader(1, 0, 3, 0, 0, 0); return h[:] }(),
+		"a huge index":             func() []byte { h := spool.EncodeHeader(1, 0, 1<<31, 0, 0, 0); return h[:] }(),
+		"a huge length":            func() []byte { h := spool.EncodeHeader(1, 0, 7, 1<<30, 0, 0); return h[:] }(),
+		"a huge footer":            func() []byte { h := spool.EncodeHeader(1, 2, 1<<31, 0, 0, 0); return h[:] }(),
 	} {
 		if got := survivors(t, append(slices.Clone(segment), tail...), damageSizes...); len(got) != len(damageSizes) {
-			t.Errorf("%s: %v came", name, got)
+			t.Errorf("%s: %v handed out", name, got)
 		}
 	}
 }
 
-func TestDamageIsToldAndCounted(t *testing.T) {
+func TestDamageIsLoggedAndCounted(t *testing.T) {
 	segment, begins := filled(t, false, damageSizes...)
 	segment[begins[1]+100] ^= 1 // a body
 	segment[begins[4]+9] ^= 1   // a header
@@ -125,28 +125,28 @@ func TestDamageIsToldAndCounted(t *testing.T) {
 	}
 	defer s.Close()
 	if s.Len() != len(damageSizes) {
-		t.Errorf("%d entries before anything was read", s.Len())
+		t.Errorf("%d entries before the first read", s.Len())
 	}
 	if got := drain(t, s); len(got) != len(damageSizes)-2 {
-		t.Errorf("%d entries came", len(got))
+		t.Errorf("%d entries handed out", len(got))
 	}
 	if lost := metric(t, reg, "metaflow_spool_lost_entries_total"); lost != 2 {
 		t.Errorf("%v entries counted as lost", lost)
 	}
 	if _, ok := tryNext(t, s); ok {
-		t.Error("one more entry came")
+		t.Error("one more entry was handed out")
 	}
 	if n := metric(t, reg, "metaflow_spool_damaged_bytes_total"); int(n) != begins[2]-begins[1]+begins[5]-begins[4] {
 		t.Errorf("%v bytes counted as damaged", n)
 	}
 	for _, want := range []string{"lost to damage", "is damaged", "0000000000000001.spool"} {
 		if !strings.Contains(logged.String(), want) {
-			t.Errorf("the log does not say %q:\n%s", want, logged.String())
+			t.Errorf("the log lacks %q:\n%s", want, logged.String())
 		}
 	}
 }
 
-// A segment that is not a file at all, or foreign files, stop nothing.
+// Neither a segment that is not a regular file nor foreign files stop Open.
 func TestOtherThingsInTheDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"0000000000000001.spool", "lost+found"} {
@@ -166,7 +166,7 @@ func TestOtherThingsInTheDirectory(t *testing.T) {
 		}
 		add(t, s, entry(i, 100))
 		if got := drain(t, s); len(got) != 1 || number(t, got[0]) != i {
-			t.Errorf("came out: %v", got)
+			t.Errorf("handed out: %v", got)
 		}
 		closeIt(t, s)
 	}
@@ -175,8 +175,9 @@ func TestOtherThingsInTheDirectory(t *testing.T) {
 	}
 }
 
-// FuzzDamage changes bytes anywhere in a segment. Whatever it is: Open works, what
-// comes out was put in, in order, and every entry that was not touched comes out.
+// FuzzDamage changes bytes anywhere in a segment. Open must still work, every
+// entry handed out must have been appended, in order, and every untouched entry
+// must be handed out.
 func FuzzDamage(f *testing.F) {
 	closed, begins := filled(f, false, damageSizes...)
 	crashed, _ := filled(f, true, damageSizes...)
@@ -206,13 +207,13 @@ func FuzzDamage(f *testing.F) {
 		got := survivors(t, segment, damageSizes...)
 		for e := range damageSizes {
 			if !touched[e] && !slices.Contains(got, e) {
-				t.Errorf("entry %d was not touched and is lost; %v came", e, got)
+				t.Errorf("untouched entry %d was lost; %v handed out", e, got)
 			}
 		}
 	})
 }
 
-// A whole file of anything is no reason to fail either.
+// A file of arbitrary bytes must not make Open fail either.
 func FuzzGarbage(f *testing.F) {
 	segment, _ := filled(f, true, 10, 20, 30)
 	f.Add(segment, []byte("MFsc"))

@@ -1,7 +1,7 @@
 package spool
 
-// Crash ends the Spool as the end of the process would: nothing is written any
-// more, the lock is free.
+// Crash ends the Spool as the end of the process would: nothing more is written
+// and the lock is released.
 func (s *Spool) Crash() {
 	s.syncing <- struct{}{}
 	s.reading.Lock()

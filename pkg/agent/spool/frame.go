@@ -22,7 +22,7 @@ import (
 //
 // A segment that was closed in order ends with a footer: a header with
 // flagFooter whose index is the number of entries before it, and whose time is
-// the first entry's. The format is stored data; a test holds it.
+// that of the first entry. The format is stored data; a test pins it.
 const (
 	headerSize = 32
 	magic      = "MFsp"
@@ -31,7 +31,7 @@ const (
 	flagFooter = 1 << 1
 	flagsKnown = flagResend | flagFooter
 
-	maxLength = 1 << 30 // a header that says more is damaged
+	maxLength = 1 << 30 // a header with a greater length is damaged
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -48,7 +48,7 @@ type header struct {
 
 func (h header) receivedAt() time.Time { return time.Unix(0, h.received) }
 
-// size is what the entry takes in the file.
+// size returns the bytes that the entry occupies in the file.
 func (h header) size() int64 { return headerSize + int64(h.length) }
 
 func (h header) encode(segment uint64) [headerSize]byte {
@@ -63,7 +63,7 @@ func (h header) encode(segment uint64) [headerSize]byte {
 	return b
 }
 
-// decode returns false for anything but a header of this segment.
+// decode reports false unless b is an intact header of this segment.
 func decode(b []byte, segment uint64) (header, bool) {
 	if string(b[:4]) != magic || binary.BigEndian.Uint32(b[28:]) != headerCRC(b[:28], segment) {
 		return header{}, false
@@ -84,20 +84,19 @@ func headerCRC(b []byte, segment uint64) uint32 {
 	return crc32.Update(crc32.Checksum(number[:], castagnoli), castagnoli, b)
 }
 
-// scanner reads the entries of a segment in order, and passes over what is
-// damaged.
+// scanner reads the entries of a segment in order and skips damage.
 type scanner struct {
 	file    io.ReaderAt
 	segment uint64
-	off     int64 // of the next header
+	off     int64 // offset of the next header
 	least   uint32
-	damaged int64 // bytes passed over
+	damaged int64 // bytes skipped
 	buf     []byte
 }
 
-// next returns the next whole entry that lies before limit, which must be the end
-// of an entry or of the file, and io.EOF when there is none. The body is new and the
-// caller's.
+// next returns the next intact entry that ends at or before limit, or io.EOF.
+// limit must be the end of an entry or of the file. The body is a new slice
+// that the caller owns.
 func (s *scanner) next(limit int64) (header, []byte, error) {
 	for {
 		h, err := s.header(limit)
@@ -109,12 +108,12 @@ func (s *scanner) next(limit int64) (header, []byte, error) {
 			continue
 		}
 		if s.off+h.size() > limit {
-			return header{}, nil, s.end(limit) // a whole header without its body: all that was written
+			return header{}, nil, s.end(limit) // a header whose body was never written completely
 		}
 		body := make([]byte, h.length)
 		_, err = s.file.ReadAt(body, s.off+headerSize)
 		if err != nil && !errors.Is(err, io.EOF) || crc(body) != h.bodyCRC {
-			// The header is whole, so its length can be trusted.
+			// The header is intact, so its length can be trusted.
 			s.damaged += h.size()
 			s.off += h.size()
 			continue
@@ -147,21 +146,22 @@ func (s *scanner) end(limit int64) error {
 	return io.EOF
 }
 
-// decode refuses also an index that cannot be at off: one that was there before, or
-// for which there was no room. A body may hold what looks like a header.
+// decode also rejects an index that cannot occur at off: one already read, or
+// one too high for the bytes before it. A body may contain what looks like a
+// header.
 func (s *scanner) decode(b []byte, off int64) (header, bool) {
 	h, ok := decode(b, s.segment)
 	return h, ok && h.index >= s.least && int64(h.index) <= off/headerSize
 }
 
-// searchStep is how much is read at a time while looking for a header: where a
-// disk cannot read, that much is passed over.
+// searchStep is the read size while searching for a header. Where the disk
+// cannot read, that much is skipped.
 const searchStep = 4 << 10
 
-// search goes through the bytes after off for something that is a header.
+// search looks for the next header in the bytes after off.
 func (s *scanner) search(limit int64) (header, error) {
 	if s.buf == nil {
-		s.buf = make([]byte, searchStep+headerSize-1) // so that none is missed at a seam
+		s.buf = make([]byte, searchStep+headerSize-1) // the overlap finds headers that cross a step
 	}
 	for at := s.off + 1; at+headerSize <= limit; at += searchStep {
 		n, err := s.file.ReadAt(s.buf[:min(int64(len(s.buf)), limit-at)], at)

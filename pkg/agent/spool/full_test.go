@@ -17,7 +17,7 @@ func smallDisk(t *testing.T, options string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := syscall.Mount("spool-test", dir, "tmpfs", 0, options); err != nil {
-		t.Skipf("a small file system cannot be mounted, which takes root: %v", err)
+		t.Skipf("cannot mount a small file system, which needs root: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, 0); err != nil {
@@ -27,8 +27,8 @@ func smallDisk(t *testing.T, options string) string {
 	return dir
 }
 
-// The disk is smaller than the bound, and others fill it. Nothing that was
-// acknowledged is lost, and there is room again when they leave, without a restart.
+// The disk is smaller than the bound, and other files fill it. No acknowledged
+// entry is lost, and room comes back without a restart when those files go.
 func TestFullDisk(t *testing.T) {
 	for name, options := range map[string]string{"of bytes": "size=2m", "of files": "size=64m,nr_inodes=8"} {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +53,8 @@ func TestFullDisk(t *testing.T) {
 			if first < 20 {
 				t.Fatalf("only %d entries fit", first)
 			}
-			// Small ones may still fit, and leave nothing half when they do not.
+			// Small entries may still fit; those that do not leave nothing
+			// behind.
 			for range 100 {
 				if err := s.Append(t.Context(), entry(added, 500)); err == nil {
 					added++
@@ -61,7 +62,7 @@ func TestFullDisk(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// Full when it starts: it starts, and gives out what is there.
+			// A restart on a full disk works and hands out the entries.
 			s.Crash()
 			s = open(t, dir, 16*mib)
 			if s.Len() != added {
@@ -70,7 +71,7 @@ func TestFullDisk(t *testing.T) {
 			for i := range 25 {
 				e := next(t, s)
 				if number(t, e) != i {
-					t.Fatalf("entry %d came, want %d", number(t, e), i)
+					t.Fatalf("entry %d handed out, want %d", number(t, e), i)
 				}
 				if err := s.Done(e); err != nil {
 					t.Fatal(err)
@@ -79,13 +80,13 @@ func TestFullDisk(t *testing.T) {
 			before := added
 			fill()
 			if added == before {
-				t.Error("no room although entries were done")
+				t.Error("no room after entries were done")
 			}
 			closeIt(t, s)
 			s = open(t, dir, 16*mib)
 			for i, e := range drain(t, s) {
 				if number(t, e) != 25+i {
-					t.Fatalf("entry %d came, want %d", number(t, e), 25+i)
+					t.Fatalf("entry %d handed out, want %d", number(t, e), 25+i)
 				}
 			}
 			closeIt(t, s)
@@ -99,7 +100,7 @@ func TestOthersFillTheDisk(t *testing.T) {
 	add(t, s, entry(0, 1000))
 	other := filepath.Join(disk, "other")
 	if err := os.WriteFile(other, make([]byte, 4*mib), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("the disk takes more than it should: %v", err)
+		t.Fatalf("the disk has more room than it should: %v", err)
 	}
 	for range 3 {
 		if err := s.Append(t.Context(), entry(1, 100_000)); !errors.Is(err, spool.ErrFull) || !errors.Is(err, syscall.ENOSPC) {
@@ -112,7 +113,7 @@ func TestOthersFillTheDisk(t *testing.T) {
 	add(t, s, entry(1, 100_000))
 	for i, e := range drain(t, s) {
 		if !same(e, entry(i, len(e.Body))) {
-			t.Errorf("entry %d came as %d", i, number(t, e))
+			t.Errorf("entry %d handed out as %d", i, number(t, e))
 		}
 	}
 	closeIt(t, s)

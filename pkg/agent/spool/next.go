@@ -10,9 +10,9 @@ import (
 	"slices"
 )
 
-// Next hands out the oldest entry that nobody has, and waits until there is one.
-// The entry is the caller's until Done or Return; any number may be handed
-// out at a time. Its error is that of ctx, or ErrClosed.
+// Next hands out the oldest entry that is not handed out, and blocks until
+// there is one. The caller must end each entry with Done or Return; any number
+// may be handed out at a time. Next returns ctx's error or ErrClosed.
 func (s *Spool) Next(ctx context.Context) (Entry, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -43,24 +43,24 @@ func (s *Spool) Next(ctx context.Context) (Entry, error) {
 	}
 }
 
-// receipt is e without its body.
+// receipt returns e without its body.
 func (e Entry) receipt() Entry {
 	e.Body = nil
 	return e
 }
 
-// readNext reads the next entry from disk, or returns false when there is none.
+// readNext reads the next entry from disk. It returns false if there is none.
 func (s *Spool) readNext() (Entry, bool) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	for {
 		g, limit, sealed := s.unread()
 		if g == nil {
-			s.leave() // the file may have been removed, and its room is ours to free
+			s.leave() // if the file was removed, closing it frees its room
 			return Entry{}, false
 		}
 		if err := s.enter(g); err != nil {
-			s.log.Error("a segment of the spool cannot be read", slog.String("file", g.path), slog.Any("error", err))
+			s.log.Error("cannot read spool segment", slog.String("file", g.path), slog.Any("error", err))
 			s.readToEnd(g)
 			continue
 		}
@@ -78,8 +78,8 @@ func (s *Spool) readNext() (Entry, bool) {
 	}
 }
 
-// unread returns the first segment that has not been read to its end, and how far
-// it can be read now.
+// unread returns the first segment not yet read to its end, the offset up to
+// which it can be read now, and whether it will not grow beyond that.
 func (s *Spool) unread() (g *segment, limit int64, sealed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,14 +88,14 @@ func (s *Spool) unread() (g *segment, limit int64, sealed bool) {
 	}
 	for _, g := range s.segments {
 		if !g.read {
-			// What is sealed and not yet synced has more to come.
+			// A sealed segment that is not synced will grow.
 			return g, g.durableSize, g.sealed && g.durable == g.written
 		}
 	}
 	return nil, 0, false
 }
 
-// enter makes g what is read. It needs reading.
+// enter opens g as the segment to read. The caller holds reading.
 func (s *Spool) enter(g *segment) error {
 	if s.source == g {
 		return nil
@@ -109,21 +109,21 @@ func (s *Spool) enter(g *segment) error {
 	return nil
 }
 
-// leave closes what is read. It needs reading.
+// leave closes the segment being read. The caller holds reading.
 func (s *Spool) leave() {
 	if s.source == nil {
 		return
 	}
 	if damaged := s.scanner.damaged; damaged > 0 {
 		s.metrics.damaged.Add(float64(damaged))
-		s.log.Error("a segment of the spool is damaged", slog.String("file", s.source.path), slog.Int64("bytes", damaged))
+		s.log.Error("spool segment is damaged", slog.String("file", s.source.path), slog.Int64("bytes", damaged))
 	}
 	s.input.Close()
 	s.source, s.input, s.scanner = nil, nil, nil
 }
 
-// handOut gives an entry that was read to the caller of Next. It returns false for one
-// that was done before.
+// handOut registers an entry as handed out. It returns false for an entry that
+// is done already or not durable.
 func (s *Spool) handOut(g *segment, h header, body []byte) (Entry, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +142,7 @@ func (s *Spool) handOut(g *segment, h header, body []byte) (Entry, bool) {
 	return e, true
 }
 
-// readToEnd notes that nothing more can be read from g.
+// readToEnd records that g has no more readable entries.
 func (s *Spool) readToEnd(g *segment) {
 	if s.source == g {
 		s.leave()
@@ -152,22 +152,23 @@ func (s *Spool) readToEnd(g *segment) {
 	s.count(g, g.pass(g.durable))
 	g.read = true
 	if err := s.sweep(); err != nil {
-		s.log.Error("a segment of the spool cannot be removed", slog.String("file", g.path), slog.Any("error", err))
+		s.log.Error("cannot remove spool segment", slog.String("file", g.path), slog.Any("error", err))
 	}
 }
 
-// count takes lost entries off. It needs mu.
+// count subtracts lost entries. The caller holds mu.
 func (s *Spool) count(g *segment, lost uint32) {
 	if lost == 0 {
 		return
 	}
 	s.entries -= int(lost)
 	s.metrics.lost.Add(float64(lost))
-	s.log.Error("entries of the spool are lost to damage", slog.String("file", g.path), slog.Uint64("entries", uint64(lost)))
+	s.log.Error("spool entries lost to damage", slog.String("file", g.path), slog.Uint64("entries", uint64(lost)))
 }
 
-// Done frees e, which Next handed out. An error says that its room could not be
-// freed, or that it was not handed out; either way it is not handed out again.
+// Done releases e, which Next handed out. It returns an error if e was not
+// handed out or its room could not be freed; either way e is not handed out
+// again.
 func (s *Spool) Done(e Entry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,26 +176,26 @@ func (s *Spool) Done(e Entry) error {
 		return ErrClosed
 	}
 	if _, ok := s.out[e.at]; !ok {
-		return errors.New("free an entry of the spool: it is not handed out")
+		return errors.New("release spool entry: not handed out")
 	}
 	delete(s.out, e.at)
 	s.entries--
 	i, ok := s.find(e.at.segment)
 	if !ok {
-		return errors.New("free an entry of the spool: its segment is gone")
+		return errors.New("release spool entry: its segment is gone")
 	}
 	g := s.segments[i]
 	g.finish(e.at.index)
 	if g.low == g.written && g.durable == g.written {
-		// All that is there is done: the room comes back at once.
+		// Every entry is done: free the room at once.
 		s.seal(g)
 		g.read = true
 	}
 	return errors.Join(s.sweep(), s.remember(false))
 }
 
-// Return gives e back, to be handed out again before those that are younger. Its Resend is
-// kept; its body must not be changed afterwards.
+// Return gives e back, to be handed out again before younger entries. e keeps
+// its Resend; its body must not be changed afterwards.
 func (s *Spool) Return(e Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -215,7 +216,7 @@ func (s *Spool) find(number uint64) (int, bool) {
 	return slices.BinarySearchFunc(s.segments, number, func(g *segment, n uint64) int { return cmp.Compare(g.number, n) })
 }
 
-// sweep removes the files of segments that are done. It needs mu.
+// sweep removes the files of finished segments. The caller holds mu.
 func (s *Spool) sweep() error {
 	var errs []error
 	s.segments = slices.DeleteFunc(s.segments, func(g *segment) bool {
@@ -224,7 +225,7 @@ func (s *Spool) sweep() error {
 		}
 		s.release(g)
 		if err := os.Remove(g.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove segment: %w", err)) // tried again by the next sweep
+			errs = append(errs, fmt.Errorf("remove segment: %w", err)) // the next sweep retries
 			return false
 		}
 		s.bytes -= g.size

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Bounds of a segment's size: small ones give room back early, large ones are
-// fewer files. In between, it is one 64th of the spool.
+// Bounds of a segment's size, which is otherwise one 64th of the spool. Small
+// segments free room earlier; large ones make fewer files.
 const (
 	leastSegment   = 64 << 10
 	largestSegment = 64 << 20
@@ -26,24 +26,24 @@ func segmentSize(maxBytes int64) int64 {
 type segment struct {
 	number uint64
 	path   string
-	file   *os.File  // for writing; nil when it is not written any more
+	file   *os.File  // open for writing; nil afterwards
 	first  time.Time // when the first entry was received
 
-	// What was written, and what of it is on stable storage: bytes and entries.
+	// Bytes and entries written, and the part of them on stable storage.
 	size, durableSize int64
 	written, durable  uint32
-	sealed            bool  // nothing will be added
-	syncing           bool  // somebody does, without the lock
-	failed            error // why entries after the durable ones are gone
+	sealed            bool  // no entry will be added
+	syncing           bool  // an Append syncs it without the lock
+	failed            error // why entries after the durable ones were discarded
 
-	// Of the entries before durable: from handed on they have not been handed out;
-	// below low all are done; from handed to low those in done are.
+	// Of the durable entries, those from handed on have not been handed out,
+	// those below low are done, and those between are done if they are in done.
 	handed uint32
 	low    uint32
 	done   map[uint32]struct{}
 
-	before uint32 // entries below this one may have been handed out by a process before
-	read   bool   // to its end, after which nothing came
+	before uint32 // entries below it may have been handed out by an earlier process
+	read   bool   // every readable entry was read
 }
 
 const segmentSuffix = ".spool"
@@ -52,7 +52,8 @@ func segmentPath(dir string, number uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%016x%s", number, segmentSuffix))
 }
 
-// segmentNumber returns false for other files.
+// segmentNumber parses the name of a segment's file. It returns false for other
+// files.
 func segmentNumber(name string) (uint64, bool) {
 	hex, ok := strings.CutSuffix(name, segmentSuffix)
 	if !ok || len(hex) != 16 {
@@ -62,7 +63,8 @@ func segmentNumber(name string) (uint64, bool) {
 	return number, err == nil
 }
 
-// createSegment makes an empty segment that will be found again after a crash.
+// createSegment creates an empty segment whose directory entry survives a
+// crash.
 func createSegment(dir *os.File, number uint64) (*segment, error) {
 	path := segmentPath(dir.Name(), number)
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -71,16 +73,16 @@ func createSegment(dir *os.File, number uint64) (*segment, error) {
 	}
 	if err := dir.Sync(); err != nil {
 		file.Close()
-		_ = os.Remove(path) // the error at hand says more
+		_ = os.Remove(path) // the sync error matters more
 		return nil, fmt.Errorf("sync %s: %w", dir.Name(), err)
 	}
 	return &segment{number: number, path: path, file: file}, nil
 }
 
-// finished tells whether the file can go.
+// finished reports whether the file can be removed.
 func (g *segment) finished() bool { return g.read && g.sealed && g.low == g.handed }
 
-// finish marks one entry that was handed out as done.
+// finish marks an entry that was handed out as done.
 func (g *segment) finish(index uint32) {
 	if g.done == nil {
 		g.done = make(map[uint32]struct{})
@@ -99,8 +101,8 @@ func (g *segment) advance() {
 	}
 }
 
-// pass marks what lies before index and was not handed out as done: nobody
-// will ever have it. It returns how many those are.
+// pass marks the entries before index that were not handed out as done, because
+// they never will be. It returns their number.
 func (g *segment) pass(index uint32) (lost uint32) {
 	for g.handed < index {
 		i := g.handed
@@ -111,8 +113,8 @@ func (g *segment) pass(index uint32) (lost uint32) {
 	return lost
 }
 
-// seal ends the segment with a footer and closes the file. A footer that cannot be
-// written is not missed: the segment is then scanned when it is opened.
+// seal ends the segment with a footer. The footer may be missing: the segment
+// is then scanned when it is opened.
 func (g *segment) seal() {
 	if g.sealed {
 		return
@@ -120,12 +122,12 @@ func (g *segment) seal() {
 	g.sealed = true
 	footer := header{flags: flagFooter, index: g.written, received: g.first.UnixNano()}.encode(g.number)
 	if n, err := g.file.WriteAt(footer[:], g.size); err != nil && n > 0 {
-		_ = g.file.Truncate(g.size) // else it is cut off at the next start
+		_ = g.file.Truncate(g.size) // otherwise the next start cuts it off
 	}
 }
 
-// openSegment reads as little of an existing segment as possible: the footer, or
-// everything when there is none. cut is what it cut off the end, in bytes.
+// openSegment reads as little of an existing segment as possible: the footer,
+// or everything if there is none. cut is the number of bytes cut off the end.
 func openSegment(dir string, number uint64) (g *segment, cut int64, err error) {
 	g = &segment{number: number, path: segmentPath(dir, number), sealed: true}
 	file, err := os.OpenFile(g.path, os.O_RDWR, 0)
@@ -160,8 +162,8 @@ func openSegment(dir string, number uint64) (g *segment, cut int64, err error) {
 	return g, cut, nil
 }
 
-// scan finds the entries of a segment without a footer, and returns where the last
-// whole one ends.
+// scan reads the entries of a segment without a footer and returns the end of
+// the last intact one.
 func (g *segment) scan(file io.ReaderAt) (end int64) {
 	s := scanner{file: file, segment: g.number}
 	for {

@@ -15,26 +15,27 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// ErrFull says that there is no room: the bound is reached, or the disk is full.
+// ErrFull means that there is no room: the bound is reached or the disk is
+// full.
 var ErrFull = errors.New("spool is full")
 
-// ErrClosed is returned by what is called after Close.
+// ErrClosed is returned by calls after Close.
 var ErrClosed = errors.New("spool is closed")
 
-// Config says where and how much.
+// Config holds the location and bound of a spool.
 type Config struct {
-	Dir      string // of the spool alone; made when it is missing
-	MaxBytes int64  // that the files may take; see SetMaxBytes
+	Dir      string // used by the spool alone; created if missing
+	MaxBytes int64  // bound of the files; see SetMaxBytes
 }
 
 // leastMaxBytes leaves room for a few segments.
 const leastMaxBytes = 4 * leastSegment
 
-// Validate reports every problem at once.
+// Validate reports all problems.
 func (c Config) Validate() error {
 	var errs []error
 	if c.Dir == "" {
-		errs = append(errs, errors.New("dir: none is given"))
+		errs = append(errs, errors.New("dir: required"))
 	}
 	if c.MaxBytes < leastMaxBytes {
 		errs = append(errs, fmt.Errorf("max_bytes: %d is less than %d", c.MaxBytes, leastMaxBytes))
@@ -42,7 +43,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Options are what code sets. The zero value is usable.
+// Options are set by code. The zero value is usable.
 type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
@@ -51,55 +52,54 @@ type Options struct {
 // Entry is one request.
 type Entry struct {
 	Body     []byte
-	Resend   bool      // a server may have it already
-	Received time.Time // to the nanosecond, without a time zone
+	Resend   bool      // a server may already have it
+	Received time.Time // nanosecond precision, no time zone
 
-	// Tries and Since are the caller's to say how often it was given back, and since when.
-	// They are not kept on disk.
+	// Tries and Since are for the caller to count and date returns. They are
+	// not stored on disk.
 	Tries int
 	Since time.Time
 
-	at position // as handed out by Next
+	at position // set by Next
 }
 
-// Spool is the queue. Make one with Open. Its methods may be called by many
-// goroutines.
+// Spool is the queue. Use Open. Its methods are safe for concurrent use.
 type Spool struct {
 	dir     *os.File // holds the lock
 	log     *slog.Logger
 	metrics *metrics
 
-	syncing chan struct{} // holds one token while somebody syncs; comes before mu
+	syncing chan struct{} // holds one token during a sync; taken before mu
 
-	reading sync.Mutex // one entry is read at a time; comes before mu
-	source  *segment   // that was read last
-	input   *os.File   // of source
-	scanner *scanner   // over input
+	reading sync.Mutex // serializes reads; taken before mu
+	source  *segment   // the segment being read
+	input   *os.File   // source's file
+	scanner *scanner   // reads input
 
 	mu       sync.Mutex
 	closed   bool
 	maxBytes int64
-	bytes    int64      // of all segments
-	entries  int        // durable and not done
-	segments []*segment // by number
-	next     uint64     // number of the next segment
-	active   *segment   // the last one, when it can be added to
+	bytes    int64      // bytes of all segments
+	entries  int        // entries durable and not done
+	segments []*segment // sorted by number
+	next     uint64     // number of the next segment to create
+	active   *segment   // the segment being written, nil if there is none
 	unsynced []*segment
-	batch    *batch // of appends that wait for the next sync
+	batch    *batch // appends that wait for the next sync
 	out      map[position]Entry
-	returned []Entry // given back, by position
+	returned []Entry // returned entries, sorted by position
 	wake     chan struct{}
-	cursor   *os.File // nil when it cannot be written
-	unusable uint64   // number of the first segment that is left alone, 0 when there is none
+	cursor   *os.File // nil if it cannot be written
+	unusable uint64   // number of the first unusable segment, 0 if there is none
 }
 
-// batch is the appends that share a sync.
+// batch is the set of appends that share a sync.
 type batch struct {
 	done chan struct{} // closed after the sync
 }
 
-// Open opens the spool in cfg.Dir, which no other process may have open, and
-// mends what a crash left. Only a directory that cannot be used is an error.
+// Open opens the spool in cfg.Dir and repairs what a crash left. No other
+// process may have the directory open. Only an unusable directory is an error.
 func Open(cfg Config, opts Options) (_ *Spool, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("spool config: %w", err)
@@ -108,7 +108,7 @@ func Open(cfg Config, opts Options) (_ *Spool, err error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make spool: %w", err)
+		return nil, fmt.Errorf("create spool: %w", err)
 	}
 	dir, err := lockDir(cfg.Dir)
 	if err != nil {
@@ -155,7 +155,7 @@ func lockDir(path string) (*os.File, error) {
 	return dir, nil
 }
 
-// load finds the segments. It runs before anybody else knows the Spool.
+// load loads the segments. Open calls it before the Spool is shared.
 func (s *Spool) load() error {
 	names, err := s.dir.Readdirnames(-1)
 	if err != nil {
@@ -170,7 +170,7 @@ func (s *Spool) load() error {
 	slices.Sort(numbers)
 	last, file, err := openCursor(s.dir.Name())
 	if err != nil {
-		s.log.Warn("what is done in the spool cannot be remembered; after a restart it may be sent again", slog.Any("error", err))
+		s.log.Warn("cannot write spool cursor; done entries may be sent again after a restart", slog.Any("error", err))
 	}
 	s.cursor = file
 	s.next = max(last.done.segment, last.handed.segment, 1) - 1
@@ -180,24 +180,25 @@ func (s *Spool) load() error {
 	}
 	s.next++
 	if s.entries > 0 {
-		s.log.Info("spool holds entries of before", slog.Int("entries", s.entries), slog.Int64("bytes", s.bytes), slog.Time("oldest", s.Oldest()))
+		s.log.Info("spool holds entries from an earlier run", slog.Int("entries", s.entries), slog.Int64("bytes", s.bytes), slog.Time("oldest", s.Oldest()))
 	}
 	return nil
 }
 
-// adopt takes an existing segment in, as far as last does not say that it is done.
+// adopt loads an existing segment, and marks the entries before last.done as
+// done.
 func (s *Spool) adopt(number uint64, last cursor) {
 	g, cut, err := openSegment(s.dir.Name(), number)
 	if err != nil {
 		if s.unusable == 0 {
 			s.unusable = number
 		}
-		s.log.Error("a segment of the spool cannot be used and is left alone", slog.String("file", segmentPath(s.dir.Name(), number)), slog.Any("error", err))
+		s.log.Error("cannot use spool segment, leaving it alone", slog.String("file", segmentPath(s.dir.Name(), number)), slog.Any("error", err))
 		return
 	}
 	if cut > 0 {
 		s.metrics.damaged.Add(float64(cut))
-		s.log.Warn("the end of a segment of the spool was damaged and is cut off", slog.String("file", g.path),
+		s.log.Warn("cut off the damaged end of a spool segment", slog.String("file", g.path),
 			slog.Int64("bytes", cut), slog.Uint64("entries_left", uint64(g.written)))
 	}
 	g.before = math.MaxUint32
@@ -218,22 +219,22 @@ func (s *Spool) adopt(number uint64, last cursor) {
 	s.entries += int(g.durable - g.low)
 	if g.low == g.durable {
 		g.read = true
-		s.log.Debug("a segment of the spool is done", slog.String("file", g.path))
+		s.log.Debug("spool segment is done", slog.String("file", g.path))
 		if err := s.sweep(); err != nil {
-			s.log.Warn("a segment of the spool that is done cannot be removed", slog.String("file", g.path), slog.Any("error", err))
+			s.log.Warn("cannot remove finished spool segment", slog.String("file", g.path), slog.Any("error", err))
 		}
 	}
 }
 
-// Append adds e and returns when it is on stable storage. It keeps nothing of e.
-// After an error, e is not in the spool. What ctx says counts only at the
-// beginning: then e can still be left out.
+// Append stores e and returns once it is on stable storage. It does not keep
+// e.Body. After an error e is not in the spool. ctx matters only until the
+// write starts.
 func (s *Spool) Append(ctx context.Context, e Entry) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if len(e.Body) > maxLength {
-		return fmt.Errorf("append %d bytes: an entry may have %d", len(e.Body), maxLength)
+		return fmt.Errorf("append %d bytes: more than the maximum of %d", len(e.Body), maxLength)
 	}
 	err := s.append(e)
 	switch {
@@ -272,7 +273,7 @@ func (s *Spool) append(e Entry) error {
 	s.mu.Unlock()
 
 	select {
-	case <-b.done: // somebody else did it
+	case <-b.done: // another Append synced the batch
 	case s.syncing <- struct{}{}:
 		s.sync(b)
 		<-s.syncing
@@ -285,13 +286,14 @@ func (s *Spool) append(e Entry) error {
 	return g.failed
 }
 
-// write puts an entry behind the last one, without a sync. It needs mu.
+// write appends an entry to the active segment without a sync. The caller holds
+// mu.
 func (s *Spool) write(h header, body []byte) (*segment, error) {
 	if s.closed {
 		return nil, ErrClosed
 	}
-	if s.bytes+h.size()+headerSize > s.maxBytes { // with a footer
-		return nil, fmt.Errorf("%w: it takes %d of %d bytes", ErrFull, s.bytes, s.maxBytes)
+	if s.bytes+h.size()+headerSize > s.maxBytes { // include a footer
+		return nil, fmt.Errorf("%w: %d of %d bytes used", ErrFull, s.bytes, s.maxBytes)
 	}
 	if s.active != nil && s.active.size > 0 && s.active.size+h.size() > segmentSize(s.maxBytes) {
 		s.seal(s.active)
@@ -328,24 +330,25 @@ func (s *Spool) write(h header, body []byte) (*segment, error) {
 	return g, nil
 }
 
-// undo removes what a write left behind that failed. It needs mu.
+// undo removes what a failed write left behind. The caller holds mu.
 func (s *Spool) undo(g *segment, cause error) {
 	if g.written == 0 {
-		// Nobody needs the file, and on a full disk it may hold the last block.
+		// The file is empty, and on a full disk it may hold the last block.
 		s.drop(g)
 		return
 	}
 	err := g.file.Truncate(g.size)
 	if err != nil {
-		// It is not read, and cut off at the next start.
-		s.log.Warn("half an entry cannot be removed from the spool", slog.String("file", g.path), slog.Any("error", err), slog.Any("cause", cause))
+		// The remains are never read, and the next start cuts them off.
+		s.log.Warn("cannot remove partial entry from spool segment", slog.String("file", g.path), slog.Any("error", err), slog.Any("cause", cause))
 	}
 	if err != nil || !diskFull(cause) {
-		s.seal(g) // another file may fare better
+		s.seal(g) // another file may work
 	}
 }
 
-// drop removes a segment that was never acknowledged in any part. It needs mu.
+// drop removes a segment of which no entry was acknowledged. The caller holds
+// mu.
 func (s *Spool) drop(g *segment) {
 	g.sealed = true
 	g.file.Close()
@@ -356,30 +359,31 @@ func (s *Spool) drop(g *segment) {
 	s.segments = slices.DeleteFunc(s.segments, func(o *segment) bool { return o == g })
 	s.bytes -= g.size
 	if err := os.Remove(g.path); err != nil {
-		s.log.Warn("an empty segment of the spool cannot be removed", slog.String("file", g.path), slog.Any("error", err))
+		s.log.Warn("cannot remove empty spool segment", slog.String("file", g.path), slog.Any("error", err))
 	}
 }
 
-// seal ends a segment; its file is closed once it is synced. It needs mu.
+// seal ends a segment; its file is closed once it is synced. The caller holds
+// mu.
 func (s *Spool) seal(g *segment) {
 	if g.sealed {
 		return
 	}
 	g.seal()
-	g.size += headerSize // counted even when there was no room for it
+	g.size += headerSize // counted even if the footer did not fit
 	s.bytes += headerSize
 	if s.active == g {
 		s.active = nil
 	}
 	s.release(g)
-	s.awake() // for those who wait at its end
+	s.awake() // wakes readers at its end
 }
 
-// sync makes durable what was written until now, for all of b. The caller holds
-// the token of syncing.
+// sync makes everything written so far durable, for all appends of b. The
+// caller holds the token of syncing.
 func (s *Spool) sync(b *batch) {
 	s.mu.Lock()
-	if s.batch != b { // somebody else did it while we took the token
+	if s.batch != b { // another Append synced it before we got the token
 		s.mu.Unlock()
 		return
 	}
@@ -420,10 +424,11 @@ func (s *Spool) sync(b *batch) {
 	s.awake()
 }
 
-// fail takes back what could not be made durable, also what came later: the system
-// may have thrown away any of it. It needs mu.
+// fail discards everything in g that is not durable, including later writes:
+// after a failed sync the system may have dropped any of it. The caller holds
+// mu.
 func (s *Spool) fail(g *segment, cause error) {
-	s.log.Error("the spool cannot be synced", slog.String("file", g.path), slog.Any("error", cause))
+	s.log.Error("cannot sync spool segment", slog.String("file", g.path), slog.Any("error", cause))
 	g.failed = fmt.Errorf("sync spool: %w", cause)
 	s.unsynced = slices.DeleteFunc(s.unsynced, func(o *segment) bool { return o == g })
 	if g.durable == 0 {
@@ -431,7 +436,7 @@ func (s *Spool) fail(g *segment, cause error) {
 		return
 	}
 	if err := os.Truncate(g.path, g.durableSize); err != nil {
-		s.log.Warn("what was not acknowledged cannot be removed from the spool", slog.String("file", g.path), slog.Any("error", err))
+		s.log.Warn("cannot remove unacknowledged entries from spool segment", slog.String("file", g.path), slog.Any("error", err))
 	}
 	s.bytes -= g.size - g.durableSize
 	g.size, g.written = g.durableSize, g.durable
@@ -442,8 +447,8 @@ func (s *Spool) fail(g *segment, cause error) {
 	s.release(g)
 }
 
-// release closes the file of a segment that needs no more writing and no more
-// syncing. It needs mu.
+// release closes the file of a sealed segment that needs no sync. The caller
+// holds mu.
 func (s *Spool) release(g *segment) {
 	if g.file == nil || !g.sealed || g.syncing || slices.Contains(s.unsynced, g) {
 		return
@@ -452,14 +457,14 @@ func (s *Spool) release(g *segment) {
 	g.file = nil
 }
 
-// awake lets those who wait in Next look again. It needs mu.
+// awake wakes all calls of Next. The caller holds mu.
 func (s *Spool) awake() {
 	close(s.wake)
 	s.wake = make(chan struct{})
 }
 
-// SetMaxBytes sets the bound. Less than what is there refuses new entries until
-// enough is done; nothing is thrown away.
+// SetMaxBytes sets the bound. A bound below the current size refuses new
+// entries until enough are done; it removes nothing.
 func (s *Spool) SetMaxBytes(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -472,14 +477,15 @@ func (s *Spool) maxBytesNow() int64 {
 	return s.maxBytes
 }
 
-// Len returns the number of entries that are not done, those handed out included.
+// Len returns the number of entries that are not done, including those handed
+// out.
 func (s *Spool) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.entries
 }
 
-// Bytes returns what the files take.
+// Bytes returns the size of all segment files.
 func (s *Spool) Bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -487,7 +493,7 @@ func (s *Spool) Bytes() int64 {
 }
 
 // Oldest returns when the oldest entry was received, to the precision of a
-// segment, and the zero time when there is none.
+// segment, or the zero time if the spool is empty.
 func (s *Spool) Oldest() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -511,8 +517,9 @@ func (s *Spool) Oldest() time.Time {
 	return oldest
 }
 
-// Close ends everything that waits and remembers what was handed out. Entries that are
-// not done come again, saying so, when the spool is opened again.
+// Close wakes all blocked calls and records what was handed out. Entries that
+// are not done are handed out again, with Resend set if they were handed out
+// before, when the spool is next opened.
 func (s *Spool) Close() error {
 	s.syncing <- struct{}{}
 	defer func() { <-s.syncing }()
@@ -540,7 +547,7 @@ func (s *Spool) Close() error {
 	return errors.Join(s.remember(true), s.dir.Close())
 }
 
-// remember writes the cursor. It needs mu.
+// remember writes the cursor. The caller holds mu.
 func (s *Spool) remember(clean bool) error {
 	if s.cursor == nil {
 		return nil
@@ -550,7 +557,7 @@ func (s *Spool) remember(clean bool) error {
 		c.done = position{s.segments[0].number, s.segments[0].low}
 	}
 	if s.unusable > 0 && s.unusable < c.done.segment {
-		c.done = position{segment: s.unusable} // it may be usable the next time
+		c.done = position{segment: s.unusable} // the segment may be usable at the next start
 	}
 	for _, g := range s.segments {
 		if handed := max(g.handed, min(g.before, g.written)); handed > 0 {
@@ -567,7 +574,7 @@ func (s *Spool) remember(clean bool) error {
 	err = errors.Join(err, s.cursor.Close())
 	s.cursor = nil
 	if err != nil {
-		return fmt.Errorf("remember what is done in the spool: %w", err)
+		return fmt.Errorf("write spool cursor: %w", err)
 	}
 	return nil
 }

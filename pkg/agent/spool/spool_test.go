@@ -54,7 +54,7 @@ func closeIt(t testing.TB, s *spool.Spool) {
 
 var epoch = time.Unix(1_700_000_000, 0)
 
-// entry returns entry i: its body says its number, and is large when size is.
+// entry returns entry i. Its body contains i and is padded to size.
 func entry(i, size int) spool.Entry {
 	body := fmt.Appendf(nil, "entry %d ", i)
 	for len(body) < size {
@@ -67,7 +67,7 @@ func number(t testing.TB, e spool.Entry) int {
 	t.Helper()
 	fields := strings.Fields(string(e.Body[:min(len(e.Body), 30)]))
 	if len(fields) < 2 {
-		t.Fatalf("the body is %q", e.Body)
+		t.Fatalf("unexpected body %q", e.Body)
 	}
 	n, err := strconv.Atoi(fields[1])
 	if err != nil {
@@ -96,7 +96,7 @@ func next(t testing.TB, s *spool.Spool) spool.Entry {
 	return e
 }
 
-// tryNext returns false when there is nothing to hand out.
+// tryNext returns false if no entry is available.
 func tryNext(t testing.TB, s *spool.Spool) (spool.Entry, bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
@@ -108,14 +108,14 @@ func tryNext(t testing.TB, s *spool.Spool) (spool.Entry, bool) {
 	return e, err == nil
 }
 
-// drain hands out all that is there and is done with it.
+// drain takes every available entry and marks it done.
 func drain(t testing.TB, s *spool.Spool) []spool.Entry {
 	t.Helper()
 	var all []spool.Entry
 	for s.Len() > 0 {
 		e, ok := tryNext(t, s)
 		if !ok {
-			continue // what is left was damaged, and is being counted
+			continue // the rest is damaged, and being counted
 		}
 		if err := s.Done(e); err != nil {
 			t.Fatal(err)
@@ -129,7 +129,7 @@ func same(a, b spool.Entry) bool {
 	return bytes.Equal(a.Body, b.Body) && a.Resend == b.Resend && a.Received.Equal(b.Received)
 }
 
-func TestWhatGoesInComesOutInOrder(t *testing.T) {
+func TestEntriesComeOutInOrder(t *testing.T) {
 	s := open(t, t.TempDir(), 64*mib)
 	var want []spool.Entry
 	for i := range 50 {
@@ -137,14 +137,14 @@ func TestWhatGoesInComesOutInOrder(t *testing.T) {
 		e.Resend = i%3 == 0
 		want = append(want, e)
 	}
-	want = append(want, spool.Entry{Received: epoch}) // an empty one too
+	want = append(want, spool.Entry{Received: epoch}) // an empty entry
 	add(t, s, want...)
 	if s.Len() != len(want) || !s.Oldest().Equal(epoch) {
 		t.Errorf("%d entries since %s", s.Len(), s.Oldest())
 	}
 	for i, e := range drain(t, s) {
 		if !same(e, want[i]) {
-			t.Errorf("entry %d came out as %d bytes, resend %v, %s", i, len(e.Body), e.Resend, e.Received)
+			t.Errorf("entry %d handed out with %d bytes, resend %v, %s", i, len(e.Body), e.Resend, e.Received)
 		}
 	}
 	if s.Len() != 0 || s.Bytes() != 0 || !s.Oldest().IsZero() {
@@ -159,7 +159,7 @@ func TestBodyIsNotKept(t *testing.T) {
 	add(t, s, e)
 	clear(e.Body)
 	if got := next(t, s); !bytes.Equal(got.Body, want) {
-		t.Errorf("came out as %q", got.Body[:20])
+		t.Errorf("handed out as %q", got.Body[:20])
 	}
 }
 
@@ -172,12 +172,12 @@ func TestReturnedEntriesComeFirst(t *testing.T) {
 	b.Resend = true
 	s.Return(c)
 	s.Return(b)
-	s.Return(b) // once is enough
+	s.Return(b) // a second Return has no effect
 	if err := s.Done(a); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Done(a); err == nil {
-		t.Error("an entry was done twice")
+		t.Error("Done succeeded twice")
 	}
 	var order []int
 	for _, e := range drain(t, s) {
@@ -187,7 +187,7 @@ func TestReturnedEntriesComeFirst(t *testing.T) {
 		}
 	}
 	if !slices.Equal(order, []int{1, 2, 3, 4}) {
-		t.Errorf("came out in the order %v", order)
+		t.Errorf("handed out in the order %v", order)
 	}
 }
 
@@ -203,7 +203,7 @@ func TestNextWaits(t *testing.T) {
 		synctest.Wait()
 		s.Return(e)
 		if n := number(t, <-got); n != 7 {
-			t.Errorf("entry %d came", n)
+			t.Errorf("entry %d handed out", n)
 		}
 		ended := make(chan error)
 		go func() {
@@ -213,7 +213,7 @@ func TestNextWaits(t *testing.T) {
 		synctest.Wait()
 		closeIt(t, s)
 		if err := <-ended; !errors.Is(err, spool.ErrClosed) {
-			t.Errorf("Next ended with %v", err)
+			t.Errorf("Next = %v", err)
 		}
 		if err := s.Append(t.Context(), entry(8, 10)); !errors.Is(err, spool.ErrClosed) {
 			t.Errorf("Append after Close = %v", err)
@@ -225,7 +225,7 @@ func TestNextWaits(t *testing.T) {
 	})
 }
 
-func TestAfterACleanStopOnlyWhatWasHandedOutIsDoubtful(t *testing.T) {
+func TestCleanStopResendsOnlyHandedOut(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, mib)
 	for i := range 6 {
@@ -238,7 +238,7 @@ func TestAfterACleanStopOnlyWhatWasHandedOutIsDoubtful(t *testing.T) {
 		}
 	}
 	closeIt(t, s)
-	for range 2 { // the second start changes nothing
+	for range 2 { // a second start changes nothing
 		s = open(t, dir, mib)
 		closeIt(t, s)
 	}
@@ -247,14 +247,15 @@ func TestAfterACleanStopOnlyWhatWasHandedOutIsDoubtful(t *testing.T) {
 	for _, e := range drain(t, s) {
 		doubtful[number(t, e)] = e.Resend
 	}
-	// 2 was done, but 1 before it was not, and only one place is remembered.
+	// Entry 2 was done, but 1 before it was not, and the cursor holds only one
+	// position.
 	want := map[int]bool{1: true, 2: true, 3: false, 4: false, 5: false}
 	if fmt.Sprint(doubtful) != fmt.Sprint(want) {
 		t.Errorf("resend: %v, want %v", doubtful, want)
 	}
 }
 
-func TestAfterACrashEverythingIsDoubtful(t *testing.T) {
+func TestCrashResendsEverything(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, mib)
 	for i := range 6 {
@@ -265,21 +266,21 @@ func TestAfterACrashEverythingIsDoubtful(t *testing.T) {
 	}
 	s.Crash()
 	s = open(t, dir, mib)
-	closeIt(t, s) // a clean stop afterwards forgets none of it
+	closeIt(t, s) // a clean stop afterwards must not clear it
 	s = open(t, dir, mib)
 	add(t, s, entry(6, 10))
 	got := drain(t, s)
 	if len(got) != 6 {
-		t.Fatalf("%d entries came", len(got))
+		t.Fatalf("%d entries handed out", len(got))
 	}
 	for i, e := range got {
 		if number(t, e) != i+1 || e.Resend != (i < 5) {
-			t.Errorf("entry %d in place %d: resend is %v", number(t, e), i, e.Resend)
+			t.Errorf("entry %d at index %d: resend is %v", number(t, e), i, e.Resend)
 		}
 	}
 }
 
-func TestFullAndRoomAgain(t *testing.T) {
+func TestFullThenRoom(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	dir := t.TempDir()
 	s, err := spool.Open(spool.Config{Dir: dir, MaxBytes: 4 * mib}, spool.Options{Registerer: reg})
@@ -312,11 +313,11 @@ func TestFullAndRoomAgain(t *testing.T) {
 		}
 	}
 	if again := fill(); again < n/10-4 {
-		t.Errorf("%d entries were done, and there was room for %d", n/10, again)
+		t.Errorf("%d entries done made room for only %d", n/10, again)
 	}
 	s.SetMaxBytes(2 * mib)
 	if err := s.Append(t.Context(), entry(0, 10)); !errors.Is(err, spool.ErrFull) {
-		t.Errorf("Append over a bound that was lowered = %v", err)
+		t.Errorf("Append above a lowered bound = %v", err)
 	}
 	s.SetMaxBytes(8 * mib)
 	add(t, s, entry(0, 10))
@@ -328,7 +329,7 @@ func TestFullAndRoomAgain(t *testing.T) {
 		t.Errorf("%v refusals counted, want 3", got)
 	}
 	if err := s.Append(t.Context(), entry(0, 9*mib)); !errors.Is(err, spool.ErrFull) {
-		t.Errorf("Append of what can never fit = %v", err)
+		t.Errorf("Append of an entry that can never fit = %v", err)
 	}
 }
 
@@ -371,15 +372,15 @@ func TestOneProcessAtATime(t *testing.T) {
 	open(t, dir, mib)
 }
 
-func TestOpenSaysWhatIsWrong(t *testing.T) {
+func TestOpenErrors(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for want, cfg := range map[string]spool.Config{
-		"dir: none is given": {MaxBytes: mib},
-		"max_bytes: 5":       {Dir: t.TempDir(), MaxBytes: 5},
-		"not a directory":    {Dir: file, MaxBytes: mib},
+		"dir: required":   {MaxBytes: mib},
+		"max_bytes: 5":    {Dir: t.TempDir(), MaxBytes: 5},
+		"not a directory": {Dir: file, MaxBytes: mib},
 	} {
 		if s, err := spool.Open(cfg, spool.Options{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Open = %v, %v, want an error with %q", s, err, want)
@@ -387,9 +388,8 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// A disk that cannot write any more fails what is being added, and nothing that is
-// there.
-func TestBrokenFileIsLeftForAnother(t *testing.T) {
+// A failed write fails only the Appends in progress, no stored entry.
+func TestBrokenFileIsReplaced(t *testing.T) {
 	var logged bytes.Buffer
 	s, err := spool.Open(spool.Config{Dir: t.TempDir(), MaxBytes: mib}, spool.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
 	if err != nil {
@@ -407,17 +407,17 @@ func TestBrokenFileIsLeftForAnother(t *testing.T) {
 		got = append(got, number(t, e))
 	}
 	if !slices.Equal(got, []int{0, 1, 3}) {
-		t.Errorf("came out: %v", got)
+		t.Errorf("handed out: %v", got)
 	}
 }
 
-// What could not be synced was not acknowledged, and does not come, not even after a
-// restart.
-func TestWhatCannotBeSyncedIsTakenBack(t *testing.T) {
+// An entry whose sync failed was not acknowledged and is never handed out, not
+// even after a restart.
+func TestFailedSyncDiscardsEntries(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, mib)
 	if err := s.AppendBreakingSync(entry(0, 100)); err == nil {
-		t.Error("the first of a file was acknowledged without a sync")
+		t.Error("the first entry of a file was acknowledged without a sync")
 	}
 	add(t, s, entry(1, 100))
 	if err := s.AppendBreakingSync(entry(2, 100)); err == nil {
@@ -434,13 +434,13 @@ func TestWhatCannotBeSyncedIsTakenBack(t *testing.T) {
 		got = append(got, number(t, e))
 	}
 	if !slices.Equal(got, []int{1, 3}) || s.Bytes() != 0 {
-		t.Errorf("came out: %v, %d bytes remain", got, s.Bytes())
+		t.Errorf("handed out: %v, %d bytes remain", got, s.Bytes())
 	}
 }
 
-// Many add while many take, some give back: everything comes out once, and what
-// one of them added in its order.
-func TestManyAtATime(t *testing.T) {
+// Many goroutines append while many take and some return: every entry is done
+// once, and each goroutine's entries come in order.
+func TestConcurrentUse(t *testing.T) {
 	const adders, each, takers = 8, 200, 4
 	s := open(t, t.TempDir(), 64*mib)
 	var adding, taking sync.WaitGroup
@@ -486,7 +486,7 @@ func TestManyAtATime(t *testing.T) {
 	cancel()
 	for i := range adders * each {
 		if seen[i] != 1 {
-			t.Errorf("entry %d came %d times", i, seen[i])
+			t.Errorf("entry %d was done %d times", i, seen[i])
 		}
 	}
 	if s.Len() != 0 || s.Bytes() != 0 {
@@ -494,9 +494,10 @@ func TestManyAtATime(t *testing.T) {
 	}
 }
 
-// Whatever is done in whatever order, with stops and crashes at any time, no entry is
-// lost, none comes that was not added, and one that may have been out says so.
-func TestNothingIsLostWhateverHappens(t *testing.T) {
+// Under any sequence of operations, stops and crashes, no entry is lost, none
+// appears that was not appended, and one that may have been handed out before
+// has Resend set.
+func TestNothingIsLost(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp("", "spool") //nolint:usetesting // one for each draw
 		if err != nil {
@@ -505,7 +506,7 @@ func TestNothingIsLostWhateverHappens(t *testing.T) {
 		defer func() { _ = os.RemoveAll(dir) }()
 		s := open(t, dir, mib)
 		defer func() { _ = s.Close() }()
-		waiting := map[int]bool{} // added and not done; true when it has been out
+		waiting := map[int]bool{} // appended and not done; true once handed out
 		var out []spool.Entry
 		added := 0
 		restart := func() {
@@ -523,14 +524,14 @@ func TestNothingIsLostWhateverHappens(t *testing.T) {
 			n := number(t, e)
 			if wasOut, ok := waiting[n]; ok {
 				if !bytes.Equal(e.Body, entry(n, len(e.Body)).Body) {
-					rt.Fatalf("entry %d came changed", n)
+					rt.Fatalf("entry %d changed", n)
 				}
 				if wasOut && !e.Resend {
-					rt.Fatalf("entry %d has been out and does not say so", n)
+					rt.Fatalf("entry %d was handed out before, but Resend is not set", n)
 				}
 				waiting[n] = true
 			} else if !e.Resend {
-				rt.Fatalf("entry %d comes again after it was done, and does not say so", n)
+				rt.Fatalf("entry %d is handed out after it was done, but Resend is not set", n)
 			}
 			out = append(out, e)
 			return true
@@ -587,7 +588,7 @@ func TestNothingIsLostWhateverHappens(t *testing.T) {
 		restart()
 		for s.Len() > 0 {
 			if !take() {
-				rt.Fatalf("%d entries are there and none comes", s.Len())
+				rt.Fatalf("%d entries remain but none is handed out", s.Len())
 			}
 			e := out[len(out)-1]
 			if err := s.Done(e); err != nil {
@@ -601,7 +602,7 @@ func TestNothingIsLostWhateverHappens(t *testing.T) {
 	})
 }
 
-func TestFormatStaysAsItIs(t *testing.T) {
+func TestFormatIsStable(t *testing.T) {
 	header := spool.EncodeHeader(0x0102, 1, 7, 9, 1_700_000_000_000_000_001, 0xdeadbeef)
 	if got, want := hex.EncodeToString(header[:]), headerGolden; got != want {
 		t.Errorf("header is %s, want %s", got, want)
