@@ -38,7 +38,10 @@ func FuzzAnswers(f *testing.F) {
 			read("committed", r.bad, len(p.Metadata))
 		}
 		for _, version := range []int16{commitVersion, commitVersionID} {
-			claim.readAnswer(&answerReader{b: in}, version)
+			of := &commits{group: claim.group, topic: topicState{id: claim.fetcher.id}}
+			codes := map[int]int16{}
+			of.read(&answerReader{b: in}, version, codes, 1)
+			read("commit", false, len(codes))
 		}
 		readEpochEnd(&answerReader{b: in}, topic, 0)
 		known, _ := readVersions(&answerReader{b: in})

@@ -231,7 +231,7 @@ func BenchmarkFetch(b *testing.B) {
 	b.Run("ours", func(b *testing.B) {
 		f := newFetcher(client, "bench", 0)
 		benchFetch(b, records, size, func(offset int64) (int64, int) {
-			batch, err := f.fetch(b.Context(), offset, 1<<20, time.Second)
+			batch, err := f.fetch(b.Context(), offset, 1, 1<<20, time.Second)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -152,7 +152,14 @@ func (c *Claim) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 //
 // The records and their bytes are valid until the next Fetch of the Claim.
 func (c *Claim) Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
-	b, err := c.fetcher.fetch(ctx, offset, maxBytes, maxWait)
+	return c.Collect(ctx, offset, 1, maxBytes, maxWait)
+}
+
+// Collect is Fetch for a caller that can wait: the broker answers once the partition has
+// minBytes compressed, or after maxWait with what there is. That is one request where Fetch
+// would need one for each batch that a producer sends.
+func (c *Claim) Collect(ctx context.Context, offset int64, minBytes, maxBytes int, maxWait time.Duration) (Batch, error) {
+	b, err := c.fetcher.fetch(ctx, offset, minBytes, maxBytes, maxWait)
 	if errors.Is(err, ErrTruncated) {
 		c.group.client.metrics.truncated.WithLabelValues(c.group.id).Inc()
 	}

@@ -38,3 +38,10 @@ func (c *Client) Intercept(wrap func(net.Conn) net.Conn) {
 		return wrap(conn), nil
 	}
 }
+
+// QueuedCommits counts the commits of c's generation that wait for a request under way.
+func QueuedCommits(c *Claim) int {
+	c.gen.commits.mu.Lock()
+	defer c.gen.commits.mu.Unlock()
+	return len(c.gen.commits.queue)
+}

@@ -38,6 +38,7 @@ type fetchRequest struct {
 	partition int32
 	at        leadership
 	offset    int64
+	minBytes  int32 // 0 means one
 	maxBytes  int32
 	maxWait   time.Duration
 	buf       []byte // reused for the response if large enough
@@ -117,7 +118,7 @@ func (r *fetchRequest) encode(version int16) []byte {
 	}
 	b = appendInt32(b, -1) // replica: none, a consumer
 	b = be.AppendUint32(b, uint32(r.maxWait.Milliseconds()))
-	b = appendInt32(b, 1) // at least one byte, or maxWait
+	b = appendInt32(b, max(r.minBytes, 1)) // or maxWait
 	// Only the partition's bound limits the response. The embedded broker omits aborted
 	// transactions when the bound of the whole response is reached.
 	b = appendInt32(b, maxResponse)
@@ -245,7 +246,7 @@ const damagedFetches = 3
 // fetch implements Client.Fetch and Claim.Fetch. It refetches a damaged batch over new
 // connections and asks for more data, so that reading can continue behind it. When the
 // leader has moved, it looks the leader up once.
-func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+func (f *fetcher) fetch(ctx context.Context, offset int64, minBytes, maxBytes int, maxWait time.Duration) (Batch, error) {
 	f.trim(maxBytes)
 	lookedUp := false
 	for attempt := 1; ; {
@@ -260,7 +261,7 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, maxBytes int, maxWait
 			}
 			lookedUp = true
 		}
-		batch, err := f.once(ctx, offset, maxBytes, maxWait)
+		batch, err := f.once(ctx, offset, minBytes, maxBytes, maxWait)
 		var throttled *throttledError
 		switch {
 		case err == nil:
@@ -337,7 +338,7 @@ func (f *fetcher) locate(ctx context.Context) error {
 }
 
 // once sends one fetch request to the known leader.
-func (f *fetcher) once(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (Batch, error) {
+func (f *fetcher) once(ctx context.Context, offset int64, minBytes, maxBytes int, maxWait time.Duration) (Batch, error) {
 	if err := f.check(ctx, offset); err != nil {
 		return Batch{}, err
 	}
@@ -346,7 +347,8 @@ func (f *fetcher) once(ctx context.Context, offset int64, maxBytes int, maxWait 
 	defer cancel()
 	req := &fetchRequest{
 		ctx: ctx, client: f.client, topic: f.topic, id: f.id, partition: int32(f.partition), at: f.at, offset: offset,
-		maxBytes: int32(min(maxBytes, maxResponse)), maxWait: maxWait, buf: f.buf,
+		minBytes: int32(min(minBytes, maxBytes, maxResponse)), maxBytes: int32(min(maxBytes, maxResponse)),
+		maxWait: maxWait, buf: f.buf,
 	}
 	f.buf = nil // the exchange owns it until it returns
 	answer, err := f.client.roundTrip(ctx, deadline, req)
@@ -455,7 +457,7 @@ func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset 
 		f.id, f.at, f.known = l.id, l.at, true
 	}
 	c.mu.Unlock()
-	batch, err := f.fetch(ctx, offset, maxBytes, maxWait)
+	batch, err := f.fetch(ctx, offset, 1, maxBytes, maxWait)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !f.known || err != nil {

@@ -193,6 +193,7 @@ type generation struct {
 	partitions []int      // assigned to this member
 	view       topicState // the topic of the partitions
 	lease      *lease
+	commits    *commits
 }
 
 // follow runs the handlers of one generation until it ends. It returns the cause of the
@@ -207,6 +208,7 @@ func (g *Group) follow(ctx context.Context, gen generation, handle Handler) erro
 	work, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
+	gen.commits = newCommits(context.WithoutCancel(ctx), g, gen)
 	var beating, handling sync.WaitGroup
 	beating.Go(func() { g.beat(beats, gen, stop) })
 	beating.Go(func() { g.watchTopic(work, gen, stop) })

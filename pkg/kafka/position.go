@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
@@ -23,74 +22,14 @@ const (
 
 // sendCommit sends a commit once. sent reports whether it may have reached a broker.
 func (c *Claim) sendCommit(ctx context.Context, p Position) (sent bool, err error) {
-	versions := []int16{commitVersionID, commitVersion}
-	if c.fetcher.id.IsZero() {
-		versions = versions[1:]
-	} else if !c.group.byID.Load() {
+	if !c.fetcher.id.IsZero() && !c.group.byID.Load() {
 		// The brokers may accept names only, and the name may now belong to another
 		// topic.
 		if err := c.changed(ctx); err != nil {
 			return false, err
 		}
 	}
-	if len(p.Metadata) > math.MaxInt16 {
-		return false, kafkago.OffsetMetadataTooLarge
-	}
-	var code int16
-	request := &rawCall{
-		key: protocol.OffsetCommit, versions: versions, flexibleFrom: 8,
-		encode: func(b []byte, version int16) []byte {
-			c.group.byID.Store(version >= commitVersionID)
-			return c.appendCommit(b, version, p)
-		},
-		decode: func(r *answerReader, version int16) { code = c.readAnswer(r, version) },
-	}
-	err = c.group.client.do(ctx, request, &groupCall{request, c.group.id})
-	if err != nil {
-		return !request.notSent(), err
-	}
-	return true, codeError(code, "")
-}
-
-func (c *Claim) appendCommit(b []byte, version int16, p Position) []byte {
-	if version < commitVersionID {
-		b = appendString(b, c.group.id)
-		b = appendInt32(b, int32(c.gen.id))
-		b = appendString(b, c.gen.member)
-		b = append(b, 0xff, 0xff) // instance: none
-		b = appendInt32(b, 1)     // topics
-		b = appendString(b, c.Topic())
-		b = appendInt32(b, 1) // partitions
-		b = appendInt32(b, int32(c.partition))
-		b = appendInt64(b, p.Offset)
-		b = appendInt32(b, p.LeaderEpoch)
-		return appendString(b, p.Metadata)
-	}
-	b = appendCompactString(b, c.group.id)
-	b = appendInt32(b, int32(c.gen.id))
-	b = appendCompactString(b, c.gen.member)
-	b = appendCompactNull(b) // instance
-	b = appendCompactLength(b, 1)
-	b = append(b, c.fetcher.id[:]...)
-	b = appendCompactLength(b, 1)
-	b = appendInt32(b, int32(c.partition))
-	b = appendInt64(b, p.Offset)
-	b = appendInt32(b, p.LeaderEpoch)
-	b = appendCompactString(b, p.Metadata)
-	b = appendNoTags(b) // of the partition
-	b = appendNoTags(b) // of the topic
-	return appendNoTags(b)
-}
-
-// readAnswer returns the error code of a commit response.
-func (c *Claim) readAnswer(r *answerReader, version int16) (code int16) {
-	byID := version >= commitVersionID
-	r.int32() // throttled
-	if r.length(byID) != 1 {
-		r.bad = true
-	}
-	c.readHead(r, byID)
-	return r.int16()
+	return c.gen.commits.send(ctx, c.partition, p)
 }
 
 // readHead reads a response up to the partition and verifies that it is the claim's.
