@@ -70,7 +70,7 @@ func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOpti
 		return res, false, nil
 	}
 	if p.cut == nil || !upstream.TooLarge(err) || len(body) < leastCut {
-		return res, upstream.Doubtful(err), err
+		return res, upstream.OutcomeUnknown(err), err
 	}
 	pieces, rejected, message, cutErr := p.cut(body)
 	if cutErr != nil || len(pieces) == 1 && rejected == 0 {

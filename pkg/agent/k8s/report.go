@@ -56,7 +56,7 @@ func (w *Watcher) report(ctx context.Context) error {
 
 // repeatAfter returns the time until the next report of everything, with jitter
 // for agents that started together.
-func repeatAfter() time.Duration { return repeat - rand.N(repeat/8) } //nolint:gosec // nothing secret
+func repeatAfter() time.Duration { return repeat - rand.N(repeat/8) } //nolint:gosec // jitter, not security
 
 // firstReport requests a report of everything once the pods are known.
 func (w *Watcher) firstReport(ctx context.Context) error {
@@ -80,7 +80,7 @@ func (w *Watcher) sendAll(ctx context.Context) {
 			w.log.Warn("cannot report pods and services, retrying", slog.Any("error", err))
 		}
 		d := min(firstPause<<min(failures, 10), longestPause)
-		pause(ctx, d/2+rand.N(d/2)) //nolint:gosec // nothing secret
+		pause(ctx, d/2+rand.N(d/2)) //nolint:gosec // jitter, not security
 	}
 }
 

@@ -1,12 +1,15 @@
-// Package parked keeps aside the requests that an agent has acknowledged and that its servers do not take:
-// a folder with one file for each, bounded in bytes, that an operator can look into.
+// Package parked stores the requests that an agent has acknowledged and its
+// servers reject: a folder with one file per request, bounded in bytes, that an
+// operator can inspect.
 //
-// A file is one line of JSON, the [Head], and then the request's body, so `head -n 1` shows why it is there. It
-// appears in one step and is on stable storage when [Folder.Put] returns. Its name says when it was parked, the kind
-// and whether it waits, so those are found without opening files. A file that is removed, by whomever, is
-// forgotten, and two processes may use the folder at a time.
+// A file is one line of JSON, the [Head], followed by the request's body, so
+// `head -n 1` shows why it was parked. It appears atomically and is on stable
+// storage when [Folder.Put] returns. Its name holds the time of parking, the
+// kind and whether it waits, so these are found without opening files. Anyone
+// may remove a file, and two processes may use the folder at a time.
 //
-// The package never removes what was not asked for by name. It knows nothing of what a body means.
+// The package removes only requests that a caller names. It does not interpret
+// bodies.
 package parked
 
 import (
@@ -27,37 +30,38 @@ import (
 	"time"
 )
 
-// ErrFull says that there is no room: the bound is reached, or the disk is full.
-var ErrFull = errors.New("the folder of parked requests is full")
+// ErrFull means that there is no room: the bound is reached or the disk is
+// full.
+var ErrFull = errors.New("folder of parked requests is full")
 
-// Head says what a parked request is and why it is there.
+// Head describes a parked request and why it was parked.
 type Head struct {
 	Name     string    `json:"-"`               // of the file
 	Size     int64     `json:"-"`               // of the file
-	Kind     string    `json:"kind"`            // "spans" or "flows"
-	Items    int       `json:"items"`           // in the body
-	Refused  int64     `json:"refused"`         // of them; the others are stored
-	Cause    string    `json:"cause"`           // what the server answered
-	Waits    bool      `json:"waits,omitempty"` // the agent tries again by itself
-	Received time.Time `json:"received"`        // by the agent
+	Kind     string    `json:"kind"`            // "spans" or "flows", stored data
+	Items    int       `json:"items"`           // spans or flows in the body
+	Refused  int64     `json:"refused"`         // the rejected ones among them; the others are stored
+	Cause    string    `json:"cause"`           // the server's reply
+	Waits    bool      `json:"waits,omitempty"` // the agent retries it
+	Received time.Time `json:"received"`        // when the agent received it
 	Parked   time.Time `json:"parked"`
-	Encoding string    `json:"encoding"` // of the body: "zstd"
+	Encoding string    `json:"encoding"` // of the body, "zstd"
 	Checksum uint32    `json:"crc32c"`   // of the body
 }
 
-// Folder is a directory of parked requests. Make one with Open. Its methods may be called
-// concurrently.
+// Folder is a directory of parked requests. Use Open. Its methods are safe for
+// concurrent use.
 type Folder struct {
 	dir      string
 	maxBytes int64
 
-	mu    sync.Mutex // one Put at a time, so that the bound holds
+	mu    sync.Mutex // serializes Puts, so that the bound holds
 	known usage
 }
 
-// usage is what the files take.
+// usage is a count of the files and their size.
 type usage struct {
-	changed  time.Time // of the directory
+	changed  time.Time // modification time of the directory
 	counted  time.Time
 	requests int
 	size     int64
@@ -66,28 +70,29 @@ type usage struct {
 const (
 	suffix     = ".parked"
 	unfinished = ".new"
-	maxHead    = 1 << 20 // a first line that is longer is none of ours
+	maxHead    = 1 << 20 // the longest accepted first line
 	maxCause   = 4 << 10
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Open returns the folder dir, which it makes when it is missing. Put refuses what would make its files
-// take more than maxBytes.
+// Open opens the folder dir and creates it if it is missing. Put keeps its
+// files within maxBytes.
 func Open(dir string, maxBytes int64) (*Folder, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make folder of parked requests: %w", err)
+		return nil, fmt.Errorf("create folder of parked requests: %w", err)
 	}
 	return &Folder{dir: dir, maxBytes: maxBytes}, nil
 }
 
-// Dir is where the files are.
+// Dir returns the path of the folder.
 func (f *Folder) Dir() string { return f.dir }
 
-// MaxBytes is what the files may take together.
+// MaxBytes returns the bound of the files' total size.
 func (f *Folder) MaxBytes() int64 { return f.maxBytes }
 
-// Put keeps body, as h says. It sets the fields of h that are about the file, and Parked when that is zero.
+// Put stores body with h. It sets the fields of h that describe the file, and
+// Parked if it is zero. It returns ErrFull if the folder or the disk is full.
 func (f *Folder) Put(h Head, body []byte) error {
 	if h.Parked.IsZero() {
 		h.Parked = time.Now()
@@ -97,7 +102,7 @@ func (f *Folder) Put(h Head, body []byte) error {
 	h.Checksum = crc32.Checksum(body, castagnoli)
 	text, err := json.Marshal(h)
 	if err != nil {
-		return fmt.Errorf("park a request: %w", err)
+		return fmt.Errorf("park request: %w", err)
 	}
 	text = append(text, '\n')
 
@@ -105,29 +110,30 @@ func (f *Folder) Put(h Head, body []byte) error {
 	defer f.mu.Unlock()
 	used, err := f.used()
 	if err != nil {
-		return fmt.Errorf("park a request: %w", err)
+		return fmt.Errorf("park request: %w", err)
 	}
 	size := int64(len(text) + len(body))
 	if used+size > f.maxBytes {
-		return fmt.Errorf("%w: it takes %d of %d bytes, and this request %d", ErrFull, used, f.maxBytes, size)
+		return fmt.Errorf("%w: %d of %d bytes used, request has %d", ErrFull, used, f.maxBytes, size)
 	}
-	path, err := f.free(h)
+	path, err := f.freePath(h)
 	if err != nil {
-		return fmt.Errorf("park a request: %w", err)
+		return fmt.Errorf("park request: %w", err)
 	}
 	if err := write(f.dir, path, text, body); err != nil {
 		_ = os.Remove(path + unfinished)
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			err = fmt.Errorf("%w: %w", ErrFull, err)
 		}
-		return fmt.Errorf("park a request: %w", err)
+		return fmt.Errorf("park request: %w", err)
 	}
 	f.added(size)
 	return nil
 }
 
-// free returns the path of a file that does not exist. Names sort by the time of parking.
-func (f *Folder) free(h Head) (string, error) {
+// freePath returns a path that does not exist. Names sort by the time of
+// parking.
+func (f *Folder) freePath(h Head) (string, error) {
 	for n := range 1000 {
 		name := fmt.Sprintf("%s-%03d-%s%s", h.Parked.Format(timeInName), n, h.Kind, ending(h.Waits))
 		path := filepath.Join(f.dir, name)
@@ -137,10 +143,10 @@ func (f *Folder) free(h Head) (string, error) {
 			return "", err
 		}
 	}
-	return "", errors.New("no name is free")
+	return "", errors.New("no free file name")
 }
 
-// timeInName sorts as text.
+// timeInName is a time layout that sorts as text.
 const timeInName = "20060102T150405.000000000Z"
 
 func ending(waits bool) string {
@@ -150,12 +156,13 @@ func ending(waits bool) string {
 	return suffix
 }
 
-// Waiting returns the names of the requests of a kind that wait, oldest first.
+// Waiting returns the names of the waiting requests of a kind, oldest first.
 func (f *Folder) Waiting(kind string) ([]string, error) {
 	return f.names(func(name string) bool { return strings.HasSuffix(name, "-"+kind+ending(true)) })
 }
 
-// ParkedBefore returns the names of the requests of a kind that were parked before t, oldest first.
+// ParkedBefore returns the names of the requests of a kind parked before t,
+// oldest first.
 func (f *Folder) ParkedBefore(t time.Time, kind string) ([]string, error) {
 	limit := t.UTC().Format(timeInName)
 	return f.names(func(name string) bool {
@@ -177,7 +184,7 @@ func (f *Folder) names(want func(string) bool) ([]string, error) {
 	return names, nil
 }
 
-// write makes the file path, whole or not at all.
+// write creates the file path atomically and syncs it.
 func write(dir, path string, parts ...[]byte) error {
 	file, err := os.OpenFile(path+unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -205,8 +212,8 @@ func write(dir, path string, parts ...[]byte) error {
 	return d.Sync()
 }
 
-// Usage returns how many requests are parked, and the bytes that their files take. Half a file that a
-// crash left counts by its bytes.
+// Usage returns the number of parked requests and the size of their files. A
+// partial file left by a crash counts by its bytes only.
 func (f *Folder) Usage() (requests int, size int64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -214,8 +221,9 @@ func (f *Folder) Usage() (requests int, size int64, err error) {
 	return f.known.requests, f.known.size, err
 }
 
-// used is the size of the files. It counts them when somebody else has changed the directory, and now and then because
-// two changes may have one time. It needs mu.
+// used returns the size of the files. It counts them again if another process
+// changed the directory, and at intervals, because two changes may share a
+// modification time. The caller holds mu.
 func (f *Folder) used() (int64, error) {
 	info, err := os.Stat(f.dir)
 	if err != nil {
@@ -232,7 +240,7 @@ func (f *Folder) used() (int64, error) {
 	for _, e := range entries {
 		info, err := e.Info()
 		if err != nil || !info.Mode().IsRegular() {
-			continue // it was removed just now, or is not ours
+			continue // just removed, or not a parked request
 		}
 		now.size += info.Size()
 		if strings.HasSuffix(e.Name(), suffix) {
@@ -243,10 +251,11 @@ func (f *Folder) used() (int64, error) {
 	return now.size, nil
 }
 
-// countInterval bounds how long a file counts that was removed in the moment of a Put.
+// countInterval bounds how long a file still counts that was removed during a
+// Put.
 const countInterval = 10 * time.Second
 
-// added counts a file that Put has made. It needs mu.
+// added counts a file that Put created. The caller holds mu.
 func (f *Folder) added(size int64) {
 	f.known.requests++
 	f.known.size += size
@@ -255,8 +264,8 @@ func (f *Folder) added(size int64) {
 	}
 }
 
-// List returns the heads of all parked requests, oldest first. Of a file that is damaged only Name, Size and
-// Cause are set.
+// List returns the heads of all parked requests, oldest first. For a damaged
+// file it sets only Name, Size and Cause.
 func (f *Folder) List() ([]Head, error) {
 	entries, err := os.ReadDir(f.dir)
 	if err != nil {
@@ -272,7 +281,7 @@ func (f *Folder) List() ([]Head, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
 		case err != nil:
-			h.Cause = fmt.Sprintf("the file is damaged: %v", err)
+			h.Cause = fmt.Sprintf("damaged file: %v", err)
 		}
 		heads = append(heads, h)
 	}
@@ -311,7 +320,7 @@ func (f *Folder) read(name string, whole bool) (Head, []byte, error) {
 		return damaged, nil, err
 	}
 	if err := json.Unmarshal(line, &h); err != nil {
-		return damaged, nil, fmt.Errorf("its first line: %w", err)
+		return damaged, nil, fmt.Errorf("first line: %w", err)
 	}
 	h.Name, h.Size = name, size
 	if !whole {
@@ -322,7 +331,7 @@ func (f *Folder) read(name string, whole bool) (Head, []byte, error) {
 		return damaged, nil, err
 	}
 	if crc32.Checksum(body, castagnoli) != h.Checksum {
-		return damaged, nil, errors.New("its body does not match the checksum")
+		return damaged, nil, errors.New("body does not match the checksum")
 	}
 	return h, body, nil
 }
@@ -336,13 +345,14 @@ func firstLine(r *bufio.Reader) ([]byte, error) {
 		case err == nil:
 			return line.Bytes(), nil
 		case !errors.Is(err, bufio.ErrBufferFull):
-			return nil, fmt.Errorf("its first line: %w", err)
+			return nil, fmt.Errorf("first line: %w", err)
 		}
 	}
-	return nil, errors.New("its first line has no end")
+	return nil, errors.New("first line has no end")
 }
 
-// Sweep removes what a crash left of files that were being written. Only who alone puts may call it.
+// Sweep removes partial files that a crash left. Call it only while no other
+// process may be in Put.
 func (f *Folder) Sweep() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -353,10 +363,11 @@ func (f *Folder) Sweep() error {
 	return err
 }
 
-// Remove forgets a parked request. One that is gone already is no error.
+// Remove removes a parked request. It returns nil if the request is already
+// gone.
 func (f *Folder) Remove(name string) error {
 	if filepath.Base(name) != name || !strings.HasSuffix(name, suffix) {
-		return fmt.Errorf("remove parked request: %q is not the name of one", name)
+		return fmt.Errorf("remove parked request: %q is not the name of a parked request", name)
 	}
 	if err := os.Remove(filepath.Join(f.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove parked request: %w", err)

@@ -23,7 +23,7 @@ func open(t *testing.T, maxBytes int64) *parked.Folder {
 	return f
 }
 
-// What was put comes back, also in another process, until it is removed.
+// A parked request comes back, in another process too, until it is removed.
 func TestPutListGetRemove(t *testing.T) {
 	f := open(t, 1<<20)
 	received := time.Date(2026, 11, 22, 12, 0, 0, 5, time.UTC)
@@ -66,17 +66,18 @@ func TestPutListGetRemove(t *testing.T) {
 	if n, size, err := f.Usage(); n != len(bodies) || size != total || err != nil {
 		t.Errorf("Usage = %d, %d, %v; want %d, %d", n, size, err, len(bodies), total)
 	}
-	for range 2 { // somebody else may have been faster
+	for range 2 { // a second Remove is no error
 		if err := f.Remove(heads[0].Name); err != nil {
 			t.Error(err)
 		}
 	}
 	if n, size, _ := f.Usage(); n != len(bodies)-1 || size != total-heads[0].Size {
-		t.Errorf("%d are left, of %d bytes", n, size)
+		t.Errorf("%d requests left, %d bytes", n, size)
 	}
 }
 
-// Nothing is dropped for what comes: at the bound Put refuses, and there is room again when one is removed.
+// At the bound Put refuses and drops nothing; there is room again after a
+// removal.
 func TestFull(t *testing.T) {
 	f := open(t, 5000)
 	var err error
@@ -91,7 +92,7 @@ func TestFull(t *testing.T) {
 	}
 	heads, err := f.List()
 	if err != nil || len(heads) != n {
-		t.Fatalf("%d are there, want %d: %v", len(heads), n, err)
+		t.Fatalf("%d requests listed, want %d: %v", len(heads), n, err)
 	}
 	if err := f.Remove(heads[0].Name); err != nil {
 		t.Fatal(err)
@@ -101,7 +102,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// A damaged file is listed as such, and the others are read all the same.
+// A damaged file is listed as damaged, and the others stay readable.
 func TestDamage(t *testing.T) {
 	f := open(t, 1<<20)
 	for range 3 {
@@ -117,11 +118,11 @@ func TestDamage(t *testing.T) {
 	}
 	for i, name := range []string{heads[0].Name, heads[1].Name, "../cursor", "missing.parked"} {
 		if _, _, err := f.Get(name); err == nil {
-			t.Errorf("%d: %s is read", i, name)
+			t.Errorf("%d: %s was read", i, name)
 		}
 	}
 	if _, body, err := f.Get(heads[2].Name); err != nil || string(body) != "body" {
-		t.Errorf("the whole one: %q, %v", body, err)
+		t.Errorf("intact request: %q, %v", body, err)
 	}
 	if heads, err := f.List(); err != nil || len(heads) != 3 || heads[0].Kind != "" || heads[0].Cause == "" {
 		t.Errorf("List = %+v, %v", heads, err)

@@ -243,15 +243,15 @@ func TestCleanStopResendsOnlyHandedOut(t *testing.T) {
 		closeIt(t, s)
 	}
 	s = open(t, dir, mib)
-	doubtful := map[int]bool{}
+	resend := map[int]bool{}
 	for _, e := range drain(t, s) {
-		doubtful[number(t, e)] = e.Resend
+		resend[number(t, e)] = e.Resend
 	}
 	// Entry 2 was done, but 1 before it was not, and the cursor holds only one
 	// position.
 	want := map[int]bool{1: true, 2: true, 3: false, 4: false, 5: false}
-	if fmt.Sprint(doubtful) != fmt.Sprint(want) {
-		t.Errorf("resend: %v, want %v", doubtful, want)
+	if fmt.Sprint(resend) != fmt.Sprint(want) {
+		t.Errorf("resend: %v, want %v", resend, want)
 	}
 }
 

@@ -19,15 +19,15 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// The server runs in a process of its own, this test binary run with this
-// variable, so that CPU time measured here is the client's.
+// The server runs in its own process, this test binary run with this variable,
+// so that the CPU time measured here is the client's.
 const (
 	sinkListen      = "UPSTREAM_SINK_LISTEN"
-	spansPerRequest = 512 // the batch of an SDK
+	spansPerRequest = 512 // batch size of an SDK
 	benchSenders    = 4
 )
 
-// BenchmarkExport measures what sending costs.
+// BenchmarkExport measures the cost of sending.
 func BenchmarkExport(b *testing.B) {
 	b.Run("identity", func(b *testing.B) { benchmarkExport(b, upstream.ExportOptions{}) })
 	b.Run("zstd", func(b *testing.B) { benchmarkExport(b, upstream.ExportOptions{Compress: true}) })
@@ -48,7 +48,7 @@ func benchmarkExport(b *testing.B, opts upstream.ExportOptions) {
 	for range 8 {
 		reqs = append(reqs, gen.RequestBytes(spansPerRequest))
 	}
-	for i := range 100 { // pools and flow control windows warm up
+	for i := range 100 { // warm up pools and flow control windows
 		if _, err := c.Export(b.Context(), reqs[i%len(reqs)], opts); err != nil {
 			b.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func startSink(b *testing.B) string {
 	sink := exec.Command(os.Args[0])
 	sink.Env = append(os.Environ(), sinkListen+"=127.0.0.1:0")
 	sink.Stderr = os.Stderr
-	alive, err := sink.StdinPipe() // closed when this process ends, however it does
+	alive, err := sink.StdinPipe() // closed whenever this process ends
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -20,29 +20,30 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Options are what code sets. The zero value is usable.
+// Options are set by code. The zero value is usable.
 type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
-	AgentID    string                // goes with every call; empty sends none
-	Secret     string                // proves that the id is the agent's own; goes with every call, empty sends none
-	// LookupHost returns the IP addresses of a name. Default is the system's.
+	AgentID    string                // sent with every call; empty sends none
+	Secret     string                // proves the agent's identity; sent with every call; empty sends none
+	// LookupHost returns the IP addresses of a name. Default: the system's
+	// resolver.
 	LookupHost func(ctx context.Context, host string) ([]string, error)
 }
 
-// Client speaks to all replicas of the server. Make one with New.
+// Client connects to all replicas of the server. Use New.
 type Client struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
 	conn    *grpc.ClientConn
 
-	// The metadata of calls, which gRPC only reads.
+	// Metadata of calls, shared: gRPC only reads it.
 	plain, resend metadata.MD
 }
 
-// New checks cfg, reads its certificates and returns a Client that has not dialled
-// yet. It must be closed.
+// New validates cfg, reads its certificates and returns a Client that has not
+// dialled yet. The caller must close it.
 func New(cfg Config, opts Options) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("server config: %w", err)
@@ -91,15 +92,15 @@ func New(cfg Config, opts Options) (*Client, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time:                cfg.Keepalive.Time,
 			Timeout:             cfg.Keepalive.Timeout,
-			PermitWithoutStream: true, // a server that vanished is known before the next request
+			PermitWithoutStream: true, // detect a dead server before the next request
 		}),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableRetry(),
-		grpc.WithNoProxy(), // servers are neighbours; a proxy for the Web would only hide where requests go
+		grpc.WithNoProxy(), // servers are nearby; a web proxy would only hide where requests go
 		grpc.WithUserAgent("metaflow-agent"),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("make client of %v: %w", cfg.Addresses, err)
+		return nil, fmt.Errorf("create client of %v: %w", cfg.Addresses, err)
 	}
 	if err := c.metrics.register(opts.Registerer, c); err != nil {
 		c.conn.Close()
@@ -110,14 +111,15 @@ func New(cfg Config, opts Options) (*Client, error) {
 
 // Close ends all calls and connections. It may be called more than once.
 func (c *Client) Close() {
-	c.conn.Close() // it says only that it was closed before
+	c.conn.Close() // the only error is that it was closed before
 }
 
-// Ready tells whether a connection to some server stands at the moment. It never
-// blocks; the first call begins to connect.
+// Ready reports whether a connection to some server is up. It never blocks; the
+// first call starts connecting.
 func (c *Client) Ready() bool { return c.state() == connectivity.Ready }
 
-// state wakes a channel that has not been used yet.
+// state returns the connection state, and starts connecting if the channel is
+// idle.
 func (c *Client) state() connectivity.State {
 	state := c.conn.GetState()
 	if state == connectivity.Idle {
@@ -126,12 +128,12 @@ func (c *Client) state() connectivity.State {
 	return state
 }
 
-// WaitReady blocks until a connection to some server stands, or until ctx ends
-// or the Client is closed, which are errors.
+// WaitReady blocks until a connection to some server is up. It returns an error
+// if ctx ends or the Client is closed first.
 func (c *Client) WaitReady(ctx context.Context) error {
 	for {
 		state := c.state()
-		switch state { //nolint:exhaustive // the others are waited through
+		switch state { //nolint:exhaustive // wait in all other states
 		case connectivity.Ready:
 			return nil
 		case connectivity.Shutdown:
@@ -143,9 +145,9 @@ func (c *Client) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Connect opens the stream of control to one of the replicas. It fails at once when none
-// can be reached. The stream lives until ctx ends or the server ends it, and
-// the caller reads it to its end or ends ctx.
+// Connect opens the control stream to one of the replicas. It fails at once if
+// none is reachable. The stream lives until ctx ends or the server ends it; the
+// caller must read it to its end or cancel ctx.
 func (c *Client) Connect(ctx context.Context) (agentv1.ControlService_ConnectClient, error) {
 	if state := c.state(); state != connectivity.Ready && state != connectivity.TransientFailure {
 		return nil, notReady(state)

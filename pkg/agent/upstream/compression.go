@@ -8,21 +8,21 @@ import (
 	"google.golang.org/grpc/encoding"
 )
 
-// compression is what requests are compressed with: smaller than gzip at a third
-// of its CPU.
+// compression is the compressor of requests: smaller output than gzip at a
+// third of its CPU.
 const compression = "zstd"
 
-// gRPC finds compressors by name in a table of the process, which can be written only
-// while packages initialize. A receiver in the same program, which has to guard itself
-// against what it decompresses, may have put its own there: that serves here too.
+// gRPC finds compressors by name in a process-wide table that may be written
+// only during package initialization. A receiver in the same program may have
+// registered its own, with limits on decompression; that one serves here too.
 func init() {
 	if encoding.GetCompressor(compression) == nil {
 		encoding.RegisterCompressor(&compressor{})
 	}
 }
 
-// compressor implements encoding.Compressor. It decompresses answers only, which
-// are small and come from a server that was chosen.
+// compressor implements encoding.Compressor. It decompresses only replies,
+// which are small and come from a trusted server.
 type compressor struct{ writers sync.Pool }
 
 func (*compressor) Name() string { return compression }

@@ -22,13 +22,13 @@ type Config struct {
 	TLS             tlsconfig.Client `mapstructure:"tls"`
 }
 
-// Keepalive finds dead connections.
+// Keepalive configures the detection of dead connections.
 type Keepalive struct {
 	Time    time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged; servers disconnect clients that ping more often than their grpc.keepalive.min_client_interval"`
 	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
 }
 
-// leastKeepalive is the least that grpc-go accepts, and that servers allow by
+// leastKeepalive is the least that grpc-go accepts and that servers allow by
 // default.
 const leastKeepalive = 10 * time.Second
 
@@ -41,14 +41,14 @@ func DefaultConfig() Config {
 		MaxBackoff:      10 * time.Second,
 		ResolveInterval: 15 * time.Second,
 		Keepalive: Keepalive{
-			Time:    15 * time.Second, // pings that arrive a little early must not count as too many
+			Time:    15 * time.Second, // above the server's minimum, because pings may arrive early
 			Timeout: 10 * time.Second,
 		},
 	}
 }
 
-// Validate reports every problem at once, each by its key. It reads no file and
-// looks up no name.
+// Validate reports all problems, each by its key. It reads no file and looks up
+// no name.
 func (c Config) Validate() error {
 	var errs []error
 	check := func(ok bool, format string, args ...any) {

@@ -20,7 +20,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// names is a resolver of names that can be changed.
+// names is a DNS resolver whose names can be changed.
 type names struct {
 	mu    sync.Mutex
 	hosts map[string][]string
@@ -45,7 +45,7 @@ func (n *names) lookup(_ context.Context, host string) ([]string, error) {
 }
 
 // A headless service gains a pod and loses another, as in an upgrade.
-func TestNewReplicasOfANameAreFound(t *testing.T) {
+func TestNewReplicasAreFound(t *testing.T) {
 	a := newReplica(t, nil)
 	_, port, err := net.SplitHostPort(a.addr)
 	if err != nil {
@@ -53,7 +53,7 @@ func TestNewReplicasOfANameAreFound(t *testing.T) {
 	}
 	second := func(c *rpc.Config) { c.Listen = net.JoinHostPort("127.0.0.2", port) }
 	if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.2", port)); err != nil {
-		t.Skipf("a second address of this machine is needed: %v", err)
+		t.Skipf("needs a second loopback address: %v", err)
 	} else {
 		l.Close()
 	}
@@ -72,23 +72,23 @@ func TestNewReplicasOfANameAreFound(t *testing.T) {
 	}
 	b := newReplica(t, second)
 	dns.set("server.test", "127.0.0.1", "127.0.0.2")
-	eventually(t, "the new replica has had a request", func() bool { return export() == nil && len(b.received()) > 0 })
+	eventually(t, "the new replica receives a request", func() bool { return export() == nil && len(b.received()) > 0 })
 
 	dns.set("server.test", "127.0.0.2")
 	a.stop()
-	eventually(t, "the old replica is forgotten", func() bool { return export() == nil })
+	eventually(t, "the old replica is dropped", func() bool { return export() == nil })
 
-	dns.set("server.test") // the name is gone, its addresses stay in use
+	dns.set("server.test") // the name is gone; its addresses stay in use
 	before := len(b.received())
 	eventually(t, "lookups have failed", func() bool { return export() == nil && len(b.received()) > before+500 })
 }
 
-func TestNameThatNeverExistedIsTheCause(t *testing.T) {
+func TestUnknownNameIsReported(t *testing.T) {
 	var dns names
 	c := newClient(t, testConfig("server.test:20035"), upstream.Options{LookupHost: dns.lookup})
-	eventually(t, "the error names the name", func() bool {
+	eventually(t, "the error contains the name", func() bool {
 		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
-		return err != nil && !upstream.Doubtful(err) && strings.Contains(err.Error(), "lookup server.test: no such host")
+		return err != nil && !upstream.OutcomeUnknown(err) && strings.Contains(err.Error(), "lookup server.test: no such host")
 	})
 }
 
@@ -109,11 +109,11 @@ func TestTLS(t *testing.T) {
 		"mutual":                   {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file, CertFile: ourCert, KeyFile: ourKey}, "", ""},
 		"by name":                  {server, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "server.test", ""},
 		"by another name":          {server, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "other.test", "not other.test"},
-		"by a name that is given":  {server, tlsconfig.Client{Enabled: true, CAFile: ours.file, ServerName: "server.test"}, "other.test", ""},
-		"a stranger's server":      {server, tlsconfig.Client{Enabled: true, CAFile: theirs.file}, "", "unknown authority"},
-		"whatever it is":           {server, tlsconfig.Client{Enabled: true, CAFile: theirs.file, InsecureSkipVerify: true}, "other.test", ""},
+		"by a configured name":     {server, tlsconfig.Client{Enabled: true, CAFile: ours.file, ServerName: "server.test"}, "other.test", ""},
+		"unknown server authority": {server, tlsconfig.Client{Enabled: true, CAFile: theirs.file}, "", "unknown authority"},
+		"without verification":     {server, tlsconfig.Client{Enabled: true, CAFile: theirs.file, InsecureSkipVerify: true}, "other.test", ""},
 		"no certificate":           {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "", "certificate required"},
-		"a stranger's certificate": {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file, CertFile: theirCert, KeyFile: theirKey}, "", "unknown certificate authority"},
+		"unknown client authority": {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file, CertFile: theirCert, KeyFile: theirKey}, "", "unknown certificate authority"},
 		"plain text":               {server, tlsconfig.Client{}, "", "error reading server preface"},
 	}
 	for name, tc := range tests {
@@ -130,13 +130,13 @@ func TestTLS(t *testing.T) {
 			cfg.TLS = tc.client
 			c := newClient(t, cfg, upstream.Options{LookupHost: dns.lookup})
 			var err error
-			eventually(t, "an answer", func() bool {
+			eventually(t, "a reply", func() bool {
 				_, err = c.Export(t.Context(), body(), upstream.ExportOptions{})
 				if tc.want == "" {
 					return err == nil
 				}
 				if err == nil {
-					t.Fatal("the connection was made")
+					t.Fatal("connected")
 				}
 				return strings.Contains(err.Error(), tc.want)
 			})
@@ -150,9 +150,9 @@ func tlsOf(certFile, keyFile, clientCA string) func(*rpc.Config) {
 	}
 }
 
-// A server comes back with a certificate of another authority: the client takes it
-// once its own file has that authority too.
-func TestAuthorityIsReplacedWithoutARestart(t *testing.T) {
+// A server restarts with a certificate of another authority. The client accepts
+// it once its own CA file contains that authority.
+func TestAuthorityIsReloaded(t *testing.T) {
 	old, fresh := newAuthority(t), newAuthority(t)
 	certFile, keyFile := old.leaf(t)
 	srv := newReplica(t, tlsOf(certFile, keyFile, ""))
@@ -164,7 +164,7 @@ func TestAuthorityIsReplacedWithoutARestart(t *testing.T) {
 	srv.stop()
 	srv.cfg.TLS.CertFile, srv.cfg.TLS.KeyFile = fresh.leaf(t)
 	srv.start(t, rpc.Options{ShutdownGrace: time.Second})
-	eventually(t, "the new certificate is refused", func() bool {
+	eventually(t, "the new certificate is rejected", func() bool {
 		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
 		return err != nil && strings.Contains(err.Error(), x509.UnknownAuthorityError{}.Error())
 	})
@@ -178,7 +178,7 @@ func TestAuthorityIsReplacedWithoutARestart(t *testing.T) {
 	waitReady(t, c)
 }
 
-// control answers every heartbeat with its time.
+// control echoes the time of every heartbeat.
 type control struct {
 	agentv1.UnimplementedControlServiceServer
 	agents chan string
@@ -191,7 +191,7 @@ func (s *control) Connect(stream agentv1.ControlService_ConnectServer) error {
 	for {
 		req, err := stream.Recv()
 		if err != nil {
-			return nil //nolint:nilerr // the agent has gone
+			return nil //nolint:nilerr // the agent is gone
 		}
 		err = stream.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_HeartbeatReply{
 			HeartbeatReply: &agentv1.HeartbeatReply{AgentTimeUnixNano: req.GetHeartbeat().GetTimeUnixNano()},
@@ -217,7 +217,7 @@ func TestControlStreamSharesTheConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	if id := <-svc.agents; id != "agent-7" {
-		t.Errorf("the stream is of agent %q", id)
+		t.Errorf("the stream belongs to agent %q", id)
 	}
 	for i := range uint64(3) {
 		err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Heartbeat{Heartbeat: &agentv1.Heartbeat{TimeUnixNano: i}}})
@@ -234,6 +234,6 @@ func TestControlStreamSharesTheConnection(t *testing.T) {
 	}
 	srv.stop()
 	if _, err := stream.Recv(); err == nil {
-		t.Error("the stream goes on although the server has gone")
+		t.Error("the stream outlived the server")
 	}
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// reloading is TLS with the certificates that are in force when a connection is
-// made. The embedded credentials serve all that is not about one connection.
+// reloading is TLS that uses the certificates current when a connection is
+// made. The embedded credentials serve everything that is not specific to one
+// connection.
 type reloading struct {
 	credentials.TransportCredentials
 	source *tlsconfig.Source

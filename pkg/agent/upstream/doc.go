@@ -1,18 +1,19 @@
-// Package upstream is an agent's way to the servers: it sends trace requests, as
-// the bytes they are, and opens the stream of control.
+// Package upstream is an agent's client of the servers: it sends trace requests
+// as raw bytes and opens the control stream.
 //
-// It owns connections, names and addresses, TLS, the spread of requests over
-// all replicas, and what an answer means. It keeps no request: [Client.Export] tries
-// once, and what failed is the caller's to keep and send again. Two answers
-// decide how. The class of the error (pkg/fault) says whether the same bytes may
-// be accepted later; [Doubtful] says whether a server may have them already, and then
-// they must go out with ExportOptions.Resend.
+// It owns connections, name resolution, TLS, load balancing over all replicas,
+// and the interpretation of replies. It keeps no request: [Client.Export] tries
+// once, and the caller keeps what failed and retries. Two properties of the
+// error tell how. Its class (pkg/fault) tells whether the same bytes may be
+// accepted later. [OutcomeUnknown] tells whether a server may have stored them
+// already; the retry must then set ExportOptions.Resend.
 //
-// Replicas: every address of every configured name is a replica, requests go to the
-// reachable ones in turn, and names are looked up again at an interval and whenever
-// a connection is lost. A name that can no longer be looked up keeps the addresses it had.
+// Replicas: every address of every configured name is a replica. Requests go to
+// the reachable replicas in turn. Names are resolved again at an interval and
+// whenever a connection is lost. A name that no longer resolves keeps its last
+// addresses.
 //
-// Concurrency: a Client may be used by many goroutines. Nothing dials before the
+// Concurrency: a Client is safe for concurrent use. It does not dial before the
 // first call that needs a server; from then on gRPC's goroutines and one that
-// looks names up live until Close.
+// resolves names live until Close.
 package upstream

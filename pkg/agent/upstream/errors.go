@@ -13,39 +13,40 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-var errNotReady = errors.New("no server is connected")
+var errNotReady = errors.New("no server connected")
 
-// failure is an error of Export with what its status said.
+// failure is an error of Export with the details of its status.
 type failure struct {
 	error
-	doubtful bool
-	tooLarge bool
-	after    time.Duration
-	asked    bool // to wait for after
+	outcomeUnknown bool
+	tooLarge       bool
+	after          time.Duration
+	asked          bool // the server asked to wait for after
 }
 
 func (f *failure) Unwrap() error { return f.error }
 
-// Doubtful tells whether a server may have stored the request that err is
-// about. It is false only when surely none has: no connection took it, or the
-// server refused it.
-func Doubtful(err error) bool {
+// OutcomeUnknown reports whether a server may have stored the request that err
+// is about. It is false only if surely none has: no connection took the
+// request, or the server refused it.
+func OutcomeUnknown(err error) bool {
 	var f *failure
 	if errors.As(err, &f) {
-		return f.doubtful
+		return f.outcomeUnknown
 	}
 	return err != nil
 }
 
-// TooLarge tells whether err says that the request exceeds what a server takes at once: parts of it
-// may be accepted. A limit of something in between may say the same of a request of any size.
+// TooLarge reports whether the request exceeds the size that a server accepts;
+// parts of it may be accepted. A proxy in between may return the same error for
+// a request of any size.
 func TooLarge(err error) bool {
 	var f *failure
 	return errors.As(err, &f) && f.tooLarge
 }
 
-// RetryAfter returns how long the server asked us to wait before we send again;
-// ok is false when it did not ask.
+// RetryAfter returns how long the server asked the client to wait before it
+// retries; ok is false if it did not ask.
 func RetryAfter(err error) (after time.Duration, ok bool) {
 	var f *failure
 	if errors.As(err, &f) {
@@ -54,14 +55,14 @@ func RetryAfter(err error) (after time.Duration, ok bool) {
 	return 0, false
 }
 
-// exportError says what err, of a call that was handed to a connection or
-// not, means for the request.
+// exportError converts the error of a call. handed tells whether the request
+// was given to a connection.
 func exportError(err error, handed bool, size int) error {
 	if errors.Is(err, errNotReady) {
 		return &failure{error: fmt.Errorf("export %d bytes: %w", size, err)}
 	}
 	st := status.Convert(err)
-	f := &failure{doubtful: handed, error: fmt.Errorf("export %d bytes: %s: %s", size, st.Code(), st.Message())}
+	f := &failure{outcomeUnknown: handed, error: fmt.Errorf("export %d bytes: %s: %s", size, st.Code(), st.Message())}
 	atLimit := false
 	for _, detail := range st.Details() {
 		switch d := detail.(type) {
@@ -74,15 +75,16 @@ func exportError(err error, handed bool, size int) error {
 	class := classOf(st.Code(), f.asked)
 	f.tooLarge = st.Code() == codes.ResourceExhausted && !f.asked
 	if class == fault.Rejected || atLimit || f.tooLarge || st.Code() == codes.Unimplemented {
-		f.doubtful = false
+		f.outcomeUnknown = false
 	}
 	return fault.As(class, f)
 }
 
-// classOf follows OTLP, but keeps what OTLP would have a client drop unless the
-// answer is about the data itself: an answer such as PERMISSION_DENIED, or UNIMPLEMENTED
-// of a server without the role gateway, ends when an operator has mended something. So does RESOURCE_EXHAUSTED
-// for a request above a server's limit, see TooLarge.
+// classOf follows OTLP, except that it retries where OTLP has a client drop the
+// data, unless the reply is about the data itself. A reply such as
+// PERMISSION_DENIED, or UNIMPLEMENTED from a server without the gateway role,
+// ends once an operator fixes the cause. So does RESOURCE_EXHAUSTED for a
+// request above a server's limit, see TooLarge.
 func classOf(code codes.Code, askedToWait bool) fault.Class {
 	switch {
 	case code == codes.InvalidArgument:

@@ -19,28 +19,28 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// ExportOptions are of one request.
+// ExportOptions are the options of one request.
 type ExportOptions struct {
-	Resend   bool      // a server may have the request already
-	Received time.Time // when the caller took the request from its sender; the zero time says nothing
-	Compress bool      // with zstd
+	Resend   bool      // a server may have stored the request already
+	Received time.Time // when the agent received the request; zero if unknown
+	Compress bool      // compress with zstd
 }
 
-// Result is what the server did with a request that it accepted. The zero value
-// is full success.
+// Result is the outcome of a request that a server accepted. The zero value is
+// full success.
 type Result struct {
-	Rejected int64  // spans or flows that were not stored and must not be sent again
-	Message  string // why, or a warning when Rejected is zero
+	Rejected int64  // spans or flows not stored, which must not be sent again
+	Message  string // the reason, or a warning if Rejected is zero
 }
 
 // Export sends body, an ExportTraceServiceRequest, to one of the replicas and
-// returns nil when that has stored it. It tries once, for at most Config.Timeout,
-// and fails at once when no connection stands. Body is not changed, and not read after
-// Export returned.
+// returns nil once it is stored. It tries once, for at most Config.Timeout, and
+// fails at once if no connection is up. It does not change body, and does not
+// read it after it returns.
 //
-// The class of its error (pkg/fault) is Rejected when a server refuses the data itself,
-// Overload when the server asked for a pause (RetryAfter) and
-// Retryable otherwise. See also Doubtful and TooLarge.
+// The class of the error (pkg/fault) is Rejected if the server refused the data
+// itself, Overload if the server asked for a pause (RetryAfter), and Retryable
+// otherwise. See also OutcomeUnknown and TooLarge.
 func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
 	var resp coltracepb.ExportTraceServiceResponse
 	err := c.export(ctx, coltracepb.TraceService_Export_FullMethodName, body, &resp, opts)
@@ -53,7 +53,7 @@ func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (R
 	}, nil
 }
 
-// ExportFlows does the same with an ExportFlowsRequest of metaflow.agent.v1.
+// ExportFlows is Export for an ExportFlowsRequest of metaflow.agent.v1.
 func (c *Client) ExportFlows(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
 	var resp agentv1.ExportFlowsResponse
 	err := c.export(ctx, agentv1.FlowService_ExportFlows_FullMethodName, body, &resp, opts)
@@ -78,8 +78,8 @@ func (c *Client) export(ctx context.Context, method string, body []byte, resp pr
 }
 
 func (c *Client) invoke(ctx context.Context, method string, m *message, resp protobuf.Message, opts ExportOptions) error {
-	// In these two states gRPC would wait. After a failure it does not, and knows
-	// the cause.
+	// In these two states gRPC would block. After a failed connection it
+	// returns the cause.
 	if state := c.state(); state == connectivity.Idle || state == connectivity.Connecting {
 		return notReady(state)
 	}
@@ -103,18 +103,18 @@ func (c *Client) invoke(ctx context.Context, method string, m *message, resp pro
 // message is one request.
 type message struct {
 	body       []byte
-	compressed bool // gRPC does it before the call returns
-	handed     bool // to a connection: gRPC encodes after it has picked one
+	compressed bool // gRPC compresses before the call returns
+	handed     bool // given to a connection: gRPC encodes after it picked one
 }
 
-// chunk is the size of the pieces in which a body is copied: gRPC gives each back
-// when it has been written, and keeps a pool of this size.
+// chunk is the size of the pieces in which a body is copied. gRPC pools buffers
+// of this size and returns each one when it is written.
 const chunk = 32 << 10
 
-// encode returns the body as buffers that gRPC may keep. It may write them
-// after the call was given up, when the body belongs to others again: half of another
-// request in a stream that is just being cancelled could be taken for a whole one.
-// So they are a copy, unless they are only the compressor's source.
+// encode returns the body as buffers that gRPC may keep. gRPC may write them
+// after the call was cancelled, when the caller already reuses the body: the
+// server could then take parts of two requests for one. So the buffers are a
+// copy, unless only the compressor reads them.
 func (m *message) encode() mem.BufferSlice {
 	m.handed = true
 	if m.compressed {
@@ -130,7 +130,7 @@ func (m *message) encode() mem.BufferSlice {
 	return slice
 }
 
-// codec is protobuf for every message but an Export's request, which is bytes
+// codec marshals protobuf messages, except an Export's request, which is bytes
 // already.
 type codec struct {
 	encoding.CodecV2

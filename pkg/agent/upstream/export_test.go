@@ -24,7 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 )
 
-func TestBytesArriveAsTheyAre(t *testing.T) {
+func TestBytesArriveUnchanged(t *testing.T) {
 	srv := newReplica(t, nil)
 	reg := prometheus.NewRegistry()
 	c := newClient(t, testConfig(srv.addr), upstream.Options{AgentID: "agent-7", Registerer: reg})
@@ -60,7 +60,7 @@ func TestBytesArriveAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestPartialSuccessIsTold(t *testing.T) {
+func TestPartialSuccess(t *testing.T) {
 	srv := newReplica(t, nil)
 	srv.answers(func(context.Context, rpc.Request) (rpc.Result, error) {
 		return rpc.Result{Rejected: 3, Message: "too old"}, nil
@@ -73,16 +73,16 @@ func TestPartialSuccessIsTold(t *testing.T) {
 	}
 }
 
-func TestRequestsGoToAllReplicasAlike(t *testing.T) {
+func TestRequestsAreBalanced(t *testing.T) {
 	a, b, c := newReplica(t, nil), newReplica(t, nil), newReplica(t, nil)
 	cli := newClient(t, testConfig(a.addr, b.addr, c.addr), upstream.Options{})
 	waitReady(t, cli)
-	export := func() { // from when all are connected
+	export := func() { // from here on all are connected
 		if _, err := cli.Export(t.Context(), body(), upstream.ExportOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "every replica has had a request", func() bool {
+	eventually(t, "every replica receives a request", func() bool {
 		export()
 		return len(a.received()) > 0 && len(b.received()) > 0 && len(c.received()) > 0
 	})
@@ -92,14 +92,14 @@ func TestRequestsGoToAllReplicasAlike(t *testing.T) {
 	}
 	for i, r := range []*replica{a, b, c} {
 		if n := len(r.received()) - before[i]; n < 9 || n > 11 {
-			t.Errorf("replica %d had %d of 30 requests", i, n)
+			t.Errorf("replica %d received %d of 30 requests", i, n)
 		}
 	}
 }
 
-// One of two replicas goes away and comes back: the other takes everything in
-// between, without an error that is not followed by success, and it is used again.
-func TestReplicaThatGoesAndComesBack(t *testing.T) {
+// One of two replicas goes away and comes back. The other takes all requests in
+// between, no error lasts, and the first is used again.
+func TestReplicaRestart(t *testing.T) {
 	a, b := newReplica(t, nil), newReplica(t, nil)
 	cli := newClient(t, testConfig(a.addr, b.addr), upstream.Options{})
 	waitReady(t, cli)
@@ -107,7 +107,7 @@ func TestReplicaThatGoesAndComesBack(t *testing.T) {
 		_, err := cli.Export(t.Context(), body(), upstream.ExportOptions{})
 		return err
 	}
-	eventually(t, "both have had a request", func() bool {
+	eventually(t, "both replicas receive a request", func() bool {
 		return export() == nil && len(a.received()) > 0 && len(b.received()) > 0
 	})
 	a.stop()
@@ -116,24 +116,24 @@ func TestReplicaThatGoesAndComesBack(t *testing.T) {
 		if err := export(); err != nil {
 			failed++
 			if fault.ClassOf(err) == fault.Rejected {
-				t.Errorf("a replica that went away made it %v", err)
+				t.Errorf("unexpected error while a replica is down: %v", err)
 			}
 		}
 	}
 	if failed > 1 {
-		t.Errorf("%d of 50 requests failed, although a replica was there", failed)
+		t.Errorf("%d of 50 requests failed although a replica was up", failed)
 	}
 	if !cli.Ready() {
-		t.Error("not ready, although a replica is there")
+		t.Error("not ready although a replica is up")
 	}
 	a.start(t, rpc.Options{ShutdownGrace: time.Second})
 	before := len(a.received())
-	eventually(t, "the replica that came back is used", func() bool {
+	eventually(t, "the restarted replica receives a request", func() bool {
 		return export() == nil && len(a.received()) > before
 	})
 }
 
-func TestNoServerFailsAtOnceWithTheCause(t *testing.T) {
+func TestNoServerFailsAtOnce(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -142,16 +142,16 @@ func TestNoServerFailsAtOnceWithTheCause(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	c := newClient(t, testConfig(l.Addr().String()), upstream.Options{Registerer: reg})
 	_, err = c.Export(t.Context(), body(), upstream.ExportOptions{})
-	if err == nil || upstream.Doubtful(err) || fault.ClassOf(err) != fault.Retryable {
+	if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
 		t.Errorf("the first Export = %v", err)
 	}
 	if n := metric(t, reg, "metaflow_upstream_requests_total", "NotReady"); n != 1 {
 		t.Errorf("%v requests counted as not ready", n)
 	}
-	eventually(t, "the error names the cause", func() bool {
+	eventually(t, "the error contains the cause", func() bool {
 		start := time.Now()
 		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
-		if err == nil || upstream.Doubtful(err) || fault.ClassOf(err) != fault.Retryable {
+		if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
 			t.Fatalf("Export = %v", err)
 		}
 		if took := time.Since(start); took > 5*time.Second {
@@ -174,20 +174,20 @@ func TestNoServerFailsAtOnceWithTheCause(t *testing.T) {
 	if err := c.WaitReady(t.Context()); err == nil {
 		t.Error("a closed client is ready")
 	}
-	if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err == nil || upstream.Doubtful(err) {
+	if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err == nil || upstream.OutcomeUnknown(err) {
 		t.Errorf("Export of a closed client = %v", err)
 	}
 }
 
-// What the real server answers, and what it means.
-func TestAnswersAndTheirMeaning(t *testing.T) {
+// Replies of the real server, and how the client interprets them.
+func TestServerReplies(t *testing.T) {
 	tests := map[string]struct {
 		config   func(*rpc.Config)
 		consumer func(context.Context, rpc.Request) (rpc.Result, error)
 		body     []byte
 		timeout  time.Duration
 		class    fault.Class
-		doubtful bool
+		unknown  bool
 		waits    bool
 		text     string
 	}{
@@ -200,21 +200,21 @@ func TestAnswersAndTheirMeaning(t *testing.T) {
 			body:   make([]byte, 2000),
 			class:  fault.Retryable, text: "ResourceExhausted",
 		},
-		"Kafka does not answer": {
+		"Kafka times out": {
 			consumer: failing(errors.New("produce timed out")),
-			class:    fault.Overload, doubtful: true, waits: true, text: "produce timed out",
+			class:    fault.Overload, unknown: true, waits: true, text: "produce timed out",
 		},
 		"the consumer panics": {
 			consumer: func(context.Context, rpc.Request) (rpc.Result, error) { panic("oops") },
-			class:    fault.Retryable, doubtful: true, text: "Internal",
+			class:    fault.Retryable, unknown: true, text: "Internal",
 		},
-		"no answer": {
+		"no reply": {
 			consumer: func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
 				<-ctx.Done()
 				return rpc.Result{}, ctx.Err()
 			},
 			timeout: 100 * time.Millisecond,
-			class:   fault.Retryable, doubtful: true, text: "DeadlineExceeded",
+			class:   fault.Retryable, unknown: true, text: "DeadlineExceeded",
 		},
 	}
 	for name, tc := range tests {
@@ -231,12 +231,12 @@ func TestAnswersAndTheirMeaning(t *testing.T) {
 				tc.body = body()
 			}
 			_, err := c.Export(t.Context(), tc.body, upstream.ExportOptions{})
-			check(t, err, tc.class, tc.doubtful, tc.waits)
+			check(t, err, tc.class, tc.unknown, tc.waits)
 			if got := upstream.TooLarge(err); got != (name == "too large") {
 				t.Errorf("TooLarge is %v: %v", got, err)
 			}
 			if err == nil || !strings.Contains(err.Error(), tc.text) {
-				t.Errorf("the error is %v, which does not name %q", err, tc.text)
+				t.Errorf("error %v does not contain %q", err, tc.text)
 			}
 		})
 	}
@@ -246,7 +246,7 @@ func failing(err error) func(context.Context, rpc.Request) (rpc.Result, error) {
 	return func(context.Context, rpc.Request) (rpc.Result, error) { return rpc.Result{}, err }
 }
 
-func check(t *testing.T, err error, class fault.Class, doubtful, waits bool) {
+func check(t *testing.T, err error, class fault.Class, unknown, waits bool) {
 	t.Helper()
 	if err == nil {
 		t.Error("no error")
@@ -254,17 +254,17 @@ func check(t *testing.T, err error, class fault.Class, doubtful, waits bool) {
 	if got := fault.ClassOf(err); got != class {
 		t.Errorf("class is %s, want %s: %v", got, class, err)
 	}
-	if got := upstream.Doubtful(err); got != doubtful {
-		t.Errorf("doubtful is %v, want %v: %v", got, doubtful, err)
+	if got := upstream.OutcomeUnknown(err); got != unknown {
+		t.Errorf("outcome unknown is %v, want %v: %v", got, unknown, err)
 	}
 	if after, ok := upstream.RetryAfter(err); ok != waits || ok && (after < 500*time.Millisecond || after > 1500*time.Millisecond) {
 		t.Errorf("RetryAfter = %s, %v; want %v: %v", after, ok, waits, err)
 	}
 }
 
-// A server that is at its limit refuses before anything is stored, and says so: at
-// the headers, and once the size is known.
-func TestServerAtItsLimitLeavesNoDoubt(t *testing.T) {
+// A server at its limit refuses a request before it stores anything, and says
+// so: at the headers, and once the size is known.
+func TestServerAtLimitStoresNothing(t *testing.T) {
 	srv := newReplica(t, func(c *rpc.Config) { c.MaxRequestsInFlight = 1 })
 	entered, release := make(chan struct{}), make(chan struct{})
 	srv.answers(func(context.Context, rpc.Request) (rpc.Result, error) {
@@ -287,8 +287,8 @@ func TestServerAtItsLimitLeavesNoDoubt(t *testing.T) {
 	first.Wait()
 }
 
-// Answers that our own server does not give, but something between may.
-func TestAnswersOfOthers(t *testing.T) {
+// Replies that our server does not give, but a proxy in between may.
+func TestForeignReplies(t *testing.T) {
 	asking := func(code codes.Code) error {
 		st, err := status.New(code, "later").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
 		if err != nil {
@@ -297,10 +297,10 @@ func TestAnswersOfOthers(t *testing.T) {
 		return st.Err()
 	}
 	tests := map[string]struct {
-		err      error
-		class    fault.Class
-		doubtful bool
-		waits    bool
+		err     error
+		class   fault.Class
+		unknown bool
+		waits   bool
 	}{
 		"unknown service":           {status.Error(codes.Unimplemented, ""), fault.Retryable, false, false},
 		"exhausted, with a time":    {asking(codes.ResourceExhausted), fault.Overload, true, true},
@@ -316,7 +316,7 @@ func TestAnswersOfOthers(t *testing.T) {
 			c := newClient(t, testConfig(addr), upstream.Options{})
 			waitReady(t, c)
 			_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
-			check(t, err, tc.class, tc.doubtful, tc.waits)
+			check(t, err, tc.class, tc.unknown, tc.waits)
 		})
 	}
 }
@@ -338,8 +338,8 @@ func serveStatus(t *testing.T, err error) (addr string) {
 	return l.Addr().String()
 }
 
-// A server is killed while it has the request: it may have stored it.
-func TestConnectionLostInBetweenIsDoubtful(t *testing.T) {
+// A server that is killed while it holds the request may have stored it.
+func TestLostConnectionLeavesOutcomeUnknown(t *testing.T) {
 	srv := newReplica(t, nil)
 	entered := make(chan struct{})
 	srv.answers(func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
@@ -360,9 +360,9 @@ func TestConnectionLostInBetweenIsDoubtful(t *testing.T) {
 	check(t, <-failed, fault.Retryable, true, false)
 }
 
-// The body belongs to the caller as soon as Export has returned, even when the
-// call was given up while the connection was stuck. Its next content must never
-// arrive under the old request.
+// The caller owns the body once Export returns, even if the call was cancelled
+// while the connection was stuck. The server must never receive its next
+// contents.
 func TestBodyIsNotReadAfterReturn(t *testing.T) {
 	srv := newReplica(t, nil)
 	var garbled atomic.Int64
@@ -394,19 +394,19 @@ func TestBodyIsNotReadAfterReturn(t *testing.T) {
 	}
 	senders.Wait()
 	if n := garbled.Load(); n > 0 {
-		t.Errorf("%d requests arrived mixed up", n)
+		t.Errorf("%d requests arrived corrupted", n)
 	}
 	if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err != nil {
-		t.Errorf("the client is of no use afterwards: %v", err)
+		t.Errorf("the client does not work afterwards: %v", err)
 	}
 }
 
-func TestNewReportsWhatIsWrong(t *testing.T) {
+func TestNewReportsAllProblems(t *testing.T) {
 	tests := map[string]struct {
 		change func(*upstream.Config)
 		want   []string
 	}{
-		"every value absurd": {
+		"every value invalid": {
 			func(c *upstream.Config) { *c = upstream.Config{} },
 			[]string{"addresses: at least one", "timeout: 0s", "connect_timeout: 0s", "max_backoff: 0s", "resolve_interval: 0s", "keepalive.time: 0s", "keepalive.timeout: 0s"},
 		},
@@ -416,8 +416,8 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 			},
 			[]string{"addresses[0]", "addresses[1]", "addresses[2]", "addresses[3]"},
 		},
-		"half a pair":  {func(c *upstream.Config) { c.TLS.CertFile = "/no/cert" }, []string{"tls.cert_file"}},
-		"CA not there": {func(c *upstream.Config) { c.TLS.Enabled, c.TLS.CAFile = true, "/no/ca" }, []string{"tls", "ca_file", "/no/ca"}},
+		"key file missing": {func(c *upstream.Config) { c.TLS.CertFile = "/no/cert" }, []string{"tls.cert_file"}},
+		"CA file missing":  {func(c *upstream.Config) { c.TLS.Enabled, c.TLS.CAFile = true, "/no/ca" }, []string{"tls", "ca_file", "/no/ca"}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -426,15 +426,15 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 			c, err := upstream.New(cfg, upstream.Options{})
 			if err == nil {
 				c.Close()
-				t.Fatal("New accepted it")
+				t.Fatal("New accepted the configuration")
 			}
 			for _, want := range tc.want {
 				if !strings.Contains(err.Error(), want) {
-					t.Errorf("error does not name %q: %v", want, err)
+					t.Errorf("error does not contain %q: %v", want, err)
 				}
 			}
 			if strings.Contains(err.Error(), "addresses["+strconv.Itoa(4)) {
-				t.Errorf("error names a good address: %v", err)
+				t.Errorf("error names a valid address: %v", err)
 			}
 		})
 	}

@@ -33,11 +33,11 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// replica is one server with a consumer that can be told what to do.
+// replica is one server with a configurable consumer.
 type replica struct {
 	addr string
 	cfg  rpc.Config
-	stop func() // ends the server as an operator would; returns when it has ended
+	stop func() // stops the server gracefully and waits
 
 	mu       sync.Mutex
 	requests []rpc.Request // bodies are copies
@@ -57,7 +57,7 @@ func (r *replica) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Resul
 	return answer(ctx, req)
 }
 
-// answers sets what the consumer does; nil accepts.
+// answers sets what the consumer does; nil accepts everything.
 func (r *replica) answers(f func(context.Context, rpc.Request) (rpc.Result, error)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func newReplica(t *testing.T, change func(*rpc.Config)) *replica {
 	return r
 }
 
-// start serves, again after stop on the same port.
+// start serves; after stop it serves again on the same port.
 func (r *replica) start(t *testing.T, opts rpc.Options) {
 	t.Helper()
 	srv, err := rpc.New(r.cfg, r, opts)
@@ -132,7 +132,7 @@ func waitReady(t *testing.T, c *upstream.Client) {
 	}
 }
 
-// eventually repeats f, which does some I/O, until it returns true.
+// eventually polls f, which may do I/O, until it returns true.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(15 * time.Second)
@@ -140,7 +140,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 	defer tick.Stop()
 	for !f() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not in time: %s", what)
+			t.Fatalf("timed out waiting: %s", what)
 		}
 		<-tick.C
 	}
@@ -209,8 +209,8 @@ func (a authority) issue(t *testing.T, template *x509.Certificate) (*x509.Certif
 	return cert, key
 }
 
-// leaf returns files with a certificate for 127.0.0.1 and server.test, usable on
-// both sides.
+// leaf returns the files of a certificate for 127.0.0.1 and server.test, valid
+// for clients and servers.
 func (a authority) leaf(t *testing.T) (certFile, keyFile string) {
 	t.Helper()
 	cert, key := a.issue(t, &x509.Certificate{

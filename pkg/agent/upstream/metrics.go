@@ -17,31 +17,31 @@ type metrics struct {
 	lookupErrors prometheus.Counter
 }
 
-// codeNotReady stands in for a gRPC code when no server was asked.
+// codeNotReady is the code label of requests for which no server was connected.
 const codeNotReady = "NotReady"
 
 func newMetrics() *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_upstream_requests_total",
-			Help: "Requests with spans or flows sent to servers, by gRPC status code of the answer; NotReady when no server was connected.",
+			Help: "Requests with spans or flows sent to servers, by gRPC status code of the reply; NotReady if no server was connected.",
 		}, []string{"code"}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_upstream_sent_bytes_total",
-			Help: "Bytes of such requests that servers accepted, before compression.",
+			Help: "Bytes of requests that servers accepted, before compression.",
 		}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "metaflow_upstream_request_duration_seconds",
-			Help:    "Time from sending a request to its answer.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, as at the server
+			Help:    "Time from sending a request to its reply.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, like the server's
 		}),
 		addresses: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "metaflow_upstream_addresses",
-			Help: "Addresses of servers known, reachable or not.",
+			Help: "Known server addresses, reachable or not.",
 		}),
 		lookupErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_upstream_lookup_errors_total",
-			Help: "Lookups of server names that failed.",
+			Help: "Failed lookups of server names.",
 		}),
 	}
 	for _, code := range []codes.Code{codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Unavailable, codes.DeadlineExceeded} {
@@ -57,7 +57,7 @@ func (m *metrics) register(reg prometheus.Registerer, c *Client) error {
 	}
 	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "metaflow_upstream_ready",
-		Help: "1 while a connection to some server stands.",
+		Help: "1 while a connection to some server is up.",
 	}, func() float64 {
 		if c.Ready() {
 			return 1

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// proxy forwards connections until they are cut.
+// proxy forwards connections until cut.
 type proxy struct {
 	addr string
 
@@ -53,7 +53,7 @@ func newProxy(t *testing.T, target string) *proxy {
 	return p
 }
 
-// cut ends all connections.
+// cut closes all connections.
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

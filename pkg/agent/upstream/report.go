@@ -10,9 +10,10 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Report sends what Kubernetes says to one of the replicas and returns nil when that has stored what it
-// accepts. It tries once, for at most Config.Timeout, and fails at once when no connection
-// stands. The classes of its errors are those of Export's.
+// Report sends a report about Kubernetes to one of the replicas and returns nil
+// once it is stored; Result counts the rejected objects. It tries once, for at
+// most Config.Timeout, and fails at once if no connection is up. Its errors
+// have the classes of Export's.
 func (c *Client) Report(ctx context.Context, r *agentv1.ReportRequest) (Result, error) {
 	if state := c.state(); state == connectivity.Idle || state == connectivity.Connecting {
 		return Result{}, notReady(state)

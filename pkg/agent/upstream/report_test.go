@@ -42,6 +42,6 @@ func TestReport(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if _, err := c.Report(t.Context(), &agentv1.ReportRequest{AgentId: "b"}); fault.ClassOf(err) != fault.Rejected {
-		t.Errorf("another's id: %v", err)
+		t.Errorf("another agent's id: %v", err)
 	}
 }

@@ -13,17 +13,17 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
-// scheme is of targets that stand for all configured addresses.
+// scheme is the scheme of targets that stand for all configured addresses.
 const scheme = "metaflow"
 
 const (
 	lookupTimeout = 5 * time.Second
-	// leastLookupInterval bounds lookups while connections are lost again and
-	// again, and is the pause after one that failed.
+	// leastLookupInterval bounds the rate of lookups while connections are lost
+	// repeatedly, and is the pause after a failed lookup.
 	leastLookupInterval = 2 * time.Second
 )
 
-// replicas tells gRPC the addresses of all servers.
+// replicas builds resolvers that give gRPC the addresses of all servers.
 type replicas struct {
 	cfg        Config
 	lookupHost func(ctx context.Context, host string) ([]string, error)
@@ -31,14 +31,14 @@ type replicas struct {
 	metrics    *metrics
 }
 
-// Scheme belongs to resolver.Builder.
+// Scheme implements resolver.Builder.
 func (*replicas) Scheme() string { return scheme }
 
-// OverrideAuthority names the first address in requests, which is what a proxy
-// in between would look at; certificates are checked against each address's own host.
+// OverrideAuthority returns the first address, for proxies that route by
+// authority. Certificates are checked against each address's own host.
 func (r *replicas) OverrideAuthority(resolver.Target) string { return r.cfg.Addresses[0] }
 
-// Build starts to look up. gRPC calls it when the channel is first used.
+// Build starts lookups. gRPC calls it when the channel is first used.
 func (r *replicas) Build(_ resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	l := &lookups{
@@ -53,20 +53,21 @@ func (r *replicas) Build(_ resolver.Target, cc resolver.ClientConn, _ resolver.B
 	return l, nil
 }
 
-// lookups keeps the addresses current. All but hurry and stop belong to run.
+// lookups keeps the addresses current. Only hurry and stop are used outside
+// run.
 type lookups struct {
 	*replicas
 	cc      resolver.ClientConn
-	known   [][]string // host:port with an IP address, by configured address
-	failing []bool     // by configured address
-	told    []string   // addresses that gRPC has
+	known   [][]string // host:port with an IP address, by index of the configured address
+	failing []bool     // by index of the configured address
+	current []string   // the addresses that gRPC has
 
 	hurry chan struct{}
 	stop  context.CancelFunc
 	done  sync.WaitGroup
 }
 
-// ResolveNow is called by gRPC, often, while connections are lost.
+// ResolveNow requests a lookup. gRPC calls it often while connections are lost.
 func (l *lookups) ResolveNow(resolver.ResolveNowOptions) {
 	select {
 	case l.hurry <- struct{}{}:
@@ -74,7 +75,7 @@ func (l *lookups) ResolveNow(resolver.ResolveNowOptions) {
 	}
 }
 
-// Close belongs to resolver.Resolver.
+// Close implements resolver.Resolver. It waits until run has ended.
 func (l *lookups) Close() {
 	l.stop()
 	l.done.Wait()
@@ -88,9 +89,10 @@ func (l *lookups) run(ctx context.Context) {
 		}
 		wait := leastLookupInterval
 		if ok {
-			// Spread out, so that the agents of a cluster do not ask all at once.
+			// Jitter, so that the agents of a cluster do not look up at the
+			// same time.
 			interval := l.cfg.ResolveInterval
-			wait = interval - interval/4 + rand.N(interval/2+1) //nolint:gosec // spreads load, guards nothing
+			wait = interval - interval/4 + rand.N(interval/2+1) //nolint:gosec // jitter, not security
 		}
 		if !l.wait(ctx, wait) {
 			return
@@ -98,7 +100,8 @@ func (l *lookups) run(ctx context.Context) {
 	}
 }
 
-// wait returns false when ctx has ended.
+// wait blocks for d, or until a lookup is requested, but for at least
+// leastLookupInterval. It returns false once ctx has ended.
 func (l *lookups) wait(ctx context.Context, d time.Duration) bool {
 	least := time.NewTimer(leastLookupInterval)
 	defer least.Stop()
@@ -118,7 +121,7 @@ func (l *lookups) wait(ctx context.Context, d time.Duration) bool {
 	return true
 }
 
-// names tells whether anything has to be looked up.
+// names reports whether any address needs a lookup.
 func (l *lookups) names() bool {
 	return slices.ContainsFunc(l.cfg.Addresses, func(addr string) bool {
 		host, _, _ := net.SplitHostPort(addr)
@@ -127,8 +130,8 @@ func (l *lookups) names() bool {
 	})
 }
 
-// lookup looks all addresses up and tells gRPC what has changed. It returns
-// whether every one succeeded.
+// lookup resolves all addresses and passes changes to gRPC. It reports whether
+// every lookup succeeded.
 func (l *lookups) lookup(ctx context.Context) bool {
 	errs := make([]error, len(l.cfg.Addresses))
 	found := make([][]string, len(l.cfg.Addresses))
@@ -150,11 +153,11 @@ func (l *lookups) lookup(ctx context.Context) bool {
 		l.metrics.lookupErrors.Inc()
 		if !l.failing[i] {
 			l.failing[i] = true
-			l.log.WarnContext(ctx, "server name cannot be looked up, its last addresses stay in use",
+			l.log.WarnContext(ctx, "cannot look up server name, keeping its last addresses",
 				slog.String("address", l.cfg.Addresses[i]), slog.Any("last", l.known[i]), slog.Any("error", err))
 		}
 	}
-	l.tell(ctx, cause)
+	l.update(ctx, cause)
 	return cause == nil
 }
 
@@ -184,18 +187,18 @@ func (l *lookups) one(ctx context.Context, addr string) ([]string, error) {
 	return slices.Compact(addrs), nil
 }
 
-func (l *lookups) tell(ctx context.Context, cause error) {
+func (l *lookups) update(ctx context.Context, cause error) {
 	var addrs []string
 	var endpoints []resolver.Endpoint
 	for i, known := range l.known {
 		for _, addr := range known {
 			if slices.Contains(addrs, addr) {
-				continue // one server, although two names lead to it
+				continue // one server behind two names
 			}
 			addrs = append(addrs, addr)
 			endpoints = append(endpoints, resolver.Endpoint{Addresses: []resolver.Address{{
 				Addr:       addr,
-				ServerName: l.cfg.Addresses[i], // what certificates are checked against, without its port
+				ServerName: l.cfg.Addresses[i], // the host that certificates are checked against
 			}}})
 		}
 	}
@@ -204,13 +207,13 @@ func (l *lookups) tell(ctx context.Context, cause error) {
 		l.cc.ReportError(cause)
 		return
 	}
-	if slices.Equal(addrs, l.told) {
+	if slices.Equal(addrs, l.current) {
 		return
 	}
 	if err := l.cc.UpdateState(resolver.State{Endpoints: endpoints}); err != nil {
-		l.log.WarnContext(ctx, "server addresses were not taken", slog.Any("addresses", addrs), slog.Any("error", err))
+		l.log.WarnContext(ctx, "gRPC rejected the server addresses", slog.Any("addresses", addrs), slog.Any("error", err))
 		return
 	}
-	l.told = addrs
-	l.log.InfoContext(ctx, "servers found", slog.Any("addresses", addrs))
+	l.current = addrs
+	l.log.InfoContext(ctx, "found servers", slog.Any("addresses", addrs))
 }
