@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
@@ -379,11 +380,11 @@ func (a *app) runWriter(ctx context.Context) error {
 		return ignoreStop(ctx, err)
 	}
 	dead := a.kafka.NewProducer(schema.TopicDeadLetter, kafka.ProducerOptions{})
-	spans, err := a.newWriter(a.cfg.Writer, writer.Spans(a.db), inserter, dead)
+	spans, err := a.newWriter(a.cfg.Writer, columns.TracesTable(), inserter, dead)
 	if err != nil {
 		return err
 	}
-	flows, err := a.newWriter(a.cfg.FlowWriter, writer.Flows(a.db, a.resources.Resolve), inserter, dead)
+	flows, err := a.newWriter(a.cfg.FlowWriter, columns.FlowsTable(a.resources.Resolve), inserter, dead)
 	if err != nil {
 		return err
 	}
@@ -411,8 +412,8 @@ func (a *app) runWriter(ctx context.Context) error {
 	return errors.Join(err, below.Wait())
 }
 
-func (a *app) newWriter(cfg writer.Config, kind writer.Kind, inserter *clickhouse.Inserter, dead *kafka.Producer) (*writer.Writer, error) {
-	return writer.New(cfg, kind, inserter, dead, writer.Options{
+func (a *app) newWriter(cfg writer.Config, table columns.Table, inserter *clickhouse.Inserter, dead *kafka.Producer) (*writer.Writer, error) {
+	return writer.New(cfg, table, a.db, inserter, dead, writer.Options{
 		AcceptPast: a.cfg.Gateway.AcceptPast, AcceptFuture: a.cfg.Gateway.AcceptFuture,
 		Grace: a.cfg.ShutdownGrace, Logger: a.log, Registerer: a.reg,
 	})

@@ -22,7 +22,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 var update = flag.Bool("update", false, "write the answers into docs/query.md")
@@ -109,7 +109,7 @@ func load(dir string) (*chengine.Engine, error) {
 		if err != nil {
 			return e, err
 		}
-		refused, err := block.Append(value, columns.Source{Agent: "agent", Window: traces.WindowAt(shop.End, 24*time.Hour, time.Hour)})
+		refused, err := block.Append(value, columns.Source{Agent: "agent", Window: signal.WindowAt(shop.End, 24*time.Hour, time.Hour)})
 		if err != nil || len(refused) > 0 {
 			return e, fmt.Errorf("append spans: %d refused, %w", len(refused), err)
 		}

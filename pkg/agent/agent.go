@@ -96,7 +96,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
 	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: &pipe{
-		up: up, send: up.Export, count: traces.Spans, cut: cutSpans, sift: siftSpans, spool: spools.Spans, codec: codec, log: opts.Logger,
+		up: up, send: up.Export, count: traces.Signal.Count, cut: cutSpans, sift: siftSpans, spool: spools.Spans, codec: codec, log: opts.Logger,
 		metrics: newPipeMetrics(opts.Registerer, kindSpans), liveTime: cfg.LiveTimeout,
 	}}
 	a.flows = &flowSender{pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{

@@ -118,18 +118,18 @@ func (c *control) receive(stream Stream, confirm, replied chan<- struct{}) error
 		case *agentv1.ConnectResponse_Configuration:
 			c.metrics.controlled.Set(1)
 			c.configured(m.Configuration)
-			signal(confirm)
+			wake(confirm)
 		case *agentv1.ConnectResponse_HeartbeatReply:
 			c.metrics.controlled.Set(1)
 			c.compareClocks(m.HeartbeatReply)
-			signal(replied)
+			wake(replied)
 		default: // of a newer server
 		}
 	}
 }
 
-// signal wakes who waits on ch, which has a capacity of one.
-func signal(ch chan<- struct{}) {
+// wake wakes who waits on ch, which has a capacity of one.
+func wake(ch chan<- struct{}) {
 	select {
 	case ch <- struct{}{}:
 	default:

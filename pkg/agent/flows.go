@@ -9,7 +9,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/cgroup"
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // Fields of ExportFlowsRequest and FlowGroup in metaflow.agent.v1/flow.proto.
@@ -28,8 +28,8 @@ const (
 	groupProcess     = 8
 	groupFlows       = 9
 
-	tagGroups = traces.Tag(requestGroups)<<3 | traces.Bytes
-	tagFlows  = traces.Tag(groupFlows)<<3 | traces.Bytes
+	tagGroups = signal.Tag(requestGroups)<<3 | signal.Bytes
+	tagFlows  = signal.Tag(groupFlows)<<3 | signal.Bytes
 )
 
 // maxFlows bounds one request: about 200 kB of flows.
@@ -141,9 +141,9 @@ func countFlows(request []byte) int {
 }
 
 // each calls f with every field of b that has this tag.
-func each(b []byte, tag traces.Tag, f func([]byte)) {
+func each(b []byte, tag signal.Tag, f func([]byte)) {
 	for i := 0; i < len(b); {
-		t, lo, hi := traces.Next(b, i)
+		t, lo, hi := signal.Next(b, i)
 		if hi < 0 {
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -82,7 +83,7 @@ func cutSpans(body []byte) (pieces [][]byte, rejected int64, message string, err
 		pieces = append(pieces, r.Value)
 	}
 	if left.Total() > 0 {
-		message = left.Message(traces.Anytime, len(body)/2+1)
+		message = left.Message(signal.Anytime, len(body)/2+1)
 	}
 	return pieces, left.Total(), message, err
 }
@@ -97,5 +98,5 @@ func siftSpans(body []byte) ([]byte, upstream.Result) {
 	for _, r := range records { // one, or none
 		kept = r.Value
 	}
-	return kept, upstream.Result{Rejected: left.Total(), Message: left.Message(traces.Anytime, math.MaxInt)}
+	return kept, upstream.Result{Rejected: left.Total(), Message: left.Message(signal.Anytime, math.MaxInt)}
 }

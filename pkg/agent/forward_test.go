@@ -124,7 +124,7 @@ func newRig(t *testing.T, maxBytes int64) *rig {
 	}
 	t.Cleanup(codec.close)
 	r.forwarder = &forwarder{pipe: &pipe{
-		up: r.servers, send: r.servers.Export, count: traces.Spans, cut: cutSpans, sift: siftSpans, spool: r.disk, codec: codec,
+		up: r.servers, send: r.servers.Export, count: traces.Signal.Count, cut: cutSpans, sift: siftSpans, spool: r.disk, codec: codec,
 		log: slog.New(slog.DiscardHandler), metrics: newPipeMetrics(nil, kindSpans), liveTime: time.Second,
 	}}
 	r.configure(agentconfig.Default())
@@ -252,8 +252,8 @@ func TestBadTextIsRepaired(t *testing.T) {
 		t.Fatal(err)
 	}
 	for stored := range r.servers.stored {
-		if err := traces.Check([]byte(stored)); err != nil || traces.Spans([]byte(stored)) != 3 {
-			t.Errorf("forwarded %d spans, %v", traces.Spans([]byte(stored)), err)
+		if err := traces.Signal.Check([]byte(stored)); err != nil || traces.Signal.Count([]byte(stored)) != 3 {
+			t.Errorf("forwarded %d spans, %v", traces.Signal.Count([]byte(stored)), err)
 		}
 	}
 	if len(r.servers.stored) != 1 {

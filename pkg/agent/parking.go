@@ -292,7 +292,7 @@ func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts R
 	defer codec.close()
 	parking := Parking{Folder: folder}
 	kinds := map[string]*drainer{
-		kindSpans: newDrainer(&pipe{up: up, send: up.Export, count: traces.Spans, cut: cutSpans, codec: codec, log: log, metrics: newPipeMetrics(nil, kindSpans)}, parking),
+		kindSpans: newDrainer(&pipe{up: up, send: up.Export, count: traces.Signal.Count, cut: cutSpans, codec: codec, log: log, metrics: newPipeMetrics(nil, kindSpans)}, parking),
 		kindFlows: newDrainer(&pipe{up: up, send: up.ExportFlows, count: countFlows, codec: codec, log: log, metrics: newPipeMetrics(nil, kindFlows)}, parking),
 	}
 	heads, err := folder.List()

@@ -288,8 +288,8 @@ func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
 	r.servers.set(0, false)
 	eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 	for b := range r.servers.stored {
-		if traces.Spans([]byte(b)) != 2 {
-			t.Errorf("%d spans were delivered", traces.Spans([]byte(b)))
+		if traces.Signal.Count([]byte(b)) != 2 {
+			t.Errorf("%d spans were delivered", traces.Signal.Count([]byte(b)))
 		}
 	}
 }

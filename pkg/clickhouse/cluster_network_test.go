@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/migrations"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 )
 
 // A call is told of by two spans of one trace and by the flows of both ends, and these may lie on
@@ -84,15 +86,15 @@ func TestFlowsOverShards(t *testing.T) {
 		end        = new(proto.ColDateTime64).WithPrecision(proto.PrecisionNano)
 		ip         proto.ColIPv6
 		connection proto.ColUInt64
-		keys       []FlowKey
+		keys       []signal.Key
 	)
 	for i := range 10 {
-		k := flowKeyOf(i, now.Add(time.Duration(i)*time.Second))
+		k := flowOf(i, now.Add(time.Duration(i)*time.Second))
 		k.Agent, k.NetworkNamespace = "", 0
 		end.Append(time.Unix(0, k.End))
 		ip = append(ip, proto.IPv6(k.IP))
 		connection.Append(k.Connection)
-		keys = append(keys, k)
+		keys = append(keys, k.Key())
 	}
 	block := proto.Input{{Name: "time", Data: end}, {Name: "ip", Data: &ip}, {Name: "connection", Data: &connection}}
 	for range 2 {
@@ -109,9 +111,9 @@ func TestFlowsOverShards(t *testing.T) {
 				t.Errorf("%s at node %d: %s", question, i, got)
 			}
 		}
-		strange := keys[0]
+		strange := flows.IdentityOf(&keys[0])
 		strange.IP = netip.MustParseAddr("10.200.0.1").As16()
-		found, err := openDB(t, cfg).ExistingFlows(t.Context(), i, true, append([]FlowKey{strange}, keys...))
+		found, err := openDB(t, cfg).Existing(t.Context(), i, true, flowsTable(), append([]signal.Key{strange.Key()}, keys...))
 		if err != nil || len(found) != len(keys) {
 			t.Errorf("of shard %d %d flows are known, %v", i, len(found), err)
 		}

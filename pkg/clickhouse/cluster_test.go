@@ -12,6 +12,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // twoShards starts two engines that know each other as the shards of a
@@ -125,9 +126,9 @@ func checkLookupAsksAllShards(t *testing.T, cfg Config, start func(int) time.Tim
 	t.Helper()
 	d := openDB(t, cfg)
 	stored, other := keyOf(7, start(7)), keyOf(8, start(7))
-	want := map[SpanKey]struct{}{stored: {}}
+	want := map[signal.Key]struct{}{stored: {}}
 	for shard := range 2 {
-		got, err := d.ExistingSpans(t.Context(), shard, true, []SpanKey{stored, other})
+		got, err := d.Existing(t.Context(), shard, true, spansTable(), []signal.Key{stored, other})
 		if err != nil {
 			t.Fatal(err)
 		}

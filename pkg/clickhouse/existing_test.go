@@ -12,15 +12,18 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // keyOf is the key of the span that spanBlock puts at row i.
-func keyOf(i int, start time.Time) SpanKey {
-	k := SpanKey{Start: start.UnixNano()}
-	binary.BigEndian.PutUint64(k.TraceID[8:], uint64(i/4+1))
-	binary.BigEndian.PutUint64(k.SpanID[:], uint64(i+1))
+func keyOf(i int, start time.Time) signal.Key {
+	k := signal.Key{Time: start.UnixNano()}
+	traceID, spanID := traces.IDs(&k)
+	binary.BigEndian.PutUint64(traceID[8:], uint64(i/4+1))
+	binary.BigEndian.PutUint64(spanID, uint64(i+1))
 	return k
 }
 
@@ -34,26 +37,29 @@ func TestExistingSpansAreFoundByTheirKeys(t *testing.T) {
 	if err := ins.Insert(t.Context(), 0, "spans_local", "token", spanBlock(rows, start), rows); err != nil {
 		t.Fatal(err)
 	}
-	stored, asked := map[SpanKey]struct{}{}, []SpanKey(nil)
+	stored, asked := map[signal.Key]struct{}{}, []signal.Key(nil)
 	for i := range rows {
 		k := keyOf(i, start(i))
 		stored[k] = struct{}{}
 		asked = append(asked, k)
 		if i%3 == 0 {
+			sibling := k
+			_, spanID := traces.IDs(&sibling)
+			copy(spanID, []byte{9, 0, 0, 0, 0, 0, 0, 0})
 			asked = append(asked,
-				keyOf(i, start(i).Add(1)),               // the same ids at another time
-				keyOf(i+rows, start(i)),                 // another trace at the same time
-				SpanKey{k.TraceID, [8]byte{9}, k.Start}) // another span of the same trace
+				keyOf(i, start(i).Add(1)), // the same ids at another time
+				keyOf(i+rows, start(i)),   // another trace at the same time
+				sibling)                   // another span of the same trace
 		}
 	}
-	got, err := d.ExistingSpans(t.Context(), 0, true, asked)
+	got, err := d.Existing(t.Context(), 0, true, spansTable(), asked)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(stored, got); diff != "" {
 		t.Errorf("existing spans (-want +got):\n%s", diff[:min(len(diff), 2000)])
 	}
-	if got, err := d.ExistingSpans(t.Context(), 0, true, nil); err != nil || len(got) != 0 {
+	if got, err := d.Existing(t.Context(), 0, true, spansTable(), nil); err != nil || len(got) != 0 {
 		t.Errorf("no keys: %v, %v", got, err)
 	}
 }
@@ -62,10 +68,15 @@ func TestLookupUsesThePrimaryKey(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	mustExec(t, d, `INSERT INTO `+d.cfg.Database+`.spans_local (trace_id, span_id, start_time)
 		SELECT lower(hex(sipHash128(number))), lower(hex(sipHash64(number))), toStartOfHour(now64(9, 'UTC')) - toIntervalMillisecond(25 * number) FROM numbers(400000)`)
-	keys := []SpanKey{keyOf(1, time.Now().Add(-90*time.Minute)), keyOf(2, time.Now().Add(-89*time.Minute))}
-	sql := strings.Replace(lookupSQL(d.cfg.Database, keys), keysTable,
-		fmt.Sprintf("(SELECT * FROM values('trace_id String, span_id FixedString(16)', ('%x', '%x'), ('%x', '%x')))",
-			keys[0].TraceID, keys[0].SpanID, keys[1].TraceID, keys[1].SpanID), 1)
+	keys := []signal.Key{keyOf(1, time.Now().Add(-90*time.Minute)), keyOf(2, time.Now().Add(-89*time.Minute))}
+	table := spansTable()
+	var values []any
+	for i := range keys {
+		traceID, spanID := traces.IDs(&keys[i])
+		values = append(values, traceID, spanID)
+	}
+	sql := strings.Replace(lookupSQL(d.cfg.Database, table, table.Lookup.Wanted(keys), keys), keysTable,
+		fmt.Sprintf("(SELECT * FROM values('trace_id String, span_id FixedString(16)', ('%x', '%x'), ('%x', '%x')))", values...), 1)
 	total := granules(t, d, "SELECT * FROM "+d.cfg.Database+".spans_local")
 	if got := granules(t, d, sql); got > 8 {
 		t.Errorf("reads %d of %d granules", got, total)
@@ -74,14 +85,14 @@ func TestLookupUsesThePrimaryKey(t *testing.T) {
 
 func TestKeysAreAskedInChunks(t *testing.T) {
 	hour := int64(time.Hour)
-	many := make([]SpanKey, lookupKeys+1)
+	many := make([]signal.Key, lookupKeys+1)
 	tests := map[string]struct {
-		keys []SpanKey
+		keys []signal.Key
 		want int
 	}{
-		"one":                   {[]SpanKey{{Start: 5}}, 1},
-		"within an hour":        {[]SpanKey{{Start: 5}, {Start: 4 + hour}}, 2},
-		"an hour apart":         {[]SpanKey{{Start: 5}, {Start: 5 + hour}}, 1},
+		"one":                   {[]signal.Key{{Time: 5}}, 1},
+		"within an hour":        {[]signal.Key{{Time: 5}, {Time: 4 + hour}}, 2},
+		"an hour apart":         {[]signal.Key{{Time: 5}, {Time: 5 + hour}}, 1},
 		"more than one can ask": {many, lookupKeys},
 	}
 	for name, tc := range tests {
@@ -93,9 +104,22 @@ func TestKeysAreAskedInChunks(t *testing.T) {
 	}
 }
 
-// flowKeyOf is the key of flow i of those that TestExistingFlows stores.
-func flowKeyOf(i int, end time.Time) FlowKey {
-	return FlowKey{"agent-1", uint64(i % 7), uint64(i + 1), end.UnixNano(), netip.AddrFrom4([4]byte{10, 0, byte(i % 11), 1}).As16()}
+func spansTable() *columns.Table {
+	t := columns.TracesTable()
+	return &t
+}
+
+func flowsTable() *columns.Table {
+	t := columns.FlowsTable(nil)
+	return &t
+}
+
+// flowOf identifies flow i of those that TestExistingFlows stores.
+func flowOf(i int, end time.Time) flows.Identity {
+	return flows.Identity{
+		Agent: "agent-1", NetworkNamespace: uint64(i % 7), Connection: uint64(i + 1),
+		End: end.UnixNano(), IP: netip.AddrFrom4([4]byte{10, 0, byte(i % 11), 1}).As16(),
+	}
 }
 
 func TestExistingFlowsAreFoundByTheirKeys(t *testing.T) {
@@ -104,28 +128,29 @@ func TestExistingFlowsAreFoundByTheirKeys(t *testing.T) {
 	ins := newInserter(t, cfg)
 	end := func(i int) time.Time { return day(1).Add(time.Duration(i) * 6 * time.Second).Add(time.Duration(i)) }
 	req := &agentv1.ExportFlowsRequest{AgentId: "agent-1"}
-	stored, asked := map[FlowKey]struct{}{}, []FlowKey(nil)
+	stored, asked := map[signal.Key]struct{}{}, []signal.Key(nil)
 	const rows = 3000
 	for i := range rows {
-		k := flowKeyOf(i, end(i))
-		stored[k] = struct{}{}
+		k := flowOf(i, end(i))
+		stored[k.Key()] = struct{}{}
 		ip := netip.AddrFrom16(k.IP).Unmap().As4()
 		req.Groups = append(req.Groups, &agentv1.FlowGroup{NetworkNamespace: k.NetworkNamespace, Flows: []*agentv1.Flow{{
 			StartTimeUnixNano: uint64(k.End), EndTimeUnixNano: uint64(k.End), LocalAddress: ip[:], LocalPort: 1, PeerAddress: ip[:], PeerPort: 1, Connection: k.Connection,
 		}}})
-		asked = append(asked, k)
+		asked = append(asked, k.Key())
 		if i%3 == 0 {
 			agent, namespace := k, k
 			agent.Agent, namespace.NetworkNamespace = "agent-2", 100
-			asked = append(asked, flowKeyOf(i, end(i).Add(1)), flowKeyOf(i+rows, end(i)), agent, namespace)
+			later, other := flowOf(i, end(i).Add(1)), flowOf(i+rows, end(i))
+			asked = append(asked, later.Key(), other.Key(), agent.Key(), namespace.Key())
 		}
 	}
 	value, err := pb.Marshal(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := columns.NewFlows()
-	if refused, err := block.Append(value, columns.FlowSource{Window: traces.Window{Latest: 1 << 63}}); err != nil || len(refused) > 0 {
+	block := columns.NewFlows(nil)
+	if refused, err := block.Append(value, columns.Source{Window: signal.Window{Latest: 1 << 63}}); err != nil || len(refused) > 0 {
 		t.Fatal(refused, err)
 	}
 	for range 2 {
@@ -136,7 +161,7 @@ func TestExistingFlowsAreFoundByTheirKeys(t *testing.T) {
 	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".flows"); got != "3000" {
 		t.Errorf("%s rows", got)
 	}
-	got, err := d.ExistingFlows(t.Context(), 0, true, asked)
+	got, err := d.Existing(t.Context(), 0, true, flowsTable(), asked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,8 +169,9 @@ func TestExistingFlowsAreFoundByTheirKeys(t *testing.T) {
 		t.Errorf("existing flows (-want +got):\n%s", diff[:min(len(diff), 2000)])
 	}
 	total := granules(t, d, "SELECT * FROM "+cfg.Database+".flows_local")
-	flowsSQL := strings.Replace(lookupFlowsSQL(cfg.Database, asked[:1]), keysTable,
-		fmt.Sprintf("(SELECT * FROM values('ip IPv6, connection UInt64', ('%s', %d)))", netip.AddrFrom16(asked[0].IP), asked[0].Connection), 1)
+	table, first := flowsTable(), flows.IdentityOf(&asked[0])
+	flowsSQL := strings.Replace(lookupSQL(cfg.Database, table, table.Lookup.Wanted(asked[:1]), asked[:1]), keysTable,
+		fmt.Sprintf("(SELECT * FROM values('ip IPv6, connection UInt64', ('%s', %d)))", netip.AddrFrom16(first.IP), first.Connection), 1)
 	if read := granules(t, d, flowsSQL); read > 2 {
 		t.Errorf("reads %d of %d granules", read, total)
 	}

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -25,7 +25,7 @@ func TestDecodedSpansFitTheTable(t *testing.T) {
 	g := otlptest.New(1, otlptest.Options{Start: day(1)})
 	block := columns.NewSpans()
 	const rows = 5000
-	if _, err := block.Append(g.RequestBytes(rows), columns.Source{Agent: "agent-1", Window: traces.WindowAt(time.Now(), 168*time.Hour, time.Hour)}); err != nil {
+	if _, err := block.Append(g.RequestBytes(rows), columns.Source{Agent: "agent-1", Window: signal.WindowAt(time.Now(), 168*time.Hour, time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -71,7 +71,7 @@ func TestOddValuesInTheTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	block := columns.NewSpans()
-	if _, err := block.Append(bytes.Replace(body, []byte("caf~"), []byte("caf\xc3"), 1), columns.Source{Window: traces.Anytime}); err != nil {
+	if _, err := block.Append(bytes.Replace(body, []byte("caf~"), []byte("caf\xc3"), 1), columns.Source{Window: signal.Anytime}); err != nil {
 		t.Fatal(err)
 	}
 	if err := ins.Insert(t.Context(), 0, columns.TableSpans, "token", block.Input(), block.Rows()); err != nil {

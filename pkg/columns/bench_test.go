@@ -7,12 +7,12 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // everything accepts spans of any time.
-var everything = traces.Window{Latest: 1<<63 - 1}
+var everything = signal.Window{Latest: 1<<63 - 1}
 
 // BenchmarkAppend decodes requests of 512 spans into a block of 50,000.
 func BenchmarkAppend(b *testing.B) {
@@ -45,12 +45,12 @@ func BenchmarkAppendFlows(b *testing.B) {
 	for range 32 {
 		requests = append(requests, g.RequestBytes(flows))
 	}
-	f := columns.NewFlows()
+	f := columns.NewFlows(nil)
 	b.SetBytes(int64(len(requests[0])))
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		if refused, err := f.Append(requests[i%len(requests)], columns.FlowSource{Window: everything}); err != nil || len(refused) > 0 {
+		if refused, err := f.Append(requests[i%len(requests)], columns.Source{Window: everything}); err != nil || len(refused) > 0 {
 			b.Fatal(refused, err)
 		}
 		if i++; f.Rows() >= blockRows {

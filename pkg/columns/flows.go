@@ -7,8 +7,8 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // TableFlows is the table whose columns Flows fills.
@@ -23,9 +23,10 @@ const (
 // Flows is one block of rows of flows_local. Make it with NewFlows. It belongs to one
 // goroutine, and keeps its memory over Reset.
 type Flows struct {
-	rows  int
-	input proto.Input
-	all   []column
+	rows    int
+	input   proto.Input
+	all     []column
+	resolve Resolver
 
 	time, start                                    fixed
 	role, state, endReason                         fixed
@@ -64,9 +65,58 @@ const peerTexts = 6
 
 var peerColumns = [peerTexts]string{"peer_node", "peer_namespace", "peer_pod", "peer_pod_uid", "peer_workload", "peer_service"}
 
-// NewFlows returns an empty block.
-func NewFlows() *Flows {
-	f := &Flows{}
+// FlowsTable is the table of flows. Its blocks ask resolve, when it is not nil,
+// for the pods and services at the ends of each flow.
+func FlowsTable(resolve Resolver) Table {
+	return Table{Signal: flows.Signal, Name: TableFlows, New: func() Block { return NewFlows(resolve) }, Lookup: Lookup{
+		Time:   "time",
+		Select: "agent_id, network_namespace, connection, toUnixTimestamp64Nano(time) AS end, ip",
+		Wanted: wantedFlows,
+		Found:  foundFlows,
+	}}
+}
+
+// wantedFlows names flows by their addresses, which are a prefix of the sort
+// key, and their connections.
+func wantedFlows(keys []signal.Key) proto.Input {
+	ip, connection := new(proto.ColIPv6), new(proto.ColUInt64)
+	for i := range keys {
+		identity := flows.IdentityOf(&keys[i])
+		ip.Append(identity.IP)
+		connection.Append(identity.Connection)
+	}
+	return proto.Input{{Name: "ip", Data: ip}, {Name: "connection", Data: connection}}
+}
+
+func foundFlows() (proto.Results, func(func(signal.Key)) error) {
+	var (
+		agent                 = new(proto.ColStr).LowCardinality()
+		namespace, connection proto.ColUInt64
+		end                   proto.ColInt64
+		ip                    proto.ColIPv6
+	)
+	return proto.Results{
+			{Name: "agent_id", Data: agent},
+			{Name: "network_namespace", Data: &namespace},
+			{Name: "connection", Data: &connection},
+			{Name: "end", Data: &end},
+			{Name: "ip", Data: &ip},
+		}, func(f func(signal.Key)) error {
+			for i := range end.Rows() {
+				identity := flows.Identity{
+					Agent: agent.Row(i), NetworkNamespace: namespace.Row(i), Connection: connection.Row(i), End: end.Row(i), IP: ip.Row(i),
+				}
+				f(identity.Key())
+			}
+			return nil
+		}
+}
+
+// NewFlows returns an empty block that asks resolve, when it is not nil, who
+// held the peer's address, and the local one where the agent does not name its
+// pod.
+func NewFlows(resolve Resolver) *Flows {
+	f := &Flows{resolve: resolve}
 	for _, c := range []struct {
 		name   string
 		column *fixed
@@ -150,72 +200,48 @@ func (f *Flows) Reset() {
 	}
 }
 
-// FlowSource says where a request came from and which of its flows are wanted.
-type FlowSource struct {
-	Window traces.Window // in which flows must lie
-	// Resolve, when set, is asked who held an address at a time, in nanoseconds since the Unix
-	// epoch: of every peer, and of the local end when the agent does not name its pod. It decides
-	// about no row, so it may answer differently when the same flows are appended again.
-	Resolve func(cluster string, address netip.Addr, at uint64) index.Holder
-	// Skip, when set, is asked for every acceptable flow; those it returns true for are left
-	// out. index counts all flows of the request from 0. key is valid during the call.
-	Skip func(index int, key *FlowKey) bool
-}
+// Resolver says who held an address at a time, in nanoseconds since the Unix
+// epoch. Many goroutines call it, for every flow, and it never blocks.
+type Resolver func(cluster string, address netip.Addr, at uint64) index.Holder
 
-// FlowKey is what makes two flows the same one, and by what it is found in the table: the agent's id points
-// into what the flow was read from.
-type FlowKey struct {
-	Agent            []byte
-	NetworkNamespace uint64
-	Connection       uint64
-	End              uint64 // nanoseconds since the Unix epoch
-	IP               [16]byte
-}
-
-// RefusedFlow is a flow of a request that cannot be stored.
-type RefusedFlow struct {
-	Index  int // counting all flows of the request from 0
-	Reason flows.Reason
-}
-
-// Keys calls f with the key of every row. It is for the rare block in which flows are looked for,
-// not for speed.
-func (f *Flows) Keys(each func(*FlowKey)) {
-	var agents [][]byte
+// Keys calls f with the key of every row.
+func (f *Flows) Keys(each func(signal.Key)) {
+	var agents []string
 	for b := f.agentID.values.buf; len(b) > 0; {
 		size, n := binary.Uvarint(b)
-		agents = append(agents, b[n:n+int(size)])
+		agents = append(agents, string(b[n:n+int(size)]))
 		b = b[n+int(size):]
 	}
 	for i := range f.rows {
-		each(&FlowKey{
+		identity := flows.Identity{
 			Agent:            agents[f.agentID.keys[i]],
 			NetworkNamespace: binary.LittleEndian.Uint64(f.networkNamespace.buf[8*i:]),
 			Connection:       binary.LittleEndian.Uint64(f.connection.buf[8*i:]),
-			End:              binary.LittleEndian.Uint64(f.time.buf[8*i:]),
+			End:              int64(binary.LittleEndian.Uint64(f.time.buf[8*i:])),
 			IP:               [16]byte(f.ip.buf[16*i:]),
-		})
+		}
+		each(identity.Key())
 	}
 }
 
-// Append decodes the ExportFlowsRequest in value and appends its flows. Texts that are not
-// UTF-8 are repaired as by flowwire.Repair. It keeps no reference to value. When value is malformed it returns
-// otlp.ErrMalformed and appends nothing.
-func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
+// Append decodes an ExportFlowsRequest and appends its flows. The resolver
+// decides about no row, so it may answer differently when the same flows are
+// appended again.
+func (f *Flows) Append(value []byte, src Source) ([]signal.Refused, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
 	// decoder below has to doubt what it reads.
-	value, _, err := flows.Repair(nil, value)
+	value, _, err := flows.Signal.Repair(nil, value)
 	if err != nil {
 		return nil, err
 	}
 	a := flowAppender{Flows: f, src: &src}
 	a.head.Read(value)
-	if src.Resolve != nil {
+	if f.resolve != nil {
 		a.cluster = string(a.head.Cluster)
 	}
 	a.keys = flowKeys{agentID: f.agentID.key(a.head.AgentID), cluster: f.cluster.key(a.head.Cluster), node: f.node.key(a.head.Node)}
 	for i := 0; i < len(value); {
-		tag, lo, hi := traces.Next(value, i)
+		tag, lo, hi := signal.Next(value, i)
 		if tag == flows.TagRequestGroups {
 			a.flowGroup(value[lo:hi])
 		}
@@ -227,16 +253,17 @@ func (f *Flows) Append(value []byte, src FlowSource) ([]RefusedFlow, error) {
 // flowAppender is one Append under way.
 type flowAppender struct {
 	*Flows
-	src     *FlowSource
+	src     *Source
 	head    flows.Head
-	cluster string // for Resolve
+	cluster string // for the resolver
 	keys    flowKeys
 	podUID  []byte // of the group
 	named   bool   // the group has its pod's name
-	key     FlowKey
+	agent   string // id, once Skip needs it
+	space   uint64 // network namespace of the group
 	flow    flows.Flow
 	index   int
-	refused []RefusedFlow
+	refused []signal.Refused
 }
 
 // flowKeys are the places in the dictionaries of what all flows of a group have in common.
@@ -249,11 +276,11 @@ func (a *flowAppender) flowGroup(b []byte) {
 	var texts [groupTexts][]byte
 	var namespace uint64
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch {
 		case tag == flows.TagGroupNetworkNamespace:
-			namespace = traces.Uint64(tag, b[lo:hi])
-		case tag >= flows.TagGroupPodUID && tag <= flows.TagGroupProcess && tag&7 == traces.Bytes:
+			namespace = signal.Uint64(tag, b[lo:hi])
+		case tag >= flows.TagGroupPodUID && tag <= flows.TagGroupProcess && tag&7 == signal.Bytes:
 			texts[tag>>3-2] = b[lo:hi]
 		}
 		i = hi
@@ -262,9 +289,9 @@ func (a *flowAppender) flowGroup(b []byte) {
 		a.keys.group[i] = a.group[i].key(texts[i])
 	}
 	a.podUID, a.named = texts[podUID], len(texts[podName]) > 0
-	a.key = FlowKey{Agent: a.head.AgentID, NetworkNamespace: namespace}
+	a.space = namespace
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == flows.TagGroupFlows {
 			a.flowOf(b[lo:hi])
 			a.index++
@@ -277,18 +304,23 @@ func (a *flowAppender) flowOf(b []byte) {
 	f := &a.flow
 	f.Read(b) // it has been checked
 	if reason := f.Judge(a.src.Window); reason != flows.Accepted {
-		a.refused = append(a.refused, RefusedFlow{a.index, reason})
+		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: reason.String()})
 		return
 	}
 	ip, peer := as16(f.Local), as16(f.Peer)
-	if a.src.Skip != nil {
-		a.key.Connection, a.key.End, a.key.IP = f.Connection, f.End, ip
-		if a.src.Skip(a.index, &a.key) {
-			return
-		}
+	if a.src.Skip != nil && a.src.Skip(a.index, a.keyOf(f, &ip)) {
+		return
 	}
 	a.row(f, &ip, &peer)
 	a.rows++
+}
+
+func (a *flowAppender) keyOf(f *flows.Flow, ip *[16]byte) signal.Key {
+	if a.agent == "" {
+		a.agent = string(a.head.AgentID)
+	}
+	identity := flows.Identity{Agent: a.agent, NetworkNamespace: a.space, Connection: f.Connection, End: int64(f.End), IP: *ip}
+	return identity.Key()
 }
 
 func (a *flowAppender) row(f *flows.Flow, ip, peer *[16]byte) {
@@ -299,7 +331,7 @@ func (a *flowAppender) row(f *flows.Flow, ip, peer *[16]byte) {
 	a.port.putUint16(uint16(f.LocalPort))
 	a.peerIP.putAddress(peer)
 	a.peerPort.putUint16(uint16(f.PeerPort))
-	a.networkNamespace.putUint64(a.key.NetworkNamespace)
+	a.networkNamespace.putUint64(a.space)
 	a.connection.putUint64(f.Connection)
 	a.state.putByte(byte(f.State))
 	a.endReason.putByte(byte(f.Reason))
@@ -326,14 +358,14 @@ func (a *flowAppender) row(f *flows.Flow, ip, peer *[16]byte) {
 
 // owner puts what is known of the end that the flow is of. Agents may know no more of a pod than its uid.
 func (a *flowAppender) owner(ip *[16]byte, at uint64) {
-	if a.named || a.src.Resolve == nil {
+	if a.named || a.resolve == nil {
 		for i := range a.group {
 			a.group[i].putKey(a.keys.group[i])
 		}
 		return
 	}
 	keys := a.keys.group
-	h := a.src.Resolve(a.cluster, netip.AddrFrom16(*ip).Unmap(), at)
+	h := a.resolve(a.cluster, netip.AddrFrom16(*ip).Unmap(), at)
 	if h.Kind == index.Pod && (len(a.podUID) == 0 || string(a.podUID) == h.UID) {
 		for i, text := range [...]string{podUID: h.UID, podName: h.Name, podNamespace: h.Namespace, podWorkload: h.Workload} {
 			keys[i] = a.group[i].keyOf(text)
@@ -347,8 +379,8 @@ func (a *flowAppender) owner(ip *[16]byte, at uint64) {
 // other puts what is known of the other end.
 func (a *flowAppender) other(peer *[16]byte, at uint64) {
 	var h index.Holder
-	if a.src.Resolve != nil {
-		h = a.src.Resolve(a.cluster, netip.AddrFrom16(*peer).Unmap(), at)
+	if a.resolve != nil {
+		h = a.resolve(a.cluster, netip.AddrFrom16(*peer).Unmap(), at)
 	}
 	if !a.holderKept || h != a.holder {
 		var pod, service string

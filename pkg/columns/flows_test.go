@@ -13,8 +13,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -106,13 +106,13 @@ func TestFlowColumns(t *testing.T) {
 			PeerAddress: []byte{10, 0, 0, 2}, Role: 2, State: 1, End: 4, Connection: 1,
 		}}},
 	}}
-	f := columns.NewFlows()
-	refused, err := f.Append(marshal(t, req), columns.FlowSource{Window: everything, Resolve: func(cluster string, address netip.Addr, at uint64) index.Holder {
+	f := columns.NewFlows(func(cluster string, address netip.Addr, at uint64) index.Holder {
 		if cluster != "test" || at != end {
 			return index.Holder{}
 		}
 		return index.Holder{Kind: index.Pod, Node: "node-2", Namespace: "edge", Name: "pod " + address.String(), UID: "other", Workload: "proxy"}
-	}})
+	})
+	refused, err := f.Append(marshal(t, req), columns.Source{Window: everything})
 	if err != nil || len(refused) > 0 {
 		t.Fatal(refused, err)
 	}
@@ -183,11 +183,9 @@ func TestFlowEndsAreLookedUp(t *testing.T) {
 				StartTimeUnixNano: 1, EndTimeUnixNano: 1, LocalAddress: []byte{10, 0, 0, tc.local}, LocalPort: 1,
 				PeerAddress: []byte{10, 0, 0, tc.peer}, PeerPort: 1, Connection: 1,
 			}}
-			f := columns.NewFlows()
-			_, err := f.Append(marshal(t, &agentv1.ExportFlowsRequest{AgentId: "a", Groups: []*agentv1.FlowGroup{tc.group}}), columns.FlowSource{
-				Window:  everything,
-				Resolve: func(_ string, address netip.Addr, _ uint64) index.Holder { return known[address.String()] },
-			})
+			f := columns.NewFlows(func(_ string, address netip.Addr, _ uint64) index.Holder { return known[address.String()] })
+			req := &agentv1.ExportFlowsRequest{AgentId: "a", Groups: []*agentv1.FlowGroup{tc.group}}
+			_, err := f.Append(marshal(t, req), columns.Source{Window: everything})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -207,48 +205,47 @@ func TestFlowsAreRefusedAndSkipped(t *testing.T) {
 	req.Groups[0].Flows[1].PeerPort = 0
 	req.Groups[5].Flows[0].EndTimeUnixNano = 0
 	value := marshal(t, req)
-	f := columns.NewFlows()
-	var keys []columns.FlowKey
-	refused, err := f.Append(value, columns.FlowSource{Window: everything, Skip: func(index int, key *columns.FlowKey) bool {
+	f := columns.NewFlows(nil)
+	var keys []signal.Key
+	refused, err := f.Append(value, columns.Source{Window: everything, Skip: func(index int, key signal.Key) bool {
 		if index%2 == 0 {
 			return true
 		}
-		own := *key
-		own.Agent = bytes.Clone(key.Agent)
-		keys = append(keys, own)
+		keys = append(keys, key)
 		return false
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantRefused := []columns.RefusedFlow{{Index: 1, Reason: flows.BadPort}, {Index: 15, Reason: flows.BadOrder}}
+	wantRefused := []signal.Refused{{Index: 1, Reason: flows.BadPort.String()}, {Index: 15, Reason: flows.BadOrder.String()}}
 	if diff := cmp.Diff(wantRefused, refused); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}
 	if f.Rows() != 45-2 || len(readFlows(t, f)) != f.Rows() {
 		t.Errorf("%d rows", f.Rows())
 	}
-	var got []columns.FlowKey
-	f.Keys(func(key *columns.FlowKey) { got = append(got, *key) })
+	var got []signal.Key
+	f.Keys(func(key signal.Key) { got = append(got, key) })
 	if diff := cmp.Diff(keys, got); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
 	}
 	first := req.GetGroups()[1].GetFlows()[0]
-	if keys[0].Connection != first.GetConnection() || keys[0].End != first.GetEndTimeUnixNano() || string(keys[0].Agent) != req.GetAgentId() ||
-		keys[0].NetworkNamespace != req.GetGroups()[1].GetNetworkNamespace() || netip.AddrFrom16(keys[0].IP).Unmap() != netip.AddrFrom4([4]byte(first.GetLocalAddress())) {
-		t.Errorf("key %+v of %v", keys[0], first)
+	id := flows.IdentityOf(&keys[0])
+	if id.Connection != first.GetConnection() || uint64(id.End) != first.GetEndTimeUnixNano() || id.Agent != req.GetAgentId() ||
+		id.NetworkNamespace != req.GetGroups()[1].GetNetworkNamespace() || netip.AddrFrom16(id.IP).Unmap() != netip.AddrFrom4([4]byte(first.GetLocalAddress())) {
+		t.Errorf("identity %+v of %v", id, first)
 	}
 }
 
 func TestMalformedFlowsAppendNothing(t *testing.T) {
 	good := otlptest.NewFlows(1, time.Time{}).RequestBytes(10)
 	bad := append(bytes.Clone(good), protowire.AppendTag(nil, 4, protowire.BytesType)...)
-	f := columns.NewFlows()
-	if _, err := f.Append(bad, columns.FlowSource{Window: everything}); !errors.Is(err, traces.ErrMalformed) || f.Rows() != 0 {
+	f := columns.NewFlows(nil)
+	if _, err := f.Append(bad, columns.Source{Window: everything}); !errors.Is(err, signal.ErrMalformed) || f.Rows() != 0 {
 		t.Errorf("%d rows, %v", f.Rows(), err)
 	}
 	for range 3 {
-		if _, err := f.Append(good, columns.FlowSource{Window: everything}); err != nil || f.Rows() != 10 || f.Bytes() < 10*200 {
+		if _, err := f.Append(good, columns.Source{Window: everything}); err != nil || f.Rows() != 10 || f.Bytes() < 10*200 {
 			t.Errorf("%d rows, %d bytes, %v", f.Rows(), f.Bytes(), err)
 		}
 		readFlows(t, f)
@@ -261,12 +258,12 @@ func FuzzFlows(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(otlptest.NewFlows(1, time.Time{}).RequestBytes(3))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		block := columns.NewFlows()
-		refused, err := block.Append(in, columns.FlowSource{Window: everything})
+		block := columns.NewFlows(nil)
+		refused, err := block.Append(in, columns.Source{Window: everything})
 		if err != nil {
 			return
 		}
-		if n := flows.Flows(in); block.Rows()+len(refused) != n {
+		if n := flows.Signal.Count(in); block.Rows()+len(refused) != n {
 			t.Fatalf("%d rows and %d refused of %d flows", block.Rows(), len(refused), n)
 		}
 		for _, c := range block.Input() {

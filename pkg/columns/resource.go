@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/metaflowys/metaflow-server/pkg/semconv"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -72,7 +73,7 @@ func identity(scratch *[]byte, wire, schemaURL []byte) []byte {
 func (r *resources) decode(wire, schemaURL []byte, agent string) (k resourceKeys) {
 	var dropped uint32
 	r.conv.Reset()
-	eachField(wire, traces.TagResourceDroppedCount, func(count []byte) { dropped = traces.Uint32(traces.Varint, count) })
+	eachField(wire, traces.TagResourceDroppedCount, func(count []byte) { dropped = signal.Uint32(signal.Varint, count) })
 	eachAttribute(wire, traces.TagResourceAttributes, func(key []byte, value anyValue) { r.conv.Add(key, value.appendText(nil)) })
 	r.conv.Resolve()
 	k.serviceName = r.serviceName.key(r.conv.ServiceName)
@@ -127,14 +128,14 @@ func (s *scopes) get(wire, schemaURL []byte, scratch *[]byte) uint32 {
 	var name, version []byte
 	var dropped uint32
 	for i := 0; i < len(wire); {
-		tag, lo, hi := traces.Next(wire, i)
+		tag, lo, hi := signal.Next(wire, i)
 		switch tag {
 		case traces.TagScopeName:
 			name = wire[lo:hi]
 		case traces.TagScopeVersion:
 			version = wire[lo:hi]
 		case traces.TagScopeDroppedCount:
-			dropped = traces.Uint32(tag, wire[lo:hi])
+			dropped = signal.Uint32(tag, wire[lo:hi])
 		}
 		i = hi
 	}
@@ -187,7 +188,7 @@ func (o *object) close() []byte {
 // appendTextObject appends the KeyValues that stand in wire under this tag as
 // a JSON object whose values are all text, as in a Map(String, String): "" when there
 // are none. Of a key that occurs twice the last value counts, as in maps.
-func appendTextObject(dst, wire []byte, keyValues traces.Tag) []byte {
+func appendTextObject(dst, wire []byte, keyValues signal.Tag) []byte {
 	var text []byte
 	from := len(dst)
 	eachAttribute(wire, keyValues, func(key []byte, value anyValue) {

@@ -3,11 +3,13 @@ package columns
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"math"
 
 	"github.com/ClickHouse/ch-go/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/semconv"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -158,6 +160,60 @@ type Spans struct {
 	scratch  []byte
 }
 
+// TracesTable is the table of traces.
+func TracesTable() Table {
+	return Table{Signal: traces.Signal, Name: TableSpans, New: func() Block { return NewSpans() }, Lookup: Lookup{
+		Time:   "start_time",
+		Select: "trace_id, span_id, toUnixTimestamp64Nano(start_time) AS start",
+		Wanted: wantedSpans,
+		Found:  foundSpans,
+	}}
+}
+
+// wantedSpans names spans by a prefix of the sort key.
+func wantedSpans(keys []signal.Key) proto.Input {
+	traceID, spanID := new(proto.ColStr), &proto.ColFixedStr{Size: 16}
+	var text [32]byte
+	for i := range keys {
+		trace, span := traces.IDs(&keys[i])
+		traceID.AppendBytes(text[:hex.Encode(text[:], trace)])
+		spanID.Append(text[:hex.Encode(text[:], span)])
+	}
+	return proto.Input{{Name: "trace_id", Data: traceID}, {Name: "span_id", Data: spanID}}
+}
+
+func foundSpans() (proto.Results, func(func(signal.Key)) error) {
+	var (
+		traceID proto.ColStr
+		spanID  = proto.ColFixedStr{Size: 16}
+		start   proto.ColInt64
+	)
+	return proto.Results{{Name: "trace_id", Data: &traceID}, {Name: "span_id", Data: &spanID}, {Name: "start", Data: &start}},
+		func(f func(signal.Key)) error {
+			for i := range start.Rows() {
+				k := signal.Key{Time: start.Row(i)}
+				trace, span := traces.IDs(&k)
+				if err := decodeHex(trace, traceID.RowBytes(i)); err != nil {
+					return fmt.Errorf("read trace_id: %w", err)
+				}
+				if err := decodeHex(span, spanID.Row(i)); err != nil {
+					return fmt.Errorf("read span_id: %w", err)
+				}
+				f(k)
+			}
+			return nil
+		}
+}
+
+// decodeHex fills dst from its text.
+func decodeHex(dst, text []byte) error {
+	if len(text) != 2*len(dst) {
+		return fmt.Errorf("it has %d characters, not %d", len(text), 2*len(dst))
+	}
+	_, err := hex.Decode(dst, text)
+	return err
+}
+
 // NewSpans returns an empty block.
 func NewSpans() *Spans {
 	s := &Spans{
@@ -232,16 +288,15 @@ func (s *Spans) Bytes() int {
 // Input returns the columns with their names, valid until the next Append or Reset.
 func (s *Spans) Input() proto.Input { return s.input }
 
-// Heads calls f with the ids and the start time of every row. It is for the
-// rare block in which spans are looked for, not for speed.
-func (s *Spans) Heads(f func(*traces.Head)) {
-	var traceID [16]byte
-	var spanID [8]byte
+// Keys calls f with the key of every row.
+func (s *Spans) Keys(f func(signal.Key)) {
 	for i := range s.rows {
+		k := signal.Key{Time: int64(binary.LittleEndian.Uint64(s.start.buf[8*i:]))}
+		traceID, spanID := traces.IDs(&k)
 		// What putHex wrote decodes without an error.
-		_, _ = hex.Decode(traceID[:], s.traceID.buf[33*i+1:33*i+33]) // its length stands before it
-		_, _ = hex.Decode(spanID[:], s.spanID.buf[16*i:16*i+16])
-		f(&traces.Head{TraceID: traceID[:], SpanID: spanID[:], Start: binary.LittleEndian.Uint64(s.start.buf[8*i:])})
+		_, _ = hex.Decode(traceID, s.traceID.buf[33*i+1:33*i+33]) // its length stands before it
+		_, _ = hex.Decode(spanID, s.spanID.buf[16*i:16*i+16])
+		f(k)
 	}
 }
 
@@ -256,35 +311,17 @@ func (s *Spans) Reset() {
 	s.convKeys = s.convKeys[:0]
 }
 
-// Source says where a request came from and which of its spans are wanted.
-type Source struct {
-	Agent  string        // id of the delivering agent
-	Window traces.Window // in which spans must lie
-	// Skip, when set, is asked for every acceptable span; those it returns
-	// true for are left out. index counts all spans of the request from 0. head is
-	// valid during the call.
-	Skip func(index int, head *traces.Head) bool
-}
-
-// Refused is a span of a request that cannot be stored.
-type Refused struct {
-	Index  int // counting all spans of the request from 0
-	Reason traces.Reason
-}
-
-// Append decodes the ExportTraceServiceRequest in value and appends its spans.
-// Texts that are not UTF-8 are repaired as by otlp.Repair. It keeps no reference to value. When
-// value is malformed it returns otlp.ErrMalformed and appends nothing.
-func (s *Spans) Append(value []byte, src Source) ([]Refused, error) {
+// Append decodes an ExportTraceServiceRequest and appends its spans.
+func (s *Spans) Append(value []byte, src Source) ([]signal.Refused, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
 	// decoder below has to doubt what it reads.
-	value, _, err := traces.Repair(nil, value)
+	value, _, err := traces.Signal.Repair(nil, value)
 	if err != nil {
 		return nil, err
 	}
 	a := appender{Spans: s, src: &src}
 	for i := 0; i < len(value); {
-		tag, lo, hi := traces.Next(value, i)
+		tag, lo, hi := signal.Next(value, i)
 		if tag == traces.TagRequestResourceSpans {
 			a.resourceSpans(value[lo:hi])
 		}
@@ -303,7 +340,7 @@ type appender struct {
 	scopeKey     uint32     // in scopes.text
 	fields       spanFields // of the span being read: here because Skip gets a part of it
 	index        int
-	refused      []Refused
+	refused      []signal.Refused
 }
 
 // source is the resource or the scope of the spans that come next. It is decoded
@@ -318,7 +355,7 @@ func (a *appender) resourceSpans(b []byte) {
 	// pieces merge, which in protobuf is to concatenate them.
 	a.resource = source{}
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
 		case traces.TagResourceSpansResource:
 			a.resource.wire = merge(a.resource.wire, b[lo:hi])
@@ -328,7 +365,7 @@ func (a *appender) resourceSpans(b []byte) {
 		i = hi
 	}
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagResourceSpansScopeSpans {
 			a.scopeSpans(b[lo:hi])
 		}
@@ -346,7 +383,7 @@ func merge(have, more []byte) []byte {
 func (a *appender) scopeSpans(b []byte) {
 	a.scope = source{}
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
 		case traces.TagScopeSpansScope:
 			a.scope.wire = merge(a.scope.wire, b[lo:hi])
@@ -356,7 +393,7 @@ func (a *appender) scopeSpans(b []byte) {
 		i = hi
 	}
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagScopeSpansSpans {
 			a.span(b[lo:hi])
 			a.index++
@@ -395,11 +432,11 @@ func (a *appender) span(b []byte) {
 	f := &a.fields
 	*f = spanFields{attributesAt: -1, eventsAt: -1, linksAt: -1}
 	f.read(b)
-	if reason := a.src.Window.Judge(&f.Head); reason != traces.Accepted {
-		a.refused = append(a.refused, Refused{a.index, reason})
+	if reason := f.Judge(a.src.Window); reason != traces.Accepted {
+		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: reason.String()})
 		return
 	}
-	if a.src.Skip != nil && a.src.Skip(a.index, &f.Head) {
+	if a.src.Skip != nil && a.src.Skip(a.index, f.Key()) {
 		return
 	}
 	a.sources()
@@ -416,7 +453,7 @@ func (a *appender) span(b []byte) {
 
 func (f *spanFields) read(b []byte) {
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch value := b[lo:hi]; tag {
 		case traces.TagSpanTraceID:
 			f.TraceID = value
@@ -427,27 +464,27 @@ func (f *spanFields) read(b []byte) {
 		case traces.TagSpanTraceState:
 			f.traceState = value
 		case traces.TagSpanFlags:
-			f.flags = traces.Uint32(tag, value)
+			f.flags = signal.Uint32(tag, value)
 		case traces.TagSpanName:
 			f.name = value
 		case traces.TagSpanKind:
-			f.kind = traces.Uint64(tag, value)
+			f.kind = signal.Uint64(tag, value)
 		case traces.TagSpanStartTime:
-			f.Start = traces.Uint64(tag, value)
+			f.Start = signal.Uint64(tag, value)
 		case traces.TagSpanEndTime:
-			f.End = traces.Uint64(tag, value)
+			f.End = signal.Uint64(tag, value)
 		case traces.TagSpanAttributes:
 			note(&f.attributesAt, &f.attributesEnd, i, hi)
 		case traces.TagSpanDroppedAttributesCount:
-			f.droppedAttributes = traces.Uint32(tag, value)
+			f.droppedAttributes = signal.Uint32(tag, value)
 		case traces.TagSpanEvents:
 			note(&f.eventsAt, &f.eventsEnd, i, hi)
 		case traces.TagSpanDroppedEventsCount:
-			f.droppedEvents = traces.Uint32(tag, value)
+			f.droppedEvents = signal.Uint32(tag, value)
 		case traces.TagSpanLinks:
 			note(&f.linksAt, &f.linkEnd, i, hi)
 		case traces.TagSpanDroppedLinksCount:
-			f.droppedLinks = traces.Uint32(tag, value)
+			f.droppedLinks = signal.Uint32(tag, value)
 		case traces.TagSpanStatus:
 			f.readStatus(value)
 		}
@@ -464,12 +501,12 @@ func note(first, end *int, i, hi int) {
 
 func (f *spanFields) readStatus(b []byte) {
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
 		case traces.TagStatusMessage:
 			f.statusMessage = b[lo:hi]
 		case traces.TagStatusCode:
-			f.statusCode = traces.Uint64(tag, b[lo:hi])
+			f.statusCode = signal.Uint64(tag, b[lo:hi])
 		}
 		i = hi
 	}
@@ -517,7 +554,7 @@ func allZero(id []byte) bool {
 func (a *appender) spanAttributes(b []byte, f *spanFields) {
 	a.Spans.attributes.begin()
 	for i := f.attributesAt; i >= 0 && i < f.attributesEnd; {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagSpanAttributes {
 			key, value := a.attribute(&a.Spans.attributes, b[lo:hi])
 			if int(key) == len(a.convKeys) { // new to this block
@@ -542,7 +579,7 @@ func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte
 	name, v := readKeyValue(b)
 	key = to.keys.key(name)
 	to.putKey(key)
-	if v.tag == traces.TagAnyValueString {
+	if v.tag == signal.TagAnyValueString {
 		return key, to.values.put(v.wire)
 	}
 	a.scratch = v.appendText(a.scratch[:0])
@@ -564,7 +601,7 @@ func (a *appender) conventions(f *spanFields) {
 func (a *appender) spanEvents(b []byte, f *spanFields) {
 	n := 0
 	for i := f.eventsAt; i >= 0 && i < f.eventsEnd; {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagSpanEvents {
 			a.event(b[lo:hi])
 			n++
@@ -580,16 +617,16 @@ func (a *appender) event(b []byte) {
 	var dropped uint32
 	a.eventAttributes.begin()
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
 		case traces.TagEventTime:
-			time = traces.Uint64(tag, b[lo:hi])
+			time = signal.Uint64(tag, b[lo:hi])
 		case traces.TagEventName:
 			name = b[lo:hi]
 		case traces.TagEventAttributes:
 			a.attribute(&a.eventAttributes, b[lo:hi])
 		case traces.TagEventDroppedCount:
-			dropped = traces.Uint32(tag, b[lo:hi])
+			dropped = signal.Uint32(tag, b[lo:hi])
 		}
 		i = hi
 	}
@@ -603,7 +640,7 @@ func (a *appender) event(b []byte) {
 func (a *appender) spanLinks(b []byte, f *spanFields) {
 	n := 0
 	for i := f.linksAt; i >= 0 && i < f.linkEnd; {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagSpanLinks {
 			a.link(b[lo:hi])
 			n++
@@ -618,7 +655,7 @@ func (a *appender) link(b []byte) {
 	var dropped, flags uint32
 	a.linkAttributes.begin()
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
 		case traces.TagLinkTraceID:
 			traceID = b[lo:hi]
@@ -629,9 +666,9 @@ func (a *appender) link(b []byte) {
 		case traces.TagLinkAttributes:
 			a.attribute(&a.linkAttributes, b[lo:hi])
 		case traces.TagLinkDroppedCount:
-			dropped = traces.Uint32(tag, b[lo:hi])
+			dropped = signal.Uint32(tag, b[lo:hi])
 		case traces.TagLinkFlags:
-			flags = traces.Uint32(tag, b[lo:hi])
+			flags = signal.Uint32(tag, b[lo:hi])
 		}
 		i = hi
 	}

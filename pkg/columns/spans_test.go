@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -259,10 +260,10 @@ func TestAppendRefuses(t *testing.T) {
 	if err != nil || s.Rows() != 2 {
 		t.Errorf("%d rows, %v", s.Rows(), err)
 	}
-	if diff := cmp.Diff([]columns.Refused{{Index: 1, Reason: traces.BadTraceID}}, refused); diff != "" {
+	if diff := cmp.Diff([]signal.Refused{{Index: 1, Reason: traces.BadTraceID.String()}}, refused); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if _, err := s.Append([]byte("garbage"), columns.Source{Window: everything}); !errors.Is(err, traces.ErrMalformed) {
+	if _, err := s.Append([]byte("garbage"), columns.Source{Window: everything}); !errors.Is(err, signal.ErrMalformed) {
 		t.Errorf("garbage: %v", err)
 	}
 	if rows, err := read(s); err != nil || len(rows) != 2 {
@@ -274,15 +275,17 @@ func TestAppendSkips(t *testing.T) {
 	a, b := newSpan(), newSpan()
 	b.SpanId = []byte("76543210")
 	s := columns.NewSpans()
-	_, err := s.Append(marshal(t, request(a, b)), columns.Source{Window: everything, Skip: func(i int, h *traces.Head) bool {
-		return i == 0 && string(h.SpanID) == "01234567"
+	_, err := s.Append(marshal(t, request(a, b)), columns.Source{Window: everything, Skip: func(i int, key signal.Key) bool {
+		_, id := traces.IDs(&key)
+		return i == 0 && string(id) == "01234567"
 	}})
 	if err != nil || s.Rows() != 1 {
 		t.Fatalf("%d rows, %v", s.Rows(), err)
 	}
-	s.Heads(func(h *traces.Head) {
-		if string(h.SpanID) != "76543210" || string(h.TraceID) != "0123456789abcdef" || h.Start != b.StartTimeUnixNano {
-			t.Errorf("head %+v", h)
+	s.Keys(func(key signal.Key) {
+		traceID, spanID := traces.IDs(&key)
+		if string(spanID) != "76543210" || string(traceID) != "0123456789abcdef" || uint64(key.Time) != b.StartTimeUnixNano {
+			t.Errorf("key %+v", key)
 		}
 	})
 }
@@ -591,7 +594,7 @@ func FuzzSpans(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		repaired, _, wantErr := traces.Repair(nil, in)
+		repaired, _, wantErr := traces.Signal.Repair(nil, in)
 		s := columns.NewSpans()
 		refused, err := s.Append(in, columns.Source{Window: everything})
 		if (err != nil) != (wantErr != nil) {

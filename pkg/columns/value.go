@@ -6,12 +6,12 @@ import (
 	"math"
 	"strconv"
 
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // anyValue is an AnyValue's one value as it stands on the wire.
 type anyValue struct {
-	tag    traces.Tag // of the field that is set, 0 when none is
+	tag    signal.Tag // of the field that is set, 0 when none is
 	wire   []byte     // unless pieces is set
 	pieces *pieces    // of a list that has several, which is rare
 }
@@ -22,8 +22,8 @@ type anyValue struct {
 // would not be linear in the bytes.
 type pieces struct {
 	in   []byte
-	of   traces.Tag // the AnyValue is in itself when 0, else all fields of in with this tag
-	tag  traces.Tag // of the list in the AnyValue
+	of   signal.Tag // the AnyValue is in itself when 0, else all fields of in with this tag
+	tag  signal.Tag // of the list in the AnyValue
 	skip int        // so many fields with that tag do not count: another value replaced them
 }
 
@@ -43,13 +43,13 @@ func (p *pieces) each(f func(piece []byte)) {
 
 // eachField calls f with the value of every field of b that has this tag, or with b
 // itself when the tag is 0. b must be valid.
-func eachField(b []byte, want traces.Tag, f func(value []byte)) {
+func eachField(b []byte, want signal.Tag, f func(value []byte)) {
 	if want == 0 {
 		f(b)
 		return
 	}
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == want {
 			f(b[lo:hi])
 		}
@@ -62,18 +62,18 @@ func eachField(b []byte, want traces.Tag, f func(value []byte)) {
 // b must be valid.
 func readAnyValue(b []byte) anyValue {
 	if len(b) > 0 { // nearly always one text
-		tag, lo, hi := traces.Next(b, 0)
-		if hi == len(b) && tag == traces.TagAnyValueString {
+		tag, lo, hi := signal.Next(b, 0)
+		if hi == len(b) && tag == signal.TagAnyValueString {
 			return anyValue{tag: tag, wire: b[lo:hi]}
 		}
 	}
 	var v anyValue
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
-		case traces.TagAnyValueString, traces.TagAnyValueBool, traces.TagAnyValueInt, traces.TagAnyValueDouble, traces.TagAnyValueBytes:
+		case signal.TagAnyValueString, signal.TagAnyValueBool, signal.TagAnyValueInt, signal.TagAnyValueDouble, signal.TagAnyValueBytes:
 			v = anyValue{tag: tag, wire: b[lo:hi]}
-		case traces.TagAnyValueArray, traces.TagAnyValueKvlist:
+		case signal.TagAnyValueArray, signal.TagAnyValueKvlist:
 			if v.tag == tag {
 				return readMergedValue(b, 0)
 			}
@@ -88,23 +88,23 @@ func readAnyValue(b []byte) anyValue {
 
 // readMergedValue is readAnyValue for an AnyValue with a list in several pieces, or that
 // is itself in several pieces: all fields of b with the tag of, one behind the other.
-func readMergedValue(b []byte, of traces.Tag) anyValue {
+func readMergedValue(b []byte, of signal.Tag) anyValue {
 	var v anyValue
 	var seen struct{ array, kvlist int } // fields so far
 	var skip int
 	eachField(b, of, func(piece []byte) {
 		for i := 0; i < len(piece); {
-			tag, lo, hi := traces.Next(piece, i)
+			tag, lo, hi := signal.Next(piece, i)
 			count := &seen.array
 			switch tag {
-			case traces.TagAnyValueString, traces.TagAnyValueBool, traces.TagAnyValueInt, traces.TagAnyValueDouble, traces.TagAnyValueBytes:
+			case signal.TagAnyValueString, signal.TagAnyValueBool, signal.TagAnyValueInt, signal.TagAnyValueDouble, signal.TagAnyValueBytes:
 				v = anyValue{tag: tag, wire: piece[lo:hi]}
 			case tagAnyValueStringIndex:
 				v = anyValue{}
-			case traces.TagAnyValueKvlist:
+			case signal.TagAnyValueKvlist:
 				count = &seen.kvlist
 				fallthrough
-			case traces.TagAnyValueArray:
+			case signal.TagAnyValueArray:
 				if v.tag != tag {
 					v, skip = anyValue{tag: tag}, *count
 				}
@@ -113,7 +113,7 @@ func readMergedValue(b []byte, of traces.Tag) anyValue {
 			i = hi
 		}
 	})
-	if v.tag == traces.TagAnyValueArray || v.tag == traces.TagAnyValueKvlist {
+	if v.tag == signal.TagAnyValueArray || v.tag == signal.TagAnyValueKvlist {
 		v.pieces = &pieces{in: b, of: of, tag: v.tag, skip: skip}
 	}
 	return v
@@ -121,18 +121,18 @@ func readMergedValue(b []byte, of traces.Tag) anyValue {
 
 // tagAnyValueStringIndex points into a table that only profiles have; in a
 // span it means nothing, but it does replace what was set before it.
-const tagAnyValueStringIndex = 8<<3 | traces.Varint
+const tagAnyValueStringIndex = 8<<3 | signal.Varint
 
 // appendText appends the value as text without loss: strings as they are,
 // numbers in decimal, bytes in base64, lists as JSON.
 func (v anyValue) appendText(dst []byte) []byte {
 	switch v.tag {
-	case traces.TagAnyValueString:
+	case signal.TagAnyValueString:
 		return append(dst, v.wire...)
-	case traces.TagAnyValueBytes:
+	case signal.TagAnyValueBytes:
 		return base64.StdEncoding.AppendEncode(dst, v.wire)
-	case traces.TagAnyValueDouble:
-		return appendDouble(dst, math.Float64frombits(traces.Uint64(v.tag, v.wire)))
+	case signal.TagAnyValueDouble:
+		return appendDouble(dst, math.Float64frombits(signal.Uint64(v.tag, v.wire)))
 	case 0:
 		return dst
 	default:
@@ -143,25 +143,25 @@ func (v anyValue) appendText(dst []byte) []byte {
 // appendJSON appends the value as it stands inside a JSON list.
 func (v anyValue) appendJSON(dst []byte) []byte {
 	switch v.tag {
-	case traces.TagAnyValueString:
+	case signal.TagAnyValueString:
 		return appendQuoted(dst, v.wire)
-	case traces.TagAnyValueBool:
-		return strconv.AppendBool(dst, traces.Uint64(v.tag, v.wire) != 0)
-	case traces.TagAnyValueInt:
-		return strconv.AppendInt(dst, int64(traces.Uint64(v.tag, v.wire)), 10)
-	case traces.TagAnyValueDouble:
-		f := math.Float64frombits(traces.Uint64(v.tag, v.wire))
+	case signal.TagAnyValueBool:
+		return strconv.AppendBool(dst, signal.Uint64(v.tag, v.wire) != 0)
+	case signal.TagAnyValueInt:
+		return strconv.AppendInt(dst, int64(signal.Uint64(v.tag, v.wire)), 10)
+	case signal.TagAnyValueDouble:
+		f := math.Float64frombits(signal.Uint64(v.tag, v.wire))
 		if math.IsNaN(f) || math.IsInf(f, 0) { // JSON has no numbers for these
 			dst = append(dst, '"')
 			return append(appendDouble(dst, f), '"')
 		}
 		return appendDouble(dst, f)
-	case traces.TagAnyValueBytes:
+	case signal.TagAnyValueBytes:
 		dst = append(dst, '"')
 		return append(base64.StdEncoding.AppendEncode(dst, v.wire), '"')
-	case traces.TagAnyValueArray:
+	case signal.TagAnyValueArray:
 		return v.appendList(dst, "[]", appendElements)
-	case traces.TagAnyValueKvlist:
+	case signal.TagAnyValueKvlist:
 		return v.appendObject(dst)
 	default:
 		return append(dst, "null"...)
@@ -188,8 +188,8 @@ func (p *pieces) append(dst []byte, appendPiece func(dst, piece []byte) []byte) 
 // appendElements appends the elements of an array to an open JSON list.
 func appendElements(dst, wire []byte) []byte {
 	for i := 0; i < len(wire); {
-		tag, lo, hi := traces.Next(wire, i)
-		if tag == traces.TagValues {
+		tag, lo, hi := signal.Next(wire, i)
+		if tag == signal.TagValues {
 			dst = readAnyValue(wire[lo:hi]).appendJSON(appendComma(dst))
 		}
 		i = hi
@@ -203,7 +203,7 @@ func (v anyValue) appendObject(dst []byte) []byte {
 	var few [16][]byte
 	var keys [][]byte
 	if v.pieces == nil {
-		keys = appendKeys(few[:0], v.wire, traces.TagValues)
+		keys = appendKeys(few[:0], v.wire, signal.TagValues)
 	} else {
 		keys = v.pieces.keys()
 	}
@@ -213,7 +213,7 @@ func (v anyValue) appendObject(dst []byte) []byte {
 	}
 	index := 0
 	return v.appendList(dst, "{}", func(dst, wire []byte) []byte {
-		eachField(wire, traces.TagValues, func(kv []byte) {
+		eachField(wire, signal.TagValues, func(kv []byte) {
 			if key, value := readKeyValue(kv); last[string(key)] == index {
 				dst = value.appendJSON(append(appendQuoted(appendComma(dst), key), ':'))
 			}
@@ -224,19 +224,19 @@ func (v anyValue) appendObject(dst []byte) []byte {
 }
 
 func (p *pieces) keys() (keys [][]byte) {
-	p.each(func(piece []byte) { keys = appendKeys(keys, piece, traces.TagValues) })
+	p.each(func(piece []byte) { keys = appendKeys(keys, piece, signal.TagValues) })
 	return keys
 }
 
 // appendKeys appends the key of every KeyValue that stands in wire under this tag.
-func appendKeys(keys [][]byte, wire []byte, keyValues traces.Tag) [][]byte {
+func appendKeys(keys [][]byte, wire []byte, keyValues signal.Tag) [][]byte {
 	for i := 0; i < len(wire); {
-		tag, lo, hi := traces.Next(wire, i)
+		tag, lo, hi := signal.Next(wire, i)
 		if tag == keyValues {
 			var key []byte
 			for kv, j := wire[lo:hi], 0; j < len(kv); {
-				tag, lo, hi := traces.Next(kv, j)
-				if tag == traces.TagKeyValueKey {
+				tag, lo, hi := signal.Next(kv, j)
+				if tag == signal.TagKeyValueKey {
 					key = kv[lo:hi]
 				}
 				j = hi
@@ -275,8 +275,8 @@ func repeatedKeys(keys [][]byte) (last map[string]int) {
 // appendMembers appends KeyValues to an open JSON object.
 func appendMembers(dst, wire []byte) []byte {
 	for i := 0; i < len(wire); {
-		tag, lo, hi := traces.Next(wire, i)
-		if tag == traces.TagValues {
+		tag, lo, hi := signal.Next(wire, i)
+		if tag == signal.TagValues {
 			key, value := readKeyValue(wire[lo:hi])
 			dst = append(appendQuoted(appendComma(dst), key), ':')
 			dst = value.appendJSON(dst)
@@ -288,7 +288,7 @@ func appendMembers(dst, wire []byte) []byte {
 
 // eachAttribute calls f with the KeyValues that stand in wire under this tag; of a key that
 // occurs twice only with the last.
-func eachAttribute(wire []byte, keyValues traces.Tag, f func(key []byte, value anyValue)) {
+func eachAttribute(wire []byte, keyValues signal.Tag, f func(key []byte, value anyValue)) {
 	last := repeatedKeys(appendKeys(nil, wire, keyValues))
 	index := 0
 	eachField(wire, keyValues, func(kv []byte) {
@@ -314,18 +314,18 @@ func readKeyValue(b []byte) (key []byte, value anyValue) {
 	var wire []byte
 	merged := false
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		switch tag {
-		case traces.TagKeyValueKey:
+		case signal.TagKeyValueKey:
 			key = b[lo:hi]
-		case traces.TagKeyValueValue:
+		case signal.TagKeyValueValue:
 			merged = wire != nil
 			wire = b[lo:hi]
 		}
 		i = hi
 	}
 	if merged { // as protobuf merges a message that is given in several pieces
-		return key, readMergedValue(b, traces.TagKeyValueValue)
+		return key, readMergedValue(b, signal.TagKeyValueValue)
 	}
 	return key, readAnyValue(wire)
 }

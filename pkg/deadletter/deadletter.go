@@ -12,6 +12,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -90,10 +91,10 @@ func entry(partition int, batch *kafka.Batch, i int) Entry {
 		e.Set(h.Key, h.Value)
 	}
 	switch {
-	case e.Topic == schema.TopicFlows && flows.Check(r.Value) == nil:
-		e.Items = flows.Flows(r.Value)
-	case e.Topic != schema.TopicFlows && traces.Check(r.Value) == nil:
-		e.Items = traces.Spans(r.Value)
+	case e.Topic == schema.TopicFlows && flows.Signal.Check(r.Value) == nil:
+		e.Items = flows.Signal.Count(r.Value)
+	case e.Topic != schema.TopicFlows && traces.Signal.Check(r.Value) == nil:
+		e.Items = traces.Signal.Count(r.Value)
 	}
 	return e
 }
@@ -167,13 +168,13 @@ type splitter struct {
 func (s *splitter) split(e *Entry, to Target) (refused int64, err error) {
 	s.batch, s.items = s.batch[:0], 0
 	if e.Topic == schema.TopicFlows {
-		records, rejected, err := s.flows.Split(e.Value, flows.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: traces.Anytime})
+		records, rejected, err := s.flows.Split(e.Value, flows.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: signal.Anytime})
 		for _, r := range records {
 			s.add(e, r.Partition, r.Value, r.Flows)
 		}
 		return rejected.Total(), err
 	}
-	records, rejected, err := s.spans.Split(e.Value, traces.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: traces.Anytime})
+	records, rejected, err := s.spans.Split(e.Value, traces.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: signal.Anytime})
 	for _, r := range records {
 		s.add(e, r.Partition, r.Value, r.Spans)
 	}

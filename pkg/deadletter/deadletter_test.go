@@ -61,7 +61,7 @@ func TestReplayKeepsTheFirstReceipt(t *testing.T) {
 				if got, ok := r.FirstReceipt(); !ok || !got.Equal(want) || !r.Meta.Resend {
 					t.Errorf("replayed as received at %v, resend %v; want %v", got, r.Meta.Resend, want)
 				}
-				spans += traces.Spans(o.Value)
+				spans += traces.Signal.Count(o.Value)
 			}
 			if spans != 20 {
 				t.Errorf("%d spans sent, want 20", spans)

@@ -11,8 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // Agents knows the agents that are connected.
@@ -61,7 +61,7 @@ func (f *Flows) ConsumeFlows(ctx context.Context, req rpc.Request) (rpc.Result, 
 	now := f.opts.Now()
 	received := f.cfg.firstReceipt(&req, now)
 	layout := f.sender.producer.Layout()
-	window := traces.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
+	window := signal.WindowAt(received, f.cfg.AcceptPast, f.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, flows.Options{
 		Partitions: layout.Partitions, Window: window, MaxRecordBytes: f.opts.MaxRecordBytes,
 	})

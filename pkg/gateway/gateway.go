@@ -25,6 +25,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -147,7 +148,7 @@ func (g *Gateway) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Resul
 	now := g.opts.Now()
 	received := g.cfg.firstReceipt(&req, now)
 	layout := g.sender.producer.Layout()
-	window := traces.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
+	window := signal.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
 	records, rejected, err := w.splitter.Split(req.Body, traces.Options{
 		Partitions: layout.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
 	})

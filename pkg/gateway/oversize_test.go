@@ -18,8 +18,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
@@ -244,7 +244,7 @@ func TestFlowsAreSplit(t *testing.T) {
 	stored := 0
 	for _, r := range l.records {
 		var s flows.Splitter
-		records, _, err := s.Split(r.Value, flows.Options{Partitions: 1, MaxRecordBytes: 1 << 20, Window: traces.WindowAt(now, time.Hour, time.Hour)})
+		records, _, err := s.Split(r.Value, flows.Options{Partitions: 1, MaxRecordBytes: 1 << 20, Window: signal.WindowAt(now, time.Hour, time.Hour)})
 		if err != nil || len(records) != 1 {
 			t.Fatalf("Split = %d records, %v", len(records), err)
 		}

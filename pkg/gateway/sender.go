@@ -11,11 +11,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // anyTime accepts what was judged before.
-var anyTime = traces.Window{Latest: math.MaxUint64}
+var anyTime = signal.Window{Latest: math.MaxUint64}
 
 // sender hands the records of requests to Kafka. It splits records that the
 // topic does not take for their size, down to one span or flow.

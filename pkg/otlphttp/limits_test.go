@@ -102,7 +102,7 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
 	var spans int
 	counting := consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
-		spans = traces.Spans(req.Body)
+		spans = traces.Signal.Count(req.Body)
 		return otlphttp.Result{Rejected: 1, Message: "1 spans rejected: too old"}, nil
 	})
 	reg := prometheus.NewRegistry()

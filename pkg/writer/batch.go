@@ -3,10 +3,11 @@ package writer
 import (
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // batch is the range of records that is being gathered, decoded.
@@ -16,7 +17,7 @@ type batch struct {
 	first    int64 // timestamp of the record at from, in milliseconds; 0 when it cannot be read
 	begun    time.Time
 	received time.Time // in Kafka, of the oldest record that says so
-	block    Block
+	block    columns.Block
 	kept     []kept // the records that have rows in the block
 	dead     []kafka.Outgoing
 	deadSize int64
@@ -62,7 +63,7 @@ func (k *kept) leaveOut(index int) {
 	k.absent[index] = struct{}{}
 }
 
-func newBatch(block Block, from int64, before int32) *batch {
+func newBatch(block columns.Block, from int64, before int32) *batch {
 	return &batch{from: from, to: from, before: before, begun: time.Now(), block: block}
 }
 
@@ -105,10 +106,10 @@ const slack = time.Hour
 
 // accept returns the window in which the items of a record must lie: around its first receipt, or any
 // time when that is not known. It depends on the record alone, so that every writer judges it alike.
-func (w *Writer) accept(r *delivery.Record) traces.Window {
+func (w *Writer) accept(r *delivery.Record) signal.Window {
 	received, ok := r.FirstReceipt()
 	if !ok {
-		return traces.Anytime
+		return signal.Anytime
 	}
-	return traces.WindowAt(received, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
+	return signal.WindowAt(received, w.opts.AcceptPast+slack, w.opts.AcceptFuture+slack)
 }

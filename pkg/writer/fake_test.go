@@ -19,10 +19,13 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/writer"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	wire "github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	spans "github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -31,7 +34,7 @@ var errCrash = fault.As(fault.Fenced, errors.New("crashed"))
 
 // partitionLog is one partition of the topic and the group's commit for it.
 type partitionLog struct {
-	signal   *signal
+	sample   *sample
 	number   int
 	mu       sync.Mutex
 	records  []delivery.Record
@@ -56,8 +59,8 @@ type partitionLog struct {
 
 func newLog() *partitionLog { return newLogOf(&traces) }
 
-func newLogOf(s *signal) *partitionLog {
-	return &partitionLog{signal: s, number: 3, metadata: "metaflow", steps: -1, epochs: map[int32]int64{}, trouble: map[string][]error{}}
+func newLogOf(s *sample) *partitionLog {
+	return &partitionLog{sample: s, number: 3, metadata: "metaflow", steps: -1, epochs: map[int32]int64{}, trouble: map[string][]error{}}
 }
 
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
@@ -90,7 +93,7 @@ func (l *partitionLog) step(ctx context.Context, name string) error {
 	return nil
 }
 
-func (l *partitionLog) Topic() string  { return l.signal.topic }
+func (l *partitionLog) Topic() string  { return l.sample.of.Signal.Topic }
 func (l *partitionLog) Partition() int { return l.number }
 
 func (l *partitionLog) Grace() time.Duration { return 3 * time.Second }
@@ -269,7 +272,7 @@ func (l *partitionLog) OffsetAt(ctx context.Context, t time.Time) (int64, error)
 
 // table is a ClickHouse that knows what it has stored.
 type table struct {
-	signal *signal
+	sample *sample
 	mu     sync.Mutex
 	shards int
 	tokens map[string]bool
@@ -293,8 +296,8 @@ type table struct {
 
 func newTable() *table { return newTableOf(&traces) }
 
-func newTableOf(s *signal) *table {
-	return &table{signal: s, shards: 2, at: map[string]int{}, tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
+func newTableOf(s *sample) *table {
+	return &table{sample: s, shards: 2, at: map[string]int{}, tokens: map[string]bool{}, spans: map[string]int{}, poison: map[string]bool{}}
 }
 
 func (s *table) Shards() int { return s.shards }
@@ -312,7 +315,7 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if shard < 0 || shard >= s.shards || name != s.signal.table {
+	if shard < 0 || shard >= s.shards || name != s.sample.of.Name {
 		return fault.As(fault.Rejected, fmt.Errorf("insert into shard %d, table %s", shard, name))
 	}
 	if guard.Until != nil && !time.Now().Before(guard.Until()) {
@@ -342,7 +345,7 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	case "mended":
 		clear(s.poison)
 	}
-	ids := s.signal.ids(input)
+	ids := s.sample.ids(input)
 	if len(ids) != rows {
 		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
 	}
@@ -396,50 +399,45 @@ func (s *table) Settle(_ context.Context, shard int, _ string) error {
 	return nil
 }
 
-func (s *table) ExistingSpans(_ context.Context, _ int, _ bool, keys []clickhouse.SpanKey) (map[clickhouse.SpanKey]struct{}, error) {
+func (s *table) Existing(_ context.Context, _ int, _ bool, table *columns.Table, keys []signal.Key) (map[signal.Key]struct{}, error) {
+	if table.Name != s.sample.of.Name {
+		return nil, fmt.Errorf("look up in %s", table.Name)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lookups++
-	found := map[clickhouse.SpanKey]struct{}{}
+	found := map[signal.Key]struct{}{}
 	for _, k := range keys {
 		if s.blind {
 			break
 		}
-		if s.spans[hex.EncodeToString(k.SpanID[:])] > 0 {
+		if s.spans[s.sample.found(&k)] > 0 {
 			found[k] = struct{}{}
 		}
 	}
 	return found, nil
 }
 
-func (s *table) ExistingFlows(_ context.Context, _ int, _ bool, keys []clickhouse.FlowKey) (map[clickhouse.FlowKey]struct{}, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lookups++
-	found := map[clickhouse.FlowKey]struct{}{}
-	for _, k := range keys {
-		if k.Agent == "agent-1" && k.NetworkNamespace == 7 && k.End > 0 && s.spans[flowID(int(k.Connection)-1)] > 0 {
-			found[k] = struct{}{}
-		}
-	}
-	return found, nil
-}
-
-// signal is one kind of what a log holds. Its items have numbers, and an id of each number.
-type signal struct {
-	topic, table string
-	kind         func(*table) writer.Kind
-	request      func(at time.Time, numbers ...int) []byte
-	id           func(number int) string
-	ids          func(proto.Input) []string // of the rows of a block
-	numbers      func(value []byte) []int   // of the items of a record; none when it is malformed
+// sample makes and reads the items of one signal. They have numbers, and an id
+// for each number.
+type sample struct {
+	of      columns.Table
+	request func(at time.Time, numbers ...int) []byte
+	id      func(number int) string
+	ids     func(proto.Input) []string   // of the rows of a block
+	found   func(key *signal.Key) string // the id of the item with this key
+	numbers func(value []byte) []int     // of the items of a record; none when it is malformed
 }
 
 var (
-	traces = signal{
-		"metaflow.spans", "spans_local", func(t *table) writer.Kind { return writer.Spans(t) }, request, spanID,
+	traces = sample{
+		columns.TracesTable(), request, spanID,
 		func(input proto.Input) []string {
 			return column(input, "span_id", 16, func(b []byte) string { return string(b) })
+		},
+		func(key *signal.Key) string {
+			_, id := spans.IDs(key)
+			return hex.EncodeToString(id)
 		},
 		func(value []byte) (numbers []int) {
 			var req coltracepb.ExportTraceServiceRequest
@@ -456,10 +454,17 @@ var (
 			return numbers
 		},
 	}
-	flows = signal{
-		"metaflow.flows", "flows_local", func(t *table) writer.Kind { return writer.Flows(t, nil) }, flowRequest, flowID,
+	flows = sample{
+		columns.FlowsTable(nil), flowRequest, flowID,
 		func(input proto.Input) []string {
 			return column(input, "connection", 8, func(b []byte) string { return flowID(int(binary.LittleEndian.Uint64(b)) - 1) })
+		},
+		func(key *signal.Key) string {
+			identity := wire.IdentityOf(key)
+			if identity.Agent != "agent-1" || identity.NetworkNamespace != 7 || identity.End == 0 {
+				return ""
+			}
+			return flowID(int(identity.Connection) - 1)
 		},
 		func(value []byte) (numbers []int) {
 			var req agentv1.ExportFlowsRequest
@@ -472,7 +477,7 @@ var (
 			return numbers
 		},
 	}
-	signals = map[string]*signal{"spans": &traces, "flows": &flows}
+	samples = map[string]*sample{"spans": &traces, "flows": &flows}
 )
 
 // column reads the values of a column of so many bytes each.

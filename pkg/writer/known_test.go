@@ -21,7 +21,7 @@ import (
 func counted(t *testing.T, store *table, dead writer.DeadLetters) (w *writer.Writer, value func(name string, labels ...string) float64) {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
-	w, err := writer.New(config(), store.signal.kind(store), store, dead, writer.Options{
+	w, err := writer.New(config(), store.sample.of, store, store, dead, writer.Options{
 		AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour, Grace: 5 * time.Second, Registerer: reg,
 	})
 	if err != nil {

@@ -70,7 +70,7 @@ const aloneEnough = 16
 func (p *partition) divide(ctx context.Context, letter *kafka.Outgoing) error {
 	d := p.batch.division
 	if len(d.parts) == 0 {
-		d.parts, d.alone = append(d.parts, part{*letter, p.kind.Count(letter.Value), true}), 0
+		d.parts, d.alone = append(d.parts, part{*letter, p.signal.Count(letter.Value), true}), 0
 	}
 	for len(d.parts) > 0 {
 		last := len(d.parts) - 1
@@ -107,7 +107,7 @@ func (p *partition) halves(whole *part) []part {
 	middle := whole.items / 2
 	halves := []part{{whole.letter, whole.items - middle, false}, {whole.letter, middle, false}}
 	for n := range halves {
-		value, err := p.kind.Select(whole.letter.Value, func(i int) bool { return (i < middle) == (n == 1) })
+		value, err := p.signal.Select(whole.letter.Value, func(i int) bool { return (i < middle) == (n == 1) })
 		if err != nil {
 			return nil
 		}

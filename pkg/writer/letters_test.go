@@ -19,6 +19,7 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
@@ -173,7 +174,7 @@ func TestCauseIsLargerThanTheValue(t *testing.T) {
 		log.append(time.Now(), request(time.Now(), 2), false)
 		store.poison[spanID(1)] = true
 		quotes := &talkative{store, strings.Repeat("\u65e5", 1<<20)}
-		w, err := writer.New(config(), writer.Spans(store), quotes, dead, writer.Options{AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour})
+		w, err := writer.New(config(), columns.TracesTable(), store, quotes, dead, writer.Options{AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}

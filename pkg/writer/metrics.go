@@ -6,9 +6,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// metrics count spans, or flows, when their batch is committed, so that a batch that is
+// metrics count items when their batch is committed, so that a batch that is
 // read again counts once: consumed = inserted + duplicates + diverted.
 type metrics struct {
 	inserted     prometheus.Counter
@@ -31,23 +33,24 @@ type metrics struct {
 	behind            *prometheus.GaugeVec
 }
 
-// newMetrics registers those of one kind; several kinds may have the same registry.
-func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
+// newMetrics registers the metrics of one signal; several signals may share a
+// registry.
+func newMetrics(reg prometheus.Registerer, sig *signal.Signal) *metrics {
 	if reg != nil {
-		reg = prometheus.WrapRegistererWith(prometheus.Labels{"signal": kind.Signal()}, reg)
+		reg = prometheus.WrapRegistererWith(prometheus.Labels{"signal": sig.Name}, reg)
 	}
 	f := promauto.With(reg)
 	m := &metrics{
 		inserted: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_writer_" + kind.Items() + "_inserted_total", Help: "How many " + kind.Items() + " were stored in ClickHouse.",
+			Name: "metaflow_writer_" + sig.Items + "_inserted_total", Help: "How many " + sig.Items + " were stored in ClickHouse.",
 		}),
 		duplicates: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "metaflow_writer_" + kind.Items() + "_duplicate_total",
-			Help: "How many " + kind.Items() + " were dropped because they were there already: by the content of their record, or by their ids after a resend.",
+			Name: "metaflow_writer_" + sig.Items + "_duplicate_total",
+			Help: "How many " + sig.Items + " were dropped because they were there already: by the content of their record, or by their ids after a resend.",
 		}, []string{"by"}),
 		diverted: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_writer_" + kind.Items() + "_diverted_total",
-			Help: "How many " + kind.Items() + " were handed to the dead-letter topic. Those of a request that cannot be decoded are not known.",
+			Name: "metaflow_writer_" + sig.Items + "_diverted_total",
+			Help: "How many " + sig.Items + " were handed to the dead-letter topic. Those of a request that cannot be decoded are not known.",
 		}),
 		letters: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_dead_letters_total",
@@ -61,8 +64,8 @@ func newMetrics(reg prometheus.Registerer, kind Kind) *metrics {
 			Help: "How often a partition was taken over whose committed offset does not say what is stored: there was none, somebody else committed it, the topic was created anew, or the log lost records. What is in the log is looked up then.",
 		}, []string{"why"}),
 		lookedUp: f.NewCounter(prometheus.CounterOpts{
-			Name: "metaflow_writer_" + kind.Items() + "_looked_up_total",
-			Help: "How many " + kind.Items() + " were looked up in ClickHouse by their ids before they were inserted, or after it.",
+			Name: "metaflow_writer_" + sig.Items + "_looked_up_total",
+			Help: "How many " + sig.Items + " were looked up in ClickHouse by their ids before they were inserted, or after it.",
 		}),
 		viewFailures: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_view_failures_total",

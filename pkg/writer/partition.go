@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -291,7 +292,7 @@ func (p *partition) openBatch(from int64) {
 	if p.batch != nil {
 		return
 	}
-	var block Block
+	var block columns.Block
 	if p.bulk {
 		select {
 		case block = <-p.share.large:
@@ -299,7 +300,7 @@ func (p *partition) openBatch(from int64) {
 		}
 	}
 	if block == nil {
-		block = p.blocks.Get().(Block)
+		block = p.blocks.Get().(columns.Block)
 	}
 	p.batch = newBatch(block, from, p.epoch)
 	p.batch.unknown = from < p.unsure
@@ -319,7 +320,7 @@ func (p *partition) dropBatch() {
 
 // recycle keeps a block that has grown in a slot for the next slot, and no
 // more of them than there are slots.
-func (p *partition) recycle(block Block) {
+func (p *partition) recycle(block columns.Block) {
 	if !p.bulk {
 		p.blocks.Put(block)
 		return

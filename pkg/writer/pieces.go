@@ -8,8 +8,10 @@ import (
 	"slices"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // pieces is a refused block taken apart: the records it was made of, read
@@ -197,11 +199,11 @@ func (ps *pieces) insert(ctx context.Context, rows []origin) error {
 
 // missing returns those of the rows that are not stored.
 func (ps *pieces) missing(ctx context.Context, rows []origin) ([]origin, error) {
-	keys := make([]Key, len(rows))
+	keys := make([]signal.Key, len(rows))
 	for i, o := range rows {
 		keys[i] = o.key
 	}
-	stored, err := ps.lookUp(ctx, "look up "+ps.kind.Items(), keys, false)
+	stored, err := ps.lookUp(ctx, "look up "+ps.signal.Items, keys, false)
 	if err != nil || len(stored) == 0 {
 		return rows, err
 	}
@@ -240,15 +242,15 @@ func (ps *pieces) insertPiece(ctx context.Context, pc piece) error {
 	for _, o := range pc.rows {
 		wanted[place{o.record, o.index}] = struct{}{}
 	}
-	block := ps.blocks.Get().(Block)
+	block := ps.blocks.Get().(columns.Block)
 	defer ps.blocks.Put(block)
 	defer block.Reset()
 	for i := range ps.records {
 		r := &ps.records[i]
-		_, err := block.Append(r, ps.accept(r), func(index int, _ Key) bool {
+		_, err := block.Append(r.Value, ps.source(r, func(index int, _ signal.Key) bool {
 			_, ok := wanted[place{i, index}]
 			return !ok
-		})
+		}))
 		if err != nil {
 			return fmt.Errorf("decode offset %d again: %w", r.Offset, err)
 		}

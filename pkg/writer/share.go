@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 )
 
 // share is the part of Config.MemoryBytes that is for the rows of one shard of
@@ -12,7 +14,7 @@ import (
 type share struct {
 	memory *semaphore.Weighted // bytes, for partitions that are not behind
 	slots  *semaphore.Weighted // whole batches, for those that are
-	large  chan Block          // idle blocks that have grown to whole batches
+	large  chan columns.Block  // idle blocks that have grown to whole batches
 
 	accepted  atomic.Int64 // blocks that ClickHouse took
 	viewsFail atomic.Bool  // the last block was stored although its insert failed
@@ -34,7 +36,7 @@ func newShare(cfg *Config, shards int) *share {
 	maxBatch := min(cfg.MaxBatch, half)
 	slots := half / maxBatch
 	return &share{
-		memory: semaphore.NewWeighted(half), slots: semaphore.NewWeighted(slots), large: make(chan Block, slots),
+		memory: semaphore.NewWeighted(half), slots: semaphore.NewWeighted(slots), large: make(chan columns.Block, slots),
 		maxBatch: maxBatch, fetchBytes: min(cfg.FetchBytes, int(half/fetchFactor)),
 	}
 }

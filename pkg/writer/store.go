@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // flush announces the batch and stores it.
@@ -220,9 +222,9 @@ func (p *partition) keepMissing(ctx, graceful context.Context, rng delivery.Rang
 	if err := p.store.Settle(graceful, p.shard, p.query()); err != nil {
 		return err
 	}
-	var keys []Key
-	b.block.Keys(func(key Key) { keys = append(keys, key) })
-	stored, err := p.lookUp(ctx, "look up "+p.kind.Items(), keys, p.unsure > b.from)
+	var keys []signal.Key
+	b.block.Keys(func(key signal.Key) { keys = append(keys, key) })
+	stored, err := p.lookUp(ctx, "look up "+p.signal.Items, keys, p.unsure > b.from)
 	if err != nil || len(stored) == 0 {
 		return err
 	}
@@ -241,7 +243,7 @@ func (p *partition) keepMissing(ctx, graceful context.Context, rng delivery.Rang
 }
 
 // reform makes the block anew from the log, without the rows that are stored.
-func (p *partition) reform(ctx context.Context, rng delivery.Range, stored map[Key]struct{}) error {
+func (p *partition) reform(ctx context.Context, rng delivery.Range, stored map[signal.Key]struct{}) error {
 	records, keep, err := p.load(ctx, rng)
 	if err != nil {
 		return err
@@ -256,7 +258,7 @@ func (p *partition) reform(ctx context.Context, rng delivery.Range, stored map[K
 			}
 		}
 		before := b.block.Rows()
-		if _, err := b.block.Append(&records[i], p.accept(&records[i]), skipping(&keep[i], nil)); err != nil {
+		if _, err := b.block.Append(records[i].Value, p.source(&records[i], skipping(&keep[i], nil))); err != nil {
 			return fmt.Errorf("decode offset %d again: %w", records[i].Offset, err)
 		}
 		if b.block.Rows() > before {
@@ -323,7 +325,7 @@ func (p *partition) query() string {
 	return fmt.Sprintf("%s/%d", p.claim.Topic(), p.claim.Partition())
 }
 
-func (p *partition) insertBlock(ctx context.Context, token string, block Block) error {
+func (p *partition) insertBlock(ctx context.Context, token string, block columns.Block) error {
 	guard := clickhouse.Guard{Query: p.query(), Until: p.claim.Lease}
 	err := p.store.InsertGuarded(ctx, guard, p.shard, block.Table(), token, block.Input(), block.Rows())
 	if err == nil {

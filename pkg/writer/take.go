@@ -5,10 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // take decodes one record into the batch, or decides why not. One that says it may have been
@@ -18,7 +19,7 @@ func (p *partition) take(r *delivery.Record) {
 	b := p.batch
 	b.to = r.Offset + 1
 	if p.window.Duplicate(r) && !r.Meta.Resend {
-		b.duplicates += p.kind.Count(r.Value)
+		b.duplicates += p.signal.Count(r.Value)
 		return
 	}
 	b.noteReceived(r.Time)
@@ -27,7 +28,7 @@ func (p *partition) take(r *delivery.Record) {
 		own.Value = bytes.Clone(r.Value)
 		b.resent = append(b.resent, own)
 		b.resentSize += int64(len(own.Value))
-		b.resentItems += p.kind.Count(r.Value)
+		b.resentItems += p.signal.Count(r.Value)
 		return
 	}
 	p.append(r, kept{offset: r.Offset}, nil)
@@ -35,9 +36,9 @@ func (p *partition) take(r *delivery.Record) {
 
 // append decodes one record into the block, without the items that k lists as absent. keys
 // takes the keys of the others where it is not nil.
-func (p *partition) append(r *delivery.Record, k kept, keys map[Key]struct{}) {
+func (p *partition) append(r *delivery.Record, k kept, keys map[signal.Key]struct{}) {
 	b := p.batch
-	refused, err := b.block.Append(r, p.accept(r), skipping(&k, keys))
+	refused, err := b.block.Append(r.Value, p.source(r, skipping(&k, keys)))
 	if err != nil {
 		b.divert(p.claim, r, r.Value, err.Error())
 		return
@@ -62,11 +63,11 @@ func asCorrupt(err error) (*kafka.CorruptError, bool) {
 
 // skipping leaves out the items that are absent, and notes the keys of the others where a set for
 // them is given. It is nil where there is nothing to do.
-func skipping(k *kept, keys map[Key]struct{}) func(int, Key) bool {
+func skipping(k *kept, keys map[signal.Key]struct{}) func(int, signal.Key) bool {
 	if len(k.absent) == 0 && keys == nil {
 		return nil
 	}
-	return func(index int, key Key) bool {
+	return func(index int, key signal.Key) bool {
 		if _, absent := k.absent[index]; absent {
 			return true
 		}
@@ -81,7 +82,7 @@ func skipping(k *kept, keys map[Key]struct{}) func(int, Key) bool {
 // topic, those refused for the same reason in one letter: so letters stay few, and they repeat
 // what the items share no more often than there are reasons. Only other programs than ours
 // write such records.
-func (p *partition) divertRefused(r *delivery.Record, refused []Refused) {
+func (p *partition) divertRefused(r *delivery.Record, refused []signal.Refused) {
 	indexes := map[string]map[int]bool{}
 	var reasons []string // in the record's order
 	for _, f := range refused {
@@ -92,9 +93,9 @@ func (p *partition) divertRefused(r *delivery.Record, refused []Refused) {
 		indexes[f.Reason][f.Index] = true
 	}
 	for _, reason := range reasons {
-		cause := strings.TrimSuffix(p.kind.Items(), "s") + " refused for its " + reason
+		cause := p.signal.Item + " refused for its " + reason
 		if n := len(indexes[reason]); n > 1 {
-			cause = fmt.Sprintf("%d %s refused for their %s", n, p.kind.Items(), reason)
+			cause = fmt.Sprintf("%d %s refused for their %s", n, p.signal.Items, reason)
 		}
 		p.divertItems(r, indexes[reason], cause)
 	}
@@ -102,7 +103,7 @@ func (p *partition) divertRefused(r *delivery.Record, refused []Refused) {
 
 // divertItems makes one dead letter of some items of r.
 func (p *partition) divertItems(r *delivery.Record, indexes map[int]bool, cause string) {
-	value, err := p.kind.Select(r.Value, func(i int) bool { return indexes[i] })
+	value, err := p.signal.Select(r.Value, func(i int) bool { return indexes[i] })
 	if err != nil { // it was decoded a moment ago, so it can be selected from
 		value, cause = r.Value, fmt.Sprintf("%s; the letter has the whole record, because: %s", cause, err)
 	}
@@ -122,7 +123,7 @@ func (p *partition) appendResent(ctx context.Context) error {
 	if len(b.resent) == 0 {
 		return nil
 	}
-	var keys []Key
+	var keys []signal.Key
 	items := make([][]item, len(b.resent))
 	for i := range b.resent {
 		items[i] = p.items(&b.resent[i])
@@ -130,12 +131,12 @@ func (p *partition) appendResent(ctx context.Context) error {
 			keys = append(keys, it.key)
 		}
 	}
-	stored, err := p.lookUp(ctx, "look up resent "+p.kind.Items(), keys, true)
+	stored, err := p.lookUp(ctx, "look up resent "+p.signal.Items, keys, true)
 	if err != nil {
 		return err
 	}
-	known := make(map[Key]struct{}, b.block.Rows())
-	b.block.Keys(func(key Key) { known[key] = struct{}{} })
+	known := make(map[signal.Key]struct{}, b.block.Rows())
+	b.block.Keys(func(key signal.Key) { known[key] = struct{}{} })
 	for i := range b.resent {
 		k := kept{offset: b.resent[i].Offset}
 		for _, it := range items[i] {
@@ -154,14 +155,14 @@ func (p *partition) appendResent(ctx context.Context) error {
 
 // lookUp returns those of keys that are stored: at the partition's shard, or, where they may
 // have come while it had another, at any.
-func (p *partition) lookUp(ctx context.Context, what string, keys []Key, anyShard bool) (map[Key]struct{}, error) {
-	var stored map[Key]struct{}
+func (p *partition) lookUp(ctx context.Context, what string, keys []signal.Key, anyShard bool) (map[signal.Key]struct{}, error) {
+	var stored map[signal.Key]struct{}
 	if len(keys) == 0 {
 		return stored, nil
 	}
 	err := p.persist(ctx, what, func(ctx context.Context) error {
 		var err error
-		stored, err = p.kind.Existing(ctx, p.shard, anyShard, keys)
+		stored, err = p.find.Existing(ctx, p.shard, anyShard, &p.table, keys)
 		return err
 	})
 	p.metrics.lookedUp.Add(float64(len(keys)))
@@ -171,19 +172,19 @@ func (p *partition) lookUp(ctx context.Context, what string, keys []Key, anyShar
 // item is one of a record that can be stored.
 type item struct {
 	index int // in its record
-	key   Key
+	key   signal.Key
 }
 
 // items lists those of a record. A record that is malformed has none: it is found out, and
 // diverted, when it is appended.
 func (p *partition) items(r *delivery.Record) (items []item) {
-	scratch := p.blocks.Get().(Block)
+	scratch := p.blocks.Get().(columns.Block)
 	defer p.blocks.Put(scratch)
 	defer scratch.Reset()
-	_, err := scratch.Append(r, p.accept(r), func(index int, key Key) bool {
+	_, err := scratch.Append(r.Value, p.source(r, func(index int, key signal.Key) bool {
 		items = append(items, item{index, key})
 		return true
-	})
+	}))
 	if err != nil {
 		return nil
 	}

@@ -10,7 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // Claim is one partition, owned for one generation of the group.
@@ -83,20 +85,23 @@ type Options struct {
 type Writer struct {
 	cfg     Config
 	opts    Options
-	kind    Kind
+	signal  *signal.Signal
+	table   columns.Table
+	find    Finder
 	store   Store
 	dead    DeadLetters
 	log     *slog.Logger
 	metrics *metrics
-	blocks  sync.Pool // of Block; idle ones are the garbage collector's
+	blocks  sync.Pool // of columns.Block; idle ones are the garbage collector's
 	working working
 
 	mu     sync.Mutex
 	shares map[int]*share // by shard
 }
 
-// New checks cfg and returns a Writer of records of one kind. It starts nothing.
-func New(cfg Config, kind Kind, store Store, dead DeadLetters, opts Options) (*Writer, error) {
+// New checks cfg and returns a Writer of the records of table's signal. It
+// starts nothing.
+func New(cfg Config, table columns.Table, find Finder, store Store, dead DeadLetters, opts Options) (*Writer, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -104,11 +109,11 @@ func New(cfg Config, kind Kind, store Store, dead DeadLetters, opts Options) (*W
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	w := &Writer{
-		cfg: cfg, opts: opts, kind: kind, store: store, dead: dead, log: opts.Logger,
-		metrics: newMetrics(opts.Registerer, kind),
+		cfg: cfg, opts: opts, signal: table.Signal, table: table, find: find, store: store, dead: dead, log: opts.Logger,
+		metrics: newMetrics(opts.Registerer, table.Signal),
 		shares:  make(map[int]*share),
 	}
-	w.blocks.New = func() any { return kind.NewBlock() }
+	w.blocks.New = func() any { return table.New() }
 	return w, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -29,7 +30,7 @@ func config() writer.Config {
 }
 
 func newWriter(t interface{ Fatal(...any) }, store *table, dead writer.DeadLetters) *writer.Writer {
-	w, err := writer.New(config(), store.signal.kind(store), store, dead, writer.Options{
+	w, err := writer.New(config(), store.sample.of, store, store, dead, writer.Options{
 		AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour, Grace: 5 * time.Second,
 	})
 	if err != nil {
@@ -196,7 +197,7 @@ func TestRefusedRowsAreDiverted(t *testing.T) {
 // Other programs write to the topics too: a text that is not UTF-8 costs none of a record's items.
 func TestBadTextsCostNoItem(t *testing.T) {
 	for name, tc := range map[string]struct {
-		kind *signal
+		of   *sample
 		body func(time.Time, ...int) []byte
 		bad  []byte
 		want map[string]int
@@ -206,7 +207,7 @@ func TestBadTextsCostNoItem(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				log, store, dead := newLogOf(tc.kind), newTableOf(tc.kind), &letters{}
+				log, store, dead := newLogOf(tc.of), newTableOf(tc.of), &letters{}
 				log.append(time.Now(), append(tc.body(time.Now(), 1, 2), tc.bad...), false)
 				follow(newWriter(t, store, dead), log, time.Minute)
 				if diff := cmp.Diff(tc.want, store.spans); diff != "" || len(dead.all) > 0 {
@@ -369,7 +370,7 @@ func TestShardsDoNotStopEachOther(t *testing.T) {
 		cfg := config()
 		cfg.MaxBatch, cfg.FetchBytes = 1<<20, 128<<10
 		cfg.MemoryBytes = 4 << 20 // two slots, and two fetches
-		w, err := writer.New(cfg, writer.Spans(store), store, &letters{}, writer.Options{AcceptPast: 24 * time.Hour, Grace: time.Second})
+		w, err := writer.New(cfg, columns.TracesTable(), store, store, &letters{}, writer.Options{AcceptPast: 24 * time.Hour, Grace: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -559,17 +560,17 @@ func TestCopies(t *testing.T) {
 		"another request that has the same items": {0, false, []int{2, 1}, map[int]int{1: 2, 2: 2}},
 	}
 	for name, tc := range tests {
-		for of, signal := range signals {
+		for of, sample := range samples {
 			t.Run(of+" "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					log, store := newLogOf(signal), newTableOf(signal)
+					log, store := newLogOf(sample), newTableOf(sample)
 					begin := time.Now()
-					log.append(begin, signal.request(begin, 1, 2), false)
-					log.append(begin.Add(tc.later), signal.request(begin, tc.items...), tc.resend)
+					log.append(begin, sample.request(begin, 1, 2), false)
+					log.append(begin.Add(tc.later), sample.request(begin, tc.items...), tc.resend)
 					follow(newWriter(t, store, &letters{}), log, time.Minute)
 					want := map[string]int{}
 					for n, times := range tc.want {
-						want[signal.id(n)] = times
+						want[sample.id(n)] = times
 					}
 					if diff := cmp.Diff(want, store.spans); diff != "" {
 						t.Errorf("stored (-want +got):\n%s", diff)
@@ -583,20 +584,20 @@ func TestCopies(t *testing.T) {
 // A record that is diverted whole and its replay have the same content. The replay is stored, once, also
 // within the window. A copy that the client sends after it is dropped.
 func TestReplayWithinTheWindow(t *testing.T) {
-	for name, signal := range signals {
+	for name, sample := range samples {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				log, store, dead := newLogOf(signal), newTableOf(signal), &letters{}
-				value := signal.request(time.Now(), 1)
+				log, store, dead := newLogOf(sample), newTableOf(sample), &letters{}
+				value := sample.request(time.Now(), 1)
 				log.append(time.Now(), value, false)
-				log.append(time.Now(), signal.request(time.Now(), 2), false)
-				store.poison[signal.id(1)] = true
+				log.append(time.Now(), sample.request(time.Now(), 2), false)
+				store.poison[sample.id(1)] = true
 				follow(newWriter(t, store, dead), log, 10*time.Minute)
 				if len(dead.all) != 1 {
 					t.Fatalf("%d dead letters", len(dead.all))
 				}
 				clear(store.poison) // the operator mends the table
-				want := map[string]int{signal.id(1): 1, signal.id(2): 1}
+				want := map[string]int{sample.id(1): 1, sample.id(2): 1}
 				for _, resend := range []bool{true, true, false} {
 					log.append(time.Now(), value, resend)
 					follow(newWriter(t, store, dead), log, time.Minute)
@@ -656,16 +657,16 @@ type noDeadline struct{ rapid.TB }
 // whichever inserts fail or succeed without anybody hearing of it, in the end
 // every span, and every flow, is stored exactly once or was diverted.
 func TestExactlyOnce(t *testing.T) {
-	for name, signal := range signals {
-		t.Run(name, func(t *testing.T) { testExactlyOnce(t, signal) })
+	for name, sample := range samples {
+		t.Run(name, func(t *testing.T) { testExactlyOnce(t, sample) })
 	}
 }
 
-func testExactlyOnce(t *testing.T, signal *signal) {
-	request, spanID := signal.request, signal.id
+func testExactlyOnce(t *testing.T, sample *sample) {
+	request, spanID := sample.request, sample.id
 	synctest.Test(t, func(t *testing.T) {
 		rapid.Check(noDeadline{t}, func(t *rapid.T) {
-			log, store, dead := newLogOf(signal), newTableOf(signal), &letters{}
+			log, store, dead := newLogOf(sample), newTableOf(sample), &letters{}
 			want := map[string]int{}
 			number := 0
 			type sending struct {
@@ -733,7 +734,7 @@ func testExactlyOnce(t *testing.T, signal *signal) {
 			log.trouble["bounds"] = rapid.SliceOfN(rapid.SampledFrom([]error{nil, away}), 0, 10).Draw(t, "bounds")
 			poisoned := maps.Clone(store.poison)
 			for _, r := range log.records {
-				numbers[r.Meta.Hash] = signal.numbers(r.Value)
+				numbers[r.Meta.Hash] = sample.numbers(r.Value)
 			}
 			for range rapid.IntRange(0, 6).Draw(t, "crashes") {
 				log.steps = rapid.IntRange(0, 25).Draw(t, "steps")

@@ -9,7 +9,7 @@ import (
 	"math"
 	"net"
 	"os"
-	"os/signal"
+	ossignal "os/signal"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,7 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // standIn is the variable that turns this program into a stand-in for the
@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 
 // pretend is the main of the stand-in.
 func pretend(behaviour string, args []string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ctx, stop := ossignal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if len(args) == 0 || args[0] != "standalone" {
 		return fmt.Errorf("arguments %q do not begin with standalone", args)
@@ -183,4 +183,4 @@ func (p *pretender) store(ctx context.Context, req *coltracepb.ExportTraceServic
 }
 
 // anyTime lets every span in.
-var anyTime = traces.Window{Latest: math.MaxUint64}
+var anyTime = signal.Window{Latest: math.MaxUint64}

@@ -4,53 +4,53 @@ import (
 	"net/netip"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // Tags of the fields of a request and of a group that are read by name.
 const (
-	TagRequestAgentID = 1<<3 | traces.Bytes
-	TagRequestCluster = 2<<3 | traces.Bytes
-	TagRequestNode    = 3<<3 | traces.Bytes
-	TagRequestGroups  = 4<<3 | traces.Bytes
+	TagRequestAgentID = 1<<3 | signal.Bytes
+	TagRequestCluster = 2<<3 | signal.Bytes
+	TagRequestNode    = 3<<3 | signal.Bytes
+	TagRequestGroups  = 4<<3 | signal.Bytes
 
-	TagGroupNetworkNamespace = 1<<3 | traces.Varint
-	TagGroupPodUID           = 2<<3 | traces.Bytes
-	TagGroupPod              = 3<<3 | traces.Bytes
-	TagGroupNamespace        = 4<<3 | traces.Bytes
-	TagGroupWorkload         = 5<<3 | traces.Bytes
-	TagGroupContainerID      = 6<<3 | traces.Bytes
-	TagGroupContainer        = 7<<3 | traces.Bytes
-	TagGroupProcess          = 8<<3 | traces.Bytes
-	TagGroupFlows            = 9<<3 | traces.Bytes
+	TagGroupNetworkNamespace = 1<<3 | signal.Varint
+	TagGroupPodUID           = 2<<3 | signal.Bytes
+	TagGroupPod              = 3<<3 | signal.Bytes
+	TagGroupNamespace        = 4<<3 | signal.Bytes
+	TagGroupWorkload         = 5<<3 | signal.Bytes
+	TagGroupContainerID      = 6<<3 | signal.Bytes
+	TagGroupContainer        = 7<<3 | signal.Bytes
+	TagGroupProcess          = 8<<3 | signal.Bytes
+	TagGroupFlows            = 9<<3 | signal.Bytes
 )
 
 // Tags of the fields of a flow.
 const (
-	tagStart                = traces.Tag(flow.FieldStart)<<3 | traces.Fixed64
-	tagEnd                  = traces.Tag(flow.FieldEnd)<<3 | traces.Fixed64
-	tagLocalAddress         = traces.Tag(flow.FieldLocalAddress)<<3 | traces.Bytes
-	tagLocalPort            = traces.Tag(flow.FieldLocalPort)<<3 | traces.Varint
-	tagPeerAddress          = traces.Tag(flow.FieldPeerAddress)<<3 | traces.Bytes
-	tagPeerPort             = traces.Tag(flow.FieldPeerPort)<<3 | traces.Varint
-	tagRole                 = traces.Tag(flow.FieldRole)<<3 | traces.Varint
-	tagState                = traces.Tag(flow.FieldState)<<3 | traces.Varint
-	tagReason               = traces.Tag(flow.FieldReason)<<3 | traces.Varint
-	tagConnection           = traces.Tag(flow.FieldConnection)<<3 | traces.Fixed64
-	tagConnections          = traces.Tag(flow.FieldConnections)<<3 | traces.Varint
-	tagConnectFailures      = traces.Tag(flow.FieldConnectFailures)<<3 | traces.Varint
-	tagResets               = traces.Tag(flow.FieldResets)<<3 | traces.Varint
-	tagTimeouts             = traces.Tag(flow.FieldTimeouts)<<3 | traces.Varint
-	tagBytesSent            = traces.Tag(flow.FieldBytesSent)<<3 | traces.Varint
-	tagBytesReceived        = traces.Tag(flow.FieldBytesReceived)<<3 | traces.Varint
-	tagRetransmits          = traces.Tag(flow.FieldRetransmits)<<3 | traces.Varint
-	tagRetransmittedBytes   = traces.Tag(flow.FieldRetransmittedBytes)<<3 | traces.Varint
-	tagSegmentsSent         = traces.Tag(flow.FieldSegmentsSent)<<3 | traces.Varint
-	tagRTT                  = traces.Tag(flow.FieldRTT)<<3 | traces.Varint
-	tagMinRTT               = traces.Tag(flow.FieldMinRTT)<<3 | traces.Varint
-	tagReceiveWindowLimited = traces.Tag(flow.FieldReceiveWindowLimited)<<3 | traces.Varint
-	tagSendBufferLimited    = traces.Tag(flow.FieldSendBufferLimited)<<3 | traces.Varint
-	tagBusy                 = traces.Tag(flow.FieldBusy)<<3 | traces.Varint
+	tagStart                = signal.Tag(flow.FieldStart)<<3 | signal.Fixed64
+	tagEnd                  = signal.Tag(flow.FieldEnd)<<3 | signal.Fixed64
+	tagLocalAddress         = signal.Tag(flow.FieldLocalAddress)<<3 | signal.Bytes
+	tagLocalPort            = signal.Tag(flow.FieldLocalPort)<<3 | signal.Varint
+	tagPeerAddress          = signal.Tag(flow.FieldPeerAddress)<<3 | signal.Bytes
+	tagPeerPort             = signal.Tag(flow.FieldPeerPort)<<3 | signal.Varint
+	tagRole                 = signal.Tag(flow.FieldRole)<<3 | signal.Varint
+	tagState                = signal.Tag(flow.FieldState)<<3 | signal.Varint
+	tagReason               = signal.Tag(flow.FieldReason)<<3 | signal.Varint
+	tagConnection           = signal.Tag(flow.FieldConnection)<<3 | signal.Fixed64
+	tagConnections          = signal.Tag(flow.FieldConnections)<<3 | signal.Varint
+	tagConnectFailures      = signal.Tag(flow.FieldConnectFailures)<<3 | signal.Varint
+	tagResets               = signal.Tag(flow.FieldResets)<<3 | signal.Varint
+	tagTimeouts             = signal.Tag(flow.FieldTimeouts)<<3 | signal.Varint
+	tagBytesSent            = signal.Tag(flow.FieldBytesSent)<<3 | signal.Varint
+	tagBytesReceived        = signal.Tag(flow.FieldBytesReceived)<<3 | signal.Varint
+	tagRetransmits          = signal.Tag(flow.FieldRetransmits)<<3 | signal.Varint
+	tagRetransmittedBytes   = signal.Tag(flow.FieldRetransmittedBytes)<<3 | signal.Varint
+	tagSegmentsSent         = signal.Tag(flow.FieldSegmentsSent)<<3 | signal.Varint
+	tagRTT                  = signal.Tag(flow.FieldRTT)<<3 | signal.Varint
+	tagMinRTT               = signal.Tag(flow.FieldMinRTT)<<3 | signal.Varint
+	tagReceiveWindowLimited = signal.Tag(flow.FieldReceiveWindowLimited)<<3 | signal.Varint
+	tagSendBufferLimited    = signal.Tag(flow.FieldSendBufferLimited)<<3 | signal.Varint
+	tagBusy                 = signal.Tag(flow.FieldBusy)<<3 | signal.Varint
 )
 
 // Flow is one Flow as it stands on the wire. Addresses point into its bytes.
@@ -73,59 +73,59 @@ type Flow struct {
 func (f *Flow) Read(b []byte) bool {
 	*f = Flow{}
 	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if hi < 0 {
 			return false
 		}
 		switch value := b[lo:hi]; tag {
 		case tagStart:
-			f.Start = traces.Uint64(tag, value)
+			f.Start = signal.Uint64(tag, value)
 		case tagEnd:
-			f.End = traces.Uint64(tag, value)
+			f.End = signal.Uint64(tag, value)
 		case tagLocalAddress:
 			f.Local = value
 		case tagLocalPort:
-			f.LocalPort = traces.Uint32(tag, value)
+			f.LocalPort = signal.Uint32(tag, value)
 		case tagPeerAddress:
 			f.Peer = value
 		case tagPeerPort:
-			f.PeerPort = traces.Uint32(tag, value)
+			f.PeerPort = signal.Uint32(tag, value)
 		case tagRole:
-			f.Role = traces.Uint32(tag, value)
+			f.Role = signal.Uint32(tag, value)
 		case tagState:
-			f.State = traces.Uint32(tag, value)
+			f.State = signal.Uint32(tag, value)
 		case tagReason:
-			f.Reason = traces.Uint32(tag, value)
+			f.Reason = signal.Uint32(tag, value)
 		case tagConnection:
-			f.Connection = traces.Uint64(tag, value)
+			f.Connection = signal.Uint64(tag, value)
 		case tagConnections:
-			f.Connections = traces.Uint32(tag, value)
+			f.Connections = signal.Uint32(tag, value)
 		case tagConnectFailures:
-			f.ConnectFailures = traces.Uint32(tag, value)
+			f.ConnectFailures = signal.Uint32(tag, value)
 		case tagResets:
-			f.Resets = traces.Uint32(tag, value)
+			f.Resets = signal.Uint32(tag, value)
 		case tagTimeouts:
-			f.Timeouts = traces.Uint32(tag, value)
+			f.Timeouts = signal.Uint32(tag, value)
 		case tagBytesSent:
-			f.BytesSent = traces.Uint64(tag, value)
+			f.BytesSent = signal.Uint64(tag, value)
 		case tagBytesReceived:
-			f.BytesReceived = traces.Uint64(tag, value)
+			f.BytesReceived = signal.Uint64(tag, value)
 		case tagRetransmits:
-			f.Retransmits = traces.Uint64(tag, value)
+			f.Retransmits = signal.Uint64(tag, value)
 		case tagRetransmittedBytes:
-			f.RetransmittedBytes = traces.Uint64(tag, value)
+			f.RetransmittedBytes = signal.Uint64(tag, value)
 		case tagSegmentsSent:
-			f.SegmentsSent = traces.Uint64(tag, value)
+			f.SegmentsSent = signal.Uint64(tag, value)
 		case tagRTT:
-			f.RTT = traces.Uint32(tag, value)
+			f.RTT = signal.Uint32(tag, value)
 		case tagMinRTT:
-			f.MinRTT = traces.Uint32(tag, value)
+			f.MinRTT = signal.Uint32(tag, value)
 		case tagReceiveWindowLimited:
-			f.ReceiveWindowLimited = traces.Uint64(tag, value)
+			f.ReceiveWindowLimited = signal.Uint64(tag, value)
 		case tagSendBufferLimited:
-			f.SendBufferLimited = traces.Uint64(tag, value)
+			f.SendBufferLimited = signal.Uint64(tag, value)
 		case tagBusy:
-			f.Busy = traces.Uint64(tag, value)
+			f.Busy = signal.Uint64(tag, value)
 		}
 		i = hi
 	}

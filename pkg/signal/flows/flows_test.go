@@ -16,15 +16,15 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 var (
 	now    = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-	window = traces.WindowAt(now, 7*24*time.Hour, time.Hour)
+	window = signal.WindowAt(now, 7*24*time.Hour, time.Hour)
 )
 
 func options() flows.Options {
@@ -265,7 +265,7 @@ func TestRepeatedFieldsAreBounded(t *testing.T) {
 			for _, r := range records {
 				size += len(r.Value)
 				kept += int64(r.Flows)
-				if n := flows.Flows(r.Value); n != r.Flows {
+				if n := flows.Signal.Count(r.Value); n != r.Flows {
 					t.Errorf("%d flows in a record of %d", n, r.Flows)
 				}
 			}
@@ -310,7 +310,7 @@ func TestSplitLosesNothing(t *testing.T) {
 			last = r.Partition
 			part := unmarshal(t, r.Value)
 			fs := flat(t, part, func(f *agentv1.Flow) bool { return read(f).Partition(opts.Partitions) == r.Partition })
-			if len(fs) != r.Flows || flows.Flows(r.Value) != r.Flows {
+			if len(fs) != r.Flows || flows.Signal.Count(r.Value) != r.Flows {
 				t.Fatalf("%d flows of %d in partition %d", len(fs), r.Flows, r.Partition)
 			}
 			got = append(got, fs...)
@@ -362,7 +362,7 @@ func TestBadTextsAreRepaired(t *testing.T) {
 func TestSelect(t *testing.T) {
 	req := newRequest(newFlow(1), newFlow(2))
 	req.Groups = append(req.Groups, &agentv1.FlowGroup{Flows: []*agentv1.Flow{newFlow(3)}})
-	b, err := flows.Select(marshal(t, req), func(i int) bool { return i == 1 })
+	b, err := flows.Signal.Select(marshal(t, req), func(i int) bool { return i == 1 })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,7 +370,7 @@ func TestSelect(t *testing.T) {
 	if diff := cmp.Diff(want, unmarshal(t, b), protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if _, err := flows.Select([]byte("garbage"), func(int) bool { return true }); err == nil {
+	if _, err := flows.Signal.Select([]byte("garbage"), func(int) bool { return true }); err == nil {
 		t.Error("garbage was taken")
 	}
 }
@@ -399,7 +399,7 @@ func TestWorkIsLinear(t *testing.T) {
 				if _, _, err := new(flows.Splitter).Split(req, opts); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := flows.Select(req, func(i int) bool { return i%2 == 0 }); err != nil {
+				if _, err := flows.Signal.Select(req, func(i int) bool { return i%2 == 0 }); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -427,7 +427,7 @@ func FuzzSplit(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		strict := proto.Unmarshal(in, new(agentv1.ExportFlowsRequest))
-		if err := flows.Check(in); (err != nil) != (strict != nil) {
+		if err := flows.Signal.Check(in); (err != nil) != (strict != nil) {
 			t.Fatalf("Check = %v, the official runtime: %v", err, strict)
 		}
 		want, wantErr := lenient.Repaired(in)
@@ -438,7 +438,7 @@ func FuzzSplit(f *testing.F) {
 		if err != nil {
 			return
 		}
-		in, _, err = flows.Repair(nil, in)
+		in, _, err = flows.Signal.Repair(nil, in)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,7 @@ package flows
 import (
 	"unicode/utf8"
 
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // Head is what a request says of its sender.
@@ -15,7 +15,7 @@ type Head struct {
 func (h *Head) Read(req []byte) {
 	*h = Head{}
 	for i := 0; i < len(req); {
-		tag, lo, hi := traces.Next(req, i)
+		tag, lo, hi := signal.Next(req, i)
 		if hi < 0 {
 			return
 		}
@@ -33,25 +33,12 @@ func (h *Head) Read(req []byte) {
 
 // A flow has no texts.
 var (
-	group   = traces.NewMessage([]int{2, 3, 4, 5, 6, 7, 8}, map[int]*traces.Message{9: traces.NewMessage(nil, nil)})
-	request = traces.NewMessage([]int{1, 2, 3}, map[int]*traces.Message{4: group})
+	group   = signal.NewMessage([]int{2, 3, 4, 5, 6, 7, 8}, map[int]*signal.Message{9: signal.NewMessage(nil, nil)})
+	request = signal.NewMessage([]int{1, 2, 3}, map[int]*signal.Message{4: group})
 )
 
-// Check returns otlp.ErrMalformed unless req is a valid ExportFlowsRequest.
-// An empty req is valid.
-func Check(req []byte) error {
-	if !request.Valid(req) {
-		return traces.ErrMalformed
-	}
-	return nil
-}
-
-// Repair returns req with its texts repaired where they are not UTF-8, as otlp.Repair does
-// for spans.
-func Repair(dst, req []byte) (out []byte, texts int, err error) { return request.Repair(dst, req) }
-
 // validOfRequest reports whether a field of a request that is no group may have this value: texts are UTF-8.
-func validOfRequest(tag traces.Tag, value []byte) bool {
+func validOfRequest(tag signal.Tag, value []byte) bool {
 	switch tag {
 	case TagRequestAgentID, TagRequestCluster, TagRequestNode:
 		return utf8.Valid(value)
@@ -61,53 +48,11 @@ func validOfRequest(tag traces.Tag, value []byte) bool {
 }
 
 // validOfGroup does the same for a field of a group.
-func validOfGroup(tag traces.Tag, value []byte) bool {
+func validOfGroup(tag signal.Tag, value []byte) bool {
 	switch tag {
 	case TagGroupPodUID, TagGroupPod, TagGroupNamespace, TagGroupWorkload, TagGroupContainerID, TagGroupContainer, TagGroupProcess:
 		return utf8.Valid(value)
 	default:
 		return true
 	}
-}
-
-// Flows counts the flows of a valid request.
-func Flows(req []byte) int {
-	n := 0
-	each(req, TagRequestGroups, func(group []byte) {
-		each(group, TagGroupFlows, func([]byte) { n++ })
-	})
-	return n
-}
-
-// each calls f with the value of every field of b that has this tag. It stops
-// at what is malformed.
-func each(b []byte, want traces.Tag, f func([]byte)) {
-	for i := 0; i < len(b); {
-		tag, lo, hi := traces.Next(b, i)
-		if hi < 0 {
-			return
-		}
-		if tag == want {
-			f(b[lo:hi])
-		}
-		i = hi
-	}
-}
-
-// Select returns a request with those flows of req for which keep is true; index counts all
-// flows of req from 0. Texts are repaired as by Repair. It is for the few that are diverted, not for speed.
-func Select(req []byte, keep func(index int) bool) ([]byte, error) {
-	req, _, err := Repair(nil, req)
-	if err != nil {
-		return nil, err
-	}
-	index := 0
-	out, _ := traces.Filter(req, TagRequestGroups, func(group []byte) ([]byte, bool) {
-		return traces.Filter(group, TagGroupFlows, func(f []byte) ([]byte, bool) {
-			wanted := keep(index)
-			index++
-			return f, wanted
-		})
-	})
-	return out, nil
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // Reason says why a flow cannot be stored.
@@ -44,12 +44,12 @@ const MaxCounter = 1 << 50
 //
 // Of failed connects and resets the kernel may have forgotten the peer's port and the local
 // address; of all others both must be there.
-func (f *Flow) Judge(w traces.Window) Reason {
+func (f *Flow) Judge(w signal.Window) Reason {
 	forgetful := f.Reason == uint32(flow.EndReset) || f.Reason == uint32(flow.EndConnectFailed)
 	switch {
-	case f.Start < w.Earliest || f.Start > w.Latest:
+	case !w.Contains(f.Start):
 		return BadStartTime
-	case f.End < w.Earliest || f.End > w.Latest:
+	case !w.Contains(f.End):
 		return BadEndTime
 	case f.End < f.Start:
 		return BadOrder
@@ -120,7 +120,7 @@ func (r *Rejected) Each(f func(Reason, int64)) {
 
 // Message explains the rejections to the sender: what was wrong, how often, and
 // what would have been right, and which flows the first ones are.
-func (r *Rejected) Message(w traces.Window, maxRecordBytes int) string {
+func (r *Rejected) Message(w signal.Window, maxRecordBytes int) string {
 	var b strings.Builder
 	r.Each(func(reason Reason, n int64) {
 		if b.Len() > 0 {

@@ -1,10 +1,6 @@
 package flows
 
-import (
-	"google.golang.org/protobuf/encoding/protowire"
-
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
-)
+import "github.com/metaflowys/metaflow-server/pkg/signal"
 
 // Record is one part of a request: itself an ExportFlowsRequest, with the flows
 // of one Kafka partition.
@@ -17,7 +13,7 @@ type Record struct {
 // Options are the rules of a Split.
 type Options struct {
 	Partitions     int           // at least 1
-	Window         traces.Window // in which flows must lie
+	Window         signal.Window // in which flows must lie
 	MaxRecordBytes int           // no record's value is larger
 	SplitBytes     int           // a record with a larger value holds one flow; 0 means MaxRecordBytes
 }
@@ -95,13 +91,13 @@ const (
 func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 	var rejected Rejected
 	if !s.walk(req, &opts, &rejected) {
-		repaired, texts, err := Repair(nil, req)
+		repaired, texts, err := Signal.Repair(nil, req)
 		if err != nil {
 			return nil, Rejected{}, err
 		}
 		req, rejected = repaired, Rejected{RepairedTexts: texts}
 		if !s.walk(req, &opts, &rejected) {
-			return nil, Rejected{}, traces.ErrMalformed
+			return nil, Rejected{}, signal.ErrMalformed
 		}
 	}
 	s.sort(opts.Partitions)
@@ -120,7 +116,7 @@ func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
 	// so the groups are walked in a second pass.
 	s.head = fields{}
 	for i := 0; i < len(req); {
-		tag, lo, hi := traces.Next(req, i)
+		tag, lo, hi := signal.Next(req, i)
 		if hi < 0 || !validOfRequest(tag, req[lo:hi]) {
 			return false
 		}
@@ -131,7 +127,7 @@ func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
 	}
 	s.head.segTo = len(s.segments)
 	for i := 0; i < len(req); {
-		tag, lo, hi := traces.Next(req, i)
+		tag, lo, hi := signal.Next(req, i)
 		if tag == TagRequestGroups && !s.walkGroup(req[:hi], lo, opts, rejected) {
 			return false
 		}
@@ -147,7 +143,7 @@ func (s *Splitter) walkGroup(b []byte, i int, opts *Options, rejected *Rejected)
 	group := fields{segFrom: len(s.segments)}
 	var f Flow
 	for i < len(b) {
-		tag, lo, hi := traces.Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if hi < 0 || !validOfGroup(tag, b[lo:hi]) {
 			return false
 		}
@@ -282,7 +278,7 @@ func (s *Splitter) writeRecord(req []byte, p, flows int) {
 	s.copyFields(req, &s.head)
 	for i := range s.runs {
 		r := &s.runs[i]
-		s.out = appendTag(s.out, TagRequestGroups, r.size)
+		s.out = signal.AppendBytesTag(s.out, TagRequestGroups, r.size)
 		s.copyFields(req, &s.groups[r.group])
 		s.copyFlows(req, r)
 	}
@@ -309,10 +305,4 @@ func (s *Splitter) copyFlows(req []byte, r *run) {
 		}
 		s.out = append(s.out, req[from:to]...)
 	}
-}
-
-// appendTag appends the start of a length-delimited field: its tag, of a
-// number below 16, and its length.
-func appendTag(dst []byte, tag traces.Tag, length int) []byte {
-	return protowire.AppendVarint(append(dst, byte(tag)), uint64(length))
 }

@@ -1,6 +1,10 @@
 package traces
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+)
 
 // hostAddressKey is the attribute that AddHostAddress adds.
 const hostAddressKey = "app.host.ip"
@@ -20,7 +24,7 @@ func tellsAddress(key []byte) bool {
 	}
 }
 
-// AddHostAddress validates req, repairs texts in it that are not UTF-8 as [Repair] does, and says where
+// AddHostAddress validates req, repairs texts in it that are not UTF-8, and says where
 // its spans come from: it
 // appends to dst a request in which every ResourceSpans whose resource has none of the
 // attributes k8s.pod.uid, k8s.pod.ip, app.host.ip, host.ip and net.host.ip, or that has no resource at
@@ -32,12 +36,13 @@ func tellsAddress(key []byte) bool {
 // the text of an IP address the result is never more than three times as large as the repaired req. An
 // empty address changes nothing.
 //
-// out is valid as long as both dst's and req's bytes are. The error is nil or ErrMalformed.
+// out is valid as long as both dst's and req's bytes are. The error is nil or
+// signal.ErrMalformed.
 func AddHostAddress(dst, req []byte, address string) (out []byte, added int, err error) {
 	if out, added, err = addHostAddress(dst, req, address); err == nil {
 		return out, added, nil
 	}
-	repaired, _, err := Repair(nil, req)
+	repaired, _, err := Signal.Repair(nil, req)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -47,14 +52,14 @@ func AddHostAddress(dst, req []byte, address string) (out []byte, added int, err
 func addHostAddress(dst, req []byte, address string) (out []byte, added int, err error) {
 	w := addressWriter{req: req, address: address, out: dst}
 	for i := 0; i < len(req); {
-		tag, lo, hi := Next(req, i)
+		tag, lo, hi := signal.Next(req, i)
 		if hi < 0 {
-			return nil, 0, ErrMalformed
+			return nil, 0, signal.ErrMalformed
 		}
 		if tag == TagRequestResourceSpans {
 			place, ok := placeForAddress(req[:hi], lo)
 			if !ok {
-				return nil, 0, ErrMalformed
+				return nil, 0, signal.ErrMalformed
 			}
 			if !place.told && hi-lo >= leastWithSpan && address != "" {
 				w.change(i, lo, hi, place)
@@ -82,7 +87,7 @@ type addressPlace struct {
 // all resource fields together are the resource's.
 func placeForAddress(b []byte, i int) (place addressPlace, ok bool) {
 	for i < len(b) {
-		tag, lo, hi := Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if hi < 0 {
 			return place, false
 		}
@@ -92,7 +97,7 @@ func placeForAddress(b []byte, i int) (place addressPlace, ok bool) {
 				return place, false
 			}
 			place = addressPlace{told: place.told || told, start: i, valueLo: lo, end: hi}
-		} else if !resourceSpans.validField(tag, b[lo:hi], depthResourceSpans) {
+		} else if !resourceSpans.ValidField(tag, b[lo:hi], depthResourceSpans) {
 			return place, false
 		}
 		i = hi
@@ -103,8 +108,8 @@ func placeForAddress(b []byte, i int) (place addressPlace, ok bool) {
 // resourceTellsAddress validates the Resource b and looks at the keys of its attributes.
 func resourceTellsAddress(b []byte) (told, ok bool) {
 	for i := 0; i < len(b); {
-		tag, lo, hi := Next(b, i)
-		if hi < 0 || !resource.validField(tag, b[lo:hi], depthResourceSpans-1) {
+		tag, lo, hi := signal.Next(b, i)
+		if hi < 0 || !resource.ValidField(tag, b[lo:hi], depthResourceSpans-1) {
 			return false, false
 		}
 		if tag == TagResourceAttributes && !told {
@@ -117,7 +122,7 @@ func resourceTellsAddress(b []byte) (told, ok bool) {
 
 // keyOf returns the key of a valid KeyValue. Of several the last one counts.
 func keyOf(kv []byte) (key []byte) {
-	each(kv, TagKeyValueKey, func(k []byte) { key = k })
+	signal.Each(kv, signal.TagKeyValueKey, func(k []byte) { key = k })
 	return key
 }
 
@@ -143,12 +148,12 @@ func (w *addressWriter) change(start, lo, hi int, place addressPlace) {
 	}
 	before, value, after := w.req[lo:place.start], w.req[place.valueLo:place.end], w.req[place.end:hi]
 	attribute := w.attributeSize()
-	resourceSize := len(value) + sizeBytesTag(attribute) + attribute
+	resourceSize := len(value) + signal.SizeBytesTag(attribute) + attribute
 
 	w.out = append(w.out, w.req[w.copied:start]...)
-	w.out = appendBytesTag(w.out, TagRequestResourceSpans, len(before)+sizeBytesTag(resourceSize)+resourceSize+len(after))
+	w.out = signal.AppendBytesTag(w.out, TagRequestResourceSpans, len(before)+signal.SizeBytesTag(resourceSize)+resourceSize+len(after))
 	w.out = append(w.out, before...)
-	w.out = appendBytesTag(w.out, TagResourceSpansResource, resourceSize)
+	w.out = signal.AppendBytesTag(w.out, TagResourceSpansResource, resourceSize)
 	w.out = append(w.out, value...)
 	w.out = w.appendAttribute(attribute)
 	w.out = append(w.out, after...)
@@ -157,15 +162,15 @@ func (w *addressWriter) change(start, lo, hi int, place addressPlace) {
 
 // attributeSize is the size of the KeyValue that is added, without tag and length.
 func (w *addressWriter) attributeSize() int {
-	value := sizeBytesTag(len(w.address)) + len(w.address)
-	return sizeBytesTag(len(hostAddressKey)) + len(hostAddressKey) + sizeBytesTag(value) + value
+	value := signal.SizeBytesTag(len(w.address)) + len(w.address)
+	return signal.SizeBytesTag(len(hostAddressKey)) + len(hostAddressKey) + signal.SizeBytesTag(value) + value
 }
 
 func (w *addressWriter) appendAttribute(size int) []byte {
-	b := appendBytesTag(w.out, TagResourceAttributes, size)
-	b = appendBytesTag(b, TagKeyValueKey, len(hostAddressKey))
+	b := signal.AppendBytesTag(w.out, TagResourceAttributes, size)
+	b = signal.AppendBytesTag(b, signal.TagKeyValueKey, len(hostAddressKey))
 	b = append(b, hostAddressKey...)
-	b = appendBytesTag(b, TagKeyValueValue, sizeBytesTag(len(w.address))+len(w.address))
-	b = appendBytesTag(b, TagAnyValueString, len(w.address))
+	b = signal.AppendBytesTag(b, signal.TagKeyValueValue, signal.SizeBytesTag(len(w.address))+len(w.address))
+	b = signal.AppendBytesTag(b, signal.TagAnyValueString, len(w.address))
 	return append(b, w.address...)
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -174,13 +175,13 @@ func FuzzAddHostAddress(f *testing.F) {
 	f.Add([]byte{0x0a, 0x02, 0x0a, 0x00, 0x0a, 0x04, 0x12, 0x02, 1, 1}) // merged messages
 	f.Fuzz(func(t *testing.T, in []byte) {
 		const address = "fe80:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
-		repaired, _, wantErr := traces.Repair(nil, in)
+		repaired, _, wantErr := traces.Signal.Repair(nil, in)
 		out, added, err := traces.AddHostAddress(nil, in, address)
 		if (err != nil) != (wantErr != nil) {
 			t.Fatalf("AddHostAddress = %v, Repair = %v", err, wantErr)
 		}
 		if err != nil {
-			if !errors.Is(err, traces.ErrMalformed) {
+			if !errors.Is(err, signal.ErrMalformed) {
 				t.Fatalf("AddHostAddress = %v, want ErrMalformed", err)
 			}
 			return

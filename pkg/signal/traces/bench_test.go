@@ -9,6 +9,7 @@ import (
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -27,7 +28,7 @@ func benchRequests() [][]byte {
 // BenchmarkSplit is the gateway's work on the bytes of a request.
 func BenchmarkSplit(b *testing.B) {
 	requests := benchRequests()
-	opts := traces.Options{Partitions: 12, Window: traces.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 900 << 10}
+	opts := traces.Options{Partitions: 12, Window: signal.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 900 << 10}
 	var s traces.Splitter
 	b.SetBytes(int64(len(requests[0])))
 	b.ReportAllocs()

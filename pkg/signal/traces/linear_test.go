@@ -31,7 +31,7 @@ func TestWorkIsLinear(t *testing.T) {
 			})
 			t.Run("Select", func(t *testing.T) {
 				otlptest.Linear(t, 30, requests, func(req []byte) {
-					if _, err := traces.Select(req, func(i int) bool { return i%2 == 0 }); err != nil {
+					if _, err := traces.Signal.Select(req, func(i int) bool { return i%2 == 0 }); err != nil {
 						t.Fatal(err)
 					}
 				})

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // Reason says why a span cannot be stored.
@@ -28,24 +30,6 @@ func (r Reason) String() string {
 	return [numReasons]string{
 		"accepted", "trace_id", "span_id", "parent_span_id", "start_time", "end_time", "too_large",
 	}[r]
-}
-
-// Window is the time in which a span must start and end, in nanoseconds
-// since the Unix epoch, both ends included. A span whose clock is far off would open a
-// partition of its own in ClickHouse, and be deleted by its TTL or never.
-type Window struct {
-	Earliest, Latest uint64
-}
-
-// Anytime is the window that rejects no time. It is for what nobody knows the time of receipt of.
-var Anytime = Window{Latest: math.MaxInt64}
-
-// WindowAt is the window that reaches from past before now to future after it.
-func WindowAt(now time.Time, past, future time.Duration) Window {
-	return Window{
-		Earliest: uint64(max(0, now.Add(-past).UnixNano())),
-		Latest:   uint64(max(0, now.Add(future).UnixNano())),
-	}
 }
 
 // Rejected says which spans of a request were left out.
@@ -76,7 +60,7 @@ func (r *Rejected) Each(f func(Reason, int64)) {
 // Message explains the rejections to the sender, as OTLP's partial_success
 // wants it: what was wrong, how often, what would have been right, and which spans the
 // first ones are. It has less than 2 kB, whatever the spans hold.
-func (r *Rejected) Message(w Window, maxRecordBytes int) string {
+func (r *Rejected) Message(w signal.Window, maxRecordBytes int) string {
 	var b strings.Builder
 	r.Each(func(reason Reason, n int64) {
 		if b.Len() > 0 {
@@ -146,9 +130,9 @@ func spanAt(req []byte, to int) (index, from int) {
 }
 
 // eachAt calls f with the place of every field of b[i:] that has this tag.
-func eachAt(b []byte, i int, want Tag, f func(lo, hi int)) {
+func eachAt(b []byte, i int, want signal.Tag, f func(lo, hi int)) {
 	for i < len(b) {
-		tag, lo, hi := Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if tag == want {
 			f(lo, hi)
 		}
@@ -162,7 +146,7 @@ func describe(index int, span []byte, reason Reason) string {
 	var head Head
 	var name []byte
 	walkSpan(span, &head)
-	each(span, TagSpanName, func(b []byte) { name = b })
+	signal.Each(span, TagSpanName, func(b []byte) { name = b })
 	var b strings.Builder
 	fmt.Fprintf(&b, "span %d (counted from 0; trace_id %s, span_id %s, name %q)", index, shownID(head.TraceID), shownID(head.SpanID), shownName(name))
 	switch reason { //nolint:exhaustive // the ids are shown already
@@ -217,7 +201,7 @@ type Head struct {
 
 // Judge returns Accepted or the first reason why a span with this head cannot
 // be stored. An all-zero parent span id counts as none, as in W3C Trace Context.
-func (w Window) Judge(h *Head) Reason {
+func (h *Head) Judge(w signal.Window) Reason {
 	switch {
 	case len(h.TraceID) != 16 || zero(h.TraceID):
 		return BadTraceID
@@ -225,9 +209,9 @@ func (w Window) Judge(h *Head) Reason {
 		return BadSpanID
 	case len(h.ParentSpanID) != 0 && len(h.ParentSpanID) != 8:
 		return BadParentSpanID
-	case h.Start < w.Earliest || h.Start > w.Latest:
+	case !w.Contains(h.Start):
 		return BadStartTime
-	case h.End < w.Earliest || h.End > w.Latest:
+	case !w.Contains(h.End):
 		return BadEndTime
 	default:
 		return Accepted

@@ -51,7 +51,7 @@ func TestRepair(t *testing.T) {
 	for _, text := range []string{"~", "a~", "~b", "a~b~c", strings.Repeat("x", 127) + "~", "日~本"} {
 		in := spoiled(marshal(t, everyText(text)))
 		want := everyText(mended(text))
-		out, texts, err := traces.Repair(nil, in)
+		out, texts, err := traces.Signal.Repair(nil, in)
 		if err != nil || texts == 0 {
 			t.Fatalf("Repair: %d texts, %v", texts, err)
 		}
@@ -63,7 +63,7 @@ func TestRepair(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		selected, err := traces.Select(in, func(int) bool { return true })
+		selected, err := traces.Signal.Select(in, func(int) bool { return true })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +106,7 @@ func TestRepairedText(t *testing.T) {
 	} {
 		req := newRequest("shop", newSpan(1, 1, func(s *tracepb.Span) { s.Name = strings.Repeat("#", len(in)) }))
 		b := bytes.Replace(marshal(t, req), bytes.Repeat([]byte("#"), len(in)), []byte(in), 1)
-		out, _, err := traces.Repair(nil, b)
+		out, _, err := traces.Signal.Repair(nil, b)
 		if err != nil {
 			t.Fatal(err)
 		}

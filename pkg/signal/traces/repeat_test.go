@@ -11,6 +11,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -31,7 +32,7 @@ func TestRepeatedResourcesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, rejected, err := new(traces.Splitter).Split(req, traces.Options{Partitions: 12, Window: traces.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 100_000})
+	records, rejected, err := new(traces.Splitter).Split(req, traces.Options{Partitions: 12, Window: signal.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 100_000})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,10 @@
 package traces
 
-import "math"
+import (
+	"math"
+
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+)
 
 // Record is one part of a request: itself an ExportTraceServiceRequest, with
 // the spans of one Kafka partition.
@@ -66,10 +70,10 @@ type group struct {
 
 // Options are the rules of a Split.
 type Options struct {
-	Partitions     int    // at least 1
-	Window         Window // in which spans must lie
-	MaxRecordBytes int    // no record's value is larger
-	SplitBytes     int    // a record with a larger value holds one span; 0 means MaxRecordBytes
+	Partitions     int           // at least 1
+	Window         signal.Window // in which spans must lie
+	MaxRecordBytes int           // no record's value is larger
+	SplitBytes     int           // a record with a larger value holds one span; 0 means MaxRecordBytes
 }
 
 // splitBytes is where records are split.
@@ -118,7 +122,7 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 // scope is a piece of its own. No span is judged by its time. Those without usable ids are left out
 // and counted, and so are those before which a huge resource would be repeated too often. The error is nil or ErrMalformed. What holds for the results of Split holds for these.
 func (s *Splitter) Cut(req []byte, maxBytes int) ([]Record, Rejected, error) {
-	req, rejected, err := s.walkOrRepair(req, &Options{Partitions: 1, Window: Window{Latest: math.MaxUint64}, MaxRecordBytes: math.MaxInt})
+	req, rejected, err := s.walkOrRepair(req, &Options{Partitions: 1, Window: signal.Window{Latest: math.MaxUint64}, MaxRecordBytes: math.MaxInt})
 	if err != nil {
 		return nil, Rejected{}, err
 	}
@@ -136,10 +140,10 @@ func (s *Splitter) walkOrRepair(req []byte, opts *Options) ([]byte, Rejected, er
 	if s.walk(req, opts, &rejected) {
 		return req, rejected, nil
 	}
-	req, texts, err := Repair(nil, req)
+	req, texts, err := Signal.Repair(nil, req)
 	rejected = Rejected{RepairedTexts: texts}
 	if err == nil && !s.walk(req, opts, &rejected) {
-		err = ErrMalformed
+		err = signal.ErrMalformed
 	}
 	return req, rejected, err
 }
@@ -148,7 +152,7 @@ func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
 	s.segments, s.resources, s.scopes, s.spans = s.segments[:0], s.resources[:0], s.scopes[:0], s.spans[:0]
 	s.records, s.out, s.rejected = s.records[:0], s.out[:0], s.rejected[:0]
 	for i := 0; i < len(req); {
-		tag, lo, hi := Next(req, i)
+		tag, lo, hi := signal.Next(req, i)
 		if hi < 0 {
 			return false
 		}
@@ -169,8 +173,8 @@ func (s *Splitter) walkResource(b []byte, i int, opts *Options, rejected *Reject
 	// The resource's own fields and those of its scopes interleave, and each
 	// must be one run in the list of segments, so the scopes are walked in a second pass.
 	for j := i; j < len(b); {
-		tag, lo, hi := Next(b, j)
-		if hi < 0 || tag != TagResourceSpansScopeSpans && !resourceSpans.validField(tag, b[lo:hi], depthResourceSpans) {
+		tag, lo, hi := signal.Next(b, j)
+		if hi < 0 || tag != TagResourceSpansScopeSpans && !resourceSpans.ValidField(tag, b[lo:hi], depthResourceSpans) {
 			return false
 		}
 		if tag != TagResourceSpansScopeSpans {
@@ -182,7 +186,7 @@ func (s *Splitter) walkResource(b []byte, i int, opts *Options, rejected *Reject
 	ref.segTo = len(s.segments)
 	s.resources = append(s.resources, ref)
 	for j := i; j < len(b); {
-		tag, lo, hi := Next(b, j)
+		tag, lo, hi := signal.Next(b, j)
 		if tag == TagResourceSpansScopeSpans && !s.walkScope(b[:hi], lo, r, opts, rejected) {
 			return false
 		}
@@ -199,7 +203,7 @@ func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Reject
 	c, firstSpan := len(s.scopes), len(s.spans)
 	ref := scopeRef{resource: r, segFrom: len(s.segments)}
 	for i < len(b) {
-		tag, lo, hi := Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if hi < 0 {
 			return false
 		}
@@ -208,7 +212,7 @@ func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Reject
 			if !walkSpan(b[lo:hi], &head) {
 				return false
 			}
-			switch reason := opts.Window.Judge(&head); reason {
+			switch reason := head.Judge(opts.Window); reason {
 			case Accepted, BadStartTime, BadEndTime: // the other reasons depend on the span alone
 				s.spans = append(s.spans, spanRef{
 					scope: c, from: i, to: hi, partition: int32(Partition(head.TraceID, opts.Partitions)), late: reason,
@@ -217,7 +221,7 @@ func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Reject
 				s.reject(reason, hi, rejected)
 			}
 		} else {
-			if !scopeSpans.validField(tag, b[lo:hi], depthScopeSpans) {
+			if !scopeSpans.ValidField(tag, b[lo:hi], depthScopeSpans) {
 				return false
 			}
 			s.addSegment(ref.segFrom, i, hi)
@@ -239,7 +243,7 @@ func (s *Splitter) walkScope(b []byte, i, r int, opts *Options, rejected *Reject
 // in protobuf, the last occurrence of a field counts.
 func walkSpan(b []byte, head *Head) bool {
 	for i := 0; i < len(b); {
-		tag, lo, hi := Next(b, i)
+		tag, lo, hi := signal.Next(b, i)
 		if hi < 0 {
 			return false
 		}
@@ -251,11 +255,11 @@ func walkSpan(b []byte, head *Head) bool {
 		case TagSpanParentSpanID:
 			head.ParentSpanID = value
 		case TagSpanStartTime:
-			head.Start = Uint64(tag, value)
+			head.Start = signal.Uint64(tag, value)
 		case TagSpanEndTime:
-			head.End = Uint64(tag, value)
+			head.End = signal.Uint64(tag, value)
 		default:
-			if !span.validField(tag, value, depthSpan) {
+			if !span.ValidField(tag, value, depthSpan) {
 				return false
 			}
 		}
@@ -426,7 +430,7 @@ func (s *Splitter) writeGroups(req []byte) []byte {
 			first = g
 			s.groups[first].resourceSize = s.resources[resource].size
 		}
-		s.groups[first].resourceSize += sizeBytesTag(s.groups[g].size) + s.groups[g].size
+		s.groups[first].resourceSize += signal.SizeBytesTag(s.groups[g].size) + s.groups[g].size
 	}
 	begin := len(s.out)
 	for g := range s.groups {
@@ -434,10 +438,10 @@ func (s *Splitter) writeGroups(req []byte) []byte {
 		scope := &s.scopes[grp.scope]
 		if grp.resourceSize > 0 {
 			r := &s.resources[scope.resource]
-			s.out = appendBytesTag(s.out, TagRequestResourceSpans, grp.resourceSize)
+			s.out = signal.AppendBytesTag(s.out, TagRequestResourceSpans, grp.resourceSize)
 			s.copySegments(req, r.segFrom, r.segTo)
 		}
-		s.out = appendBytesTag(s.out, TagResourceSpansScopeSpans, grp.size)
+		s.out = signal.AppendBytesTag(s.out, TagResourceSpansScopeSpans, grp.size)
 		s.copySegments(req, scope.segFrom, scope.segTo)
 		s.copySpans(req, grp)
 	}

@@ -18,13 +18,14 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
 
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 var (
 	now    = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-	window = traces.WindowAt(now, 7*24*time.Hour, time.Hour)
+	window = signal.WindowAt(now, 7*24*time.Hour, time.Hour)
 )
 
 func options() traces.Options {
@@ -105,10 +106,11 @@ func flat(t fataler, req *coltracepb.ExportTraceServiceRequest, keep func(*trace
 }
 
 func judge(sp *tracepb.Span) traces.Reason {
-	return window.Judge(&traces.Head{
+	head := traces.Head{
 		TraceID: sp.GetTraceId(), SpanID: sp.GetSpanId(), ParentSpanID: sp.GetParentSpanId(),
 		Start: sp.GetStartTimeUnixNano(), End: sp.GetEndTimeUnixNano(),
-	})
+	}
+	return head.Judge(window)
 }
 
 func TestSplitKeepsWholeRequest(t *testing.T) {
@@ -190,7 +192,7 @@ func TestSplitMalformed(t *testing.T) {
 		var req coltracepb.ExportTraceServiceRequest
 		wantErr := proto.Unmarshal(whole[:cut], &req) != nil
 		_, _, err := new(traces.Splitter).Split(whole[:cut], options())
-		if errors.Is(err, traces.ErrMalformed) != wantErr {
+		if errors.Is(err, signal.ErrMalformed) != wantErr {
 			t.Errorf("cut at %d: %v, the official runtime refuses: %v", cut, err, wantErr)
 		}
 	}
@@ -341,7 +343,7 @@ func TestNestingEndsWhereTheOfficialRuntimeEndsIt(t *testing.T) {
 			} else {
 				refused++
 			}
-			if got := traces.Check(req); (got == nil) != (want == nil) {
+			if got := traces.Signal.Check(req); (got == nil) != (want == nil) {
 				t.Errorf("%s below %d lists: Check = %v, the official runtime: %v", innermost, depth, got, want)
 			}
 			if _, _, got := traces.AddHostAddress(nil, req, "10.1.2.3"); (got == nil) != (want == nil) {
@@ -374,11 +376,11 @@ func FuzzSplit(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		strict := proto.Unmarshal(in, new(coltracepb.ExportTraceServiceRequest))
-		if err := traces.Check(in); (err != nil) != (strict != nil) {
+		if err := traces.Signal.Check(in); (err != nil) != (strict != nil) {
 			t.Fatalf("Check = %v, the official runtime: %v", err, strict)
 		}
 		want, wantErr := lenient.Repaired(in)
-		repaired, texts, err := traces.Repair([]byte("x"), in)
+		repaired, texts, err := traces.Signal.Repair([]byte("x"), in)
 		if (err != nil) != (wantErr != nil) || err == nil && (texts == 0) != (strict == nil) {
 			t.Fatalf("Repair = %d texts, %v, the official runtime: %v", texts, err, wantErr)
 		}
@@ -444,7 +446,7 @@ func TestContentDoesNotDependOnTheTime(t *testing.T) {
 			}
 			known[string(r.Content)] = true
 		}
-		opts.Window = traces.WindowAt(now.Add(time.Hour), week, time.Hour)
+		opts.Window = signal.WindowAt(now.Add(time.Hour), week, time.Hour)
 		again, rejected, err := new(traces.Splitter).Split(body, opts)
 		if err != nil || rejected.Count[traces.BadStartTime] != 3 || rejected.Total() != 3 {
 			t.Fatalf("again: %v, rejected %v", err, rejected)
@@ -486,7 +488,7 @@ func TestCut(t *testing.T) {
 	if diff := cmp.Diff(flat(t, req, keep), got); diff != "" {
 		t.Errorf("spans (-want +got):\n%s", diff)
 	}
-	if _, _, err := new(traces.Splitter).Cut([]byte("garbage"), 1500); !errors.Is(err, traces.ErrMalformed) {
+	if _, _, err := new(traces.Splitter).Cut([]byte("garbage"), 1500); !errors.Is(err, signal.ErrMalformed) {
 		t.Errorf("garbage: %v", err)
 	}
 }

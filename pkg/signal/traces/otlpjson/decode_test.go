@@ -94,7 +94,7 @@ func decode(t *testing.T, text string) (*coltracepb.ExportTraceServiceRequest, o
 	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
-	if b, _, err = traces.Repair(nil, b); err != nil {
+	if b, _, err = traces.Signal.Repair(nil, b); err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
 	req := new(coltracepb.ExportTraceServiceRequest)
@@ -289,7 +289,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		out, texts, err := traces.Repair(nil, out)
+		out, texts, err := traces.Signal.Repair(nil, out)
 		if err != nil {
 			t.Fatalf("%q became malformed protobuf %x", body, out)
 		}

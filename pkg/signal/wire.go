@@ -1,4 +1,4 @@
-package traces
+package signal
 
 import (
 	"encoding/binary"
@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// ErrMalformed says that bytes are not the protobuf message they should be.
+// ErrMalformed says that bytes are not the protobuf message that they should be.
 var ErrMalformed = errors.New("malformed protobuf")
 
 // Tag is a field's number and wire type as they stand on the wire:
@@ -83,7 +83,7 @@ func Next(b []byte, i int) (tag Tag, lo, hi int) {
 		}
 		return tag, i, i + 4
 	case startGroup:
-		// Groups are unknown fields in OTLP: skip to the end of it.
+		// No message here has groups: skip to the end of an unknown one.
 		n := protowire.ConsumeFieldValue(protowire.Number(tag>>3), protowire.StartGroupType, b[i:])
 		if n < 0 {
 			return 0, 0, -1
@@ -112,14 +112,14 @@ func Uint32(tag Tag, value []byte) uint32 {
 	return uint32(Uint64(Varint, value))
 }
 
-// appendBytesTag appends the start of a length-delimited field: its tag, of a
+// AppendBytesTag appends the start of a length-delimited field: its tag, of a
 // number below 16, and its length.
-func appendBytesTag(dst []byte, tag Tag, length int) []byte {
+func AppendBytesTag(dst []byte, tag Tag, length int) []byte {
 	dst = append(dst, byte(tag))
 	return protowire.AppendVarint(dst, uint64(length))
 }
 
-// sizeBytesTag is the size of what appendBytesTag appends.
-func sizeBytesTag(length int) int {
+// SizeBytesTag is the size of what AppendBytesTag appends.
+func SizeBytesTag(length int) int {
 	return 1 + protowire.SizeVarint(uint64(length))
 }

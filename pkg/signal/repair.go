@@ -1,4 +1,4 @@
-package traces
+package signal
 
 import (
 	"unicode/utf8"
@@ -6,23 +6,20 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Repair returns req as a valid ExportTraceServiceRequest: every text that is not UTF-8 is
-// repaired as by strings.ToValidUTF8 with U+FFFD, one for each run of bad bytes. All other bytes
-// stay as they are, but for the lengths around a repaired text. The same req always gives the
-// same bytes. A valid req is returned itself, else the result is appended to dst.
+// Repair returns b as a valid m: it repairs every text that is not UTF-8 as
+// strings.ToValidUTF8 does with U+FFFD, one for each run of bad bytes. All other
+// bytes stay as they are, but for the lengths around a repaired text. The same b
+// always gives the same bytes. Repair returns a valid b itself, and otherwise
+// appends the result to dst. It takes time and memory in proportion to b.
 //
-// texts is how many were repaired. The error is nil or ErrMalformed: then it is the
-// wire that is broken, and nobody can tell where a text begins.
-func Repair(dst, req []byte) (out []byte, texts int, err error) { return request.Repair(dst, req) }
-
-// Repair does for m what the function Repair does for a request of spans. It
-// takes time and memory in proportion to b.
+// texts is how many it repaired. The error is nil or ErrMalformed: then the wire
+// is broken, and nobody can tell where a text begins.
 func (m *Message) Repair(dst, b []byte) (out []byte, texts int, err error) {
 	if m.Valid(b) {
 		return b, 0, nil
 	}
 	var r repairer
-	if _, ok := r.measure(m, b, depthRequest); !ok {
+	if _, ok := r.measure(m, b, Depth); !ok {
 		return nil, 0, ErrMalformed
 	}
 	return r.appendMessage(m, dst, b), r.texts, nil
