@@ -28,7 +28,7 @@ type benchSpan struct {
 	attributes      attributeList
 }
 
-// attributeList is the cheapest form of a map that clickhouse-go takes.
+// attributeList is the cheapest map that clickhouse-go accepts.
 type attributeList []proto.KV[string, string]
 
 func (attributeList) Put(_, _ any) {}
@@ -67,7 +67,7 @@ const benchTable = ` (trace_id FixedString(32), span_id FixedString(16), start_t
 	l3 LowCardinality(String), l4 LowCardinality(String), l5 LowCardinality(String),
 	attributes Map(LowCardinality(String), String)) ENGINE = Null`
 
-// typedColumns is the table as columns of ch-go, reused from block to block.
+// typedColumns are the table's columns in ch-go, reused for every block.
 type typedColumns struct {
 	traceID, spanID proto.ColFixedStr
 	start           *proto.ColDateTime64
@@ -113,9 +113,8 @@ func (c *typedColumns) fill(spans []benchSpan) {
 	}
 }
 
-// BenchmarkInsert compares the ways to lay out and send a block of rows that
-// are mostly a map, into a table that keeps nothing. CPU is this process's; the
-// server is another.
+// BenchmarkInsert compares ways to lay out and send a block whose rows are mostly a map,
+// into a Null table. It measures the CPU of this process; the server is another one.
 func BenchmarkInsert(b *testing.B) {
 	spans := benchSpans()
 	cfg := testConfig(b)
@@ -209,10 +208,10 @@ func appendColumns(out batch.Batch, spans []benchSpan) error {
 	return nil
 }
 
-// perRow runs insert and reports this process's CPU and allocations a row.
+// perRow runs insert and reports this process's CPU and allocations per row.
 func perRow(b *testing.B, insert func() error) {
 	b.Helper()
-	if err := insert(); err != nil { // connects, and grows what is reused
+	if err := insert(); err != nil { // connects, and grows the reused buffers
 		b.Fatal(err)
 	}
 	var before, after runtime.MemStats

@@ -14,8 +14,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 )
 
-// A call is told of by two spans of one trace and by the flows of both ends, and these may lie on
-// different shards: the views answer as one server with all of it does, whichever node is asked.
+// Two spans of one trace and the flows of both ends describe a call and may lie on
+// different shards. On every node the views give the same result as on a single server
+// with all the data.
 func TestNetworkViewsOverShards(t *testing.T) {
 	cfg, shards := twoShards(t)
 	one := openDB(t, testConfig(t))
@@ -64,7 +65,7 @@ func TestNetworkViewsOverShards(t *testing.T) {
 		question = fmt.Sprintf(question, cfg.Database)
 		want := queryText(t, one, question)
 		if want == "" {
-			t.Errorf("nothing answers %s", question)
+			t.Errorf("no rows for %s", question)
 		}
 		for i, d := range shards {
 			if diff := cmp.Diff(want, queryText(t, d, question)); diff != "" {
@@ -74,8 +75,8 @@ func TestNetworkViewsOverShards(t *testing.T) {
 	}
 }
 
-// A block of flows that is sent again is stored once, at its shard alone, and so are the addresses
-// that are derived from it; flows that an agent sends again are found at any shard.
+// A retried block of flows is stored once, on its shard only, and so are the addresses
+// derived from it. Flows that an agent sends again are found on any shard.
 func TestFlowsOverShards(t *testing.T) {
 	cfg, dbs := twoShards(t)
 	ins := newInserter(t, cfg)
@@ -120,7 +121,7 @@ func TestFlowsOverShards(t *testing.T) {
 	}
 }
 
-// What follows a retention is seen on every node, whatever the table.
+// A changed retention takes effect on every node, for every table.
 func TestRetentionOverShards(t *testing.T) {
 	cfg, dbs := twoShards(t)
 	p := migrations.Params{Database: cfg.Database, Cluster: cfg.Cluster, Topology: migrations.PerShard}

@@ -15,9 +15,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// twoShards starts two engines that know each other as the shards of a
-// cluster, and makes MetaFlow's tables on each. There is no Keeper, so the
-// tables are plain ones.
+// twoShards starts two engines as the shards of a cluster and creates MetaFlow's tables
+// on each. There is no Keeper, so the tables are not replicated.
 func twoShards(t *testing.T) (Config, [2]*DB) {
 	t.Helper()
 	ports := [2]int{freePort(t), freePort(t)}
@@ -105,7 +104,7 @@ func TestShardsHoldTheirRowsAndViewsShowThemAll(t *testing.T) {
 	checkRetentionOfEveryShardIsSeen(t, cfg, dbs[1])
 }
 
-// A change of the retention may have reached some nodes only.
+// A change of the retention may have reached only some nodes.
 func checkRetentionOfEveryShardIsSeen(t *testing.T, cfg Config, changed *DB) {
 	t.Helper()
 	d := openDB(t, cfg)
@@ -121,7 +120,7 @@ func checkRetentionOfEveryShardIsSeen(t *testing.T, cfg Config, changed *DB) {
 	}
 }
 
-// What was stored before a shard was added lies where its partition belonged then.
+// Rows stored before a shard was added stay on the shard that their partition had then.
 func checkLookupAsksAllShards(t *testing.T, cfg Config, start func(int) time.Time) {
 	t.Helper()
 	d := openDB(t, cfg)
@@ -138,8 +137,8 @@ func checkLookupAsksAllShards(t *testing.T, cfg Config, start func(int) time.Tim
 	}
 }
 
-// A filter must travel to the other nodes: otherwise each sends all its rows.
-func TestFiltersTravelToTheShards(t *testing.T) {
+// Filters must be pushed to the other nodes; otherwise each sends all its rows.
+func TestFiltersArePushedToTheShards(t *testing.T) {
 	cfg, dbs := twoShards(t)
 	for _, d := range dbs {
 		mustExec(t, d, `INSERT INTO `+cfg.Database+`.spans_local (trace_id, span_id, start_time)
@@ -158,7 +157,7 @@ func TestFiltersTravelToTheShards(t *testing.T) {
 	}
 }
 
-func TestUnknownClusterIsSaid(t *testing.T) {
+func TestUnknownClusterIsReported(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Cluster = "nowhere"
 	ins := newInserter(t, cfg)
@@ -171,8 +170,8 @@ func TestUnknownClusterIsSaid(t *testing.T) {
 	}
 }
 
-// The number of shards decides where a block goes; under a running writer it
-// must not change, or a block sent again would be stored on two shards.
+// The number of shards decides where a block goes. It must not change under a running
+// writer, or a retried block would be stored on two shards.
 func TestNumberOfShardsIsFixed(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Cluster = "c"

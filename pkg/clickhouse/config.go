@@ -46,7 +46,7 @@ const (
 	compressionNone = "none"
 )
 
-// Validate reports every problem at once, each by its key. It reads no file.
+// Validate reports every problem at once, each by its key. It does no I/O.
 func (c Config) Validate() error {
 	var errs []error
 	problem := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -65,7 +65,7 @@ func (c Config) Validate() error {
 		problem("cluster: %q is not letters, digits, _, . and -", c.Cluster)
 	}
 	if c.Username == "" {
-		problem("username: it is empty")
+		problem("username: must not be empty")
 	}
 	if !slices.Contains([]string{compressionLZ4, compressionZSTD, compressionNone}, c.Compression) {
 		problem("compression: %q is not lz4, zstd or none", c.Compression)

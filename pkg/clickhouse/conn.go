@@ -12,20 +12,20 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// clientName is what we call ourselves in ClickHouse's lists of queries.
+// clientName identifies this program in ClickHouse's query lists.
 const clientName = "metaflow-server"
 
-// staleAfter is how long a connection may lie idle before it is tried with a
-// ping: a server or a balancer may have closed it, and a block sent into a
-// closed connection has an unknown outcome where a ping has none.
+// staleAfter is how long a connection may be idle before it is checked with a ping. A
+// server or balancer may have closed it, and a block sent into a closed connection has an
+// unknown outcome, while a ping has none.
 const staleAfter = 2 * time.Second
 
-// dialer makes connections that speak the native protocol.
+// dialer opens connections of the native protocol.
 type dialer struct {
 	options ch.Options // without an address
 	tls     *tlsconfig.Source
 	inserts string        // how inserted blocks are compressed
-	timeout time.Duration // for all of connecting, encrypting and logging in
+	timeout time.Duration // for connecting, encrypting and logging in together
 }
 
 func newDialer(cfg Config, log *slog.Logger) (*dialer, error) {
@@ -38,8 +38,8 @@ func newDialer(cfg Config, log *slog.Logger) (*dialer, error) {
 			ClientName: clientName,
 			User:       cfg.Username,
 			Password:   cfg.Password,
-			// Answers take as long as a query takes: conn.run ends the wait, by
-			// closing the connection under the client.
+			// A response takes as long as its query. conn.run ends the wait by closing
+			// the connection under the client.
 			ReadTimeout: ch.NoTimeout,
 		},
 		tls:     certificates,
@@ -48,14 +48,13 @@ func newDialer(cfg Config, log *slog.Logger) (*dialer, error) {
 	}, nil
 }
 
-// conn is one connection in a state fit for a query. It belongs to one
-// goroutine at a time.
+// conn is one connection, ready for a query. It belongs to one goroutine at a time.
 type conn struct {
 	client      *ch.Client // for everything but inserts
 	compression string     // of inserts
 	sender      *sender    // for inserts; nil before the first
 	wire        net.Conn
-	used        time.Time // when it was last put back
+	used        time.Time // when it was last returned to the pool
 }
 
 func (d *dialer) dial(ctx context.Context, addr string) (*conn, error) {
@@ -67,7 +66,7 @@ func (d *dialer) dial(ctx context.Context, addr string) (*conn, error) {
 	}
 	client, err := ch.Connect(ctx, wire, d.options)
 	if err != nil {
-		_ = wire.Close() // the client leaves a failed login open
+		_ = wire.Close() // the client does not close it after a failed login
 		return nil, fmt.Errorf("log in: %w", err)
 	}
 	return &conn{client: client, compression: d.inserts, wire: wire}, nil
@@ -83,17 +82,17 @@ func (c *conn) insert(in insertion) error {
 // use is one exchange with a server.
 type use func(ctx context.Context, c *conn) error
 
-// run does f and ends it when ctx does, by closing the connection: the client
-// notices a cancelled context only between packets, and a server that has
-// stopped reading or writing sends none.
+// run calls f and aborts it when ctx ends, by closing the connection: the client checks
+// its context only between packets, and a server that has stopped reading or writing
+// sends none.
 //
-// After an error the connection is closed, whatever the error: there may be
-// half a packet in a buffer or on the wire.
+// run closes the connection after any error, because half a packet may be in a buffer or
+// on the wire.
 func (c *conn) run(ctx context.Context, f use) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.wire.Close() })
 	err := f(ctx, c)
 	if !stop() && err == nil {
-		// The answer came and the connection was closed after it.
+		// The response arrived before the connection was closed.
 		c.close()
 		return nil
 	}
@@ -103,7 +102,7 @@ func (c *conn) run(ctx context.Context, f use) error {
 	c.close()
 	if cause := context.Cause(ctx); cause != nil {
 		if _, _, answered := exception(err); !answered {
-			return fmt.Errorf("no answer in time: %w", cause)
+			return fmt.Errorf("no response in time: %w", cause)
 		}
 	}
 	return err
@@ -122,5 +121,5 @@ func (c *conn) alive(ctx context.Context) bool {
 }
 
 func (c *conn) close() {
-	_ = c.client.Close() // it says only that it was closed before
+	_ = c.client.Close() // errors only if it was closed before
 }

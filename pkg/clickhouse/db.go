@@ -11,7 +11,7 @@ import (
 	driver "github.com/ClickHouse/clickhouse-go/v2"
 )
 
-// DB asks ClickHouse questions and changes its tables.
+// DB queries ClickHouse and changes its tables.
 type DB struct {
 	cfg    Config
 	log    *slog.Logger
@@ -19,11 +19,11 @@ type DB struct {
 	shards *shards
 }
 
-// queryConns bounds the pool for questions: probes, migrations, retention.
+// queryConns bounds the pool for queries: probes, migrations, retention.
 const queryConns = 4
 
-// Open checks cfg and reads the files of its TLS; it does not connect. A nil
-// log is silent. The caller closes the DB.
+// Open checks cfg and reads its TLS files. It does not connect. A nil log discards. The
+// caller must close the DB.
 func Open(cfg Config, log *slog.Logger) (*DB, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("clickhouse config: %w", err)
@@ -37,7 +37,7 @@ func Open(cfg Config, log *slog.Logger) (*DB, error) {
 	}
 	conn, err := driver.Open(&driver.Options{
 		Addr: cfg.Addresses,
-		// No database: ours may not exist yet, so every statement names it.
+		// No database: it may not exist yet, so every statement names it.
 		Auth: driver.Auth{Username: cfg.Username, Password: cfg.Password},
 		DialContext: func(ctx context.Context, addr string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
@@ -64,7 +64,7 @@ func (d *DB) Close() error {
 	return d.conn.Close()
 }
 
-// Ping asks the first address that can be reached for a sign of life.
+// Ping pings the first reachable address.
 func (d *DB) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.DialTimeout)
 	defer cancel()
@@ -74,25 +74,24 @@ func (d *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
-// How Wait asks: often enough that a start does not wait for us, and tells
-// often enough that nobody takes it for hung.
+// Wait pings often enough not to delay a start, and logs often enough not to look hung.
 const (
 	waitBetweenPings = 300 * time.Millisecond
 	waitBetweenLines = 3 * time.Second
 )
 
-// Wait returns when ClickHouse answers, or with the last cause when ctx ends.
-// Every few seconds it logs what it is waiting for and why.
+// Wait returns when ClickHouse responds, or with the last error when ctx ends. Every few
+// seconds it logs what it waits for and why.
 func (d *DB) Wait(ctx context.Context) error {
 	start := time.Now()
-	var told time.Time
+	var logged time.Time
 	for {
 		err := d.Ping(ctx)
 		if err == nil {
 			return nil
 		}
-		if time.Since(told) >= waitBetweenLines {
-			told = time.Now()
+		if time.Since(logged) >= waitBetweenLines {
+			logged = time.Now()
 			d.log.Warn("waiting for ClickHouse", "addresses", d.addresses(), "for", time.Since(start).Round(time.Second), "cause", err)
 		}
 		select {

@@ -1,24 +1,23 @@
-// Package clickhouse is MetaFlow's only door to ClickHouse: it inserts blocks,
-// looks up spans by their ids, migrates the schema and keeps the retention.
+// Package clickhouse is the server's only access to ClickHouse: it inserts blocks, looks
+// up rows by key, migrates the schema and maintains the retention.
 //
-// [DB] asks questions and changes tables, over a pool that any replica may
-// serve. [Inserter] sends blocks of columns to the replicas of one shard. What
-// the rows mean is not known here; the SQL of the tables is in migrations.
+// [DB] runs queries and changes tables through a pool that any replica may serve.
+// [Inserter] sends blocks of columns to the replicas of one shard. The package does not
+// interpret rows; package migrations has the SQL of the tables.
 //
-// Storing exactly once rests on four things that [Inserter.Insert] keeps:
-//   - a block goes out whole, as one block, in one statement, under the
-//     caller's deduplication token;
-//   - the settings and the names of the columns that go with it never vary;
-//   - the caller's columns are read only, so the same block can be sent again;
-//   - an error whose outcome is unknown is Retryable, never Rejected.
+// Exactly-once storage relies on four properties of [Inserter.Insert]:
+//   - a block is sent whole, as one block in one statement, under the caller's
+//     deduplication token;
+//   - its settings and column names never vary;
+//   - it only reads the caller's columns, so the same block can be sent again;
+//   - an error with an unknown outcome is Retryable, never Rejected.
 //
-// The addresses of a configuration without a cluster are taken for replicas of
-// one shard: deduplication across them is ClickHouse's, and holds for
-// Replicated tables only. With a cluster, system.clusters says which address
-// belongs to which shard; the number of shards is read once and never changes
-// under a running program, because a block that is sent again must reach the
-// shard that may already have it.
+// Without a cluster, the configured addresses must be replicas of one shard: ClickHouse
+// deduplicates across them, for Replicated tables only. With a cluster, system.clusters
+// assigns addresses to shards. The number of shards is read once and never changes while
+// the program runs, because a retried block must reach the shard that may already have
+// it.
 //
-// DB and Inserter are safe for concurrent use. Their constructors dial nothing
-// and start nothing; a call that blocks ends with its context.
+// DB and Inserter are safe for concurrent use. Their constructors neither connect nor
+// start goroutines. A blocking call returns when its context ends.
 package clickhouse

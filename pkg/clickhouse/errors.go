@@ -12,23 +12,23 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// refusedValues is every code with which ClickHouse may refuse a block because
-// of what its rows hold: the same rows are refused again, others in their place
-// might not be. A caller finds the rows by bisecting.
+// refusedValues are the error codes with which ClickHouse may refuse a block because of
+// the values in its rows: the same rows would be refused again, other rows might not. The
+// caller finds the bad rows by bisecting.
 //
-// Some of these codes also come from a wrong table (a column whose type cannot
-// take what is sent). A caller sees that by every row being refused alike, and
-// must not divert them then.
+// Some of these codes also result from a wrong table, for example a column whose type
+// cannot hold the values. Then every row is refused alike, and the caller must not divert
+// the rows.
 //
-// Every other code, known or not, is Retryable: what concerns the schema (16
-// NO_SUCH_COLUMN_IN_TABLE, 53 TYPE_MISMATCH, 60 UNKNOWN_TABLE, 81
-// UNKNOWN_DATABASE), access (192, 193, 497, 516), limits and load (159, 202,
-// 241, 243, 252), replication (225, 242, 285, 286, 319, 999) passes when
-// somebody mends it, and the rows are good.
+// Every other code, known or not, is Retryable. Errors of the schema (16
+// NO_SUCH_COLUMN_IN_TABLE, 53 TYPE_MISMATCH, 60 UNKNOWN_TABLE, 81 UNKNOWN_DATABASE), of
+// access (192, 193, 497, 516), of limits and load (159, 202, 241, 243, 252) and of
+// replication (225, 242, 285, 286, 319, 999) end when an operator fixes their cause, and
+// the rows are good.
 var refusedValues = map[proto.Error]struct{}{
 	proto.ErrCannotParseText:                  {}, // 6
-	proto.ErrAttemptToReadAfterEOF:            {}, // 32, of an empty text that is to be a number
-	proto.ErrIllegalTypeOfArgument:            {}, // 43, of an empty name of a time zone
+	proto.ErrAttemptToReadAfterEOF:            {}, // 32, when an empty text is parsed as a number
+	proto.ErrIllegalTypeOfArgument:            {}, // 43, for an empty time zone name
 	proto.ErrCannotCompileRegexp:              {}, // 427
 	proto.ErrSizeOfFixedStringDoesntMatch:     {}, // 19
 	proto.ErrCannotParseEscapeSequence:        {}, // 25
@@ -60,8 +60,8 @@ var refusedValues = map[proto.Error]struct{}{
 	proto.ErrUnknownElementOfEnum:             {}, // 691
 }
 
-// badReplica is every code that says that this node cannot work now while
-// another of its shard may: the next attempt goes there.
+// badReplica are the error codes of a node that currently cannot work while another
+// replica of its shard may. The next attempt goes to that replica.
 var badReplica = map[proto.Error]struct{}{
 	proto.ErrNoZookeeper:                {}, // 225
 	proto.ErrAborted:                    {}, // 236, shutting down
@@ -74,8 +74,8 @@ var badReplica = map[proto.Error]struct{}{
 	proto.ErrKeeperException:            {}, // 999
 }
 
-// othersTrouble is every code that no other rows, and no fewer, would avoid.
-var othersTrouble = map[proto.Error]struct{}{
+// indivisible are the error codes that neither fewer nor other rows would avoid.
+var indivisible = map[proto.Error]struct{}{
 	proto.ErrUnknownTable:               {}, // 60
 	proto.ErrUnknownDatabase:            {}, // 81
 	proto.ErrNoSuchColumnInTable:        {}, // 16
@@ -96,27 +96,28 @@ var othersTrouble = map[proto.Error]struct{}{
 	proto.ErrKeeperException:            {}, // 999
 }
 
-// Answered reports whether err is ClickHouse's own answer: it is not busy with the insert any more.
+// Answered reports whether err is ClickHouse's own response: ClickHouse is done with the
+// insert.
 func Answered(err error) bool {
 	_, _, ok := exception(err)
 	return ok
 }
 
-// Divisible reports whether ClickHouse refused a block with an error that a smaller block, or one
-// of other rows, might not meet: also one that is not known to, like a limit of memory or a function
-// that an operator's default calls.
+// Divisible reports whether ClickHouse refused a block with an error that a smaller
+// block, or one of other rows, might avoid. That includes unknown causes, such as a
+// memory limit or a function in an operator's DEFAULT expression.
 func Divisible(err error) bool {
 	code, _, ok := exception(err)
-	_, others := othersTrouble[code]
-	return ok && !others
+	_, whole := indivisible[code]
+	return ok && !whole
 }
 
-// partitionsInBlock is how ClickHouse words the one refusal that shares its
-// code with a passing one: 252 TOO_MANY_PARTS also says that one block holds
-// more than max_partitions_per_insert_block partitions. Halves hold fewer.
+// partitionsInBlock identifies the one data error that shares its code with a temporary
+// one: 252 TOO_MANY_PARTS also means that a block has more than
+// max_partitions_per_insert_block partitions. Halves of the block have fewer.
 const partitionsInBlock = "partitions for single INSERT block"
 
-// exception returns the error that ClickHouse itself gave, through either driver.
+// exception returns the error that ClickHouse reported, from either driver.
 func exception(err error) (code proto.Error, message string, ok bool) {
 	if e, ok := ch.AsException(err); ok {
 		return e.Code, strings.TrimSpace(strings.TrimPrefix(e.Message, e.Name+":")), true
@@ -128,7 +129,7 @@ func exception(err error) (code proto.Error, message string, ok bool) {
 	return 0, "", false
 }
 
-// classOf says what the holder of a block should do about err.
+// classOf returns the fault class of err.
 func classOf(err error) fault.Class {
 	code, message, ok := exception(err)
 	if !ok {
@@ -143,8 +144,8 @@ func classOf(err error) fault.Class {
 	return fault.Retryable
 }
 
-// codeLabel is the name of err in metrics: ClickHouse's own, or that nothing
-// came back.
+// codeLabel returns the metric label of err: ClickHouse's error name, or CONNECTION
+// without a response.
 func codeLabel(err error) string {
 	code, _, ok := exception(err)
 	switch {
@@ -157,11 +158,11 @@ func codeLabel(err error) string {
 	}
 }
 
-// messageBytes bounds a message of ClickHouse in our errors: some repeat a whole value.
+// messageBytes bounds ClickHouse's messages in errors: some repeat a whole value.
 const messageBytes = 2000
 
-// serverError gives ClickHouse's own errors the form "NAME (code): message", with at most
-// messageBytes of the message, and leaves others as they are. It keeps err in the chain.
+// serverError formats ClickHouse's errors as "NAME (code): message", with at most
+// messageBytes of the message. Unwrap returns the original error.
 type serverError struct {
 	text  string
 	cause error

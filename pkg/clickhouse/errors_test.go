@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// ClickHouse's CANNOT_PARSE_TEXT repeats the whole value. Our error has its beginning and end.
+// ClickHouse's CANNOT_PARSE_TEXT repeats the whole value. The error keeps its beginning
+// and end.
 func TestTextOfARefusal(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	table := d.cfg.Database + ".spans_local"

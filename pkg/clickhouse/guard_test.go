@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// heldBack returns the address of a way to the engine that lets nothing pass to it once
-// its answer to a statement has come, until open is called.
+// heldBack returns the address of a proxy that forwards nothing more to the engine after
+// its response to a statement, until open is called.
 func heldBack(t *testing.T, answers int64) (addr string, held <-chan struct{}, open func()) {
 	t.Helper()
 	reached, opened := make(chan struct{}), make(chan struct{})
@@ -30,8 +30,8 @@ func heldBack(t *testing.T, answers int64) (addr string, held <-chan struct{}, o
 	return addr, reached, open
 }
 
-// A program that was stopped between its right to insert and the insert sends nothing.
-func TestRowsAreNotSentAfterTheirTime(t *testing.T) {
+// A program that was stopped past its guard's time sends no rows.
+func TestRowsAreNotSentAfterTheGuardExpired(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
 	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
@@ -50,7 +50,7 @@ func TestRowsAreNotSentAfterTheirTime(t *testing.T) {
 	}
 }
 
-// An insert that hangs half way is ended by Settle, and nothing comes of it afterwards.
+// Settle ends an insert that hangs halfway, and the insert stores nothing afterwards.
 func TestSettleEndsInserts(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -88,7 +88,7 @@ func TestSettleEndsInserts(t *testing.T) {
 	}
 	open()
 	if err := <-failed; err == nil {
-		t.Error("the insert went on")
+		t.Error("the insert continued")
 	}
 	if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".t"); got != "0" {
 		t.Errorf("%s rows are stored", got)

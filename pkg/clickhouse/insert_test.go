@@ -19,13 +19,13 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// day is noon of a day within every retention of these tests.
+// day returns noon of a day within every retention of these tests.
 func day(n int) time.Time {
 	return time.Now().UTC().Truncate(24*time.Hour).Add(12*time.Hour).AddDate(0, 0, -n)
 }
 
-// spanBlock has some rows of the spans table, with the columns that matter to
-// a test: ids, times, and columns of the kinds that fill caches as they encode.
+// spanBlock has some rows of the spans table, with the columns that matter to the tests:
+// ids, times, and columns that fill caches as they encode.
 func spanBlock(n int, start func(i int) time.Time) proto.Input {
 	var (
 		traceID  = proto.ColFixedStr{Size: 32}
@@ -33,7 +33,7 @@ func spanBlock(n int, start func(i int) time.Time) proto.Input {
 		at       = new(proto.ColDateTime64).WithPrecision(proto.PrecisionNano).WithLocation(time.UTC)
 		service  = new(proto.ColStr).LowCardinality()
 		attrs    = proto.NewMap(new(proto.ColStr).LowCardinality(), new(proto.ColStr))
-		kind     proto.ColEnum // learns from the table what its words mean
+		kind     proto.ColEnum // learns the meaning of its names from the table
 		duration proto.ColInt64
 	)
 	for i := range n {
@@ -94,7 +94,7 @@ func TestTokenDecidesWhatIsStored(t *testing.T) {
 			if got := queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans"); got != tc.want {
 				t.Errorf("%s rows, want %s", got, tc.want)
 			}
-			// Encoding fills caches of the columns; the rows stay what they were.
+			// Encoding fills caches of the columns; the rows must not change.
 			sum := "SELECT sum(duration_ns), uniqExact(span_id), uniqExact(service_name), sum(toInt32(attributes['n'])), countIf(kind = 'server') FROM " +
 				"(SELECT DISTINCT * FROM " + cfg.Database + ".spans)"
 			if got := queryText(t, d, sum); got != "4950\t100\t3\t4950\t100" {
@@ -104,7 +104,7 @@ func TestTokenDecidesWhatIsStored(t *testing.T) {
 	}
 }
 
-// A block above every size at which ClickHouse squashes or cuts becomes one part.
+// A block above every size at which ClickHouse squashes or splits becomes one part.
 func TestLargeBlockStaysOneBlock(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -180,7 +180,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 				}
 			}
 			if tc.addr == "" {
-				// The same inserter goes on working, with the same rows.
+				// The same inserter continues to work, with the same rows.
 				if err := ins.Insert(t.Context(), 0, "checked", name, numbers(20, 5), 5); err != nil {
 					t.Errorf("insert after the error: %v", err)
 				}
@@ -200,8 +200,8 @@ func TestColumnsOfUnequalLengthAreNotSent(t *testing.T) {
 	}
 }
 
-// A server that stops answering must not hold a writer longer than its context,
-// wherever in the conversation it stops.
+// A server that stops responding must not block a writer beyond its context, wherever in
+// the exchange it stops.
 func TestSilentServerEndsWithTheContext(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -229,7 +229,7 @@ func TestSilentServerEndsWithTheContext(t *testing.T) {
 	}
 }
 
-// Without a cluster the addresses are replicas of one another.
+// Without a cluster the addresses are replicas of each other.
 func TestNextReplicaTakesOver(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -276,10 +276,10 @@ func TestInsertsShareBoundedConnections(t *testing.T) {
 	}
 	_ = ins.Insert(t.Context(), 0, "missing", "x", numbers(0, 1), 1)
 	want := `
-# HELP metaflow_clickhouse_insert_errors_total Inserts that failed, by what the writer does about it and by ClickHouse's name of the error.
+# HELP metaflow_clickhouse_insert_errors_total Failed inserts, by fault class and by ClickHouse's name of the error.
 # TYPE metaflow_clickhouse_insert_errors_total counter
 metaflow_clickhouse_insert_errors_total{class="retryable",code="UNKNOWN_TABLE",table="missing"} 1
-# HELP metaflow_clickhouse_inserted_rows_total Rows that ClickHouse acknowledged, among them those it had already.
+# HELP metaflow_clickhouse_inserted_rows_total Rows that ClickHouse acknowledged, including those it had already stored.
 # TYPE metaflow_clickhouse_inserted_rows_total counter
 metaflow_clickhouse_inserted_rows_total{table="t"} 80
 `
@@ -309,14 +309,13 @@ func TestCompressionOnTheWire(t *testing.T) {
 	}
 }
 
-// raceEnabled is set where the race detector is built in.
+// raceEnabled is set in builds with the race detector.
 var raceEnabled bool
 
-// A writer's memory is bounded by its batches. Sending them must not hold them
-// a second time.
-func TestBlockIsSentFromWhereItLies(t *testing.T) {
+// A writer's memory is bounded by its batches. Sending them must not copy them.
+func TestBlockIsSentWithoutACopy(t *testing.T) {
 	if raceEnabled {
-		t.Skip("the race detector allocates in code that does not")
+		t.Skip("the race detector adds allocations")
 	}
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -339,9 +338,9 @@ func TestBlockIsSentFromWhereItLies(t *testing.T) {
 	}
 }
 
-// A connection that lay idle may have been closed by anyone between here and
-// the server. That is found out before a block is sent into it.
-func TestIdleConnectionIsTriedFirst(t *testing.T) {
+// An idle connection may have been closed anywhere between client and server. The pool
+// detects that before it sends a block.
+func TestIdleConnectionIsCheckedFirst(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
 	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")

@@ -17,30 +17,29 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// defaultMaxConns is for a writer that has a few partitions in flight. A
-// connection that has inserted holds 2 MiB, with zstd 13.
+// defaultMaxConns suits a writer with a few partitions in flight. A connection that has
+// inserted holds 2 MiB, or 13 MiB with zstd.
 const defaultMaxConns = 4
 
-// InserterOptions is what code chooses; every field may be left zero.
+// InserterOptions are set by code. The zero value is usable.
 type InserterOptions struct {
-	Logger     *slog.Logger          // nil: silent
-	Registerer prometheus.Registerer // nil: metrics are kept and shown to nobody
-	// MaxConns bounds the connections to one address, and so the inserts that
-	// run there at a time; more wait. Zero: 4.
+	Logger     *slog.Logger          // nil discards
+	Registerer prometheus.Registerer // nil does not register the metrics
+	// MaxConns bounds the connections to one address, and so the concurrent inserts
+	// there; further ones wait. Zero means 4.
 	MaxConns int
 }
 
-// Inserter sends blocks over the native protocol. Close it to close its
-// connections.
+// Inserter sends blocks over the native protocol. The caller must close it.
 type Inserter struct {
 	database string
 	timeout  time.Duration
-	settings []proto.Setting // those of every insert
+	settings []proto.Setting // of every insert
 	shards   *shards
 	metrics  *metrics
 }
 
-// NewInserter checks cfg and reads the files of its TLS; it does not connect.
+// NewInserter checks cfg and reads its TLS files. It does not connect.
 func NewInserter(cfg Config, opts InserterOptions) (*Inserter, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("clickhouse config: %w", err)
@@ -68,38 +67,37 @@ func NewInserter(cfg Config, opts InserterOptions) (*Inserter, error) {
 	}, nil
 }
 
-// Close closes the idle connections; those in use close when their insert ends.
+// Close closes the idle connections; the others close when their insert ends.
 func (i *Inserter) Close() { i.shards.close() }
 
-// Discover reads the shards of the configured cluster, once: their number is
-// fixed from then on. Without a cluster it does nothing.
+// Discover reads the shards of the configured cluster and fixes their number. Without a
+// cluster it does nothing.
 func (i *Inserter) Discover(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
 	return i.shards.refresh(ctx, refreshEvery)
 }
 
-// Shards is 1 without a cluster, and with one the number that Discover or the
-// first Insert found; before that it is 0. A partition belongs to shard
-// partition mod Shards().
+// Shards returns the number of shards: 1 without a cluster, otherwise the number found by
+// Discover or the first Insert, and 0 before that. Partition p belongs to shard p mod
+// Shards().
 func (i *Inserter) Shards() int { return i.shards.count() }
 
-// Guard ties an insert to a right that may end while the insert is under way: the
-// ownership of what is inserted. The zero value guards nothing.
+// Guard ties an insert to a right that may expire while the insert is in flight: the
+// ownership of the inserted records. The zero value guards nothing.
 type Guard struct {
-	// Query names who inserts, within the database. Settle finds the insert by it.
+	// Query names the inserter within the database. Settle finds the insert by it.
 	Query string
-	// Until returns the moment after which the rows must not be sent any more, as far as is
-	// known when it is called. The rows go out only once ClickHouse has taken the statement
-	// and that moment has not passed. Of a block sent later, by a program that was stopped in
-	// between, ClickHouse hears nothing, or it gives up on the rows first (receiveTimeout).
-	// Nil means no bound.
+	// Until returns the time after which the rows must not be sent, as far as is known
+	// when it is called. The rows are sent only after ClickHouse has accepted the
+	// statement and only before that time. If the program is stopped in between and sends
+	// them later, ClickHouse has already given up on the insert (receiveTimeout). Nil
+	// means no bound.
 	Until func() time.Time
 }
 
-// expired reports whether the moment has passed, by the monotonic or by the wall clock:
-// the monotonic one stands still while a machine is suspended, and the wall clock may be
-// set back.
+// expired reports whether the time has passed on the monotonic or the wall clock: the
+// monotonic clock stops while a machine is suspended, and the wall clock may be set back.
 func (g *Guard) expired() bool {
 	if g.Until == nil {
 		return false
@@ -108,34 +106,34 @@ func (g *Guard) expired() bool {
 	return !now.Before(until) || !now.Round(0).Before(until.Round(0))
 }
 
-// ErrExpired says that Guard.Until passed before the rows were sent: none of them is stored.
-var ErrExpired = errors.New("the rows were not sent: the time to do so has passed")
+// ErrExpired means that Guard.Until passed before the rows were sent: none is stored.
+var ErrExpired = errors.New("rows not sent: the guard has expired")
 
 // receiveTimeout is how long ClickHouse waits for the rows of an insert after it has
-// taken the statement. It bounds how late a program that is stopped between the two can
-// still store them, and how long Settle waits for such a one.
+// accepted the statement. It bounds how late a program that was stopped in between can
+// still store them, and how long Settle waits for such an insert.
 const receiveTimeout = 10 * time.Second
 
-// Insert is InsertGuarded without a guard.
+// Insert calls InsertGuarded without a guard.
 func (i *Inserter) Insert(ctx context.Context, shard int, table, token string, input proto.Input, rows int) error {
 	return i.InsertGuarded(ctx, Guard{}, shard, table, token, input, rows)
 }
 
-// InsertGuarded stores input, which has the given number of rows, in table of the
-// configured database, as one block under the deduplication token: the same
-// rows under the same token are stored once while the table remembers the token.
+// InsertGuarded stores input as one block in table of the configured database, under the
+// deduplication token: the same rows under the same token are stored once as long as the
+// table remembers the token. rows is the number of rows of input.
 //
-// It blocks until ClickHouse has answered, ctx ends or query_timeout passes.
-// It reads input and never changes its rows, so that after an error the same
-// input can be sent again; but it fills caches inside the columns, so no two
-// goroutines may insert the same input at the same time.
+// It blocks until ClickHouse responds, ctx ends or query_timeout passes. It never changes
+// the rows of input, so the same input can be sent again after an error. But it fills
+// caches inside the columns, so two goroutines must not insert the same input
+// concurrently.
 //
-// After any error but ErrExpired the block may be stored, or a part of it: an error that
-// ClickHouse reports may have come after the rows were in the table, from a view that
-// depends on it. Class Rejected means that ClickHouse refused values; look up which rows
-// are stored before taking the block apart. Any other error is Retryable under the same
-// token. A table may also remember a token whose rows it has lost (a crash between the
-// two), so a retry that succeeds proves nothing either: look the rows up.
+// After any error but ErrExpired the block may be stored, in whole or in part: ClickHouse
+// may report an error of a dependent view after the rows are in the table. Class Rejected
+// means that ClickHouse refused values; look up which rows are stored before bisecting
+// the block. Any other error is Retryable under the same token. A table may also remember
+// a token whose rows it lost in a crash, so a successful retry proves nothing either:
+// look the rows up.
 func (i *Inserter) InsertGuarded(ctx context.Context, guard Guard, shard int, table, token string, input proto.Input, rows int) error {
 	if rows == 0 {
 		return nil
@@ -156,10 +154,10 @@ func (i *Inserter) InsertGuarded(ctx context.Context, guard Guard, shard int, ta
 	return err
 }
 
-// Settle returns when no insert runs at the shard whose Guard.Query was query: it ends
-// those that do. After it, what such an insert has stored can be looked up, and nothing
-// more will come of it. A replica that cannot be reached is not asked, as long as another
-// one can; an insert there is still known by its token.
+// Settle ends the inserts at the shard with the given Guard.Query and returns when none
+// runs. After that, what they have stored can be looked up, and they store nothing more.
+// Settle skips a replica that it cannot reach as long as it reaches another one; the
+// token still covers an insert there.
 func (i *Inserter) Settle(ctx context.Context, shard int, query string) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
@@ -170,7 +168,8 @@ func (i *Inserter) Settle(ctx context.Context, shard int, query string) error {
 	return nil
 }
 
-// owner tells the inserts of a Guard.Query from those of other installations on the same servers.
+// owner separates the inserts of a Guard.Query from those of other installations on the
+// same servers.
 func (i *Inserter) owner(query string) string {
 	if query == "" {
 		return ""
@@ -178,12 +177,14 @@ func (i *Inserter) owner(query string) string {
 	return i.database + "/" + query
 }
 
-// settlePause is between two looks at whether a query has ended. One that ClickHouse is
-// working on ends within milliseconds; one that waits for rows, with receiveTimeout.
+// settlePause is the interval between checks for running queries. A query that ClickHouse
+// is executing ends within milliseconds; one that waits for rows ends with
+// receiveTimeout.
 const settlePause = 50 * time.Millisecond
 
-// settle ends the queries of a prefix at one server and waits for their end. KILL QUERY ...
-// SYNC is of no use for it: it does not come back while an insert waits for its rows.
+// settle kills the queries with the given id prefix at one server and waits for their
+// end. It does not use KILL QUERY ... SYNC, which does not return while an insert waits
+// for its rows.
 func settle(ctx context.Context, client *ch.Client, prefix string) error {
 	ours := "startsWith(query_id, " + quote(prefix+queryIDSeparator) + ")"
 	for first := true; ; first = false {
@@ -209,8 +210,8 @@ func settle(ctx context.Context, client *ch.Client, prefix string) error {
 	}
 }
 
-// queryIDSeparator stands between Guard.Query and what makes the id unique: ClickHouse
-// refuses a second query of an id that still runs.
+// queryIDSeparator separates Guard.Query from the random part of a query id: ClickHouse
+// refuses a second query with the id of a running one.
 const queryIDSeparator = "#"
 
 func queryID(prefix string) string {
@@ -220,14 +221,14 @@ func queryID(prefix string) string {
 	return prefix + queryIDSeparator + rand.Text()
 }
 
-// quote makes s a string literal.
+// quote returns s as a string literal.
 func quote(s string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }
 
 func seconds(d time.Duration) int { return max(int((d+time.Second-1)/time.Second), 1) }
 
-// checkRows finds a programming error before ClickHouse would.
+// checkRows detects a programming error before ClickHouse would.
 func checkRows(input proto.Input, rows int) error {
 	for _, c := range input {
 		if n := c.Data.Rows(); n != rows {
@@ -242,7 +243,7 @@ func (i *Inserter) insertion(guard Guard, table, token string, input proto.Input
 	settings = append(settings, i.settings...)
 	settings = append(settings,
 		setting("insert_deduplication_token", token),
-		// A block is never cut below this many rows.
+		// Keeps ClickHouse from splitting the block.
 		setting("max_insert_block_size", strconv.Itoa(max(rows, 1<<20))),
 	)
 	if guard.Until != nil {
@@ -268,20 +269,20 @@ func insertSQL(database, table string, input proto.Input) string {
 
 func insertSettings(cfg Config) []proto.Setting {
 	settings := []proto.Setting{
-		// The answer must come after the rows are in a part.
+		// ClickHouse must respond only after the rows are in a part.
 		setting("async_insert", "0"),
 		setting("insert_deduplicate", "1"),
 		setting("deduplicate_blocks_in_dependent_materialized_views", "1"),
-		// ClickHouse gives up when we have: what it still did after that would be of an
-		// insert that is being tried again.
+		// ClickHouse gives up when the client does: anything it did later would belong to
+		// an insert that is being retried.
 		setting("max_execution_time", strconv.Itoa(seconds(cfg.QueryTimeout))),
-		// What follows is not known to every server; one that does not know it
-		// ignores it. A block must not be cut, whatever the user's profile says.
+		// The following settings are unknown to some servers, which ignore them. A block
+		// must not be split, whatever the user's profile.
 		{Key: "use_strict_insert_block_limits", Value: "0"},
-		// Merges build the skip indexes, once for many inserts: until then a
-		// young part is read without them.
+		// Merges build the skip indexes, once for many inserts. Until then a young part
+		// is read without them.
 		{Key: "materialize_skip_indexes_on_insert", Value: "0"},
-		// Nobody reads them.
+		// Nobody reads the profile events.
 		{Key: "send_profile_events", Value: "0"},
 	}
 	if cfg.InsertQuorum != "" {
@@ -290,8 +291,8 @@ func insertSettings(cfg Config) []proto.Setting {
 	return settings
 }
 
-// setting is one that the server must know: on an error we would rather hear
-// of it than store twice.
+// setting returns a setting that the server must know: an error is better than storing
+// twice.
 func setting(key, value string) proto.Setting {
 	return proto.Setting{Key: key, Value: value, Important: true}
 }

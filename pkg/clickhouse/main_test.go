@@ -15,8 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 )
 
-// engine is shared by the tests that do not stop it: each works in a database
-// of its own.
+// engine is shared by the tests that do not stop it. Each test uses its own database.
 var engine *chengine.Engine
 
 func TestMain(m *testing.M) {
@@ -54,7 +53,8 @@ func runTests(m *testing.M) int {
 
 var notInNames = regexp.MustCompile(`[^A-Za-z0-9]+`)
 
-// testConfig is for the shared engine and a database named after the test.
+// testConfig returns a configuration for the shared engine and a database named after the
+// test.
 func testConfig(t testing.TB) Config {
 	t.Helper()
 	cfg := DefaultConfig()
@@ -64,7 +64,7 @@ func testConfig(t testing.TB) Config {
 	return cfg
 }
 
-// openDB opens a DB, and drops its database when the test ends.
+// openDB opens a DB and drops its database when the test ends.
 func openDB(t testing.TB, cfg Config) *DB {
 	t.Helper()
 	d, err := Open(cfg, nil)
@@ -79,7 +79,7 @@ func openDB(t testing.TB, cfg Config) *DB {
 	return d
 }
 
-// migrated returns a DB whose schema is in place, thirty days of retention.
+// migrated returns a DB with the current schema and thirty days of retention.
 func migrated(t testing.TB, cfg Config) *DB {
 	t.Helper()
 	d := openDB(t, cfg)
@@ -111,7 +111,7 @@ func mustExec(t testing.TB, d *DB, sql string) {
 	}
 }
 
-// queryText returns what a query gives, a line a row, columns between tabs.
+// queryText returns the result of a query, one line per row, columns separated by tabs.
 func queryText(t testing.TB, d *DB, sql string) string {
 	t.Helper()
 	rows, err := d.conn.Query(t.Context(), sql)

@@ -10,29 +10,30 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// metrics of inserts, by table.
+// metrics are the insert metrics, by table.
 type metrics struct {
 	seconds  *prometheus.HistogramVec
 	rows     *prometheus.CounterVec
 	failures *prometheus.CounterVec
 }
 
-// newMetrics registers with reg, or with nothing when reg is nil.
+// newMetrics registers the metrics with reg, unless reg is nil.
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "metaflow", Subsystem: "clickhouse", Name: "insert_duration_seconds",
-			Help: "Time of one insert, from encoding to ClickHouse's answer.",
-			// An insert of a full batch takes some 100 ms; 60 s is where it times out.
+			Help: "Time of one insert, from encoding to ClickHouse's response.",
+			// An insert of a full batch takes some 100 ms; 60 s is the default
+			// query_timeout.
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"table", "outcome"}),
 		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "metaflow", Subsystem: "clickhouse", Name: "inserted_rows_total",
-			Help: "Rows that ClickHouse acknowledged, among them those it had already.",
+			Help: "Rows that ClickHouse acknowledged, including those it had already stored.",
 		}, []string{"table"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "metaflow", Subsystem: "clickhouse", Name: "insert_errors_total",
-			Help: "Inserts that failed, by what the writer does about it and by ClickHouse's name of the error.",
+			Help: "Failed inserts, by fault class and by ClickHouse's name of the error.",
 		}, []string{"table", "class", "code"}),
 	}
 	if reg == nil {

@@ -83,7 +83,7 @@ func appliedNames(t *testing.T, d *DB) []string {
 	return names
 }
 
-// A newer program may have gone ahead: its migrations show, and stay.
+// A newer program may have migrated already: its migrations are listed and stay.
 func TestDatabaseAheadOfTheProgram(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	mustExec(t, d, "INSERT INTO "+d.cfg.Database+".schema_migrations (version, name, applied) VALUES (900, 'later', true)")
@@ -103,7 +103,7 @@ func TestDatabaseAheadOfTheProgram(t *testing.T) {
 	}
 }
 
-// Every replica of a deployment migrates at its start.
+// Every replica of a deployment migrates when it starts.
 func TestReplicasMigrateAtOnce(t *testing.T) {
 	cfg := testConfig(t)
 	first := openDB(t, cfg)
@@ -118,7 +118,7 @@ func TestReplicasMigrateAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	checkVersion(t, first, migrations.Latest())
-	// Replicas of two generations that disagree about the retention.
+	// Replicas of two releases disagree about the retention.
 	for i := range 5 {
 		d := openDB(t, cfg)
 		wg.Go(func() {
@@ -165,7 +165,7 @@ func TestRetentionFollowsTheConfiguration(t *testing.T) {
 			t.Errorf("%s: changed %d times, want %d", s.name, n, 2*s.changes)
 		}
 	}
-	// A day that is over goes as a whole.
+	// An expired day is dropped as a whole.
 	ins := newInserter(t, cfg)
 	block := spanBlock(10, func(i int) time.Time { return day(40 * (i % 2)) })
 	if err := ins.Insert(t.Context(), 0, "spans_local", "token", block, 10); err != nil {
@@ -178,7 +178,7 @@ func TestRetentionFollowsTheConfiguration(t *testing.T) {
 	mustExec(t, d, "DROP DATABASE "+cfg.Database+" SYNC")
 }
 
-// lineCounter is a log that can be asked what it holds.
+// lineCounter is a log that counts its lines by text.
 type lineCounter struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -196,7 +196,7 @@ func (l *lineCounter) with(text string) int {
 	return strings.Count(l.text.String(), text)
 }
 
-// What this engine cannot run for want of Keeper it can at least parse.
+// The engine lacks Keeper and cannot run these statements, but it can parse them.
 func TestRenderedSQLParses(t *testing.T) {
 	d := openDB(t, testConfig(t))
 	for name, p := range map[string]migrations.Params{
@@ -226,7 +226,7 @@ func TestRenderedSQLParses(t *testing.T) {
 	}
 }
 
-func TestWaitTellsWhatItWaitsFor(t *testing.T) {
+func TestWaitLogsWhatItWaitsFor(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Addresses = []string{"127.0.0.1:1"}
 	d := openDB(t, cfg)
@@ -243,7 +243,7 @@ func TestWaitTellsWhatItWaitsFor(t *testing.T) {
 	}
 }
 
-// The engine comes up while a program waits for it.
+// The engine starts while a program waits for it.
 func TestWaitReturnsWhenTheEngineIsUp(t *testing.T) {
 	port := freePort(t)
 	cfg := testConfig(t)
@@ -271,7 +271,7 @@ func TestConfigReportsEveryProblem(t *testing.T) {
 		`addresses[2]: ":9000" names no host`,
 		`database: "a b" is not letters, digits and _`,
 		`cluster: "it's" is not letters, digits, _, . and -`,
-		`username: it is empty`,
+		`username: must not be empty`,
 		`compression: "gzip" is not lz4, zstd or none`,
 		`dial_timeout: 0s is not positive`,
 		`query_timeout: 0s is not positive`,

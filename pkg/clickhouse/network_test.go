@@ -10,11 +10,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// now is when the stories of these tests happen: within the last minutes, so that views
-// over the last minutes see them.
+// now is the time of the events in these tests: within the last minutes, so that views
+// over the last minutes include them.
 var now = time.Now().UTC().Truncate(time.Minute).Add(-2 * time.Minute)
 
-// spanRow is a row of spans_local, as far as the join needs it.
+// spanRow has the columns of spans_local that the join needs.
 type spanRow struct {
 	id, parent, service, kind string
 	ip, peer                  string
@@ -23,7 +23,7 @@ type spanRow struct {
 	at, took                  time.Duration
 }
 
-// flowRow is a row of flows_local that tells of the minute from now on, unless it says otherwise.
+// flowRow is a row of flows_local. By default it covers the minute from now on.
 type flowRow struct {
 	role, ip, peer                             string
 	port, peerPort                             int
@@ -67,10 +67,10 @@ func insertConns(t *testing.T, d *DB, conns ...flowRow) {
 	}
 }
 
-// id16 is a span id made of a letter; the empty id stays empty.
+// id16 returns a span id made of one letter; the empty id stays empty.
 func id16(letter string) string { return strings.Repeat(letter, 16) }
 
-// address is :: for an unknown address.
+// address returns :: for an unknown address.
 func address(a string) string {
 	if a == "" {
 		return "::"
@@ -78,7 +78,7 @@ func address(a string) string {
 	return a
 }
 
-// A call from a (10.0.0.1) to b (10.0.0.2:80), and what the network did to it.
+// The test call goes from a (10.0.0.1) to b (10.0.0.2:80).
 const (
 	a = "10.0.0.1"
 	b = "10.0.0.2"
@@ -264,7 +264,7 @@ func TestTraceNetwork(t *testing.T) {
 	}
 }
 
-// The gap between what a client waited and what its server worked is time on the way.
+// The gap between a client's wait and its server's work is time on the network.
 func TestTraceNetworkGap(t *testing.T) {
 	cfg := testConfig(t)
 	d := openDB(t, cfg)
@@ -282,7 +282,7 @@ func TestTraceNetworkGap(t *testing.T) {
 	}
 }
 
-// Edges between services, and which of them are bad.
+// The edges between services, and their verdicts.
 func TestServiceNetwork(t *testing.T) {
 	cfg := testConfig(t)
 	d := openDB(t, cfg)
@@ -332,7 +332,8 @@ func TestServiceNetwork(t *testing.T) {
 	}
 }
 
-// A reset is trouble where requests failed, or where nobody knows; some applications close idle connections so.
+// A reset is a problem if requests failed or if there are no spans to tell. Some
+// applications close idle connections by reset.
 func TestHarmfulResets(t *testing.T) {
 	cfg := testConfig(t)
 	d := openDB(t, cfg)

@@ -6,20 +6,19 @@ import (
 	"time"
 )
 
-// holdOff is how long an address that failed is left alone while another of
-// its shard answers. Long enough not to pay a dial timeout for each insert,
-// short enough to come home soon after a restart.
+// holdOff is how long an address that failed is avoided while another replica of its
+// shard responds: long enough not to pay a dial timeout for each insert, short enough to
+// return soon after a restart.
 const holdOff = 5 * time.Second
 
-// node is one address: its connections, bounded in number, and whether it
-// failed lately.
+// node is one address with its connections, bounded in number, and its recent failure.
 type node struct {
 	addr   string
 	dialer *dialer
-	slots  chan struct{} // holds a token for each connection in use
+	slots  chan struct{} // one token for each connection in use
 
 	mu        sync.Mutex
-	idle      []*conn // the last one put back is the next one taken
+	idle      []*conn // a stack: the last one returned is taken first
 	closed    bool
 	downUntil time.Time
 }
@@ -28,8 +27,7 @@ func newNode(addr string, d *dialer, maxConns int) *node {
 	return &node{addr: addr, dialer: d, slots: make(chan struct{}, maxConns)}
 }
 
-// acquire waits for a free connection, or makes one. Its error means that
-// nothing was sent.
+// acquire waits for a free connection or opens one. An error means that nothing was sent.
 func (n *node) acquire(ctx context.Context) (*conn, error) {
 	select {
 	case n.slots <- struct{}{}:
@@ -82,8 +80,7 @@ func (n *node) takeIdle() *conn {
 	return c
 }
 
-// run does f over a connection that it takes and gives back. dialed is false
-// when f was not called.
+// run calls f with a connection from the pool. dialed is false if f was not called.
 func (n *node) run(ctx context.Context, f use) (dialed bool, err error) {
 	c, err := n.acquire(ctx)
 	if err != nil {

@@ -8,17 +8,17 @@ import (
 	"testing"
 )
 
-// proxy stands before a server and decides which bytes still pass.
+// proxy forwards connections to a server and decides which bytes may pass.
 type proxy struct {
 	server string
-	// toServer and toClient see what has passed on one connection and return
-	// false when no more may that way. Nothing is closed then.
+	// toServer and toClient see what has passed on one connection and return false to
+	// stop that direction without closing it.
 	toServer, toClient func(s *passed) bool
-	// swallow reads on where no more may pass. Without it bytes pile up.
+	// swallow keeps reading in a stopped direction. Without it bytes pile up.
 	swallow bool
 }
 
-// passed counts what one connection has carried.
+// passed counts the traffic of one connection.
 type passed struct {
 	sent    atomic.Int64 // bytes to the server
 	answers atomic.Int64 // reads from the server
@@ -50,7 +50,7 @@ func (p proxy) start(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// serve ends when either side closes or the test does.
+// serve returns when either side closes or the test ends.
 func (p proxy) serve(ctx context.Context, client net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -76,7 +76,7 @@ func (p proxy) serve(ctx context.Context, client net.Conn) {
 	wg.Wait()
 }
 
-// pump moves bytes from src to dst until either ends.
+// pump copies bytes from src to dst until either ends.
 func (p proxy) pump(ctx context.Context, dst, src net.Conn, may func(n int) bool) {
 	buf := make([]byte, 1<<16)
 	for {
@@ -97,16 +97,16 @@ func (p proxy) pump(ctx context.Context, dst, src net.Conn, may func(n int) bool
 	}
 }
 
-// silentAfter goes silent both ways after that many answers, like a host that
-// lost its network.
+// silentAfter stops both directions after that many responses, like a host that lost its
+// network.
 func silentAfter(t *testing.T, server string, answers int64) string {
 	t.Helper()
 	may := func(s *passed) bool { return s.answers.Load() <= answers }
 	return proxy{server: server, toServer: may, toClient: may}.start(t)
 }
 
-// muteAfter hands everything to the server and no answer back once the client
-// has sent that many bytes.
+// muteAfter forwards everything to the server, but no responses once the client has sent
+// that many bytes.
 func muteAfter(t *testing.T, server string, sent int64) string {
 	t.Helper()
 	return proxy{

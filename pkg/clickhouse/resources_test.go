@@ -13,8 +13,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// What is known of pods, services and agents goes into its tables, and the newest of each is what the
-// views show.
+// The tables store what is known of pods, services and agents, and the views show the
+// newest row of each.
 func TestResourcesFitTheTables(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -43,7 +43,8 @@ func TestResourcesFitTheTables(t *testing.T) {
 			Addresses: []*agentv1.PodAddress{a}, SeenTimeUnixNano: at(seen),
 		}
 	}
-	// In the order in which they were written, but the last insert comes first: a repetition is no news.
+	// In the order of writing, except that the last row is inserted first: a repetition
+	// changes nothing.
 	for i, p := range []*agentv1.Pod{pod("b", "10.0.0.1", 30, 0, 59), pod("a", "10.0.0.1", 1, 20, 20), pod("a", "10.0.0.1", 1, 0, 10), pod("c", "fd00::1", 5, 0, 50)} {
 		pods := columns.NewPods()
 		pods.Append(p, time.Unix(0, int64(p.SeenTimeUnixNano)))
@@ -57,7 +58,7 @@ func TestResourcesFitTheTables(t *testing.T) {
 	if got != want {
 		t.Errorf("pods:\n%s\nwant:\n%s", got, want)
 	}
-	// The question that pods are kept for.
+	// The query that pods are stored for.
 	got = queryText(t, d, `SELECT pod FROM `+cfg.Database+`.pods WHERE ip = toIPv6('10.0.0.1') AND fromUnixTimestamp64Nano(`+queryInt(at(10))+
 		`) BETWEEN valid_from AND valid_to`)
 	if got != "web-a" {

@@ -25,7 +25,7 @@ func freePort(t testing.TB) int {
 
 func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
-// startEngine runs an engine until the test ends; the test may kill it before.
+// startEngine runs an engine until the test ends. The test may kill it earlier.
 func startEngine(t testing.TB, o chengine.Options) *chengine.Engine {
 	t.Helper()
 	e, err := chengine.Start(t.Context(), o)
@@ -40,9 +40,8 @@ func startEngine(t testing.TB, o chengine.Options) *chengine.Engine {
 	return e
 }
 
-// A writer that saw its connection die sends the block again, and again after
-// that, until it is told that the block is stored. However far ClickHouse had
-// come when it was killed, the rows are there once.
+// A writer whose connection died sends the block again until it succeeds. However far
+// ClickHouse had come when it was killed, the rows are stored once.
 func TestKilledEngineStoresOnce(t *testing.T) {
 	cfg := testConfig(t)
 	o := chengine.Options{DataDir: t.TempDir(), NativePort: freePort(t)}
@@ -80,8 +79,8 @@ func TestKilledEngineStoresOnce(t *testing.T) {
 	}
 }
 
-// The worst moment: the block is stored, the answer is lost, and ClickHouse is
-// killed before it is asked again.
+// The worst case: the block is stored, the response is lost, and ClickHouse is killed
+// before the retry.
 func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 	cfg := testConfig(t)
 	o := chengine.Options{DataDir: t.TempDir(), NativePort: freePort(t)}
@@ -104,13 +103,13 @@ func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 		select {
 		case <-t.Context().Done():
 			t.Fatal("the block was never stored")
-		case <-time.After(10 * time.Millisecond): // the server's clock is the real one
+		case <-time.After(10 * time.Millisecond): // the server runs on the real clock
 		}
 	}
 	_ = syscall.Kill(e.PID(), syscall.SIGKILL)
 	<-e.Done()
 	if err := <-failed; err == nil || fault.ClassOf(err) != fault.Retryable {
-		t.Errorf("insert without an answer: %v", err)
+		t.Errorf("insert without a response: %v", err)
 	}
 	startEngine(t, o)
 	for range 2 {
@@ -123,8 +122,8 @@ func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 	}
 }
 
-// Ending inserts at any moment must not take the embedded engine along, which
-// a reset connection does.
+// Aborting inserts at any moment must not stop the embedded engine, which a connection
+// reset would do.
 func TestEngineSurvivesCancelledInserts(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)

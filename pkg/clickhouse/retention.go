@@ -11,8 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/migrations"
 )
 
-// retentionAttempts is for several replicas that change the same table at
-// once: a Replicated table lets one of them and refuses the others for a moment.
+// Several replicas may change the same table at once. A Replicated table accepts one
+// change and refuses the others for a moment.
 const (
 	retentionAttempts = 5
 	retentionPause    = 200 * time.Millisecond
@@ -65,9 +65,8 @@ func (d *DB) retainTable(ctx context.Context, p migrations.Params, table, want s
 	return nil
 }
 
-// alterTTL leaves rows already stored as they are: whole parts go when all of
-// their rows have ended, and ClickHouse computes that from the new expression
-// as parts merge.
+// alterTTL does not rewrite stored rows: ClickHouse drops a part when all of its rows
+// have expired, and computes that from the new expression as parts merge.
 func alterTTL(p migrations.Params, table, ttl string) string {
 	alter := "ALTER TABLE " + p.Database + "." + table + p.OnCluster()
 	if ttl == "" {
@@ -78,9 +77,9 @@ func alterTTL(p migrations.Params, table, ttl string) string {
 
 var ttlInEngine = regexp.MustCompile(`(?s) TTL (.*?)(?: SETTINGS .*)?$`)
 
-// currentTTLs returns the table's TTL expressions as ClickHouse shows them, ""
-// for none: one, unless nodes of the cluster differ because a change reached
-// only some of them. Nodes that are down are not asked.
+// currentTTLs returns the table's TTL expressions as ClickHouse shows them, "" for none.
+// There is one, unless nodes of the cluster differ because a change reached only some of
+// them. Nodes that are down are skipped.
 func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
 	engines, err := d.engines(ctx, table)
 	if err != nil {
@@ -98,8 +97,8 @@ func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
 	return slices.Compact(ttls), nil
 }
 
-// engines returns how the nodes that are up define the table: its engine with keys, TTL and settings,
-// as ClickHouse shows them.
+// engines returns the table's definition on each node that is up: its engine with keys,
+// TTL and settings, as ClickHouse shows them.
 func (d *DB) engines(ctx context.Context, table string) ([]string, error) {
 	from := "system.tables"
 	if d.cfg.Cluster != "" {

@@ -13,15 +13,14 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// sender speaks the INSERT part of the native protocol over a connection that
+// sender implements the INSERT part of the native protocol over a connection that
 // ch.Client has logged in, while that client is not in use.
 //
-// The client itself copies a whole block to encode it and once more to compress
-// it, and keeps both buffers: twice the largest block for each connection. The
-// protocol does not ask for that: a compressed block is a run of frames. So the
-// columns are written one after another, straight from the caller's memory
-// into frames of frameSize, and a connection keeps two of those whatever the
-// size of a block.
+// ch.Client copies a whole block to encode it and again to compress it, and keeps both
+// buffers: twice the largest block for each connection. The protocol allows better,
+// because a compressed block is a sequence of frames. The sender writes the columns one
+// after another, straight from the caller's memory, into frames of frameSize. A
+// connection keeps two frames, whatever the size of a block.
 type sender struct {
 	conn    net.Conn
 	reader  *proto.Reader
@@ -31,7 +30,7 @@ type sender struct {
 	version int
 }
 
-// insertion is one block on its way.
+// insertion is one block to insert.
 type insertion struct {
 	guard    Guard
 	id       string // of the query; empty lets ClickHouse choose
@@ -56,15 +55,15 @@ func newSender(conn net.Conn, server proto.ServerHello, compression string) *sen
 	return s
 }
 
-// methods are the names that mean compression.
+// methods maps the names of compressions to methods.
 var methods = map[string]compress.Method{
 	compressionLZ4:  compress.LZ4,
 	compressionZSTD: compress.ZSTD,
 }
 
-// insert sends the statement, waits for the table's columns, sends the block
-// and waits for the answer. From the time on that the columns have come, Settle finds
-// the query; so whoever looks after the guard's moment sees every insert that passed it.
+// insert sends the statement, waits for the table's columns, sends the block and waits
+// for the response. From the arrival of the columns on, Settle finds the query. So a
+// Settle after the guard's time sees every insert that passed the guard.
 func (s *sender) insert(in insertion) error {
 	if err := s.sendQuery(in); err != nil {
 		return s.explain(fmt.Errorf("send query: %w", err))
@@ -116,7 +115,7 @@ func (s *sender) sendQuery(in insertion) error {
 	return s.sendBlock(nil, 0) // no external tables
 }
 
-// sendBlock sends one block; one without columns ends a series of them.
+// sendBlock sends one block. A block without columns ends a series.
 func (s *sender) sendBlock(input proto.Input, rows int) error {
 	s.writer.ChainBuffer(func(b *proto.Buffer) {
 		proto.ClientCodeData.Encode(b)
@@ -161,8 +160,8 @@ func (s *sender) sendColumn(c proto.InputColumn) error {
 	return err
 }
 
-// infer tells the columns that ask for it how the table is declared: what the
-// names of an enumeration mean, for one.
+// infer passes the table's column types to the columns that need them, for example the
+// names of an enumeration.
 func infer(input proto.Input, table proto.ColInfoInput) error {
 	for _, c := range input {
 		column, ok := c.Data.(proto.Inferable)
@@ -181,17 +180,17 @@ func infer(input proto.Input, table proto.ColInfoInput) error {
 	return nil
 }
 
-// receive reads packets until one of the code wanted, and decodes it into
-// result. What ClickHouse tells meanwhile about its progress is skipped.
+// receive reads packets until one has the code wanted, and decodes it into result. It
+// skips progress packets.
 func (s *sender) receive(wanted proto.ServerCode, result proto.Result) error {
 	for {
 		n, err := s.reader.UVarInt()
 		if err != nil {
-			return fmt.Errorf("read answer: %w", err)
+			return fmt.Errorf("read response: %w", err)
 		}
 		code := proto.ServerCode(n)
 		if code == proto.ServerCodeEndOfStream && code != wanted {
-			return errors.New("read answer: it ended early")
+			return errors.New("read response: it ended early")
 		}
 		if err := s.packet(code, result); err != nil {
 			return err
@@ -224,10 +223,10 @@ func (s *sender) packet(code proto.ServerCode, result proto.Result) error {
 	case proto.ServerCodeTableColumns:
 		decoder = new(proto.TableColumns)
 	default:
-		return fmt.Errorf("read answer: packet %s is not one of an insert", code)
+		return fmt.Errorf("read response: unexpected packet %s", code)
 	}
 	if err := decoder.DecodeAware(s.reader, s.version); err != nil {
-		return fmt.Errorf("read answer: %w", err)
+		return fmt.Errorf("read response: %w", err)
 	}
 	return nil
 }
@@ -243,7 +242,7 @@ func (s *sender) exception() error {
 func (s *sender) data(result proto.Result, compressed bool) error {
 	if proto.FeatureTempTables.In(s.version) {
 		if _, err := s.reader.Str(); err != nil {
-			return fmt.Errorf("read answer: %w", err)
+			return fmt.Errorf("read response: %w", err)
 		}
 	}
 	if compressed {
@@ -252,20 +251,20 @@ func (s *sender) data(result proto.Result, compressed bool) error {
 	}
 	var block proto.Block
 	if err := block.DecodeBlock(s.reader, s.version, result); err != nil {
-		return fmt.Errorf("read answer: %w", err)
+		return fmt.Errorf("read response: %w", err)
 	}
 	return nil
 }
 
-// lastWords is how long explain waits: what a server said before it closed the
-// connection has arrived by then, or never will.
-const lastWords = time.Second
+// explainTimeout bounds the wait of explain: an error that the server sent before it
+// closed the connection has arrived by then.
+const explainTimeout = time.Second
 
-// explain is for an error of sending: ClickHouse may have said why it listens
-// no longer. Without that, it returns err. A timeout is conn.run's, which wants
-// an end.
+// explain replaces a send error by ClickHouse's own error, which may have arrived before
+// it stopped reading. Otherwise it returns err. A timeout comes from conn.run, which must
+// not be delayed.
 func (s *sender) explain(err error) error {
-	if errors.Is(err, os.ErrDeadlineExceeded) || s.conn.SetReadDeadline(time.Now().Add(lastWords)) != nil {
+	if errors.Is(err, os.ErrDeadlineExceeded) || s.conn.SetReadDeadline(time.Now().Add(explainTimeout)) != nil {
 		return err
 	}
 	answer := s.receive(proto.ServerCodeEndOfStream, nil)
@@ -275,11 +274,11 @@ func (s *sender) explain(err error) error {
 	return err
 }
 
-// frameSize is how much is compressed at a time: ClickHouse's own
-// max_compress_block_size. Less compresses worse, more holds more memory.
+// frameSize is the size of a compressed frame, ClickHouse's own default for
+// max_compress_block_size. Less compresses worse, more takes more memory.
 const frameSize = 1 << 20
 
-// frames compresses what is written in pieces of frameSize.
+// frames compresses its input in pieces of frameSize.
 type frames struct {
 	to         io.Writer
 	compressor *compress.Writer
@@ -290,8 +289,8 @@ func newFrames(to io.Writer, method compress.Method) *frames {
 	return &frames{to: to, compressor: compress.NewWriter(compress.LevelZero, method), open: make([]byte, 0, frameSize)}
 }
 
-// Write takes p whole. A piece of frameSize that need not be joined with what
-// came before is compressed from where it lies.
+// Write compresses full pieces of p in place, unless they must be joined with earlier
+// bytes.
 func (f *frames) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
@@ -314,7 +313,7 @@ func (f *frames) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// flush sends what is left as a shorter frame.
+// flush sends the remaining bytes as a shorter frame.
 func (f *frames) flush() error {
 	if len(f.open) == 0 {
 		return nil

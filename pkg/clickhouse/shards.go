@@ -16,13 +16,13 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// refreshEvery is how old the list of replicas may become. Replicas come and
-// go by an operator's hand, and one that went is skipped as down before that.
+// refreshEvery is the maximum age of the list of replicas. Operators change it rarely,
+// and a removed replica is skipped as down before.
 const refreshEvery = time.Minute
 
-// shards knows which addresses hold which shard, and sends work to one of them.
+// shards maps shards to addresses and sends work to one of them.
 //
-// Lock order: mu before a node's own. refreshing serialises the reading of
+// Lock order: mu before a node's own. refreshing serializes the reading of
 // system.clusters and is taken before mu.
 type shards struct {
 	cluster  string
@@ -80,10 +80,9 @@ func (s *shards) count() int {
 	return len(s.list)
 }
 
-// run does f at one replica of the shard: the first in order that has not
-// failed lately, so that all writers prefer the same one. When that one cannot
-// be connected to, the next is tried; once f was called its error is returned,
-// because what it sent may have been stored.
+// run calls f at one replica of the shard: the first in order that has not failed
+// recently, so that all writers prefer the same one. If it cannot connect there, it tries
+// the next. Once f was called, run returns its error, because what f sent may be stored.
 func (s *shards) run(ctx context.Context, shard int, f use) (addr string, err error) {
 	if err := s.refresh(ctx, refreshEvery); err != nil {
 		return strings.Join(s.addresses(), ", "), err
@@ -107,8 +106,8 @@ func (s *shards) run(ctx context.Context, shard int, f use) (addr string, err er
 	return strings.Join(tried, ", "), errors.Join(errs...)
 }
 
-// runAll does f at every replica of the shard that can be connected to. It fails when none
-// can, or when f fails at one.
+// runAll calls f at every replica of the shard that it can connect to. It fails if it
+// reaches none, or if f fails at one.
 func (s *shards) runAll(ctx context.Context, shard int, f use) error {
 	if err := s.refresh(ctx, refreshEvery); err != nil {
 		return err
@@ -139,14 +138,14 @@ func (s *shards) replicas(shard int) ([]*node, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if shard < 0 || shard >= len(s.list) {
-		return nil, fmt.Errorf("shard %d of %d is not known", shard, len(s.list))
+		return nil, fmt.Errorf("shard %d of %d is unknown", shard, len(s.list))
 	}
 	nodes := slices.Clone(s.list[shard])
 	healthyFirst(nodes)
 	return nodes, nil
 }
 
-// healthyFirst puts the nodes that failed lately behind the others.
+// healthyFirst moves the nodes that failed recently behind the others.
 func healthyFirst(nodes []*node) {
 	now := time.Now()
 	slices.SortStableFunc(nodes, func(a, b *node) int { return compareBool(a.down(now), b.down(now)) })
@@ -171,8 +170,8 @@ func (s *shards) addresses() []string {
 	return addrs
 }
 
-// refresh reads the cluster anew when what is known is older than maxAge. What
-// is known stays in use when that fails; the error is for who knows nothing yet.
+// refresh reads the cluster again if the list is older than maxAge. After an error the
+// known list stays in use; refresh returns the error only if there is none.
 func (s *shards) refresh(ctx context.Context, maxAge time.Duration) error {
 	if s.cluster == "" || s.fresh(maxAge) {
 		return nil
@@ -189,7 +188,7 @@ func (s *shards) refresh(ctx context.Context, maxAge time.Duration) error {
 	if s.count() == 0 {
 		return err
 	}
-	s.log.Warn("keeping the known replicas", "cluster", s.cluster, "cause", err)
+	s.log.Warn("cannot refresh the cluster, keeping the known replicas", "cluster", s.cluster, "cause", err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.read = time.Now()
@@ -202,7 +201,7 @@ func (s *shards) fresh(maxAge time.Duration) bool {
 	return s.list != nil && time.Since(s.read) < maxAge
 }
 
-// readCluster asks the nodes it knows, one after another, until one answers.
+// readCluster queries the known nodes, one after another, until one responds.
 func (s *shards) readCluster(ctx context.Context) error {
 	s.mu.Lock()
 	nodes := s.all()
@@ -227,7 +226,7 @@ func (s *shards) readCluster(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// adopt replaces the replicas of every shard and keeps the nodes that stay.
+// adopt replaces the replicas of every shard and keeps the nodes that remain.
 func (s *shards) adopt(found [][]string) error {
 	if len(found) == 0 {
 		return errors.New("system.clusters does not have it")
@@ -235,7 +234,7 @@ func (s *shards) adopt(found [][]string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.list != nil && len(found) != len(s.list) {
-		return fmt.Errorf("it has %d shards and had %d: a block sent again would miss its shard; restart to use the new number",
+		return fmt.Errorf("it has %d shards and had %d: a retried block would miss its shard; restart to use the new number",
 			len(found), len(s.list))
 	}
 	known := make(map[string]*node)
@@ -274,7 +273,7 @@ func selectCluster(ctx context.Context, client *ch.Client, name string) ([][]str
 		last  uint32
 	)
 	err := client.Do(ctx, ch.Query{
-		// The name is checked by Config.Validate to need no quoting.
+		// Config.Validate ensures that the name needs no quoting.
 		Body: "SELECT shard_num, host_name, port FROM system.clusters WHERE cluster = '" + name + "' ORDER BY shard_num, replica_num",
 		Result: proto.Results{
 			{Name: "shard_num", Data: &shard},

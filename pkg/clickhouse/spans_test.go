@@ -17,7 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// The decoder's columns are the table's: each has its place and its type.
+// The decoder's columns match the table's in name and type.
 func TestDecodedSpansFitTheTable(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
@@ -49,8 +49,9 @@ func TestDecodedSpansFitTheTable(t *testing.T) {
 	}
 }
 
-// What cannot stand as it came is told as it is: queries and derived columns see the same value of a key that came
-// twice, no event happened in 1969, and a text that is not UTF-8 says so.
+// Values that cannot be stored as received keep a consistent form: queries and derived
+// columns see the same value of a repeated key, no event happened in 1969, and invalid
+// UTF-8 is marked.
 func TestOddValuesInTheTable(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)

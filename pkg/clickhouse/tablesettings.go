@@ -12,13 +12,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 )
 
-// tableSetting is one that a table of rows must have, or more of it.
+// tableSetting is a setting and its minimum value.
 type tableSetting struct {
 	name  string
 	least int64
 }
 
-// needed is what a table of the engine that writers insert into needs, for so many partitions.
+// needed returns the settings that a table with the given engine needs for so many
+// partitions.
 func (d *DB) needed(engine string, partitions int) []tableSetting {
 	window := "non_replicated_deduplication_window"
 	if strings.HasPrefix(engine, "Replicated") {
@@ -31,12 +32,12 @@ func (d *DB) needed(engine string, partitions int) []tableSetting {
 	return settings
 }
 
-// ErrTableSettings says that tables lack settings. Its text names them and the statements that
-// set them.
+// ErrTableSettings means that tables lack settings. The error text has the statements
+// that set them.
 var ErrTableSettings = errors.New("tables lack settings that a writer relies on")
 
-// CheckTableSettings returns ErrTableSettings when a table that writers of so many partitions
-// insert into lacks a setting. It changes nothing.
+// CheckTableSettings returns ErrTableSettings if a table that writers of so many
+// partitions insert into lacks a setting. It changes nothing.
 func (d *DB) CheckTableSettings(ctx context.Context, partitions int) error {
 	alters, err := d.missingSettings(ctx, partitions)
 	if err != nil || len(alters) == 0 {
@@ -45,7 +46,8 @@ func (d *DB) CheckTableSettings(ctx context.Context, partitions int) error {
 	return fmt.Errorf("%w; run: %s", ErrTableSettings, strings.Join(alters, "; "))
 }
 
-// EnsureTableSettings sets what CheckTableSettings misses. What an operator has set higher stays.
+// EnsureTableSettings sets the settings that CheckTableSettings reports. It keeps higher
+// values.
 func (d *DB) EnsureTableSettings(ctx context.Context, partitions int) error {
 	alters, err := d.missingSettings(ctx, partitions)
 	if err != nil {
@@ -53,14 +55,14 @@ func (d *DB) EnsureTableSettings(ctx context.Context, partitions int) error {
 	}
 	for _, alter := range alters {
 		if err := d.exec(ctx, alter); err != nil {
-			return fmt.Errorf("change settings of a table: %s: %w", alter, err)
+			return fmt.Errorf("change table settings: %s: %w", alter, err)
 		}
-		d.log.Info("changed settings of a table", "statement", alter)
+		d.log.Info("changed table settings", "statement", alter)
 	}
 	return nil
 }
 
-// missingSettings returns the statements that set what is missing.
+// missingSettings returns the statements that set the missing settings.
 func (d *DB) missingSettings(ctx context.Context, partitions int) (alters []string, err error) {
 	p := d.params(Retention{})
 	for _, table := range []string{columns.TableSpans, columns.TableFlows} {
@@ -84,7 +86,8 @@ func (d *DB) missingSettings(ctx context.Context, partitions int) (alters []stri
 	return alters, nil
 }
 
-// settingIn returns the number that a table's definition, as ClickHouse shows it, gives a setting.
+// settingIn returns the number that a table's definition, as ClickHouse shows it, gives a
+// setting.
 func settingIn(engine, name string) (int64, bool) {
 	match := regexp.MustCompile(`\b` + name + ` = (\d+)\b`).FindStringSubmatch(engine)
 	if match == nil {

@@ -14,7 +14,7 @@ func TestTableSettings(t *testing.T) {
 	if !errors.Is(err, ErrTableSettings) || !strings.Contains(err.Error(), "spans_local MODIFY SETTING non_replicated_deduplication_window = 57600, fsync_after_insert = 1") {
 		t.Errorf("error %v", err)
 	}
-	// An operator has set one of them higher.
+	// An operator has raised one of the settings.
 	mustExec(t, d, "ALTER TABLE "+cfg.Database+".flows_local MODIFY SETTING non_replicated_deduplication_window = 90000")
 	for range 2 { // as several servers do
 		if err := d.EnsureTableSettings(t.Context(), partitions); err != nil {

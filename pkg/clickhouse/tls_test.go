@@ -16,11 +16,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// encrypted stands before the engine as its secure port. It returns its
-// address and the file of the authority to trust.
+// encrypted runs a TLS proxy in front of the engine. It returns its address and its CA
+// file.
 func encrypted(t *testing.T, server string) (addr, caFile string) {
 	t.Helper()
-	// Only for its certificate, which is of 127.0.0.1 and example.com.
+	// Used only for its certificate, for 127.0.0.1 and example.com.
 	https := httptest.NewTLSServer(nil)
 	t.Cleanup(https.Close)
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: https.TLS.Certificates})
@@ -49,7 +49,7 @@ func encrypted(t *testing.T, server string) (addr, caFile string) {
 	return l.Addr().String(), caFile
 }
 
-// relay ends when either side does.
+// relay returns when either side closes.
 func relay(client net.Conn, server string) {
 	defer func() { _ = client.Close() }()
 	up, err := dialWire(context.Background(), server, nil)

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// exporterColumns is what version 0.161.0 of the collector's ClickHouse
-// exporter creates, as system.columns shows it.
+// exporterColumns are the columns that version 0.161.0 of the collector's ClickHouse
+// exporter creates, as system.columns shows them.
 const exporterColumns = `Timestamp	DateTime64(9)
 TraceId	String
 SpanId	String
@@ -50,7 +50,7 @@ func TestViewsHaveTheExportersColumns(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-exporter +ours):\n%s", view, diff)
 		}
-		// The declared types are those that rows come with.
+		// Rows have the declared types.
 		types := queryText(t, d, "SELECT toTypeName(tuple(*)) FROM (SELECT * FROM "+d.cfg.Database+"."+view+") LIMIT 1")
 		if types != "" {
 			t.Errorf("rows in an empty table: %s", types)
@@ -98,11 +98,11 @@ func TestViewsShowASpanWhole(t *testing.T) {
 	}
 }
 
-// A view is no use when a question through it reads the whole table.
+// A view is useless if a query through it reads the whole table.
 func TestFiltersReachThePrimaryKey(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	db := d.cfg.Database
-	// 400,000 spans over nine hours, eight a trace.
+	// 400,000 spans over nine hours, eight per trace.
 	mustExec(t, d, `INSERT INTO `+db+`.spans_local (trace_id, span_id, start_time, service_name, attributes)
 		SELECT lower(hex(sipHash128(intDiv(number, 8)))), lower(hex(sipHash64(number))),
 			toStartOfDay(now64(9, 'UTC')) - toIntervalMillisecond(80 * number), 'service-' || toString(number % 5),
@@ -147,7 +147,7 @@ func millis(at time.Time, minutes int) string {
 
 var granulesLeft = regexp.MustCompile(`Granules: (\d+)`)
 
-// granules is how many the indexes leave to be read of spans_local.
+// granules returns how many granules of spans_local the indexes leave to read.
 func granules(t *testing.T, d *DB, sql string) int {
 	t.Helper()
 	plan := queryText(t, d, "EXPLAIN indexes = 1 "+sql)

@@ -10,26 +10,26 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// farewell is how long a connection that is ended early waits for the server
-// to end its side. A server that is alive does so in a millisecond or two.
-const farewell = 250 * time.Millisecond
+// lingerTimeout is how long a closed connection waits for the server to close its side. A
+// live server does so in a millisecond or two.
+const lingerTimeout = 250 * time.Millisecond
 
-// wire is a TCP connection that ends in order, whenever it is closed: it tells
-// the server that no more comes and reads what the server still says.
+// wire is a TCP connection that always closes in order: it sends a FIN and drains what
+// the server still sends.
 //
-// Closing a socket with bytes unread, or before bytes that are still to come,
-// resets the connection, and that is what ending a query early does. ClickHouse
-// then fails to read where it expects a next query at most. A server logs that.
-// The embedded engine is a clickhouse-local, which ends itself on an error that
-// nobody handles: one cancelled insert would end ClickHouse for everyone.
+// Closing a socket with unread bytes, or before bytes that are still to come, resets the
+// connection, and aborting a query does just that. ClickHouse then fails to read where it
+// expects at most another query. A server logs the error. The embedded engine is a
+// clickhouse-local, which exits on an unhandled error: one canceled insert would stop
+// ClickHouse for everyone.
 type wire struct {
 	*net.TCPConn
 	once sync.Once
 	err  error
 }
 
-// dialWire connects, and encrypts unless certificates is nil. Closing what it
-// returns closes a wire.
+// dialWire connects, and encrypts unless certificates is nil. The returned connection
+// closes like a wire.
 func dialWire(ctx context.Context, addr string, certificates *tlsconfig.Source) (net.Conn, error) {
 	plain, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -39,13 +39,12 @@ func dialWire(ctx context.Context, addr string, certificates *tlsconfig.Source) 
 	return certificates.Encrypt(ctx, w, addr)
 }
 
-// Close may be called while others read and write: they end at once, with a
-// timeout.
+// Close may be called during reads and writes, which then fail at once with a timeout.
 func (w *wire) Close() error {
 	w.once.Do(func() {
 		_ = w.SetDeadline(time.Unix(1, 0)) // wakes them
 		if w.CloseWrite() == nil {
-			_ = w.SetReadDeadline(time.Now().Add(farewell))
+			_ = w.SetReadDeadline(time.Now().Add(lingerTimeout))
 			_, _ = io.Copy(io.Discard, w.TCPConn)
 		}
 		w.err = w.TCPConn.Close()
