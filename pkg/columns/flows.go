@@ -23,34 +23,52 @@ const (
 // Flows is one block of rows of flows_local. Make it with NewFlows. It belongs to one
 // goroutine, and keeps its memory over Reset.
 type Flows struct {
-	rows    int
-	input   proto.Input
-	all     []column
+	block
 	resolve Resolver
 
-	time, start                                    fixed
-	role, state, endReason                         fixed
-	ip, port, peerIP, peerPort                     fixed
-	networkNamespace, connection                   fixed
-	connections, connectFailures, resets, timeouts fixed
-	bytesSent, bytesReceived, segmentsSent         fixed
-	retransmits, retransmittedBytes                fixed
-	rtt, minRTT                                    fixed
-	receiveWindowLimited, sendBufferLimited, busy  fixed
-	agentID, cluster, node                         dict
-	group                                          [groupTexts]dict
-	peer                                           [peerTexts]dict
+	// The row that is appended next.
+	flow             flows.Flow
+	networkNamespace uint64
+	ip, peerIP       [16]byte
+	agentTexts       dictKeys // agent_id, cluster, node
+	groupTexts       dictKeys // the texts of the flow's group
+	peerTexts        dictKeys // what is known of the peer
 
-	// The holder that was put last, and its places in the dictionaries: most flows have the
-	// same peers, or nobody knows them.
+	// The holder that peer has the keys of: most flows have the same peers, or
+	// nobody knows them.
 	holder     index.Holder
-	holderKeys [peerTexts]uint32
 	holderKept bool
+
+	// The columns that Keys reads.
+	ends, namespaces, connections, ips *fixed
 }
 
-// The texts of a FlowGroup, by the order of their fields from pod_uid on.
-const groupTexts = 7
+// dictKeys are columns that take one value for many rows.
+type dictKeys struct {
+	columns []*dict
+	keys    [maxKeys]uint32 // of the next row
+}
 
+// maxKeys bounds the columns of one dictKeys.
+const maxKeys = 16
+
+// declare adds a column to the block; columns count from 0.
+func (d *dictKeys) declare(b *block, name string) {
+	d.columns = append(d.columns, b.key(name, &d.keys[len(d.columns)]))
+}
+
+// put makes v the value of column i in the rows that come.
+func (d *dictKeys) put(i int, v []byte) { d.keys[i] = d.columns[i].key(v) }
+
+// putText is put for a value that is a string.
+func (d *dictKeys) putText(i int, v string) { d.keys[i] = d.columns[i].keyOf(v) }
+
+// What the agent says of itself, in the order of its columns.
+const agentID = 0
+
+var agentColumns = [...]string{agentID: "agent_id", "cluster", "node"}
+
+// The texts of a FlowGroup, in the order of their fields from pod_uid on.
 const (
 	podUID = iota
 	podName
@@ -58,12 +76,28 @@ const (
 	podWorkload
 )
 
-var groupColumns = [groupTexts]string{"pod_uid", "pod", "namespace", "workload", "container_id", "container", "process"}
+var groupColumns = [...]string{podUID: "pod_uid", podName: "pod", podNamespace: "namespace", podWorkload: "workload", "container_id", "container", "process"}
 
-// What is known of a peer.
-const peerTexts = 6
+// peerColumns are what is known of a peer.
+var peerColumns = [...]struct {
+	name string
+	of   func(*index.Holder) string
+}{
+	{"peer_node", func(h *index.Holder) string { return h.Node }},
+	{"peer_namespace", func(h *index.Holder) string { return h.Namespace }},
+	{"peer_pod", func(h *index.Holder) string { return nameIf(h, index.Pod) }},
+	{"peer_pod_uid", func(h *index.Holder) string { return h.UID }},
+	{"peer_workload", func(h *index.Holder) string { return h.Workload }},
+	{"peer_service", func(h *index.Holder) string { return nameIf(h, index.Service) }},
+}
 
-var peerColumns = [peerTexts]string{"peer_node", "peer_namespace", "peer_pod", "peer_pod_uid", "peer_workload", "peer_service"}
+// nameIf is the holder's name when it is of this kind.
+func nameIf(h *index.Holder, kind index.Kind) string {
+	if h.Kind != kind {
+		return ""
+	}
+	return h.Name
+}
 
 // FlowsTable is the table of flows. Its blocks ask resolve, when it is not nil,
 // for the pods and services at the ends of each flow.
@@ -117,87 +151,50 @@ func foundFlows() (proto.Results, func(func(signal.Key)) error) {
 // pod.
 func NewFlows(resolve Resolver) *Flows {
 	f := &Flows{resolve: resolve}
-	for _, c := range []struct {
-		name   string
-		column *fixed
-		typ    proto.ColumnType
-		width  int
-	}{
-		{"time", &f.time, "DateTime64(9, 'UTC')", 8},
-		{"start_time", &f.start, "DateTime64(9, 'UTC')", 8},
-		{"role", &f.role, roleType, 1},
-		{"ip", &f.ip, "IPv6", 16},
-		{"port", &f.port, "UInt16", 2},
-		{"peer_ip", &f.peerIP, "IPv6", 16},
-		{"peer_port", &f.peerPort, "UInt16", 2},
-		{"network_namespace", &f.networkNamespace, "UInt64", 8},
-		{"connection", &f.connection, "UInt64", 8},
-		{"state", &f.state, stateType, 1},
-		{"end_reason", &f.endReason, endType, 1},
-		{"connections", &f.connections, "UInt32", 4},
-		{"connect_failures", &f.connectFailures, "UInt32", 4},
-		{"resets", &f.resets, "UInt32", 4},
-		{"timeouts", &f.timeouts, "UInt32", 4},
-		{"bytes_sent", &f.bytesSent, "UInt64", 8},
-		{"bytes_received", &f.bytesReceived, "UInt64", 8},
-		{"segments_sent", &f.segmentsSent, "UInt64", 8},
-		{"retransmits", &f.retransmits, "UInt64", 8},
-		{"retransmitted_bytes", &f.retransmittedBytes, "UInt64", 8},
-		{"rtt_us", &f.rtt, "UInt32", 4},
-		{"rtt_min_us", &f.minRTT, "UInt32", 4},
-		{"receive_window_limited_us", &f.receiveWindowLimited, "UInt64", 8},
-		{"send_buffer_limited_us", &f.sendBufferLimited, "UInt64", 8},
-		{"busy_us", &f.busy, "UInt64", 8},
-	} {
-		*c.column = newFixed(c.typ, c.width)
-		f.add(c.name, c.column)
+	f.ends = f.time("time", &f.flow.End)
+	f.time("start_time", &f.flow.Start)
+	f.enum("role", roleType, &f.flow.Role)
+	f.ips = f.address("ip", &f.ip)
+	f.port("port", &f.flow.LocalPort)
+	f.address("peer_ip", &f.peerIP)
+	f.port("peer_port", &f.flow.PeerPort)
+	f.namespaces = f.uint64("network_namespace", &f.networkNamespace)
+	f.connections = f.uint64("connection", &f.flow.Connection)
+	f.enum("state", stateType, &f.flow.State)
+	f.enum("end_reason", endType, &f.flow.Reason)
+	f.uint32("connections", &f.flow.Connections)
+	f.uint32("connect_failures", &f.flow.ConnectFailures)
+	f.uint32("resets", &f.flow.Resets)
+	f.uint32("timeouts", &f.flow.Timeouts)
+	f.uint64("bytes_sent", &f.flow.BytesSent)
+	f.uint64("bytes_received", &f.flow.BytesReceived)
+	f.uint64("segments_sent", &f.flow.SegmentsSent)
+	f.uint64("retransmits", &f.flow.Retransmits)
+	f.uint64("retransmitted_bytes", &f.flow.RetransmittedBytes)
+	f.uint32("rtt_us", &f.flow.RTT)
+	f.uint32("rtt_min_us", &f.flow.MinRTT)
+	f.uint64("receive_window_limited_us", &f.flow.ReceiveWindowLimited)
+	f.uint64("send_buffer_limited_us", &f.flow.SendBufferLimited)
+	f.uint64("busy_us", &f.flow.Busy)
+	for _, name := range agentColumns {
+		f.agentTexts.declare(&f.block, name)
 	}
-	f.addDict("agent_id", &f.agentID)
-	f.addDict("cluster", &f.cluster)
-	f.addDict("node", &f.node)
-	for i, name := range groupColumns {
-		f.addDict(name, &f.group[i])
+	for _, name := range groupColumns {
+		f.groupTexts.declare(&f.block, name)
 	}
-	for i, name := range peerColumns {
-		f.addDict(name, &f.peer[i])
+	for _, c := range peerColumns {
+		f.peerTexts.declare(&f.block, c.name)
 	}
 	return f
-}
-
-func (f *Flows) add(name string, c column) {
-	f.input = append(f.input, proto.InputColumn{Name: name, Data: c})
-	f.all = append(f.all, c)
-}
-
-func (f *Flows) addDict(name string, d *dict) {
-	*d = newDict()
-	f.add(name, d)
 }
 
 // Table is the table whose columns these are.
 func (f *Flows) Table() string { return TableFlows }
 
-// Rows is the number of flows in the block.
-func (f *Flows) Rows() int { return f.rows }
-
-// Bytes is the memory that the rows take, as they are sent before compression.
-func (f *Flows) Bytes() int {
-	n := 0
-	for _, c := range f.all {
-		n += c.bytes()
-	}
-	return n
-}
-
-// Input returns the columns with their names, valid until the next Append or Reset.
-func (f *Flows) Input() proto.Input { return f.input }
-
 // Reset empties the block and keeps its memory.
 func (f *Flows) Reset() {
-	f.rows, f.holderKept = 0, false
-	for _, c := range f.all {
-		c.reset()
-	}
+	f.reset()
+	f.holderKept = false
 }
 
 // Resolver says who held an address at a time, in nanoseconds since the Unix
@@ -207,18 +204,19 @@ type Resolver func(cluster string, address netip.Addr, at uint64) index.Holder
 // Keys calls f with the key of every row.
 func (f *Flows) Keys(each func(signal.Key)) {
 	var agents []string
-	for b := f.agentID.values.buf; len(b) > 0; {
+	ids := f.agentTexts.columns[agentID]
+	for b := ids.values.buf; len(b) > 0; {
 		size, n := binary.Uvarint(b)
 		agents = append(agents, string(b[n:n+int(size)]))
 		b = b[n+int(size):]
 	}
 	for i := range f.rows {
 		identity := flows.Identity{
-			Agent:            agents[f.agentID.keys[i]],
-			NetworkNamespace: binary.LittleEndian.Uint64(f.networkNamespace.buf[8*i:]),
-			Connection:       binary.LittleEndian.Uint64(f.connection.buf[8*i:]),
-			End:              int64(binary.LittleEndian.Uint64(f.time.buf[8*i:])),
-			IP:               [16]byte(f.ip.buf[16*i:]),
+			Agent:            agents[ids.keys[i]],
+			NetworkNamespace: binary.LittleEndian.Uint64(f.namespaces.buf[8*i:]),
+			Connection:       binary.LittleEndian.Uint64(f.connections.buf[8*i:]),
+			End:              int64(binary.LittleEndian.Uint64(f.ends.buf[8*i:])),
+			IP:               [16]byte(f.ips.buf[16*i:]),
 		}
 		each(identity.Key())
 	}
@@ -239,7 +237,9 @@ func (f *Flows) Append(value []byte, src Source) ([]signal.Refused, error) {
 	if f.resolve != nil {
 		a.cluster = string(a.head.Cluster)
 	}
-	a.keys = flowKeys{agentID: f.agentID.key(a.head.AgentID), cluster: f.cluster.key(a.head.Cluster), node: f.node.key(a.head.Node)}
+	for i, text := range [len(agentColumns)][]byte{a.head.AgentID, a.head.Cluster, a.head.Node} {
+		f.agentTexts.put(i, text)
+	}
 	for i := 0; i < len(value); {
 		tag, lo, hi := signal.Next(value, i)
 		if tag == flows.TagRequestGroups {
@@ -247,6 +247,7 @@ func (f *Flows) Append(value []byte, src Source) ([]signal.Refused, error) {
 		}
 		i = hi
 	}
+	f.flow = flows.Flow{} // it points into value
 	return a.refused, nil
 }
 
@@ -256,40 +257,30 @@ type flowAppender struct {
 	src     *Source
 	head    flows.Head
 	cluster string // for the resolver
-	keys    flowKeys
 	podUID  []byte // of the group
 	named   bool   // the group has its pod's name
 	agent   string // id, once Skip needs it
-	space   uint64 // network namespace of the group
-	flow    flows.Flow
 	index   int
 	refused []signal.Refused
 }
 
-// flowKeys are the places in the dictionaries of what all flows of a group have in common.
-type flowKeys struct {
-	agentID, cluster, node uint32
-	group                  [groupTexts]uint32
-}
-
 func (a *flowAppender) flowGroup(b []byte) {
-	var texts [groupTexts][]byte
-	var namespace uint64
+	var texts [len(groupColumns)][]byte
+	a.networkNamespace = 0
 	for i := 0; i < len(b); {
 		tag, lo, hi := signal.Next(b, i)
 		switch {
 		case tag == flows.TagGroupNetworkNamespace:
-			namespace = signal.Uint64(tag, b[lo:hi])
+			a.networkNamespace = signal.Uint64(tag, b[lo:hi])
 		case tag >= flows.TagGroupPodUID && tag <= flows.TagGroupProcess && tag&7 == signal.Bytes:
 			texts[tag>>3-2] = b[lo:hi]
 		}
 		i = hi
 	}
 	for i := range texts {
-		a.keys.group[i] = a.group[i].key(texts[i])
+		a.groupTexts.put(i, texts[i])
 	}
 	a.podUID, a.named = texts[podUID], len(texts[podName]) > 0
-	a.space = namespace
 	for i := 0; i < len(b); {
 		tag, lo, hi := signal.Next(b, i)
 		if tag == flows.TagGroupFlows {
@@ -307,96 +298,52 @@ func (a *flowAppender) flowOf(b []byte) {
 		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: reason.String()})
 		return
 	}
-	ip, peer := as16(f.Local), as16(f.Peer)
-	if a.src.Skip != nil && a.src.Skip(a.index, a.keyOf(f, &ip)) {
+	a.ip, a.peerIP = as16(f.Local), as16(f.Peer)
+	if a.src.Skip != nil && a.src.Skip(a.index, a.rowKey()) {
 		return
 	}
-	a.row(f, &ip, &peer)
-	a.rows++
+	a.lookUpPeer()
+	group := a.groupTexts.keys
+	a.lookUpPod()
+	a.putRow()
+	a.groupTexts.keys = group
 }
 
-func (a *flowAppender) keyOf(f *flows.Flow, ip *[16]byte) signal.Key {
+// rowKey is the key of the row that is appended next.
+func (a *flowAppender) rowKey() signal.Key {
 	if a.agent == "" {
 		a.agent = string(a.head.AgentID)
 	}
-	identity := flows.Identity{Agent: a.agent, NetworkNamespace: a.space, Connection: f.Connection, End: int64(f.End), IP: *ip}
+	identity := flows.Identity{Agent: a.agent, NetworkNamespace: a.networkNamespace, Connection: a.flow.Connection, End: int64(a.flow.End), IP: a.ip}
 	return identity.Key()
 }
 
-func (a *flowAppender) row(f *flows.Flow, ip, peer *[16]byte) {
-	a.time.putUint64(f.End)
-	a.start.putUint64(f.Start)
-	a.role.putByte(byte(f.Role))
-	a.ip.putAddress(ip)
-	a.port.putUint16(uint16(f.LocalPort))
-	a.peerIP.putAddress(peer)
-	a.peerPort.putUint16(uint16(f.PeerPort))
-	a.networkNamespace.putUint64(a.space)
-	a.connection.putUint64(f.Connection)
-	a.state.putByte(byte(f.State))
-	a.endReason.putByte(byte(f.Reason))
-	a.connections.putUint32(f.Connections)
-	a.connectFailures.putUint32(f.ConnectFailures)
-	a.resets.putUint32(f.Resets)
-	a.timeouts.putUint32(f.Timeouts)
-	a.bytesSent.putUint64(f.BytesSent)
-	a.bytesReceived.putUint64(f.BytesReceived)
-	a.segmentsSent.putUint64(f.SegmentsSent)
-	a.retransmits.putUint64(f.Retransmits)
-	a.retransmittedBytes.putUint64(f.RetransmittedBytes)
-	a.rtt.putUint32(f.RTT)
-	a.minRTT.putUint32(f.MinRTT)
-	a.receiveWindowLimited.putUint64(f.ReceiveWindowLimited)
-	a.sendBufferLimited.putUint64(f.SendBufferLimited)
-	a.busy.putUint64(f.Busy)
-	a.agentID.putKey(a.keys.agentID)
-	a.Flows.cluster.putKey(a.keys.cluster)
-	a.node.putKey(a.keys.node)
-	a.owner(ip, f.End)
-	a.other(peer, f.End)
-}
-
-// owner puts what is known of the end that the flow is of. Agents may know no more of a pod than its uid.
-func (a *flowAppender) owner(ip *[16]byte, at uint64) {
+// lookUpPod finds the pod of the end that the flow is of, where the agent does
+// not name it. Agents may know no more of a pod than its uid.
+func (a *flowAppender) lookUpPod() {
 	if a.named || a.resolve == nil {
-		for i := range a.group {
-			a.group[i].putKey(a.keys.group[i])
-		}
 		return
 	}
-	keys := a.keys.group
-	h := a.resolve(a.cluster, netip.AddrFrom16(*ip).Unmap(), at)
+	h := a.resolve(a.cluster, netip.AddrFrom16(a.ip).Unmap(), a.flow.End)
 	if h.Kind == index.Pod && (len(a.podUID) == 0 || string(a.podUID) == h.UID) {
 		for i, text := range [...]string{podUID: h.UID, podName: h.Name, podNamespace: h.Namespace, podWorkload: h.Workload} {
-			keys[i] = a.group[i].keyOf(text)
+			a.groupTexts.putText(i, text)
 		}
-	}
-	for i := range a.group {
-		a.group[i].putKey(keys[i])
 	}
 }
 
-// other puts what is known of the other end.
-func (a *flowAppender) other(peer *[16]byte, at uint64) {
+// lookUpPeer finds what is known of the other end.
+func (a *flowAppender) lookUpPeer() {
 	var h index.Holder
 	if a.resolve != nil {
-		h = a.resolve(a.cluster, netip.AddrFrom16(*peer).Unmap(), at)
+		h = a.resolve(a.cluster, netip.AddrFrom16(a.peerIP).Unmap(), a.flow.End)
 	}
-	if !a.holderKept || h != a.holder {
-		var pod, service string
-		switch h.Kind { //nolint:exhaustive // a node is nothing but a node
-		case index.Pod:
-			pod = h.Name
-		case index.Service:
-			service = h.Name
-		}
-		for i, text := range [peerTexts]string{h.Node, h.Namespace, pod, h.UID, h.Workload, service} {
-			a.holderKeys[i] = a.peer[i].keyOf(text)
-		}
-		a.holder, a.holderKept = h, true
+	if a.holderKept && h == a.holder {
+		return
 	}
-	for i := range a.peer {
-		a.peer[i].putKey(a.holderKeys[i])
+	a.holder, a.holderKept = h, true
+	for i, c := range peerColumns {
+		a.peerTexts.putText(i, c.of(&a.holder))
 	}
 }
 

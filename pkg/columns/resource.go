@@ -15,52 +15,72 @@ import (
 // What is asked for most has a column of its own; the rest stands in two JSON
 // texts, one dictionary entry each: merging parts costs ClickHouse CPU by the column.
 type resources struct {
-	seen map[string]resourceKeys // by identity
+	seen map[string]seenResource // by identity
+	keys []uint32                // of all that were seen
 	conv semconv.Resource        // of the one being decoded
 
-	serviceName, namespace, pod, workload dict
-	attributes                            dict
-	origin                                dict
+	columns []resourceColumn
+
+	// The resource of the row that is appended next.
+	row [maxKeys]uint32
+	ip  [16]byte
 }
 
-// resourceKeys is one resource as it stands in the columns.
-type resourceKeys struct {
-	serviceName, namespace, pod, workload uint32
-	attributes, origin                    uint32
-	ip                                    [16]byte
+// resourceColumn is a column and what a resource has in it. Its values are
+// made once for each resource of a block, whatever that costs.
+type resourceColumn struct {
+	*dict
+	value func(*resourceText) []byte
 }
 
-func (r *resources) init() {
-	r.seen = make(map[string]resourceKeys)
-	for _, d := range r.columns() {
-		*d = newDict()
-	}
+// resourceText is a resource as it was delivered, and what it says.
+type resourceText struct {
+	*semconv.Resource
+	wire, schemaURL []byte
+	agent           string
 }
 
-func (r *resources) columns() []*dict {
-	return []*dict{&r.serviceName, &r.namespace, &r.pod, &r.workload, &r.attributes, &r.origin}
+// seenResource says where the keys of a resource stand.
+type seenResource struct {
+	at int // in resources.keys
+	ip [16]byte
 }
 
-func (r *resources) each(f func(string, column)) {
-	for i, name := range []string{"service_name", "namespace", "pod", "workload", "resource", "origin"} {
-		f(name, r.columns()[i])
+func (r *resources) declare(b *block) {
+	r.seen = make(map[string]seenResource)
+	for i, c := range [...]struct {
+		name  string
+		value func(*resourceText) []byte
+	}{
+		{"service_name", func(t *resourceText) []byte { return t.ServiceName }},
+		{"namespace", func(t *resourceText) []byte { return t.Namespace }},
+		{"pod", func(t *resourceText) []byte { return t.Pod }},
+		{"workload", func(t *resourceText) []byte { return t.Workload }},
+		{"resource", func(t *resourceText) []byte { return appendTextObject(nil, t.wire, traces.TagResourceAttributes) }},
+		{"origin", (*resourceText).origin},
+	} {
+		r.columns = append(r.columns, resourceColumn{b.key(c.name, &r.row[i]), c.value})
 	}
 }
 
 // reset forgets the resources; the columns reset themselves.
-func (r *resources) reset() { clear(r.seen) }
+func (r *resources) reset() {
+	clear(r.seen)
+	r.keys = r.keys[:0]
+}
 
-// get returns the keys of a resource that an agent delivered, decoding it when
-// the block has not seen it.
-func (r *resources) get(wire, schemaURL []byte, agent string, scratch *[]byte) resourceKeys {
+// use makes the resource that an agent delivered that of the rows that come.
+// It decodes the resource when the block has not seen it.
+func (r *resources) use(wire, schemaURL []byte, agent string, scratch *[]byte) {
 	id := append(identity(scratch, wire, schemaURL), agent...)
 	*scratch = id
-	if k, ok := r.seen[string(id)]; ok {
-		return k
+	seen, ok := r.seen[string(id)]
+	if !ok {
+		seen = r.decode(wire, schemaURL, agent)
+		r.seen[string(id)] = seen
 	}
-	k := r.decode(wire, schemaURL, agent)
-	r.seen[string(id)] = k
-	return k
+	copy(r.row[:], r.keys[seen.at:seen.at+len(r.columns)])
+	r.ip = seen.ip
 }
 
 // identity builds in scratch what tells one resource or scope from another.
@@ -70,61 +90,62 @@ func identity(scratch *[]byte, wire, schemaURL []byte) []byte {
 	return *scratch
 }
 
-func (r *resources) decode(wire, schemaURL []byte, agent string) (k resourceKeys) {
-	var dropped uint32
+func (r *resources) decode(wire, schemaURL []byte, agent string) seenResource {
 	r.conv.Reset()
-	eachField(wire, traces.TagResourceDroppedCount, func(count []byte) { dropped = signal.Uint32(signal.Varint, count) })
 	eachAttribute(wire, traces.TagResourceAttributes, func(key []byte, value anyValue) { r.conv.Add(key, value.appendText(nil)) })
 	r.conv.Resolve()
-	k.serviceName = r.serviceName.key(r.conv.ServiceName)
-	k.namespace = r.namespace.key(r.conv.Namespace)
-	k.pod = r.pod.key(r.conv.Pod)
-	k.workload = r.workload.key(r.conv.Workload)
-	k.attributes = r.attributes.key(appendTextObject(nil, wire, traces.TagResourceAttributes))
-	var o object
-	o.text("agent_id", []byte(agent))
-	o.text("service_namespace", r.conv.ServiceNamespace)
-	o.text("service_instance_id", r.conv.ServiceInstanceID)
-	o.text("cluster", r.conv.Cluster)
-	o.text("node", r.conv.Node)
-	o.text("pod_uid", r.conv.PodUID)
-	o.text("schema_url", schemaURL)
-	o.number("dropped_attributes_count", dropped)
-	k.origin = r.origin.key(o.close())
-	k.ip = r.conv.IP
+	t := resourceText{&r.conv, wire, schemaURL, agent}
+	seen := seenResource{at: len(r.keys), ip: r.conv.IP}
+	for _, c := range r.columns {
+		r.keys = append(r.keys, c.key(c.value(&t)))
+	}
 	r.conv.Reset() // it would keep the values
-	return k
+	return seen
 }
 
-// put appends k to the columns.
-func (k *resourceKeys) put(r *resources) {
-	r.serviceName.putKey(k.serviceName)
-	r.namespace.putKey(k.namespace)
-	r.pod.putKey(k.pod)
-	r.workload.putKey(k.workload)
-	r.attributes.putKey(k.attributes)
-	r.origin.putKey(k.origin)
+// origin is what few ask for.
+func (t *resourceText) origin() []byte {
+	var dropped uint32
+	eachField(t.wire, traces.TagResourceDroppedCount, func(count []byte) { dropped = signal.Uint32(signal.Varint, count) })
+	var o object
+	o.text("agent_id", []byte(t.agent))
+	o.text("service_namespace", t.ServiceNamespace)
+	o.text("service_instance_id", t.ServiceInstanceID)
+	o.text("cluster", t.Cluster)
+	o.text("node", t.Node)
+	o.text("pod_uid", t.PodUID)
+	o.text("schema_url", t.schemaURL)
+	o.number("dropped_attributes_count", dropped)
+	return o.close()
 }
 
 // scopes are the column that a span has from its instrumentation scope: all of
 // it as one JSON text.
 type scopes struct {
 	seen map[string]uint32 // by identity: the key
-	text dict
+	text *dict
+	key  uint32 // of the row that is appended next
 }
 
-func (s *scopes) init() {
+func (s *scopes) declare(b *block) {
 	s.seen = make(map[string]uint32)
-	s.text = newDict()
+	s.text = b.key("scope", &s.key)
 }
 
 func (s *scopes) reset() { clear(s.seen) }
 
-func (s *scopes) get(wire, schemaURL []byte, scratch *[]byte) uint32 {
+// use makes the scope that of the rows that come.
+func (s *scopes) use(wire, schemaURL []byte, scratch *[]byte) {
 	id := identity(scratch, wire, schemaURL)
-	if k, ok := s.seen[string(id)]; ok {
-		return k
+	key, ok := s.seen[string(id)]
+	if !ok {
+		key = s.decode(wire, schemaURL)
+		s.seen[string(id)] = key
 	}
+	s.key = key
+}
+
+func (s *scopes) decode(wire, schemaURL []byte) uint32 {
 	var name, version []byte
 	var dropped uint32
 	for i := 0; i < len(wire); {
@@ -145,9 +166,7 @@ func (s *scopes) get(wire, schemaURL []byte, scratch *[]byte) uint32 {
 	o.text("schema_url", schemaURL)
 	o.text("attributes", appendTextObject(nil, wire, traces.TagScopeAttributes))
 	o.number("dropped_attributes_count", dropped)
-	k := s.text.key(o.close())
-	s.seen[string(id)] = k
-	return k
+	return s.text.key(o.close())
 }
 
 // object is a JSON object under construction. What is empty or zero is left

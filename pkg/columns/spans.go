@@ -17,6 +17,7 @@ import (
 const TableSpans = "spans_local"
 
 const (
+	timeType   = "DateTime64(9, 'UTC')"
 	mapType    = "Map(LowCardinality(String), String)"
 	eventsType = "Array(Tuple(time DateTime64(9, 'UTC'), name LowCardinality(String), attributes " + mapType +
 		", dropped_attributes_count UInt32))"
@@ -24,6 +25,10 @@ const (
 		", dropped_attributes_count UInt32, flags UInt32))"
 	kindType   = "Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5)"
 	statusType = "Enum8('unset' = 0, 'ok' = 1, 'error' = 2)"
+
+	// The largest numbers of the two enumerations.
+	lastKind   = 5
+	lastStatus = 2
 )
 
 // attributes is a column of type Map: a key and a text value per attribute. OTLP forbids a key to
@@ -41,9 +46,10 @@ type attributes struct {
 	fromRow  int
 }
 
-func (a *attributes) init() {
-	a.keys = newDict()
+func newAttributes() *attributes {
+	a := &attributes{keys: newDict()}
 	a.nested = newNested(mapType, &a.keys, &a.values)
+	return a
 }
 
 func (a *attributes) reset() {
@@ -117,47 +123,54 @@ func (a *attributes) each(f func(key uint32, value []byte)) {
 // Spans is one block of rows of spans_local. Make it with NewSpans. It belongs
 // to one goroutine, and keeps its memory over Reset.
 type Spans struct {
-	rows  int
-	input proto.Input
-	all   []column
+	block
 
-	traceID                  text
-	spanID                   fixed
-	parentSpanID, traceState text
-	flags                    fixed
-	name                     dict
-	kind, start, duration    fixed
-	statusCode               fixed
-	statusMessage            text
-	droppedAttributes        fixed
-	droppedEvents            fixed
-	droppedLinks             fixed
-	protocol, method         dict
-	endpoint, responseCode   dict
-	ip, peerIP               fixed
-	port, peerPort           fixed
-	attributes               attributes
-
-	events          nested
-	eventTime       fixed
-	eventName       dict
-	eventAttributes attributes
-	eventDropped    fixed
-
-	links          nested
-	linkTraceID    text
-	linkSpanID     text
-	linkTraceState text
-	linkAttributes attributes
-	linkDropped    fixed
-	linkFlags      fixed
-
+	// The row that is appended next: the span's own fields, what the semantic
+	// conventions make of its attributes, and its resource and scope.
+	fields    spanFields
+	conv      semconv.Span
 	resources resources
 	scopes    scopes
 
-	conv     semconv.Span
+	// Columns whose values are appended where they are read.
+	attributes *attributes
+	events     events
+	links      links
+
+	// The columns that Keys reads.
+	traceIDs *text
+	spanIDs  *fixed
+	starts   *fixed
+
 	convKeys []semconv.Key // of each key in attributes.keys
 	scratch  []byte
+}
+
+// events are the columns of an Array of Tuples, a row for each event.
+type events struct {
+	nested
+	time       fixed
+	name       dict
+	attributes *attributes
+	dropped    fixed
+}
+
+func (e *events) init() {
+	e.time, e.name, e.attributes, e.dropped = newFixed(timeType, 8), newDict(), newAttributes(), newFixed("UInt32", 4)
+	e.nested = newNested(eventsType, &e.time, &e.name, e.attributes, &e.dropped)
+}
+
+// links are the columns of an Array of Tuples, a row for each link.
+type links struct {
+	nested
+	traceID, spanID, traceState text
+	attributes                  *attributes
+	dropped, flags              fixed
+}
+
+func (l *links) init() {
+	l.attributes, l.dropped, l.flags = newAttributes(), newFixed("UInt32", 4), newFixed("UInt32", 4)
+	l.nested = newNested(linksType, &l.traceID, &l.spanID, &l.traceState, l.attributes, &l.dropped, &l.flags)
 }
 
 // TracesTable is the table of traces.
@@ -216,96 +229,58 @@ func decodeHex(dst, text []byte) error {
 
 // NewSpans returns an empty block.
 func NewSpans() *Spans {
-	s := &Spans{
-		spanID: newFixed("FixedString(16)", 16),
-		flags:  newFixed("UInt32", 4), name: newDict(),
-		kind: newFixed(kindType, 1), start: newFixed("DateTime64(9, 'UTC')", 8), duration: newFixed("Int64", 8),
-		statusCode: newFixed(statusType, 1), droppedAttributes: newFixed("UInt32", 4),
-		droppedEvents: newFixed("UInt32", 4), droppedLinks: newFixed("UInt32", 4),
-		protocol: newDict(), method: newDict(), endpoint: newDict(), responseCode: newDict(),
-		ip: newFixed("IPv6", 16), peerIP: newFixed("IPv6", 16), port: newFixed("UInt16", 2), peerPort: newFixed("UInt16", 2),
-		eventTime: newFixed("DateTime64(9, 'UTC')", 8), eventName: newDict(), eventDropped: newFixed("UInt32", 4),
-		linkDropped: newFixed("UInt32", 4), linkFlags: newFixed("UInt32", 4),
-	}
-	s.attributes.init()
-	s.eventAttributes.init()
-	s.linkAttributes.init()
-	s.events = newNested(eventsType, &s.eventTime, &s.eventName, &s.eventAttributes, &s.eventDropped)
-	s.links = newNested(linksType, &s.linkTraceID, &s.linkSpanID, &s.linkTraceState, &s.linkAttributes, &s.linkDropped, &s.linkFlags)
-	s.resources.init()
-	s.scopes.init()
+	s := &Spans{attributes: newAttributes()}
+	s.events.init()
+	s.links.init()
 
-	s.add("trace_id", &s.traceID)
-	s.add("span_id", &s.spanID)
-	s.add("parent_span_id", &s.parentSpanID)
-	s.add("trace_state", &s.traceState)
-	s.add("flags", &s.flags)
-	s.add("name", &s.name)
-	s.add("kind", &s.kind)
-	s.add("start_time", &s.start)
-	s.add("duration_ns", &s.duration)
-	s.add("status_code", &s.statusCode)
-	s.add("status_message", &s.statusMessage)
-	s.add("attributes", &s.attributes)
-	s.add("dropped_attributes_count", &s.droppedAttributes)
+	s.traceIDs = s.id("trace_id", &s.fields.TraceID)
+	s.spanIDs = s.fixedID("span_id", &s.fields.SpanID)
+	s.id("parent_span_id", &s.fields.ParentSpanID)
+	s.text("trace_state", &s.fields.traceState)
+	s.uint32("flags", &s.fields.flags)
+	s.word("name", &s.fields.name)
+	s.enum("kind", kindType, &s.fields.kind)
+	s.starts = s.time("start_time", &s.fields.Start)
+	s.int64("duration_ns", &s.fields.duration)
+	s.enum("status_code", statusType, &s.fields.statusCode)
+	s.text("status_message", &s.fields.statusMessage)
+	s.add("attributes", s.attributes)
+	s.uint32("dropped_attributes_count", &s.fields.droppedAttributes)
 	s.add("events", &s.events)
-	s.add("dropped_events_count", &s.droppedEvents)
+	s.uint32("dropped_events_count", &s.fields.droppedEvents)
 	s.add("links", &s.links)
-	s.add("dropped_links_count", &s.droppedLinks)
-	s.add("protocol", &s.protocol)
-	s.add("method", &s.method)
-	s.add("endpoint", &s.endpoint)
-	s.add("response_code", &s.responseCode)
-	s.add("ip", &s.ip)
-	s.add("port", &s.port)
-	s.add("peer_ip", &s.peerIP)
-	s.add("peer_port", &s.peerPort)
-	s.resources.each(s.add)
-	s.add("scope", &s.scopes.text)
+	s.uint32("dropped_links_count", &s.fields.droppedLinks)
+	s.word("protocol", &s.conv.Protocol)
+	s.word("method", &s.conv.Method)
+	s.word("endpoint", &s.conv.Endpoint)
+	s.word("response_code", &s.conv.ResponseCode)
+	s.address("ip", &s.conv.IP)
+	s.uint16("port", &s.conv.Port)
+	s.address("peer_ip", &s.conv.PeerIP)
+	s.uint16("peer_port", &s.conv.PeerPort)
+	s.resources.declare(&s.block)
+	s.scopes.declare(&s.block)
 	return s
-}
-
-func (s *Spans) add(name string, c column) {
-	s.input = append(s.input, proto.InputColumn{Name: name, Data: c})
-	s.all = append(s.all, c)
 }
 
 // Table is the table whose columns these are.
 func (s *Spans) Table() string { return TableSpans }
 
-// Rows is the number of spans in the block.
-func (s *Spans) Rows() int { return s.rows }
-
-// Bytes is the memory that the rows take, as they are sent before compression.
-func (s *Spans) Bytes() int {
-	n := 0
-	for _, c := range s.all {
-		n += c.bytes()
-	}
-	return n
-}
-
-// Input returns the columns with their names, valid until the next Append or Reset.
-func (s *Spans) Input() proto.Input { return s.input }
-
 // Keys calls f with the key of every row.
 func (s *Spans) Keys(f func(signal.Key)) {
 	for i := range s.rows {
-		k := signal.Key{Time: int64(binary.LittleEndian.Uint64(s.start.buf[8*i:]))}
+		k := signal.Key{Time: int64(binary.LittleEndian.Uint64(s.starts.buf[8*i:]))}
 		traceID, spanID := traces.IDs(&k)
 		// What putHex wrote decodes without an error.
-		_, _ = hex.Decode(traceID, s.traceID.buf[33*i+1:33*i+33]) // its length stands before it
-		_, _ = hex.Decode(spanID, s.spanID.buf[16*i:16*i+16])
+		_, _ = hex.Decode(traceID, s.traceIDs.buf[33*i+1:33*i+33]) // its length stands before it
+		_, _ = hex.Decode(spanID, s.spanIDs.buf[16*i:16*i+16])
 		f(k)
 	}
 }
 
 // Reset empties the block and keeps its memory.
 func (s *Spans) Reset() {
-	s.rows = 0
-	for _, c := range s.all {
-		c.reset()
-	}
+	s.reset()
 	s.resources.reset()
 	s.scopes.reset()
 	s.convKeys = s.convKeys[:0]
@@ -327,20 +302,18 @@ func (s *Spans) Append(value []byte, src Source) ([]signal.Refused, error) {
 		}
 		i = hi
 	}
+	s.fields = spanFields{} // they point into value
 	return a.refused, nil
 }
 
 // appender is one Append under way.
 type appender struct {
 	*Spans
-	src          *Source
-	resource     source
-	resourceKeys resourceKeys
-	scope        source
-	scopeKey     uint32     // in scopes.text
-	fields       spanFields // of the span being read: here because Skip gets a part of it
-	index        int
-	refused      []signal.Refused
+	src      *Source
+	resource source
+	scope    source
+	index    int
+	refused  []signal.Refused
 }
 
 // source is the resource or the scope of the spans that come next. It is decoded
@@ -405,25 +378,26 @@ func (a *appender) scopeSpans(b []byte) {
 // sources makes sure that resource and scope of the row that begins are decoded.
 func (a *appender) sources() {
 	if !a.resource.decoded {
-		a.resourceKeys = a.resources.get(a.resource.wire, a.resource.schema, a.src.Agent, &a.scratch)
+		a.resources.use(a.resource.wire, a.resource.schema, a.src.Agent, &a.scratch)
 		a.resource.decoded = true
 	}
 	if !a.scope.decoded {
-		a.scopeKey = a.scopes.get(a.scope.wire, a.scope.schema, &a.scratch)
+		a.scopes.use(a.scope.wire, a.scope.schema, &a.scratch)
 		a.scope.decoded = true
 	}
 }
 
-// spanFields is what has to be known of a span before its row is begun.
+// spanFields are the fields of a span, but for those that are lists.
 type spanFields struct {
 	traces.Head
 	name, traceState                  []byte
-	kind                              uint64
+	kind                              uint32
 	flags                             uint32
+	duration                          uint64 // two's complement: negative when the clock was set back
 	droppedAttributes                 uint32
 	droppedEvents, droppedLinks       uint32
 	statusMessage                     []byte
-	statusCode                        uint64
+	statusCode                        uint32
 	attributesAt, eventsAt, linksAt   int // first and last occurrence, to walk only that part again
 	attributesEnd, eventsEnd, linkEnd int
 }
@@ -439,16 +413,17 @@ func (a *appender) span(b []byte) {
 	if a.src.Skip != nil && a.src.Skip(a.index, f.Key()) {
 		return
 	}
+	f.duration = f.End - f.Start
+	if allZero(f.ParentSpanID) {
+		f.ParentSpanID = nil
+	}
 	a.sources()
-	a.row(f)
 	a.conv.Reset()
 	a.spanAttributes(b, f)
-	a.conventions(f)
+	a.conv.Resolve(semconv.Kind(f.kind), f.name, a.resources.ip)
 	a.spanEvents(b, f)
 	a.spanLinks(b, f)
-	a.resourceKeys.put(&a.resources)
-	a.scopes.text.putKey(a.scopeKey)
-	a.rows++
+	a.putRow()
 }
 
 func (f *spanFields) read(b []byte) {
@@ -468,7 +443,7 @@ func (f *spanFields) read(b []byte) {
 		case traces.TagSpanName:
 			f.name = value
 		case traces.TagSpanKind:
-			f.kind = signal.Uint64(tag, value)
+			f.kind = enum(signal.Uint64(tag, value), lastKind)
 		case traces.TagSpanStartTime:
 			f.Start = signal.Uint64(tag, value)
 		case traces.TagSpanEndTime:
@@ -506,40 +481,18 @@ func (f *spanFields) readStatus(b []byte) {
 		case traces.TagStatusMessage:
 			f.statusMessage = b[lo:hi]
 		case traces.TagStatusCode:
-			f.statusCode = signal.Uint64(tag, b[lo:hi])
+			f.statusCode = enum(signal.Uint64(tag, b[lo:hi]), lastStatus)
 		}
 		i = hi
 	}
 }
 
-// row appends all but the attributes and what is derived from them.
-func (a *appender) row(f *spanFields) {
-	a.traceID.putHex(f.TraceID)
-	a.spanID.putHex(f.SpanID)
-	if allZero(f.ParentSpanID) {
-		a.parentSpanID.putHex(nil)
-	} else {
-		a.parentSpanID.putHex(f.ParentSpanID)
-	}
-	a.traceState.put(f.traceState)
-	a.flags.putUint32(f.flags)
-	a.name.put(f.name)
-	a.kind.putByte(enum(f.kind, 5))
-	a.start.putUint64(f.Start)
-	a.duration.putUint64(f.End - f.Start) // two's complement: negative when the clock was set back
-	a.statusCode.putByte(enum(f.statusCode, 2))
-	a.statusMessage.put(f.statusMessage)
-	a.droppedAttributes.putUint32(f.droppedAttributes)
-	a.droppedEvents.putUint32(f.droppedEvents)
-	a.droppedLinks.putUint32(f.droppedLinks)
-}
-
 // enum is v, or 0 where v is none of the values that the enumeration has.
-func enum(v, last uint64) byte {
+func enum(v, last uint64) uint32 {
 	if v > last {
 		return 0
 	}
-	return byte(v)
+	return uint32(v)
 }
 
 func allZero(id []byte) bool {
@@ -552,25 +505,25 @@ func allZero(id []byte) bool {
 }
 
 func (a *appender) spanAttributes(b []byte, f *spanFields) {
-	a.Spans.attributes.begin()
+	a.attributes.begin()
 	for i := f.attributesAt; i >= 0 && i < f.attributesEnd; {
 		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagSpanAttributes {
-			key, value := a.attribute(&a.Spans.attributes, b[lo:hi])
+			key, value := a.attribute(a.attributes, b[lo:hi])
 			if int(key) == len(a.convKeys) { // new to this block
-				a.convKeys = append(a.convKeys, semconv.Lookup(a.Spans.attributes.keys.last))
+				a.convKeys = append(a.convKeys, semconv.Lookup(a.attributes.keys.last))
 			}
 			a.conv.Set(a.convKeys[key], value)
 		}
 		i = hi
 	}
-	if a.Spans.attributes.repeated {
-		a.Spans.attributes.dropRepeated()
+	if a.attributes.repeated {
+		a.attributes.dropRepeated()
 		// What is derived says what the map says.
 		a.conv.Reset()
-		a.Spans.attributes.each(func(key uint32, value []byte) { a.conv.Set(a.convKeys[key], value) })
+		a.attributes.each(func(key uint32, value []byte) { a.conv.Set(a.convKeys[key], value) })
 	}
-	a.Spans.attributes.end()
+	a.attributes.end()
 }
 
 // attribute appends one KeyValue to a Map column and returns the key's place
@@ -584,18 +537,6 @@ func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte
 	}
 	a.scratch = v.appendText(a.scratch[:0])
 	return key, to.values.put(a.scratch)
-}
-
-func (a *appender) conventions(f *spanFields) {
-	a.conv.Resolve(semconv.Kind(enum(f.kind, 5)), f.name, a.resourceKeys.ip)
-	a.protocol.put(a.conv.Protocol)
-	a.method.put(a.conv.Method)
-	a.endpoint.put(a.conv.Endpoint)
-	a.responseCode.put(a.conv.ResponseCode)
-	a.ip.putAddress(&a.conv.IP)
-	a.port.putUint16(a.conv.Port)
-	a.peerIP.putAddress(&a.conv.PeerIP)
-	a.peerPort.putUint16(a.conv.PeerPort)
 }
 
 func (a *appender) spanEvents(b []byte, f *spanFields) {
@@ -615,7 +556,7 @@ func (a *appender) event(b []byte) {
 	var time uint64
 	var name []byte
 	var dropped uint32
-	a.eventAttributes.begin()
+	a.events.attributes.begin()
 	for i := 0; i < len(b); {
 		tag, lo, hi := signal.Next(b, i)
 		switch tag {
@@ -624,17 +565,17 @@ func (a *appender) event(b []byte) {
 		case traces.TagEventName:
 			name = b[lo:hi]
 		case traces.TagEventAttributes:
-			a.attribute(&a.eventAttributes, b[lo:hi])
+			a.attribute(a.events.attributes, b[lo:hi])
 		case traces.TagEventDroppedCount:
 			dropped = signal.Uint32(tag, b[lo:hi])
 		}
 		i = hi
 	}
 	// The column ends in the year 2262. What lies behind it shows as its end, not as 1969.
-	a.eventTime.putUint64(min(time, math.MaxInt64))
-	a.eventName.put(name)
-	a.eventAttributes.end()
-	a.eventDropped.putUint32(dropped)
+	a.events.time.putUint64(min(time, math.MaxInt64))
+	a.events.name.put(name)
+	a.events.attributes.end()
+	a.events.dropped.putUint32(dropped)
 }
 
 func (a *appender) spanLinks(b []byte, f *spanFields) {
@@ -653,7 +594,7 @@ func (a *appender) spanLinks(b []byte, f *spanFields) {
 func (a *appender) link(b []byte) {
 	var traceID, spanID, state []byte
 	var dropped, flags uint32
-	a.linkAttributes.begin()
+	a.links.attributes.begin()
 	for i := 0; i < len(b); {
 		tag, lo, hi := signal.Next(b, i)
 		switch tag {
@@ -664,7 +605,7 @@ func (a *appender) link(b []byte) {
 		case traces.TagLinkTraceState:
 			state = b[lo:hi]
 		case traces.TagLinkAttributes:
-			a.attribute(&a.linkAttributes, b[lo:hi])
+			a.attribute(a.links.attributes, b[lo:hi])
 		case traces.TagLinkDroppedCount:
 			dropped = signal.Uint32(tag, b[lo:hi])
 		case traces.TagLinkFlags:
@@ -672,10 +613,10 @@ func (a *appender) link(b []byte) {
 		}
 		i = hi
 	}
-	a.linkTraceID.putHex(traceID)
-	a.linkSpanID.putHex(spanID)
-	a.linkTraceState.put(state)
-	a.linkAttributes.end()
-	a.linkDropped.putUint32(dropped)
-	a.linkFlags.putUint32(flags)
+	a.links.traceID.putHex(traceID)
+	a.links.spanID.putHex(spanID)
+	a.links.traceState.put(state)
+	a.links.attributes.end()
+	a.links.dropped.putUint32(dropped)
+	a.links.flags.putUint32(flags)
 }
