@@ -177,6 +177,7 @@ func TestPodsAndServices(t *testing.T) {
 	grouped := startPod(t)
 	t.Setenv("METAFLOW_FLOW_WRITER_MAX_BATCH_WAIT", "200ms")
 	s := startStandalone(t, t.TempDir())
+	_ = os.Unsetenv("METAFLOW_FLOW_WRITER_MAX_BATCH_WAIT") // it is none of the agent's keys
 	conn := open(t, s.at.ClickHouseNative)
 	startAgentOfNode(t, s, api)
 	s.eventually(20*time.Second, knows(s, "pod", 1))

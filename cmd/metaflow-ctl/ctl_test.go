@@ -57,10 +57,11 @@ type result struct {
 
 func (c *ctl) run(args ...string) result {
 	var stdout, stderr bytes.Buffer
-	root := newRoot("metaflow-ctl", environment{
-		lookup: func(name string) (string, bool) { v, ok := c.env[name]; return v, ok },
-		now:    func() time.Time { return now },
-	})
+	var variables []string
+	for name, value := range c.env {
+		variables = append(variables, name+"="+value)
+	}
+	root := newRoot("metaflow-ctl", environment{variables: variables, now: func() time.Time { return now }})
 	root.SetIn(strings.NewReader(c.stdin))
 	status := program.Run(context.Background(), root, args, &stdout, &stderr)
 	return result{status, stdout.String(), stderr.String()}
@@ -349,6 +350,8 @@ func TestReachingTheServer(t *testing.T) {
 		"too slow":                      {server: slow, args: "--timeout 20ms", says: "no answer in time", status: 1},
 		"the flag over the environment": {server: closed, env: token, args: "--api-port " + fmt.Sprint(plain.Listener.Addr().(*net.TCPAddr).Port)},
 		"an address in brackets":        {server: plain, env: token, args: "-i [127.0.0.1]"},
+		"a misspelt variable":           {server: plain, env: map[string]string{"METAFLOW_CTL_TOKN": "hunter2"}, says: "METAFLOW_CTL_TOKN: the variable names no key, did you mean METAFLOW_CTL_TOKEN?", status: 2},
+		"variables of other programs":   {server: plain, env: map[string]string{"METAFLOW_CTL_TOKEN": "hunter2", "METAFLOW_KAFKA_BROKERS": "a:1"}},
 		"a port that is none":           {server: plain, env: map[string]string{"METAFLOW_CTL_API_PORT": "http"}, says: "METAFLOW_CTL_API_PORT", status: 2},
 	}
 	for name, tc := range tests {

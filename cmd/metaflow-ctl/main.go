@@ -12,6 +12,6 @@ import (
 )
 
 func main() {
-	root := newRoot(filepath.Base(os.Args[0]), environment{lookup: os.LookupEnv, now: time.Now})
+	root := newRoot(filepath.Base(os.Args[0]), environment{variables: os.Environ(), now: time.Now})
 	os.Exit(program.Run(context.Background(), root, os.Args[1:], os.Stdout, os.Stderr))
 }

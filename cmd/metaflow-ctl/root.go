@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -15,13 +16,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
 // environment is what the program learns from outside, other than by its command line.
 type environment struct {
-	lookup func(string) (string, bool)
-	now    func() time.Time
+	variables []string // as from os.Environ
+	now       func() time.Time
 }
 
 // Formats of -o.
@@ -49,11 +51,11 @@ type options struct {
 	insecure bool
 }
 
-// variables can stand for flags.
-var variables = map[string]string{ //nolint:gosec // names of variables, no secrets
-	"ip": "METAFLOW_CTL_IP", "api-port": "METAFLOW_CTL_API_PORT", "token": "METAFLOW_CTL_TOKEN",
-	"tls": "METAFLOW_CTL_TLS", "ca-file": "METAFLOW_CTL_CA_FILE", "insecure-skip-verify": "METAFLOW_CTL_INSECURE_SKIP_VERIFY",
-	"cert-file": "METAFLOW_CTL_CERT_FILE", "key-file": "METAFLOW_CTL_KEY_FILE",
+// flagOf maps each variable that can stand for a flag to the flag.
+var flagOf = map[string]string{
+	"METAFLOW_CTL_IP": "ip", "METAFLOW_CTL_API_PORT": "api-port", "METAFLOW_CTL_TOKEN": "token",
+	"METAFLOW_CTL_TLS": "tls", "METAFLOW_CTL_CA_FILE": "ca-file", "METAFLOW_CTL_INSECURE_SKIP_VERIFY": "insecure-skip-verify",
+	"METAFLOW_CTL_CERT_FILE": "cert-file", "METAFLOW_CTL_KEY_FILE": "key-file",
 }
 
 func newRoot(name string, env environment) *cobra.Command {
@@ -91,15 +93,18 @@ Exit status: 0 when it worked, 1 when it did not, 2 when the command line is wro
 // complete takes from the environment what the command line leaves out, and refuses what
 // no command can work with.
 func (o *options) complete(cmd *cobra.Command) error {
-	for name, variable := range variables {
-		flag := cmd.Flags().Lookup(name)
-		value, set := o.env.lookup(variable)
-		if flag == nil || flag.Changed || !set || value == "" {
+	for _, set := range o.env.variables {
+		variable, value, _ := strings.Cut(set, "=")
+		flag := cmd.Flags().Lookup(flagOf[variable])
+		if flag == nil || flag.Changed || value == "" {
 			continue
 		}
 		if err := flag.Value.Set(value); err != nil {
 			return program.Usage("%s: %w", variable, err)
 		}
+	}
+	for _, p := range config.UnknownVariables(o.env.variables, "METAFLOW_CTL_", slices.Collect(maps.Keys(flagOf)), nil) {
+		return program.Usage("%v", p)
 	}
 	switch {
 	case !slices.Contains(formats, o.output):

@@ -11,6 +11,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/control"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/inventory"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -47,7 +48,7 @@ type server struct {
 	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
 }
 
-var configured = program.Configured[*server]{New: defaultServer}
+var configured = program.Configured[*server]{New: defaultServer, Variables: []string{chengine.LibraryVariable}}
 
 func defaultServer() *server {
 	return &server{

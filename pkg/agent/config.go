@@ -3,8 +3,9 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is how the agent receives traces on its host. Which ports, and whether at
@@ -21,8 +22,8 @@ func DefaultConfig() Config { return Config{LiveTimeout: 5 * time.Second} }
 func (c Config) Validate() error {
 	var errs []error
 	if c.BindAddress != "" {
-		if _, err := netip.ParseAddr(c.BindAddress); err != nil {
-			errs = append(errs, fmt.Errorf("bind_address: %q is not an IP address", c.BindAddress))
+		if _, err := values.IP(c.BindAddress); err != nil {
+			errs = append(errs, fmt.Errorf("bind_address: %q %w", c.BindAddress, err))
 		}
 	}
 	if c.LiveTimeout <= 0 {

@@ -1,9 +1,9 @@
 package agentconfig
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/cors"
@@ -119,4 +119,5 @@ var sections = func() map[string]bool {
 	return m
 }()
 
-func lastPart(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+// knownNames are what a misspelt name may have been meant to be.
+var knownNames = slices.AppendSeq(slices.Collect(maps.Keys(names)), maps.Keys(sections))

@@ -7,6 +7,11 @@
 // people write and refuses whatever it is not sure about, all of it at once. [ParseLenient]
 // is for agents, whose server may be newer than they are.
 //
+// pkg/values defines how a value is written, as for the programs' own configuration. On
+// top of it, a value must have the YAML type of its key: "38086" in quotes is a text and no
+// port. Lists are YAML lists, null is no value, and aliases are refused, because the text
+// comes from other machines.
+//
 // Keys are named as in [Catalogue]. The names of both generations of the predecessor that
 // mean the same are accepted too, and the text of a Document always has our own names.
 //

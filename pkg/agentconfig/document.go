@@ -3,6 +3,8 @@ package agentconfig
 import (
 	"maps"
 	"strings"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Document holds the keys that are set. The zero value sets none. It is never changed
@@ -83,7 +85,7 @@ type nested struct {
 
 // key writes one key with its value, which is YAML already.
 func (w *nested) key(name, value string) {
-	w.text.WriteString(w.open(name) + lastPart(name) + ": " + value + "\n")
+	w.text.WriteString(w.open(name) + values.LastPart(name) + ": " + value + "\n")
 }
 
 // open writes the sections that name is in as far as they are not open, and returns the
@@ -104,7 +106,7 @@ func (w *nested) open(name string) (indent string) {
 
 // in says whether the last key was in the section that name is in.
 func (w *nested) in(name string) bool {
-	return strings.Join(w.section, ".")+"."+lastPart(name) == name
+	return strings.Join(w.section, ".")+"."+values.LastPart(name) == name
 }
 
 // Value is a key with the value in force.
@@ -117,10 +119,10 @@ type Value struct {
 // Values returns every key of the catalogue, in its order.
 func (d Document) Values() []Value {
 	c := d.Config()
-	values := make([]Value, len(settings))
+	all := make([]Value, len(settings))
 	for i, s := range settings {
 		_, set := d.values[s.Name]
-		values[i] = Value{Key: s.Name, Value: s.text(s.load(&c)), Set: set}
+		all[i] = Value{Key: s.Name, Value: s.text(s.load(&c)), Set: set}
 	}
-	return values
+	return all
 }

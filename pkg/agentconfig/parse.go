@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // MaxTextBytes bounds a text. It is two orders above one that sets everything.
@@ -248,11 +250,11 @@ func (r *reader) unknown(name string, line int) {
 		r.predecessor(name, line)
 		return
 	}
-	near := nearest(name)
+	near := values.Nearest(name, knownNames)
 	switch {
-	case lastPart(name) == "<<":
+	case values.LastPart(name) == "<<":
 		r.problem(line, name, "anchors are not supported; write the keys out")
-	case near != "" && edits(name, near) <= 2:
+	case near != "" && values.Edits(name, near) <= 2:
 		r.problem(line, name, "unknown key; did you mean %s?", near)
 	case underPredecessor(name):
 		r.predecessor(name, line)

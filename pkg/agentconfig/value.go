@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/metaflowys/metaflow-server/pkg/cors"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // kind is a type of values. Errors of read are sentences that name the value.
@@ -47,15 +48,12 @@ func boolean() kind[bool] {
 	return kind[bool]{
 		name: name,
 		read: func(in input) (bool, error) {
-			switch text := strings.ToLower(in.node.Value); in.tag() {
-			case tagBool:
-				if text == "true" || text == "false" { // a tag may be written before any text
-					return text == "true", nil
-				}
-			case tagInt: // the first generation of the predecessor wrote 0 and 1
-				if in.alias && (text == "0" || text == "1") {
-					return text == "1", nil
-				}
+			text := in.node.Value
+			switch b, err := values.Bool(text); {
+			case in.tag() == tagBool && err == nil: // a tag may stand before any text
+				return b, nil
+			case in.alias && in.tag() == tagInt && (text == "0" || text == "1"):
+				return text == "1", nil // the predecessor's first generation wrote 0 and 1
 			}
 			return false, in.not(name)
 		},
@@ -69,130 +67,53 @@ func port() kind[int] {
 		if in.tag() != tagInt {
 			return 0, in.not("a whole number")
 		}
-		n, err := decimal(in.node.Value)
-		if err == nil && (n < 0 || n > math.MaxUint16) {
-			err = in.outside(k.limits)
+		n, err := values.Whole(in.node.Value)
+		switch {
+		case err != nil:
+			return 0, fmt.Errorf("%s %w", in.node.Value, err)
+		case n < 0 || n > math.MaxUint16:
+			return 0, in.outside(k.limits)
 		}
-		return int(n), err
+		return int(n), nil
 	}
 	return k
 }
 
-// decimal refuses what YAML calls a whole number and people read as another one: 010
-// is eight, 1_0 is ten.
-func decimal(text string) (int64, error) {
-	digits := strings.TrimPrefix(text, "-")
-	if strings.Trim(digits, "0123456789") != "" || len(digits) > 1 && digits[0] == '0' {
-		return 0, fmt.Errorf("%s is not a number in plain decimal digits", text)
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s is out of range", text)
-	}
-	return n, nil
-}
-
 func size(least, most int64) kind[int64] {
-	k := kind[int64]{name: "size", limits: formatSize(least) + " to " + formatSize(most), text: formatSize}
+	k := kind[int64]{name: "size", limits: values.FormatSize(least) + " to " + values.FormatSize(most), text: values.FormatSize}
 	k.read = func(in input) (int64, error) {
 		tag := in.tag()
 		if tag != tagInt && tag != tagText {
 			return 0, in.not("a size such as 64MiB")
 		}
-		n, err := parseSize(in.node.Value)
+		n, err := values.Size(in.node.Value)
 		switch {
+		case errors.Is(err, values.ErrRange), err == nil && (n < least || n > most):
+			return 0, in.outside(k.limits)
 		case err != nil:
 			return 0, fmt.Errorf("%s %w", in, err)
-		case n < least || n > most:
-			return 0, in.outside(k.limits)
 		}
 		return n, nil
 	}
 	return k
 }
 
-// sizeUnits are in the order of printing: the largest that divides a size.
-var sizeUnits = []struct {
-	name  string
-	bytes int64
-}{
-	{"TiB", 1 << 40},
-	{"GiB", 1 << 30},
-	{"MiB", 1 << 20},
-	{"KiB", 1 << 10},
-	{"TB", 1e12},
-	{"GB", 1e9},
-	{"MB", 1e6},
-	{"KB", 1e3},
-	{"B", 1},
-	{"", 1},
-}
-
-// parseSize returns errors that continue a sentence about the value.
-func parseSize(text string) (int64, error) {
-	notSize := errors.New("is not a size such as 64MiB, 900KiB or 1000000")
-	digits := strings.TrimRight(text, "BKMGTibkmgtI ")
-	unit := strings.TrimSpace(text[len(digits):])
-	if digits == "" || strings.Trim(digits, "0123456789.") != "" { // neither signs nor exponents
-		return 0, notSize
-	}
-	n, err := strconv.ParseFloat(digits, 64)
-	if err != nil {
-		return 0, notSize
-	}
-	for _, u := range sizeUnits {
-		if !strings.EqualFold(u.name, unit) {
-			continue
-		}
-		bytes := n * float64(u.bytes)
-		switch {
-		case bytes > 1<<53: // where floating point begins to skip; above every limit
-			return math.MaxInt64, nil
-		case bytes != math.Trunc(bytes):
-			return 0, errors.New("is not a whole number of bytes")
-		}
-		return int64(bytes), nil
-	}
-	return 0, notSize
-}
-
-func formatSize(n int64) string {
-	for _, u := range sizeUnits[:4] {
-		if n != 0 && n%u.bytes == 0 {
-			return strconv.FormatInt(n/u.bytes, 10) + u.name
-		}
-	}
-	return strconv.FormatInt(n, 10)
-}
-
 func duration(least, most time.Duration) kind[time.Duration] {
-	k := kind[time.Duration]{name: "duration", limits: formatDuration(least) + " to " + formatDuration(most), text: formatDuration}
+	k := kind[time.Duration]{name: "duration", limits: values.FormatDuration(least) + " to " + values.FormatDuration(most), text: values.FormatDuration}
 	k.read = func(in input) (time.Duration, error) {
-		if in.tag() != tagText {
-			return 0, in.not("a duration such as 10s or 1m30s")
+		if in.tag() != tagText && (in.tag() != tagInt || in.node.Value != "0") {
+			return 0, in.not("a duration such as 10s, 5m or 1h30m")
 		}
-		d, err := time.ParseDuration(in.node.Value)
+		d, err := values.Duration(in.node.Value)
 		switch {
 		case err != nil:
-			return 0, fmt.Errorf("%s is not a duration such as 10s or 1m30s", in)
+			return 0, fmt.Errorf("%s %w", in, err)
 		case d < least || d > most:
 			return 0, in.outside(k.limits)
 		}
 		return d, nil
 	}
 	return k
-}
-
-// formatDuration drops what time.Duration.String adds: 1m0s is 1m.
-func formatDuration(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }
 
 func cidr() kind[netip.Prefix] {
@@ -229,8 +150,8 @@ func portRange() kind[PortRange] {
 			if !isRange {
 				to = from
 			}
-			first, err := decimal(strings.TrimSpace(from))
-			last, lastErr := decimal(strings.TrimSpace(to))
+			first, err := values.Whole(from)
+			last, lastErr := values.Whole(to)
 			switch {
 			case cmp.Or(err, lastErr) != nil:
 				return PortRange{}, fmt.Errorf("%s is not a port or a range of ports such as 8000-8099", in)
@@ -292,17 +213,17 @@ func list[T any](item kind[T]) kind[[]T] {
 			if n := len(in.node.Content); n > maxListItems {
 				return nil, fmt.Errorf("%d values are more than the %d that a list may have", n, maxListItems)
 			}
-			var values []T
+			var all []T
 			var errs []error
 			for _, node := range in.node.Content {
 				value, err := item.read(input{node: node})
-				values, errs = append(values, value), append(errs, err)
+				all, errs = append(all, value), append(errs, err)
 			}
-			return values, errors.Join(errs...)
+			return all, errors.Join(errs...)
 		},
-		text: func(values []T) string {
-			texts := make([]string, len(values))
-			for i, v := range values {
+		text: func(all []T) string {
+			texts := make([]string, len(all))
+			for i, v := range all {
 				texts[i] = item.text(v)
 			}
 			return "[" + strings.Join(texts, ", ") + "]"

@@ -3,13 +3,12 @@ package clickhouse
 import (
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
@@ -54,8 +53,8 @@ func (c Config) Validate() error {
 		problem("addresses: at least one is required")
 	}
 	for i, addr := range c.Addresses {
-		if err := checkAddress(addr); err != nil {
-			problem("addresses[%d]: %w", i, err)
+		if err := values.CheckDial(addr); err != nil {
+			problem("addresses[%d]: %q %w", i, addr, err)
 		}
 	}
 	if !migrations.SafeDatabase(c.Database) {
@@ -76,22 +75,8 @@ func (c Config) Validate() error {
 	if c.QueryTimeout <= 0 {
 		problem("query_timeout: %s is not positive", c.QueryTimeout)
 	}
-	if n, err := strconv.Atoi(c.InsertQuorum); c.InsertQuorum != "" && c.InsertQuorum != "auto" && (err != nil || n < 0) {
+	if n, err := values.Whole(c.InsertQuorum); c.InsertQuorum != "" && c.InsertQuorum != "auto" && (err != nil || n < 0) {
 		problem("insert_quorum: %q is not a number, auto or empty", c.InsertQuorum)
 	}
 	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
-}
-
-func checkAddress(addr string) error {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return err
-	}
-	if host == "" {
-		return fmt.Errorf("%q names no host", addr)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q: %q is not a port", addr, port)
-	}
-	return nil
 }

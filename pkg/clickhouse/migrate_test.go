@@ -266,9 +266,9 @@ func TestConfigReportsEveryProblem(t *testing.T) {
 		InsertQuorum: "most", TLS: tlsconfig.Client{CertFile: "c.pem"},
 	}.Validate()
 	want := []string{
-		`addresses[0]: address nowhere: missing port in address`,
-		`addresses[1]: "host:port": "port" is not a port`,
-		`addresses[2]: ":9000" names no host`,
+		`addresses[0]: "nowhere" is not host:port such as kafka-1:9092 or [2001:db8::1]:9092`,
+		`addresses[1]: "host:port" is not host:port such as kafka-1:9092 or [2001:db8::1]:9092`,
+		`addresses[2]: ":9000" is not host:port such as kafka-1:9092 or [2001:db8::1]:9092`,
 		`database: "a b" is not letters, digits and _`,
 		`cluster: "it's" is not letters, digits, _, . and -`,
 		`username: must not be empty`,

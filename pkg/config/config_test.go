@@ -88,10 +88,20 @@ func write(t *testing.T, text string) string {
 	return file
 }
 
-func from(env map[string]string) func(string) (string, bool) {
-	return func(name string) (string, bool) {
-		v, ok := env[name]
-		return v, ok
+// TestMain removes what the environment of the tests would set.
+func TestMain(m *testing.M) {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "METAFLOW_") {
+			_ = os.Unsetenv(name)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func setenv(t *testing.T, env map[string]string) {
+	t.Helper()
+	for name, value := range env {
+		t.Setenv(name, value)
 	}
 }
 
@@ -147,7 +157,11 @@ func TestLoadTakesTheLastLayerThatSetsAKey(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			opts := config.Options{EnvPrefix: "METAFLOW", Env: from(tc.env), Flags: pflag.NewFlagSet("", pflag.ContinueOnError)}
+			setenv(t, tc.env)
+			opts := config.Options{
+				EnvPrefix: "METAFLOW", OtherVariables: []string{"METAFLOW_CHDB_LIBRARY", "METAFLOW_CTL_"},
+				Flags: pflag.NewFlagSet("", pflag.ContinueOnError),
+			}
 			opts.Flags.String("partitions", "99", "")
 			opts.Flags.StringSlice("roles", nil, "")
 			opts.Flags.String("other", "", "")
@@ -224,6 +238,10 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 			file: "kafka: {partitions: 1}\nkafka: {partitions: 2}\n",
 			want: []string{"kafka: set twice (FILE:2)"},
 		},
+		"a key twice under two spellings": {
+			file: "kafka: {partitions: 1}\nkafka.partitions: 2\n",
+			want: []string{"kafka.partitions: set twice (FILE:2)"},
+		},
 		"what Validate finds, with where it was set": {
 			file: "kafka: {partitions: 0}\n",
 			env:  map[string]string{"METAFLOW_ROLES": "writer,reader"},
@@ -248,7 +266,8 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			opts := config.Options{EnvPrefix: "METAFLOW", Env: from(tc.env)}
+			setenv(t, tc.env)
+			opts := config.Options{EnvPrefix: "METAFLOW"}
 			if tc.file != "" {
 				opts.File = write(t, tc.file)
 			}
@@ -291,12 +310,64 @@ func TestSection(t *testing.T) {
 	}
 }
 
+// A variable with the prefix that sets nothing is most likely a mistake. Others may set such
+// variables too: other programs, and Kubernetes for each service of the namespace.
 func TestUnknownVariables(t *testing.T) {
-	cfg := defaults()
-	environ := []string{"METAFLOW_KAFKA_BROKERS=a", "METAFLOW_KAFKA_BROKRS=a", "METAFLOW_CHDB_LIBRARY=/lib", "METAFLOWER=1", "PATH=/bin"}
-	got := config.UnknownVariables(&cfg, "METAFLOW", environ, "METAFLOW_CHDB_LIBRARY")
-	if diff := cmp.Diff([]string{"METAFLOW_KAFKA_BROKRS"}, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	const none = ""
+	tests := map[string]struct {
+		env  map[string]string
+		want string
+	}{
+		"a misspelt key": {
+			env:  map[string]string{"METAFLOW_KAFKA_BROKRS": "a:1"},
+			want: "METAFLOW_KAFKA_BROKRS: the variable names no key, did you mean METAFLOW_KAFKA_BROKERS?",
+		},
+		"a secret's": {
+			env:  map[string]string{"METAFLOW_KAFKA_SASL_PASSWRD": "hunter2"},
+			want: "METAFLOW_KAFKA_SASL_PASSWRD: the variable names no key, did you mean METAFLOW_KAFKA_SASL_PASSWORD?",
+		},
+		"nothing like a key":    {env: map[string]string{"METAFLOW_FROBNICATE": "1"}, want: "METAFLOW_FROBNICATE: the variable names no key"},
+		"a section":             {env: map[string]string{"METAFLOW_KAFKA": "a:1"}, want: "METAFLOW_KAFKA: the variable names no key"},
+		"a key in lower case":   {env: map[string]string{"METAFLOW_grpc_listen": "a:1"}, want: "METAFLOW_grpc_listen: the variable names no key"},
+		"nothing in it":         {env: map[string]string{"METAFLOW_KAFKA_BROKRS": ""}, want: none},
+		"another prefix":        {env: map[string]string{"METAFLOWER": "1", "METAFLOWER_KAFKA": "1"}, want: none},
+		"known":                 {env: map[string]string{"METAFLOW_CHDB_LIBRARY": "/lib"}, want: none},
+		"nearly known":          {env: map[string]string{"METAFLOW_CHDB_LIBRARY_": "/lib"}, want: "METAFLOW_CHDB_LIBRARY_: the variable names no key"},
+		"of a known family":     {env: map[string]string{"METAFLOW_CTL_TOKEN": "hunter2"}, want: none},
+		"not quite of a family": {env: map[string]string{"METAFLOW_CTLTOKEN": "hunter2"}, want: "METAFLOW_CTLTOKEN: the variable names no key"},
+		"links to a service": {
+			env: map[string]string{
+				"METAFLOW_SERVER_SERVICE_HOST": "10.96.0.7", "METAFLOW_SERVER_SERVICE_PORT": "20035", "METAFLOW_SERVER_SERVICE_PORT_OTLP_GRPC": "20035",
+				"METAFLOW_SERVER_PORT": "tcp://10.96.0.7:20035", "METAFLOW_SERVER_PORT_20035_TCP": "tcp://10.96.0.7:20035",
+				"METAFLOW_SERVER_PORT_20035_TCP_PROTO": "tcp", "METAFLOW_SERVER_PORT_20035_TCP_PORT": "20035", "METAFLOW_SERVER_PORT_20035_TCP_ADDR": "10.96.0.7",
+				"METAFLOW_SERVER_PORT_53_UDP": "udp://10.96.0.7:53",
+			},
+			want: none,
+		},
+		"links to a service of IPv6": {env: map[string]string{"METAFLOW_A_SERVICE_HOST": "fd00::7", "METAFLOW_A_PORT": "tcp://[fd00::7]:1"}, want: none},
+		"links to a service with the program's name": {
+			env:  map[string]string{"METAFLOW_SERVICE_HOST": "10.96.0.7", "METAFLOW_PORT_8038_TCP": "tcp://10.96.0.7:8038"},
+			want: none,
+		},
+		"a port of no service": {env: map[string]string{"METAFLOW_GRPC_PORT": "20035"}, want: "METAFLOW_GRPC_PORT: the variable names no key"},
+		"a host of no service": {env: map[string]string{"METAFLOW_KAFKA_SERVICE_HOST": "kafka"}, want: "METAFLOW_KAFKA_SERVICE_HOST: the variable names no key"},
+		"a mistake beside a service": {
+			env:  map[string]string{"METAFLOW_KAFKA_SERVICE_HOST": "10.96.0.7", "METAFLOW_KAFKA_BROKRS": "a:1"},
+			want: "METAFLOW_KAFKA_BROKRS: the variable names no key, did you mean METAFLOW_KAFKA_BROKERS?",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			setenv(t, tc.env)
+			cfg := defaults()
+			got := ""
+			if err := config.Load(&cfg, config.Options{EnvPrefix: "METAFLOW", OtherVariables: []string{"METAFLOW_CHDB_LIBRARY", "METAFLOW_CTL_"}}); err != nil {
+				got = err.Error()
+			}
+			if got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
 	}
 }
 
@@ -398,6 +469,14 @@ func TestMalformedStructsPanic(t *testing.T) {
 		}{},
 		"an upper-case key": &struct {
 			A int `mapstructure:"A"`
+		}{},
+		"a key that Kubernetes sets": &struct {
+			A string `mapstructure:"port"`
+		}{},
+		"a key that Kubernetes sets in a section": &struct {
+			A struct {
+				B string `mapstructure:"service_host"`
+			} `mapstructure:"server"`
 		}{},
 		"a map": &struct {
 			A map[string]string `mapstructure:"a"`

@@ -14,7 +14,7 @@ type Error struct {
 
 // Problem is one thing that is wrong.
 type Problem struct {
-	Key    string // empty when it is about no single key
+	Key    string // the key, or the variable that names none; empty when it is about neither
 	Text   string // what is wrong, with the value found
 	Source string // where the value was set: a file and line, a variable, a flag; empty when unknown
 }

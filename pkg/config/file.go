@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // fileValue is a value in the file, not yet parsed.
@@ -22,11 +23,12 @@ type file struct {
 	lists    map[string]bool // every key, true when it takes a list
 	sections map[string]bool
 	values   map[string]fileValue
+	seen     map[string]bool // every key and section so far
 	problems []Problem
 }
 
 func readFile(name string, dst any) *file {
-	f := &file{name: name, lists: map[string]bool{}, sections: map[string]bool{}, values: map[string]fileValue{}}
+	f := &file{name: name, lists: map[string]bool{}, sections: map[string]bool{}, values: map[string]fileValue{}, seen: map[string]bool{}}
 	walk(dst, func(fd field) { f.lists[fd.key] = fd.isList() }, func(s section) { f.sections[s.key] = true })
 
 	r, err := os.Open(name)
@@ -70,13 +72,12 @@ func (f *file) section(parent string, node *yaml.Node) {
 		f.problem(parent, node.Line, "%s where a section of keys is expected", kindName(node))
 		return
 	}
-	seen := map[string]bool{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := joinKey(parent, node.Content[i].Value), resolve(node.Content[i+1])
 		line := node.Content[i].Line
 		_, known := f.lists[key]
 		switch {
-		case seen[key]:
+		case f.seen[key]:
 			f.problem(key, line, "set twice")
 		case f.sections[key]:
 			f.section(key, value)
@@ -85,7 +86,7 @@ func (f *file) section(parent string, node *yaml.Node) {
 		default:
 			f.problem(key, line, "unknown key%s", f.suggestion(key))
 		}
-		seen[key] = true
+		f.seen[key] = true
 	}
 }
 
@@ -97,7 +98,7 @@ func (f *file) value(key string, node *yaml.Node) {
 	case node.Kind == yaml.ScalarNode:
 		v.texts = []string{node.Value}
 		if f.lists[key] {
-			v.texts = splitList(node.Value)
+			v.texts = values.List(node.Value)
 		}
 	case node.Kind == yaml.SequenceNode && f.lists[key]:
 		v.texts = []string{}
@@ -124,20 +125,10 @@ func (f *file) suggestion(key string) string {
 	for k := range f.sections {
 		known = append(known, k)
 	}
-	if best := nearest(key, known); best != "" {
+	if best := values.Nearest(key, known); best != "" {
 		return ", did you mean " + best + "?"
 	}
 	return ""
-}
-
-func splitList(text string) []string {
-	parts := []string{}
-	for part := range strings.SplitSeq(text, ",") {
-		if part = strings.TrimSpace(part); part != "" {
-			parts = append(parts, part)
-		}
-	}
-	return parts
 }
 
 func resolve(node *yaml.Node) *yaml.Node {

@@ -35,27 +35,6 @@ func Keys(dst any, prefix string) []Key {
 	return keys
 }
 
-// UnknownVariables returns the names in environ, which is as of os.Environ, that
-// have the prefix and are no key of dst, nor in known. They may be misspelt, or belong to
-// somebody else, so Load does not refuse them.
-func UnknownVariables(dst any, prefix string, environ []string, known ...string) []string {
-	taken := map[string]bool{}
-	for _, name := range known {
-		taken[name] = true
-	}
-	for _, f := range fieldsOf(dst) {
-		taken[envName(prefix, f.key)] = true
-	}
-	var unknown []string
-	for _, variable := range environ {
-		name, _, _ := strings.Cut(variable, "=")
-		if strings.HasPrefix(name, prefix+"_") && !taken[name] {
-			unknown = append(unknown, name)
-		}
-	}
-	return unknown
-}
-
 func envName(prefix, key string) string {
 	return prefix + "_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
 }
@@ -116,6 +95,9 @@ func walkStruct(v reflect.Value, parent string, onField func(field), onSection f
 			secret: sf.Tag.Get("secret") == "true", bytes: sf.Tag.Get("unit") == "bytes",
 		}
 		f.typeName() // panics when unsupported
+		if afterService.MatchString(envName("", name)) {
+			panic(fmt.Sprintf("config: Kubernetes would set the key %s for a service that is called like its section", key))
+		}
 		onField(f)
 	}
 }

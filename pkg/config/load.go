@@ -1,11 +1,14 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Options say where values come from besides the defaults.
@@ -13,22 +16,23 @@ type Options struct {
 	// File is a YAML file. Empty means none.
 	File string
 	// EnvPrefix and a key make a variable's name: METAFLOW and kafka.brokers make
-	// METAFLOW_KAFKA_BROKERS. Empty means no variables.
+	// METAFLOW_KAFKA_BROKERS. Empty means no variables. An empty variable counts
+	// as not set. A variable with the prefix that names no key is a problem.
 	EnvPrefix string
-	// Env looks a variable up. Nil means os.LookupEnv. A variable that is set
-	// to nothing counts as not set.
-	Env func(name string) (string, bool)
-	// Flags were parsed; those given on the command line and named in FlagKeys
-	// set the key that FlagKeys maps them to.
+	// OtherVariables have the prefix and belong to somebody else. A name that
+	// ends in _ stands for every variable that begins with it.
+	OtherVariables []string
+	// Flags are parsed. A flag that was given and that FlagKeys names sets the key
+	// that FlagKeys maps it to.
 	Flags    *pflag.FlagSet
 	FlagKeys map[string]string
 }
 
-// Load sets in dst, a pointer to a struct that holds the defaults, what the
-// options' sources say, and then calls dst's Validate method, when it has one. The
-// error is nil or an [*Error] with every problem found; dst is then not to be used.
+// Load fills dst, a pointer to a struct that holds the defaults, from the sources
+// in opts, and then calls dst's Validate method if it has one. It returns nil or
+// an [*Error] with every problem found; after an error dst must not be used.
 func Load(dst any, opts Options) error {
-	l := loader{fields: fieldsOf(dst), layers: viper.New(), sources: map[string]string{}}
+	l := newLoader(dst)
 	if opts.File != "" {
 		l.file(readFile(opts.File, dst))
 	}
@@ -48,77 +52,101 @@ func Load(dst any, opts Options) error {
 	return nil
 }
 
+// loader lets viper decide which of a key's values counts: flag, variable, file
+// or default. It gives viper texts, never YAML's numbers, because a text keeps
+// what the operator wrote (0123, 1.10), and parses what viper answers.
 type loader struct {
 	fields   []field
-	layers   *viper.Viper      // what is set, as []string, by key; later layers cover earlier ones
-	sources  map[string]string // where it was set
+	layers   *viper.Viper
+	sources  map[string]string // where a key was set; the last layer that set it
 	problems []Problem
 }
 
-func (l *loader) set(key string, texts []string, source string) {
-	l.layers.Set(key, texts)
-	l.sources[key] = source
+func newLoader(dst any) *loader {
+	l := &loader{fields: fieldsOf(dst), layers: viper.New(), sources: map[string]string{}}
+	for _, f := range l.fields {
+		if !f.isList() || !f.value.IsNil() {
+			l.layers.SetDefault(f.key, f.texts())
+		}
+	}
+	return l
 }
 
 func (l *loader) file(f *file) {
 	l.problems = append(l.problems, f.problems...)
+	set := map[string]any{}
 	for key, v := range f.values {
-		l.set(key, v.texts, v.source)
+		set[key] = v.texts
+		l.sources[key] = v.source
 	}
+	must(l.layers.MergeConfigMap(set))
 }
 
 func (l *loader) environment(opts Options) {
-	lookup := opts.Env
-	if lookup == nil {
-		lookup = os.LookupEnv
-	}
+	var known []string
 	for _, f := range l.fields {
 		name := envName(opts.EnvPrefix, f.key)
-		if text, ok := lookup(name); ok && text != "" {
-			l.set(f.key, f.split(text), name)
+		known = append(known, name)
+		must(l.layers.BindEnv(f.key, name))
+		if os.Getenv(name) != "" {
+			l.sources[f.key] = name
 		}
 	}
+	l.problems = append(l.problems, UnknownVariables(os.Environ(), opts.EnvPrefix+"_", known, opts.OtherVariables)...)
 }
 
 func (l *loader) flags(opts Options) {
-	fields := map[string]field{}
+	keys := map[string]bool{}
 	for _, f := range l.fields {
-		fields[f.key] = f
+		keys[f.key] = true
 	}
-	opts.Flags.Visit(func(flag *pflag.Flag) {
+	opts.Flags.VisitAll(func(flag *pflag.Flag) {
 		key, ok := opts.FlagKeys[flag.Name]
-		if !ok {
+		switch {
+		case !ok:
 			return
-		}
-		f, ok := fields[key]
-		if !ok {
+		case !keys[key]:
 			panic("config: flag --" + flag.Name + " sets the unknown key " + key)
 		}
-		texts := f.split(flag.Value.String())
-		if list, ok := flag.Value.(pflag.SliceValue); ok {
-			texts = list.GetSlice()
+		must(l.layers.BindPFlag(key, flag))
+		if flag.Changed {
+			l.sources[key] = "--" + flag.Name
 		}
-		l.set(key, texts, "--"+flag.Name)
 	})
 }
 
-// split takes a single text as a list where the field is one.
-func (f field) split(text string) []string {
-	if f.isList() {
-		return splitList(text)
+// must panics on errors of viper that only wrong arguments cause.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("config: %v", err))
 	}
-	return []string{text}
 }
 
-// apply parses what is set into the fields.
+// apply parses what viper answers into the fields.
 func (l *loader) apply() {
 	for _, f := range l.fields {
-		if !l.layers.IsSet(f.key) {
-			continue
+		value := l.layers.Get(f.key)
+		if value == nil {
+			continue // a list that nobody set
 		}
-		for _, err := range leaves(f.set(l.layers.GetStringSlice(f.key))) {
+		for _, err := range leaves(f.set(f.split(value))) {
 			l.problems = append(l.problems, Problem{Key: f.key, Text: err.Error(), Source: l.sources[f.key]})
 		}
+	}
+}
+
+// split returns the texts of a value. Variables and flags hold a list in one text.
+func (f field) split(value any) []string {
+	switch v := value.(type) {
+	case []string:
+		return v
+	case string:
+		if f.isList() {
+			return values.List(v)
+		}
+		return []string{v}
+	default:
+		panic(fmt.Sprintf("config: %s has a value of the unexpected type %T", f.key, value))
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // commentWidth is where comments wrap, without their indentation.
@@ -52,7 +54,7 @@ func parentOf(key string) string {
 }
 
 func keyNode(key, comment string) *yaml.Node {
-	return &yaml.Node{Kind: yaml.ScalarNode, Value: lastPart(key), HeadComment: wrap(comment)}
+	return &yaml.Node{Kind: yaml.ScalarNode, Value: values.LastPart(key), HeadComment: wrap(comment)}
 }
 
 func describe(k Key) string {

@@ -7,8 +7,9 @@ import (
 	"math"
 	"reflect"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Every value, wherever it comes from, is text until it is parsed here; lists
@@ -93,137 +94,51 @@ func (f field) parseInto(v reflect.Value, text string) error {
 		return nil
 	}
 	if v.Type() == duration {
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return errors.New("is not a duration such as 10s, 5m or 1h30m")
-		}
+		d, err := values.Duration(text)
 		v.SetInt(int64(d))
-		return nil
+		return err
 	}
 	switch v.Kind() {
 	case reflect.String:
 		v.SetString(text)
+		return nil
 	case reflect.Bool:
-		return parseBool(v, text)
+		b, err := values.Bool(text)
+		v.SetBool(b)
+		return err
 	case reflect.Float32, reflect.Float64:
-		n, err := strconv.ParseFloat(text, v.Type().Bits())
-		if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
-			return errors.New("is not a number")
+		n, err := values.Number(text)
+		if err == nil && v.OverflowFloat(n) {
+			err = values.ErrRange
 		}
 		v.SetFloat(n)
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		return f.parseInteger(text, func(n int64) bool {
-			if n < 0 || v.OverflowUint(uint64(n)) {
-				return false
-			}
-			v.SetUint(uint64(n))
-			return true
-		})
-	default:
-		return f.parseInteger(text, func(n int64) bool {
-			if v.OverflowInt(n) {
-				return false
-			}
-			v.SetInt(n)
-			return true
-		})
-	}
-	return nil
-}
-
-func parseBool(v reflect.Value, text string) error {
-	switch strings.ToLower(text) {
-	case "true":
-		v.SetBool(true)
-	case "false":
-		v.SetBool(false)
-	default:
-		return errors.New("is neither true nor false")
-	}
-	return nil
-}
-
-func (f field) parseInteger(text string, store func(int64) bool) error {
-	var n int64
-	var err error
-	if f.bytes {
-		n, err = parseSize(text)
-	} else if n, err = strconv.ParseInt(text, 10, 64); err != nil && !errors.Is(err, strconv.ErrRange) {
-		return errors.New("is not a whole number")
-	}
-	switch {
-	case err != nil && f.bytes:
 		return err
-	case err != nil || !store(n):
-		return errors.New("is out of range")
+	default:
+		return f.parseInteger(v, text)
+	}
+}
+
+func (f field) parseInteger(v reflect.Value, text string) error {
+	parse := values.Whole
+	if f.bytes {
+		parse = values.Size
+	}
+	n, err := parse(text)
+	switch {
+	case err != nil:
+		return err
+	case v.CanUint():
+		if n < 0 || v.OverflowUint(uint64(n)) {
+			return values.ErrRange
+		}
+		v.SetUint(uint64(n))
+	default:
+		if v.OverflowInt(n) {
+			return values.ErrRange
+		}
+		v.SetInt(n)
 	}
 	return nil
-}
-
-// sizeUnits are in the order of printing: the largest that divides a size.
-var sizeUnits = []struct {
-	name  string
-	bytes int64
-}{
-	{"TiB", 1 << 40},
-	{"GiB", 1 << 30},
-	{"MiB", 1 << 20},
-	{"KiB", 1 << 10},
-	{"TB", 1e12},
-	{"GB", 1e9},
-	{"MB", 1e6},
-	{"KB", 1e3},
-	{"B", 1},
-	{"", 1},
-}
-
-var errNotSize = errors.New("is not a size such as 64MiB, 900KiB or 1000000")
-
-func parseSize(text string) (int64, error) {
-	digits := strings.TrimRight(text, "BKMGTibkmgtI ")
-	unit := strings.TrimSpace(text[len(digits):])
-	n, err := strconv.ParseFloat(digits, 64)
-	if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
-		return 0, errNotSize
-	}
-	for _, u := range sizeUnits {
-		if !strings.EqualFold(u.name, unit) {
-			continue
-		}
-		if whole, err := strconv.ParseInt(digits, 10, 64); err == nil && whole <= math.MaxInt64/u.bytes && whole >= math.MinInt64/u.bytes {
-			return whole * u.bytes, nil
-		}
-		bytes := n * float64(u.bytes)
-		switch {
-		case math.Abs(bytes) >= math.MaxInt64:
-			return 0, errors.New("is out of range")
-		case bytes != math.Trunc(bytes):
-			return 0, errors.New("is not a whole number of bytes")
-		}
-		return int64(bytes), nil
-	}
-	return 0, errNotSize
-}
-
-func formatSize(n int64) string {
-	for _, u := range sizeUnits[:4] {
-		if n != 0 && n%u.bytes == 0 {
-			return strconv.FormatInt(n/u.bytes, 10) + u.name
-		}
-	}
-	return strconv.FormatInt(n, 10)
-}
-
-// formatDuration drops what time.Duration.String adds: 720h0m0s is 720h.
-func formatDuration(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }
 
 // texts is the inverse of set.
@@ -248,11 +163,11 @@ func (f field) text(v reflect.Value) string {
 	}
 	switch {
 	case v.Type() == duration:
-		return formatDuration(time.Duration(v.Int()))
+		return values.FormatDuration(time.Duration(v.Int()))
 	case f.bytes && v.CanInt():
-		return formatSize(v.Int())
+		return values.FormatSize(v.Int())
 	case f.bytes && v.CanUint() && v.Uint() <= math.MaxInt64:
-		return formatSize(int64(v.Uint()))
+		return values.FormatSize(int64(v.Uint()))
 	default:
 		return fmt.Sprint(v.Interface())
 	}

@@ -3,12 +3,11 @@ package kafka
 import (
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
@@ -59,8 +58,8 @@ func (c Config) Validate() error {
 		problem("brokers: at least one is required")
 	}
 	for i, addr := range c.Brokers {
-		if err := checkAddress(addr); err != nil {
-			problem("brokers[%d]: %w", i, err)
+		if err := values.CheckDial(addr); err != nil {
+			problem("brokers[%d]: %q %w", i, addr, err)
 		}
 	}
 	if c.Partitions < 1 {
@@ -102,18 +101,4 @@ func (s SASL) problems() []error {
 		errs = append(errs, fmt.Errorf("sasl.username: it is empty, but sasl.mechanism is %q", s.Mechanism))
 	}
 	return errs
-}
-
-func checkAddress(addr string) error {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return err
-	}
-	if host == "" {
-		return fmt.Errorf("%q names no host", addr)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q: %q is not a port", addr, port)
-	}
-	return nil
 }

@@ -25,9 +25,9 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		TLS:  tlsconfig.Client{CertFile: "cert.pem"},
 	}
 	want := []string{
-		"brokers[0]: address kafka: missing port in address",
-		`brokers[1]: "kafka:": "" is not a port`,
-		`brokers[2]: ":9092" names no host`,
+		`brokers[0]: "kafka" is not host:port such as kafka-1:9092 or [2001:db8::1]:9092`,
+		`brokers[1]: "kafka:" is not host:port such as kafka-1:9092 or [2001:db8::1]:9092`,
+		`brokers[2]: ":9092" is not host:port such as kafka-1:9092 or [2001:db8::1]:9092`,
 		"partitions: 0 is not positive",
 		"replication: 0 is not positive",
 		"retention: 1s is less than a minute",

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
@@ -32,8 +33,8 @@ func DefaultConfig() Config {
 // Validate reports every problem at once, each by its key.
 func (c Config) Validate() error {
 	err := c.TLS.Validate("tls")
-	if _, _, split := net.SplitHostPort(c.Listen); split != nil {
-		err = errors.Join(fmt.Errorf("listen: %w", split), err)
+	if wrong := values.CheckListen(c.Listen); wrong != nil {
+		err = errors.Join(fmt.Errorf("listen: %q %w", c.Listen, wrong), err)
 	}
 	return err
 }

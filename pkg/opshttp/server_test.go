@@ -217,8 +217,8 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 	defer taken.Close()
 	tests := map[string]struct{ listen, want string }{
 		"port taken":  {taken.Addr().String(), "http.listen: listen tcp " + taken.Addr().String() + ": bind: address already in use"},
-		"not a port":  {"here", "listen: address here: missing port in address"},
-		"nothing set": {"", "listen: missing port in address"},
+		"not a port":  {"here", `listen: "here" is not host:port such as 0.0.0.0:8080, [::1]:8080 or :8080`},
+		"nothing set": {"", `listen: "" is not host:port such as 0.0.0.0:8080, [::1]:8080 or :8080`},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

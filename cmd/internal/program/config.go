@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,10 +15,17 @@ const EnvPrefix = "METAFLOW"
 // Validator is a configuration, a pointer to a struct as pkg/config describes it.
 type Validator interface{ Validate() error }
 
-// Configured is how a program is configured: New returns the defaults.
+// Configured is how a program is configured.
 type Configured[C Validator] struct {
+	// New returns the defaults.
 	New func() C
+	// Variables with EnvPrefix that the program reads and that set no key.
+	Variables []string
 }
+
+// otherVariables have EnvPrefix and configure neither the server nor the agent:
+// metaflow-ctl's, which containers of the server have too, and those of tests.
+var otherVariables = []string{"METAFLOW_CTL_", "METAFLOW_TEST_"}
 
 // Flags are the flags of a command that reads the configuration.
 type Flags[C Validator] struct {
@@ -41,15 +49,19 @@ func (c Configured[C]) AddFlags(cmd *cobra.Command, keys map[string]string) *Fla
 	return f
 }
 
-// Load returns the effective configuration.
+// Load returns the effective configuration: the defaults, over them the file, over
+// it the environment, over it the flags.
 func (f *Flags[C]) Load() (C, error) {
 	cfg := f.from.New()
 	return cfg, f.LoadOver(cfg)
 }
 
-// LoadOver does the same to a configuration that holds other defaults.
+// LoadOver does the same with the defaults that cfg holds.
 func (f *Flags[C]) LoadOver(cfg C) error {
-	return config.Load(cfg, config.Options{File: f.file, EnvPrefix: EnvPrefix, Flags: f.cmd.Flags(), FlagKeys: f.keys})
+	return config.Load(cfg, config.Options{
+		File: f.file, EnvPrefix: EnvPrefix, OtherVariables: append(slices.Clone(otherVariables), f.from.Variables...),
+		Flags: f.cmd.Flags(), FlagKeys: f.keys,
+	})
 }
 
 // Command returns the command config with check and print. keys are flags that

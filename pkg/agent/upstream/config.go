@@ -3,11 +3,10 @@ package upstream
 import (
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
@@ -58,8 +57,8 @@ func (c Config) Validate() error {
 	}
 	check(len(c.Addresses) > 0, "addresses: at least one is required")
 	for i, addr := range c.Addresses {
-		if err := checkAddress(addr); err != nil {
-			errs = append(errs, fmt.Errorf("addresses[%d]: %w", i, err))
+		if err := values.CheckDial(addr); err != nil {
+			errs = append(errs, fmt.Errorf("addresses[%d]: %q %w", i, addr, err))
 		}
 	}
 	check(c.Timeout >= 100*time.Millisecond, "timeout: %s is less than 100ms", c.Timeout)
@@ -69,18 +68,4 @@ func (c Config) Validate() error {
 	check(c.Keepalive.Time >= leastKeepalive, "keepalive.time: %s is less than %s", c.Keepalive.Time, leastKeepalive)
 	check(c.Keepalive.Timeout >= time.Second, "keepalive.timeout: %s is less than 1s", c.Keepalive.Timeout)
 	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
-}
-
-func checkAddress(addr string) error {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return err
-	}
-	if host == "" {
-		return fmt.Errorf("%q names no host", addr)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q: %q is not a port", addr, port)
-	}
-	return nil
 }
