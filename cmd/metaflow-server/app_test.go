@@ -209,8 +209,8 @@ func TestGatewayOverHTTP(t *testing.T) {
 		"a span":        {"/v1/traces", request(good), http.StatusOK, "{}"},
 		"a bad one":     {"//v1/traces/", request(good, bad), http.StatusOK, `"rejectedSpans":"1"`},
 		"no OTLP":       {"/v1/traces", "garbage", http.StatusBadRequest, "read JSON"},
-		"too large":     {"/v1/traces", strings.Repeat(" ", 1<<20+1), http.StatusRequestEntityTooLarge, "1048576 bytes are accepted"},
-		"another path":  {"/v1/logs", request(good), http.StatusNotFound, "traces are taken at"},
+		"too large":     {"/v1/traces", strings.Repeat(" ", 1<<20+1), http.StatusRequestEntityTooLarge, "the limit is 1048576 bytes"},
+		"another path":  {"/v1/logs", request(good), http.StatusNotFound, "send traces to"},
 		"the REST path": {"/v1/agents", "", http.StatusNotFound, "is not served"},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.otlp.String()+tc.path, strings.NewReader(tc.body))

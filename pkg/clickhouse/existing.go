@@ -17,35 +17,35 @@ import (
 )
 
 const (
-	// lookupKeys bounds one question: as many keys as a full block has rows. They travel
-	// as an external table of some 5 MB, beside the SQL.
+	// lookupKeys bounds one query, at the number of rows in a full block. The keys are
+	// sent as an external table of some 5 MB beside the SQL.
 	lookupKeys = 100_000
-	// lookupSpan bounds the time that one question is about. The table is
-	// sorted by hour first: keys of two hours are found in two places.
+	// lookupSpan bounds the time range of one query. The table is sorted by hour first,
+	// so keys of two hours are in two places.
 	lookupSpan = time.Hour
-	// keysTable is the name of the external table that holds the keys of a question.
+	// keysTable is the name of the external table with the keys of a query.
 	keysTable = "wanted"
 )
 
-// Existing returns those of keys that are stored in the table. It asks by the
-// primary key, with one question for each hour that the keys span: at the given
-// shard and, with anyShard, at the others for the keys that it lacks, because
-// rows stored before a shard was added stay where they are.
+// Existing returns the subset of keys that is stored in the table. It queries by the
+// primary key, once for each hour that the keys cover: first the given shard and, with
+// anyShard, the others for the keys still missing, because rows stored before a shard was
+// added stay where they are.
 //
-// On a Replicated table the replica first fetches the parts that its peers have,
-// so that it finds what another replica acknowledged.
+// On a Replicated table the replica first fetches the parts of its peers, so it finds
+// what another replica acknowledged.
 func (d *DB) Existing(ctx context.Context, shard int, anyShard bool, table *columns.Table, keys []signal.Key) (map[signal.Key]struct{}, error) {
 	sorted := slices.Clone(keys)
 	slices.SortFunc(sorted, func(a, b signal.Key) int {
 		return cmp.Or(cmp.Compare(a.Time, b.Time), bytes.Compare(a.ID[:], b.ID[:]))
 	})
-	// An answer may name other rows too, so what it names counts only where it
-	// was asked for.
+	// The response may contain other rows, too, so found is intersected with the keys
+	// below.
 	found := make(map[signal.Key]struct{})
 	for rest := sorted; len(rest) > 0; {
 		n := chunk(rest)
 		missing := rest[:n]
-		// The first question learns how many shards there are.
+		// The first query loads the number of shards.
 		for i := 0; len(missing) > 0 && (i == 0 || anyShard && i < d.shards.count()); i++ {
 			if addr, err := d.ask(ctx, nearest(shard, i), table, missing, found); err != nil {
 				return nil, fmt.Errorf("look up %d keys in %s.%s at %s: %w", len(missing), d.cfg.Database, table.Name, addr, readable(err))
@@ -66,7 +66,7 @@ func (d *DB) Existing(ctx context.Context, shard int, anyShard bool, table *colu
 	return stored, nil
 }
 
-// chunk returns how many of the keys, sorted by time, go into one question.
+// chunk returns how many of the keys, sorted by time, one query covers.
 func chunk(sorted []signal.Key) int {
 	limit := min(len(sorted), lookupKeys)
 	end := sorted[0].Time + int64(lookupSpan)
@@ -78,7 +78,7 @@ func chunk(sorted []signal.Key) int {
 	return limit
 }
 
-// without returns those of keys that are not found. It leaves keys as they are.
+// without returns the keys that are not found. It does not change keys.
 func without(keys []signal.Key, found map[signal.Key]struct{}) []signal.Key {
 	if len(found) == 0 {
 		return keys
@@ -124,8 +124,8 @@ func (d *DB) ask(ctx context.Context, shard int, table *columns.Table, keys []si
 	})
 }
 
-// lookupSettings make an answer whole, whatever the user's profile says: rows that are not shown
-// would be stored again.
+// lookupSettings keep a response complete, whatever the user's profile: a row that is
+// missing from it would be stored again.
 func lookupSettings() []ch.Setting {
 	settings := []ch.Setting{ch.SettingInt("limit", 0), ch.SettingInt("offset", 0), ch.SettingInt("use_query_cache", 0)}
 	for _, mode := range []string{"read_overflow_mode", "result_overflow_mode", "timeout_overflow_mode", "set_overflow_mode", "transfer_overflow_mode"} {
@@ -134,7 +134,7 @@ func lookupSettings() []ch.Setting {
 	return settings
 }
 
-// catchUp makes a replica fetch the parts that its shard had when it was asked.
+// catchUp makes a replica fetch the parts that its shard has at this time.
 func (d *DB) catchUp(ctx context.Context, client *ch.Client, table string) error {
 	if d.cfg.Cluster == "" {
 		return nil
@@ -154,7 +154,7 @@ func syncReplicaSQL(database, table string) string {
 	return "SYSTEM SYNC REPLICA " + database + "." + table + " LIGHTWEIGHT"
 }
 
-// lookupSQL asks for keys, which are sorted by time.
+// lookupSQL returns the query for keys, which are sorted by time.
 func lookupSQL(database string, table *columns.Table, wanted proto.Input, keys []signal.Key) string {
 	names := make([]string, len(wanted))
 	for i, c := range wanted {
@@ -165,7 +165,8 @@ func lookupSQL(database string, table *columns.Table, wanted proto.Input, keys [
 		" WHERE " + betweenSQL(look.Time, keys[0].Time, keys[len(keys)-1].Time) + " AND (" + strings.Join(names, ", ") + ") IN " + keysTable
 }
 
-// betweenSQL holds a column of time to nanoseconds since 1970, both included, in a form that reaches the primary key.
+// betweenSQL restricts a time column to nanoseconds since 1970, bounds included, in a
+// form that uses the primary key.
 func betweenSQL(column string, first, last int64) string {
 	return fmt.Sprintf("%[1]s >= fromUnixTimestamp64Nano(toInt64(%[2]d), 'UTC') AND %[1]s <= fromUnixTimestamp64Nano(toInt64(%[3]d), 'UTC')", column, first, last)
 }

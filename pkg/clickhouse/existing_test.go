@@ -18,7 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// keyOf is the key of the span that spanBlock puts at row i.
+// keyOf returns the key of the span in row i of spanBlock.
 func keyOf(i int, start time.Time) signal.Key {
 	k := signal.Key{Time: start.UnixNano()}
 	traceID, spanID := traces.IDs(&k)
@@ -31,7 +31,7 @@ func TestExistingSpansAreFoundByTheirKeys(t *testing.T) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
 	ins := newInserter(t, cfg)
-	// Over five hours, so that the lookup asks more than once.
+	// Over five hours, so the lookup takes several queries.
 	start := func(i int) time.Time { return day(1).Add(time.Duration(i) * 6 * time.Second).Add(time.Duration(i)) }
 	const rows = 3000
 	if err := ins.Insert(t.Context(), 0, "spans_local", "token", spanBlock(rows, start), rows); err != nil {
@@ -114,7 +114,7 @@ func flowsTable() *columns.Table {
 	return &t
 }
 
-// flowOf identifies flow i of those that TestExistingFlows stores.
+// flowOf returns flow i of TestExistingFlowsAreFoundByTheirKeys.
 func flowOf(i int, end time.Time) flows.Identity {
 	return flows.Identity{
 		Agent: "agent-1", NetworkNamespace: uint64(i % 7), Connection: uint64(i + 1),

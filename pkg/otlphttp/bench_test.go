@@ -19,16 +19,16 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// The load comes from a process of its own, this test binary run with these
-// variables, so that CPU time and allocations measured here are the server's.
+// The load comes from a separate process, this test binary run with these variables, so
+// the CPU time and allocations measured here are the server's.
 const (
 	loadTarget      = "OTLPHTTP_LOAD_TARGET"
 	loadEncoding    = "OTLPHTTP_LOAD_ENCODING"
-	spansPerRequest = 512 // the batch of an SDK
+	spansPerRequest = 512 // a typical batch of an SDK
 )
 
-// BenchmarkReceive measures what receiving costs: with a consumer that does nothing,
-// and with one that does what an agent does to every request.
+// BenchmarkReceive measures the cost of receiving, with a consumer that does nothing and
+// with one that does what an agent does for every request.
 func BenchmarkReceive(b *testing.B) {
 	ignore := func(otlphttp.Request) error { return nil }
 	buffers := make(chan []byte, 64)
@@ -70,7 +70,7 @@ func benchmarkReceive(b *testing.B, encoding string, consume func(otlphttp.Reque
 	load := exec.Command(os.Args[0])
 	load.Env = append(os.Environ(), loadTarget+"="+srv.Addr().String(), loadEncoding+"="+encoding)
 	load.Stderr = os.Stderr
-	alive, err := load.StdinPipe() // closed when this process ends, however it does
+	alive, err := load.StdinPipe() // closes when this process ends, however it ends
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func benchmarkReceive(b *testing.B, encoding string, consume func(otlphttp.Reque
 	if err := load.Start(); err != nil {
 		b.Fatal(err)
 	}
-	for range 200 { // connections and pools warm up
+	for range 200 { // warm up connections and pools
 		<-received
 	}
 
@@ -95,7 +95,7 @@ func benchmarkReceive(b *testing.B, encoding string, consume func(otlphttp.Reque
 	if err := load.Process.Kill(); err != nil {
 		b.Error(err)
 	}
-	_ = load.Wait() // killed: its status says so
+	_ = load.Wait() // the load was killed, so its status is an error
 	cancel()
 	for {
 		select {
@@ -117,7 +117,7 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// generateLoad sends requests over four connections until standard input ends.
+// generateLoad sends requests over four connections until standard input closes.
 func generateLoad(addr string) {
 	gen := otlptest.New(1, otlptest.Options{})
 	encoding := os.Getenv(loadEncoding)

@@ -26,9 +26,8 @@ func policy(t *testing.T, headers []cors.Header, origins ...string) cors.Policy 
 	return p
 }
 
-// ask sends a request with headers and returns the answer, whose headers of the browser's
-// protocol are in told.
-func (r *running) ask(t *testing.T, method, path string, headers map[string]string) (a answer, told map[string]string) {
+// ask sends a request with headers and returns the response and its CORS headers.
+func (r *running) ask(t *testing.T, method, path string, headers map[string]string) (a answer, got map[string]string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.Addr().String()+path, http.NoBody)
 	if err != nil {
@@ -42,13 +41,13 @@ func (r *running) ask(t *testing.T, method, path string, headers map[string]stri
 		t.Fatal(err)
 	}
 	a = read(t, resp)
-	told = map[string]string{}
+	got = map[string]string{}
 	for name, values := range a.header {
 		if strings.HasPrefix(name, "Access-Control-") || name == "Vary" {
-			told[strings.TrimPrefix(name, "Access-Control-")] = strings.Join(values, ", ")
+			got[strings.TrimPrefix(name, "Access-Control-")] = strings.Join(values, ", ")
 		}
 	}
-	return a, told
+	return a, got
 }
 
 func TestBrowsersOfAllowedOriginsMaySend(t *testing.T) {
@@ -74,7 +73,7 @@ func TestBrowsersOfAllowedOriginsMaySend(t *testing.T) {
 		method, path string
 		headers      map[string]string
 		want         int
-		told         map[string]string
+		got          map[string]string
 	}{
 		"preflight":                       {named, "OPTIONS", "/v1/traces", preflight(app), 204, with(yes(app), asked...)},
 		"preflight of a pattern":          {named, "OPTIONS", "/api/v1/otel/trace", preflight(sub), 204, with(yes(sub), asked...)},
@@ -98,25 +97,25 @@ func TestBrowsersOfAllowedOriginsMaySend(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()
 			cfg.CORS = tc.policy
-			a, told := start(t, cfg, accept, otlphttp.Options{}).ask(t, tc.method, tc.path, tc.headers)
+			a, got := start(t, cfg, accept, otlphttp.Options{}).ask(t, tc.method, tc.path, tc.headers)
 			if a.status != tc.want {
-				t.Errorf("answered %d %q, want %d", a.status, a.body, tc.want)
+				t.Errorf("status %d %q, want %d", a.status, a.body, tc.want)
 			}
-			if diff := cmp.Diff(tc.told, told); diff != "" {
-				t.Errorf("what the browser is told (-want +got):\n%s", diff)
+			if diff := cmp.Diff(tc.got, got); diff != "" {
+				t.Errorf("CORS headers (-want +got):\n%s", diff)
 			}
 			if a.status == http.StatusNoContent && len(a.body)+len(a.header.Get("Content-Type")) > 0 {
-				t.Errorf("a preflight is answered with a body: %q", a.body)
+				t.Errorf("response to a preflight has a body: %q", a.body)
 			}
 			if a.status == http.StatusForbidden {
-				a.refused(t, 403, `pages of origin "`+tc.headers["Origin"]+`" may not send`)
+				a.refused(t, 403, `origin "`+tc.headers["Origin"]+`" is not allowed`)
 			}
 		})
 	}
 }
 
-// A path with slashes too many is answered itself: a redirect would lose the body.
-func TestSlashesTooManyChangeNothing(t *testing.T) {
+// A path with extra slashes is served directly: a redirect would lose the body.
+func TestExtraSlashesAreIgnored(t *testing.T) {
 	const body = "\x0a\x00" // one ResourceSpans, empty
 	got := make(chan string, 1)
 	r := start(t, testConfig(), consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {

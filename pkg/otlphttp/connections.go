@@ -11,35 +11,36 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
-// The bounds of connections, as metrics name them.
+// Names of the connection bounds in metrics.
 const (
 	boundConnections     = "connections"
 	boundPeerConnections = "peer_connections"
 )
 
-// connections bounds how many there are, in all and from each address. A connection is idle until
-// the headers of a request have come, between requests, and while the rest of a refused request is
-// read. Over the bound of an address, the one of it that has been idle the longest is closed; over
-// that of all, one of the address that has the most. So whoever opens many closes its own.
+// connections bounds the number of connections, in total and per address. A connection is
+// idle before its request headers have arrived, between requests, and while the rest of a
+// refused request is drained. Over the bound of an address, the longest idle connection
+// of that address is closed; over the total bound, one of the address with the most
+// connections. So a client that opens many connections closes its own.
 //
-// Closing a connection may meet a request that is just arriving on it. HTTP
-// clients know this race from every server's idle timeout.
+// Closing an idle connection may race with a request that is just arriving. HTTP clients
+// handle this race, because every server has an idle timeout.
 type connections struct {
 	mu        sync.Mutex
 	max       int
 	maxOfPeer int
 	draining  bool
 	open      int
-	all       map[net.Conn]*connection // until they are closed, evicted ones too
+	all       map[net.Conn]*connection // until closed, including evicted ones
 	peers     map[netip.Prefix]*connectionsOfPeer
-	turns     uint64 // orders when connections became idle
+	turns     uint64 // increases with each idle connection, to order them
 }
 
-// connectionsOfPeer are those of one address.
+// connectionsOfPeer are the connections of one address.
 type connectionsOfPeer struct {
 	network netip.Prefix
 	open    int
-	idle    list.List // of *connection, the longest idle first
+	idle    list.List // of *connection, longest idle first
 }
 
 type connection struct {
@@ -48,9 +49,9 @@ type connection struct {
 	of      *connectionsOfPeer
 	evicted bool
 	idle    *list.Element // nil while a request is served
-	turn    uint64        // when it became idle
-	// multiplexes says that it speaks HTTP/2. Such a connection becomes idle before its
-	// last answer is flushed, so it is not for us to close it then.
+	turn    uint64        // order of becoming idle
+	// multiplexes is set for HTTP/2. Such a connection becomes idle before its last
+	// response is flushed, so drain must not close it.
 	multiplexes bool
 }
 
@@ -58,7 +59,7 @@ func newConnections(most, mostOfPeer int) *connections {
 	return &connections{max: most, maxOfPeer: mostOfPeer, all: map[net.Conn]*connection{}, peers: map[netip.Prefix]*connectionsOfPeer{}}
 }
 
-// add counts a connection from network. peer is closed when the connection is.
+// add counts a connection from network. The connection closes peer when it closes.
 func (c *connections) add(conn net.Conn, network netip.Prefix, peer *inflight.Peer) *connection {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,14 +75,14 @@ func (c *connections) add(conn net.Conn, network netip.Prefix, peer *inflight.Pe
 	return added
 }
 
-// multiplexes notes that k speaks HTTP/2.
+// multiplexes records that k speaks HTTP/2.
 func (c *connections) multiplexes(k *connection) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k.multiplexes = true
 }
 
-// lingers makes k one that may be closed for others, until resumes.
+// lingers lets k be closed in favor of other connections, until resumes.
 func (c *connections) lingers(k *connection) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,8 +97,8 @@ func (c *connections) resumes(k *connection) {
 	c.wake(k)
 }
 
-// changed takes what http.Server.ConnState says. It returns the connection that is to be closed,
-// if any, and the bound that was passed.
+// changed implements http.Server.ConnState. It returns the connection to close, if any,
+// and the exceeded bound.
 func (c *connections) changed(conn net.Conn, state http.ConnState) (evict net.Conn, over string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,7 +129,8 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) (evict net.Co
 	return c.evict(chosen), over
 }
 
-// rest needs c.mu, as do all below but drain.
+// rest marks k idle. The caller of rest and of the methods below, except drain, holds
+// c.mu.
 func (c *connections) rest(k *connection) {
 	c.wake(k)
 	c.turns++
@@ -164,8 +166,8 @@ func (c *connections) evict(k *connection) net.Conn {
 	return k.conn
 }
 
-// largest returns the address with the most connections of those that have one to close, nil when
-// none has. Among equals it is the one whose connection has been idle the longest.
+// largest returns the address with the most connections among those with an idle one, or
+// nil. Among equals it returns the one with the longest idle connection.
 func (c *connections) largest() *connectionsOfPeer {
 	var most *connectionsOfPeer
 	var first *connection
@@ -179,7 +181,7 @@ func (c *connections) largest() *connectionsOfPeer {
 	return most
 }
 
-// longestIdle returns the connection of p that may be closed, nil when all are being served.
+// longestIdle returns the connection of p to close first, or nil if none is idle.
 func (c *connections) longestIdle(p *connectionsOfPeer) *connection {
 	if p == nil {
 		return nil
@@ -193,8 +195,8 @@ func (c *connections) longestIdle(p *connectionsOfPeer) *connection {
 	return nil
 }
 
-// drain closes all that serve no request, now and as soon as they have none. Those of
-// HTTP/2 it leaves to http.Server.Shutdown, which tells their clients to send no more.
+// drain closes the idle connections, now and as others become idle. It leaves HTTP/2
+// connections to http.Server.Shutdown, which sends their clients GOAWAY.
 func (c *connections) drain() {
 	c.mu.Lock()
 	c.max, c.draining = 0, true
@@ -210,8 +212,8 @@ func (c *connections) drain() {
 	}
 }
 
-// closeNow closes conn without the farewell of TLS, which waits for a client that does not
-// read.
+// closeNow closes conn without a TLS close notification, which would wait for a client
+// that does not read.
 func closeNow(conn net.Conn) {
 	if encrypted, ok := conn.(*tls.Conn); ok {
 		conn = encrypted.NetConn()

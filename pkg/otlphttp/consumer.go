@@ -9,22 +9,20 @@ import (
 
 // Request is one ExportTraceServiceRequest.
 type Request struct {
-	// Body holds protobuf bytes, decompressed and, when they came as protobuf,
-	// not checked. It belongs to the consumer until ConsumeTraces returns, and to
-	// other requests afterwards.
+	// Body is protobuf: decompressed, and not validated if it arrived as protobuf. It
+	// belongs to the consumer until ConsumeTraces returns, and is reused afterwards.
 	Body []byte
-	// Peer is the client's address, invalid when it is not an IP's.
+	// Peer is the client's address, invalid if it is not an IP address.
 	Peer netip.AddrPort
 }
 
-// Result is what the consumer did with a request that it accepted. The zero
-// value is full success.
+// Result is the outcome of an accepted request. The zero value means full success.
 type Result struct {
-	Rejected int64  // spans that were not stored and must not be sent again
-	Message  string // why, or a warning when Rejected is zero
+	Rejected int64  // spans that were not stored and must not be retried
+	Message  string // the reason, or a warning if Rejected is zero
 }
 
-// add adds what of a request in JSON did not reach the consumer.
+// add adds the parts of a JSON request that could not be decoded.
 func (r *Result) add(p *otlpjson.Problems) {
 	r.Rejected += p.Spans
 	if text := p.Message(); text != "" {
@@ -35,15 +33,13 @@ func (r *Result) add(p *otlpjson.Problems) {
 	}
 }
 
-// Consumer takes requests. It is declared here because this package is its
-// caller.
+// Consumer processes requests. It is declared here because this package calls it.
 //
-// ConsumeTraces returns nil only when the spans are safe. It is called from many
-// goroutines, must return soon after ctx ends, which it does when the client leaves, and
-// must not keep req.Body. The class of its error (pkg/fault) decides the answer: Rejected
-// is 400, all others are 503 with Retry-After, of as long as the error says when it, or
-// what it wraps, has a method RetryAfter() time.Duration. The error's text goes to the
-// client.
+// ConsumeTraces returns nil only when the spans are safe. It is called concurrently, must
+// return soon after ctx ends, which happens when the client disconnects, and must not
+// retain req.Body. The fault class of its error selects the status: Rejected is 400, all
+// others are 503 with Retry-After. If the error, or one that it wraps, has a method
+// RetryAfter() time.Duration, that delay is used. The client receives the error's text.
 type Consumer interface {
 	ConsumeTraces(ctx context.Context, req Request) (Result, error)
 }

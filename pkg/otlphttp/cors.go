@@ -8,25 +8,25 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/code"
 )
 
-// Headers of the protocol by which browsers ask whether a page may send.
+// Headers of CORS requests.
 const (
 	headerOrigin        = "Origin"
 	headerRequestMethod = "Access-Control-Request-Method"
 )
 
-// What pages of allowed origins may do beside what is configured.
+// CORS permissions for allowed origins, beside the configured ones.
 const (
 	allowedMethods = http.MethodPost
-	// alwaysAllowed are the headers that exporters need.
+	// alwaysAllowed are the request headers that exporters need.
 	alwaysAllowed = "content-type, content-encoding"
-	// exposed are the headers of answers that a page may read.
+	// exposed are the response headers that a page may read.
 	exposed = "Retry-After"
 )
 
-// crossOrigin tells the browser in h whether the page may read the answer. It answers a
-// preflight, which is the question whether the page may send, and returns nil for
-// everything else. A request whose origin is not allowed is served as one without an
-// origin: browsers send it only after a preflight, and nobody else has to be stopped.
+// crossOrigin sets the CORS headers in h. It returns the response to a preflight, and nil
+// for everything else. A request whose origin is not allowed is served like one without
+// an origin: browsers send it only after a preflight, and other clients need not be
+// stopped.
 func (s *Server) crossOrigin(h http.Header, r *http.Request) *reply {
 	if !s.cfg.CORS.Enabled() {
 		return nil
@@ -48,7 +48,7 @@ func (s *Server) crossOrigin(h http.Header, r *http.Request) *reply {
 	}
 	if !allowed {
 		return s.refuse(http.StatusForbidden, code.Code_PERMISSION_DENIED, badOrigin,
-			"pages of origin %q may not send: it is not among the allowed origins", origin)
+			"origin %q is not allowed", origin)
 	}
 	h.Set("Access-Control-Allow-Methods", allowedMethods)
 	h.Set("Access-Control-Allow-Headers", s.allowedHeaders)
@@ -56,7 +56,7 @@ func (s *Server) crossOrigin(h http.Header, r *http.Request) *reply {
 	return &reply{status: http.StatusNoContent}
 }
 
-// allowedHeaders is the list as browsers are told it.
+// allowedHeaders returns the value of Access-Control-Allow-Headers.
 func allowedHeaders(cfg *Config) string {
 	names := []string{alwaysAllowed}
 	for _, name := range cfg.CORS.AllowedHeaders {

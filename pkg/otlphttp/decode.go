@@ -11,17 +11,17 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxZstdWindow is what the zstd specification asks every decoder to support.
-// A frame may demand far more memory than it holds data: such frames are refused.
+// maxZstdWindow is the window that the zstd specification asks every decoder to support.
+// A frame may declare a window far larger than its data; such frames are refused.
 const maxZstdWindow = 8 << 20
 
-// decoder reads one encoding, again and again.
+// decoder decodes one encoding and is reusable.
 type decoder interface {
 	io.Reader
 	Reset(r *bytes.Reader) error
 }
 
-// formats make the decoders of the encodings that are understood.
+// formats are the constructors of the supported encodings' decoders.
 var formats = map[string]func() (decoder, error){
 	"gzip":    func() (decoder, error) { return new(gzipDecoder), nil },
 	"x-gzip":  func() (decoder, error) { return new(gzipDecoder), nil },
@@ -31,9 +31,9 @@ var formats = map[string]func() (decoder, error){
 
 func known(encoding string) bool { return formats[encoding] != nil }
 
-// decoders keeps decoders for reuse and bounds how many work at a time. Bodies have been read
-// when they are decompressed, so it is pure computation: more of it at a time than there are
-// processors would not be faster, but would hold more memory.
+// decoders pools decoders and bounds how many run at once. Bodies are read before they
+// are decompressed, so decompression is pure computation: running more than one per
+// processor would only use more memory.
 type decoders struct {
 	slots chan struct{}
 	pools map[string]*sync.Pool
@@ -47,7 +47,7 @@ func newDecoders(atOnce int) *decoders {
 	return d
 }
 
-// take returns a decoder that reads body, which put takes back.
+// take returns a decoder that reads body. The caller returns it with put.
 func (d *decoders) take(encoding string, body []byte) (decoder, error) {
 	dec, ok := d.pools[encoding].Get().(decoder)
 	if !ok {
@@ -69,8 +69,8 @@ type gzipDecoder struct{ gzip.Reader }
 
 func (d *gzipDecoder) Reset(r *bytes.Reader) error { return d.Reader.Reset(r) }
 
-// deflateDecoder reads what HTTP calls deflate: a zlib stream, or the bare deflate
-// stream that many send under this name.
+// deflateDecoder reads what HTTP calls deflate: a zlib stream, or the bare deflate stream
+// that many clients send instead.
 type deflateDecoder struct {
 	io.Reader
 
@@ -79,7 +79,7 @@ type deflateDecoder struct {
 
 func (d *deflateDecoder) Reset(r *bytes.Reader) (err error) {
 	var start [2]byte
-	_, _ = r.ReadAt(start[:], 0) // too short for a header is too short for a stream: its reader says so
+	_, _ = r.ReadAt(start[:], 0) // a body too short for a header is too short for a stream; the reader reports it
 	switch {
 	case !zlibHeader(start) && d.bare == nil:
 		d.bare = flate.NewReader(r)
@@ -97,17 +97,16 @@ func (d *deflateDecoder) Reset(r *bytes.Reader) (err error) {
 	return err
 }
 
-// zlibHeader reports whether a stream that starts so is zlib's (RFC 1950): method 8
-// and a check sum over both bytes. A bare stream of an encoder does not start so:
-// it would begin with a stored block of reserved bits.
+// zlibHeader reports whether start is a zlib header (RFC 1950): method 8 and a checksum
+// over both bytes. A bare deflate stream never begins like this: it would be a stored
+// block with reserved bits.
 func zlibHeader(start [2]byte) bool {
 	return start[0]&0x0f == 8 && (int(start[0])<<8|int(start[1]))%31 == 0
 }
 
 type zstdDecoder struct{ *zstd.Decoder }
 
-// One at a time, so that the decoder starts no goroutines that would have to be
-// stopped.
+// With concurrency 1 the decoder starts no goroutines that would have to be stopped.
 func newZstdDecoder() (decoder, error) {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 	return zstdDecoder{d}, err

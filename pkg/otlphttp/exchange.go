@@ -19,54 +19,54 @@ import (
 )
 
 const (
-	// unknownLength is what is set aside for a body whose length is not announced, until
-	// more of it has come.
+	// unknownLength is the initial reservation for a body without an announced length.
 	unknownLength = 64 << 10
-	// expansion is how much larger than its compressed form a request is taken to
-	// be at first: OTLP under gzip has 5 to 12.
+	// expansion is the assumed ratio of decompression; gzip compresses OTLP 5 to 12
+	// times.
 	expansion = 8
 
-	// writeTimeout is time for an answer to be taken. It fits into a socket's
-	// buffer, unless the client does not read its answers at all.
+	// writeTimeout bounds the write of a response. A response fits into the socket
+	// buffer, unless the client does not read its responses at all.
 	writeTimeout = 10 * time.Second
 
-	// A client that is refused may read its answer only when it has sent the
-	// body, and a connection closed over unread bytes would take the answer with it. So the
-	// rest is read and dropped, within these bounds. Meanwhile the connection counts as idle, and
-	// is closed when others need it.
+	// A refused client may read its response only after it has sent its body, and closing
+	// a connection with unread bytes would discard the response. So the server drains the
+	// body within these bounds. Meanwhile the connection counts as idle and may be closed
+	// for others.
 	lingerTime = 2 * time.Second
-	// missedTime is lingerTime for paths and methods that are not served. It is for the body of an
-	// exporter of another signal, which would retry after a reset, and not after an answer.
+	// missedTime is lingerTime for unknown paths and methods. It lets an exporter of
+	// another signal finish its body: it would retry after a reset, but not after a
+	// response.
 	missedTime  = 250 * time.Millisecond
 	lingerBytes = 256 << 20
 )
 
-// exchange is one request and its answer.
+// exchange is one request and its response.
 type exchange struct {
 	server  *Server
 	conn    *connection
 	peer    *inflight.Peer
 	control *http.ResponseController
 	body    io.Reader
-	reading bool    // the body has been asked for
-	ended   bool    // nothing more of the body can be read
-	granted int64   // by the budget
-	buffer  *[]byte // holds the body, nil before and after
+	reading bool    // the server has started to read the body
+	ended   bool    // the body is read to its end
+	granted int64   // bytes granted by the budget
+	buffer  *[]byte // the body; nil before and after
 }
 
-// ServeHTTP answers one request. It is what net/http calls.
+// ServeHTTP implements http.Handler. It answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := exchange{server: s, control: http.NewResponseController(w), body: r.Body, ended: r.ContentLength == 0}
-	x.conn, _ = r.Context().Value(connKey{}).(*connection) // connected has put it there
+	x.conn, _ = r.Context().Value(connKey{}).(*connection) // set by connected
 	x.peer = x.conn.peer
 	if r.ProtoMajor == 2 {
 		s.connections.multiplexes(x.conn)
 	}
-	// An answer may go out before the body has come. What the control says
-	// otherwise is that the connection is gone, which reading and writing will notice.
+	// A response may be sent before the body has arrived. An error here means that the
+	// connection is gone, which reads and writes will report.
 	_ = x.control.EnableFullDuplex()
-	_ = x.control.SetWriteDeadline(time.Time{}) // that of the request before
+	_ = x.control.SetWriteDeadline(time.Time{}) // clear the deadline of the previous request
 
 	f := form{json: true, header: inJSON}
 	answer := s.refuseUntrusted(w.Header(), r)
@@ -83,9 +83,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = x.control.SetWriteDeadline(time.Now().Add(writeTimeout))
 	answer.write(w, f)
 	switch {
-	case x.ended, r.ProtoMajor == 2: // there the stream is reset, without harm to the connection
+	case x.ended, r.ProtoMajor == 2: // HTTP/2 resets the stream and keeps the connection
 	case !x.reading && strings.EqualFold(r.Header.Get("Expect"), "100-continue"):
-		// The client has not been asked for its body: net/http need not wait for it.
+		// The client was not asked for its body, so net/http need not wait for it.
 		_ = x.control.SetReadDeadline(time.Now())
 	case answer.reason == badPath, answer.reason == badMethod:
 		x.linger(missedTime)
@@ -94,8 +94,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuseUntrusted refuses a request on a connection whose client would not be let in any more, and has
-// the connection end with the answer.
+// refuseUntrusted refuses a request on a connection whose client certificate is no longer
+// trusted, and closes the connection after the response.
 func (s *Server) refuseUntrusted(h http.Header, r *http.Request) *reply {
 	if s.trusted == nil || r.TLS == nil {
 		return nil
@@ -104,11 +104,11 @@ func (s *Server) refuseUntrusted(h http.Header, r *http.Request) *reply {
 	if err == nil {
 		return nil
 	}
-	h.Set("Connection", "close") // of HTTP/2 too, by GOAWAY
+	h.Set("Connection", "close") // sends GOAWAY on HTTP/2
 	return s.refuse(http.StatusForbidden, code.Code_PERMISSION_DENIED, untrusted, "%v", err)
 }
 
-// answer has a request consumed that is of form f.
+// answer passes a request of form f to the consumer and returns the reply.
 func (x *exchange) answer(r *http.Request, f form) (answer *reply) {
 	s := x.server
 	if !s.running.enter() {
@@ -129,7 +129,7 @@ func (x *exchange) answer(r *http.Request, f form) (answer *reply) {
 	if x.granted, why = x.peer.EnterAtMost(most); why != "" {
 		return s.refuseBusy(why)
 	}
-	// After a panic a goroutine of the consumer may still read the body.
+	// After a panic, a goroutine of the consumer may still read the body.
 	returned := false
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -174,8 +174,7 @@ func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
 	return &reply{status: http.StatusOK, result: result}
 }
 
-// receive reads the body into x.buffer, as it came. length is what was announced, -1 for
-// nothing.
+// receive reads the undecoded body into x.buffer. length is the announced length, or -1.
 func (x *exchange) receive(length int64) *reply {
 	s := x.server
 	if length < 0 {
@@ -188,25 +187,25 @@ func (x *exchange) receive(length int64) *reply {
 		return refused
 	}
 	x.ended = true
-	// Until the next request comes. The deadline would end the consumer's context,
-	// because net/http goes on reading to notice a client that leaves.
+	// Clear the deadline until the next request. It would cancel the consumer's context,
+	// because net/http keeps reading to detect a client that disconnects.
 	_ = x.control.SetReadDeadline(time.Time{})
 	s.metrics.bytes.WithLabelValues(formWire).Add(float64(len(*x.buffer)))
 	return nil
 }
 
-// unreadable says why a body could not be read to its end.
+// unreadable returns the reply to a body that could not be read to its end.
 func (x *exchange) unreadable(err error) *reply {
 	s := x.server
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return s.refuse(http.StatusRequestTimeout, code.Code_DEADLINE_EXCEEDED, tooSlow,
-			"request came too slowly: send at least %d bytes a second, and all within %s", s.cfg.MinBodyRate, s.cfg.BodyTimeout)
+			"request body arrived too slowly: send at least %d bytes per second, and the whole body within %s", s.cfg.MinBodyRate, s.cfg.BodyTimeout)
 	}
 	x.ended = true
 	return s.refuse(http.StatusBadRequest, code.Code_INVALID_ARGUMENT, brokenOff, "read request: %v", err)
 }
 
-// decode replaces the body in x.buffer by what it decompresses to.
+// decode replaces the body in x.buffer by its decompressed form.
 func (x *exchange) decode(ctx context.Context, encoding string) *reply {
 	if encoding == "" {
 		return nil
@@ -216,7 +215,7 @@ func (x *exchange) decode(ctx context.Context, encoding string) *reply {
 	case s.decoders.slots <- struct{}{}:
 		defer func() { <-s.decoders.slots }()
 	case <-ctx.Done():
-		return s.refuse(http.StatusBadRequest, code.Code_CANCELLED, brokenOff, "client has gone")
+		return s.refuse(http.StatusBadRequest, code.Code_CANCELLED, brokenOff, "client disconnected")
 	}
 	undecodable := func(err error) *reply {
 		return s.refuse(http.StatusBadRequest, code.Code_INVALID_ARGUMENT, malformed, "decompress %s: %v", encoding, err)
@@ -240,9 +239,9 @@ func (x *exchange) decode(ctx context.Context, encoding string) *reply {
 	return nil
 }
 
-// fill reads src to its end into *buffer, in whose place it puts larger ones as
-// needed. held is what the request holds besides. failed makes an answer of an error
-// of src.
+// fill reads src to its end into *buffer and replaces *buffer by larger ones as needed.
+// held is the size of the request's other memory. failed converts an error of src to a
+// reply.
 func (x *exchange) fill(src io.Reader, buffer **[]byte, held int64, failed func(error) *reply) *reply {
 	s := x.server
 	b := (**buffer)[:cap(**buffer)]
@@ -260,7 +259,7 @@ func (x *exchange) fill(src io.Reader, buffer **[]byte, held int64, failed func(
 		case n < len(b):
 			continue
 		}
-		size := min(2*int64(n), s.cfg.MaxRequestBytes+1) // a byte more shows that it is too large
+		size := min(2*int64(n), s.cfg.MaxRequestBytes+1) // one byte more shows that the body is too large
 		if why := x.grow(held + size); why != "" {
 			return s.refuseBusy(why)
 		}
@@ -272,8 +271,8 @@ func (x *exchange) fill(src io.Reader, buffer **[]byte, held int64, failed func(
 	}
 }
 
-// grow has at least size bytes granted by the budget. The one byte by which a request
-// shows itself too large is not counted.
+// grow makes the budget grant at least size bytes. It does not count the one byte that
+// shows a request to be too large.
 func (x *exchange) grow(size int64) inflight.Refusal {
 	size = min(size, x.server.cfg.MaxBytesInFlight)
 	if size <= x.granted {
@@ -286,13 +285,13 @@ func (x *exchange) grow(size int64) inflight.Refusal {
 	return ""
 }
 
-// fromJSON returns a JSON body as protobuf, without what could not be read.
+// fromJSON converts a JSON body to protobuf and omits what it cannot read.
 func (x *exchange) fromJSON(body []byte) ([]byte, otlpjson.Problems, *reply) {
 	s := x.server
 	size := int64(len(body)) + jsonMemory(body)
 	if size > s.cfg.MaxBytesInFlight {
 		return nil, otlpjson.Problems{}, s.refuse(http.StatusRequestEntityTooLarge, code.Code_RESOURCE_EXHAUSTED, tooLarge,
-			"JSON of %d bytes may take %d bytes of memory, of which %d can be had: send smaller batches, or protobuf",
+			"JSON of %d bytes may take %d bytes of memory, more than the limit of %d: send smaller batches, or protobuf",
 			len(body), size, s.cfg.MaxBytesInFlight)
 	}
 	if why := x.grow(size); why != "" {
@@ -307,8 +306,8 @@ func (x *exchange) fromJSON(body []byte) ([]byte, otlpjson.Problems, *reply) {
 	return body, problems, nil
 }
 
-// linger reads and drops what is left of the body. When it does not end in time, net/http closes
-// the connection.
+// linger drains the rest of the body. If it does not end in time, net/http closes the
+// connection.
 func (x *exchange) linger(most time.Duration) {
 	if x.control.Flush() != nil || x.control.SetReadDeadline(time.Now().Add(most)) != nil {
 		return
@@ -325,8 +324,8 @@ func (s *Server) panicked(r *http.Request, cause any) *reply {
 	return &reply{status: http.StatusInternalServerError, code: code.Code_INTERNAL, message: "internal error"}
 }
 
-// pacedReader reads a body that has to come at a least rate: a read may wait until
-// the time that the bytes before it and BodyGrace allow.
+// pacedReader enforces a minimum rate on a body: a read may last until the time allowed
+// by BodyGrace and the bytes received so far.
 type pacedReader struct {
 	*exchange
 

@@ -8,8 +8,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/code"
 )
 
-// The paths of trace requests: OTLP's, and the one that MetaFlow's documents tell
-// collectors to use.
+// The paths of trace requests: OTLP's, and the one that MetaFlow's documentation gives
+// for collectors.
 const (
 	pathOTLP     = "/v1/traces"
 	pathMetaFlow = "/api/v1/otel/trace"
@@ -23,11 +23,11 @@ const (
 	acceptedEncodings = "gzip, zstd, deflate, identity"
 )
 
-// form is how a request is written, and its answer too.
+// form is the form of a request and of its response.
 type form struct {
 	json     bool
-	header   []string // Content-Type of the answer
-	encoding string   // of the request's body; empty is none
+	header   []string // Content-Type of the response
+	encoding string   // of the request's body; empty for none
 }
 
 var (
@@ -35,8 +35,8 @@ var (
 	inJSON     = []string{typeJSON}
 )
 
-// formOf reads what the headers say. Its answers go out in JSON when it cannot know
-// better, because people read those.
+// formOf reads the form from the headers. It replies to malformed headers in JSON, which
+// people can read.
 func (s *Server) formOf(r *http.Request) (form, *reply) {
 	f := form{json: true, header: inJSON}
 	contentType := mediaType(r.Header.Get("Content-Type"))
@@ -46,21 +46,21 @@ func (s *Server) formOf(r *http.Request) (form, *reply) {
 	switch {
 	case !served(r.URL.Path):
 		return f, s.refuse(http.StatusNotFound, code.Code_NOT_FOUND, badPath,
-			"path %q is not served; traces are taken at %s and %s", r.URL.Path, pathOTLP, pathMetaFlow)
+			"path %q is not served; send traces to %s or %s", r.URL.Path, pathOTLP, pathMetaFlow)
 	case r.Method != http.MethodPost:
 		return f, s.refuseMethod(r.Method)
 	case contentType != typeProtobuf && contentType != typeJSON:
 		return f, s.refuse(http.StatusUnsupportedMediaType, code.Code_INVALID_ARGUMENT, badType,
-			"content type %q is not understood, send %s or %s", contentType, typeProtobuf, typeJSON)
+			"content type %q is not supported, send %s or %s", contentType, typeProtobuf, typeJSON)
 	}
 	var refused *reply
 	f.encoding, refused = s.encodingOf(r.Header.Values("Content-Encoding"))
 	return f, refused
 }
 
-// served tells whether traces are taken at a path. Slashes that are doubled or stand at the
-// end change nothing: exporters add them to endpoints that end with one. Such a
-// path is answered itself, because a redirect would lose the body of a POST.
+// served reports whether path receives traces. It ignores doubled and trailing slashes,
+// which exporters add to endpoints that end with a slash. Such a path is served directly,
+// because a redirect would lose the body of a POST.
 func served(path string) bool {
 	if path == pathOTLP || path == pathMetaFlow {
 		return true
@@ -72,8 +72,8 @@ func served(path string) bool {
 	return single == pathOTLP || single == pathMetaFlow
 }
 
-// mediaType returns a Content-Type without its parameters, in lower case; what is
-// malformed as it stands.
+// mediaType returns a Content-Type in lower case without parameters. It returns a
+// malformed one unchanged.
 func mediaType(header string) string {
 	if header == typeProtobuf || header == typeJSON {
 		return header
@@ -94,7 +94,7 @@ func (s *Server) encodingOf(headers []string) (string, *reply) {
 			}
 			if found != "" || !known(name) {
 				return "", s.refuse(http.StatusUnsupportedMediaType, code.Code_INVALID_ARGUMENT, badEncoding,
-					"content encoding %q is not understood, send one of %s", strings.Join(headers, ", "), acceptedEncodings)
+					"content encoding %q is not supported, send one of %s", strings.Join(headers, ", "), acceptedEncodings)
 			}
 			found = name
 		}

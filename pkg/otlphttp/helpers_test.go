@@ -47,7 +47,7 @@ var accept = consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Resu
 	return otlphttp.Result{}, nil
 })
 
-// refuseAll is the consumer of requests that must not reach it.
+// refuseAll returns a consumer that must not be called.
 func refuseAll(t *testing.T) consumerFunc {
 	return func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
 		t.Error("consumer called for a request that should have been refused")
@@ -61,17 +61,17 @@ func testConfig() otlphttp.Config {
 	return cfg
 }
 
-// running is a server with its Run in the background.
+// running is a server whose Run is in the background.
 type running struct {
 	*otlphttp.Server
 	client *http.Client
-	stop   func()     // asks Run to end; does not wait
+	stop   func()     // asks Run to end without waiting
 	done   chan error // Run's result
 }
 
 func (r *running) url() string { return "http://" + r.Addr().String() + "/v1/traces" }
 
-// wait returns what Run returned.
+// wait returns the result of Run.
 func (r *running) wait(t *testing.T) error {
 	t.Helper()
 	select {
@@ -102,7 +102,7 @@ func start(t *testing.T, cfg otlphttp.Config, consumer otlphttp.Consumer, opts o
 	return r
 }
 
-// answer is what a client sees.
+// answer is a response as the client sees it.
 type answer struct {
 	status int
 	header http.Header
@@ -114,8 +114,8 @@ func (r *running) post(t *testing.T, contentType, encoding string, body []byte) 
 	return r.send(t, http.MethodPost, r.url(), contentType, encoding, bytes.NewReader(body))
 }
 
-// send returns the zero answer, which is neither accepted nor refused, when there is
-// none. It may be called from any goroutine.
+// send returns the zero answer, neither accepted nor refused, if there is no response. It
+// is safe for concurrent use.
 func (r *running) send(t *testing.T, method, url, contentType, encoding string, body io.Reader) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
@@ -143,8 +143,7 @@ func (r *running) send(t *testing.T, method, url, contentType, encoding string, 
 	return answer{resp.StatusCode, resp.Header, got}
 }
 
-// message returns the message of the google.rpc.Status that every refusal has as
-// its body.
+// message returns the message of the google.rpc.Status in the body of a refusal.
 func (a answer) message(t *testing.T) string {
 	t.Helper()
 	var st status.Status
@@ -171,14 +170,14 @@ func (a answer) message(t *testing.T) string {
 	return st.GetMessage()
 }
 
-// refused fails the test unless a says so with this status and in these words.
+// refused fails the test unless a has this status and a message with these words.
 func (a answer) refused(t *testing.T, want int, words string) {
 	t.Helper()
 	if a.status != want {
-		t.Fatalf("answered %d %q, want %d", a.status, a.body, want)
+		t.Fatalf("status %d %q, want %d", a.status, a.body, want)
 	}
 	if got := a.message(t); !strings.Contains(got, words) {
-		t.Errorf("%d says %q, want something with %q", a.status, got, words)
+		t.Errorf("%d has message %q, want %q in it", a.status, got, words)
 	}
 	seconds, err := strconv.Atoi(a.header.Get("Retry-After"))
 	if retry := want == http.StatusServiceUnavailable; retry != (err == nil && seconds > 0) {
@@ -189,12 +188,12 @@ func (a answer) refused(t *testing.T, want int, words string) {
 func (a answer) accepted(t *testing.T) {
 	t.Helper()
 	if a.status != http.StatusOK {
-		t.Fatalf("answered %d %q, want 200", a.status, a.body)
+		t.Fatalf("status %d %q, want 200", a.status, a.body)
 	}
 }
 
-// requestOf returns a request of about the given size. Its text does not compress to
-// nothing, so that sizes on the wire are of the same order.
+// requestOf returns a request of about the given size. Its text compresses moderately, so
+// sizes on the wire are of the same order.
 func requestOf(bytes int) *coltracepb.ExportTraceServiceRequest {
 	var spans []*tracepb.Span
 	for size := 0; size < bytes; size += 64 {
@@ -222,7 +221,7 @@ func allocated() uint64 {
 	return m.TotalAlloc
 }
 
-// inUse returns the memory that is taken from the system and in use.
+// inUse returns the memory that is obtained from the system and in use.
 func inUse() uint64 {
 	runtime.GC()
 	var m runtime.MemStats

@@ -8,7 +8,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces/otlpjson"
 )
 
-// What is granted for JSON covers what is allocated for it, whatever it is made of.
+// The memory granted for JSON covers what is allocated for it, whatever its structure.
 func TestJSONMemoryIsABound(t *testing.T) {
 	const n = 200_000
 	list := func(before, element, after string) string {
@@ -41,7 +41,7 @@ func TestJSONMemoryIsABound(t *testing.T) {
 			}
 			runtime.ReadMemStats(&after)
 			used, granted := int64(after.TotalAlloc-before.TotalAlloc), jsonMemory(body)
-			t.Logf("%d bytes of JSON: %d allocated, %d granted, %.0f an element", len(body), used, granted, float64(used)/n)
+			t.Logf("%d bytes of JSON: %d allocated, %d granted, %.0f per element", len(body), used, granted, float64(used)/n)
 			if used > granted {
 				t.Errorf("%d bytes of JSON allocate %d, %d granted", len(body), used, granted)
 			}

@@ -22,7 +22,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
-// checking is a consumer that validates, as an agent's does.
+// checking is a consumer that validates requests like an agent's.
 var checking = consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
 	_, _, err := traces.AddHostAddress(nil, req.Body, "10.1.2.3")
 	return otlphttp.Result{}, fault.As(fault.Rejected, err)
@@ -58,12 +58,12 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 		"truncated zstd":              {protobufType, "zstd", zstded[:len(zstded)-9], 400, "decompress zstd: unexpected EOF"},
 		"truncated deflate":           {protobufType, "deflate", deflated[:len(deflated)-9], 400, "decompress deflate: unexpected EOF"},
 		"zstd of a window of 2 GiB":   {protobufType, "zstd", []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00}, 400, "decompress zstd: window size exceeded"},
-		"unknown encoding":            {protobufType, "br", good, 415, `content encoding "br" is not understood, send one of gzip, zstd, deflate, identity`},
-		"two encodings":               {protobufType, "gzip, gzip", good, 415, "not understood"},
-		"wrong content type":          {"text/plain", "", good, 415, `content type "text/plain" is not understood, send application/x-protobuf or application/json`},
-		"no content type":             {"", "", good, 415, `content type "" is not understood`},
+		"unknown encoding":            {protobufType, "br", good, 415, `content encoding "br" is not supported, send one of gzip, zstd, deflate, identity`},
+		"two encodings":               {protobufType, "gzip, gzip", good, 415, "not supported"},
+		"wrong content type":          {"text/plain", "", good, 415, `content type "text/plain" is not supported, send application/x-protobuf or application/json`},
+		"no content type":             {"", "", good, 415, `content type "" is not supported`},
 		"malformed content type":      {";;", "", good, 415, `content type ";;"`},
-		"the content type of gRPC":    {"application/grpc", "", good, 415, "not understood"},
+		"the content type of gRPC":    {"application/grpc", "", good, 415, "not supported"},
 		"no JSON":                     {jsonType, "", []byte("garbage"), 400, "read JSON: byte 1: invalid character 'g'"},
 		"empty JSON":                  {jsonType, "", nil, 400, "read JSON"},
 		"protobuf said to be JSON":    {jsonType, "", good, 400, "read JSON"},
@@ -80,7 +80,7 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 	r := start(t, testConfig(), checking, otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			for range 3 { // pooled decoders survive what broke them
+			for range 3 { // pooled decoders survive bad input
 				a := r.post(t, tc.contentType, tc.encoding, tc.body)
 				a.refused(t, tc.want, tc.words)
 				if protobuf := tc.contentType == protobufType; protobuf != (a.header.Get("Content-Type") == protobufType) {
@@ -98,7 +98,8 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 	}
 }
 
-// One bad value in JSON costs its span alone: the others reach the consumer, and the answer says which it was.
+// One bad value in JSON rejects only its span: the others reach the consumer, and the
+// response names the span.
 func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
 	var spans int
 	counting := consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
@@ -114,11 +115,11 @@ func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
 		}
 	}
 	if got := metric(t, reg, "metaflow_otlphttp_json_left_out_total", "spans"); spans != 2 || got != 1 {
-		t.Errorf("%d spans reached the consumer, %v are counted as left out", spans, got)
+		t.Errorf("%d spans reached the consumer, %v are counted as rejected", spans, got)
 	}
 }
 
-// deepJSON is a request whose attribute's value holds lists in lists.
+// deepJSON returns a request with an attribute value of nested lists.
 func deepJSON(depth int) []byte {
 	const open, closing = `{"arrayValue":{"values":[`, `]}}`
 	depth /= 3 // an object, an object and a list each
@@ -126,27 +127,28 @@ func deepJSON(depth int) []byte {
 		strings.Repeat(open, depth) + strings.Repeat(closing, depth) + `}]}}]}`)
 }
 
-func TestOtherPathsAndMethodsAreTold(t *testing.T) {
+func TestOtherPathsAndMethodsAreRefused(t *testing.T) {
 	r := start(t, testConfig(), refuseAll(t), otlphttp.Options{})
 	base := "http://" + r.Addr().String()
 	for _, path := range []string{"", "/", "/v1/trace", "/v1/traces/x", "/v1/v1/traces", "/v1/../v1/traces/", "/v1/metrics", "/v1/logs", "/%ff\"<script>"} {
 		a := r.send(t, http.MethodPost, base+path, protobufType, "", strings.NewReader("x"))
-		a.refused(t, http.StatusNotFound, "traces are taken at /v1/traces and /api/v1/otel/trace")
+		a.refused(t, http.StatusNotFound, "send traces to /v1/traces or /api/v1/otel/trace")
 	}
 	if a := r.send(t, http.MethodHead, r.url(), "", "", nil); a.status != http.StatusMethodNotAllowed || a.header.Get("Allow") != http.MethodPost {
-		t.Errorf("HEAD is answered %d with Allow %q", a.status, a.header.Get("Allow"))
+		t.Errorf("HEAD: status %d with Allow %q", a.status, a.header.Get("Allow"))
 	}
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodOptions} {
 		a := r.send(t, method, r.url(), "", "", nil)
-		a.refused(t, http.StatusMethodNotAllowed, "method "+method+" is not served, send POST")
+		a.refused(t, http.StatusMethodNotAllowed, "method "+method+" is not supported, send POST")
 		if got := a.header.Get("Allow"); got != http.MethodPost {
 			t.Errorf("Allow %q", got)
 		}
 	}
 }
 
-// Bodies over the limit are refused for good, whether they say so or not, at little cost and
-// without harm to others. They are sent to their end, as most clients do before they read.
+// Bodies over the limit are refused for good, whether their length is announced or not,
+// at little cost and without harm to others. They are sent to their end, as most clients
+// do before they read.
 func TestLargeBodiesCostLittle(t *testing.T) {
 	const size = 100 << 20
 	cfg := testConfig()
@@ -162,8 +164,8 @@ func TestLargeBodiesCostLittle(t *testing.T) {
 			before := allocated()
 			a := r.send(t, http.MethodPost, r.url(), protobufType, "", body)
 			grew := allocated() - before
-			a.refused(t, http.StatusRequestEntityTooLarge, "8388608 bytes are accepted")
-			// The limit of 8 MiB, what was outgrown before it, and the client's own.
+			a.refused(t, http.StatusRequestEntityTooLarge, "the limit is 8388608 bytes")
+			// The limit of 8 MiB, the smaller buffers before it, and the client's memory.
 			if grew > 32<<20 {
 				t.Errorf("refusing %d MiB allocated %d MiB", size>>20, grew>>20)
 			}
@@ -172,8 +174,8 @@ func TestLargeBodiesCostLittle(t *testing.T) {
 	}
 }
 
-// A whole client library against the limit: the answer arrives although the server
-// gives it before it has read the body, and the connection is used again.
+// A real client library against the limit: the response arrives although the server sends
+// it before it has read the body, and the connection is reused.
 func TestRefusedBodyIsReadSoThatTheAnswerArrives(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxRequestBytes = 1000
@@ -224,8 +226,8 @@ func TestCompressionBombCostsAtMostTheLimit(t *testing.T) {
 			before := allocated()
 			a := r.post(t, protobufType, encoding, bomb.Bytes())
 			grew := allocated() - before
-			a.refused(t, http.StatusRequestEntityTooLarge, "4194304 bytes are accepted")
-			// The limit, what was outgrown before it, and the window.
+			a.refused(t, http.StatusRequestEntityTooLarge, "the limit is 4194304 bytes")
+			// The limit, the smaller buffers before it, and the window.
 			if grew > 16<<20 {
 				t.Errorf("a bomb of %d KiB allocated %d MiB, limit 4 MiB", bomb.Len()>>10, grew>>20)
 			}
@@ -233,7 +235,7 @@ func TestCompressionBombCostsAtMostTheLimit(t *testing.T) {
 	}
 }
 
-// Objects of two letters become spans of two hundred bytes: JSON is counted at what it
+// Objects of two letters become spans of two hundred bytes: JSON counts as the memory it
 // may take.
 func TestJSONBombIsRefused(t *testing.T) {
 	cfg := testConfig()
@@ -249,9 +251,9 @@ func TestJSONBombIsRefused(t *testing.T) {
 	}
 }
 
-// While requests up to a bound are being consumed, the next is refused at once,
-// and accepted again as soon as one of them is answered.
-func TestOverTheBoundClientsAreAskedToComeBack(t *testing.T) {
+// While requests up to a bound are in flight, the next is refused at once, and accepted
+// as soon as one of them is answered.
+func TestOverTheBoundClientsAreAskedToRetry(t *testing.T) {
 	body := encoded(t, requestOf(800_000))
 	gzipped := compress(t, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }, body)
 	tests := map[string]struct {
@@ -303,8 +305,8 @@ func TestOverTheBoundClientsAreAskedToComeBack(t *testing.T) {
 	}
 }
 
-// Ten thousand connections that say nothing do not add up: the oldest are
-// closed, and who has something to say is served all the time.
+// Ten thousand idle connections do not accumulate: the oldest are closed, and an active
+// client is served all the time.
 func TestIdleConnectionsAreBounded(t *testing.T) {
 	connections := 10_000
 	var files syscall.Rlimit
@@ -316,7 +318,7 @@ func TestIdleConnectionsAreBounded(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &wanted); err == nil {
 		defer func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files) }()
 	}
-	// Each open at the client; at the server only as many as are allowed.
+	// Each is open at the client; the server keeps only as many as allowed.
 	cfg := testConfig()
 	cfg.MaxConnections = 500
 	if room := int(wanted.Max) - cfg.MaxConnections - 200; room < connections {
@@ -339,7 +341,7 @@ func TestIdleConnectionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		idle = append(idle, c)
-		if i%3 == 0 { // others have been used, as a client's pool has
+		if i%3 == 0 { // some have been used, as in a client's pool
 			fmt.Fprintf(c, "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: 0\r\n\r\n", protobufType)
 			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 			if err != nil {
@@ -358,7 +360,7 @@ func TestIdleConnectionsAreBounded(t *testing.T) {
 	if got, least := metric(t, reg, "metaflow_otlphttp_evicted_connections_total", ""), connections-cfg.MaxConnections; got < float64(least) {
 		t.Errorf("%v connections closed, want at least %d", got, least)
 	}
-	// 500 at 20 KB, and what this test holds of ten thousand.
+	// 500 at 20 KB each, and this test's own memory for ten thousand.
 	if grew := int64(inUse()) - int64(before); grew > 32<<20 {
 		t.Errorf("%d idle connections hold %d MiB", connections, grew>>20)
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are of one port, by whichever Server serves it: a port that is closed and
-// opened again keeps counting. Make them with NewMetrics.
+// Metrics are the metrics of one port, across the Servers that serve it: a port that
+// closes and reopens keeps its counts. Create them with NewMetrics.
 type Metrics struct {
 	requests *prometheus.CounterVec
 	refused  *prometheus.CounterVec
@@ -22,8 +22,8 @@ type Metrics struct {
 	current atomic.Pointer[Server] // nil while the port is closed
 }
 
-// NewMetrics makes the metrics and registers them. It panics when they are registered
-// already. A nil reg registers nothing.
+// NewMetrics creates the metrics and registers them with reg, unless reg is nil. It
+// panics if they are already registered.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -36,15 +36,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"reason"}),
 		unread: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_json_left_out_total",
-			Help: "Of requests in JSON: spans rejected one by one, and values of resources and scopes left out, because a value could not be read.",
+			Help: "Spans rejected and resource and scope values omitted from JSON requests because a value could not be read.",
 		}, []string{"what"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_received_bytes_total",
-			Help: "Bytes of OTLP/HTTP request bodies received whole, as they came and after decompression.",
+			Help: "Bytes of completely received OTLP/HTTP request bodies, on the wire and after decompression.",
 		}, []string{"form"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "metaflow_otlphttp_request_duration_seconds",
-			Help:    "Time from the headers of an OTLP/HTTP request to its answer.",
+			Help:    "Time from the headers of an OTLP/HTTP request to its response.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, as for the gateway
 		}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
@@ -53,7 +53,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		evicted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_evicted_connections_total",
-			Help: "Connections without a request closed because there were too many, in all or from one address, by bound.",
+			Help: "Idle connections closed because there were too many, in total or from one address, by exceeded bound.",
 		}, []string{"bound"}),
 	}
 	for _, code := range []int{200, 204, 400, 403, 404, 405, 408, 413, 415, 500, 503} {
@@ -73,24 +73,24 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	if reg != nil {
 		reg.MustRegister(m.requests, m.refused, m.unread, m.bytes, m.duration, m.panics, m.evicted,
-			m.gauge("bytes_in_flight", "Bytes of OTLP/HTTP requests not yet answered, estimates for those not yet read included.",
+			m.gauge("bytes_in_flight", "Bytes of OTLP/HTTP requests not yet answered, including estimates for unread bodies.",
 				func(s *Server) int64 { n, _ := s.budget.InFlight(); return n }),
 			m.gauge("requests_in_flight", "OTLP/HTTP requests not yet answered.",
 				func(s *Server) int64 { _, n := s.budget.InFlight(); return int64(n) }),
-			m.gauge("connections", "Connections open, idle ones included.",
+			m.gauge("connections", "Open connections, including idle ones.",
 				func(s *Server) int64 { return int64(s.connections.count()) }),
 		)
 	}
 	return m
 }
 
-// The forms in which bytes are counted.
+// Label values for byte counts.
 const (
 	formWire  = "wire"
 	formPlain = "decompressed"
 )
 
-// gauge shows something of the server that serves the port.
+// gauge returns a gauge of the server that currently serves the port.
 func (m *Metrics) gauge(name, help string, of func(*Server) int64) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "metaflow_otlphttp_" + name, Help: help}, func() float64 {
 		if s := m.current.Load(); s != nil {

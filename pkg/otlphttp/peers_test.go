@@ -17,7 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 )
 
-// dialFrom connects from an address of this host other than that of the clients of start.
+// dialFrom connects from another local address than the clients of start.
 func dialFrom(t *testing.T, r *running, address string) net.Conn {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
@@ -36,7 +36,7 @@ func announce(t *testing.T, conn net.Conn, path string) {
 	}
 }
 
-// eventually waits until done says so.
+// eventually waits until done returns true.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
@@ -49,8 +49,8 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// One address announces requests and sends nothing. The others of this port, and those of other
-// ports that share the budget, are served all the same.
+// One address announces requests and sends nothing. Other clients of this port, and of
+// other ports with the same budget, are still served.
 func TestAnnouncedRequestsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	cfg := testConfig()
 	limits := inflight.Limits{RequestBytes: 64 << 20, Bytes: 256 << 20, Requests: 64, PeerShare: 0.5}
@@ -65,7 +65,7 @@ func TestAnnouncedRequestsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 		return metric(t, reg, "metaflow_otlphttp_refused_requests_total", "peer_requests_in_flight") +
 			metric(t, reg, "metaflow_otlphttp_refused_requests_total", "peer_bytes_in_flight")
 	}
-	eventually(t, "every announced request is refused or let in", func() bool {
+	eventually(t, "every announced request is refused or admitted", func() bool {
 		_, requests := budget.InFlight()
 		return int(refused())+requests >= connections
 	})
@@ -82,8 +82,8 @@ func TestAnnouncedRequestsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	other.Leave(granted)
 }
 
-// An address that opens connections closes its own, whatever it sends on them; the idle connection
-// of another stays.
+// An address that opens connections displaces only its own, whatever it sends on them;
+// the idle connection of another address stays.
 func TestConnectionsOfOneAddressDisplaceOnlyItsOwn(t *testing.T) {
 	for name, tc := range map[string]struct {
 		path   string // "" sends nothing
@@ -112,7 +112,7 @@ func TestConnectionsOfOneAddressDisplaceOnlyItsOwn(t *testing.T) {
 					t.Fatalf("the connection of another address was closed: %v", err)
 				}
 				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
-					t.Fatalf("answered %s, %v", resp.Status, err)
+					t.Fatalf("status %s, %v", resp.Status, err)
 				}
 			}
 			export()
@@ -134,7 +134,7 @@ func TestConnectionsOfOneAddressDisplaceOnlyItsOwn(t *testing.T) {
 	}
 }
 
-// A connection that ends gives its part of the budget back, and so does one that is closed for others.
+// A connection returns its part of the budget when it ends or is closed for others.
 func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxConnections = 5

@@ -27,7 +27,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// speak makes the client of r speak these protocols, and no other.
+// speak makes the client of r use exactly these protocols.
 func (r *running) speak(t *testing.T, set ...func(*http.Protocols, bool)) {
 	t.Helper()
 	protocols := new(http.Protocols)
@@ -49,8 +49,8 @@ func read(t *testing.T, resp *http.Response) answer {
 	return answer{resp.StatusCode, resp.Header, body}
 }
 
-// Clients with prior knowledge speak HTTP/2 without TLS: every encoding, refusals, large bodies,
-// many at a time on one connection.
+// Clients with prior knowledge speak HTTP/2 without TLS: every encoding, refusals, large
+// bodies, concurrent requests on one connection.
 func TestHTTP2WithoutTLS(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxRequestBytes = 4 << 20
@@ -69,13 +69,13 @@ func TestHTTP2WithoutTLS(t *testing.T) {
 			t.Errorf("the consumer got %d bytes of %s, not the %d sent", len(req.Body), req.Peer, len(body))
 		}
 	}
-	r.post(t, protobufType, "", make([]byte, 5<<20)).refused(t, http.StatusRequestEntityTooLarge, "4194304 bytes are accepted")
-	r.post(t, "text/plain", "", body).refused(t, http.StatusUnsupportedMediaType, "is not understood")
+	r.post(t, protobufType, "", make([]byte, 5<<20)).refused(t, http.StatusRequestEntityTooLarge, "the limit is 4194304 bytes")
+	r.post(t, "text/plain", "", body).refused(t, http.StatusUnsupportedMediaType, "is not supported")
 	var many sync.WaitGroup
 	for range 50 {
 		many.Go(func() {
 			if a := r.post(t, protobufType, "", []byte("x")); a.status != http.StatusOK {
-				t.Errorf("answered %d", a.status)
+				t.Errorf("status %d", a.status)
 			}
 		})
 	}
@@ -88,18 +88,18 @@ func TestHTTP2WithoutTLS(t *testing.T) {
 	}
 }
 
-// A client of HTTP/2 that sends too slowly is cut off as one of HTTP/1.1 is.
+// A slow HTTP/2 client is cut off like one of HTTP/1.1.
 func TestHTTP2SlowBodyIsCutOff(t *testing.T) {
 	cfg := testConfig()
 	cfg.BodyGrace, cfg.BodyTimeout = 50*time.Millisecond, 100*time.Millisecond
 	r := start(t, cfg, refuseAll(t), otlphttp.Options{})
 	r.speak(t, (*http.Protocols).SetUnencryptedHTTP2)
-	body, end := io.Pipe() // nothing ever comes
+	body, end := io.Pipe() // nothing is ever written
 	defer end.Close()
 	r.send(t, http.MethodPost, r.url(), protobufType, "", body).refused(t, http.StatusRequestTimeout, "too slowly")
 }
 
-// The last answers on a connection of HTTP/2 arrive when the server stops.
+// The last responses on an HTTP/2 connection arrive when the server stops.
 func TestStopLetsRequestsOfHTTP2Finish(t *testing.T) {
 	const requests = 20
 	entered, release := make(chan struct{}, requests), make(chan struct{})
@@ -118,7 +118,7 @@ func TestStopLetsRequestsOfHTTP2Finish(t *testing.T) {
 	for range requests {
 		sending.Go(func() {
 			if a := r.post(t, protobufType, "", []byte("x")); a.status != http.StatusOK || !strings.Contains(string(a.body), "stored") {
-				t.Errorf("answered %d %q", a.status, a.body)
+				t.Errorf("status %d %q", a.status, a.body)
 			}
 		})
 	}
@@ -137,8 +137,8 @@ func TestStopLetsRequestsOfHTTP2Finish(t *testing.T) {
 	r.done <- nil
 }
 
-// One port serves both protocols to who encrypts, with certificates that may change, and nothing to who does
-// not.
+// One port serves both protocols with TLS, with certificates that may change, and nothing
+// without TLS.
 func TestTLS(t *testing.T) {
 	encryption, pool := encrypted(t)
 	reg := prometheus.NewRegistry()
@@ -165,13 +165,13 @@ func TestTLS(t *testing.T) {
 	r.speak(t, (*http.Protocols).SetHTTP1)
 	if resp, err := r.client.Post(r.url(), protobufType, http.NoBody); err == nil {
 		if a := read(t, resp); a.status != http.StatusBadRequest {
-			t.Errorf("plain text on an encrypted port is answered %d", a.status)
+			t.Errorf("plain text on an encrypted port: status %d", a.status)
 		}
 	}
 }
 
-// Who waits to be asked for its body is told at once when it would be refused, and is asked
-// otherwise.
+// A client that waits for 100 Continue is refused at once if its body would be, and asked
+// for the body otherwise.
 func TestExpectContinue(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxRequestBytes = 1000
@@ -190,9 +190,9 @@ func TestExpectContinue(t *testing.T) {
 			t.Errorf("a body of %d bytes: %q, %v; want %q", length, line, err, want)
 			continue
 		}
-		if length > 1 { // the connection is closed at once, and not after a wait for the body
+		if length > 1 { // the connection closes at once, not after a wait for the body
 			if rest, err := io.ReadAll(in); err != nil || !bytes.Contains(rest, []byte("too large")) {
-				t.Errorf("the answer is %q, %v", rest, err)
+				t.Errorf("response %q, %v", rest, err)
 			}
 			continue
 		}
@@ -208,7 +208,8 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// encrypted returns the TLS of a server, and the authorities that its clients trust.
+// encrypted returns the TLS configuration of a server and the authorities that its
+// clients trust.
 func encrypted(t *testing.T) (*tls.Config, *x509.CertPool) {
 	t.Helper()
 	issuer := httptest.NewTLSServer(http.NotFoundHandler()) // has a certificate for 127.0.0.1
@@ -235,7 +236,8 @@ func encrypted(t *testing.T) (*tls.Config, *x509.CertPool) {
 	return encryption, pool
 }
 
-// A client whose authority was taken away is refused on the connection that stands, which ends.
+// A client whose authority was removed is refused on its open connection, which then
+// closes.
 func TestUntrustedClientIsRefused(t *testing.T) {
 	encryption, pool := encrypted(t)
 	var gone atomic.Bool

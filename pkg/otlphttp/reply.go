@@ -19,10 +19,10 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
-// maxMessageBytes keeps what an answer says short, whatever it quotes.
+// maxMessageBytes bounds the message of a response, whatever it quotes.
 const maxMessageBytes = 1 << 10
 
-// reason says why a request did not reach the consumer. The zero value is that it did.
+// reason is why a request did not reach the consumer. It is empty if it did.
 type reason string
 
 const (
@@ -47,7 +47,7 @@ var reasons = func() []reason {
 	return all
 }()
 
-// reply is an answer: a Result when status is 200, nothing when it is 204, else a
+// reply is a response: a Result with status 200, an empty body with 204, otherwise a
 // google.rpc.Status.
 type reply struct {
 	status     int
@@ -64,7 +64,7 @@ func (s *Server) refuse(httpStatus int, c code.Code, why reason, format string, 
 }
 
 func (s *Server) refuseMethod(method string) *reply {
-	r := s.refuse(http.StatusMethodNotAllowed, code.Code_UNIMPLEMENTED, badMethod, "method %s is not served, send POST", method)
+	r := s.refuse(http.StatusMethodNotAllowed, code.Code_UNIMPLEMENTED, badMethod, "method %s is not supported, send POST", method)
 	r.allow = http.MethodPost
 	if s.cfg.CORS.Enabled() {
 		r.allow += ", " + http.MethodOptions
@@ -74,7 +74,7 @@ func (s *Server) refuseMethod(method string) *reply {
 
 func (s *Server) refuseTooLarge(what string) *reply {
 	return s.refuse(http.StatusRequestEntityTooLarge, code.Code_RESOURCE_EXHAUSTED, tooLarge,
-		"%s: %d bytes are accepted, send smaller batches", what, s.cfg.MaxRequestBytes)
+		"%s: the limit is %d bytes, send smaller batches", what, s.cfg.MaxRequestBytes)
 }
 
 func (s *Server) refuseBusy(why inflight.Refusal) *reply {
@@ -85,7 +85,7 @@ func (s *Server) refuseBusy(why inflight.Refusal) *reply {
 	}
 }
 
-// failed maps a consumer's error to the answer.
+// failed converts a consumer's error to a reply.
 func (s *Server) failed(err error) *reply {
 	r := &reply{message: err.Error()}
 	switch fault.ClassOf(err) {
@@ -93,9 +93,9 @@ func (s *Server) failed(err error) *reply {
 		r.status, r.code = http.StatusBadRequest, code.Code_INVALID_ARGUMENT
 	case fault.Retryable, fault.Overload, fault.Fenced:
 		r.status, r.code, r.retryAfter = http.StatusServiceUnavailable, code.Code_UNAVAILABLE, s.cfg.RetryDelay
-		var told interface{ RetryAfter() time.Duration }
-		if errors.As(err, &told) && told.RetryAfter() > 0 {
-			r.retryAfter = told.RetryAfter()
+		var hint interface{ RetryAfter() time.Duration }
+		if errors.As(err, &hint) && hint.RetryAfter() > 0 {
+			r.retryAfter = hint.RetryAfter()
 		}
 	default:
 		r.status, r.code = http.StatusInternalServerError, code.Code_INTERNAL
@@ -103,8 +103,8 @@ func (s *Server) failed(err error) *reply {
 	return r
 }
 
-// write sends the answer. An error means that the client has gone: nobody is left to
-// be told.
+// write sends the response. It ignores errors, which mean that the client has
+// disconnected.
 func (r *reply) write(w http.ResponseWriter, f form) {
 	if r.status == http.StatusNoContent {
 		w.WriteHeader(r.status)
@@ -142,14 +142,14 @@ func (r *reply) body(f form) ([]byte, error) {
 	case f.json:
 		partial := map[string]string{}
 		if r.result.Rejected != 0 {
-			partial["rejectedSpans"] = strconv.FormatInt(r.result.Rejected, 10) // 64-bit integers are strings
+			partial["rejectedSpans"] = strconv.FormatInt(r.result.Rejected, 10) // OTLP/JSON encodes 64-bit integers as strings
 		}
 		if r.result.Message != "" {
 			partial["errorMessage"] = text(r.result.Message)
 		}
 		return json.Marshal(map[string]any{"partialSuccess": partial})
 	case r.result == (Result{}):
-		return nil, nil // the encoding of an empty message
+		return nil, nil // an empty message encodes to no bytes
 	default:
 		return proto.Marshal(&coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
 			RejectedSpans: r.result.Rejected, ErrorMessage: text(r.result.Message),
@@ -157,7 +157,7 @@ func (r *reply) body(f form) ([]byte, error) {
 	}
 }
 
-// text makes a message fit for an answer: valid UTF-8, and short.
+// text makes a message valid UTF-8 and short.
 func text(s string) string {
 	if len(s) > maxMessageBytes {
 		s = s[:maxMessageBytes] + "..."
@@ -165,13 +165,13 @@ func text(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// jitter spreads clients that were refused together between half of d and one
-// and a half.
+// jitter returns a random duration between half and one and a half of d, to spread
+// clients that were refused together.
 func jitter(d time.Duration) time.Duration {
-	return d/2 + rand.N(d+1) //nolint:gosec // spreads load, guards nothing
+	return d/2 + rand.N(d+1) //nolint:gosec // spreads load, not security relevant
 }
 
-// seconds rounds up: Retry-After has no fractions, and 0 would mean at once.
+// seconds rounds d up: Retry-After has no fractions, and 0 would mean at once.
 func seconds(d time.Duration) int64 {
 	return max(1, int64((d+time.Second-1)/time.Second))
 }

@@ -15,37 +15,38 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
-// maxHeaderBytes is far more than exporters send, tokens and baggage included, and little
-// beside what a connection costs anyway.
+// maxHeaderBytes is far more than exporters send, including tokens and baggage, and
+// little compared with the cost of a connection.
 const maxHeaderBytes = 32 << 10
 
-// maxStreams bounds the requests at a time on one connection of HTTP/2; more wait at the
-// client. It is that of OTLP/gRPC.
+// maxStreams bounds the concurrent requests on one HTTP/2 connection; further ones wait
+// in the client. It equals the bound for OTLP/gRPC.
 const maxStreams = 128
 
-// connKey is where a request's context has its *connection.
+// connKey is the context key of a request's *connection.
 type connKey struct{}
 
-// Options are what code sets. The zero value is usable.
+// Options are set by code. The zero value is usable.
 type Options struct {
-	Logger *slog.Logger // nil logs nothing
-	// Metrics are those of the port, made once for all the Servers that serve it one
-	// after the other. Nil counts nothing that anybody sees.
+	Logger *slog.Logger // nil discards
+	// Metrics are the metrics of the port, shared by the Servers that serve it one after
+	// another. Nil counts into unregistered metrics.
 	Metrics *Metrics
-	// ShutdownGrace bounds the wait for running requests after Run's context
-	// ended. Default 30 s.
+	// ShutdownGrace bounds the wait for running requests after Run's context ended.
+	// Default 30 s.
 	ShutdownGrace time.Duration
-	// TLS encrypts the port when it is set. It should offer the protocols h2 and http/1.1.
+	// TLS encrypts the port if set. It should offer the protocols h2 and http/1.1.
 	TLS *tls.Config
-	// Trusted is asked for every request over TLS whether the client of its connection would be let in
-	// now: its authority may have been taken away since the handshake. Nil trusts all.
+	// Trusted is called for every request over TLS and returns an error if the
+	// connection's client would no longer be accepted: its authority may have been
+	// removed since the handshake. Nil trusts all.
 	Trusted func(tls.ConnectionState) error
-	// Budget bounds what is in flight, together with others that were given the same; its
-	// limits should be those of the Config. Nil makes one of the Config's.
+	// Budget bounds the bytes and requests in flight, possibly shared with other servers.
+	// Its limits should match the Config. Nil creates one from the Config.
 	Budget *inflight.Budget
 }
 
-// Server receives OTLP traces. Make one with New.
+// Server receives OTLP traces. Create it with New.
 type Server struct {
 	cfg         Config
 	consumer    Consumer
@@ -64,9 +65,9 @@ type Server struct {
 	running        requests
 }
 
-// New checks cfg and binds its address, so that a port in use is reported before
-// anything runs. It starts nothing: clients that connect early wait for Run. A Server
-// that never runs must be closed.
+// New validates cfg and binds its address, so that a port in use is reported before
+// anything runs. It starts nothing: early clients wait for Run. A Server that never runs
+// must be closed.
 func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("otlp http config: %w", err)
@@ -121,18 +122,18 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 		IdleTimeout:                  cfg.IdleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
 		ConnState:                    s.connectionChanged,
-		ErrorLog:                     slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug), // what clients do wrong
+		ErrorLog:                     slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug), // client errors
 	}
 	s.metrics.current.Store(s)
 	return s
 }
 
-// Addr is where the server listens, with the port that was picked.
+// Addr returns the listen address with the actual port.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Run serves until ctx ends, then lets running requests finish within the grace
-// period and cuts off the rest. A stop that was asked for returns nil. When Run
-// returns, the port is free and no request is being served. Run is called once.
+// Run serves until ctx ends, then lets running requests finish within the grace period
+// and aborts the rest. A requested stop returns nil. When Run returns, the port is free
+// and no request is being served. Call it once.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.metrics.current.CompareAndSwap(s, nil)
 	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
@@ -164,20 +165,18 @@ func (s *Server) serve() error {
 	return s.http.Serve(s.listener)
 }
 
-// drain stops listening and waits for running requests, at most for the grace
-// period.
+// drain stops listening and waits for running requests, for the grace period at most.
 func (s *Server) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, s.grace)
 	defer cancel()
-	s.connections.drain() // http.Server.Shutdown would wait some seconds for those that are new
+	s.connections.drain() // http.Server.Shutdown would wait some seconds for new connections
 	if err := s.http.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
 		_, requests := s.budget.InFlight()
-		s.log.Warn("requests cut off at shutdown", slog.Int("requests", requests), slog.Duration("grace", s.grace))
+		s.log.Warn("aborted requests at shutdown", slog.Int("requests", requests), slog.Duration("grace", s.grace))
 	}
 }
 
-// Close releases the port of a Server that does not run. After Run it does
-// nothing.
+// Close releases the port of a Server that does not run. After Run it does nothing.
 func (s *Server) Close() error {
 	s.metrics.current.CompareAndSwap(s, nil)
 	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -186,7 +185,8 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// connected is http.Server.ConnContext, which net/http calls before it reports a connection as new.
+// connected implements http.Server.ConnContext, which net/http calls before it reports a
+// connection as new.
 func (s *Server) connected(ctx context.Context, conn net.Conn) context.Context {
 	address := peerOf(conn.RemoteAddr().String()).Addr()
 	return context.WithValue(ctx, connKey{}, s.connections.add(conn, inflight.Network(address), s.budget.Peer(address)))
@@ -199,8 +199,8 @@ func (s *Server) connectionChanged(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// requests counts handlers, so that Run can wait for the last of them. A request may
-// arrive while Run begins to wait: it is not let in.
+// requests counts handlers, so that Run can wait for the last of them. A request that
+// arrives after Run has begun to wait is refused.
 type requests struct {
 	mu     sync.Mutex
 	closed bool

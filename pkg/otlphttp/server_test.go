@@ -25,7 +25,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 )
 
-// compressors make every body that a client may send, by its Content-Encoding.
+// compressors encode a body, by Content-Encoding.
 var compressors = map[string]struct {
 	encoding string
 	open     func(io.Writer) io.WriteCloser
@@ -55,7 +55,7 @@ func compress(t testing.TB, open func(io.Writer) io.WriteCloser, body []byte) []
 	return out.Bytes()
 }
 
-func TestRequestsReachTheConsumerAsTheyWereMade(t *testing.T) {
+func TestRequestsReachTheConsumerUnchanged(t *testing.T) {
 	got := make(chan otlphttp.Request, 1)
 	reg := prometheus.NewRegistry()
 	r := start(t, testConfig(), consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
@@ -64,7 +64,7 @@ func TestRequestsReachTheConsumerAsTheyWereMade(t *testing.T) {
 		return otlphttp.Result{}, nil
 	}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	for name, c := range compressors {
-		// The last is larger than every first buffer.
+		// The last is larger than every initial buffer.
 		for _, size := range []int{0, 100, 5000, 100_000, 3 << 20} {
 			t.Run(name, func(t *testing.T) {
 				body := encoded(t, requestOf(size))
@@ -72,7 +72,7 @@ func TestRequestsReachTheConsumerAsTheyWereMade(t *testing.T) {
 					for _, announced := range []bool{true, false} {
 						var src io.Reader = bytes.NewReader(compress(t, c.open, body))
 						if !announced {
-							src = io.MultiReader(src) // of a type whose length the client does not know
+							src = io.MultiReader(src) // hides the length from the client
 						}
 						a := r.send(t, http.MethodPost, "http://"+r.Addr().String()+path, protobufType, c.encoding, src)
 						a.accepted(t)
@@ -101,18 +101,18 @@ func TestRequestsReachTheConsumerAsTheyWereMade(t *testing.T) {
 	}
 }
 
-// retryAfter is an error that knows when to come back.
+// retryAfter is an error with a retry delay.
 type retryAfter struct{ error }
 
 func (retryAfter) RetryAfter() time.Duration { return 40 * time.Second }
 
 func (e retryAfter) Unwrap() error { return e.error }
 
-func TestConsumersErrorDecidesTheAnswer(t *testing.T) {
+func TestConsumersErrorSelectsTheStatus(t *testing.T) {
 	tests := map[string]struct {
 		err   error
 		want  int
-		delay [2]string // of Retry-After, least and most
+		delay [2]string // of Retry-After: minimum and maximum
 	}{
 		"rejected":                {fault.As(fault.Rejected, errors.New("the cause")), 400, [2]string{}},
 		"overload":                {fault.As(fault.Overload, errors.New("the cause")), 503, [2]string{"1", "3"}},
@@ -130,7 +130,7 @@ func TestConsumersErrorDecidesTheAnswer(t *testing.T) {
 				a := r.post(t, contentType, "", []byte(body))
 				a.refused(t, tc.want, "the cause")
 				if got := a.header.Get("Content-Type"); got != contentType {
-					t.Errorf("asked in %s, answered in %s", contentType, got)
+					t.Errorf("request in %s, response in %s", contentType, got)
 				}
 				got := a.header.Get("Retry-After")
 				if len(got) != len(tc.delay[0]) || got < tc.delay[0] || got > tc.delay[1] {
@@ -141,14 +141,14 @@ func TestConsumersErrorDecidesTheAnswer(t *testing.T) {
 	}
 }
 
-func TestPartialSuccessIsToldInKind(t *testing.T) {
+func TestPartialSuccessHasTheFormOfTheRequest(t *testing.T) {
 	r := start(t, testConfig(), consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
 		return otlphttp.Result{Rejected: 1 << 40, Message: "too early"}, nil
 	}), otlphttp.Options{})
 	a := r.post(t, jsonType, "", []byte("{}"))
 	a.accepted(t)
 	if got, want := string(a.body), `{"partialSuccess":{"errorMessage":"too early","rejectedSpans":"1099511627776"}}`; got != want {
-		t.Errorf("JSON answer %s, want %s", got, want)
+		t.Errorf("JSON response %s, want %s", got, want)
 	}
 	a = r.post(t, protobufType, "", nil)
 	a.accepted(t)
@@ -157,11 +157,11 @@ func TestPartialSuccessIsToldInKind(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p := resp.GetPartialSuccess(); p.GetRejectedSpans() != 1<<40 || p.GetErrorMessage() != "too early" {
-		t.Errorf("protobuf answer %v", &resp)
+		t.Errorf("protobuf response %v", &resp)
 	}
 }
 
-func TestPanicIsOneRequestsTrouble(t *testing.T) {
+func TestPanicAffectsOneRequest(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	first := true
 	r := start(t, testConfig(), consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
@@ -194,9 +194,9 @@ func TestPortInUseIsAnErrorOfNew(t *testing.T) {
 	}
 }
 
-// An agent opens and closes its port as it is told; what is counted goes on, and what
-// is shown is of the server that lives.
-func TestPortIsOpenedAgainUnderTheSameMetrics(t *testing.T) {
+// An agent opens and closes its port as configured. Counters continue, and gauges show
+// the current server.
+func TestReopenedPortKeepsItsMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	opts := otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)}
 	cfg := testConfig()
@@ -239,7 +239,7 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 			return otlphttp.Result{}, ctx.Err()
 		}
 	}), otlphttp.Options{})
-	idle, err := net.Dial("tcp", r.Addr().String()) // must not hold the stop
+	idle, err := net.Dial("tcp", r.Addr().String()) // must not delay the stop
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 	r.done <- nil
 }
 
-func TestStopCutsOffWhatDoesNotFinish(t *testing.T) {
+func TestStopAbortsRequestsAfterTheGrace(t *testing.T) {
 	entered := make(chan struct{})
 	ended := false
 	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ otlphttp.Request) (otlphttp.Result, error) {
@@ -285,13 +285,13 @@ func TestStopCutsOffWhatDoesNotFinish(t *testing.T) {
 		t.Error("Run returned while a request was served")
 	}
 	if err := <-failed; err == nil {
-		t.Error("a request that was cut off was answered")
+		t.Error("an aborted request got a response")
 	}
 	r.done <- nil
 }
 
-// A client that leaves takes its request with it.
-func TestClientThatLeavesEndsTheConsumersContext(t *testing.T) {
+// A client that disconnects cancels its request.
+func TestDisconnectEndsTheConsumersContext(t *testing.T) {
 	entered, ended := make(chan struct{}), make(chan struct{})
 	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ otlphttp.Request) (otlphttp.Result, error) {
 		close(entered)
@@ -311,12 +311,12 @@ func TestClientThatLeavesEndsTheConsumersContext(t *testing.T) {
 	}()
 	if resp, err := r.client.Do(req); err == nil {
 		resp.Body.Close()
-		t.Error("answered a client that had left")
+		t.Error("sent a response to a client that had disconnected")
 	}
 	<-ended
 }
 
-func TestConfigProblemsAreToldAtOnce(t *testing.T) {
+func TestConfigReportsEveryProblem(t *testing.T) {
 	if err := otlphttp.DefaultConfig().Validate(); err != nil {
 		t.Errorf("the default configuration: %v", err)
 	}

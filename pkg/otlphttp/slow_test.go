@@ -17,8 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// pipes is a listener whose connections stay within the process, so that time can
-// be virtual.
+// pipes is a listener with in-process connections, so that time can be virtual.
 type pipes struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -63,13 +62,13 @@ func inVirtualTime(t *testing.T, test func(t *testing.T, p *pipes)) {
 		if err := <-done; err != nil {
 			t.Errorf("Run = %v", err)
 		}
-		<-time.After(2 * time.Second) // who writes once a second notices that nobody reads
+		<-time.After(2 * time.Second) // trickle notices within a second that nobody reads
 	})
 }
 
 const head = "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\nContent-Length: %d\r\n\r\n"
 
-// trickle writes one piece a second until the other side has had enough of it.
+// trickle writes one piece per second until a write fails.
 func trickle(c net.Conn, piece string) {
 	for {
 		if _, err := io.WriteString(c, piece); err != nil {
@@ -100,7 +99,7 @@ func TestSlowBodyIsCutOff(t *testing.T) {
 					t.Fatal(err)
 				}
 				if resp.StatusCode != http.StatusRequestTimeout {
-					t.Errorf("answered %s, want 408", resp.Status)
+					t.Errorf("status %s, want 408", resp.Status)
 				}
 				if took := time.Since(began); took < tc.after || took > tc.after+3*time.Second {
 					t.Errorf("cut off after %s, want %s", took, tc.after)
@@ -108,11 +107,11 @@ func TestSlowBodyIsCutOff(t *testing.T) {
 				body, err := io.ReadAll(resp.Body)
 				var st status.Status
 				if err != nil || proto.Unmarshal(body, &st) != nil || !strings.Contains(st.GetMessage(), "too slowly") {
-					t.Errorf("the answer says %q, %v", body, err)
+					t.Errorf("response %q, %v", body, err)
 				}
-				// Nothing keeps the connection afterwards.
+				// Nothing keeps the connection open afterwards.
 				if _, err := slow.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-					t.Errorf("the connection after the answer: %v", err)
+					t.Errorf("the connection after the response: %v", err)
 				}
 			})
 		})
@@ -134,10 +133,10 @@ func TestSlowClientsDoNotHoldOthers(t *testing.T) {
 		go fmt.Fprintf(quick, head+"xyz", 3)
 		resp, err := http.ReadResponse(bufio.NewReader(quick), nil)
 		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("answered %v, %v", resp, err)
+			t.Fatalf("response %v, %v", resp, err)
 		}
 		if took := time.Since(began); took > 0 {
-			t.Errorf("the others made it wait for %s", took)
+			t.Errorf("the response took %s", took)
 		}
 	})
 }
@@ -175,7 +174,7 @@ func TestSlowHeadersAndSilenceEndTheConnection(t *testing.T) {
 	}
 }
 
-// A client that never reads its answers is let go.
+// The server disconnects a client that never reads its responses.
 func TestUnreadAnswersEndTheConnection(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, p *pipes) {
 		c := p.dial()
