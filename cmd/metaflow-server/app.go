@@ -24,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/rpc/agentauth"
 	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
@@ -536,19 +537,9 @@ func (a *app) prepareTables(ctx context.Context) error {
 
 // retry calls f until it succeeds or ctx ends, and says why it has to.
 func (a *app) retry(ctx context.Context, what string, f func(context.Context) error) error {
-	const pause = 2 * time.Second
-	for {
-		err := f(ctx)
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		a.log.Warn("failed, trying again", "operation", what, "error", err, "after", pause)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return retry.Do(ctx, retry.Policy{First: 2 * time.Second, Max: 2 * time.Second}, f, func(failure retry.Failure) {
+		a.log.Warn("failed, trying again", "operation", what, "error", failure.Err, "after", failure.Pause)
+	})
 }
 
 // ignoreStop is err, unless it only says that ctx has ended: a stop that was

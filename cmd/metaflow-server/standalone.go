@@ -21,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // defaultOTLPHTTP is where SDKs send when nobody tells them otherwise.
@@ -167,14 +168,8 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 
 // becomesReady waits until check succeeds; it is false when ctx ends before.
 func becomesReady(ctx context.Context, check func(context.Context) error) bool {
-	for check(ctx) != nil {
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return true
+	const interval = 50 * time.Millisecond
+	return retry.Do(ctx, retry.Policy{First: interval, Max: interval}, check, nil) == nil
 }
 
 // announce says where everything listens.

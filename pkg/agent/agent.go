@@ -16,6 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/capture"
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -195,7 +196,7 @@ func (a *Agent) watchTrouble(ctx context.Context) error {
 		a.exceptions.set("flow data", strings.Join(a.capture.Exceptions(), "; "))
 		a.exceptions.set("parked", a.parkedText())
 		a.exceptions.set("pods", strings.Join(a.pods.Exceptions(), "; "))
-		_ = pause(ctx, troubleInterval)
+		_ = retry.Sleep(ctx, troubleInterval)
 	}
 	return nil
 }

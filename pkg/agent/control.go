@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -69,7 +70,7 @@ func (c *control) run(ctx context.Context) error {
 		if time.Since(begun) > steady { // servers end streams of some age, to spread them
 			delay = againDelay
 		}
-		_ = pause(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // spreads load, is no secret
+		_ = retry.Sleep(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // spreads load, is no secret
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 const (
@@ -128,7 +129,7 @@ func (d *drainer) again(ctx context.Context, entry spool.Entry, n int, err error
 		d.spool.Return(entry)
 	}
 	d.rest.begin(err)
-	return pause(ctx, d.retryDelay)
+	return retry.Sleep(ctx, d.retryDelay)
 }
 
 // done frees entry. What cannot be freed is sent again after a restart, which

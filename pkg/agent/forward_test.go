@@ -19,6 +19,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -46,7 +47,7 @@ func (s *fakeServers) Ready() bool {
 
 func (s *fakeServers) WaitReady(ctx context.Context) error {
 	for !s.Ready() {
-		if err := pause(ctx, time.Millisecond); err != nil {
+		if err := retry.Sleep(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -173,7 +174,7 @@ func TestAcknowledgedReachesTheServers(t *testing.T) {
 	}
 	r.servers.set(0, false)
 	for r.disk.Len() > 0 || r.parked(t) > 0 {
-		if err := pause(t.Context(), time.Millisecond); err != nil {
+		if err := retry.Sleep(t.Context(), time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
 	}

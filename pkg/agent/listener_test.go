@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // openListeners runs listeners on loopback until the test ends.
@@ -63,7 +64,7 @@ func opens(t *testing.T, port int, want bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("port %d open: %t, want %t (%v)", port, err == nil, want, err)
 		}
-		if err := pause(t.Context(), 5*time.Millisecond); err != nil {
+		if err := retry.Sleep(t.Context(), 5*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -125,7 +126,7 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatalf("pages of %s may not send", origin)
 			}
-			if err := pause(t.Context(), 5*time.Millisecond); err != nil {
+			if err := retry.Sleep(t.Context(), 5*time.Millisecond); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -50,7 +51,7 @@ func (d *drainer) park(ctx context.Context, entry spool.Entry, h parked.Head) er
 	defer d.held.block(-1)
 	d.log.ErrorContext(ctx, "no more can be drained: what servers refuse cannot be parked", slog.Any("error", err), slog.String("cause", h.Cause))
 	d.spool.Return(entry)
-	return pause(ctx, d.holdParked)
+	return retry.Sleep(ctx, d.holdParked)
 }
 
 func (d *drainer) putAside(h parked.Head, body []byte) error {
@@ -146,7 +147,7 @@ func (s *holding) blocked() int {
 
 // release gives back, or parks, what has been held long enough, until ctx ends.
 func (d *drainer) release(ctx context.Context) {
-	for pause(ctx, d.holdTick) == nil {
+	for retry.Sleep(ctx, d.holdTick) == nil {
 		for _, h := range d.held.due(time.Now()) {
 			switch {
 			case h.head == nil:
@@ -168,7 +169,7 @@ func (d *drainer) release(ctx context.Context) {
 // retryParked tries the parked requests of its kind that wait, and removes what is too old, until ctx ends.
 func (d *drainer) retryParked(ctx context.Context) {
 	after := "" // the name of the one that was tried last, so that all have their turn
-	for pause(ctx, d.parkedInterval) == nil {
+	for retry.Sleep(ctx, d.parkedInterval) == nil {
 		if err := d.expire(time.Now()); err != nil {
 			d.log.ErrorContext(ctx, "parked requests cannot be removed", slog.Any("error", err))
 		}

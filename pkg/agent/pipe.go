@@ -12,6 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // Connectivity tells whether servers can be reached. pkg/agent/upstream satisfies it.
@@ -191,20 +192,8 @@ func (r *rest) wait(ctx context.Context) error {
 		if left <= 0 {
 			return nil
 		}
-		if err := pause(ctx, left); err != nil {
+		if err := retry.Sleep(ctx, left); err != nil {
 			return err
 		}
-	}
-}
-
-// pause waits for d; it returns the error of ctx if that ends before.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

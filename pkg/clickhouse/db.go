@@ -9,6 +9,8 @@ import (
 	"time"
 
 	driver "github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // DB queries ClickHouse and changes its tables.
@@ -74,32 +76,27 @@ func (d *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Wait pings often enough not to delay a start, and logs often enough not to look hung.
-const (
-	waitBetweenPings = 300 * time.Millisecond
-	waitBetweenLines = 3 * time.Second
-)
+// pings paces Wait: often enough not to delay a start.
+var pings = retry.Policy{First: 300 * time.Millisecond, Max: 300 * time.Millisecond}
+
+// waitBetweenLines is how often Wait logs: often enough not to look hung.
+const waitBetweenLines = 3 * time.Second
 
 // Wait returns when ClickHouse responds, or with the last error when ctx ends. Every few
 // seconds it logs what it waits for and why.
 func (d *DB) Wait(ctx context.Context) error {
 	start := time.Now()
 	var logged time.Time
-	for {
-		err := d.Ping(ctx)
-		if err == nil {
-			return nil
-		}
+	err := retry.Do(ctx, pings, d.Ping, func(f retry.Failure) {
 		if time.Since(logged) >= waitBetweenLines {
 			logged = time.Now()
-			d.log.Warn("waiting for ClickHouse", "addresses", d.addresses(), "for", time.Since(start).Round(time.Second), "cause", err)
+			d.log.Warn("waiting for ClickHouse", "addresses", d.addresses(), "for", time.Since(start).Round(time.Second), "cause", f.Err)
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for clickhouse: %w: %w", context.Cause(ctx), err)
-		case <-time.After(waitBetweenPings):
-		}
+	})
+	if err != nil {
+		return fmt.Errorf("wait for clickhouse: %w", err)
 	}
+	return nil
 }
 
 func (d *DB) addresses() string { return strings.Join(d.cfg.Addresses, ", ") }

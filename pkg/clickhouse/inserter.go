@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // defaultMaxConns suits a writer with a few partitions in flight. A connection that has
@@ -202,10 +203,8 @@ func settle(ctx context.Context, client *ch.Client, prefix string) error {
 				return err
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if retry.Sleep(ctx, settlePause) != nil {
 			return fmt.Errorf("%d of them still run: %w", running.Row(0), context.Cause(ctx))
-		case <-time.After(settlePause):
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/migrations"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // Several replicas may change the same table at once. A Replicated table accepts one
@@ -44,10 +45,8 @@ func (d *DB) retainInTime(ctx context.Context, p migrations.Params, table, want 
 		if err = d.retainTable(ctx, p, table, want); err == nil {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if retry.Sleep(ctx, retentionPause) != nil {
 			return err
-		case <-time.After(retentionPause):
 		}
 	}
 	return err

@@ -68,6 +68,7 @@ func TestLifeOfAnAgent(t *testing.T) {
 	awaitRead(t, far)
 	awaitAgent(t, far, "a lost agent", in(api.StateLost))
 	far.ForgetOnce(t.Context())
+	awaitRead(t, near)
 	awaitAgent(t, near, "a lost agent", in(api.StateLost))
 	st.clock.advance(25 * time.Hour)
 	awaitRead(t, far)

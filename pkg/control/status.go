@@ -12,19 +12,21 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 const (
 	// statusesAtOnce keeps one request to Kafka at some hundred kilobytes.
 	statusesAtOnce = 500
-	maxPause       = 2 * time.Second
 	// lastWords is how long Run writes after its context ended.
 	lastWords = 3 * time.Second
 	// forgetInterval and forgetAtOnce bound the work that nobody waits for.
 	forgetInterval = time.Minute
 	forgetAtOnce   = 1000
 )
+
+var backoff = retry.Policy{First: 100 * time.Millisecond, Max: 2 * time.Second}
 
 // enqueue has a status written; it takes the place of an older one of the same agent. The
 // caller holds mu.
@@ -42,10 +44,15 @@ func (c *Control) remind() {
 
 // writeStatuses writes what is enqueued until ctx ends, and then what is left.
 func (c *Control) writeStatuses(ctx context.Context) error {
-	failures := 0
 	for {
 		select {
 		case <-c.due:
+			// Its error is that ctx has ended.
+			_ = retry.Do(ctx, backoff, c.writeAll, func(f retry.Failure) {
+				if f.Count == 1 {
+					c.log.Warn("what agents say cannot be stored, trying again", slog.Any("error", f.Err))
+				}
+			})
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 			defer cancel()
@@ -54,29 +61,6 @@ func (c *Control) writeStatuses(ctx context.Context) error {
 			}
 			return nil
 		}
-		err := c.writeAll(ctx)
-		switch {
-		case err == nil:
-			failures = 0
-		case ctx.Err() == nil:
-			if failures == 0 {
-				c.log.Warn("what agents say cannot be stored, trying again", slog.Any("error", err))
-			}
-			pause(ctx, min(100*time.Millisecond<<min(failures, 10), maxPause))
-			failures++
-			c.remind()
-		default:
-			c.remind() // for the last attempt
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }
 

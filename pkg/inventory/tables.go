@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -27,11 +28,11 @@ const (
 	gatherFor    = 10 * time.Second
 	gatherAtMost = 10_000
 	tableFetch   = 1 << 20
-	firstPause   = 500 * time.Millisecond
-	longestPause = 15 * time.Second
 	// commitTimeout is for a commit that goes on while everything else stops.
 	commitTimeout = 5 * time.Second
 )
+
+var backoff = retry.Policy{First: 500 * time.Millisecond, Max: 15 * time.Second, Lasting: time.Minute}
 
 // Inserter stores blocks. clickhouse.Inserter satisfies it.
 type Inserter interface {
@@ -87,28 +88,19 @@ type row struct {
 
 // Handle is a kafka.Handler. Trouble is logged and waited out.
 func (t *Tables) Handle(ctx context.Context, c *kafka.Claim) error {
-	failures := 0
-	for ctx.Err() == nil {
+	_ = retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := t.follow(ctx, c)
-		if err == nil || ctx.Err() != nil {
-			return nil //nolint:nilerr // a stop that was asked for; what is not committed comes again
-		}
-		if fault.ClassOf(err) == fault.Fenced || errors.Is(err, kafka.ErrTopicChanged) {
+		if ctx.Err() == nil && (fault.ClassOf(err) == fault.Fenced || errors.Is(err, kafka.ErrTopicChanged)) {
 			t.log.Warn("the topic of resources is given up, for the group to share it out again", slog.Any("error", err))
 			return nil
 		}
-		if failures == 0 {
-			t.log.Warn("tables of resources cannot be written, trying again", slog.Any("error", err))
+		return err
+	}, func(f retry.Failure) {
+		if f.Count == 1 {
+			t.log.Warn("tables of resources cannot be written, trying again", slog.Any("error", f.Err))
 		}
-		pause := time.NewTimer(min(firstPause<<min(failures, 10), longestPause))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-		}
-		failures++
-	}
-	return nil
+	})
+	return nil // after a stop, what is not committed comes again
 }
 
 // follow writes from where the group stopped, until ctx ends or anything goes wrong.

@@ -10,6 +10,8 @@ import (
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // Versions of the fetch request: that of Kafka 2.1, which can carry zstd; the first with
@@ -279,7 +281,7 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, minBytes, maxBytes in
 			f.client.metrics.damaged.WithLabelValues(f.topic).Inc()
 			f.client.transport.CloseIdleConnections()
 			maxBytes = 2*maxBytes + defaultMaxBatchBytes
-			if err := sleep(ctx, backoff(attempt)); err != nil {
+			if err := retry.Sleep(ctx, backoff.Pause(attempt+1)); err != nil {
 				return Batch{}, f.because(offset, err)
 			}
 			attempt++
@@ -309,7 +311,7 @@ func (f *fetcher) waitForQuota(ctx context.Context, offset int64, maxWait time.D
 	if idle = f.stableEnd >= offset && wait > maxWait; idle {
 		wait = maxWait
 	}
-	return idle, sleep(ctx, wait)
+	return idle, retry.Sleep(ctx, wait)
 }
 
 // locate looks up the partition's leader and verifies that the topic is still the

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // GroupOptions are set by code.
@@ -171,7 +173,7 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			continue
 		}
 		g.log.Warn("joining the consumer group again", "error", err)
-		_ = sleep(ctx, backoff(max(attempt, 0)))
+		_ = retry.Sleep(ctx, backoff.Pause(attempt+1))
 	}
 	return nil
 }
@@ -283,7 +285,7 @@ func (e *topicChangedError) Error() string { return "topic " + e.topic + " has c
 // watchTopic polls the topic until ctx ends, and stops the handlers when it has changed.
 func (g *Group) watchTopic(ctx context.Context, gen generation, stop context.CancelCauseFunc) {
 	gone := 0
-	for sleep(ctx, g.watch) == nil {
+	for retry.Sleep(ctx, g.watch) == nil {
 		view, err := g.client.describe(ctx, g.topic)
 		switch {
 		case errors.Is(err, kafkago.UnknownTopicOrPartition):

@@ -12,6 +12,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/produce"
 	"github.com/segmentio/kafka-go/protocol/rawproduce"
+
 )
 
 // flight is a batch of one partition being sent. A sender owns it while the queue is
@@ -294,8 +295,8 @@ func (q *queue) split(f *flight) {
 // delay schedules a retry of q after err. The caller holds mu.
 func (p *Producer) delay(q *queue, err error) {
 	p.metrics.errors.WithLabelValues(cause(err)).Inc()
-	wait := backoff(q.attempt)
 	q.attempt++
+	wait := backoff.Pause(q.attempt)
 	q.notBefore = time.Now().Add(wait)
 	q.setLastErr(err)
 	time.AfterFunc(wait, func() {

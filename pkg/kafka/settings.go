@@ -11,6 +11,8 @@ import (
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/describeconfigs"
 	"github.com/segmentio/kafka-go/protocol/metadata"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // Difference is a topic setting that is not what the server needs.
@@ -42,7 +44,7 @@ func (c *Client) WatchSettings(ctx context.Context, replicated bool, topics ...T
 			trouble = ""
 			c.reportDifferences(differences, said)
 		}
-		if sleep(ctx, settingsInterval) != nil {
+		if retry.Sleep(ctx, settingsInterval) != nil {
 			return
 		}
 	}

@@ -9,6 +9,8 @@ import (
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/createtopics"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // Topic describes a topic for EnsureTopics.
@@ -99,20 +101,17 @@ func (c *Client) ensureTopic(ctx context.Context, t Topic) error {
 
 // awaitTopic waits until a topic that another program has just created is visible.
 func (c *Client) awaitTopic(ctx context.Context, t Topic) error {
-	for attempt := 0; ; attempt++ {
+	return retry.Do(ctx, backoff, func(ctx context.Context) error {
 		c.refresh()
 		have, err := c.Partitions(ctx, t.Name)
-		if err == nil {
+		switch {
+		case err == nil:
 			c.comparePartitions(t, have)
-			return nil
+		case !errors.Is(err, kafkago.UnknownTopicOrPartition):
+			return retry.Stop(err)
 		}
-		if !errors.Is(err, kafkago.UnknownTopicOrPartition) {
-			return err
-		}
-		if err := sleep(ctx, backoff(attempt)); err != nil {
-			return err
-		}
-	}
+		return err
+	}, nil)
 }
 
 func (c *Client) comparePartitions(t Topic, have int) {
@@ -153,18 +152,5 @@ func (t Topic) request() createtopics.RequestTopic {
 	return req
 }
 
-// backoff doubles from 20 ms to about 1 s. A leader election is faster than that.
-func backoff(attempt int) time.Duration {
-	return 20 * time.Millisecond << min(attempt, 6)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+// backoff grows to about a second. A leader election is faster than that.
+var backoff = retry.Policy{First: 20 * time.Millisecond, Max: 1280 * time.Millisecond}

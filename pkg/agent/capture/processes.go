@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 const (
@@ -78,14 +80,7 @@ func (p *processes) requestScan() {
 
 // run scans on request until ctx ends, at most about once an interval.
 func (p *processes) run(ctx context.Context, interval func() time.Duration) {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
 	for {
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			return
-		}
 		select {
 		case <-p.due:
 		case <-ctx.Done():
@@ -95,7 +90,9 @@ func (p *processes) run(ctx context.Context, interval func() time.Duration) {
 		p.scan()
 		// Slightly less than the interval, so that the next dump finds the scan
 		// due.
-		pause.Reset(max(interval()*3/4, scanShare*time.Since(began)))
+		if retry.Sleep(ctx, max(interval()*3/4, scanShare*time.Since(began))) != nil {
+			return
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -23,14 +24,14 @@ const (
 	repeat = 6 * time.Hour
 	// reportTimeout bounds one report, for which the server waits for Kafka.
 	reportTimeout = 30 * time.Second
-	firstPause    = time.Second
-	longestPause  = time.Minute
 	// podsAtOnce and bytesAtOnce limit a report to about a megabyte, a quarter
 	// of gRPC's limit. A complete report holds all pods of the node: a few
 	// hundred at most, of a few hundred bytes each.
 	podsAtOnce  = 1000
 	bytesAtOnce = 1 << 20
 )
+
+var backoff = retry.Policy{First: time.Second, Max: time.Minute}
 
 // report sends what is due until ctx ends.
 func (w *Watcher) report(ctx context.Context) error {
@@ -41,7 +42,9 @@ func (w *Watcher) report(ctx context.Context) error {
 	for {
 		select {
 		case <-w.due:
-			pause(ctx, settle)
+			if retry.Sleep(ctx, settle) != nil {
+				return nil
+			}
 			w.sendAll(ctx)
 		case <-again.C:
 			again.Reset(repeatAfter())
@@ -68,29 +71,11 @@ func (w *Watcher) firstReport(ctx context.Context) error {
 
 // sendAll sends until nothing is left or ctx ends.
 func (w *Watcher) sendAll(ctx context.Context) {
-	for failures := 0; ctx.Err() == nil; failures++ {
-		err := w.send(ctx)
-		if err == nil {
-			return
+	_ = retry.Do(ctx, backoff, w.send, func(f retry.Failure) {
+		if f.Count == 1 {
+			w.log.Warn("cannot report pods and services, retrying", slog.Any("error", f.Err))
 		}
-		if ctx.Err() != nil {
-			return
-		}
-		if failures == 0 {
-			w.log.Warn("cannot report pods and services, retrying", slog.Any("error", err))
-		}
-		d := min(firstPause<<min(failures, 10), longestPause)
-		pause(ctx, d/2+rand.N(d/2)) //nolint:gosec // jitter, not security
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
+	})
 }
 
 // send sends everything that is due, in as many pieces as needed. A piece that

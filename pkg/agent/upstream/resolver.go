@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/resolver"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // scheme is the scheme of targets that stand for all configured addresses.
@@ -103,12 +105,8 @@ func (l *lookups) run(ctx context.Context) {
 // wait blocks for d, or until a lookup is requested, but for at least
 // leastLookupInterval. It returns false once ctx has ended.
 func (l *lookups) wait(ctx context.Context, d time.Duration) bool {
-	least := time.NewTimer(leastLookupInterval)
-	defer least.Stop()
-	select {
-	case <-ctx.Done():
+	if retry.Sleep(ctx, leastLookupInterval) != nil {
 		return false
-	case <-least.C:
 	}
 	rest := time.NewTimer(d - leastLookupInterval)
 	defer rest.Stop()

@@ -6,16 +6,18 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
+// restarts paces the starts of a child that ends. The first is at once; after
+// a child that lived for settledAfter, so is the next.
+var restarts = retry.Policy{First: 500 * time.Millisecond, Max: 30 * time.Second}
+
 const (
-	// A child that ends is started again at once, and then after pauses that double up to
-	// longestPause, until one has lived for settledAfter.
-	firstPause   = 500 * time.Millisecond
-	longestPause = 30 * time.Second
 	settledAfter = time.Minute
-	// stopGrace is for queries to end when Keep is asked to stop. Killing after
-	// it costs no stored data.
+	// stopGrace is how long Keep lets queries end when it stops. Killing the
+	// child after that costs no stored data.
 	stopGrace = 10 * time.Second
 )
 
@@ -32,29 +34,18 @@ func StartPersistently(ctx context.Context, o Options) (*Engine, error) {
 	})
 }
 
-// startUntil starts an engine until it succeeds, ctx ends, or worth says that it is not worth another try.
-func startUntil(ctx context.Context, o Options, worth func(error) bool) (*Engine, error) {
-	for pause := firstPause; ; pause = min(2*pause, longestPause) {
-		e, err := Start(ctx, o)
-		if err == nil || ctx.Err() != nil || !worth(err) {
-			return e, err
+// startUntil tries to start an engine until it succeeds, ctx ends, or an error is not worth another try.
+func startUntil(ctx context.Context, o Options, worth func(error) bool) (e *Engine, err error) {
+	err = retry.Do(ctx, restarts, func(ctx context.Context) error {
+		var err error
+		if e, err = Start(ctx, o); err != nil && !worth(err) {
+			return retry.Stop(err)
 		}
-		o.Logger.Error("clickhouse engine did not start, trying again", "error", err, "after", pause)
-		if wait(ctx, pause) != nil {
-			return nil, err
-		}
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+		return err
+	}, func(f retry.Failure) {
+		o.Logger.Error("clickhouse engine did not start, trying again", "error", f.Err, "after", f.Pause)
+	})
+	return e, err
 }
 
 // Keep watches e, which Start made from o, and starts the engine again on the
@@ -70,8 +61,7 @@ func Keep(ctx context.Context, e *Engine, o Options) error {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	pause := time.Duration(0)
-	for {
+	for failures := 0; ; failures++ {
 		begun := time.Now()
 		select {
 		case <-ctx.Done():
@@ -81,13 +71,16 @@ func Keep(ctx context.Context, e *Engine, o Options) error {
 		case <-e.Done():
 		}
 		if time.Since(begun) > settledAfter {
-			pause = 0
+			failures = 0
+		}
+		pause := time.Duration(0)
+		if failures > 0 {
+			pause = restarts.Pause(failures)
 		}
 		o.Logger.Error("clickhouse engine ended, starting it again", "error", e.Err(), "after", pause)
-		if wait(ctx, pause) != nil {
+		if retry.Sleep(ctx, pause) != nil {
 			return nil // asked to stop while nothing ran
 		}
-		pause = min(max(2*pause, firstPause), longestPause)
 		next, err := startUntil(ctx, o, func(error) bool { return true })
 		if err != nil {
 			return nil // asked to stop while nothing ran

@@ -16,6 +16,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 const (
@@ -24,8 +25,9 @@ const (
 	// records, so waiting adds no delay.
 	fetchBytes = 1 << 20
 	fetchWait  = 2 * time.Second
-	maxPause   = 2 * time.Second
 )
+
+var backoff = retry.Policy{First: 50 * time.Millisecond, Max: 2 * time.Second}
 
 // Log reads partition 0 of a topic. kafka.Client implements it.
 type Log interface {
@@ -76,30 +78,14 @@ func New(topic string, from Log, sink Sink, log *slog.Logger) *Follower {
 
 // Run reads until ctx ends, then returns nil. Call it once.
 func (f *Follower) Run(ctx context.Context) error {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	failures := 0
-	for {
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			return nil
-		}
-		err := f.advance(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil // a requested stop
-		case err == nil:
-			failures = 0
-			pause.Reset(0)
-		default:
-			if failures == 0 {
-				f.log.Warn("cannot read topic, retrying", slog.String("topic", f.topic), slog.Any("error", err))
+	for ctx.Err() == nil {
+		_ = retry.Do(ctx, backoff, f.advance, func(failure retry.Failure) {
+			if failure.Count == 1 {
+				f.log.Warn("cannot read topic, retrying", slog.String("topic", f.topic), slog.Any("error", failure.Err))
 			}
-			pause.Reset(min(50*time.Millisecond<<min(failures, 10), maxPause))
-			failures++
-		}
+		})
 	}
+	return nil
 }
 
 // advance performs one fetch.
