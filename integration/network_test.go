@@ -32,11 +32,11 @@ func TestCodeOrNetwork(t *testing.T) {
 		{name: "no trouble"},
 		{
 			name:  "a service is slow in its own code",
-			begin: func(l *netlab.Lab) error { return l.Tell("currencyservice", "slow 100ms") },
+			begin: func(l *netlab.Lab) error { return l.Command("currencyservice", "slow 100ms") },
 		},
 		{
 			name:    "a service returns errors",
-			begin:   func(l *netlab.Lab) error { return l.Tell("paymentservice", "fail 100") },
+			begin:   func(l *netlab.Lab) error { return l.Command("paymentservice", "fail 100") },
 			failing: true,
 		},
 		{
@@ -53,7 +53,7 @@ func TestCodeOrNetwork(t *testing.T) {
 		{
 			name: "a receiver does not read",
 			begin: func(l *netlab.Lab) error {
-				if err := l.Tell("checkoutservice", "attach 700000"); err != nil {
+				if err := l.Command("checkoutservice", "attach 700000"); err != nil {
 					return err
 				}
 				if err := l.Freeze("emailservice"); err != nil {
@@ -199,7 +199,7 @@ func (n *network) recover(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, service := range []string{"currencyservice", "paymentservice", "checkoutservice"} {
-		if err := n.lab.Tell(service, "well"); err != nil {
+		if err := n.lab.Command(service, "well"); err != nil {
 			t.Fatal(err)
 		}
 	}

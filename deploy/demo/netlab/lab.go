@@ -1,16 +1,17 @@
-// Package netlab runs the WebStore in network namespaces of a Linux machine: each
-// service is a process with a namespace and an address of its own, and a bridge, in one more
-// namespace, is the network between them. What a real network does to packets now and then
-// can be asked of this one.
+// Package netlab runs the WebStore in network namespaces of a Linux machine.
+// Each service is a process with its own namespace and address. A bridge in one
+// more namespace connects them. The lab can drop, block and reset packets, as
+// real networks do.
 //
 //	service ── eth0 ── bridge ── the machine itself, where the agent listens
 //	service ── eth0 ──┘
 //
-// The namespaces have no names: they live as long as the processes, and these as long as the
-// one that started the lab, however it ends. So there is nothing to clean up. On the
-// machine itself stands only the end of one cable, which goes with the rest.
+// The namespaces have no names. They live as long as the processes, which end
+// with the process that started the lab. So nothing needs to be cleaned up. The
+// machine itself has only the end of one veth pair, which disappears with the
+// rest.
 //
-// It takes root, and the programs ip and nft; [Missing] says what is not there.
+// It needs root and the programs ip and nft; [Missing] reports what is missing.
 package netlab
 
 import (
@@ -34,23 +35,27 @@ import (
 )
 
 const (
-	// servicePort is where every service listens.
+	// servicePort is the port of every service.
 	servicePort = 8080
-	// firstHost is the last byte of the address of the first service.
+	// firstHost is the last byte of the first service's address.
 	firstHost = 10
-	// idleLimit is how long services keep connections without calls: Settle waits about twice as long.
+	// idleLimit is how long services keep connections without calls. Settle
+	// waits about twice as long.
 	idleLimit = 500 * time.Millisecond
-	// pollInterval is how often Settle looks at the sockets, for which the kernel goes through all of the machine's.
+	// pollInterval is the interval at which Settle reads the sockets; each read
+	// makes the kernel walk all sockets of the machine.
 	pollInterval = 100 * time.Millisecond
 )
 
-// Options say what runs where.
+// Options configure a Lab.
 type Options struct {
-	// Program is the file of deploy/demo/service.
+	// Program is the path of the deploy/demo/service binary.
 	Program string
-	// OTLPPort is where a receiver listens on the machine, at [Lab.Host]; it need not be there yet.
+	// OTLPPort is the port of a receiver on the machine, at [Lab.Host]. It need
+	// not listen yet.
 	OTLPPort uint16
-	// Output takes what the programs say that is no answer. Nil discards it.
+	// Output receives the services' output, except their answers to commands.
+	// Nil discards it.
 	Output io.Writer
 }
 
@@ -59,10 +64,10 @@ type Lab struct {
 	subnet   byte
 	hub      *process
 	services map[string]*process
-	filtered map[string]bool // those that do not get every packet
+	filtered map[string]bool // services with a filter on incoming packets
 }
 
-// process is a program with a network namespace of its own.
+// process is a program in its own network namespace.
 type process struct {
 	name    string
 	cmd     *exec.Cmd
@@ -71,7 +76,7 @@ type process struct {
 	answers *bufio.Scanner
 }
 
-// Start makes the network and starts the shop. ctx bounds the start alone.
+// Start creates the network and starts the shop. ctx bounds only the start.
 func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 	if missing := Missing(); missing != "" {
 		return nil, errors.New("start lab: " + missing)
@@ -101,16 +106,16 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 	return l, l.awaitReady(ctx)
 }
 
-// Host is the address of the machine, as the services know it.
+// Host returns the machine's address as seen by the services.
 func (l *Lab) Host() netip.Addr { return l.address(1) }
 
 func (l *Lab) address(host byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, l.subnet, host}) }
 
-// Namespaces is how many there are, the bridge's included.
+// Namespaces returns the number of namespaces, including the bridge's.
 func (l *Lab) Namespaces() int { return len(l.services) + 1 }
 
-// freeSubnet finds a third byte of 10.77.x.0/24 that no interface of the machine has, for two
-// labs at once.
+// freeSubnet returns a third byte of 10.77.x.0/24 that no interface of the
+// machine uses, so that two labs can run at once.
 func freeSubnet() (byte, error) {
 	taken, err := net.InterfaceAddrs()
 	if err != nil {
@@ -125,7 +130,7 @@ func freeSubnet() (byte, error) {
 			return byte(subnet), nil
 		}
 	}
-	return 0, errors.New("no network of 10.77.0.0/16 is free")
+	return 0, errors.New("no free network in 10.77.0.0/16")
 }
 
 func (l *Lab) launchServices(o Options) error {
@@ -146,9 +151,9 @@ func (l *Lab) launchServices(o Options) error {
 	return nil
 }
 
-// launch starts a program in a network namespace of its own.
+// launch starts a program in its own network namespace.
 func launch(name string, output io.Writer, program string, args ...string) (*process, error) {
-	p := &process{name: name, cmd: exec.Command(program, args...)} //nolint:gosec // the program is the caller's
+	p := &process{name: name, cmd: exec.Command(program, args...)} //nolint:gosec // the caller chooses the program
 	isolate(p.cmd)
 	p.cmd.Stderr = output
 	stdin, err := p.cmd.StdinPipe()
@@ -163,7 +168,8 @@ func launch(name string, output io.Writer, program string, args ...string) (*pro
 	return p, p.cmd.Start()
 }
 
-// connect lays the cables: from each service, and from the machine, to the bridge.
+// connect creates a veth pair from each service, and from the machine, to the
+// bridge.
 func (l *Lab) connect() error {
 	outside := fmt.Sprintf("mflab%d", os.Getpid())
 	hub := l.hub.cmd.Process.Pid
@@ -191,7 +197,7 @@ func (l *Lab) connect() error {
 	return nil
 }
 
-// feed runs a program to its end, with this input.
+// feed runs a program with the given input and waits for it.
 func feed(input, program string, args ...string) error {
 	cmd := exec.Command(program, args...) //nolint:gosec // ip and nft
 	cmd.Stdin = strings.NewReader(input)
@@ -207,7 +213,7 @@ func (p *process) inside(input, program string, args ...string) error {
 }
 
 func (l *Lab) awaitReady(ctx context.Context) error {
-	// A service that does not get ready in time is ended, which ends the wait for it.
+	// Kill a service that is not ready in time, which ends the wait for it.
 	defer context.AfterFunc(ctx, func() {
 		for _, p := range l.services {
 			_ = p.cmd.Process.Kill()
@@ -215,13 +221,13 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 	})()
 	for name, p := range l.services {
 		if answer, err := p.answer(); err != nil || answer != "ready" {
-			return errors.Join(fmt.Errorf("start %s: it says %q: %w", name, answer, err), ctx.Err())
+			return errors.Join(fmt.Errorf("start %s: answered %q: %w", name, answer, err), ctx.Err())
 		}
 	}
 	return nil
 }
 
-// answer reads one line.
+// answer reads one line of output.
 func (p *process) answer() (string, error) {
 	if !p.answers.Scan() {
 		return "", errors.Join(io.ErrUnexpectedEOF, p.answers.Err())
@@ -229,31 +235,33 @@ func (p *process) answer() (string, error) {
 	return p.answers.Text(), nil
 }
 
-// tell gives a command of deploy/demo/service and returns the answer.
-func (l *Lab) tell(service, command string) (string, error) {
+// command sends a command of deploy/demo/service and returns the answer.
+func (l *Lab) command(service, command string) (string, error) {
 	p := l.services[service]
 	if p == nil {
-		return "", fmt.Errorf("tell %s: there is no such service", service)
+		return "", fmt.Errorf("send command to %s: no such service", service)
 	}
 	if _, err := io.WriteString(p.stdin, command+"\n"); err != nil {
 		return "", fmt.Errorf("tell %s: %w", service, err)
 	}
 	answer, err := p.answer()
 	if err != nil || strings.HasPrefix(answer, "error: ") {
-		return "", fmt.Errorf("tell %s to %s: it says %q: %w", service, command, answer, err)
+		return "", fmt.Errorf("send command to %s: %s: answered %q: %w", service, command, answer, err)
 	}
 	return answer, nil
 }
 
-// Tell gives a service a command that deploy/demo/service knows, such as "slow 300ms".
-func (l *Lab) Tell(service, command string) error {
-	_, err := l.tell(service, command)
+// Command sends a service a command that deploy/demo/service knows, such as
+// "slow 300ms".
+func (l *Lab) Command(service, command string) error {
+	_, err := l.command(service, command)
 	return err
 }
 
-// Visit lets so many visitors make their journeys, so many of them at once, and returns how many saw errors.
+// Visit makes the given number of journeys, at most concurrency at once, and
+// returns how many of them saw errors.
 func (l *Lab) Visit(journeys, concurrency int) (failed int, err error) {
-	answer, err := l.tell("loadgenerator", fmt.Sprintf("visit %d %d", journeys, concurrency))
+	answer, err := l.command("loadgenerator", fmt.Sprintf("visit %d %d", journeys, concurrency))
 	if err != nil {
 		return 0, err
 	}
@@ -263,38 +271,39 @@ func (l *Lab) Visit(journeys, concurrency int) (failed int, err error) {
 	return failed, nil
 }
 
-// Freeze stops a service in whatever it does, its sockets stay open; Thaw lets it go on.
+// Freeze suspends a service; its sockets stay open. Thaw resumes it.
 func (l *Lab) Freeze(service string) error {
 	return l.services[service].cmd.Process.Signal(syscall.SIGSTOP)
 }
 
-// Thaw ends Freeze.
+// Thaw resumes a service after Freeze.
 func (l *Lab) Thaw(service string) error {
 	return l.services[service].cmd.Process.Signal(syscall.SIGCONT)
 }
 
-// Lose has the network lose one of so many packets between two services, either way: every so manyth, so that even
-// a short visit is sure to meet with it.
+// Lose drops one in so many packets between two services, in both directions.
+// It counts packets, so that even a short visit surely loses some.
 func (l *Lab) Lose(a, b string, packets int) error {
 	return l.filter(fmt.Sprintf("numgen inc mod %d == %d drop", packets, packets-1), [2]string{a, b}, [2]string{b, a})
 }
 
-// Block has the network swallow the packets that open connections from one service to another.
+// Block drops the packets that open connections from one service to another.
 func (l *Lab) Block(from, to string) error {
 	return l.filter("tcp flags & (syn | ack) == syn drop", [2]string{from, to})
 }
 
-// Reset has the network answer one of so many packets from one service to another as a peer does that knows
-// nothing of the connection.
+// Reset answers one in so many packets from one service to another with a
+// reset, as a peer does that does not know the connection.
 func (l *Lab) Reset(from, to string, packets int) error {
 	return l.filter(fmt.Sprintf("tcp flags & (syn | fin | rst) == 0 numgen inc mod %d == %d reject with tcp reset", packets, packets-1), [2]string{from, to})
 }
 
-// Heal has the network carry everything again.
+// Heal removes all filters.
 func (l *Lab) Heal() error { return l.filter("") }
 
-// filter has TCP packets between these go through a rule, instead of those before. It is at the end of their way, for
-// bridges know no resets.
+// filter replaces the filters by a rule for TCP packets between the given
+// services. It applies at the receiving end, because a bridge cannot send
+// resets.
 func (l *Lab) filter(rule string, ways ...[2]string) error {
 	for name := range l.filtered {
 		if err := l.services[name].inside("flush ruleset\n", "nft", "-f", "-"); err != nil {
@@ -305,7 +314,7 @@ func (l *Lab) filter(rule string, ways ...[2]string) error {
 	for _, way := range ways {
 		from, to := l.services[way[0]], l.services[way[1]]
 		if from == nil || to == nil {
-			return fmt.Errorf("filter %s to %s: there is no such service", way[0], way[1])
+			return fmt.Errorf("filter %s to %s: no such service", way[0], way[1])
 		}
 		l.filtered[way[1]] = true
 		script := fmt.Sprintf("table ip lab {\nchain arriving {\ntype filter hook input priority 0;\nip saddr %s meta l4proto tcp %s\n}\n}\n", from.address, rule)
@@ -316,8 +325,9 @@ func (l *Lab) filter(rule string, ways ...[2]string) error {
 	return nil
 }
 
-// Settle waits until no service has a connection to another: they close by themselves, soon after the last
-// call. What only one end knows of, after a reset, is of no use any more and not waited for.
+// Settle waits until no service has a connection to another; services close
+// idle connections soon after the last call. It ignores connections that only
+// one end knows, as after a reset.
 func (l *Lab) Settle(ctx context.Context) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
@@ -328,16 +338,16 @@ func (l *Lab) Settle(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for connections to be closed: %w: %v", ctx.Err(), open)
+			return fmt.Errorf("wait until connections are closed: %w: %v", ctx.Err(), open)
 		case <-tick.C:
 		}
 	}
 }
 
-// ends are those of a connection, as one of them sees it.
+// ends are the two ends of a connection, as one of them sees it.
 type ends struct{ local, peer netip.AddrPort }
 
-// connections returns the connections between services that both ends know of.
+// connections returns the connections between services that both ends know.
 func (l *Lab) connections() (open []ends, err error) {
 	all := map[ends]bool{}
 	for _, p := range l.services {
@@ -359,10 +369,10 @@ func (l *Lab) connections() (open []ends, err error) {
 	return open, nil
 }
 
-// stateTimeWait is the kernel's number of the state of a connection that is over.
+// stateTimeWait is the kernel's number for TIME_WAIT.
 const stateTimeWait = 6
 
-// parseSocket reads a line of /proc/net/tcp, as a little-endian machine writes it.
+// parseSocket parses a line of /proc/net/tcp of a little-endian machine.
 func parseSocket(line string) (socket ends, state int, ok bool) {
 	var number string
 	var local, peer uint32
@@ -375,7 +385,8 @@ func addrPort(address uint32, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{byte(address), byte(address >> 8), byte(address >> 16), byte(address >> 24)}), port)
 }
 
-// Close ends the shop, then the network. The spans that nobody took are lost.
+// Close stops the shop, then the network. Spans that were not delivered are
+// lost.
 func (l *Lab) Close() error {
 	all := slices.Collect(maps.Values(l.services))
 	for _, p := range all {
@@ -402,7 +413,7 @@ func (p *process) end() error {
 	return nil
 }
 
-// serial makes one writer out of that of several processes.
+// serial serializes the writes of several processes.
 type serial struct {
 	mu sync.Mutex
 	w  io.Writer

@@ -11,30 +11,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Missing says what there is not for a lab, empty when everything is there.
+// Missing returns what a lab lacks on this machine, or "".
 func Missing() string {
 	if os.Geteuid() != 0 {
-		return "network namespaces take root"
+		return "network namespaces need root"
 	}
 	for _, program := range []string{"ip", "nft"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Sprintf("the program %s is not installed (Debian has it in iproute2 and nftables)", program)
+			return fmt.Sprintf("the program %s is not installed (Debian packages iproute2 and nftables)", program)
 		}
 	}
 	probe := exec.Command("true")
 	isolate(probe)
 	if err := probe.Run(); err != nil {
-		return fmt.Sprintf("the system makes no network namespaces: %v", err)
+		return fmt.Sprintf("the system cannot create network namespaces: %v", err)
 	}
 	return ""
 }
 
-// isolate gives a program a network namespace of its own, and has it end with this process.
+// isolate starts a program in its own network namespace, and terminates it with
+// this process.
 func isolate(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 }
 
-// enter runs f in the network namespace of a process. Programs that f starts are inside too.
+// enter runs f in the network namespace of a process. Programs that f starts
+// are inside too.
 func enter(pid int, f func() error) (err error) {
 	other, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
@@ -52,12 +54,12 @@ func enter(pid int, f func() error) (err error) {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace of process %d: %w", pid, err)
 	}
-	// The thread goes back rather than end: it may be the one that started the services, which
-	// end with it.
+	// Restore the thread instead of ending it: it may be the one that started
+	// the services, which end with it.
 	defer func() {
 		back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)
 		if back == nil {
-			runtime.UnlockOSThread() // else nobody else may have it
+			runtime.UnlockOSThread() // otherwise no other goroutine could use the thread
 		}
 		err = errors.Join(err, back)
 	}()

@@ -7,9 +7,9 @@ import (
 	"os/exec"
 )
 
-// Missing says what there is not for a lab, empty when everything is there.
-func Missing() string { return "network namespaces take Linux" }
+// Missing returns what a lab lacks on this machine.
+func Missing() string { return "network namespaces need Linux" }
 
 func isolate(*exec.Cmd) {}
 
-func enter(int, func() error) error { return errors.New("network namespaces take Linux") }
+func enter(int, func() error) error { return errors.New("network namespaces need Linux") }

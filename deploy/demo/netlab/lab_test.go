@@ -13,6 +13,6 @@ func TestParseSocket(t *testing.T) {
 		t.Errorf("parseSocket = %v, %d, %t, want %v in state 1", got, state, ok, want)
 	}
 	if _, _, ok := parseSocket("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"); ok {
-		t.Error("the head line was taken for a socket")
+		t.Error("the header line was parsed as a socket")
 	}
 }

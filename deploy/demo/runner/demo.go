@@ -15,13 +15,12 @@ import (
 
 const (
 	reportEvery = 2 * time.Second
-	// flushTimeout bounds the export of the last spans. Once the demo is to end
-	// nobody wants to wait for them.
+	// flushTimeout bounds the export of the last spans.
 	flushTimeout     = time.Minute
 	flushAfterCancel = 3 * time.Second
 )
 
-// demo runs everything. What it started is gone when it returns.
+// demo runs the whole demo. Everything that it started is gone when it returns.
 func demo(ctx context.Context, o options, out *terminal, progress *progress) (err error) {
 	dir, err := os.MkdirTemp("", "metaflow-demo-")
 	if err != nil {
@@ -39,13 +38,13 @@ func demo(ctx context.Context, o options, out *terminal, progress *progress) (er
 		err = errors.Join(err, server.Stop())
 	}()
 
-	// From here on the demo lives no longer than its server.
+	// From here on the demo ends when its server does.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		select {
 		case <-server.Done():
-			cancel(server.Death())
+			cancel(server.EarlyExit())
 		case <-ctx.Done():
 		}
 	}()
@@ -64,7 +63,7 @@ func show(ctx context.Context, o options, server *process.Server, dir string, ou
 		return err
 	}
 	defer func() { err = errors.Join(err, path.stop()) }()
-	progress.printf("the spans' way: %s", path.said)
+	progress.printf("spans go from %s", path.route)
 	report, err := visit(ctx, o, path.entry, progress)
 	if err != nil {
 		return err
@@ -87,8 +86,8 @@ func show(ctx context.Context, o options, server *process.Server, dir string, ou
 	return nil
 }
 
-// visit lets the visitors into the shop, whose spans go to endpoint. It returns
-// an error unless the receiver acknowledged every one of them.
+// visit runs the shop, whose spans go to endpoint. It returns an error unless
+// the receiver acknowledged every span.
 func visit(ctx context.Context, o options, endpoint string, progress *progress) (report webstore.Report, err error) {
 	store, err := webstore.Start(ctx, webstore.Options{Endpoint: endpoint, Seed: o.seed})
 	if err != nil {
@@ -117,7 +116,7 @@ func summary(r webstore.Report) string {
 		r.Journeys, r.Orders, r.Declined, thousands(r.Total.Ended), thousands(r.Total.Acknowledged))
 }
 
-// acknowledged checks that the receiver took all spans.
+// acknowledged checks that the receiver accepted all spans.
 func acknowledged(r webstore.Report) error {
 	if r.Total.Missing() == 0 && r.Total.Rejected == 0 {
 		return nil
@@ -130,10 +129,10 @@ func acknowledged(r webstore.Report) error {
 	return err
 }
 
-// awaitSpans waits until all acknowledged spans can be read.
+// awaitSpans waits until all acknowledged spans can be queried.
 func awaitSpans(ctx context.Context, db *database, patience time.Duration, report webstore.Report, progress *progress) error {
 	want := uint64(report.Total.Acknowledged)
-	progress.printf("waiting for the spans to be readable in ClickHouse")
+	progress.printf("waiting until ClickHouse returns the spans")
 	err := awaitStored(ctx, want, patience,
 		func(ctx context.Context) (uint64, error) { n, _, err := db.counts(ctx); return n, err },
 		func(stored uint64) { progress.printf("%s of %s spans stored", thousands(stored), thousands(want)) })
@@ -143,7 +142,7 @@ func awaitSpans(ctx context.Context, db *database, patience time.Duration, repor
 	return nil
 }
 
-// missing says which services' spans are not as many as they should be.
+// missing returns an error that lists the services whose counts differ.
 func missing(ctx context.Context, db *database, report webstore.Report) error {
 	stored, err := db.services(ctx)
 	if err != nil {
@@ -159,7 +158,7 @@ func missing(ctx context.Context, db *database, report webstore.Report) error {
 	return errors.New(strings.Join(lines, "\n"))
 }
 
-// answer prints what the demo is for, and fails when spans are lost or doubled.
+// answer prints the demo's answers, and fails if spans are lost or duplicated.
 func answer(ctx context.Context, db *database, report webstore.Report, out *terminal) error {
 	if err := answerCounts(ctx, db, report, out); err != nil {
 		return err
@@ -195,8 +194,8 @@ func answerCounts(ctx context.Context, db *database, report webstore.Report, out
 	out.printf("%-12s %10s\n%-12s %10s\n%-12s %10s\n%-12s %10s\n",
 		"sent", thousands(sent), "acknowledged", thousands(acked), "stored", thousands(spans), "distinct ids", thousands(ids))
 	if !same {
-		out.println(out.style(red, "These should be equal."))
-		err := fmt.Errorf("%s spans sent, %s acknowledged, %s stored, %s distinct: spans were lost or doubled",
+		out.println(out.style(red, "The four numbers should be equal."))
+		err := fmt.Errorf("%s spans sent, %s acknowledged, %s stored, %s distinct: spans were lost or duplicated",
 			thousands(sent), thousands(acked), thousands(spans), thousands(ids))
 		return errors.Join(err, missing(ctx, db, report))
 	}
@@ -215,14 +214,15 @@ func (t *terminal) question(title string, queries ...string) {
 	}
 }
 
-// farewell says how to go on.
+// farewell prints what to try next.
 func (t *terminal) farewell() {
-	t.printf("\n%s\n%s\n", t.style(bold, "== Go on yourself"), `   make run                                               the same server in the foreground, data kept
+	t.printf("\n%s\n%s\n", t.style(bold, "== Try more"), `   make run                                               the same server in the foreground, data kept
    go run ./deploy/demo/runner -endpoint 127.0.0.1:20035  the WebStore again, against that server
    curl http://127.0.0.1:8123/ --data-binary "SELECT name, count() FROM metaflow.spans GROUP BY name"`)
 }
 
-// every calls do in intervals until stop is called; stop returns when it has ended.
+// every calls do at intervals until stop is called; stop waits for a call in
+// progress.
 func every(interval time.Duration, do func()) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// runDemo runs the whole demo against a stand-in, and returns what it printed.
+// runDemo runs the whole demo against a stand-in and returns its output.
 func runDemo(t *testing.T, behaviour string) (stdout, stderr string, err error) {
 	t.Helper()
 	t.Setenv(standIn, behaviour)
@@ -58,7 +58,7 @@ func TestDemo(t *testing.T) {
 		}
 	}
 	if strings.Contains(stdout, "\x1b") {
-		t.Error("a file was written to in colours")
+		t.Error("colours were written to a file")
 	}
 	for line := range strings.Lines(stdout) {
 		if n := len([]rune(strings.TrimRight(line, "\n"))); n > 120 {
@@ -67,10 +67,10 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-func TestDemoTellsWhatWentWrong(t *testing.T) {
+func TestDemoReportsFailures(t *testing.T) {
 	tests := map[string][]string{
 		loses:     {"acknowledged spans are stored, and nothing was added", "acknowledged, ", " stored"},
-		doubles:   {"spans were lost or doubled"},
+		doubles:   {"spans were lost or duplicated"},
 		dies:      {"the server ended too early (exit status 1)", "stand-in: as the test wants"},
 		diesLater: {"the server ended too early (exit status 1)", "the first spans were too much"},
 		stubborn:  {"did not stop cleanly (exit status 1)", "would rather have stayed"},
@@ -83,7 +83,7 @@ func TestDemoTellsWhatWentWrong(t *testing.T) {
 			}
 			for _, want := range wants {
 				if !strings.Contains(err.Error(), want) {
-					t.Errorf("run = %v\nwhich lacks %q", err, want)
+					t.Errorf("run = %v\nerror lacks %q", err, want)
 				}
 			}
 		})
@@ -107,7 +107,7 @@ func TestDemoStopsWhenInterrupted(t *testing.T) {
 	}
 }
 
-// trigger is pulled when text is written.
+// trigger calls a function when a text is written.
 type trigger struct {
 	text string
 	pull func()
@@ -120,7 +120,7 @@ func (tr *trigger) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hole acknowledges everything, or refuses it, and keeps nothing.
+// hole acknowledges or rejects everything, and stores nothing.
 type hole struct {
 	coltracepb.UnimplementedTraceServiceServer
 	err error
@@ -160,14 +160,14 @@ func TestStoreAgainstRunningServer(t *testing.T) {
 	}
 }
 
-func TestRunRefusesNonsense(t *testing.T) {
+func TestRunRejectsBadFlags(t *testing.T) {
 	tests := map[string]struct {
 		args []string
 		want string
 	}{
-		"no such server":  {[]string{"-server", "/does/not/exist"}, "`make build` makes it"},
+		"no such server":  {[]string{"-server", "/does/not/exist"}, "run `make build`"},
 		"no visitors":     {[]string{"-journeys", "0"}, "-journeys: 0 is not positive"},
-		"a stray word":    {[]string{"please"}, `unknown argument "please"`},
+		"an argument":     {[]string{"please"}, `unknown argument "please"`},
 		"an unknown flag": {[]string{"-please"}, "flag provided but not defined"},
 	}
 	for name, tc := range tests {

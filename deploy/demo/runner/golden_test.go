@@ -14,7 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// golden compares got with a file of testdata. A missing file fails.
+// golden compares got with a file of testdata. A missing file fails the test.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -32,7 +32,7 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// at makes spans relative to a fixed moment, in milliseconds.
+// at sets the times of s relative to a fixed moment, in milliseconds.
 func at(s span, start, duration float64) span {
 	ms := func(f float64) time.Duration { return time.Duration(f * float64(time.Millisecond)) }
 	s.start = time.Date(2026, time.June, 1, 12, 0, 0, 0, time.UTC).Add(ms(start))
@@ -40,7 +40,7 @@ func at(s span, start, duration float64) span {
 	return s
 }
 
-// declined is a checkout that fails at the payment.
+// declined returns a checkout that fails at the payment.
 func declined() []span {
 	return []span{
 		at(span{id: "1", service: "loadgenerator", name: "user journey", kind: "internal"}, 0, 100),
@@ -80,7 +80,7 @@ func TestWaterfall(t *testing.T) {
 	}
 }
 
-// A trace that does not end on a screen is cut, and says so.
+// A trace that is too long for a screen is cut, and the output shows it.
 func TestWaterfallIsBounded(t *testing.T) {
 	spans := []span{at(span{id: "root", service: "a", name: "root", kind: "internal"}, 0, 1000)}
 	for i := range 500 {
@@ -92,7 +92,7 @@ func TestWaterfallIsBounded(t *testing.T) {
 		t.Errorf("%d lines, want %d", got, want)
 	}
 	if !bytes.Contains(out.Bytes(), []byte("… and 431 more rows")) {
-		t.Error("the waterfall does not say that it is cut")
+		t.Error("the waterfall does not show that it is cut")
 	}
 }
 
@@ -104,7 +104,7 @@ func TestCalls(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var b bytes.Buffer
 			out.w = &b
-			out.wouldAnswer("network namespaces take root")
+			out.example("network namespaces need root")
 			golden(t, name, b.Bytes())
 		})
 	}

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// peerColumn is from which width of the terminal on there is room for addresses.
+// peerColumn is the least terminal width that leaves room for addresses.
 const peerColumn = 112
 
 // graph prints the service graph as a table.

@@ -1,17 +1,18 @@
-// Command runner is the demo: it starts a MetaFlow server and an agent of its own
-// on free ports (and a collector, when there is one), has the WebStore send the spans of
-// some hundred visitors, and prints from SQL what arrived: the counts, the slowest
-// trace, the service graph. As root on Linux it then runs the WebStore in network namespaces,
-// one of whose edges loses packets, and prints which.
+// Command runner is the WebStore demo. It starts a MetaFlow server and an agent
+// on free ports (and a collector, if installed), makes the WebStore send the
+// spans of a few hundred visitors, and prints from SQL what arrived: the
+// counts, the slowest trace, the service graph. As root on Linux it then runs
+// the WebStore in network namespaces, makes one edge lose packets, and prints
+// which.
 //
 //	go run ./deploy/demo/runner                          the whole demo
 //	go run ./deploy/demo/runner -endpoint 127.0.0.1:20035    only the WebStore, against a running server
 //
-// It ends by itself: with status 0 when every acknowledged span is stored exactly
-// once, else with 1 and the reason. What it started and its data are gone
-// when it ends, however it ends, short of a kill -9 that leaves the data.
+// It ends by itself: with status 0 if every acknowledged span is stored exactly
+// once, otherwise with 1 and the reason. It removes everything that it started,
+// and its data, however it ends; only kill -9 leaves the data behind.
 //
-// Answers go to standard output, progress and trouble to standard error.
+// Answers go to standard output, progress and problems to standard error.
 package main
 
 import (
@@ -56,12 +57,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.server, "server", "bin/metaflow-server", "the server `program` to start")
 	flags.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program` to start; empty sends to the server directly")
 	flags.StringVar(&o.ctl, "ctl", "bin/metaflow-ctl", "the `program` that configures the agent")
-	flags.StringVar(&o.collector, "collector", ".cache/collector/otelcol", "an OpenTelemetry Collector `program` to put in front of the agent, if it is there")
-	flags.StringVar(&o.service, "service", "bin/webstore-service", "the `program` that is one service of the WebStore, for network namespaces")
-	flags.StringVar(&o.endpoint, "endpoint", "", "start nothing: send the spans to the OTLP/gRPC receiver at `host:port`, or to an OTLP/HTTP URL")
-	flags.IntVar(&o.journeys, "journeys", 260, "visitors of the shop, of about 80 spans each")
-	flags.Uint64Var(&o.seed, "seed", 1, "decides who buys what")
-	flags.DurationVar(&o.patience, "patience", defaultPatience, "give up when no span was stored for so long")
+	flags.StringVar(&o.collector, "collector", ".cache/collector/otelcol", "the OpenTelemetry Collector `program` to put in front of the agent, if it exists")
+	flags.StringVar(&o.service, "service", "bin/webstore-service", "the `program` that runs one service of the WebStore in a network namespace")
+	flags.StringVar(&o.endpoint, "endpoint", "", "start no programs; send the spans to the OTLP/gRPC receiver at `host:port`, or to an OTLP/HTTP URL")
+	flags.IntVar(&o.journeys, "journeys", 260, "number of visitors, each of about 80 spans")
+	flags.Uint64Var(&o.seed, "seed", 1, "seed of who buys what")
+	flags.DurationVar(&o.patience, "patience", defaultPatience, "give up when no span was stored for this long")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -83,13 +84,13 @@ func run(ctx context.Context, args []string, stdout *os.File, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	// A second Ctrl-C changes nothing: the way out is bounded, and must be gone to its end.
+	// A second Ctrl-C has no effect: cleanup is bounded and must finish.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
 	progress := newProgress(stderr)
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { progress.printf("export: %v", err) }))
-	logging.Disable() // go-redis reports each connection that Ctrl-C cuts off
+	logging.Disable() // go-redis would log each connection that Ctrl-C closes
 	if o.endpoint != "" {
 		_, err := visit(ctx, o, o.endpoint, progress)
 		return explain(ctx, err)
@@ -97,7 +98,7 @@ func run(ctx context.Context, args []string, stdout *os.File, stderr io.Writer) 
 	return demo(ctx, o, newTerminal(stdout), progress)
 }
 
-// explain says why ctx ended instead of that it did.
+// explain returns the cause of ctx's end in place of the context's error.
 func explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause

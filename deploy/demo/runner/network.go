@@ -15,10 +15,10 @@ import (
 	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
 )
 
-// The lossy network: which edge loses how much, and how many come to see the shop.
+// The edge that loses packets, how many it loses, and the number of visitors.
 const (
 	lossyCaller, lossyCallee = "frontend", "productcatalogservice"
-	lossyPackets             = 20 // one of so many is lost
+	lossyPackets             = 20 // one in so many is dropped
 	lossyVisitors            = 40
 	lossyVisitorsAtOnce      = 6
 	warmUpVisitors           = 6
@@ -26,15 +26,15 @@ const (
 
 const networkTitle = "Was it the code, or was it the network?"
 
-// network answers the question by an example: the shop once more, each service with a network
-// namespace of its own, and a network that loses packets on one edge. Where that
-// cannot be done, it says what it would have shown.
+// network answers the question with an example: it runs the shop again, each
+// service in its own network namespace, with an edge that loses packets. Where
+// that is not possible, it prints what it would have shown.
 func network(ctx context.Context, o options, path *path, db *database, out *terminal, progress *progress) (err error) {
 	if path.agent == nil {
 		return nil
 	}
 	if missing := netlab.Missing(); missing != "" {
-		out.wouldAnswer(missing)
+		out.example(missing)
 		return nil
 	}
 	port, err := process.FreePort("127.0.0.1")
@@ -51,7 +51,7 @@ func network(ctx context.Context, o options, path *path, db *database, out *term
 	if err := path.agent.Await(ctx, process.Listening(net.JoinHostPort("127.0.0.1", port))); err != nil {
 		return err
 	}
-	progress.printf("the WebStore once more, each service with a network namespace of its own; the agent watches their connections")
+	progress.printf("running the WebStore again, each service in its own network namespace; the agent watches their connections")
 	lab, err := netlab.Start(ctx, netlab.Options{Program: o.service, OTLPPort: uint16(number), Output: os.Stderr})
 	if err != nil {
 		return err
@@ -63,7 +63,7 @@ func network(ctx context.Context, o options, path *path, db *database, out *term
 	return lossy(ctx, lab, db, o.patience, out, progress)
 }
 
-// awaitFlows has some visit the shop until there is flow data of every service.
+// awaitFlows makes visits until every service has flow data.
 func awaitFlows(ctx context.Context, lab *netlab.Lab, db *database, patience time.Duration, progress *progress) error {
 	want := uint64(lab.Namespaces() - 1) // the bridge has no address
 	since := time.Now()
@@ -77,12 +77,13 @@ func awaitFlows(ctx context.Context, lab *netlab.Lab, db *database, patience tim
 		func(seen uint64) { progress.printf("flow data of %d of %d services", seen, want) })
 }
 
-// lossy has the network lose packets, and asks about the trace with the slowest call.
+// lossy makes the network lose packets and asks about the trace with the
+// slowest call.
 func lossy(ctx context.Context, lab *netlab.Lab, db *database, patience time.Duration, out *terminal, progress *progress) error {
 	if err := lab.Settle(ctx); err != nil {
 		return err
 	}
-	progress.printf("the network now loses one of %d packets between %s and %s; %d visitors", lossyPackets, lossyCaller, lossyCallee, lossyVisitors)
+	progress.printf("the network now drops one in %d packets between %s and %s; %d visitors", lossyPackets, lossyCaller, lossyCallee, lossyVisitors)
 	if err := lab.Lose(lossyCaller, lossyCallee, lossyPackets); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func lossy(ctx context.Context, lab *netlab.Lab, db *database, patience time.Dur
 	if err != nil {
 		return err
 	}
-	// Flow data comes a moment after the connections were closed.
+	// Flow data arrives a moment after the connections were closed.
 	var calls []hop
 	err = awaitStored(ctx, 1, patience, func(ctx context.Context) (found uint64, err error) {
 		if calls, err = db.calls(ctx, id); err == nil && lossFound(calls) {
@@ -114,13 +115,14 @@ func lossy(ctx context.Context, lab *netlab.Lab, db *database, patience time.Dur
 	out.question(networkTitle, fmt.Sprintf(callsQuery, id))
 	out.calls(calls)
 	if err != nil {
-		return fmt.Errorf("the network lost packets between %s and %s, and the answer does not say so: %w", lossyCaller, lossyCallee, err)
+		return fmt.Errorf("the network dropped packets between %s and %s, but the answer does not show it: %w", lossyCaller, lossyCallee, err)
 	}
 	out.println(out.style(green, fmt.Sprintf("It was the network, between %s and %s.", lossyCaller, lossyCallee)))
 	return nil
 }
 
-// lossFound tells whether there is flow data of all calls, and the lossy edge alone is said to have trouble.
+// lossFound reports whether all calls have flow data and the lossy edge is the
+// only one with a verdict other than clean.
 func lossFound(hops []hop) bool {
 	for _, h := range hops {
 		lossy := h.caller == lossyCaller && h.callee == lossyCallee
@@ -131,10 +133,10 @@ func lossFound(hops []hop) bool {
 	return len(hops) > 0
 }
 
-// clean is the verdict on a network that did nothing wrong.
+// clean is the verdict on a network without trouble.
 const clean = "network clean"
 
-// callsQuery asks about one trace. The edges with trouble come first.
+// callsQuery returns the calls of one trace, edges with trouble first.
 const callsQuery = `SELECT service_name AS caller,
        if(peer_service_name != '', peer_service_name, replaceOne(toString(any(peer_ip)), '::ffff:', '')) AS callee,
        count() AS calls, max(duration_ns) / 1e6 AS slowest_ms, argMax(gap_ns, duration_ns) / 1e6 AS gap_ms,
@@ -145,18 +147,19 @@ WHERE kind = 'client'
 GROUP BY caller, peer_service_name
 ORDER BY said = 'network clean', slowest_ms DESC`
 
-// hop is one row of the answer: the calls of a trace from one service to another.
+// hop is one row of the answer: the calls of a trace from one service to
+// another.
 type hop struct {
 	caller, callee string
 	calls          uint64
-	slowest, gap   float64 // milliseconds: as the caller measured, and what of it the callee did not
+	slowest, gap   float64 // milliseconds: the caller's duration, and the part that the callee does not account for
 	sentAgain      uint64
 	rtt            float64 // milliseconds
 	withoutFlow    uint64  // calls without flow data
 	verdict        string
 }
 
-// calls tells of one trace.
+// calls returns the edges of one trace.
 func (d *database) calls(ctx context.Context, id string) (out []hop, err error) {
 	err = d.each(ctx, fmt.Sprintf(callsQuery, id), func(rows driver.Rows) error {
 		var c hop
@@ -167,7 +170,7 @@ func (d *database) calls(ctx context.Context, id string) (out []hop, err error) 
 	return out, err
 }
 
-// watched returns of how many services of the lab there is flow data.
+// watched returns the number of the lab's services with flow data.
 func (d *database) watched(ctx context.Context, lab *netlab.Lab, since time.Time) (n uint64, err error) {
 	host := lab.Host().As4()
 	const query = `SELECT uniqExact(ip) FROM metaflow.flows WHERE toUnixTimestamp64Nano(time) > $1 AND startsWith(toString(ip), $2) AND ip != toIPv6($3)`
@@ -178,18 +181,19 @@ func (d *database) watched(ctx context.Context, lab *netlab.Lab, since time.Time
 const (
 	journeysQuery = `SELECT count() FROM metaflow.spans
 WHERE service_namespace = 'webstore' AND parent_span_id = '' AND toUnixTimestamp64Nano(start_time) >= $1`
-	// The load generator's calls contain all others.
+	// Leave out the load generator: its calls contain all others.
 	slowestCallQuery = `SELECT argMax(trace_id, duration_ns) FROM metaflow.spans
 WHERE service_namespace = 'webstore' AND kind = 'client' AND service_name != 'loadgenerator' AND toUnixTimestamp64Nano(start_time) >= $1`
 )
 
-// journeys returns how many have begun since then.
+// journeys returns the number of journeys that began since then.
 func (d *database) journeys(ctx context.Context, since time.Time) (n uint64, err error) {
 	err = d.conn.QueryRow(ctx, journeysQuery, since.UnixNano()).Scan(&n)
 	return n, err
 }
 
-// slowestCall returns the id of the trace with the call that took longest, of those that began since then.
+// slowestCall returns the id of the trace with the slowest call that began
+// since then.
 func (d *database) slowestCall(ctx context.Context, since time.Time) (id string, err error) {
 	err = d.conn.QueryRow(ctx, slowestCallQuery, since.UnixNano()).Scan(&id)
 	return id, err
@@ -211,18 +215,19 @@ func (t *terminal) calls(calls []hop) {
 	}
 }
 
-// wouldAnswer says what is missing for the last answer, and what it looks like.
-func (t *terminal) wouldAnswer(missing string) {
+// example prints why the last question was not asked, and an example of its
+// answer.
+func (t *terminal) example(missing string) {
 	t.question(networkTitle, fmt.Sprintf(callsQuery, "..."))
-	t.printf("Not asked: %s.\n", missing)
-	t.printf(`With that the demo puts each service of the shop into a network namespace, has the network lose one of %d
-packets between %s and %s, and asks this about the trace with the slowest call. An answer looks so:
+	t.printf("Not run: %s.\n", missing)
+	t.printf(`Otherwise the demo puts each service of the shop into a network namespace, drops one in %d packets
+between %s and %s, and runs this query for the trace with the slowest call. An example:
 
 `, lossyPackets, lossyCaller, lossyCallee)
 	t.calls(exampleCalls)
 }
 
-// exampleCalls is what a run of the demo printed.
+// exampleCalls is the output of a real run.
 var exampleCalls = []hop{
 	{"frontend", "productcatalogservice", 4, 1013.3, 1012.2, 37, 1.01, 0, "retransmission"},
 	{"loadgenerator", "frontend", 5, 1019.5, 0.9, 0, 9.27, 0, clean},

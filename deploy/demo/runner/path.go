@@ -13,25 +13,25 @@ import (
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
 
-// path is what stands between the WebStore and the server: the agent, and in
-// front of it a collector when there is one.
+// path is the chain from the WebStore to the server: the agent, and a collector
+// in front of it if there is one.
 type path struct {
-	children []*process.Process // in the order of the data
-	entry    string             // where the WebStore sends its spans
-	said     string             // the way in words
+	children []*process.Process // in the order of the data flow
+	entry    string             // endpoint for the WebStore's spans
+	route    string             // the chain, for people
 
-	agent     *process.Process                                 // nil when there is none
-	configure func(ctx context.Context, settings string) error // gives settings to the agent's group
+	agent     *process.Process                                 // nil if there is none
+	configure func(ctx context.Context, settings string) error // applies settings to the agent's group
 }
 
-// group is the agent group that every agent belongs to unless it names another.
+// group is the agent group of every agent that names no other.
 const group = "default"
 
-// startPath starts an agent, has metaflow-ctl open its port, and puts the
-// collector in front of it when the program is there.
+// startPath starts an agent, opens its port with metaflow-ctl, and puts the
+// collector in front of it if the program exists.
 func startPath(ctx context.Context, o options, at process.Endpoints, dir string, progress *progress) (_ *path, err error) {
 	if o.agent == "" {
-		return &path{entry: at.GRPC, said: "WebStore -> server"}, nil
+		return &path{entry: at.GRPC, route: "WebStore -> server"}, nil
 	}
 	p := &path{configure: func(ctx context.Context, settings string) error { return configure(ctx, o.ctl, at.HTTP, dir, settings) }}
 	defer func() {
@@ -48,8 +48,8 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 	if err != nil {
 		return nil, err
 	}
-	progress.printf("metaflow-ctl agent-group-config update %s: the agent is to listen on port %s", group, port)
-	// What the operator's page says.
+	progress.printf("metaflow-ctl agent-group-config update %s: opening the agent's port %s", group, port)
+	// The settings that the operator's page recommends.
 	if err := p.configure(ctx, "external_agent_http_proxy_enabled: 1\nexternal_agent_http_proxy_port: "+port+"\n"); err != nil {
 		return nil, err
 	}
@@ -58,9 +58,9 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 		return nil, err
 	}
 	p.entry = "http://" + receiver + "/api/v1/otel/trace"
-	p.said = "WebStore -> agent -> server"
+	p.route = "WebStore -> agent -> server"
 	if _, err := os.Stat(o.collector); err != nil {
-		return p, nil // the SDKs speak to the agent
+		return p, nil // the SDKs send to the agent
 	}
 	otlp, err := process.FreePort("127.0.0.1")
 	if err != nil {
@@ -72,11 +72,12 @@ func startPath(ctx context.Context, o options, at process.Endpoints, dir string,
 	}
 	p.children = append([]*process.Process{collector}, p.children...)
 	p.entry = net.JoinHostPort("127.0.0.1", otlp)
-	p.said = "WebStore -> OpenTelemetry Collector -> agent -> server"
+	p.route = "WebStore -> OpenTelemetry Collector -> agent -> server"
 	return p, collector.Await(ctx, process.Listening(p.entry))
 }
 
-// stop ends what was started, in the order of the data: each hands on what it has.
+// stop stops the programs in the order of the data flow, so that each forwards
+// what it has.
 func (p *path) stop() error {
 	var errs []error
 	for _, c := range p.children {
@@ -85,7 +86,7 @@ func (p *path) stop() error {
 	return errors.Join(errs...)
 }
 
-// configure has metaflow-ctl change the settings of the agent's group.
+// configure changes the settings of the agent's group with metaflow-ctl.
 func configure(ctx context.Context, ctl, server, dir, settings string) error {
 	file := filepath.Join(dir, "agent.yaml")
 	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
@@ -102,8 +103,8 @@ func configure(ctx context.Context, ctl, server, dir, settings string) error {
 	return nil
 }
 
-// startCollector runs an OpenTelemetry Collector that sends to the agent, as the
-// DaemonSet of deploy/otel-agent does.
+// startCollector runs an OpenTelemetry Collector that sends to the agent,
+// configured like the DaemonSet of deploy/otel-agent.
 func startCollector(program, dir, listen, traces string) (*process.Process, error) {
 	file := filepath.Join(dir, "collector.yaml")
 	text := fmt.Sprintf(`receivers:

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// progress writes lines with the time since the start. It may be used from any
-// goroutine.
+// progress writes lines with the time since the start. It is safe for
+// concurrent use.
 type progress struct {
 	start time.Time
 
@@ -24,7 +24,7 @@ func (p *progress) printf(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.w, "[%5.1fs] %s\n", time.Since(p.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// thousands writes n as people read large numbers: 20,480.
+// thousands formats n with separators: 20,480.
 func thousands[T int | int64 | uint64](n T) string {
 	text := fmt.Sprint(n)
 	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {

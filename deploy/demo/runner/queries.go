@@ -11,7 +11,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
-// The queries are printed as they are run: they are the demo's lesson.
+// The demo prints these queries as it runs them.
 const (
 	countsQuery = `SELECT count() AS spans, uniqExact(trace_id, span_id) AS ids
 FROM metaflow.spans
@@ -58,11 +58,11 @@ type span struct {
 	failed             bool
 	message            string
 	protocol, endpoint string
-	peer               string // host:port, empty when unknown
+	peer               string // host:port, empty if unknown
 }
 
-// edge is one row of the service graph. Durations are in milliseconds, as the
-// caller measured them.
+// edge is one row of the service graph. Durations are in milliseconds, measured
+// by the caller.
 type edge struct {
 	caller, callee, protocol, peer string
 	requests                       uint64
@@ -70,7 +70,7 @@ type edge struct {
 	ms                             []float64 // p50, p95, p99
 }
 
-// database asks the questions.
+// database runs the queries.
 type database struct{ conn driver.Conn }
 
 func openDatabase(address string) (*database, error) {
@@ -83,7 +83,7 @@ func openDatabase(address string) (*database, error) {
 
 func (d *database) close() error { return d.conn.Close() }
 
-// counts returns how many spans are stored, and how many of them differ.
+// counts returns the number of stored spans and of distinct ones.
 func (d *database) counts(ctx context.Context) (spans, ids uint64, err error) {
 	if err := d.conn.QueryRow(ctx, countsQuery).Scan(&spans, &ids); err != nil {
 		return 0, 0, fmt.Errorf("count spans: %w", err)
@@ -91,7 +91,7 @@ func (d *database) counts(ctx context.Context) (spans, ids uint64, err error) {
 	return spans, ids, nil
 }
 
-// services returns how many spans of each service are stored.
+// services returns the number of stored spans by service.
 func (d *database) services(ctx context.Context) (map[string]uint64, error) {
 	out := map[string]uint64{}
 	err := d.each(ctx, servicesQuery, func(rows driver.Rows) error {
@@ -104,7 +104,7 @@ func (d *database) services(ctx context.Context) (map[string]uint64, error) {
 	return out, err
 }
 
-// slowest returns the id of the trace whose root took longest.
+// slowest returns the id of the trace with the longest root span.
 func (d *database) slowest(ctx context.Context) (id string, err error) {
 	if err := d.conn.QueryRow(ctx, slowestQuery).Scan(&id); err != nil {
 		return "", fmt.Errorf("find slowest trace: %w", err)
@@ -150,7 +150,7 @@ func (d *database) each(ctx context.Context, query string, row func(driver.Rows)
 	}
 	for rows.Next() {
 		if err := row(rows); err != nil {
-			_ = rows.Close() // the first error is the one to tell
+			_ = rows.Close() // the first error matters
 			return fmt.Errorf("read row of %s…: %w", firstLine(query), err)
 		}
 	}
@@ -165,7 +165,7 @@ func firstLine(text string) string {
 	return line
 }
 
-// address writes an IPv4-mapped address as IPv4, and an unknown one not at all.
+// address formats an IPv4-mapped address as IPv4, and an unknown one as "".
 func address(ip net.IP, port uint16) string {
 	switch {
 	case len(ip) == 0 || ip.IsUnspecified():

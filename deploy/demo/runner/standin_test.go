@@ -17,7 +17,7 @@ import (
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
-	_ "google.golang.org/grpc/encoding/gzip" // what the WebStore sends
+	_ "google.golang.org/grpc/encoding/gzip" // the WebStore's compression
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
@@ -28,18 +28,18 @@ import (
 )
 
 // standIn is the variable that turns this program into a stand-in for the
-// MetaFlow server: the same flags and the same tables, without Kafka in between.
-// Its value says what it does wrong.
+// MetaFlow server, with the same flags and tables but without Kafka. Its value
+// selects a fault.
 const standIn = "METAFLOW_DEMO_STANDIN"
 
-// What a stand-in does.
+// Faults of the stand-in.
 const (
 	faultless = "faultless"
-	loses     = "loses a span"      // after it acknowledged it
-	doubles   = "doubles a request" // stores it twice
-	dies      = "dies"              // at its start
-	diesLater = "dies later"        // of the first spans
-	stubborn  = "stubborn"          // ends with an error when asked to stop
+	loses     = "loses a span"      // after acknowledging it
+	doubles   = "doubles a request" // stores a request twice
+	dies      = "dies"              // at start
+	diesLater = "dies later"        // on the first spans
+	stubborn  = "stubborn"          // exits with an error on SIGTERM
 )
 
 func TestMain(m *testing.M) {
@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// pretend is the main of the stand-in.
+// pretend is the main function of the stand-in.
 func pretend(behaviour string, args []string) error {
 	ctx, stop := ossignal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -182,5 +182,5 @@ func (p *pretender) store(ctx context.Context, req *coltracepb.ExportTraceServic
 	return p.inserter.Insert(ctx, 0, columns.TableSpans, fmt.Sprint(p.requests), p.block.Input(), p.block.Rows())
 }
 
-// anyTime lets every span in.
+// anyTime accepts spans of any time.
 var anyTime = signal.Window{Latest: math.MaxUint64}

@@ -10,20 +10,20 @@ import (
 
 const (
 	// Lines are as wide as the terminal within these bounds, and defaultWidth
-	// where there is none.
+	// without a terminal.
 	minWidth, maxWidth = 100, 120
 	defaultWidth       = 118
 )
 
-// terminal is where the answers go.
+// terminal writes the answers.
 type terminal struct {
 	w      io.Writer
 	width  int
 	colour bool
 }
 
-// newTerminal asks f what it is. Colours are for people who look at it now and did
-// not ask for none (no-color.org).
+// newTerminal inspects f. It uses colours only on a terminal and unless
+// NO_COLOR is set (no-color.org).
 func newTerminal(f *os.File) *terminal {
 	t := &terminal{w: f, width: defaultWidth}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
@@ -37,7 +37,7 @@ func newTerminal(f *os.File) *terminal {
 	return t
 }
 
-// The styles of text.
+// Text styles.
 const (
 	bold  = "1"
 	dim   = "2"

@@ -10,13 +10,13 @@ import (
 const (
 	storedPoll = 250 * time.Millisecond
 	// defaultPatience is how long the number of stored spans may stay the same
-	// before the demo gives up; a batch takes a second or two.
+	// before the demo gives up. A batch takes a second or two.
 	defaultPatience = 30 * time.Second
 )
 
-// awaitStored polls count until it says want, or more. It gives up when the
-// number has not changed for storedStall; a query that fails is asked again until then.
-// seen is called with each new number.
+// awaitStored polls count until it returns at least want. It gives up when the
+// number has not changed for patience; until then it retries failed queries. It
+// calls seen with each new number.
 func awaitStored(ctx context.Context, want uint64, patience time.Duration, count func(context.Context) (uint64, error), seen func(stored uint64)) error {
 	poll := time.NewTicker(storedPoll)
 	defer poll.Stop()

@@ -18,18 +18,18 @@ func TestAwaitStored(t *testing.T) {
 		err error
 	}
 	tests := map[string]struct {
-		answers []answer // the last one is repeated
+		answers []answer // the last one repeats
 		seen    []uint64
-		err     string // part of it; empty for success
+		err     string // substring, empty for success
 		after   time.Duration
 	}{
-		"all are there at once":            {[]answer{{100, nil}}, nil, "", 0},
-		"they come one after the other":    {[]answer{{0, nil}, {40, nil}, {40, nil}, {90, nil}, {100, nil}}, []uint64{40, 90}, "", 4 * storedPoll},
-		"more than there should be":        {[]answer{{101, nil}}, nil, "", 0},
-		"clickhouse is away for a while":   {[]answer{{40, nil}, {0, away}, {0, away}, {100, nil}}, []uint64{40}, "", 3 * storedPoll},
-		"some never come":                  {[]answer{{0, nil}, {99, nil}}, []uint64{99}, "99 of 100 acknowledged spans are stored, and nothing was added for 10s", storedPoll + 10*time.Second},
-		"clickhouse does not come back":    {[]answer{{0, away}}, nil, "the last query failed: clickhouse is away", 10 * time.Second},
-		"nothing comes and nothing breaks": {[]answer{{0, nil}}, nil, "0 of 100 acknowledged spans", 10 * time.Second},
+		"all stored at once":                {[]answer{{100, nil}}, nil, "", 0},
+		"stored one after another":          {[]answer{{0, nil}, {40, nil}, {40, nil}, {90, nil}, {100, nil}}, []uint64{40, 90}, "", 4 * storedPoll},
+		"more than expected":                {[]answer{{101, nil}}, nil, "", 0},
+		"clickhouse is away for a while":    {[]answer{{40, nil}, {0, away}, {0, away}, {100, nil}}, []uint64{40}, "", 3 * storedPoll},
+		"some are never stored":             {[]answer{{0, nil}, {99, nil}}, []uint64{99}, "99 of 100 acknowledged spans are stored, and nothing was added for 10s", storedPoll + 10*time.Second},
+		"clickhouse does not come back":     {[]answer{{0, away}}, nil, "the last query failed: clickhouse is away", 10 * time.Second},
+		"nothing is stored, without errors": {[]answer{{0, nil}}, nil, "0 of 100 acknowledged spans", 10 * time.Second},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -65,7 +65,7 @@ func TestAwaitStoredEndsWithItsServer(t *testing.T) {
 		err := awaitStored(ctx, 100, time.Minute,
 			func(context.Context) (uint64, error) { return 0, nil }, func(uint64) {})
 		if !errors.Is(err, died) {
-			t.Errorf("awaitStored = %v, want why it was cancelled", err)
+			t.Errorf("awaitStored = %v, want the cause of the cancellation", err)
 		}
 	})
 }

@@ -8,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// maxRows bounds a waterfall to what one still scrolls through.
+// maxRows bounds a waterfall to a length that people still scroll through.
 const maxRows = 70
 
-// The widths of the columns. The tree and the bars share what is left.
+// Column widths. The tree and the bars share the rest.
 const (
 	serviceWidth  = 21
 	durationWidth = 9
@@ -24,8 +24,8 @@ func (t *terminal) barWidth() int  { return (t.width - restWidth) * 45 / 100 }
 func (t *terminal) treeWidth() int { return t.width - restWidth - t.barWidth() }
 
 // call is a row of the waterfall: a span, or a client span with the server span
-// that answered it. What the caller waited for is drawn from the first, the name
-// and the work are the second's.
+// that answered it. The outer bar is the client's wait; the name and the inner
+// bar are the server's.
 type call struct {
 	outer, inner *span
 	children     []*call
@@ -42,7 +42,7 @@ func (t *terminal) waterfall(spans []span) {
 	from, to := extent(spans)
 	rows := 0
 	count(roots, &rows)
-	t.printf("%s\n", t.style(dim, fmt.Sprintf("%s spans in %d rows: a call is one row for its client and its server; %s the caller waits, %s the callee works.",
+	t.printf("%s\n", t.style(dim, fmt.Sprintf("%s spans in %d rows: one row shows a call's client and server span; %s the caller waits, %s the callee works.",
 		thousands(len(spans)), rows, "░", "█")))
 	t.println(t.style(bold, t.row("SERVICE", "SPAN", scale(to.Sub(from), t.barWidth()), "DURATION", " ", "PROTOCOL, PEER")))
 	left := maxRows
@@ -55,7 +55,8 @@ func (t *terminal) waterfall(spans []span) {
 	t.failures(roots)
 }
 
-// subtree prints c with its prefix, and what is below it with the prefix of its line.
+// subtree prints c with its prefix, and its children with the prefix of their
+// line.
 func (t *terminal) subtree(c *call, prefix, line string, from, to time.Time, left *int) {
 	if *left == 0 {
 		return
@@ -84,15 +85,15 @@ func (t *terminal) call(c *call, prefix string, from, to time.Time) {
 	t.println(before + t.style(barStyle, bar(c, from, to, t.barWidth())) + after)
 }
 
-// row lays the columns out. Nothing trails at the end of a line.
+// row formats the columns of a line, without trailing spaces.
 func (t *terminal) row(service, tree, bar, duration, mark, peer string) string {
 	line := fit(service, serviceWidth) + " " + fit(tree, t.treeWidth()) + " " + fit(bar, t.barWidth()) + " " +
 		fmt.Sprintf("%*s", durationWidth, duration) + " " + mark + " " + cut(peer, peerWidth)
 	return strings.TrimRight(line, " ")
 }
 
-// title is the name of the span without what the service's name says already, and the
-// endpoint where the name does not tell it.
+// title returns the span's name without the service's name, plus the endpoint
+// if the name does not contain it.
 func title(c *call) string {
 	name := c.inner.name
 	if rpc, method, ok := strings.Cut(name, "/"); ok && rpc != "" && !strings.Contains(rpc, " ") {
@@ -108,7 +109,7 @@ func peerOf(c *call) string {
 	return strings.TrimSpace(c.outer.protocol + " " + c.outer.peer)
 }
 
-// bar draws when the call was, on a scale from from to to.
+// bar draws the time of the call on a scale between the two times.
 func bar(c *call, from, to time.Time, width int) string {
 	cells := slices.Repeat([]rune{' '}, width)
 	paint(cells, c.outer, '░', from, to)
@@ -116,7 +117,7 @@ func bar(c *call, from, to time.Time, width int) string {
 	return string(cells)
 }
 
-// paint gives even the shortest span one cell.
+// paint fills the cells of a span; even the shortest span gets one.
 func paint(cells []rune, s *span, with rune, from, to time.Time) {
 	cell := func(at time.Time) int {
 		total := max(to.Sub(from), 1)
@@ -129,7 +130,7 @@ func paint(cells []rune, s *span, with rune, from, to time.Time) {
 	}
 }
 
-// failures says what the marks mean.
+// failures explains the failure marks.
 func (t *terminal) failures(calls []*call) {
 	for _, c := range calls {
 		t.failures(c.children)
@@ -142,8 +143,8 @@ func (t *terminal) failures(calls []*call) {
 	}
 }
 
-// callTree joins the spans by their parents, in order of their start. A span whose
-// parent is not here is a root.
+// callTree joins the spans by their parents, sorted by start. A span whose
+// parent is missing is a root.
 func callTree(spans []span) []*call {
 	byParent := map[string][]*span{}
 	known := map[string]bool{}
@@ -182,7 +183,7 @@ func count(calls []*call, n *int) {
 	}
 }
 
-// extent is the time that the spans cover together.
+// extent returns the time range that the spans cover.
 func extent(spans []span) (from, to time.Time) {
 	for i, s := range spans {
 		end := s.start.Add(s.duration)
@@ -196,7 +197,7 @@ func extent(spans []span) (from, to time.Time) {
 	return from, to
 }
 
-// scale labels the two ends of the bars.
+// scale labels both ends of the bars.
 func scale(total time.Duration, width int) string {
 	end := milliseconds(total)
 	return "0" + strings.Repeat(" ", max(1, width-1-utf8.RuneCountInString(end))) + end
@@ -206,13 +207,13 @@ func milliseconds(d time.Duration) string {
 	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
 }
 
-// fit makes text exactly width characters wide.
+// fit pads or cuts text to exactly width characters.
 func fit(text string, width int) string {
 	text = cut(text, width)
 	return text + strings.Repeat(" ", width-utf8.RuneCountInString(text))
 }
 
-// cut ends text that is too wide with an ellipsis.
+// cut shortens text that is too wide and ends it with an ellipsis.
 func cut(text string, width int) string {
 	if utf8.RuneCountInString(text) <= width {
 		return text

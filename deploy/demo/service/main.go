@@ -1,18 +1,18 @@
-// Command service is one service of the WebStore in a process of its own, so that each
-// can have a network namespace, a container or a host to itself.
+// Command service runs one service of the WebStore in a process of its own, so
+// that each service can have its own network namespace, container or host.
 //
 //	service -service cartservice -listen 10.77.0.17:8080 -peers redis=10.77.0.10:8080 -endpoint 10.77.0.1:4317
 //
-// It runs until its standard input ends or it is asked to stop. Each line of the input is a
-// command, and each is answered by a line:
+// It runs until its standard input ends or it receives a signal. Each line of
+// the input is a command, and each gets a line as the answer:
 //
 //	visit 20 6     (load generator) 20 visitors, 6 at once    20 visitors, 3 saw errors
-//	slow 300ms     every handler takes longer                 ok
-//	fail 50        of a hundred handlers so many fail         ok
-//	attach 500000  (checkout) letters have this many bytes    ok
-//	well           no trouble any more                        ok
+//	slow 300ms     every handler takes this much longer       ok
+//	fail 50        this percentage of the handlers fails      ok
+//	attach 500000  (checkout) letters carry this many bytes   ok
+//	well           ends all trouble                           ok
 //
-// The first line that it prints is "ready", as soon as it serves.
+// It prints "ready" as soon as it serves.
 package main
 
 import (
@@ -34,9 +34,9 @@ import (
 )
 
 const (
-	// openLimit is how long the address may take to appear.
+	// openLimit bounds the wait for the listen address to appear on the host.
 	openLimit = 30 * time.Second
-	// closeLimit is how long the last spans may take.
+	// closeLimit bounds the export of the last spans.
 	closeLimit = 10 * time.Second
 )
 
@@ -47,17 +47,17 @@ func main() {
 	}
 }
 
-// parse reads the flags.
+// parse parses the flags.
 func parse(args []string, stderr io.Writer) (webstore.SingleOptions, error) {
 	o := webstore.SingleOptions{Peers: map[string]string{}}
 	flags := flag.NewFlagSet("service", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.Service, "service", "", "`name` of the service: "+strings.Join(webstore.Names(), ", "))
-	flags.TextVar(&o.Listen, "listen", netip.AddrPort{}, "`ip:port` to serve at, and whose address to call from")
+	flags.TextVar(&o.Listen, "listen", netip.AddrPort{}, "`ip:port` to serve at; calls come from its address")
 	flags.StringVar(&o.Endpoint, "endpoint", "", "send the spans to the OTLP/gRPC receiver at `host:port`, or to an OTLP/HTTP URL")
-	flags.Uint64Var(&o.Seed, "seed", 1, "decides who buys what")
-	flags.DurationVar(&o.IdleLimit, "idle", 0, "close connections that had no call for so long")
-	flags.Func("peers", "addresses of the services that it calls: `name=host:port,...`", func(text string) error {
+	flags.Uint64Var(&o.Seed, "seed", 1, "seed of who buys what")
+	flags.DurationVar(&o.IdleLimit, "idle", 0, "close connections without calls after this long")
+	flags.Func("peers", "addresses of the services that it calls, `name=host:port,...`", func(text string) error {
 		for one := range strings.SplitSeq(text, ",") {
 			name, address, ok := strings.Cut(one, "=")
 			if !ok {
@@ -85,9 +85,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return err
 	}
 	fmt.Fprintln(stdout, "ready")
-	// Reading standard input cannot be interrupted; the process ends without it.
+	// A read of standard input cannot be interrupted; the process exits while
+	// it blocks.
 	ended := make(chan error, 1)
-	go func() { ended <- obey(ctx, s, stdin, stdout) }()
+	go func() { ended <- serveCommands(ctx, s, stdin, stdout) }()
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
@@ -97,8 +98,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return errors.Join(err, s.Close(closing))
 }
 
-// obey reads commands until there are no more.
-func obey(ctx context.Context, s *webstore.Single, in io.Reader, out io.Writer) error {
+// serveCommands runs commands until the input ends.
+func serveCommands(ctx context.Context, s *webstore.Single, in io.Reader, out io.Writer) error {
 	var trouble webstore.Trouble
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
@@ -130,9 +131,9 @@ func command(ctx context.Context, s *webstore.Single, trouble *webstore.Trouble,
 	case "well":
 		*trouble = webstore.Trouble{}
 	default:
-		err = fmt.Errorf("%q is no command", name)
+		err = fmt.Errorf("unknown command %q", name)
 	}
-	s.Have(*trouble)
+	s.SetTrouble(*trouble)
 	return "ok", err
 }
 

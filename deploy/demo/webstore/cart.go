@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// cartLife is how long the cache keeps a cart that nobody touches.
+// cartLife is how long the cache keeps an idle cart.
 const cartLife = time.Hour
 
 type cartItem struct {
@@ -36,7 +36,7 @@ type cart struct {
 	Items []cartItem `json:"items"`
 }
 
-// count is the number of things, not of kinds of things.
+// count returns the number of items, not of products.
 func (c *cart) count() (n int64) {
 	for _, it := range c.Items {
 		n += it.Quantity
@@ -49,7 +49,7 @@ type addToCart struct {
 	Item   cartItem `json:"item"`
 }
 
-// carts keeps each cart as a hash in the cache: quantities by product.
+// carts stores each cart as a hash in the cache: quantities by product.
 func carts(s *service) (api, error) {
 	db, err := s.newCacheClient()
 	if err != nil {
@@ -99,7 +99,7 @@ func cacheError(err error) error {
 	if err == nil {
 		return nil
 	}
-	return status.Errorf(codes.Unavailable, "ask cache: %v", err)
+	return status.Errorf(codes.Unavailable, "query cache: %v", err)
 }
 
 func parseCart(fields map[string]string) (*cart, error) {
@@ -115,8 +115,8 @@ func parseCart(fields map[string]string) (*cart, error) {
 	return c, nil
 }
 
-// newCacheClient speaks plain Redis: what a connection says to introduce itself
-// (dial, HELLO) is not traced, for no visitor caused it.
+// newCacheClient returns a Redis client that does not trace connection setup
+// (dial, HELLO), because no visitor caused it.
 func (s *service) newCacheClient() (*redis.Client, error) {
 	address := s.sites[cache]
 	host, port, err := net.SplitHostPort(address)
@@ -134,12 +134,12 @@ func (s *service) newCacheClient() (*redis.Client, error) {
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 	if s.idleLimit > 0 {
-		options.MaxIdleConns = -1 // its pool looks at the age of connections only when it gives them out
+		options.MaxIdleConns = -1 // the pool checks the age of connections only when it hands them out
 	}
 	db := redis.NewClient(options)
 	err = redisotel.InstrumentTracing(db,
 		redisotel.WithTracerProvider(s.telemetry.provider),
-		redisotel.WithCallerEnabled(false), // it would name files of the machine that built this
+		redisotel.WithCallerEnabled(false), // would record file names of the build machine
 		redisotel.WithDialFilter(true),
 		redisotel.WithCommandFilter(func(cmd redis.Cmder) bool {
 			return cmd.Name() == "hello" || redisotel.DefaultCommandFilter(cmd)
@@ -147,7 +147,7 @@ func (s *service) newCacheClient() (*redis.Client, error) {
 		redisotel.WithAttributes(semconv.NetworkPeerAddress(host), semconv.NetworkPeerPort(number)),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("instrument client of the cache: %w", err)
+		return nil, fmt.Errorf("instrument cache client: %w", err)
 	}
 	return db, nil
 }

@@ -25,13 +25,13 @@ type order struct {
 	Total      money      `json:"total"`
 }
 
-// letter is an order as it goes to the email service.
+// letter is an order as sent to the email service.
 type letter struct {
 	order
 	Attachment []byte `json:"attachment,omitempty"`
 }
 
-// attachment is nothing, unless trouble is asked for.
+// attachment returns nil unless Trouble.Attachment is set.
 func (s *service) attachment() []byte {
 	if trouble := s.trouble.Load(); trouble != nil {
 		return make([]byte, trouble.Attachment)
@@ -90,7 +90,8 @@ func (s *service) placeOrder(ctx context.Context, req *orderRequest) (*order, er
 	return o, s.fetch(ctx, emailService, http.MethodPost, "/send_order_confirmation", letter, nil)
 }
 
-// price adds up the items and what it costs to send them, in the customer's currency.
+// price returns the price of the items and their shipping in the customer's
+// currency.
 func (s *service) price(ctx context.Context, c *cart, currency string) (total money, err error) {
 	ctx, span := s.tracer.Start(ctx, "price order", trace.WithAttributes(attribute.Int64("app.cart.items.count", c.count())))
 	defer span.End()
@@ -116,7 +117,7 @@ func (s *service) price(ctx context.Context, c *cart, currency string) (total mo
 	return total, nil
 }
 
-// convert asks the currency service, whether or not there is something to convert.
+// convert calls the currency service even if there is nothing to convert.
 func (s *service) convert(ctx context.Context, m money, to string) (money, error) {
 	converted, err := call[money](ctx, s, currencyService, "Convert", conversion{m, to})
 	if err != nil {

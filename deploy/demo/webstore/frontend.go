@@ -11,13 +11,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// userCookie names the visitor.
+// userCookie is the cookie that identifies the visitor.
 const userCookie = "shop_user"
 
-// featured is how many products the home page shows with their prices.
+// featured is the number of products with prices on the home page.
 const featured = 3
 
-// page is what the frontend answers; each route fills its part.
+// page is the frontend's response; each route fills its part.
 type page struct {
 	Products        []product `json:"products,omitempty"`
 	Prices          []money   `json:"prices,omitempty"`
@@ -29,7 +29,7 @@ type page struct {
 	Order           *order    `json:"order,omitempty"`
 }
 
-// pages are the shop as a browser sees it.
+// pages serves the shop's web pages.
 func pages(s *service) (api, error) {
 	return api{routes: routes{
 		"GET /{$}":            s.home,
@@ -40,7 +40,7 @@ func pages(s *service) (api, error) {
 	}}, nil
 }
 
-// visitor returns who asks, and has the span say so.
+// visitor returns the id of the visitor and adds it to the span.
 func visitor(r *http.Request) (string, error) {
 	c, err := r.Cookie(userCookie)
 	if err != nil {
@@ -50,8 +50,8 @@ func visitor(r *http.Request) (string, error) {
 	return c.Value, nil
 }
 
-// parallel runs the parts of a page side by side. One that fails does not cancel
-// the others: their answers are on the way already.
+// parallel runs the parts of a page concurrently. One that fails does not
+// cancel the others, whose calls are already in progress.
 func parallel(parts ...func() error) error {
 	var g errgroup.Group
 	for _, part := range parts {
@@ -60,7 +60,7 @@ func parallel(parts ...func() error) error {
 	return g.Wait()
 }
 
-// into has a part of a page call a method and keep the answer.
+// into returns a part of a page that calls a method and stores the answer.
 func into[Resp any](ctx context.Context, s *service, to, method string, req any, answer **Resp) func() error {
 	return func() (err error) {
 		*answer, err = call[Resp](ctx, s, to, method, req)
@@ -226,7 +226,7 @@ func (s *service) checkout(r *http.Request) (any, error) {
 	return page{Order: placed, Recommendations: also.ProductIDs}, nil
 }
 
-// currencyOf is what the visitor wants to pay with.
+// currencyOf returns the currency that the visitor pays with.
 func currencyOf(r *http.Request) string {
 	if code := r.URL.Query().Get("currency"); code != "" {
 		return code

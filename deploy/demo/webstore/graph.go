@@ -2,7 +2,7 @@ package webstore
 
 import "slices"
 
-// The names of the services, as service.name has them.
+// Names of the services, as in service.name.
 const (
 	adService             = "adservice"
 	cartService           = "cartservice"
@@ -20,22 +20,22 @@ const (
 	cache = "redis"
 )
 
-// The protocols of calls.
+// Protocols of calls.
 const (
 	httpProtocol  = "http"
 	grpcProtocol  = "grpc"
 	redisProtocol = "redis"
 )
 
-// Edge says that one service calls another.
+// Edge is a call from one service to another.
 type Edge struct {
 	From, To string
 	// Protocol is http, grpc or redis.
 	Protocol string
 }
 
-// graph is the call graph of the WebStore. The visitors from the Internet are
-// those that the load generator stands for.
+// graph is the call graph of the WebStore. The load generator stands for
+// visitors from the Internet.
 var graph = []Edge{
 	{loadGenerator, frontend, httpProtocol},
 
@@ -58,5 +58,5 @@ var graph = []Edge{
 	{checkoutService, shippingService, grpcProtocol},
 }
 
-// Graph returns who calls whom, and nobody else calls anybody.
+// Graph returns the complete call graph.
 func Graph() []Edge { return slices.Clone(graph) }

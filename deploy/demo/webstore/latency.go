@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// spread is the sigma of the log-normal distribution of a handler's own time:
-	// most are near the median, one in a hundred takes three times as long.
+	// spread is the sigma of the log-normal distribution of a handler's own
+	// time: most are near the median, one in a hundred takes three times as
+	// long.
 	spread = 0.5
-	// One handler in stallEvery waits for something and takes stallFactor times as long.
+	// One handler in stallEvery stalls and takes stallFactor times as long.
 	stallEvery  = 150
 	stallFactor = 15
 )
 
-// latency is the time that a service's handlers take for themselves, drawn from a
-// seeded distribution.
+// latency draws the handlers' own time from a seeded distribution.
 type latency struct {
 	median time.Duration
 	dice   *dice
@@ -33,7 +33,7 @@ func (l latency) draw() time.Duration {
 	return time.Duration(d)
 }
 
-// wait returns the error of ctx when it ends first.
+// wait blocks for a drawn time, or returns the error of ctx if it ends first.
 func (l latency) wait(ctx context.Context) error { return pause(ctx, l.draw()) }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -47,7 +47,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// dice are a service's random numbers, for all its handlers.
+// dice holds a service's random numbers, shared by all its handlers.
 type dice struct {
 	mu  sync.Mutex
 	rng *rand.Rand
@@ -65,7 +65,7 @@ func (d *dice) norm() float64 {
 	return d.rng.NormFloat64()
 }
 
-// id makes up a name for something new.
+// id returns a random name for a new object.
 func (d *dice) id(prefix string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -13,12 +13,11 @@ import (
 )
 
 const (
-	// Of a hundred visitors so many put something into their cart, and so many buy.
+	// Percentages of visitors who fill a cart, and who buy.
 	shoppers, buyers = 80, 60
-	// expiredCards of a hundred cards are refused.
+	// expiredCards is the percentage of cards that are refused.
 	expiredCards = 3
-	// thinking is the mean time between two pages. A person takes a thousand
-	// times as long.
+	// thinking is the mean time between two pages, a thousandth of a person's.
 	thinking = 4 * time.Millisecond
 )
 
@@ -45,12 +44,13 @@ func newVisit(s *service, seed, number uint64) *visit {
 type outcome int
 
 const (
-	left     outcome = iota // without buying
-	ordered                 // and paid
+	left     outcome = iota // bought nothing
+	ordered                 // placed an order
 	declined                // the card was refused
 )
 
-// run makes the journey. An error is one that no visitor should see.
+// run makes the journey. It returns an error if the visitor sees an unexpected
+// one.
 func (v *visit) run(ctx context.Context) (outcome, error) {
 	ctx, span := v.s.tracer.Start(ctx, "user journey", trace.WithNewRoot(), trace.WithAttributes(
 		attribute.String("app.user.id", v.user), attribute.String("app.currency", v.currency)))
@@ -93,7 +93,7 @@ func (v *visit) shop(ctx context.Context) (outcome, error) {
 	return ordered, err
 }
 
-// open asks for a page, then looks at it for a moment.
+// open requests a page, then pauses as if reading it.
 func (v *visit) open(ctx context.Context, method, path string, body any) error {
 	cookie := &http.Cookie{Name: userCookie, Value: v.user} //nolint:gosec // sent to a server on loopback
 	if err := v.s.fetch(ctx, frontend, method, path+"?currency="+v.currency, body, nil, cookie); err != nil {
@@ -102,7 +102,7 @@ func (v *visit) open(ctx context.Context, method, path string, body any) error {
 	return pause(ctx, time.Duration(v.rng.ExpFloat64()*float64(thinking)))
 }
 
-// card is one of the numbers that card companies publish for tests.
+// card returns one of the test numbers that card companies publish.
 func (v *visit) card() creditCard {
 	c := creditCard{Number: "4111111111111111", Year: 2099, Month: time.December}
 	if v.rng.IntN(100) < expiredCards {

@@ -18,10 +18,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// shopCurrency is the one that products are priced in.
+// shopCurrency is the currency of the products' prices.
 const shopCurrency = "USD"
 
-// rates are how much of each currency one of the shop's buys.
+// rates are the units of each currency per unit of shopCurrency.
 var rates = map[string]float64{shopCurrency: 1, "EUR": 0.92, "GBP": 0.79, "JPY": 151.3, "CAD": 1.36, "CHF": 0.89}
 
 type currencyList struct {
@@ -71,7 +71,7 @@ type receipt struct {
 	TransactionID string `json:"transaction_id"`
 }
 
-// payments charges cards that are numbers of cards and have not expired.
+// payments charges cards with valid numbers that have not expired.
 func payments(s *service) (api, error) {
 	pay := func(ctx context.Context, req *charge) (*receipt, error) {
 		span := trace.SpanFromContext(ctx)
@@ -101,12 +101,12 @@ func (c creditCard) check(now time.Time) error {
 	return nil
 }
 
-// luhn checks the last digit, which is made of the others.
+// luhn checks the check digit of a card number.
 func luhn(number string) bool {
 	sum := 0
 	for i := range len(number) {
 		d := int(number[len(number)-1-i] - '0')
-		if d > 9 { // a byte below '0' wraps around to far more
+		if d > 9 { // a byte below '0' wraps around to a large number
 			return false
 		}
 		if i%2 == 1 {
@@ -127,7 +127,7 @@ type tracking struct {
 	ID string `json:"id"`
 }
 
-// shipping asks for a flat price and a bit for each thing.
+// shipping charges a flat price plus a little per item.
 func shipping(s *service) (api, error) {
 	quote := func(ctx context.Context, req *parcel) (*money, error) {
 		n := (&cart{req.Items}).count()
@@ -145,7 +145,7 @@ func shipping(s *service) (api, error) {
 var confirmation = template.Must(template.New("confirmation").Parse(
 	"Thank you for order {{.OrderID}} over {{.Total.Cents}} hundredths of {{.Total.Currency}}.\n{{range .Items}}{{.Quantity}} x {{.ProductID}}\n{{end}}"))
 
-// emails writes confirmations, and sends them nowhere.
+// emails renders confirmations and sends them nowhere.
 func emails(*service) (api, error) {
 	confirm := func(r *http.Request) (any, error) {
 		var o letter

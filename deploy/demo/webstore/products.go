@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// money is an amount in the hundredth part of a currency.
+// money is an amount in hundredths of a currency.
 type money struct {
 	Currency string `json:"currency"`
 	Cents    int64  `json:"cents"`
@@ -24,7 +24,7 @@ type product struct {
 	Price    money  `json:"price"`
 }
 
-// products is what the shop sells, in the currency of the shop.
+// products is what the shop sells, priced in the shop's currency.
 var products = []product{
 	{"OLJCESPC7Z", "Sunglasses", "accessories", money{shopCurrency, 1999}},
 	{"66VCHSJNUP", "Tank top", "clothing", money{shopCurrency, 1899}},
@@ -48,7 +48,7 @@ func findProduct(id string) (product, bool) {
 	return products[i], true
 }
 
-// nothing is a request that asks for nothing in particular, or an answer that says no more.
+// nothing is an empty request or response.
 type nothing struct{}
 
 type productID struct {
@@ -59,7 +59,7 @@ type productList struct {
 	Products []product `json:"products"`
 }
 
-// productCatalog knows what there is.
+// productCatalog serves the products.
 func productCatalog(s *service) (api, error) {
 	list := func(ctx context.Context, _ *nothing) (*productList, error) {
 		trace.SpanFromContext(ctx).SetAttributes(attribute.Int("app.products.count", len(products)))
@@ -90,7 +90,7 @@ type recommendationList struct {
 // maxRecommendations is what fits beside a page.
 const maxRecommendations = 4
 
-// recommendations recommends what is sold and not yet known to the visitor.
+// recommendations recommends products that the visitor does not have yet.
 func recommendations(s *service) (api, error) {
 	list := func(ctx context.Context, req *recommendationRequest) (*recommendationList, error) {
 		all, err := call[productList](ctx, s, productCatalogService, "ListProducts", nothing{})
@@ -121,7 +121,7 @@ type ad struct {
 	ProductID string `json:"product_id"`
 }
 
-// ads shows a product of the category, or any.
+// ads advertises a product of the category, or any product.
 func ads(s *service) (api, error) {
 	get := func(ctx context.Context, req *adRequest) (*ad, error) {
 		fitting := slices.DeleteFunc(slices.Clone(products), func(p product) bool { return p.Category != req.Category })

@@ -11,10 +11,10 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
-	_ "google.golang.org/grpc/encoding/gzip" // what the exporters send
+	_ "google.golang.org/grpc/encoding/gzip" // the exporters' compression
 )
 
-// span is a received span with what its resource says.
+// span is a received span with attributes of its resource.
 type span struct {
 	*tracepb.Span
 	service  string
@@ -23,8 +23,8 @@ type span struct {
 
 func (s *span) attribute(key string) string { return texts(s.GetAttributes())[key] }
 
-// receiver is an OTLP receiver that keeps everything. answer, when set, decides
-// what becomes of a request.
+// receiver is an OTLP receiver that stores everything. answer, if set, decides
+// the response to a request.
 type receiver struct {
 	coltracepb.UnimplementedTraceServiceServer
 	endpoint string
@@ -82,7 +82,7 @@ func (r *receiver) Export(_ context.Context, req *coltracepb.ExportTraceServiceR
 	return resp, nil
 }
 
-// all returns what was received. Only after the store has closed.
+// all returns what was received. Call it only after the store has closed.
 func (r *receiver) all() []*span {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -16,12 +16,11 @@ import (
 	"google.golang.org/grpc/stats"
 )
 
-// packageName is what the names of the gRPC services begin with.
+// packageName is the prefix of the gRPC service names.
 const packageName = "oteldemo."
 
-// messages is the codec of the WebStore's gRPC: its messages are Go structs,
-// as JSON on the wire (content-type application/grpc+json). So it needs no
-// generated code, and is gRPC all the same.
+// messages is the codec of the WebStore's gRPC: Go structs, sent as JSON
+// (content-type application/grpc+json). It needs no generated code.
 type messages struct{}
 
 var _ encoding.Codec = messages{}
@@ -30,7 +29,7 @@ func (messages) Name() string                       { return "json" }
 func (messages) Marshal(v any) ([]byte, error)      { return json.Marshal(v) }
 func (messages) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
 
-// method makes a unary method of h. There are no interceptors to pass.
+// method returns a unary method that calls h. It supports no interceptors.
 func method[Req, Resp any](s *service, name string, h func(context.Context, *Req) (*Resp, error)) grpc.MethodDesc {
 	return grpc.MethodDesc{
 		MethodName: name,
@@ -47,7 +46,7 @@ func method[Req, Resp any](s *service, name string, h func(context.Context, *Req
 	}
 }
 
-// call calls a method of another service, and keeps the status of its error.
+// call calls a method of another service and preserves the status of its error.
 func call[Resp any](ctx context.Context, s *service, to, method string, req any) (*Resp, error) {
 	conn, ok := s.peers[to]
 	if !ok {
@@ -92,10 +91,11 @@ func (s *service) rpcOptions() []otelgrpc.Option {
 }
 
 // peerAddress adds the other end of the socket to the spans of otelgrpc, which
-// names only the server's, and to those of calls that found no socket whom they were for.
+// records only the server's, and the intended server to the spans of calls that
+// found no socket.
 type peerAddress struct {
 	stats.Handler
-	server string // host:port, of a client
+	server string // host:port, for a client
 }
 
 func (h peerAddress) HandleRPC(ctx context.Context, rs stats.RPCStats) {
@@ -125,7 +125,7 @@ func setPeer(ctx context.Context, addr net.Addr) {
 	}
 }
 
-// split takes host:port apart.
+// split splits host:port.
 func split(address string) (host string, port int, ok bool) {
 	host, text, err := net.SplitHostPort(address)
 	if err != nil {

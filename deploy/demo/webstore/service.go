@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// stopLimit is how long a request of the WebStore may take before a stop cuts it
-// off; all of them together take less than a second.
+// stopLimit bounds the requests in progress at a stop; all of them together
+// take less than a second.
 const stopLimit = 5 * time.Second
 
 // rpcNames are the names of the gRPC services.
@@ -35,39 +35,39 @@ var rpcNames = map[string]string{
 
 func rpcName(service string) string { return packageName + rpcNames[service] }
 
-// service is what all services have in common: an address of their own, from
-// which they also call, the SDK, a server, and clients for their edges of the graph.
+// service is what all services share: an own address, from which it also calls,
+// the SDK, a server, and clients for its edges of the graph.
 type service struct {
 	name      string
 	ip        net.IP
 	telemetry *telemetry
 	tracer    trace.Tracer
 	latency   latency
-	trouble   atomic.Pointer[Trouble] // nil is none
+	trouble   atomic.Pointer[Trouble] // nil means none
 	dice      *dice
-	idleLimit time.Duration // of connections without calls; 0 is the default of each protocol
+	idleLimit time.Duration // idle limit of connections; 0 is the default of each protocol
 
-	listener net.Listener // nil where nobody calls
+	listener net.Listener // nil if no service calls it
 	rpc      *grpc.Server
 	site     *http.Server
 
-	peers     map[string]*grpc.ClientConn // by gRPC, by name
-	sites     map[string]string           // by HTTP: addresses by name
+	peers     map[string]*grpc.ClientConn // gRPC clients, by name
+	sites     map[string]string           // HTTP addresses, by name
 	web       *http.Client
 	transport *http.Transport
 
-	cleanup []func() error // of what the handlers opened
-	serving chan error     // the end of the server
+	cleanup []func() error // closes what the handlers opened
+	serving chan error     // receives the server's exit error
 }
 
-// place is where a service is and sends its spans to.
+// place is a service's address and the endpoint of its spans.
 type place struct {
 	listen    netip.AddrPort // port 0 picks a free one
 	endpoint  string
 	idleLimit time.Duration
 }
 
-// newService opens the service's socket but serves nothing yet.
+// newService opens the service's socket but does not serve yet.
 func newService(ctx context.Context, k kind, at place, rng *rand.Rand) (*service, error) {
 	ip := net.IP(at.listen.Addr().AsSlice())
 	id := newIdentity(k.name, ip, rng)
@@ -99,7 +99,7 @@ func newService(ctx context.Context, k kind, at place, rng *rand.Rand) (*service
 	return s, nil
 }
 
-// newIdentity makes up the names that Kubernetes would give.
+// newIdentity invents the names that Kubernetes would assign.
 func newIdentity(service string, ip net.IP, rng *rand.Rand) identity {
 	hash := func(n int) string { return fmt.Sprintf("%0*x", n, rng.Uint64()>>(64-4*n)) }
 	return identity{
@@ -111,7 +111,7 @@ func newIdentity(service string, ip net.IP, rng *rand.Rand) identity {
 	}
 }
 
-// connect makes a client for one edge.
+// connect creates the client for one edge.
 func (s *service) connect(to, protocol, address string) error {
 	switch protocol {
 	case grpcProtocol:
@@ -120,13 +120,13 @@ func (s *service) connect(to, protocol, address string) error {
 			return fmt.Errorf("connect %s to %s: %w", s.name, to, err)
 		}
 		s.peers[to] = conn
-	default: // cartservice makes its client of the cache from the address
+	default: // cartservice creates its cache client from the address
 		s.sites[to] = address
 	}
 	return nil
 }
 
-// serve starts the server: gRPC where there are methods, else HTTP.
+// serve starts the server: gRPC if there are methods, else HTTP.
 func (s *service) serve(a api) {
 	s.cleanup = a.cleanup
 	switch {
@@ -139,7 +139,8 @@ func (s *service) serve(a api) {
 	}
 }
 
-// stopServing waits for the handlers, whose spans end after their answers are out.
+// stopServing waits for the handlers, whose spans end after their responses are
+// sent.
 func (s *service) stopServing(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
@@ -164,8 +165,8 @@ func (s *service) stopServing(ctx context.Context) error {
 	return nil
 }
 
-// work is what a handler does before anything else: its own part of the work, and
-// what trouble it is to have.
+// work is the first part of every handler: it takes the handler's own time, and
+// causes trouble if it is configured.
 func (s *service) work(ctx context.Context) error {
 	if err := s.latency.wait(ctx); err != nil {
 		return err
@@ -178,12 +179,12 @@ func (s *service) work(ctx context.Context) error {
 		return err
 	}
 	if s.dice.intn(100) < trouble.FailPercent {
-		return status.Errorf(codes.Internal, "%s fails, as it was told", s.name)
+		return status.Errorf(codes.Internal, "%s fails as configured", s.name)
 	}
 	return nil
 }
 
-// hangUp closes the clients, so that the servers have nobody to wait for.
+// hangUp closes the clients, so that the servers need not wait for them.
 func (s *service) hangUp() error {
 	s.transport.CloseIdleConnections()
 	var errs []error
@@ -196,7 +197,7 @@ func (s *service) hangUp() error {
 	return errors.Join(errs...)
 }
 
-// close ends a service that nobody calls any more; its last spans are exported.
+// close stops a service that is no longer called and exports its last spans.
 func (s *service) close(ctx context.Context) error {
 	err := errors.Join(s.hangUp(), s.stopServing(ctx), s.telemetry.shutdown(ctx))
 	if err != nil {
@@ -205,7 +206,8 @@ func (s *service) close(ctx context.Context) error {
 	return nil
 }
 
-// dialer calls from the service's own address, so that a socket tells who calls.
+// dialer dials from the service's own address, so that a socket identifies the
+// caller.
 func (s *service) dialer() *net.Dialer {
 	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: s.ip}, Timeout: 5 * time.Second}
 }

@@ -14,45 +14,48 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// SingleOptions describe one service in a process of its own.
+// SingleOptions configure one service in a process of its own.
 type SingleOptions struct {
-	// Service is its name in the graph, that of the cache included.
+	// Service is a name in the graph, or that of the cache.
 	Service string
-	// Listen is where it serves; from this address it also calls. It may be an address that the host
-	// gets only later. The load generator serves nothing, and its port is of no meaning.
+	// Listen is the address to serve at; calls come from its host. The host may
+	// get the address later. The load generator serves nothing and ignores the
+	// port.
 	Listen netip.AddrPort
-	// Peers are host:port of the services that it calls, by name.
+	// Peers holds the host:port of each service that it calls, by name.
 	Peers map[string]string
-	// Endpoint is as in [Options]. The cache sends nothing there.
+	// Endpoint is as in [Options]. The cache sends no spans.
 	Endpoint string
 	// Seed is as in [Options], the same for all services.
 	Seed uint64
-	// IdleLimit is how long a connection without calls is kept, at least; those to the cache are
-	// of one call each then. 0 keeps them as the shop in one process does.
+	// IdleLimit is the least time that a connection without calls is kept;
+	// connections to the cache then serve one call each. 0 keeps connections as
+	// the one-process shop does.
 	IdleLimit time.Duration
 }
 
-// Trouble is what a service may be told to have. The zero value is none.
+// Trouble is what goes wrong in a service. The zero value is none.
 type Trouble struct {
-	// Slow is what each of its handlers takes longer.
+	// Slow is added to the time of each handler.
 	Slow time.Duration
-	// FailPercent of its handlers fail.
+	// FailPercent is the percentage of handlers that fail.
 	FailPercent int
-	// Attachment is how many bytes the checkout service adds to its letters. The email
-	// service takes three quarters of a megabyte.
+	// Attachment is the number of bytes that the checkout service adds to its
+	// letters. The email service accepts three quarters of a megabyte.
 	Attachment int
 }
 
-// Single is one service of the shop. The whole shop is one of each, each with
-// an address of its own.
+// Single is one service of the shop. A whole shop is one Single of each
+// service, each with its own address.
 type Single struct {
 	options  SingleOptions
-	service  *service // nil for the cache
+	service  *service // nil if it is the cache
 	cache    *miniredis.Miniredis
 	visitors atomic.Uint64
 }
 
-// Names returns all services, the cache included, each after those that it calls.
+// Names returns all services, including the cache, each after those that it
+// calls.
 func Names() []string {
 	names := []string{cache}
 	for _, k := range catalogue {
@@ -61,15 +64,15 @@ func Names() []string {
 	return names
 }
 
-// StartSingle opens one service. It waits for its address until ctx ends, but not for
-// its peers, nor for the receiver.
+// StartSingle starts one service. It waits for its address until ctx ends, but
+// neither for its peers nor for the receiver.
 func StartSingle(ctx context.Context, o SingleOptions) (*Single, error) {
 	s := &Single{options: o}
 	open := s.open
 	if o.Service == cache {
 		open = s.openCache
 	} else if o.Endpoint == "" {
-		return nil, fmt.Errorf("start %s: no endpoint to send spans to", o.Service)
+		return nil, fmt.Errorf("start %s: no endpoint for spans", o.Service)
 	}
 	for {
 		err := open(ctx)
@@ -91,7 +94,7 @@ func (s *Single) openCache(context.Context) error {
 func (s *Single) open(ctx context.Context) error {
 	i := slices.IndexFunc(catalogue, func(k kind) bool { return k.name == s.options.Service })
 	if i < 0 {
-		return fmt.Errorf("the shop has no such service, but %v", Names())
+		return fmt.Errorf("no such service; the services are %v", Names())
 	}
 	at := place{listen: s.options.Listen, endpoint: s.options.Endpoint, idleLimit: s.options.IdleLimit}
 	service, err := newService(ctx, catalogue[i], at, newRand(s.options.Seed, ^uint64(i)))
@@ -105,7 +108,7 @@ func (s *Single) open(ctx context.Context) error {
 		}
 		address, ok := s.options.Peers[e.To]
 		if !ok {
-			return fmt.Errorf("no address of its peer %s is given", e.To)
+			return fmt.Errorf("no address of its peer %s", e.To)
 		}
 		if err := service.connect(e.To, e.Protocol, address); err != nil {
 			return err
@@ -119,15 +122,16 @@ func (s *Single) open(ctx context.Context) error {
 	return nil
 }
 
-// Have gives the service this trouble instead of what it had. The cache has none.
-func (s *Single) Have(t Trouble) {
+// SetTrouble replaces the service's trouble. The cache ignores it.
+func (s *Single) SetTrouble(t Trouble) {
 	if s.service != nil {
 		s.service.trouble.Store(&t)
 	}
 }
 
-// Visit lets so many visitors make their journeys, as many at once as concurrency says, and returns how
-// many of them saw an error page that was not about their card. It is for the load generator.
+// Visit makes the given number of journeys, at most concurrency at once, and
+// returns how many saw an error page that was not about the card. Only the load
+// generator supports it.
 func (s *Single) Visit(ctx context.Context, journeys, concurrency int) (failed int, err error) {
 	if s.options.Service != loadGenerator {
 		return 0, fmt.Errorf("visit: %s is not %s", s.options.Service, loadGenerator)
@@ -150,7 +154,7 @@ func (s *Single) Visit(ctx context.Context, journeys, concurrency int) (failed i
 	return int(failures.Load()), err
 }
 
-// Close ends the service and exports its last spans, for as long as ctx lasts.
+// Close stops the service and exports its last spans, for as long as ctx lasts.
 func (s *Single) Close(ctx context.Context) error {
 	if s.cache != nil {
 		s.cache.Close()

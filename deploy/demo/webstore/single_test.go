@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// startSingles starts every service by itself, each at a port of 127.0.0.1.
+// startSingles starts every service separately, each on a port of 127.0.0.1.
 func startSingles(t *testing.T, endpoint string) map[string]*Single {
 	t.Helper()
 	addresses, all := map[string]string{}, map[string]*Single{}
@@ -48,7 +48,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// The shop in parts is the shop, and its services have the trouble that they are told to have.
+// Separate services form the same shop, and cause the trouble that they are
+// configured for.
 func TestSingles(t *testing.T) {
 	all := startSingles(t, newReceiver(t).endpoint)
 	visit := func() int {
@@ -62,22 +63,22 @@ func TestSingles(t *testing.T) {
 	if failed := visit(); failed != 0 {
 		t.Errorf("%d of 10 visitors saw errors in a shop without trouble", failed)
 	}
-	all[checkoutService].Have(Trouble{Attachment: 500_000})
+	all[checkoutService].SetTrouble(Trouble{Attachment: 500_000})
 	if failed := visit(); failed != 0 {
 		t.Errorf("%d of 10 visitors saw errors because of attachments", failed)
 	}
-	all[currencyService].Have(Trouble{Slow: 50 * time.Millisecond})
+	all[currencyService].SetTrouble(Trouble{Slow: 50 * time.Millisecond})
 	began := time.Now()
 	if failed := visit(); failed != 0 || time.Since(began) < 100*time.Millisecond {
 		t.Errorf("%d of 10 visitors saw errors and all took %s in a shop with a slow service", failed, time.Since(began))
 	}
-	all[productCatalogService].Have(Trouble{FailPercent: 100})
+	all[productCatalogService].SetTrouble(Trouble{FailPercent: 100})
 	if failed := visit(); failed != 10 {
 		t.Errorf("%d of 10 visitors saw errors in a shop without products", failed)
 	}
 }
 
-func TestStartSingleSaysWhatIsMissing(t *testing.T) {
+func TestStartSingleErrors(t *testing.T) {
 	listen := netip.MustParseAddrPort("127.0.0.1:0")
 	tests := map[string]struct {
 		options SingleOptions
@@ -90,18 +91,18 @@ func TestStartSingleSaysWhatIsMissing(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			if _, err := StartSingle(t.Context(), tc.options); err == nil || !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("StartSingle = %v, want that it says %q", err, tc.says)
+				t.Errorf("StartSingle = %v, want an error with %q", err, tc.says)
 			}
 		})
 	}
 }
 
-// The address of a host may come after its services.
+// The host may get the address after the service starts.
 func TestStartSingleWaitsForItsAddress(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := StartSingle(ctx, SingleOptions{Service: adService, Listen: netip.MustParseAddrPort("192.0.2.1:8080"), Endpoint: "127.0.0.1:1"})
 	if err == nil || ctx.Err() == nil {
-		t.Errorf("StartSingle = %v before its time was up", err)
+		t.Errorf("StartSingle = %v before its context ended", err)
 	}
 }

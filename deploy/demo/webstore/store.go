@@ -18,56 +18,55 @@ import (
 )
 
 const (
-	// Namespace is the service.namespace of all services, and their namespace in
-	// the cluster that they pretend to run in.
+	// Namespace is the service.namespace of all services, and the Kubernetes
+	// namespace in their resources.
 	Namespace = "webstore"
 	cluster   = "demo"
 )
 
-// DefaultConcurrency is how many visitors are in the shop at once: enough to
-// keep two cores busy, few enough that latencies are the services' own.
+// DefaultConcurrency is the number of concurrent visitors: enough to keep two
+// cores busy, few enough that the services' own latency dominates.
 const DefaultConcurrency = 6
 
-// Options say where the spans go. Endpoint is required.
+// Options configure a Store. Endpoint is required.
 type Options struct {
-	// Endpoint is the host:port of an OTLP/gRPC receiver without TLS, or the URL
-	// of an OTLP/HTTP one.
+	// Endpoint is the host:port of an OTLP/gRPC receiver without TLS, or the
+	// URL of an OTLP/HTTP receiver.
 	Endpoint string
-	// Seed decides the visitors and the latencies.
+	// Seed determines the visitors and the latencies.
 	Seed uint64
-	// Concurrency bounds how many journeys are made at once. 0 means
-	// DefaultConcurrency.
+	// Concurrency bounds the concurrent journeys. 0 means DefaultConcurrency.
 	Concurrency int
 }
 
-// Report says what a store did so far.
+// Report counts what a store has done so far.
 type Report struct {
-	// Journeys have ended; of these, Orders were placed and Declined ended with
-	// a card that was refused.
+	// Journeys counts finished journeys, Orders those that placed an order, and
+	// Declined those that ended with a refused card.
 	Journeys, Orders, Declined int64
-	// Total sums up Services, which has the counts by service.name.
+	// Total is the sum of Services, which holds the counts by service.name.
 	Total    Counts
 	Services map[string]Counts
-	// LastError is what the last export that went wrong went wrong with, nil
-	// when none did. A later attempt may have succeeded.
+	// LastError is the error of the last failed export, or nil. A later attempt
+	// may have succeeded.
 	LastError error
 }
 
-// kind is what makes a service that service.
+// kind defines a service.
 type kind struct {
 	name   string
-	median time.Duration // of a handler's own time
+	median time.Duration // median of a handler's own time
 	build  func(*service) (api, error)
 }
 
-// api is what a service serves, over gRPC or over HTTP.
+// api is what a service serves, over gRPC or HTTP.
 type api struct {
 	methods []grpc.MethodDesc
 	routes  routes
 	cleanup []func() error // closes what the handlers opened
 }
 
-// catalogue is every service, each after those that it calls.
+// catalogue lists every service, each after those that it calls.
 var catalogue = []kind{
 	{adService, 700 * time.Microsecond, ads},
 	{currencyService, 200 * time.Microsecond, currencies},
@@ -91,11 +90,11 @@ type Store struct {
 	visitors, journeys, orders, declined atomic.Int64
 }
 
-// Start opens the shop: when it returns, every service listens. ctx bounds the start
-// alone. The receiver need not be there yet.
+// Start starts the shop: when it returns, every service listens. ctx bounds
+// only the start. The receiver need not listen yet.
 func Start(ctx context.Context, o Options) (*Store, error) {
 	if o.Endpoint == "" {
-		return nil, errors.New("start webstore: no endpoint to send spans to")
+		return nil, errors.New("start webstore: no endpoint for spans")
 	}
 	if o.Concurrency <= 0 {
 		o.Concurrency = DefaultConcurrency
@@ -107,7 +106,7 @@ func Start(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// open brings all services up to their sockets, then joins them along the graph.
+// open opens the sockets of all services, then connects them along the graph.
 func (s *Store) open(ctx context.Context) error {
 	addressOf := newAddresses(ctx)
 	s.cache = miniredis.NewMiniRedis()
@@ -144,8 +143,8 @@ func (s *Store) address(name string) string {
 	return s.services[name].listener.Addr().String()
 }
 
-// newAddresses returns the loopback address of each service: 127.0.1.11 and up. Where
-// the system has only 127.0.0.1 (macOS) they share that one.
+// newAddresses returns the loopback address of each service: 127.0.1.11 and up.
+// Where the system has only 127.0.0.1 (macOS), all share it.
 func newAddresses(ctx context.Context) func(i int) netip.AddrPort {
 	own := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(11 + i)}), 0)
@@ -159,14 +158,13 @@ func newAddresses(ctx context.Context) func(i int) netip.AddrPort {
 	return own
 }
 
-// newRand returns the numbers of one stream of a seed.
+// newRand returns the random numbers of one stream of a seed.
 func newRand(seed, stream uint64) *rand.Rand {
-	return rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // repeatable is the point
+	return rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // must be repeatable
 }
 
-// Run lets so many visitors make their journeys and returns when all have left
-// or ctx ended. A visitor who sees an error page that is not about their card ends
-// the run.
+// Run makes the given number of journeys and returns when all have ended or ctx
+// ended. An error page that is not about the visitor's card ends the run.
 func (s *Store) Run(ctx context.Context, journeys int) error {
 	first := s.visitors.Add(int64(journeys)) - int64(journeys)
 	var next atomic.Int64
@@ -225,9 +223,9 @@ func (s *Store) Report() Report {
 	return r
 }
 
-// Close shuts the shop and exports what is left, for as long as ctx lasts. It
-// first ends the clients, then the servers with their handlers, then the telemetry,
-// so that no span ends behind its exporter's back.
+// Close stops the shop and exports the last spans, for as long as ctx lasts. It
+// stops first the clients, then the servers with their handlers, then the
+// telemetry, so that no span ends after its exporter.
 func (s *Store) Close(ctx context.Context) error {
 	all := slices.Collect(maps.Values(s.services))
 	err := errors.Join(
@@ -241,7 +239,7 @@ func (s *Store) Close(ctx context.Context) error {
 	return err
 }
 
-// forAll does something to all services at once and returns what went wrong.
+// forAll calls do for all services concurrently and joins their errors.
 func forAll(all []*service, do func(*service) error) error {
 	errs := make([]error, len(all))
 	var wait sync.WaitGroup

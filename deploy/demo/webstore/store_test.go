@@ -22,7 +22,8 @@ const (
 	internalKind = tracepb.Span_SPAN_KIND_INTERNAL
 )
 
-// visitStore runs a store to its end and returns its report and what it sent.
+// visitStore runs a store to its end and returns its report and the spans it
+// sent.
 func visitStore(t *testing.T, journeys int) (Report, []*span) {
 	t.Helper()
 	r := newReceiver(t)
@@ -37,7 +38,7 @@ func visitStore(t *testing.T, journeys int) (Report, []*span) {
 	return s.Report(), r.all()
 }
 
-// closeStore expects no error: what an exporter could not send is in the report.
+// closeStore expects no error: export failures are in the report.
 func closeStore(t *testing.T, s *Store) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
@@ -47,8 +48,8 @@ func closeStore(t *testing.T, s *Store) {
 	}
 }
 
-// TestStore holds what a few visitors leave behind to everything that the demo
-// promises. It is one run, for starting the shop is what takes time.
+// TestStore checks everything that the demo promises on the spans of a few
+// visitors, in one run because starting the shop takes the time.
 func TestStore(t *testing.T) {
 	const journeys = 60
 	report, spans := visitStore(t, journeys)
@@ -79,7 +80,7 @@ func TestStore(t *testing.T) {
 		}
 	})
 
-	t.Run("the calls are those of the graph", func(t *testing.T) {
+	t.Run("calls match the graph", func(t *testing.T) {
 		got := map[Edge]bool{}
 		for _, s := range spans {
 			if s.GetKind() == serverKind {
@@ -98,7 +99,7 @@ func TestStore(t *testing.T) {
 		}
 	})
 
-	t.Run("every call but those to the cache has both its sides", func(t *testing.T) {
+	t.Run("every call except to the cache has both spans", func(t *testing.T) {
 		served := map[string]bool{}
 		for _, s := range spans {
 			if s.GetKind() == serverKind {
@@ -107,7 +108,7 @@ func TestStore(t *testing.T) {
 		}
 		for _, s := range spans {
 			if s.GetKind() == clientKind && s.attribute("db.system") == "" && !served[string(s.GetSpanId())] {
-				t.Errorf("%s called %s and nobody served it", s.service, s.GetName())
+				t.Errorf("no server span for the call of %s to %s", s.service, s.GetName())
 			}
 		}
 	})
@@ -142,7 +143,7 @@ func TestStore(t *testing.T) {
 			}
 			failed++
 			if !strings.HasPrefix(s.GetStatus().GetMessage(), "card expired") {
-				t.Errorf("message %q does not tell why", s.GetStatus().GetMessage())
+				t.Errorf("message %q lacks the cause", s.GetStatus().GetMessage())
 			}
 			if !slices.ContainsFunc(s.GetEvents(), func(e *tracepb.Span_Event) bool { return e.GetName() == "exception" }) {
 				t.Error("the failed charge has no exception event")
@@ -152,15 +153,15 @@ func TestStore(t *testing.T) {
 			t.Errorf("%d charges failed, %d journeys were declined; want as many, and some", failed, report.Declined)
 		}
 		if report.Orders == 0 {
-			t.Error("nobody bought anything")
+			t.Error("no visitor bought anything")
 		}
 	})
 
-	t.Run("addresses are those of the sockets", func(t *testing.T) {
+	t.Run("addresses match the sockets", func(t *testing.T) {
 		checkAddresses(t, spans, byID)
 	})
 
-	t.Run("resources are told apart", func(t *testing.T) {
+	t.Run("resources differ", func(t *testing.T) {
 		for _, key := range []string{"service.name", "service.instance.id", "k8s.pod.name", "k8s.pod.uid", "k8s.deployment.name"} {
 			values := map[string]bool{}
 			for _, s := range spans {
@@ -173,7 +174,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-// edgeTo is the call that a server span answered.
+// edgeTo returns the edge of the call that a server span answered.
 func edgeTo(t *testing.T, s *span, byID map[string]*span) Edge {
 	t.Helper()
 	caller := byID[string(s.GetParentSpanId())]
@@ -218,11 +219,11 @@ func TestStoreCountsRefusals(t *testing.T) {
 			func(int, int64) (int64, error) { return 1, nil },
 			nil,
 		},
-		"what is refused for good is missing": {
+		"rejected spans are missing": {
 			func(int, int64) (int64, error) { return 0, status.Error(codes.InvalidArgument, "as the test wants") },
 			func(ended int64) Counts { return Counts{Ended: ended} },
 		},
-		"what is accepted at the second attempt counts once": {
+		"spans accepted at the second attempt count once": {
 			func(request int, _ int64) (int64, error) {
 				if request == 1 {
 					return 0, status.Error(codes.Unavailable, "as the test wants")
@@ -253,7 +254,7 @@ func TestStoreCountsRefusals(t *testing.T) {
 				t.Errorf("counts (-want +got):\n%s", diff)
 			}
 			if got.LastError == nil {
-				t.Error("the report does not tell of the trouble")
+				t.Error("the report lacks the error")
 			}
 		})
 	}
@@ -268,7 +269,7 @@ func TestStoreStopsWhenAsked(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r.answer = func(int, int64) (int64, error) { cancel(); return 0, nil }
 	if err := s.Run(ctx, 1<<30); !errors.Is(err, context.Canceled) {
-		t.Errorf("Run = %v, want that it was cancelled", err)
+		t.Errorf("Run = %v, want context.Canceled", err)
 	}
 	closeStore(t, s)
 	if c := s.Report().Total; c.Missing() != 0 {
@@ -276,10 +277,10 @@ func TestStoreStopsWhenAsked(t *testing.T) {
 	}
 }
 
-// A receiver that has died does not hold up a store that is to end.
+// A dead receiver does not hold up the store's end.
 func TestCloseGivesUp(t *testing.T) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0") // takes connections and says nothing
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0") // accepts connections and never answers
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +295,7 @@ func TestCloseGivesUp(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Close(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Close = %v, want that it was cancelled", err)
+		t.Errorf("Close = %v, want context.Canceled", err)
 	}
 	if c := s.Report().Total; c.Missing() != c.Ended || c.Ended == 0 {
 		t.Errorf("%d of %d spans are missing, want all", c.Missing(), c.Ended)

@@ -26,51 +26,51 @@ import (
 )
 
 const (
-	// exportTimeout bounds one export with all its retries. A receiver that is
-	// busy answers UNAVAILABLE and recovers within a second or two.
+	// exportTimeout bounds one export with all its retries. A busy receiver
+	// answers UNAVAILABLE and recovers within a second or two.
 	exportTimeout = 20 * time.Second
-	// batchDelay is how long a span waits for company: less than the 5 s of the SDK,
-	// so that a demo sees its spans soon.
+	// batchDelay is how long a span waits for its batch: less than the SDK's 5
+	// s, so that the demo sees its spans soon.
 	batchDelay = 500 * time.Millisecond
-	// maxQueue bounds the spans that wait for one exporter, about 1 kB each.
-	// While there is room a visitor never waits for the receiver, not even for
-	// one that has died.
+	// maxQueue bounds the spans queued for one exporter, about 1 kB each. While
+	// it has room, a visitor never waits for the receiver, not even for a dead
+	// one.
 	maxQueue = 1 << 14
 )
 
-// retry begins sooner than the SDK's 5 s, which a demo would have to wait for.
+// retry starts sooner than the SDK's 5 s, which would delay the demo.
 var retry = otlptracegrpc.RetryConfig{Enabled: true, InitialInterval: 200 * time.Millisecond, MaxInterval: 2 * time.Second, MaxElapsedTime: exportTimeout}
 
-// propagator carries the trace from process to process: W3C traceparent.
+// propagator propagates the trace context as W3C traceparent.
 var propagator propagation.TextMapPropagator = propagation.TraceContext{}
 
-// Counts says what became of the spans of one service, or of all.
+// Counts counts the spans of one service, or of all.
 type Counts struct {
-	// Ended are the spans that were recorded.
+	// Ended counts the recorded spans.
 	Ended int64
-	// Acknowledged are those that the receiver said it has.
+	// Acknowledged counts the spans that the receiver accepted.
 	Acknowledged int64
-	// Rejected are those that it refused by partial success.
+	// Rejected counts the spans that the receiver rejected by partial success.
 	Rejected int64
 }
 
-// Missing returns how many spans the receiver never answered for: still on
-// their way, or, after Close, lost.
+// Missing returns the number of spans without an answer from the receiver: in
+// flight or, after Close, lost.
 func (c Counts) Missing() int64 { return c.Ended - c.Acknowledged - c.Rejected }
 
-// telemetry is the OpenTelemetry SDK of one service, with a connection to the
-// receiver of its own.
+// telemetry is the OpenTelemetry SDK of one service, with its own connection to
+// the receiver.
 type telemetry struct {
 	provider *sdktrace.TracerProvider
 	exporter sdktrace.SpanExporter
-	close    func() error // the connection
+	close    func() error // closes the connection
 	ledger   *ledger
 }
 
-// newTelemetry needs no receiver yet: the connection is made by the first export.
-// Everything that decides where spans go is given here; the environment variables of
-// the SDK cannot change it. An endpoint with a scheme is an OTLP/HTTP URL, else it is
-// the host:port of an OTLP/gRPC receiver.
+// newTelemetry does not connect: the first export does. It sets everything that
+// decides where spans go, so that the SDK's environment variables cannot change
+// it. An endpoint with a scheme is an OTLP/HTTP URL; otherwise it is the
+// host:port of an OTLP/gRPC receiver.
 func newTelemetry(ctx context.Context, endpoint string, id identity) (*telemetry, error) {
 	t := &telemetry{ledger: &ledger{}}
 	res, err := id.resource(ctx)
@@ -89,8 +89,8 @@ func newTelemetry(ctx context.Context, endpoint string, id identity) (*telemetry
 		sdktrace.WithResource(res),
 		sdktrace.WithSampler(sdktrace.AlwaysSample()),
 		sdktrace.WithSpanProcessor(t.ledger),
-		// Blocking: a demo that compares what was sent with what is stored may
-		// become slow, but may not drop.
+		// Block when the queue is full: a demo that compares sent and stored
+		// spans may become slow, but must not drop any.
 		sdktrace.WithBatcher(t.exporter, sdktrace.WithBatchTimeout(batchDelay), sdktrace.WithExportTimeout(exportTimeout),
 			sdktrace.WithMaxQueueSize(maxQueue), sdktrace.WithBlocking()),
 	)
@@ -126,10 +126,11 @@ func (t *telemetry) exportOverHTTP(ctx context.Context, endpoint string) (err er
 	return err
 }
 
-// shutdown exports what is left and closes the connection. When ctx ends first it
-// gives the rest up. Either way the processor has ended when it returns.
+// shutdown exports what is left and closes the connection. If ctx ends first,
+// it drops the rest. Either way the processor has ended when it returns.
 func (t *telemetry) shutdown(ctx context.Context) error {
-	// Without its exporter the processor fails at once to export what it still has.
+	// Without its exporter the processor fails at once to export what it still
+	// holds.
 	unhook := context.AfterFunc(ctx, func() { _ = t.exporter.Shutdown(ctx) })
 	defer unhook()
 	err := t.provider.Shutdown(context.WithoutCancel(ctx))
@@ -139,7 +140,7 @@ func (t *telemetry) shutdown(ctx context.Context) error {
 	return errors.Join(err, t.close())
 }
 
-// identity is what tells one service from the others: a pod in a cluster.
+// identity is what distinguishes a service from the others: a pod in a cluster.
 type identity struct {
 	service, pod, uid, node, ip string
 }
@@ -167,19 +168,19 @@ func (id identity) resource(ctx context.Context) (*resource.Resource, error) {
 	return res, nil
 }
 
-// ledger counts spans twice: as they end, as the first of the processors, and
-// as the receiver answers for them, on the wire. Between the two stands the SDK,
-// which may lose some.
+// ledger counts spans twice: when they end, as the first span processor, and
+// when the receiver answers for them, on the wire. The SDK in between may lose
+// some.
 type ledger struct {
 	ended, acknowledged, rejected atomic.Int64
 
 	mu   sync.Mutex
-	last error // of the exports, for people
+	last error // last export error, for people
 }
 
 func (l *ledger) counts() Counts {
-	// The answers first: a span that ends in between is missing for the moment, not
-	// acknowledged before it ended.
+	// Read the acknowledged count first: a span that ends in between then
+	// counts as missing for a moment, never as acknowledged before it ended.
 	c := Counts{Acknowledged: l.acknowledged.Load(), Rejected: l.rejected.Load()}
 	c.Ended = l.ended.Load()
 	return c
@@ -191,8 +192,8 @@ func (l *ledger) lastError() error {
 	return l.last
 }
 
-// intercept sees each attempt to export. One that failed counts for nothing: the
-// exporter tries again, and so the receiver's last word counts.
+// intercept observes each attempt to export. A failed attempt counts for
+// nothing: the exporter retries, and the receiver's last answer counts.
 func (l *ledger) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, conn, opts...)
 	if err == nil {
@@ -200,13 +201,13 @@ func (l *ledger) intercept(ctx context.Context, method string, req, reply any, c
 		if err != nil {
 			l.remember(err)
 		}
-		return nil // the exporter reads the partial success for itself
+		return nil // the exporter handles the partial success
 	}
 	l.remember(err)
 	return err
 }
 
-// listener sees each attempt to export over HTTP.
+// listener observes each attempt to export over HTTP.
 type listener struct {
 	next   http.RoundTripper
 	ledger *ledger
@@ -221,8 +222,8 @@ func (l *listener) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// exchange counts what an acknowledged request held. The exporter sets GetBody,
-// to be able to send again.
+// exchange counts the spans of an acknowledged request. The exporter sets
+// GetBody for retries.
 func (l *listener) exchange(req *http.Request) (*http.Response, error) {
 	resp, err := l.next.RoundTrip(req)
 	if err != nil {
@@ -259,7 +260,8 @@ func unmarshal(body io.ReadCloser, m proto.Message) error {
 	return proto.Unmarshal(text, m)
 }
 
-// enter counts what the receiver answered; the error tells a partial success.
+// enter records the receiver's answer; it returns an error for a partial
+// success.
 func (l *ledger) enter(req, reply any) error {
 	request, ok := req.(*coltracepb.ExportTraceServiceRequest)
 	if !ok {

@@ -19,12 +19,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// maxBody bounds a request or a page; the largest here has a few kilobytes, unless
-// an attachment is asked for.
+// maxBody bounds a request or a page; the largest has a few kilobytes, unless
+// Trouble asks for an attachment.
 const maxBody = 1 << 20
 
-// routes are the handlers of an HTTP server by the pattern of http.ServeMux.
-// What a handler returns is the page, as JSON.
+// routes are the handlers of an HTTP server by pattern of http.ServeMux. A
+// handler returns the page, which is sent as JSON.
 type routes map[string]func(r *http.Request) (any, error)
 
 func (s *service) newWebServer(routes routes) *http.Server {
@@ -32,7 +32,8 @@ func (s *service) newWebServer(routes routes) *http.Server {
 	for pattern, handle := range routes {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, handle) })
 	}
-	// The span is named when it starts, and once more when the mux knows the route.
+	// The span gets its name when it starts, and again when the mux knows the
+	// route.
 	named := otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string {
 		return strings.TrimSpace(r.Method + " " + route(r))
 	})
@@ -54,16 +55,16 @@ func (s *service) answer(w http.ResponseWriter, r *http.Request, handle func(*ht
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(page) // the client has gone away
+	_ = json.NewEncoder(w).Encode(page) // the client is gone
 }
 
-// route is what the mux matched, empty before it did.
+// route returns the pattern that the mux matched, or "" before it did.
 func route(r *http.Request) string {
 	_, path, _ := strings.Cut(r.Pattern, " ")
 	return strings.TrimSuffix(path, "{$}")
 }
 
-// statusCode says as much of an error as a browser understands.
+// statusCode maps an error to an HTTP status.
 func statusCode(err error) int {
 	switch status.Code(err) {
 	case codes.InvalidArgument:
@@ -79,7 +80,7 @@ func statusCode(err error) int {
 	}
 }
 
-// newWebClient keeps the connections of one service apart from those of the others.
+// newWebClient returns a client with its own connection pool.
 func (s *service) newWebClient() *http.Client {
 	s.transport = &http.Transport{DialContext: s.dialer().DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute}
 	if s.idleLimit > 0 {
@@ -101,7 +102,7 @@ func (s *service) webOptions() []otelhttp.Option {
 	}
 }
 
-// webError is an answer that is not the page.
+// webError is a response that is not the page.
 type webError struct {
 	code int
 	text string
@@ -109,14 +110,15 @@ type webError struct {
 
 func (e *webError) Error() string { return fmt.Sprintf("%d %s", e.code, e.text) }
 
-// refused reports whether err is the shop's refusal to take the customer's money,
-// which is its business and no failure.
+// refused reports whether err is a refused card, which is not a failure of the
+// shop.
 func refused(err error) bool {
 	var e *webError
 	return errors.As(err, &e) && e.code == http.StatusPaymentRequired
 }
 
-// fetch sends body, if any, as JSON to another service. page may be nil.
+// fetch sends body, if any, as JSON to another service and decodes the response
+// into page, which may be nil.
 func (s *service) fetch(ctx context.Context, to, method, path string, body, page any, cookies ...*http.Cookie) error {
 	address, ok := s.sites[to]
 	if !ok {
@@ -139,7 +141,7 @@ func (s *service) fetch(ctx context.Context, to, method, path string, body, page
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("read answer of %s %s: %w", method, path, err)
+		return fmt.Errorf("read response of %s %s: %w", method, path, err)
 	case resp.StatusCode != http.StatusOK:
 		return &webError{resp.StatusCode, strings.TrimSpace(string(content))}
 	case page == nil:
@@ -163,7 +165,7 @@ func newRequest(ctx context.Context, method, url string, body any) (*http.Reques
 	return req, err
 }
 
-// readBody reads the JSON of a request.
+// readBody decodes the JSON of a request.
 func readBody(r *http.Request, into any) error {
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(into); err != nil {
 		return status.Errorf(codes.InvalidArgument, "read body: %v", err)

@@ -2,8 +2,8 @@ package process
 
 import "syscall"
 
-// attributes puts a program out of reach of Ctrl-C at our terminal, for we
-// stop it when its time has come, and has the kernel stop it when we are killed.
+// attributes detaches a program from Ctrl-C at the terminal, because the demo
+// stops it in order, and makes the kernel terminate it if the demo is killed.
 func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 }

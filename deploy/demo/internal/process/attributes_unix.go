@@ -4,8 +4,8 @@ package process
 
 import "syscall"
 
-// attributes puts a program out of reach of Ctrl-C at our terminal, for we
-// stop it when its time has come.
+// attributes detaches a program from Ctrl-C at the terminal, because the demo
+// stops it in order.
 func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }

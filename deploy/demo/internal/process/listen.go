@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Listening returns a check, for Await, of whether somebody listens at an address.
+// Listening returns a check for Await that reports whether a program listens at
+// addr.
 func Listening(addr string) func() (bool, error) {
 	return func() (bool, error) {
 		conn, err := net.DialTimeout("tcp", addr, time.Second)
@@ -18,12 +19,12 @@ func Listening(addr string) func() (bool, error) {
 	}
 }
 
-// FreePort returns a port of a host's address that was free a moment ago, outside the range that
-// outgoing connections take their ports from.
+// FreePort returns a port of a host's address that was free a moment ago. It is
+// outside the range from which outgoing connections take their ports.
 func FreePort(host string) (string, error) {
 	var err error
 	for range 100 {
-		port := strconv.Itoa(15000 + rand.IntN(15000)) //nolint:gosec // is no secret
+		port := strconv.Itoa(15000 + rand.IntN(15000)) //nolint:gosec // not a secret
 		var l net.Listener
 		if l, err = net.Listen("tcp", net.JoinHostPort(host, port)); err == nil {
 			return port, l.Close()

@@ -1,5 +1,6 @@
-// Package process runs programs for the demos: a MetaFlow server, an agent, whatever sends to them. A program
-// lives at most as long as the one that started it, and what it said last explains its death.
+// Package process runs programs for the demos: a MetaFlow server, an agent, and
+// the senders. A program ends at the latest with the process that started it.
+// If it dies early, the error contains its last output.
 package process
 
 import (
@@ -14,39 +15,42 @@ import (
 )
 
 const (
-	// startLimit is for a cold disk and a busy machine, on which six JVMs start at once.
+	// startLimit allows for a cold disk and a busy machine that starts six JVMs
+	// at once.
 	startLimit = 5 * time.Minute
 	readyPoll  = 50 * time.Millisecond
-	// stopLimit is more than the server's own grace period of 30 s.
+	// stopLimit exceeds the server's own grace period of 30 s.
 	stopLimit = 40 * time.Second
-	// terminated is the exit status of a JVM that SIGTERM has ended in good order.
+	// terminated is the exit status of a JVM that ended in order after SIGTERM.
 	terminated = 128 + int(syscall.SIGTERM)
 )
 
-// Process is a running program. Make it with [Start]. Its methods may be called by several goroutines.
+// Process is a running program. Use [Start]. Its methods are safe for
+// concurrent use.
 type Process struct {
-	Name string // for people
+	Name string // used in messages
 	cmd  *exec.Cmd
 	said *tail
 	done chan struct{}
-	end  error // of the process, once done is closed
+	end  error // exit error; set before done is closed
 }
 
-// Start runs a program. An env of nil is that of this process.
+// Start runs a program. If env is nil, the program has the environment of this
+// process.
 func Start(name string, env []string, program string, args ...string) (*Process, error) {
 	cmd := exec.Command(program, args...) //nolint:gosec // the user names it
 	p := &Process{Name: name, cmd: cmd, said: &tail{}, done: make(chan struct{})}
 	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = p.said, p.said
 	cmd.SysProcAttr = attributes()
-	// What holds the output open after the program has ended is not waited for.
+	// Do not wait for descendants that keep the output open.
 	cmd.WaitDelay = time.Second
 
 	started := make(chan error)
 	go p.supervise(started)
 	err := <-started
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("start %s: there is no %s (`make build` makes it)", name, program)
+		return nil, fmt.Errorf("start %s: %s not found (run `make build`)", name, program)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -54,7 +58,8 @@ func Start(name string, env []string, program string, args ...string) (*Process,
 	return p, nil
 }
 
-// supervise stays on one thread: the kernel signals the program when the thread that started it ends.
+// supervise stays on one thread: the kernel signals the program when the thread
+// that started it ends.
 func (p *Process) supervise(started chan<- error) {
 	runtime.LockOSThread()
 	defer close(p.done)
@@ -65,18 +70,20 @@ func (p *Process) supervise(started chan<- error) {
 	}
 }
 
-// Done is closed when the program has ended.
+// Done returns a channel that is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Said returns the last that the program printed.
-func (p *Process) Said() string { return p.said.String() }
+// LastOutput returns the last lines that the program printed.
+func (p *Process) LastOutput() string { return p.said.String() }
 
-// Death describes the end of a program that should live. It is to be called when Done is closed.
-func (p *Process) Death() error {
-	return fmt.Errorf("%s ended too early (%v); the last it said:\n%s", p.Name, p.cmd.ProcessState, p.said)
+// EarlyExit returns the error for a program that should still run. Call it
+// after Done is closed.
+func (p *Process) EarlyExit() error {
+	return fmt.Errorf("%s ended too early (%v); its last output:\n%s", p.Name, p.cmd.ProcessState, p.said)
 }
 
-// Await polls until check is satisfied. An error of check ends the wait, and so does the program's death.
+// Await polls check until it returns true. It fails if check fails, the program
+// ends, ctx ends, or startLimit passes.
 func (p *Process) Await(ctx context.Context, check func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s was not ready after %v", p.Name, startLimit))
 	defer cancel()
@@ -89,31 +96,32 @@ func (p *Process) Await(ctx context.Context, check func() (bool, error)) error {
 		select {
 		case <-poll.C:
 		case <-p.done:
-			return p.Death()
+			return p.EarlyExit()
 		case <-ctx.Done():
-			return fmt.Errorf("%w; the last it said:\n%s", context.Cause(ctx), p.said)
+			return fmt.Errorf("%w; its last output:\n%s", context.Cause(ctx), p.said)
 		}
 	}
 }
 
-// Stop asks the program to end and waits until it has. Whoever already ended is not asked.
+// Stop sends SIGTERM unless the program has ended, waits for its end, and kills
+// it after stopLimit.
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:
 		return nil
 	default:
 	}
-	// Fails only for a process that has ended just now.
+	// It fails only if the process has just ended.
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
 	case <-time.After(stopLimit):
 		_ = p.cmd.Process.Kill()
 		<-p.done
-		return fmt.Errorf("%s did not stop within %v of SIGTERM and was killed; the last it said:\n%s", p.Name, stopLimit, p.said)
+		return fmt.Errorf("%s did not stop within %v of SIGTERM and was killed; its last output:\n%s", p.Name, stopLimit, p.said)
 	}
 	if p.end != nil && p.cmd.ProcessState.ExitCode() != terminated {
-		return fmt.Errorf("%s did not stop cleanly (%w); the last it said:\n%s", p.Name, p.end, p.said)
+		return fmt.Errorf("%s did not stop cleanly (%w); its last output:\n%s", p.Name, p.end, p.said)
 	}
 	return nil
 }

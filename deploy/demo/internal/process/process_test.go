@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// A program that dies is named with what it said last; a JVM's status after SIGTERM is a good end.
+// The error for a program that dies contains its last output. The status of a
+// JVM after SIGTERM is not an error.
 func TestProcess(t *testing.T) {
 	c, err := Start("the child", nil, "/bin/sh", "-c", "echo farewell; exit 3")
 	if err != nil {
@@ -22,14 +23,14 @@ func TestProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Await(t.Context(), func() (bool, error) { return strings.TrimSpace(c.Said()) == "ready", nil }); err != nil {
+		if err := c.Await(t.Context(), func() (bool, error) { return strings.TrimSpace(c.LastOutput()) == "ready", nil }); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.Stop(); (err == nil) != good {
 			t.Errorf("stop of a program that ends with %d = %v", status, err)
 		}
 	}
-	if _, err := Start("the server", nil, "/does/not/exist"); err == nil || !strings.Contains(err.Error(), "`make build` makes it") {
+	if _, err := Start("the server", nil, "/does/not/exist"); err == nil || !strings.Contains(err.Error(), "run `make build`") {
 		t.Errorf("start = %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -10,7 +10,8 @@ import (
 	"path/filepath"
 )
 
-// Endpoints is what a standalone server writes into its ready file: host:port of each.
+// Endpoints is the content of a standalone server's ready file: host:port of
+// each endpoint.
 type Endpoints struct {
 	GRPC             string `json:"grpc"`
 	HTTP             string `json:"http"`
@@ -22,10 +23,11 @@ type Endpoints struct {
 // Server is a MetaFlow server in standalone mode.
 type Server struct {
 	*Process
-	ready string // the file that tells where it listens
+	ready string // the ready file
 }
 
-// StartServer runs the program on free ports of the loopback address, with its data in dir.
+// StartServer runs the program on free ports of the loopback address, with its
+// data in dir.
 func StartServer(program, dir string) (*Server, error) {
 	ready := filepath.Join(dir, "ready.json")
 	p, err := Start("the server", nil, program, "standalone",
@@ -41,7 +43,7 @@ func StartServer(program, dir string) (*Server, error) {
 	return &Server{p, ready}, err
 }
 
-// AwaitReady returns where the server listens once it does.
+// AwaitReady waits until the server listens and returns its endpoints.
 func (s *Server) AwaitReady(ctx context.Context) (at Endpoints, err error) {
 	err = s.Await(ctx, func() (bool, error) {
 		at, err = readEndpoints(s.ready)
@@ -62,7 +64,7 @@ func readEndpoints(path string) (e Endpoints, err error) {
 		return e, fmt.Errorf("read the server's ready file: %w", err)
 	}
 	if e.GRPC == "" || e.ClickHouseNative == "" {
-		return e, fmt.Errorf("read the server's ready file: %s names no grpc or no clickhouse_native address", content)
+		return e, fmt.Errorf("read the server's ready file: no grpc or no clickhouse_native address in %s", content)
 	}
 	return e, nil
 }

@@ -8,15 +8,15 @@ import (
 
 const (
 	tailLines = 15
-	// tailLine bounds what is kept of one line, in bytes.
+	// tailLine bounds the bytes kept of one line.
 	tailLine = 2000
 )
 
-// tail is a writer that keeps the last lines.
+// tail is an io.Writer that keeps the last lines.
 type tail struct {
 	mu    sync.Mutex
 	lines []string
-	open  []byte // the line that has not ended yet
+	open  []byte // the unfinished line
 }
 
 func (t *tail) Write(p []byte) (int, error) {
@@ -34,7 +34,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String returns the lines, each indented, with one that has not ended.
+// String returns the lines, each indented, including the unfinished one.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -43,7 +43,7 @@ func (t *tail) String() string {
 		lines = append(lines[:len(lines):len(lines)], string(t.open))
 	}
 	if len(lines) == 0 {
-		return "  (it printed nothing)"
+		return "  (no output)"
 	}
 	return "  " + strings.Join(lines, "\n  ")
 }

@@ -15,7 +15,7 @@ func TestTail(t *testing.T) {
 		writes []string
 		want   string
 	}{
-		"nothing":                {nil, "  (it printed nothing)"},
+		"nothing":                {nil, "  (no output)"},
 		"lines":                  {[]string{"a\nb\n"}, "  a\n  b"},
 		"a line in pieces":       {[]string{"a", "b", "c\nd"}, "  abc\n  d"},
 		"an empty line":          {[]string{"a\n\nb\n"}, "  a\n  \n  b"},

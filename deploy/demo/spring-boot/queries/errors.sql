@@ -1,4 +1,5 @@
--- Which requests failed, and the exception that began it, wherever that was.
+-- Failed requests, with the exception that caused each, whichever service threw
+-- it.
 SELECT shop.name AS request,
        shop.response_code AS answer,
        count() AS requests,

@@ -1,4 +1,4 @@
--- Who calls whom, how often and how fast, as the caller sees it.
+-- Calls between services, their number and duration, as measured by the caller.
 SELECT client.service_name AS caller,
        if(server.service_name = '', client.protocol, server.service_name) AS callee,
        count() AS calls,

@@ -1,10 +1,10 @@
-// Package queries holds the questions that the Spring Boot demo asks. Each is a file,
-// for everybody's own use: curl --data-binary @graph.sql.
+// Package queries holds the queries of the Spring Boot demo. Each is a file
+// that can be run by itself: curl --data-binary @graph.sql.
 package queries
 
 import _ "embed"
 
-// What the demo answers.
+// Queries that the demo runs.
 var (
 	//go:embed graph.sql
 	Graph string

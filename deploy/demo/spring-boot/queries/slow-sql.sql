@@ -1,4 +1,4 @@
--- The two slowest statements of each service, by the time they took together.
+-- The two slowest statements of each service, by total time.
 SELECT service_name AS service,
        attributes['db.query.text'] AS statement,
        count() AS calls,

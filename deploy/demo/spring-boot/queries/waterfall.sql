@@ -1,5 +1,5 @@
--- The slowest request as a waterfall: one row for each span, below the one that caused it.
--- A JVM's first requests are always its slowest, so those of the warm-up do not count.
+-- The slowest request as a waterfall: one row per span, below its parent. It
+-- skips the warm-up, because a JVM's first requests are always its slowest.
 WITH RECURSIVE
     (SELECT trace_id FROM metaflow.spans
      WHERE kind = 'server' AND parent_span_id = '' AND attributes['user_agent.original'] != 'warm-up'

@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 )
 
-// What Maven makes, in the directory it builds into.
+// Names of Maven's outputs in the build directory.
 const (
 	shopJar  = "shop.jar"
 	agentJar = "opentelemetry-javaagent.jar"
 )
 
-// build runs Maven, unless it has built these sources before.
+// build runs Maven unless it has already built these sources.
 func build(ctx context.Context, o options, progress func(string, ...any)) error {
 	for _, needed := range []string{"java", "mvn"} {
 		if _, err := exec.LookPath(needed); err != nil {
@@ -36,7 +36,7 @@ func build(ctx context.Context, o options, progress func(string, ...any)) error 
 	if built, err := os.ReadFile(stamp); err == nil && string(built) == sum {
 		return nil
 	}
-	progress("building the shop with Maven; the first time it fetches what it needs")
+	progress("building the shop with Maven; the first build downloads dependencies")
 	cmd := exec.CommandContext(ctx, "mvn", "--batch-mode", "--quiet", "package", "-Dshop.build="+target) //nolint:gosec // a directory that the user names
 	cmd.Dir = o.source
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -45,7 +45,7 @@ func build(ctx context.Context, o options, progress func(string, ...any)) error 
 	return os.WriteFile(stamp, []byte(sum), 0o600)
 }
 
-// fingerprint is a hash of everything that Maven reads in dir.
+// fingerprint returns a hash of everything that Maven reads in dir.
 func fingerprint(dir string) (string, error) {
 	hash := sha256.New()
 	root := os.DirFS(dir)

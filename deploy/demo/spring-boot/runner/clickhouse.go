@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// queried is a ClickHouse that is asked over HTTP, as curl would.
-type queried struct{ address string }
+// clickHouse queries ClickHouse over HTTP.
+type clickHouse struct{ address string }
 
-// table returns a query's result as ClickHouse draws it.
-func (c queried) table(ctx context.Context, query string) (string, error) {
+// table returns a query's result as a formatted table.
+func (c clickHouse) table(ctx context.Context, query string) (string, error) {
 	return c.ask(ctx, query, url.Values{
 		"default_format":                   {"PrettyCompactMonoBlock"},
 		"output_format_pretty_row_numbers": {"0"},
@@ -22,8 +22,8 @@ func (c queried) table(ctx context.Context, query string) (string, error) {
 	})
 }
 
-// number returns the one number that a query results in.
-func (c queried) number(ctx context.Context, query string) (int, error) {
+// number returns the single number that a query results in.
+func (c clickHouse) number(ctx context.Context, query string) (int, error) {
 	text, err := c.ask(ctx, query, nil)
 	if err != nil {
 		return 0, err
@@ -31,11 +31,11 @@ func (c queried) number(ctx context.Context, query string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(text))
 }
 
-func (c queried) ask(ctx context.Context, query string, settings url.Values) (string, error) {
+func (c clickHouse) ask(ctx context.Context, query string, settings url.Values) (string, error) {
 	return get(ctx, "http://"+c.address+"/?"+settings.Encode(), query)
 }
 
-// get returns what a server answers, to a POST when there is a body.
+// get returns the response to a GET, or to a POST if there is a body.
 func get(ctx context.Context, address, body string) (string, error) {
 	method := http.MethodGet
 	if body != "" {

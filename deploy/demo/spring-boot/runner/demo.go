@@ -19,7 +19,7 @@ import (
 	"github.com/metaflowys/metaflow-server/deploy/demo/spring-boot/queries"
 )
 
-// demo runs everything. What it started is gone when it returns.
+// demo runs the whole demo. Everything that it started is gone when it returns.
 func demo(ctx context.Context, o options, out io.Writer, progress func(string, ...any)) (err error) {
 	if err := build(ctx, o, progress); err != nil {
 		return err
@@ -43,7 +43,7 @@ func demo(ctx context.Context, o options, out io.Writer, progress func(string, .
 	if err != nil {
 		return explain(ctx, err)
 	}
-	db := queried{p.at.ClickHouseHTTP}
+	db := clickHouse{p.at.ClickHouseHTTP}
 	acknowledged, err := p.acknowledged(ctx)
 	if err != nil {
 		return explain(ctx, err)
@@ -65,7 +65,7 @@ func demo(ctx context.Context, o options, out io.Writer, progress func(string, .
 	return context.Cause(ctx)
 }
 
-// explain says why ctx ended instead of that it did.
+// explain returns the cause of ctx's end in place of the context's error.
 func explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause
@@ -73,13 +73,15 @@ func explain(ctx context.Context, err error) error {
 	return err
 }
 
-// path is where the spans go: an agent, unless the demo runs without, and the server.
+// path is the chain that the spans take: an agent, unless the demo runs
+// without, and the server.
 type path struct {
 	at       process.Endpoints
-	children []*process.Process // in the order of the data
+	children []*process.Process // in the order of the data flow
 	exporter exporter
-	// received and failed are the metrics, at metrics, of what the Java agents sent and of how
-	// much of it they were not told is safe, so that they sent it again.
+	// received and failed are metrics, served at metrics: the spans received
+	// from the Java agents, and those of them not acknowledged, which the Java
+	// agents sent again.
 	received, failed, metrics string
 }
 
@@ -108,7 +110,8 @@ func startPath(ctx context.Context, o options, dir string, progress func(string,
 	return p, err
 }
 
-// startAgent puts an agent before the server, and opens its port as an operator does.
+// startAgent starts an agent in front of the server and opens its port with
+// metaflow-ctl.
 func (p *path) startAgent(ctx context.Context, o options, dir string, progress func(string, ...any)) error {
 	receiver, err := freeAddress("127.0.0.1")
 	if err != nil {
@@ -132,17 +135,17 @@ func (p *path) startAgent(ctx context.Context, o options, dir string, progress f
 	if err != nil {
 		return err
 	}
-	progress("metaflow-ctl agent-group-config update default: the agent is to listen on port %s", port)
+	progress("metaflow-ctl agent-group-config update default: opening the agent's port %s", port)
 	cmd := exec.CommandContext(ctx, o.ctl, "agent-group-config", "update", "default", "-f", "-", "--ip", host, "--api-port", api) //nolint:gosec // the user names it
 	cmd.Stdin = strings.NewReader("inputs:\n  integration:\n    enabled: true\n    listen_port: " + port + "\n")
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("switch the agent on: %w: %s", err, text)
+		return fmt.Errorf("configure the agent: %w: %s", err, text)
 	}
 	p.exporter = exporter{"http/protobuf", "http://" + receiver}
 	return agent.Await(ctx, process.Listening(receiver))
 }
 
-// acknowledged returns how many spans the Java agents were told are safe.
+// acknowledged returns the number of spans acknowledged to the Java agents.
 func (p *path) acknowledged(ctx context.Context) (int, error) {
 	text, err := get(ctx, "http://"+p.metrics+"/metrics", "")
 	if err != nil {
@@ -156,7 +159,7 @@ func (p *path) acknowledged(ctx context.Context) (int, error) {
 	return received - failed, err
 }
 
-// metric finds a metric without labels in what Prometheus would read.
+// metric finds a metric without labels in Prometheus text format.
 func metric(text, name string) (int, error) {
 	for l := range strings.Lines(text) {
 		if value, ok := strings.CutPrefix(l, name+" "); ok {
@@ -164,15 +167,15 @@ func metric(text, name string) (int, error) {
 			return int(n), err
 		}
 	}
-	return 0, fmt.Errorf("there is no metric %s", name)
+	return 0, fmt.Errorf("no metric %s", name)
 }
 
-// watch calls gone when one of them ends before ctx does.
+// watch calls gone if a program ends before ctx does.
 func (p *path) watch(ctx context.Context, gone func(error)) {
 	(&shop{children: p.children}).watch(ctx, gone)
 }
 
-// stop ends agent and server, in the order of the data.
+// stop stops agent and server, in the order of the data flow.
 func (p *path) stop() error {
 	var errs []error
 	for _, c := range p.children {
@@ -181,7 +184,8 @@ func (p *path) stop() error {
 	return errors.Join(errs...)
 }
 
-// trade opens the shop, lets the visitors in, and closes it: then all spans are on their way.
+// trade runs the shop for all visits and stops it, which makes the Java agents
+// send every span.
 func trade(ctx context.Context, o options, dir string, p *path, progress func(string, ...any)) (seen *report, err error) {
 	progress("starting %s and the five services, OpenTelemetry's Java agent in each", database)
 	s, err := startShop(o, dir, p.exporter)
@@ -194,16 +198,16 @@ func trade(ctx context.Context, o options, dir string, p *path, progress func(st
 	if err := s.awaitReady(open); err != nil {
 		return nil, errors.Join(explain(open, err), s.stop())
 	}
-	progress("the shop is open at http://%s: %d visits to warm up, then %d", s.addresses[entrance], warmUp, o.visits)
+	progress("the shop serves at http://%s: %d visits to warm up, then %d", s.addresses[entrance], warmUp, o.visits)
 	seen, err = visit(open, "http://"+s.addresses[entrance], o.visits, o.seed)
 	err = explain(open, err)
-	closed(nil) // what ends from now on is meant to
-	progress("%d requests answered; closing the shop, so that every span is sent", seen.total())
+	closed(nil) // from here on the services end on purpose
+	progress("%d requests answered; stopping the shop, so that it sends every span", seen.total())
 	return seen, errors.Join(err, s.stop())
 }
 
-// awaitStored waits until want spans can be read.
-func awaitStored(ctx context.Context, db queried, want int, patience time.Duration, progress func(string, ...any)) error {
+// awaitStored waits until want spans can be queried.
+func awaitStored(ctx context.Context, db clickHouse, want int, patience time.Duration, progress func(string, ...any)) error {
 	poll := time.NewTicker(250 * time.Millisecond)
 	defer poll.Stop()
 	stored, changed := -1, time.Now()
@@ -227,8 +231,8 @@ func awaitStored(ctx context.Context, db queried, want int, patience time.Durati
 	}
 }
 
-// answer prints what the demo is for.
-func answer(ctx context.Context, db queried, out io.Writer) error {
+// answer prints the demo's answers.
+func answer(ctx context.Context, db clickHouse, out io.Writer) error {
 	for _, q := range []struct{ title, query string }{
 		{"The service graph", queries.Graph},
 		{"The slowest request", queries.Waterfall},
@@ -251,8 +255,8 @@ func indent(text string) (out string) {
 	return out
 }
 
-// check prints whether what is stored is complete, and fails when it is not.
-func check(ctx context.Context, o options, db queried, acknowledged int, seen *report, out io.Writer) error {
+// check prints whether the stored data is complete, and fails if it is not.
+func check(ctx context.Context, o options, db clickHouse, acknowledged int, seen *report, out io.Writer) error {
 	fmt.Fprint(out, "\n== Is it complete?\n")
 	var errs []error
 	hold := func(what string, want int, query string) {
@@ -268,18 +272,18 @@ func check(ctx context.Context, o options, db queried, acknowledged int, seen *r
 	hold("spans stored, of those acknowledged", acknowledged, "SELECT count() FROM metaflow.spans")
 	hold("distinct spans", acknowledged, "SELECT uniqExact(trace_id, span_id) FROM metaflow.spans")
 	if !o.direct {
-		hold("spans that name the agent they came through", acknowledged, "SELECT countIf(agent_id != '') FROM metaflow.spans")
+		hold("spans with the agent's id", acknowledged, "SELECT countIf(agent_id != '') FROM metaflow.spans")
 	}
 	hold("services with spans", len(services), "SELECT uniqExact(service_name) FROM metaflow.spans")
 	for _, status := range slices.Sorted(maps.Keys(seen.statuses)) {
-		hold(fmt.Sprintf("requests that the shop answered with %d", status), seen.statuses[status], fmt.Sprintf(
+		hold(fmt.Sprintf("requests with response %d", status), seen.statuses[status], fmt.Sprintf(
 			"SELECT count() FROM metaflow.spans WHERE service_name = '%s' AND kind = 'server' AND parent_span_id = '' AND response_code = '%d'", entrance, status))
 	}
 	hold("spans whose parent is missing", 0,
 		"SELECT count() FROM metaflow.spans WHERE parent_span_id != '' AND (trace_id, parent_span_id) NOT IN (SELECT trace_id, span_id FROM metaflow.spans)")
-	hold("calls between services that nobody answered", 0,
+	hold("calls between services without a server span", 0,
 		"SELECT count() FROM metaflow.spans WHERE kind = 'client' AND protocol = 'http' AND (trace_id, span_id) NOT IN (SELECT trace_id, parent_span_id FROM metaflow.spans WHERE kind = 'server')")
-	hold("requests without a call or a statement below them", 0,
+	hold("requests without a call or statement", 0,
 		"SELECT count() FROM metaflow.spans WHERE kind = 'server' AND (trace_id, span_id) NOT IN (SELECT trace_id, parent_span_id FROM metaflow.spans)")
 	return errors.Join(errs...)
 }

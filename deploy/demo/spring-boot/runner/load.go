@@ -16,20 +16,22 @@ import (
 )
 
 const (
-	// visitors are in the shop at the same time.
+	// visitors is the number of concurrent visitors.
 	visitors = 3
-	// warmUp is how many visits pass before the JVMs have loaded and compiled what they need.
+	// warmUp is the number of visits after which the JVMs have loaded and
+	// compiled what they need.
 	warmUp = 8
-	// requestTimeout is for the first request of a cold JVM on a busy machine.
+	// requestTimeout allows for the first request of a cold JVM on a busy
+	// machine.
 	requestTimeout = time.Minute
 
 	featuredItems, lastThree, customers = 12, 13, 100
 )
 
-// report is what visitors saw.
+// report counts the responses that visitors received.
 type report struct {
 	mu       sync.Mutex
-	statuses map[int]int // answers by status
+	statuses map[int]int // responses by status
 }
 
 func (r *report) add(status int) {
@@ -47,8 +49,8 @@ func (r *report) total() (n int) {
 	return n
 }
 
-// visit lets n visitors into the shop, some at a time, and returns what they saw. The
-// same seed buys the same things.
+// visit makes n visits, some concurrently, and returns the responses. The same
+// seed buys the same things.
 func visit(ctx context.Context, shop string, n int, seed uint64) (*report, error) {
 	client := &http.Client{Timeout: requestTimeout}
 	defer client.CloseIdleConnections()
@@ -78,7 +80,7 @@ func visit(ctx context.Context, shop string, n int, seed uint64) (*report, error
 type visitor struct {
 	client *http.Client
 	shop   string
-	agent  string // how the browser calls itself
+	agent  string // user agent of the browser
 	rand   *rand.Rand
 	report *report
 }
@@ -93,9 +95,9 @@ type order struct {
 	Lines  []line `json:"lines"`
 }
 
-// visit looks around, buys something and looks at the account. Of item 13 there are three,
-// so most who want it are told that it is sold out; and the account of some customers is
-// more than svc-user can bear.
+// visit browses, buys something and opens the account. Item 13 is in stock
+// three times, so most of its buyers see that it is sold out; and the accounts
+// of some customers make svc-user fail.
 func (v visitor) visit(ctx context.Context) error {
 	user := 1 + v.rand.IntN(customers)
 	basket := order{UserID: user}
@@ -123,7 +125,8 @@ func (v visitor) visit(ctx context.Context) error {
 	return v.ask(ctx, http.MethodGet, fmt.Sprintf("/account/%d", user), "", http.StatusOK, http.StatusBadGateway)
 }
 
-// ask sends a request, and fails unless the answer is among those expected.
+// ask sends a request and fails unless the response's status is among those
+// expected.
 func (v visitor) ask(ctx context.Context, method, path, body string, expected ...int) error {
 	req, err := http.NewRequestWithContext(ctx, method, v.shop+path, strings.NewReader(body))
 	if err != nil {

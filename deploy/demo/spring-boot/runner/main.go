@@ -1,16 +1,18 @@
-// Command runner is the Spring Boot demo: it builds the shop with Maven, starts a
-// MetaFlow server and an agent of its own on free ports, starts the shop's services with
-// OpenTelemetry's Java agent in each, lets some visitors in, and prints from SQL what
-// arrived: the service graph, the slowest request, the slowest statements, the errors.
+// Command runner is the Spring Boot demo. It builds the shop with Maven, starts
+// a MetaFlow server and an agent on free ports, starts the shop's services with
+// OpenTelemetry's Java agent, makes some visits, and prints from SQL what
+// arrived: the service graph, the slowest request, the slowest statements, the
+// errors.
 //
 //	go run ./deploy/demo/spring-boot/runner          the whole demo
-//	go run ./deploy/demo/spring-boot/runner -stay    and then questions of your own, until Ctrl-C
+//	go run ./deploy/demo/spring-boot/runner -stay    and then your own queries, until Ctrl-C
 //
-// It needs a JDK (17 or newer) and Maven. It ends by itself: with status 0 when what is stored
-// is complete, which means that the counters of the sender agree with the table and that no span lacks its
-// parent; else with 1 and the reason. What it started and its data are gone when it ends.
+// It needs a JDK (17 or newer) and Maven. It ends by itself: with status 0 if
+// the stored data is complete, that is if the sender's counters match the table
+// and no span lacks its parent; otherwise with 1 and the reason. It removes
+// everything that it started, and its data.
 //
-// Answers go to standard output, progress and trouble to standard error.
+// Answers go to standard output, progress and problems to standard error.
 package main
 
 import (
@@ -53,13 +55,13 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.server, "server", "bin/metaflow-server", "the server `program` to start")
 	flags.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program` to start")
 	flags.StringVar(&o.ctl, "ctl", "bin/metaflow-ctl", "the `program` that configures the agent")
-	flags.BoolVar(&o.direct, "direct", false, "without an agent: the services send OTLP/gRPC to the server")
-	flags.BoolVar(&o.stay, "stay", false, "do not end after the answers: leave ClickHouse running for questions of your own, until Ctrl-C")
+	flags.BoolVar(&o.direct, "direct", false, "run no agent; the services send OTLP/gRPC to the server")
+	flags.BoolVar(&o.stay, "stay", false, "keep ClickHouse running after the answers, for your own queries, until Ctrl-C")
 	flags.StringVar(&o.source, "source", "deploy/demo/spring-boot", "`directory` of the shop's sources")
 	flags.StringVar(&o.build, "build", ".cache/spring-boot", "`directory` that Maven builds into")
 	flags.IntVar(&o.visits, "visits", 80, "visits to the shop, of six requests each")
-	flags.Uint64Var(&o.seed, "seed", 1, "decides who buys what")
-	flags.DurationVar(&o.patience, "patience", 30*time.Second, "give up when no span was stored for so long")
+	flags.Uint64Var(&o.seed, "seed", 1, "seed of who buys what")
+	flags.DurationVar(&o.patience, "patience", 30*time.Second, "give up when no span was stored for this long")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -81,7 +83,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// A second Ctrl-C changes nothing: the way out is bounded, and must be gone to its end.
+	// A second Ctrl-C has no effect: cleanup is bounded and must finish.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	start := time.Now()
@@ -90,7 +92,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	err = demo(ctx, o, stdout, progress)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause // why it ended instead of that it did
+		return cause // the cause, not context.Canceled
 	}
 	return err
 }

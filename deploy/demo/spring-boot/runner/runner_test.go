@@ -30,13 +30,13 @@ func TestMain(m *testing.M) {
 
 func say(t *testing.T) func(string, ...any) { return t.Logf }
 
-func TestRunRefusesNonsense(t *testing.T) {
+func TestRunRejectsBadFlags(t *testing.T) {
 	tests := map[string]struct {
 		args []string
 		want string
 	}{
 		"no visits":       {[]string{"-visits", "0"}, "-visits: 0 is not positive"},
-		"a stray word":    {[]string{"please"}, `unknown argument "please"`},
+		"an argument":     {[]string{"please"}, `unknown argument "please"`},
 		"an unknown flag": {[]string{"-please"}, "flag provided but not defined"},
 	}
 	for name, tc := range tests {
@@ -49,7 +49,7 @@ func TestRunRefusesNonsense(t *testing.T) {
 	}
 }
 
-// Maven runs for new sources and for changed ones, and not otherwise.
+// Maven runs for new and changed sources only.
 func TestBuildOnlyWhenNeeded(t *testing.T) {
 	bin, source, target := t.TempDir(), t.TempDir(), t.TempDir()
 	ran := filepath.Join(t.TempDir(), "ran")
@@ -92,7 +92,7 @@ func TestBuildOnlyWhenNeeded(t *testing.T) {
 	write(filepath.Join(source, "broken"), "")
 	write(filepath.Join(source, "pom.xml"), "<project>")
 	if err := build(t.Context(), o, say(t)); err == nil || !strings.Contains(err.Error(), "as the test wants") {
-		t.Errorf("build = %v, want what Maven said", err)
+		t.Errorf("build = %v, want Maven's output", err)
 	}
 	t.Setenv("PATH", t.TempDir())
 	if err := build(t.Context(), o, say(t)); err == nil || !strings.Contains(err.Error(), "17 or newer") {
@@ -100,7 +100,7 @@ func TestBuildOnlyWhenNeeded(t *testing.T) {
 	}
 }
 
-// What visitors do depends on the seed alone, and every answer is counted.
+// The seed alone determines what visitors do, and every response is counted.
 func TestVisit(t *testing.T) {
 	requests := make(chan string, 1000)
 	shop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -127,17 +127,17 @@ func TestVisit(t *testing.T) {
 		t.Errorf("%d answers to %d requests, want %d", seen.total(), len(first), want)
 	}
 	if seen.statuses[http.StatusConflict] == 0 {
-		t.Error("nobody wanted item 13")
+		t.Error("no visitor wanted item 13")
 	}
 	if _, err := visit(t.Context(), shop.URL, 20, 1); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(first, drain()); diff != "" {
-		t.Errorf("the same seed does something else:\n%s", diff)
+		t.Errorf("equal seeds differ:\n%s", diff)
 	}
 }
 
-func TestVisitStopsAtWhatShouldNotBe(t *testing.T) {
+func TestVisitStopsAtUnexpectedStatus(t *testing.T) {
 	shop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "as the test wants", http.StatusInternalServerError)
 	}))
@@ -147,7 +147,8 @@ func TestVisitStopsAtWhatShouldNotBe(t *testing.T) {
 	}
 }
 
-// The queries are asked of ClickHouse itself: of spans of three requests, complete or not.
+// The queries run on ClickHouse itself, on the spans of three requests,
+// complete or not.
 func TestAnswersAndChecks(t *testing.T) {
 	engine := chtest.Start(t, chengine.Options{})
 	cfg := clickhouse.DefaultConfig()
@@ -160,9 +161,9 @@ func TestAnswersAndChecks(t *testing.T) {
 	if err := server.Migrate(t.Context(), clickhouse.Retention{}); err != nil {
 		t.Fatal(err)
 	}
-	db := queried{engine.HTTPAddr()}
+	db := clickHouse{engine.HTTPAddr()}
 	const columns = "trace_id, span_id, parent_span_id, service_name, name, kind, protocol, response_code, status_code, start_time, duration_ns, attributes, events"
-	// One request to each service, the last of which fails in svc-user.
+	// One request to each service; the last one fails in svc-user.
 	rows := []string{
 		"'a', '1', '',  'web-shop',  'GET /',  'server', 'http', '200', 0, now64(9), 900000000, {'user_agent.original':'warm-up'}",
 		"'a', '2', '1', 'web-shop',  'GET',    'client', 'http', '200', 0, now64(9), 800000000, {}",
@@ -209,11 +210,11 @@ func TestAnswersAndChecks(t *testing.T) {
 			}
 		}
 	})
-	t.Run("the page's own queries", func(t *testing.T) {
+	t.Run("queries of the documentation page", func(t *testing.T) {
 		page := readPage(t)
 		blocks := strings.Split(page, "```sql\n")[1:]
 		if len(blocks) < 5 {
-			t.Errorf("there are %d", len(blocks))
+			t.Errorf("found %d queries", len(blocks))
 		}
 		for _, block := range blocks {
 			query, _, _ := strings.Cut(block, "```")
@@ -237,22 +238,22 @@ func TestAnswersAndChecks(t *testing.T) {
 		}
 	})
 	t.Run("incomplete", func(t *testing.T) {
-		insert(rows[0], // doubled
-			"'d', '1', '',  'web-shop', 'GET /', 'server', 'http', '200', 0, now64(9), 1, {}", // led nowhere
-			"'e', '2', '1', 'web-shop', 'GET',   'client', 'http', '200', 0, now64(9), 1, {}", // an orphan, and unanswered
-			"'f', '1', '',  'stranger', 'CREATE', 'client', 'h2',  '',    0, now64(9), 1, {}") // not ours
+		insert(rows[0], // duplicated
+			"'d', '1', '',  'web-shop', 'GET /', 'server', 'http', '200', 0, now64(9), 1, {}", // without children
+			"'e', '2', '1', 'web-shop', 'GET',   'client', 'http', '200', 0, now64(9), 1, {}", // an orphan without a server span
+			"'f', '1', '',  'stranger', 'CREATE', 'client', 'h2',  '',    0, now64(9), 1, {}") // foreign
 		err := check(t.Context(), options{}, db, len(rows)+4, seen, io.Discard)
 		if err == nil {
-			t.Fatal("nothing was found")
+			t.Fatal("check found no problem")
 		}
 		want := []string{
 			"distinct spans: 17, should be 18",
-			"spans that name the agent they came through: 0, should be 18",
+			"spans with the agent's id: 0, should be 18",
 			"services with spans: 6, should be 5",
-			"requests that the shop answered with 200: 4, should be 2",
+			"requests with response 200: 4, should be 2",
 			"spans whose parent is missing: 1, should be 0",
-			"calls between services that nobody answered: 1, should be 0",
-			"requests without a call or a statement below them: 1, should be 0",
+			"calls between services without a server span: 1, should be 0",
+			"requests without a call or statement: 1, should be 0",
 		}
 		if diff := cmp.Diff(want, strings.Split(err.Error(), "\n")); diff != "" {
 			t.Errorf("problems (-want +got):\n%s", diff)
@@ -265,7 +266,8 @@ func TestAnswersAndChecks(t *testing.T) {
 	})
 }
 
-// What runs here runs in Kubernetes: the same services with the same settings of the Java agent.
+// The demo and the Kubernetes manifests run the same services with the same
+// settings of the Java agent.
 func TestManifestsAgree(t *testing.T) {
 	text, err := os.ReadFile("../manifests/springboot-otel-demo.yaml")
 	if err != nil {
@@ -316,7 +318,7 @@ func TestManifestsAgree(t *testing.T) {
 	}
 }
 
-// The page shows the demo's queries as they are.
+// The documentation page shows the demo's queries unchanged.
 func TestPageShowsQueries(t *testing.T) {
 	page := readPage(t)
 	for _, query := range []string{queries.Graph, queries.Waterfall, queries.SlowSQL, queries.Errors} {
@@ -335,7 +337,7 @@ func readPage(t *testing.T) string {
 	return string(page)
 }
 
-// Metrics are found by their whole names.
+// Metrics are matched by their full names.
 func TestAcknowledged(t *testing.T) {
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "# TYPE received counter\nreceived 1.2e+03\nreceived_bytes 7\nfailed 200\n")
@@ -346,7 +348,7 @@ func TestAcknowledged(t *testing.T) {
 		t.Errorf("acknowledged = %d, %v, want 1000", n, err)
 	}
 	p.failed = "fail"
-	if _, err := p.acknowledged(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no metric fail") {
+	if _, err := p.acknowledged(t.Context()); err == nil || !strings.Contains(err.Error(), "no metric fail") {
 		t.Errorf("acknowledged = %v", err)
 	}
 }

@@ -14,26 +14,27 @@ import (
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
 
-// database is the service that the others keep their data in. It reports no spans.
+// database is the service that stores the others' data. It reports no spans.
 const database = "db-demo"
 
-// entrance is the service that visitors talk to.
+// entrance is the service that visitors use.
 const entrance = "web-shop"
 
-// services are those that are traced. The order is that in which they are stopped: who
-// calls before who is called.
+// services are the traced services, in the order in which they are stopped:
+// callers first.
 var services = []string{entrance, "svc-order", "svc-user", "svc-item", "svc-stock"}
 
-// exporter says where the Java agents send spans to.
+// exporter is where the Java agents send spans.
 type exporter struct{ protocol, endpoint string }
 
-// shop is the running services.
+// shop is the set of running services.
 type shop struct {
-	children  []*process.Process // those of services, then the database
+	children  []*process.Process // services in order, then the database
 	addresses map[string]string
 }
 
-// startShop starts the services on free ports. The database's files are in dir.
+// startShop starts the services on free ports, with the database's files in
+// dir.
 func startShop(o options, dir string, to exporter) (_ *shop, err error) {
 	s := &shop{addresses: map[string]string{}}
 	defer func() {
@@ -43,8 +44,9 @@ func startShop(o options, dir string, to exporter) (_ *shop, err error) {
 	}()
 	password := rand.Text()
 	for i, name := range append(services[:len(services):len(services)], database) {
-		// Addresses of their own tell services apart, where the system has them, and no outgoing
-		// connection takes such a port before the JVM does.
+		// Use one address per service where the system has them: it identifies
+		// the service, and no outgoing connection takes such a port before the
+		// JVM does.
 		if s.addresses[name], err = freeAddress(fmt.Sprintf("127.0.2.%d", i+1)); err != nil {
 			s.addresses[name], err = freeAddress("127.0.0.1")
 		}
@@ -65,7 +67,7 @@ func (s *shop) start(o options, name, dir string, env []string, flags ...string)
 	if err != nil {
 		return err
 	}
-	// A JVM that lives for a minute pays for good code and never earns it.
+	// A JVM that lives for a minute never recovers the cost of optimized code.
 	args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Xss512k"}, flags...)
 	args = append(args, "-jar", filepath.Join(o.build, shopJar),
 		"--server.address="+host, "--server.port="+port,
@@ -85,8 +87,9 @@ func (s *shop) start(o options, name, dir string, env []string, flags ...string)
 	return err
 }
 
-// environment is ours, without what would configure the Java agent or Spring, and with what
-// deploy/demo/spring-boot/manifests gives the services.
+// environment is the environment of this process, without variables that
+// configure the Java agent or Spring, and with the variables of
+// deploy/demo/spring-boot/manifests.
 func environment(name, password string, to exporter) []string {
 	var env []string
 	for _, e := range os.Environ() {
@@ -105,7 +108,7 @@ func environment(name, password string, to exporter) []string {
 		"OTEL_METRICS_EXPORTER=none",
 		"OTEL_LOGS_EXPORTER=none",
 		"OTEL_SEMCONV_STABILITY_OPT_IN=database",
-		"OTEL_BSP_MAX_QUEUE_SIZE=16384", // the demo wants every span, so the queue holds more than a minute of them
+		"OTEL_BSP_MAX_QUEUE_SIZE=16384", // the demo must not drop spans, so the queue holds more than a minute of them
 		"OTEL_BSP_SCHEDULE_DELAY=1000",
 	)
 }
@@ -120,20 +123,21 @@ func (s *shop) awaitReady(ctx context.Context) error {
 	return nil
 }
 
-// watch calls gone when a service ends before ctx does.
+// watch calls gone if a service ends before ctx does.
 func (s *shop) watch(ctx context.Context, gone func(error)) {
 	for _, c := range s.children {
 		go func() {
 			select {
 			case <-c.Done():
-				gone(c.Death())
+				gone(c.EarlyExit())
 			case <-ctx.Done():
 			}
 		}()
 	}
 }
 
-// stop ends the services, whose Java agents then send what they have, and after them the database.
+// stop stops the services, whose Java agents then send what they have, and then
+// the database.
 func (s *shop) stop() error {
 	var (
 		wg   sync.WaitGroup
@@ -158,7 +162,7 @@ func (s *shop) stop() error {
 	return errors.Join(errs...)
 }
 
-// freeAddress returns a port of host that was free a moment ago.
+// freeAddress returns host with a port that was free a moment ago.
 func freeAddress(host string) (string, error) {
 	port, err := process.FreePort(host)
 	return net.JoinHostPort(host, port), err

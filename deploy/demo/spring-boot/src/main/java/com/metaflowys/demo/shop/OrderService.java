@@ -52,7 +52,7 @@ class OrderService {
             Item item = items.get().uri("/items/{id}", line.itemId()).retrieve().body(Item.class);
             total += (long) item.priceCents() * line.quantity();
         }
-        // Everybody locks rows in the same order.
+        // Lock rows in one order to avoid deadlocks.
         List<Line> sorted = order.lines().stream().sorted(Comparator.comparing(Line::itemId)).toList();
         stock.post().uri("/reservations").body(sorted).retrieve().toBodilessEntity();
         return store(order, total);
