@@ -385,6 +385,74 @@ func TestNetworkTrouble(t *testing.T) {
 		conn.Close()
 		s.await(t, "client", at(client, flow.RoleClient, to), func(r flow.Row) bool { return r.Closed && r.BytesSent == 20_000_000 })
 	})
+	t.Run("client that closes first, server that keeps its end open", func(t *testing.T) {
+		release := make(chan struct{})
+		to := server.serve("tcp", v4(8020), func(conn net.Conn) { <-release })
+		defer close(release)
+		conn := client.mustDial(to)
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		r := s.await(t, "client", at(client, flow.RoleClient, to), func(r flow.Row) bool { return r.Closed })
+		if r.Reason != flow.EndOrderly || r.BytesSent != 5 {
+			t.Errorf("client's row %+v", r)
+		}
+		// Dumps now show the client's end as FIN-WAIT-2. The row of another
+		// connection that lives for three of them says that they have run.
+		other := client.mustDial(server.serve("tcp", v4(8021), discard))
+		defer other.Close()
+		beside := at(client, flow.RoleClient, netip.AddrPortFrom(server.address, 8021))
+		for n := range 3 {
+			if _, err := other.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			s.await(t, "other connection", beside, func(r flow.Row) bool { return r.BytesSent == uint64(n+1) })
+		}
+		if r, n := s.sum(at(client, flow.RoleClient, to)); n != 1 || r.ConnectFailures != 0 || r.Connections != 1 {
+			t.Errorf("%d rows of the client, together %+v", n, r)
+		}
+	})
+	t.Run("server that closes first, client's pool that closes later", func(t *testing.T) {
+		to := server.serve("tcp", v4(8022), func(conn net.Conn) {
+			_, _ = conn.Read(make([]byte, 5))
+			raw, err := conn.(*net.TCPConn).SyscallConn()
+			if err == nil {
+				err = raw.Control(func(fd uintptr) { // the kernel forgets the closed end after a second
+					_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_LINGER2, 1)
+				})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		conn := client.mustDial(to)
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatalf("read = %v", err)
+		}
+		s.await(t, "server", at(server, flow.RoleServer, to), func(r flow.Row) bool { return r.Closed })
+		// Once the server's end is gone, it answers whatever comes by a reset.
+		await(t, "server's end is forgotten", func() bool {
+			var sockets int
+			_ = netns.Do(server.ns, func() error {
+				out, err := exec.Command("ss", "-Htan", "state", "fin-wait-2", "sport", "=", "8022").Output()
+				if err != nil {
+					t.Fatal(err)
+				}
+				sockets = len(strings.TrimSpace(string(out)))
+				return nil
+			})
+			return sockets == 0
+		})
+		conn.Close()
+		r := s.await(t, "client", at(client, flow.RoleClient, to), func(r flow.Row) bool { return r.Closed })
+		if r.Reason != flow.EndOrderly || r.Resets != 0 {
+			t.Errorf("client's row %+v", r)
+		}
+	})
 	t.Run("reset in the middle", func(t *testing.T) {
 		to := server.serve("tcp", v4(8008), echo)
 		conn := client.mustDial(to)

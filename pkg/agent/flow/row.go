@@ -19,7 +19,8 @@ type End uint8
 const (
 	// EndUnknown: the connection lives, or its end was not observed.
 	EndUnknown End = iota
-	// EndOrderly: the peer acknowledged the FIN.
+	// EndOrderly: the peer acknowledged the FIN, or had sent its own before
+	// anything else ended the connection.
 	EndOrderly
 	// EndReset: either side aborted it.
 	EndReset
@@ -92,7 +93,7 @@ func countersOf(s *Socket) Counters {
 		retransmits = max(retransmits, uint64(i.Unanswered))
 	}
 	return Counters{
-		BytesSent:            i.sent(),
+		BytesSent:            s.sent(),
 		BytesReceived:        i.BytesReceived,
 		Retransmits:          retransmits,
 		RetransmittedBytes:   i.BytesRetransmitted,

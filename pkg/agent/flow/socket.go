@@ -49,6 +49,11 @@ type Socket struct {
 	// written but not acknowledged; a FIN and a SYN count as one byte each. For
 	// a listening socket the kernel uses both fields otherwise.
 	ReceiveQueue, SendQueue uint32
+	// Mini marks one of the kernel's mini-sockets, which has no tcp_info. It
+	// stands for a connection that is not accepted yet, or for one whose own
+	// end is closed. The latter are listed as TIME-WAIT or FIN-WAIT-2 under the
+	// cookie of the socket that they replace, which was destroyed then.
+	Mini bool
 
 	Info Info
 }
@@ -104,25 +109,38 @@ func (s *Socket) disconnected() bool {
 }
 
 // sent returns the payload bytes sent, each byte counted once.
-func (i *Info) sent() uint64 {
+//
+// The kernel counts a segment as sent even when a queue of its own host drops
+// it, and does not count the next attempt as a retransmission. So sent also
+// limits the result to what the peer acknowledged and what still waits for an
+// acknowledgement.
+func (s *Socket) sent() uint64 {
+	i := &s.Info
 	if i.BytesSent == 0 { // a kernel before 4.19, or nothing sent
 		if i.SegmentsSent == 0 {
 			return 0
 		}
 		return i.BytesAcked
 	}
-	return saturatingSub(i.BytesSent, i.BytesRetransmitted)
+	return min(saturatingSub(i.BytesSent, i.BytesRetransmitted), i.BytesAcked+uint64(s.SendQueue))
+}
+
+// droppedLocally reports whether a queue of the socket's own host has dropped
+// segments: more bytes were sent than can be accounted for.
+func (s *Socket) droppedLocally() bool {
+	return saturatingSub(s.Info.BytesSent, s.Info.BytesRetransmitted) > s.Info.BytesAcked+uint64(s.SendQueue)
 }
 
 // ackedControl returns the acknowledged bytes that are not payload: one for the
 // SYN of the connecting end and one for a FIN, if it was sent. known is false
-// while bytes wait for an acknowledgement.
+// while bytes wait for an acknowledgement, and after local drops, which make
+// the payload uncertain.
 func (s *Socket) ackedControl() (n uint64, known bool) {
 	i := &s.Info
-	if s.SendQueue > 0 || s.disconnected() || i.BytesSent == 0 && i.SegmentsSent > 0 {
+	if s.SendQueue > 0 || s.disconnected() || i.BytesSent == 0 && i.SegmentsSent > 0 || s.droppedLocally() {
 		return 0, false
 	}
-	return saturatingSub(i.BytesAcked, i.sent()), true
+	return saturatingSub(i.BytesAcked, s.sent()), true
 }
 
 // end derives from a destroyed socket's final counters how its connection
@@ -145,7 +163,7 @@ func (s *Socket) end(role Role) End {
 		return EndOrderly
 	}
 	if !known && s.SendQueue == 0 {
-		return EndUnknown // the kernel is too old to report it
+		return EndUnknown // an old kernel, or local drops: nothing shows whether the FIN was acknowledged
 	}
 	if i.Unanswered >= timedOutAfter || i.Probes >= timedOutAfter {
 		return EndTimedOut
@@ -193,4 +211,9 @@ func saturatingSub(a, b uint64) uint64 {
 		return 0
 	}
 	return a - b
+}
+
+// peerClosed reports whether the peer has sent its FIN.
+func (s *Socket) peerClosed() bool {
+	return s.State == StateCloseWait || s.State == StateLastAck || s.State == StateClosing
 }

@@ -96,6 +96,8 @@ type conn struct {
 	counted     bool // in Row.Connections
 	dead        bool // its end was reported, its destroy notification has not arrived
 	failed      bool // its end was reported as EndConnectFailed
+	peerClosed  bool // a dump showed that the peer had sent its FIN
+	troubled    bool // the last dump showed trouble since the one before: report it now
 	misses      uint8
 }
 
@@ -195,7 +197,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		sp.listeners[local] = listenSocket{at, s.Inode}
 		return
 	}
-	if peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
+	if s.Mini || peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
 		return
 	}
 	c := sp.conns[s.Cookie]
@@ -224,8 +226,13 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		t.size++
 		sp.remember(local, peer)
 	}
+	if t.troubled(c, s) {
+		t.reportBefore(sp, c)
+		c.troubled = true
+	}
 	c.generation, c.misses, c.dead, c.seen = sp.generation, 0, false, at
 	c.cgroup, c.uid = s.Cgroup, s.UID
+	c.peerClosed = c.peerClosed || s.peerClosed()
 	if s.Inode != 0 { // a socket that closes slowly belongs to no process any more
 		c.inode = s.Inode
 	}
@@ -253,8 +260,10 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 	for cookie, c := range sp.conns {
 		switch {
 		case c.generation == sp.generation:
-			if at-c.reported >= int64(t.cfg.ReportInterval) && len(t.rows) < t.cfg.maxRows() {
+			due := c.troubled || at-c.reported >= int64(t.cfg.ReportInterval)
+			if due && len(t.rows) < t.cfg.maxRows() {
 				t.report(sp, c, at)
+				c.troubled = false
 			}
 		case c.dead:
 			if complete && at-c.reported >= memory {
@@ -339,6 +348,9 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 		end = s.end(sp.roleOf(c.role, c.local))
 		if end == EndConnectFailed {
 			end = EndReset // the kernel cleared the socket's counters
+		}
+		if end == EndReset && c.peerClosed {
+			end = EndOrderly // the peer had said that it sends nothing more
 		}
 	}
 	t.finish(sp, c, at, end)
@@ -470,6 +482,27 @@ func (t *Table) Stats() Stats {
 func (t *Table) remove(sp *space, cookie uint64) {
 	delete(sp.conns, cookie)
 	t.size--
+}
+
+// troubled reports whether the socket was in trouble since the dump that showed
+// c last: segments were retransmitted, or the receiver's window held the sender
+// back for a tenth of the time.
+func (t *Table) troubled(c *conn, s *Socket) bool {
+	if c.seen == 0 || c.dead {
+		return false
+	}
+	now := c.counters.advance(countersOf(s))
+	limited := now.ReceiveWindowLimited - c.counters.ReceiveWindowLimited
+	return now.Retransmits != c.counters.Retransmits ||
+		limited != 0 && limited >= (now.Busy-c.counters.Busy)/10
+}
+
+// reportBefore appends a row of what the last dump showed, so that the row of
+// the trouble that followed covers the trouble alone.
+func (t *Table) reportBefore(sp *space, c *conn) {
+	if c.seen > c.reported && c.counters != c.base && len(t.rows) < t.cfg.maxRows() {
+		t.report(sp, c, c.seen)
+	}
 }
 
 // report appends a row of a living connection.

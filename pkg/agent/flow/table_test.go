@@ -543,3 +543,95 @@ func TestNoTwoRowsOfASocketEndTogether(t *testing.T) {
 		ends(t, tab)
 	})
 }
+
+// A pool keeps the end open that the peer has closed. The kernel then lists the
+// peer's end as FIN-WAIT-2 without tcp_info, under the cookie of the socket
+// that it destroyed. It is no new connection.
+func TestMiniSocketIsNoConnection(t *testing.T) {
+	tab := opened(Config{})
+	s := living(5, 1000)
+	dump(tab, 10, s)
+	destroy(tab, 15, closed(s))
+	mini := Socket{Cookie: 5, State: StateFinWait2, Local: s.Local, Peer: s.Peer, Mini: true, Info: Info{MinRTT: UnknownRTT}}
+	unknown := mini
+	unknown.Cookie = 6
+	for second := 20; second < 80; second += 10 {
+		dump(tab, second, mini, unknown)
+	}
+	dump(tab, 80)
+	dump(tab, 90)
+	want(t, tab, short{To: 15, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Reason: EndOrderly, Connections: 1, Sent: 1000, Received: 500})
+}
+
+// A server closed an idle connection, and the client's pool closes its end a
+// minute later: nobody waits for the answer, which is a reset.
+func TestResetAfterThePeersFIN(t *testing.T) {
+	for name, tc := range map[string]struct {
+		state State
+		want  End
+	}{
+		"the peer had closed": {StateCloseWait, EndOrderly},
+		"both were closing":   {StateLastAck, EndOrderly},
+		"at the same time":    {StateClosing, EndOrderly},
+		"the peer had not":    {StateFinWait1, EndReset},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tab := opened(Config{})
+			s := living(5, 1000)
+			dump(tab, 10, s)
+			s.State = tc.state
+			dump(tab, 20, s)
+			s.State, s.SendQueue = StateClose, 1 // the FIN was not acknowledged
+			destroy(tab, 70, s)
+			resets := uint32(0)
+			if tc.want == EndReset {
+				resets = 1
+			}
+			want(t, tab, short{To: 70, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Reason: tc.want, Connections: 1, Resets: resets, Sent: 1000, Received: 500})
+		})
+	}
+}
+
+// A queue of the own host dropped segments, which the kernel counts as sent and
+// whose repetition it does not count.
+func TestLocalDrops(t *testing.T) {
+	tab := opened(Config{})
+	s := living(5, 1000)
+	s.Info.BytesSent, s.Info.BytesAcked, s.SendQueue = 248_328, 100_001, 60_000
+	dump(tab, 10, s)
+	s.Info.BytesSent, s.Info.BytesAcked, s.SendQueue, s.State = 248_328, 160_002, 0, StateClose
+	destroy(tab, 20, s)
+	want(t, tab, short{To: 20, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Connections: 1, Sent: 160_002, Received: 500})
+}
+
+// Trouble on a living connection is reported by the dump that shows it, in a
+// row of its own: the times before and after are clean.
+func TestTroubleIsReportedAtOnce(t *testing.T) {
+	lost := func(sent uint64, retransmits uint32) Socket {
+		s := living(5, sent)
+		s.Info.Retransmits = retransmits
+		return s
+	}
+	row := func(from, to int, sent, retransmits uint64) short {
+		return short{From: from, To: to, Local: cl, Peer: sv, Role: RoleClient, Sent: sent, Received: sent / 2, Retransmits: retransmits}
+	}
+	tab := opened(Config{})
+	dump(tab, 10, lost(1000, 0))
+	dump(tab, 20, lost(2000, 0))
+	want(t, tab)
+	dump(tab, 30, lost(3000, 4))
+	clean := row(0, 20, 2000, 0)
+	clean.Connections = 1
+	want(t, tab, row(20, 30, 1000, 4), clean)
+	dump(tab, 40, lost(4000, 4))
+	dump(tab, 50, lost(5000, 4))
+	want(t, tab)
+	dump(tab, 60, lost(6000, 5))
+	dump(tab, 70, lost(7000, 5))
+	want(t, tab, row(30, 50, 2000, 0), row(50, 60, 1000, 1))
+
+	limited := lost(8000, 5)
+	limited.Info.Busy, limited.Info.ReceiveWindowLimited = 1_000_000, 900_000
+	dump(tab, 80, limited)
+	want(t, tab, row(60, 70, 1000, 0), row(70, 80, 1000, 0))
+}

@@ -54,6 +54,7 @@ func parse(b []byte, s *flow.Socket) error {
 		SendQueue:    binary.NativeEndian.Uint32(b[60:]),
 		UID:          binary.NativeEndian.Uint32(b[64:]),
 		Inode:        binary.NativeEndian.Uint32(b[68:]),
+		Mini:         true,
 		Info:         flow.Info{MinRTT: flow.UnknownRTT},
 	}
 	var local, peer netip.Addr
@@ -76,6 +77,7 @@ func parse(b []byte, s *flow.Socket) error {
 		value := rest[4:n]
 		switch binary.NativeEndian.Uint16(rest[2:]) {
 		case attrInfo:
+			s.Mini = false
 			parseInfo(value, &s.Info)
 		case attrCgroup:
 			if len(value) >= 8 {
