@@ -17,6 +17,8 @@ type column interface {
 	proto.ColInput
 	reset()
 	bytes() int
+	// join appends the rows of another column of the same type.
+	join(other column)
 }
 
 // fixed is a column of values of equal width, little-endian.
@@ -32,6 +34,7 @@ func (c *fixed) EncodeColumn(b *proto.Buffer) { b.PutRaw(c.buf) }
 func (c *fixed) WriteColumn(w *proto.Writer)  { w.ChainWrite(c.buf) }
 func (c *fixed) reset()                       { c.buf = c.buf[:0] }
 func (c *fixed) bytes() int                   { return len(c.buf) }
+func (c *fixed) join(o column)                { c.buf = append(c.buf, o.(*fixed).buf...) }
 func (c *fixed) putByte(v byte)               { c.buf = append(c.buf, v) }
 func (c *fixed) putUint16(v uint16)           { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
 
@@ -64,6 +67,11 @@ func (c *text) WriteColumn(w *proto.Writer)  { w.ChainWrite(c.buf) }
 func (c *text) reset()                       { c.buf, c.rows = c.buf[:0], 0 }
 func (c *text) bytes() int                   { return len(c.buf) }
 
+func (c *text) join(o column) {
+	other := o.(*text)
+	c.buf, c.rows = append(c.buf, other.buf...), c.rows+other.rows
+}
+
 // put appends v and returns it where it stands now, which stays readable
 // after the column has moved on.
 func (c *text) put(v []byte) []byte {
@@ -88,6 +96,7 @@ type dict struct {
 	known  map[string]uint32
 	keys   []uint32
 	last   []byte // the value that was added last
+	moved  []uint32
 }
 
 func newDict() dict { return dict{known: make(map[string]uint32)} }
@@ -100,6 +109,22 @@ func (c *dict) reset() {
 	c.values.reset()
 	clear(c.known)
 	c.keys = c.keys[:0]
+}
+
+// join finds each distinct value of the other column once.
+func (c *dict) join(o column) {
+	other := o.(*dict)
+	c.moved = c.moved[:0]
+	for b := other.values.buf; len(b) > 0; {
+		size, n := binary.Uvarint(b)
+		end := n + int(size)
+		c.moved = append(c.moved, c.key(b[n:end]))
+		b = b[end:]
+	}
+	c.keys = slices.Grow(c.keys, len(other.keys))
+	for _, k := range other.keys {
+		c.keys = append(c.keys, c.moved[k])
+	}
 }
 
 // key returns the key of v, which it adds to the dictionary when it is new.
@@ -202,6 +227,27 @@ func (c *nested) reset() {
 	for _, e := range c.elements {
 		e.reset()
 	}
+}
+
+func (c *nested) join(o column) {
+	other := nestedOf(o)
+	offsets := other.offsets.buf
+	c.offsets.buf = slices.Grow(c.offsets.buf, len(offsets))
+	for i := 0; i < len(offsets); i += c.offsets.width {
+		c.offsets.putUint64(c.count + binary.LittleEndian.Uint64(offsets[i:]))
+	}
+	c.count += other.count
+	for i, e := range c.elements {
+		e.join(other.elements[i])
+	}
+}
+
+// nestedOf returns the nested column that c is, or is built on.
+func nestedOf(c column) *nested {
+	if a, ok := c.(*attributes); ok {
+		return &a.nested
+	}
+	return c.(*nested)
 }
 
 func (c *nested) bytes() int {

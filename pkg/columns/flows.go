@@ -197,6 +197,14 @@ func (f *Flows) Reset() {
 	f.holderKept = false
 }
 
+// Join appends the rows of another block, which stays as it is.
+func (f *Flows) Join(other *Flows) {
+	f.rows += other.rows
+	for i, c := range f.all {
+		c.join(other.all[i])
+	}
+}
+
 // Resolver says who held an address at a time, in nanoseconds since the Unix
 // epoch. Many goroutines call it, for every flow, and it never blocks.
 type Resolver func(cluster string, address netip.Addr, at uint64) index.Holder

@@ -286,6 +286,15 @@ func (s *Spans) Reset() {
 	s.convKeys = s.convKeys[:0]
 }
 
+// Join appends the rows of another block, which stays as it is. A block to which others were
+// joined takes no requests before its Reset.
+func (s *Spans) Join(other *Spans) {
+	s.rows += other.rows
+	for i, c := range s.all {
+		c.join(other.all[i])
+	}
+}
+
 // Append decodes an ExportTraceServiceRequest and appends its spans.
 func (s *Spans) Append(value []byte, src Source) ([]signal.Refused, error) {
 	// Checked as a whole first, so that nothing has to be undone and no
