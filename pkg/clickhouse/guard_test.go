@@ -52,6 +52,12 @@ func TestRowsAreNotSentAfterTheGuardExpired(t *testing.T) {
 
 // Settle ends an insert that hangs halfway, and the insert stores nothing afterwards.
 func TestSettleEndsInserts(t *testing.T) {
+	for name, query := range map[string]string{"own": "topic/1", "of several partitions": QueryOf("topic", 0, 1, 2, 7)} {
+		t.Run(name, func(t *testing.T) { settleEndsInserts(t, query) })
+	}
+}
+
+func settleEndsInserts(t *testing.T, query string) {
 	cfg := testConfig(t)
 	d := migrated(t, cfg)
 	mustExec(t, d, "CREATE TABLE "+cfg.Database+".t (n UInt64) ENGINE = MergeTree ORDER BY n")
@@ -59,12 +65,12 @@ func TestSettleEndsInserts(t *testing.T) {
 	addr, held, open := heldBack(t, 2) // the login and the columns
 	slow.Addresses = []string{addr}
 	failed := make(chan error, 1)
-	guard := Guard{Query: "topic/1", Until: func() time.Time { return time.Now().Add(time.Minute) }}
+	guard := Guard{Query: query, Until: func() time.Time { return time.Now().Add(time.Minute) }}
 	go func() {
 		failed <- newInserter(t, slow).InsertGuarded(t.Context(), guard, 0, "t", "token", numbers(0, 1000), 1000)
 	}()
 	<-held
-	running := "SELECT count() FROM system.processes WHERE startsWith(query_id, '" + cfg.Database + "/topic/1#')"
+	running := "SELECT count() FROM system.processes WHERE startsWith(query_id, '" + cfg.Database + "/" + query + "#')"
 	for tick := time.NewTicker(10 * time.Millisecond); queryText(t, d, running) == "0"; {
 		<-tick.C
 	}

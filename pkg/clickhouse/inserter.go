@@ -2,7 +2,6 @@ package clickhouse
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,12 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // defaultMaxConns suits a writer with a few partitions in flight. A connection that has
@@ -87,7 +84,8 @@ func (i *Inserter) Shards() int { return i.shards.count() }
 // Guard ties an insert to a right that may expire while the insert is in flight: the
 // ownership of the inserted records. The zero value guards nothing.
 type Guard struct {
-	// Query names the inserter within the database. Settle finds the insert by it.
+	// Query names whose rows are inserted, within the database, see QueryOf. Settle finds the
+	// insert by it.
 	Query string
 	// Until returns the time after which the rows must not be sent, as far as is known
 	// when it is called. The rows are sent only after ClickHouse has accepted the
@@ -155,76 +153,6 @@ func (i *Inserter) InsertGuarded(ctx context.Context, guard Guard, shard int, ta
 	return err
 }
 
-// Settle ends the inserts at the shard with the given Guard.Query and returns when none
-// runs. After that, what they have stored can be looked up, and they store nothing more.
-// Settle skips a replica that it cannot reach as long as it reaches another one; the
-// token still covers an insert there.
-func (i *Inserter) Settle(ctx context.Context, shard int, query string) error {
-	ctx, cancel := context.WithTimeout(ctx, i.timeout)
-	defer cancel()
-	err := i.shards.runAll(ctx, shard, func(ctx context.Context, c *conn) error { return settle(ctx, c.client, i.owner(query)) })
-	if err != nil {
-		return fmt.Errorf("end inserts of %s: %w", query, err)
-	}
-	return nil
-}
-
-// owner separates the inserts of a Guard.Query from those of other installations on the
-// same servers.
-func (i *Inserter) owner(query string) string {
-	if query == "" {
-		return ""
-	}
-	return i.database + "/" + query
-}
-
-// settlePause is the interval between checks for running queries. A query that ClickHouse
-// is executing ends within milliseconds; one that waits for rows ends with
-// receiveTimeout.
-const settlePause = 50 * time.Millisecond
-
-// settle kills the queries with the given id prefix at one server and waits for their
-// end. It does not use KILL QUERY ... SYNC, which does not return while an insert waits
-// for its rows.
-func settle(ctx context.Context, client *ch.Client, prefix string) error {
-	ours := "startsWith(query_id, " + quote(prefix+queryIDSeparator) + ")"
-	for first := true; ; first = false {
-		var running proto.ColUInt64
-		err := client.Do(ctx, ch.Query{
-			Body:   "SELECT count() AS n FROM system.processes WHERE " + ours,
-			Result: proto.Results{{Name: "n", Data: &running}},
-		})
-		if err != nil || running.Rows() == 0 || running.Row(0) == 0 {
-			return err
-		}
-		if first {
-			err := client.Do(ctx, ch.Query{Body: "KILL QUERY WHERE " + ours + " ASYNC", Result: new(proto.Results).Auto()})
-			if err != nil {
-				return err
-			}
-		}
-		if retry.Sleep(ctx, settlePause) != nil {
-			return fmt.Errorf("%d of them still run: %w", running.Row(0), context.Cause(ctx))
-		}
-	}
-}
-
-// queryIDSeparator separates Guard.Query from the random part of a query id: ClickHouse
-// refuses a second query with the id of a running one.
-const queryIDSeparator = "#"
-
-func queryID(prefix string) string {
-	if prefix == "" {
-		return ""
-	}
-	return prefix + queryIDSeparator + rand.Text()
-}
-
-// quote returns s as a string literal.
-func quote(s string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
-}
-
 func seconds(d time.Duration) int { return max(int((d+time.Second-1)/time.Second), 1) }
 
 // checkRows detects a programming error before ClickHouse would.
@@ -249,7 +177,7 @@ func (i *Inserter) insertion(guard Guard, table, token string, input proto.Input
 		settings = append(settings, setting("receive_timeout", strconv.Itoa(seconds(receiveTimeout))))
 	}
 	return insertion{
-		guard: guard, id: queryID(i.owner(guard.Query)), sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows,
+		guard: guard, id: queryID(i.database, guard.Query), sql: insertSQL(i.database, table, input), settings: settings, input: input, rows: rows,
 	}
 }
 

@@ -197,8 +197,9 @@ func (f *Flows) Reset() {
 	f.holderKept = false
 }
 
-// Join appends the rows of another block, which stays as it is.
-func (f *Flows) Join(other *Flows) {
+// Join appends the rows of another block of flows.
+func (f *Flows) Join(o Block) {
+	other := o.(*Flows)
 	f.rows += other.rows
 	for i, c := range f.all {
 		c.join(other.all[i])

@@ -57,9 +57,9 @@ func TestJoin(t *testing.T) {
 
 func TestJoinFlows(t *testing.T) {
 	g := otlptest.NewFlows(1, time.Time{})
-	joined, one, other := columns.NewFlows(), columns.NewFlows(), columns.NewFlows()
+	joined, one, other := columns.NewFlows(nil), columns.NewFlows(nil), columns.NewFlows(nil)
 	for _, f := range []*columns.Flows{one, other} {
-		if refused, err := f.Append(g.RequestBytes(20), columns.FlowSource{Window: everything}); err != nil || len(refused) > 0 {
+		if refused, err := f.Append(g.RequestBytes(20), columns.Source{Window: everything}); err != nil || len(refused) > 0 {
 			t.Fatal(refused, err)
 		}
 		joined.Join(f)

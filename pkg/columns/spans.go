@@ -286,9 +286,9 @@ func (s *Spans) Reset() {
 	s.convKeys = s.convKeys[:0]
 }
 
-// Join appends the rows of another block, which stays as it is. A block to which others were
-// joined takes no requests before its Reset.
-func (s *Spans) Join(other *Spans) {
+// Join appends the rows of another block of spans.
+func (s *Spans) Join(o Block) {
+	other := o.(*Spans)
 	s.rows += other.rows
 	for i, c := range s.all {
 		c.join(other.all[i])

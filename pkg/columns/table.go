@@ -36,6 +36,9 @@ type Block interface {
 	// signal.ErrMalformed, and then nothing was appended. What Append decides
 	// depends on its arguments alone.
 	Append(request []byte, src Source) ([]signal.Refused, error)
+	// Join appends the rows of another block of the table, which stays as it is.
+	// A block that others were joined to appends no request before its Reset.
+	Join(other Block)
 	// Keys calls f with the key of every row. It is for the rare block in which
 	// items are looked for, not for speed.
 	Keys(f func(signal.Key))
