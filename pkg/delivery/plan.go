@@ -39,6 +39,9 @@ type Plan struct {
 	// Shard is where the range goes: tokens are known only there. Negative means the
 	// partition's current shard.
 	Shard int
+	// Joined says that the INSERT may carry rows of other partitions too. An older program
+	// cannot end such an INSERT, so it must not take the plan over.
+	Joined bool
 }
 
 // Commit is what a writer says with an offset that it commits. The zero value says nothing.
@@ -56,6 +59,8 @@ const (
 	// atRest begins a commit that leaves nothing to be finished. Older programs take it
 	// for somebody else's words, and go on from the offset.
 	atRest = "metaflow"
+	// versionJoined begins a commit whose plan is Joined.
+	versionJoined = "metaflow/4"
 	// version begins every other commit.
 	version = "metaflow/3"
 	// version2 had to=, first=, shard= and perhaps apart, and no topic.
@@ -69,7 +74,10 @@ const (
 func (c Commit) Metadata(from int64) string {
 	var b strings.Builder
 	b.WriteString(atRest)
-	if c.Plan.To != 0 || c.Unsure != 0 {
+	switch {
+	case c.Plan.To != 0 && c.Plan.Joined:
+		b.WriteString(versionJoined[len(atRest):])
+	case c.Plan.To != 0 || c.Unsure != 0:
 		b.WriteString(version[len(atRest):])
 	}
 	if c.Topic != "" {
@@ -95,6 +103,11 @@ func ParseCommit(from int64, metadata string) (c Commit, ok bool, err error) {
 	switch word {
 	case atRest, version:
 		at, err = c.parse(rest, from)
+	case versionJoined:
+		c.Plan.Joined = true
+		if at, err = c.parse(rest, from); err == nil && c.Plan.To == 0 {
+			err = fmt.Errorf("it has no to=")
+		}
 	case version2:
 		_, err = c.parse(strings.TrimSuffix(rest, " apart"), from)
 	case version1:
@@ -104,7 +117,7 @@ func ParseCommit(from int64, metadata string) (c Commit, ok bool, err error) {
 		if !strings.HasPrefix(word, "metaflow/") {
 			return Commit{}, false, nil
 		}
-		err = fmt.Errorf("version is none of %s, %s and %s", version, version2, version1)
+		err = fmt.Errorf("version is none of %s, %s, %s and %s", versionJoined, version, version2, version1)
 	}
 	if err == nil && at != from {
 		return Commit{}, false, nil // moved

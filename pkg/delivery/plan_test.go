@@ -36,6 +36,10 @@ func TestParseCommit(t *testing.T) {
 		"of version 2, taken apart":       {"metaflow/2 to=120 first=5 shard=0 apart", planned(Plan{To: 120, First: 5}), true, false},
 		"of version 1":                    {"metaflow/1 to=120", planned(Plan{To: 120, Shard: -1}), true, false},
 		"of a newer writer":               {"metaflow/4 to=120 rows=5", Commit{}, false, wrong},
+		"of a still newer writer":         {"metaflow/5 to=120 first=1 shard=0", Commit{}, false, wrong},
+		"joined":                          {"metaflow/4 to=120 first=5 shard=1", planned(Plan{To: 120, First: 5, Shard: 1, Joined: true}), true, false},
+		"joined, moved by somebody else":  {"metaflow/4 at=50 to=120 first=5 shard=1", Commit{}, foreign, false},
+		"joined without a plan":           {"metaflow/4 unsure=7", Commit{}, false, wrong},
 		"version 2 without end":           {"metaflow/2", Commit{}, false, wrong},
 		"version 1 without end":           {"metaflow/1", Commit{}, false, wrong},
 		"end is no number":                {"metaflow/3 to=x first=1 shard=0", Commit{}, false, wrong},
@@ -72,6 +76,8 @@ func TestMetadataRoundTrip(t *testing.T) {
 				To:    rapid.Int64Range(from+1, 1<<62+1).Draw(t, "to"),
 				First: rapid.Int64().Draw(t, "first"),
 				Shard: rapid.IntRange(0, 1000).Draw(t, "shard"),
+
+				Joined: rapid.Bool().Draw(t, "joined"),
 			}
 		}
 		if got, ok, err := ParseCommit(from, want.Metadata(from)); got != want || !ok || err != nil {
@@ -91,6 +97,7 @@ func TestMetadataAtRest(t *testing.T) {
 		{Commit{Topic: "x"}, "metaflow topic=x at=5"},
 		{Commit{Topic: "x", Unsure: 7}, "metaflow/3 topic=x at=5 unsure=7"},
 		{Commit{Topic: "x", Plan: Plan{To: 9, First: 8, Shard: 1}}, "metaflow/3 topic=x at=5 to=9 first=8 shard=1"},
+		{Commit{Topic: "x", Plan: Plan{To: 9, First: 8, Shard: 1, Joined: true}}, "metaflow/4 topic=x at=5 to=9 first=8 shard=1"},
 	} {
 		if got := tc.commit.Metadata(5); got != tc.want {
 			t.Errorf("%+v is %q, want %q", tc.commit, got, tc.want)
