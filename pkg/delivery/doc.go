@@ -19,6 +19,14 @@
 // writer that has read that much of the log judges each record as its
 // predecessor did.
 //
-// The package does no I/O, reads no clock and starts no goroutine. Its formats
-// are stored data: a change needs a new version word, and readers of both.
+// A [Machine] makes the decisions of one partition: where to go on after a
+// takeover (resume.go), what to fetch (fetch.go), what to announce, insert, look
+// up and commit (store.go), and which rows are at fault when ClickHouse refuses
+// a block (bisect.go). It is told what happened ([Event]) and the time
+// ([Moment]), and says what to do next ([Action]). The stories in testdata tell
+// each race step by step.
+//
+// The package does no I/O, reads no clock and starts no goroutine. The formats of
+// records, commits and tokens are stored data: a change needs a new version word,
+// and readers of both.
 package delivery

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -30,10 +31,25 @@ func TestMetaRoundTrip(t *testing.T) {
 func TestMetaIgnoresStrangeHeaders(t *testing.T) {
 	var got Meta
 	for _, key := range []string{"metaflow-hash", "metaflow-received", "metaflow-resend", "traceparent"} {
-		got.Set(key, []byte("odd"))
-		got.Set(key, nil)
+		for _, size := range []int{0, 3, 7, 9, 12, 15, 17, 32} {
+			got.Set(key, bytes.Repeat([]byte{1}, size))
+		}
 	}
 	if diff := cmp.Diff(Meta{}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The headers are stored data: two versions of the program must agree on them.
+func TestHeadersAreForever(t *testing.T) {
+	m := Meta{Agent: "node-1", Received: time.Unix(0, 0x0102030405060708), Hash: HashOf([]byte("metaflow")), HasHash: true, Resend: true}
+	want := []Header{
+		{"metaflow-hash", m.Hash[:]},
+		{"metaflow-received", []byte{1, 2, 3, 4, 5, 6, 7, 8}},
+		{"metaflow-agent", []byte("node-1")},
+		{"metaflow-resend", []byte("1")},
+	}
+	if diff := cmp.Diff(want, m.Headers()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -13,6 +13,11 @@ type WindowLimits struct {
 	Bytes int64         // of values in the log between them
 }
 
+// Reach returns an offset before which no record can be in a window that ends at
+// the given offset: more records than come after it do not fit. It allows for as
+// many offsets without a record.
+func (l WindowLimits) Reach(end int64) int64 { return end - 2*(l.Bytes/MinRecordBytes+1) }
+
 // Window remembers the content of the last records of a partition.
 type Window struct {
 	limits  WindowLimits

@@ -104,14 +104,40 @@ func TestTakeover(t *testing.T) {
 	})
 }
 
-// Tiny records must not make the window grow without bound.
-func TestMemoryIsBounded(t *testing.T) {
-	w := NewWindow(WindowLimits{Age: time.Hour, Bytes: 1 << 20})
+// Tiny records count as 4 KiB of log, so they do not make the window grow without
+// bound. Writers of several versions must agree on the number: it decides which
+// records are copies.
+func TestTinyRecordsAreBounded(t *testing.T) {
+	limits := WindowLimits{Age: time.Hour, Bytes: 1 << 20}
+	w := NewWindow(limits)
+	tiny := func(i int) *Record { return &Record{Time: epoch, Value: binary.BigEndian.AppendUint64(nil, uint64(i))} }
 	for i := range 100_000 {
-		w.Duplicate(&Record{Time: epoch, Value: binary.BigEndian.AppendUint64(nil, uint64(i))})
+		w.Duplicate(tiny(i))
 	}
-	if n := w.Len(); n > 1<<20/MinRecordBytes+1 {
-		t.Errorf("%d records remembered", n)
+	if n := w.Len(); n != 257 {
+		t.Errorf("%d records of 4 KiB each are remembered in 1 MiB", n)
+	}
+	w = NewWindow(limits)
+	for i := range 256 {
+		w.Duplicate(tiny(i))
+	}
+	if !w.Duplicate(tiny(0)) {
+		t.Error("a copy was forgotten after 1 MiB")
+	}
+	for i := range 256 {
+		w.Duplicate(tiny(1000 + i))
+	}
+	if w.Duplicate(tiny(0)) {
+		t.Error("a copy was recognized after more than 1 MiB")
+	}
+}
+
+// What a window can hold lies after its reach: also when each record is tiny, and
+// every other offset is without one.
+func TestReach(t *testing.T) {
+	limits := WindowLimits{Age: time.Hour, Bytes: 1 << 20}
+	if got, want := limits.Reach(1000), int64(1000-2*257); got != want {
+		t.Errorf("Reach(1000) = %d, want %d", got, want)
 	}
 }
 
