@@ -10,15 +10,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// batch is the range of records that is being gathered, decoded.
+// batch is what is gathered of a range of records.
 type batch struct {
-	from, to int64 // offsets [from, to)
-	before   int32 // leader epoch of the last record before from
-	first    int64 // timestamp of the record at from, in milliseconds; 0 when it cannot be read
 	begun    time.Time
 	received time.Time // in Kafka, of the oldest record that says so
 	block    columns.Block
 	kept     []kept // the records that have rows in the block
+	bytes    int    // of the block, when it was inserted
+
 	dead     []kafka.Outgoing
 	deadSize int64
 	deadSent int       // of dead, how many Kafka has
@@ -29,23 +28,10 @@ type batch struct {
 	resentSize  int64             // bytes of their values
 	resentItems int
 
-	// unknown says that rows of the block may be stored already: an owner before us, or an
-	// earlier attempt, may have inserted them.
-	unknown bool
-	planned bool      // an earlier owner planned this very range, and may have used its token
-	tried   time.Time // when the block was first sent under its token
-	token   string    // empty means that of the range
-	fresh   bool      // nothing was ever sent under token
-	// answered says that ClickHouse itself answered the last attempt, with an error, and divisible how
-	// often it did so with one that smaller blocks might not meet.
-	answered  bool
-	divisible int
-	// found is how many rows were left out of the block because they are stored, and
-	// unsureFound how many of them were stored by nobody knows whom.
-	found, unsureFound int
+	stored map[signal.Key]struct{} // what the last look-up of the block found
+	loaded *loaded                 // set while the block is bisected
 
 	duplicates, copies int // items that have no row because they were there already, by content and by id
-	refusedRows        int // rows of the block that ClickHouse refused
 	diverted           int // items in dead letters
 }
 
@@ -61,10 +47,6 @@ func (k *kept) leaveOut(index int) {
 		k.absent = make(map[int]struct{})
 	}
 	k.absent[index] = struct{}{}
-}
-
-func newBatch(block columns.Block, from int64, before int32) *batch {
-	return &batch{from: from, to: from, before: before, begun: time.Now(), block: block}
 }
 
 // memory is what the batch takes. A nil batch takes none.

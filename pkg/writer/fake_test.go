@@ -34,33 +34,44 @@ var errCrash = fault.As(fault.Fenced, errors.New("crashed"))
 
 // partitionLog is one partition of the topic and the group's commit for it.
 type partitionLog struct {
-	sample   *sample
-	number   int
-	mu       sync.Mutex
-	records  []delivery.Record
-	start    int64          // what lies before it was deleted
-	marks    map[int64]bool // offsets without a record, where a transaction ended
-	offset   int64
-	epoch    int32 // committed with offset
-	metadata string
-	commits  []string
-	id       kafka.TopicID
-	epochs   map[int32]int64     // where the log of a leader epoch ended, once there is a later one
-	leader   int32               // the current leader epoch
-	growing  bool                // records are still to come
-	expired  int                 // of the next inserts, how many come after the lease
-	steps    int                 // operations until the owner crashes; negative means never
-	trouble  map[string][]error  // of the next operations of a name, nil for none
-	corrupt  *kafka.CorruptError // what a fetch of its offsets returns
-	lent     []delivery.Record   // what the last fetch returned
-	fetches  int
-	faults   []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
+	sample       *sample
+	number       int
+	mu           sync.Mutex
+	records      []delivery.Record
+	start        int64          // what lies before it was deleted
+	marks        map[int64]bool // offsets without a record, where a transaction ended
+	offset       int64
+	epoch        int32 // committed with offset
+	metadata     string
+	commits      []string
+	id           kafka.TopicID
+	epochs       map[int32]int64     // where the log of a leader epoch ended, once there is a later one
+	leader       int32               // the current leader epoch
+	growing      bool                // records are still to come
+	expired      int                 // of the next inserts, how many come after the lease
+	steps        int                 // operations until the owner crashes; negative means never
+	trouble      map[string][]error  // of the next operations of a name, nil for none
+	corrupt      *kafka.CorruptError // what a fetch of its offsets returns
+	lent         []delivery.Record   // what the last fetch returned
+	fetches      int
+	faults       []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
+	read, sought mark     // what a fetch from there rests on, as in kafka.Claim
+	onCommit     func()   // called after each commit, with mu held
+	loseEnd      func()   // instead of what "lost end" does, with mu held
 }
+
+// mark is an offset before which everything was read, up to a record of an epoch.
+type mark struct {
+	offset int64
+	epoch  int32
+}
+
+var noMark = mark{-1, -1}
 
 func newLog() *partitionLog { return newLogOf(&traces) }
 
 func newLogOf(s *sample) *partitionLog {
-	return &partitionLog{sample: s, number: 3, metadata: "metaflow", steps: -1, epochs: map[int32]int64{}, trouble: map[string][]error{}}
+	return &partitionLog{sample: s, number: 3, metadata: "metaflow", steps: -1, epochs: map[int32]int64{}, trouble: map[string][]error{}, read: noMark, sought: noMark}
 }
 
 func (l *partitionLog) end() int64 { return int64(len(l.records)) }
@@ -110,7 +121,11 @@ func (l *partitionLog) Lease() time.Time {
 
 func (l *partitionLog) TopicID() kafka.TopicID { return l.id }
 
-func (l *partitionLog) Seek(kafka.Position) {}
+func (l *partitionLog) Seek(p kafka.Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.read, l.sought = noMark, mark{p.Offset, p.LeaderEpoch}
+}
 
 func (l *partitionLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 	if err := l.step(ctx, "epoch end"); err != nil {
@@ -136,7 +151,12 @@ func (l *partitionLog) cut(offset int64) {
 }
 
 func (l *partitionLog) Position(ctx context.Context) (kafka.Position, error) {
-	return kafka.Position{Offset: l.offset, LeaderEpoch: l.epoch, Metadata: l.metadata}, l.step(ctx, "committed")
+	if err := l.step(ctx, "committed"); err != nil {
+		return kafka.Position{}, err
+	}
+	p := kafka.Position{Offset: l.offset, LeaderEpoch: l.epoch, Metadata: l.metadata}
+	l.Seek(p)
+	return p, nil
 }
 
 func (l *partitionLog) CommitPosition(ctx context.Context, p kafka.Position) error {
@@ -147,6 +167,10 @@ func (l *partitionLog) CommitPosition(ctx context.Context, p kafka.Position) err
 	defer l.mu.Unlock()
 	l.offset, l.epoch, l.metadata = p.Offset, p.LeaderEpoch, p.Metadata
 	l.commits = append(l.commits, fmt.Sprint(p.Offset, " ", p.Metadata))
+	l.sought = noMark
+	if l.onCommit != nil {
+		l.onCommit()
+	}
 	return nil
 }
 
@@ -154,7 +178,9 @@ func (l *partitionLog) CommitPosition(ctx context.Context, p kafka.Position) err
 func (l *partitionLog) finished() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.growing && l.offset == l.end() && !strings.Contains(l.metadata, " to=")
+	end, ended := l.epochs[l.epoch]
+	cut := ended && end < l.offset // and what was read before is gone
+	return !l.growing && !cut && l.offset == l.end() && !strings.Contains(l.metadata, " to=")
 }
 
 // fetchRecords is how many records one fetch returns at most.
@@ -174,7 +200,7 @@ func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait t
 	if err := l.step(ctx, "fetch"); err != nil {
 		return kafka.Batch{}, err
 	}
-	batch, err := l.read(offset)
+	batch, err := l.answer(offset)
 	if err == nil && batch.Next == offset {
 		select {
 		case <-time.After(maxWait):
@@ -185,7 +211,7 @@ func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait t
 	return batch, err
 }
 
-func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
+func (l *partitionLog) answer(offset int64) (kafka.Batch, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// What the last fetch returned is not valid any more, so let nobody read it.
@@ -197,9 +223,18 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 	fault := l.fault()
 	switch fault {
 	case "lost end": // no replica in sync was left, and another one leads
-		l.cut(l.end() - 2)
+		if l.loseEnd == nil {
+			l.cut(l.end() - 2)
+			break
+		}
+		l.loseEnd()
 	case "retention":
 		l.start = min(l.start+2, l.end())
+	}
+	for _, m := range []mark{l.read, l.sought} {
+		if end, ended := l.epochs[m.epoch]; m.offset == offset && ended && end < offset {
+			return kafka.Batch{}, kafka.ErrTruncated
+		}
 	}
 	end := l.end()
 	switch fault {
@@ -228,7 +263,12 @@ func (l *partitionLog) read(offset int64) (kafka.Batch, error) {
 		r.Value = append([]byte(nil), r.Value...)
 		l.lent = append(l.lent, r)
 	}
-	return kafka.Batch{Records: l.lent, Next: to, HighWatermark: end, LeaderEpoch: l.epochOf(to - 1)}, nil
+	batch := kafka.Batch{Records: l.lent, Next: to, HighWatermark: end, LeaderEpoch: -1}
+	if len(l.lent) > 0 {
+		batch.LeaderEpoch = l.epochOf(to - 1)
+		l.read = mark{to, batch.LeaderEpoch}
+	}
+	return batch, nil
 }
 
 // epochOf is the leader epoch of the record at offset.

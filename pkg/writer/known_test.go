@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,6 +128,69 @@ func TestLogGrowsAgainAfterItLostItsEnd(t *testing.T) {
 		}
 		if n := value("metaflow_writer_positions_doubted_total", "why=truncated"); n != 1 {
 			t.Errorf("%v truncations were counted", n)
+		}
+	})
+}
+
+// The log loses records that were stored, and grows again past the position,
+// while a batch is stored that was full in the middle of a fetch. The next fetch
+// does not begin where that one ended; the loss is noticed all the same, and what
+// is new before the position is stored too.
+func TestLogLosesItsEndBehindAFullBatch(t *testing.T) {
+	for before := range 4 {
+		t.Run(fmt.Sprint(before), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store := newLog(), newTable()
+				// The first record decides where the batch is full.
+				log.append(time.Now(), request(time.Now(), []int{1000, 1001, 1002, 1003}[:before+1]...), false)
+				for i := range 30 {
+					log.append(time.Now(), request(time.Now(), i), false)
+				}
+				log.growing = true
+				log.onCommit = func() {
+					if log.offset == 0 {
+						return // it is the plan
+					}
+					log.onCommit, log.growing = nil, false
+					log.cut(10)
+					for i := range 40 {
+						log.append(time.Now(), request(time.Now(), 100+i), false)
+					}
+				}
+				follow(newWriter(t, store, &letters{}), log, time.Minute)
+				want := maps.Clone(store.spans)
+				for i := range 40 {
+					want[spanID(100+i)] = 1
+				}
+				if diff := cmp.Diff(want, store.spans); diff != "" {
+					t.Errorf("spans (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// A refused block is read again to be bisected, and the log has other records
+// at its offsets by then. These are stored too.
+func TestLogLosesItsEndBeforeABlockIsBisected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, store, dead := newLog(), newTable(), &letters{}
+		value := request(time.Now(), 0)
+		log.append(time.Now(), value, false)
+		log.append(time.Now(), value, false) // a copy has no row, and is not read again
+		log.append(time.Now(), request(time.Now(), 2), false)
+		store.poison[spanID(2)] = true
+		log.growing = true
+		log.onCommit = func() { // of the plan
+			log.onCommit, log.growing = nil, false
+			log.cut(1)
+			for i := range 5 {
+				log.append(time.Now(), request(time.Now(), 100+i), false)
+			}
+		}
+		follow(newWriter(t, store, dead), log, time.Minute)
+		if diff := cmp.Diff(stored(0, 100, 101, 102, 103, 104), store.spans); diff != "" {
+			t.Errorf("spans (-want +got):\n%s", diff)
 		}
 	})
 }

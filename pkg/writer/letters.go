@@ -3,15 +3,75 @@ package writer
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// produceDead hands over the dead letters that Kafka does not have yet. One that is larger than
+// divertRefused hands the items of r that no gateway would have accepted to the dead-letter
+// topic, those refused for the same reason in one letter: so letters stay few, and they repeat
+// what the items share no more often than there are reasons. Only other programs than ours
+// write such records.
+func (p *partition) divertRefused(r *delivery.Record, refused []signal.Refused) {
+	indexes := map[string]map[int]bool{}
+	var reasons []string // in the record's order
+	for _, f := range refused {
+		if indexes[f.Reason] == nil {
+			indexes[f.Reason] = map[int]bool{}
+			reasons = append(reasons, f.Reason)
+		}
+		indexes[f.Reason][f.Index] = true
+	}
+	for _, reason := range reasons {
+		cause := p.signal.Item + " refused for its " + reason
+		if n := len(indexes[reason]); n > 1 {
+			cause = fmt.Sprintf("%d %s refused for their %s", n, p.signal.Items, reason)
+		}
+		p.divertItems(r, indexes[reason], cause)
+	}
+}
+
+// divertItems makes one dead letter of some items of r.
+func (p *partition) divertItems(r *delivery.Record, indexes map[int]bool, cause string) {
+	value, err := p.signal.Select(r.Value, func(i int) bool { return indexes[i] })
+	if err != nil { // it was decoded a moment ago, so it can be selected from
+		value, cause = r.Value, fmt.Sprintf("%s; the letter has the whole record, because: %s", cause, err)
+	}
+	p.batch.diverted += len(indexes)
+	p.batch.divert(p.claim, r, value, cause)
+}
+
+// divertRows makes dead letters of rows that ClickHouse refused: one of those of a
+// record that were refused for the same cause, so that the work is that of the
+// records' bytes and not of their rows.
+func (p *partition) divertRows(refused []delivery.RefusedRow) {
+	type letter struct {
+		record int
+		cause  string
+	}
+	from := p.batch.loaded
+	indexes := map[letter]map[int]bool{}
+	var letters []letter // in the order of refusal
+	for _, r := range refused {
+		row := from.rows[r.Row]
+		l := letter{row.record, r.Err.Error()}
+		if indexes[l] == nil {
+			indexes[l] = map[int]bool{}
+			letters = append(letters, l)
+		}
+		indexes[l][row.index] = true
+	}
+	for _, l := range letters {
+		p.divertItems(&from.records[l.record], indexes[l], l.cause)
+	}
+}
+
+// produceLetters hands over the dead letters that Kafka does not have yet. One that is larger than
 // the topic takes must not stop the partition for ever, see divide. What Kafka took is not sent again
 // after an error.
-func (p *partition) produceDead(ctx context.Context) error {
+func (p *partition) produceLetters(ctx context.Context) error {
 	b := p.batch
 	if b.division == nil {
 		waiting := b.dead[b.deadSent:]

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
@@ -106,16 +107,16 @@ func newMetrics(reg prometheus.Registerer, sig *signal.Signal) *metrics {
 	return m
 }
 
-// stored counts a committed batch, whose block had so many rows and bytes.
-func (m *metrics) stored(b *batch, rows, size int) {
-	m.inserted.Add(float64(rows - b.refusedRows - b.unsureFound))
+// stored counts a committed batch.
+func (m *metrics) stored(b *batch, n delivery.Stored) {
+	m.inserted.Add(float64(n.Rows - n.Refused - n.UnsureFound))
 	m.duplicates.WithLabelValues("content").Add(float64(b.duplicates))
-	m.duplicates.WithLabelValues("id").Add(float64(b.copies + b.unsureFound))
+	m.duplicates.WithLabelValues("id").Add(float64(b.copies + n.UnsureFound))
 	m.diverted.Add(float64(b.diverted))
 	m.letters.Add(float64(len(b.dead) + b.deadMore))
-	if rows > 0 {
-		m.batchRows.Observe(float64(rows))
-		m.batchBytes.Observe(float64(size))
+	if n.Rows > 0 {
+		m.batchRows.Observe(float64(n.Rows))
+		m.batchBytes.Observe(float64(b.bytes))
 	}
 	if !b.received.IsZero() {
 		m.delay.Observe(time.Since(b.received).Seconds())

@@ -2,49 +2,55 @@ package writer
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"sync/atomic"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// partition follows one partition. It belongs to the goroutine of Handle.
+// partition follows one partition: its machine decides, and the methods here and
+// in the files after this one do what it decides, in the order of a record's way:
+// resume.go, fetch.go, take.go, store.go, letters.go. A partition belongs to the
+// goroutine of Handle.
 type partition struct {
 	*Writer
-	claim  Claim
-	log    *slog.Logger
-	window *delivery.Window
+	claim   Claim
+	log     *slog.Logger
+	machine *delivery.Machine
+	window  *delivery.Window
+
 	shard  int    // where the rows go; tokens are known only there
 	share  *share // of the memory, for that shard
-	next   int64  // offset to fetch next
-	epoch  int32  // leader epoch of the last record before next; -1 when unknown
+	batch  *batch // nil while nothing is gathered
+	held   int64  // of share.memory, for batch
+	bulk   bool   // has one of share.slots instead
+	behind bool   // the log has more than was fetched
 	logEnd int64  // as far as the last fetch knew
-	unsure int64  // records before this offset may be stored already, see locate
-	batch  *batch
-	held   int64 // of share.memory, for batch
-	bulk   bool  // has one of share.slots instead
-	behind bool  // the log has more than was fetched
-
-	// refusedAt is share.accepted when rows were refused and nothing else was taken; what has
-	// been taken since tells that these rows are at fault. Negative while there are none.
-	refusedAt int64
 
 	committed atomic.Int64 // offset; for watchLag
 }
 
 func newPartition(w *Writer, claim Claim) *partition {
-	p := &partition{
-		Writer: w, claim: claim, epoch: -1, refusedAt: -1,
-		log: w.log.With("topic", claim.Topic(), "partition", claim.Partition()),
+	p := &partition{Writer: w, claim: claim, log: w.log.With("topic", claim.Topic(), "partition", claim.Partition())}
+	followed := delivery.Partition{
+		Topic: claim.Topic(), Number: claim.Partition(), Shards: w.store.Shards(), Unique: rand.Text,
 	}
-	p.setShard(p.ownShard())
+	if id := claim.TopicID(); id != (kafka.TopicID{}) {
+		followed.TopicID = id.String()
+	}
+	p.machine = delivery.NewMachine(followed)
+	p.setShard(p.machine.Shard())
 	return p
 }
+
+// setShard makes the rows go to a shard. There must be no batch.
+func (p *partition) setShard(shard int) { p.shard, p.share = shard, p.shareOf(shard) }
 
 // close gives back what the partition holds. A batch that was not planned is
 // simply forgotten: its records are read again by the next owner.
@@ -53,92 +59,200 @@ func (p *partition) close() {
 	p.metrics.forget(p.claim.Partition())
 }
 
-// run returns when ctx ends or the partition must be given up.
+// run does what the machine decides until the machine gives the partition up.
+// When ctx ends, what is under way may still succeed within the grace.
 func (p *partition) run(ctx context.Context) {
-	for attempt := 0; ; attempt++ {
-		begun := time.Now()
-		err := p.follow(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case errors.Is(err, kafka.ErrTopicChanged):
-			p.log.Warn("giving up the partition: its topic is not the same any more", "error", err)
-			return
-		case fault.ClassOf(err) == fault.Fenced:
-			p.log.Warn("giving up the partition", "error", err)
-			return
-		case time.Since(begun) > maxBackoff: // it went well for a while
-			attempt = 0
+	graceful, cancel := withGrace(ctx, min(p.opts.Grace, p.claim.Grace()))
+	defer cancel()
+	notes, action := p.machine.Start(p.moment(ctx))
+	for {
+		for _, note := range notes {
+			p.heed(note)
 		}
-		if p.pause(ctx, "follow", err, attempt) != nil {
+		if stop, ok := action.(delivery.Stop); ok {
+			if stop.Err != nil {
+				p.log.Warn("giving up the partition", "error", stop.Err)
+			}
 			return
 		}
+		event := p.perform(ctx, graceful, action)
+		if operation := delivery.Operation(action); event.Outcome == delivery.OK && operation != "" {
+			p.working.succeeded(p.operation(operation))
+		}
+		notes, action = p.machine.Step(p.moment(ctx), event)
 	}
 }
 
-// follow takes the partition over and works on it until something is wrong
-// that only taking it over again can mend.
-func (p *partition) follow(ctx context.Context) error {
-	err := p.resume(ctx)
-	for err == nil {
-		err = p.step(ctx)
-	}
-	return err
-}
-
-// errStartOver says that the batch cannot be stored as it was read. What is
-// still in the log is read again from the committed offset.
-var errStartOver = errors.New("the log is not as it was when the batch was read")
-
-// persist calls f until it succeeds. It gives up, with an error, when ctx
-// ends, the partition is somebody else's or has to be taken over again.
-func (p *partition) persist(ctx context.Context, what string, f func(context.Context) error) error {
-	for attempt := 0; ; attempt++ {
-		err := f(ctx)
-		if err == nil {
-			p.working.succeeded(what)
-			return nil
-		}
-		if ctx.Err() != nil || fault.ClassOf(err) == fault.Fenced || startOver(err) {
-			return err
-		}
-		if err := p.pause(ctx, what, err, attempt); err != nil {
-			return err
-		}
+// moment is what the machine needs to know of the present.
+func (p *partition) moment(ctx context.Context) delivery.Moment {
+	return delivery.Moment{
+		Time: time.Now(), Stopping: ctx.Err() != nil,
+		Accepted: p.share.accepted.Load(), ViewsFail: p.share.viewsFail.Load(),
 	}
 }
 
-// startOver reports whether only taking the partition over again can help.
-func startOver(err error) bool {
-	return errors.Is(err, errStartOver) || errors.Is(err, kafka.ErrTruncated) || errors.Is(err, kafka.ErrTopicChanged)
+// withGrace returns a context that ends some time after ctx does.
+func withGrace(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	graceful, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		_ = sleep(graceful, grace)
+		cancel()
+	})
+	return graceful, func() { stop(); cancel() }
 }
 
-// pause says that what failed is tried again, and waits before that: for the backoff, or
-// less when the same succeeds for another partition.
-func (p *partition) pause(ctx context.Context, what string, err error, attempt int) error {
-	p.metrics.retries.WithLabelValues(what).Inc()
-	delay := backoff(attempt)
-	p.log.Warn("retrying after a failure", "operation", what, "error", err, "attempt", attempt+1, "delay", delay)
-	least := min(delay, leastPause)
+// perform does one action and returns its outcome.
+func (p *partition) perform(ctx, graceful context.Context, action delivery.Action) (e delivery.Event) {
+	var err error
+	switch a := action.(type) {
+	case delivery.ReadPosition:
+		var at kafka.Position
+		at, err = p.claim.Position(ctx)
+		e.Offset, e.Epoch, e.Metadata = at.Offset, at.LeaderEpoch, at.Metadata
+	case delivery.ReadBounds:
+		e.Start, e.End, err = p.claim.Bounds(ctx)
+	case delivery.ReadEpochEnd:
+		e.End, err = p.claim.EpochEnd(ctx, a.Epoch)
+	case delivery.ReadTime:
+		e.First, err = p.readTime(ctx, a.Offset)
+	case delivery.RebuildWindow:
+		e.Epoch, err = p.rebuildWindow(ctx, a.Start, a.From)
+	case delivery.TakeRange:
+		e.Epoch, err = p.takeRange(ctx, a.From, a.To)
+	case delivery.Fetch:
+		err = p.fetch(ctx, a.Offset, &e)
+	case delivery.TakeResent:
+		err = p.takeResent(ctx)
+	case delivery.CommitOffset:
+		err = p.commit(graceful, a)
+	case delivery.Settle:
+		err = p.store.Settle(ctx, p.shard, p.query())
+	case delivery.LookUp:
+		e.Missing, err = p.lookUp(ctx, a.Rows, a.AnyShard)
+	case delivery.KeepMissing:
+		err = p.keepMissing(ctx)
+	case delivery.Load:
+		e.Rows, err = p.loadRows(ctx)
+	case delivery.Insert:
+		err = p.insert(graceful, a.Token, a.Rows)
+	case delivery.ProduceLetters:
+		err = p.produceLetters(graceful)
+	case delivery.Wait:
+		err = p.wait(ctx, a)
+	}
+	e.Outcome, e.Err, e.Batch = outcomeOf(err), err, p.holds()
+	return e
+}
+
+// holds tells the machine what the batch holds.
+func (p *partition) holds() delivery.Batch {
+	b := p.batch
+	if b == nil {
+		return delivery.Batch{}
+	}
+	return delivery.Batch{Rows: b.block.Rows(), Resent: len(b.resent), Letters: len(b.dead), Full: p.full()}
+}
+
+// outcomeOf tells the machine what an error means.
+func outcomeOf(err error) delivery.Outcome {
+	var corrupt *kafka.CorruptError
+	switch {
+	case err == nil:
+		return delivery.OK
+	case errors.Is(err, kafka.ErrTopicChanged):
+		return delivery.TopicChanged
+	case fault.ClassOf(err) == fault.Fenced:
+		return delivery.Fenced
+	case errors.Is(err, errLogChanged), errors.Is(err, kafka.ErrTruncated):
+		return delivery.LogChanged
+	case errors.Is(err, kafka.ErrOffsetOutOfRange):
+		return delivery.OutOfRange
+	case errors.As(err, &corrupt):
+		return delivery.Corrupt
+	case errors.Is(err, clickhouse.ErrExpired):
+		return delivery.Expired
+	case fault.ClassOf(err) == fault.Rejected:
+		return delivery.Refused
+	case clickhouse.Divisible(err):
+		return delivery.TooMuch
+	case clickhouse.Answered(err):
+		return delivery.Answered
+	default:
+		return delivery.Failed
+	}
+}
+
+// heed does what a note says, logs it and counts it.
+func (p *partition) heed(note delivery.Note) {
+	switch n := note.(type) {
+	case delivery.Drop:
+		p.dropBatch()
+	case delivery.SetShard:
+		p.setShard(n.Shard)
+	case delivery.Seek:
+		p.claim.Seek(kafka.Position{Offset: n.Offset, LeaderEpoch: n.Epoch})
+	case delivery.DivertCorrupt:
+		p.divertCorrupt(n)
+	case delivery.Divert:
+		p.divertRows(n.Refused)
+	case delivery.TakenOver:
+		p.takenOver(n)
+	case delivery.Doubted:
+		p.metrics.doubts.WithLabelValues(string(n.Why)).Inc()
+		p.log.Warn("the committed offset does not say what is stored; looking up what is in the log",
+			"why", n.Why, "offset", n.From, "log_start", n.Start, "log_end", n.End)
+	case delivery.PlanDropped:
+		p.log.Error("the planned range is of records that the log no longer has; going on without the plan",
+			"from", n.From, "to", n.To, "planned_time", time.UnixMilli(n.PlannedFirst), "time", time.UnixMilli(n.First))
+	case delivery.RangeResumed:
+		p.metrics.resumed.Inc()
+	case delivery.RecordsLost:
+		p.metrics.lost.Add(float64(n.Start - n.From))
+		p.log.Error("records are gone from the log before they were read: its retention is shorter than the outage",
+			"offset", n.From, "log_start", n.Start, "log_end", n.End)
+	case delivery.RowsFound:
+		p.log.Info("rows are stored already", "range", n.Token, "stored", n.Found, "missing", n.Missing)
+	case delivery.TokenWithoutRows:
+		p.metrics.tokensWithoutRows.Inc()
+	case delivery.ViewsWork:
+		p.share.viewsFail.Store(false)
+	case delivery.ViewFailed:
+		// Until an insert succeeds at once, blocks of any partition are looked up after
+		// their first failure: what is broken for good must not hold up each of them.
+		p.share.viewsFail.Store(true)
+		p.metrics.viewFailures.Inc()
+		p.log.Error("the insert failed after its rows were stored: a view that depends on the table may lack them",
+			"table", p.batch.block.Table(), "rows", n.Found, "error", n.Err)
+	case delivery.Bisecting:
+		p.log.Warn("ClickHouse refused the block, so its rows are tried", "error", n.Err)
+	case delivery.Stored:
+		p.stored(n)
+	}
+}
+
+// operation is what logs and metrics call an operation of the machine.
+func (p *partition) operation(name string) string {
+	if name == "look up" || name == "look up resent" {
+		return name + " " + p.signal.Items
+	}
+	return name
+}
+
+// leastPause is how long a partition waits at least once its backoff has grown,
+// however well others do: what fails for it alone must not be tried at their rate.
+const leastPause = time.Second
+
+// wait lets a time pass before an operation is tried again, or less when the
+// same succeeds for another partition.
+func (p *partition) wait(ctx context.Context, w delivery.Wait) error {
+	operation := p.operation(w.Operation)
+	p.metrics.retries.WithLabelValues(operation).Inc()
+	p.log.Warn("retrying after a failure", "operation", operation, "error", w.Err, "attempt", w.Attempt, "delay", w.Delay)
+	least := min(w.Delay, leastPause)
 	if err := sleep(ctx, least); err != nil {
 		return err
 	}
-	return p.working.wait(ctx, what, delay-least)
-}
-
-const (
-	// maxBackoff is the longest pause between two attempts, and so the longest that a partition
-	// needs to notice that what was away is back.
-	maxBackoff = 5 * time.Second
-	// leastPause is how long a partition waits at least once its backoff has grown, however
-	// well others do: what fails for it alone must not be tried at their rate.
-	leastPause = time.Second
-)
-
-// backoff doubles from 100 ms to maxBackoff: short enough to notice a restarted
-// server at once, long enough not to be what keeps it from starting.
-func backoff(attempt int) time.Duration {
-	return min(100*time.Millisecond<<min(attempt, 10), maxBackoff)
+	return p.working.wait(ctx, operation, w.Delay-least)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -149,184 +263,5 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-}
-
-// setShard makes the rows go to a shard. There must be no batch.
-func (p *partition) setShard(shard int) { p.shard, p.share = shard, p.shareOf(shard) }
-
-// ownShard is where this partition's rows go while the number of shards stays.
-func (p *partition) ownShard() int { return p.claim.Partition() % p.store.Shards() }
-
-// step fetches once, and inserts when the batch is due.
-func (p *partition) step(ctx context.Context) error {
-	if p.behind && p.batch == nil {
-		if err := p.share.slots.Acquire(ctx, 1); err != nil {
-			return err
-		}
-		p.bulk = true
-	}
-	var need int64
-	if !p.bulk { // what a slot holds is accounted for
-		need = p.share.fetchMemory()
-		if !p.share.memory.TryAcquire(need) {
-			if p.batch != nil {
-				return p.flush(ctx) // gives back what it holds
-			}
-			if err := p.share.memory.Acquire(ctx, need); err != nil {
-				return err
-			}
-		}
-	}
-	before := p.next
-	err := p.fetch(ctx)
-	if need > 0 {
-		// What the batch has grown by stays held, the rest goes back.
-		grown := min(max(p.batch.memory()-p.held, 0), need)
-		p.held += grown
-		p.share.memory.Release(need - grown)
-	}
-	switch {
-	case err != nil:
-		return err
-	case p.batch == nil:
-		p.leaveBulk()
-		return nil
-	// In a slot the batch grows until it is full or the log has no more. A
-	// partition that has just fallen behind gives way to those in the slots.
-	case p.bulk != p.behind, !p.bulk && (p.full() || p.batch.old(&p.cfg)), p.next == before && p.batch.old(&p.cfg):
-		return p.flush(ctx)
-	default:
-		return nil
-	}
-}
-
-func (p *partition) full() bool { return p.batch.full(&p.cfg, p.share.maxBatch) }
-
-// leaveBulk gives up the slot, if there is one. A partition that is behind may
-// fill a whole batch only in one of a few slots: otherwise all that are
-// behind would share the memory, and insert many small batches.
-func (p *partition) leaveBulk() {
-	if p.bulk {
-		p.share.slots.Release(1)
-		p.bulk = false
-	}
-}
-
-// fetch takes what the log has next, or waits for it as long as the batch may
-// wait, and notes whether the log has more.
-func (p *partition) fetch(ctx context.Context) error {
-	wait := p.cfg.MaxWait
-	if p.batch != nil {
-		wait = max(time.Until(p.batch.begun.Add(p.cfg.MaxWait)), time.Millisecond)
-	}
-	var fetched kafka.Batch
-	err := p.persist(ctx, "fetch", func(ctx context.Context) error {
-		var err error
-		fetched, err = p.claim.Fetch(ctx, p.next, p.share.fetchBytes, wait)
-		if errors.Is(err, kafka.ErrOffsetOutOfRange) {
-			var next int64
-			next, err = p.skipLost(ctx, p.next)
-			fetched = kafka.Batch{Next: next, HighWatermark: next}
-		}
-		if bad, ok := asCorrupt(err); ok {
-			p.openBatch(bad.Offset)
-			p.divertCorrupt(bad)
-			fetched, err = kafka.Batch{Next: bad.Next, HighWatermark: bad.Next}, nil
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for i := range fetched.Records {
-		r := &fetched.Records[i]
-		if p.batch == nil {
-			p.openBatch(r.Offset)
-			p.batch.first = r.Time.UnixMilli()
-		}
-		p.take(r)
-		p.batch.unknown = p.batch.unknown || r.Offset < p.unsure
-		if p.full() {
-			// The rest is fetched again: a flush may have to fetch, and the
-			// rest is better kept for the next whole batch than inserted alone.
-			p.epoch = fetched.LeaderEpoch
-			p.next, p.behind = r.Offset+1, fetched.HighWatermark > r.Offset+1
-			if p.refusedAt >= 0 {
-				return p.shrink(ctx)
-			}
-			return p.flush(ctx)
-		}
-	}
-	p.next = fetched.Next
-	if len(fetched.Records) > 0 {
-		p.epoch = fetched.LeaderEpoch
-	}
-	if p.batch != nil {
-		p.batch.to = p.next
-	}
-	p.logEnd = max(fetched.LogEnd, fetched.HighWatermark)
-	p.metrics.lag(p.claim.Partition(), max(fetched.LogEnd, fetched.HighWatermark)-p.committed.Load())
-	p.behind = fetched.HighWatermark > p.next
-	return nil
-}
-
-// shrink makes room in a batch that is full of rows which are stored, beside some that were
-// refused when they were alone: these wait for others, which must have a place.
-func (p *partition) shrink(ctx context.Context) error {
-	b := p.batch
-	if err := p.appendResent(ctx); err != nil {
-		return err
-	}
-	if err := p.keepMissing(ctx, ctx, p.rangeOf(b)); err != nil {
-		return err
-	}
-	if p.full() {
-		return p.flush(ctx)
-	}
-	return nil
-}
-
-// openBatch makes sure that there is a batch. A new one begins at offset from.
-func (p *partition) openBatch(from int64) {
-	if p.batch != nil {
-		return
-	}
-	var block columns.Block
-	if p.bulk {
-		select {
-		case block = <-p.share.large:
-		default:
-		}
-	}
-	if block == nil {
-		block = p.blocks.Get().(columns.Block)
-	}
-	p.batch = newBatch(block, from, p.epoch)
-	p.batch.unknown = from < p.unsure
-}
-
-// dropBatch forgets the batch and gives back its memory, or its slot.
-func (p *partition) dropBatch() {
-	if p.batch != nil {
-		p.batch.block.Reset()
-		p.recycle(p.batch.block)
-		p.batch = nil
-	}
-	p.share.memory.Release(p.held)
-	p.held = 0
-	p.leaveBulk()
-}
-
-// recycle keeps a block that has grown in a slot for the next slot, and no
-// more of them than there are slots.
-func (p *partition) recycle(block columns.Block) {
-	if !p.bulk {
-		p.blocks.Put(block)
-		return
-	}
-	select {
-	case p.share.large <- block:
-	default:
 	}
 }

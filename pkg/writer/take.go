@@ -3,21 +3,17 @@ package writer
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
-	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // take decodes one record into the batch, or decides why not. One that says it may have been
-// delivered before waits, see appendResent. The window remembers such a record and never drops it:
+// delivered before waits, see takeResent. The window remembers such a record and never drops it:
 // it may be the replay of a dead letter, and a record that was diverted whole has the same content.
 func (p *partition) take(r *delivery.Record) {
 	b := p.batch
-	b.to = r.Offset + 1
 	if p.window.Duplicate(r) && !r.Meta.Resend {
 		b.duplicates += p.signal.Count(r.Value)
 		return
@@ -47,18 +43,12 @@ func (p *partition) append(r *delivery.Record, k kept, keys map[signal.Key]struc
 	p.divertRefused(r, refused)
 }
 
-// divertCorrupt notes in the dead letters that a batch of the log cannot be
-// read: its bytes do not match their checksum, or are no record batch.
-func (p *partition) divertCorrupt(bad *kafka.CorruptError) {
-	p.batch.to = bad.Next
-	p.batch.divert(p.claim, &delivery.Record{Offset: bad.Offset}, nil, bad.Error())
-	p.metrics.lost.Add(float64(bad.Next - bad.Offset))
-}
-
-// asCorrupt returns the CorruptError in err, if there is one.
-func asCorrupt(err error) (*kafka.CorruptError, bool) {
-	var bad *kafka.CorruptError
-	return bad, errors.As(err, &bad)
+// divertCorrupt notes in the dead letters that records of the log cannot be read:
+// their bytes do not match their checksum, or are no record batch.
+func (p *partition) divertCorrupt(n delivery.DivertCorrupt) {
+	p.openBatch()
+	p.batch.divert(p.claim, &delivery.Record{Offset: n.Offset}, nil, n.Err.Error())
+	p.metrics.lost.Add(float64(n.Next - n.Offset))
 }
 
 // skipping leaves out the items that are absent, and notes the keys of the others where a set for
@@ -78,51 +68,12 @@ func skipping(k *kept, keys map[signal.Key]struct{}) func(int, signal.Key) bool 
 	}
 }
 
-// divertRefused hands the items of r that no gateway would have accepted to the dead-letter
-// topic, those refused for the same reason in one letter: so letters stay few, and they repeat
-// what the items share no more often than there are reasons. Only other programs than ours
-// write such records.
-func (p *partition) divertRefused(r *delivery.Record, refused []signal.Refused) {
-	indexes := map[string]map[int]bool{}
-	var reasons []string // in the record's order
-	for _, f := range refused {
-		if indexes[f.Reason] == nil {
-			indexes[f.Reason] = map[int]bool{}
-			reasons = append(reasons, f.Reason)
-		}
-		indexes[f.Reason][f.Index] = true
-	}
-	for _, reason := range reasons {
-		cause := p.signal.Item + " refused for its " + reason
-		if n := len(indexes[reason]); n > 1 {
-			cause = fmt.Sprintf("%d %s refused for their %s", n, p.signal.Items, reason)
-		}
-		p.divertItems(r, indexes[reason], cause)
-	}
-}
-
-// divertItems makes one dead letter of some items of r.
-func (p *partition) divertItems(r *delivery.Record, indexes map[int]bool, cause string) {
-	value, err := p.signal.Select(r.Value, func(i int) bool { return indexes[i] })
-	if err != nil { // it was decoded a moment ago, so it can be selected from
-		value, cause = r.Value, fmt.Sprintf("%s; the letter has the whole record, because: %s", cause, err)
-	}
-	p.batch.diverted += len(indexes)
-	p.batch.divert(p.claim, r, value, cause)
-}
-
-// appendResent takes the records that say they may have been delivered before into the block,
-// without the items that are stored or in the batch already. Unlike the window this works
-// however late a copy comes. One question serves all records of the batch.
-//
-// After a crash the same question may get another answer: rows of the range that the dead
-// writer stored are found and left out. So are all others before the range is inserted again,
-// see keepMissing.
-func (p *partition) appendResent(ctx context.Context) error {
+// takeResent takes the records that say they may have been delivered before into
+// the block, without the items that are stored or in the batch already. Unlike
+// the window this works however late a copy comes. One question serves all
+// records of the batch.
+func (p *partition) takeResent(ctx context.Context) error {
 	b := p.batch
-	if len(b.resent) == 0 {
-		return nil
-	}
 	var keys []signal.Key
 	items := make([][]item, len(b.resent))
 	for i := range b.resent {
@@ -131,7 +82,7 @@ func (p *partition) appendResent(ctx context.Context) error {
 			keys = append(keys, it.key)
 		}
 	}
-	stored, err := p.lookUp(ctx, "look up resent "+p.signal.Items, keys, true)
+	stored, err := p.existing(ctx, keys, true)
 	if err != nil {
 		return err
 	}
@@ -151,22 +102,6 @@ func (p *partition) appendResent(ctx context.Context) error {
 	}
 	b.resent, b.resentSize, b.resentItems = nil, 0, 0
 	return nil
-}
-
-// lookUp returns those of keys that are stored: at the partition's shard, or, where they may
-// have come while it had another, at any.
-func (p *partition) lookUp(ctx context.Context, what string, keys []signal.Key, anyShard bool) (map[signal.Key]struct{}, error) {
-	var stored map[signal.Key]struct{}
-	if len(keys) == 0 {
-		return stored, nil
-	}
-	err := p.persist(ctx, what, func(ctx context.Context) error {
-		var err error
-		stored, err = p.find.Existing(ctx, p.shard, anyShard, &p.table, keys)
-		return err
-	})
-	p.metrics.lookedUp.Add(float64(len(keys)))
-	return stored, err
 }
 
 // item is one of a record that can be stored.

@@ -650,7 +650,8 @@ func TestCopiesAfterATakeover(t *testing.T) {
 }
 
 // noDeadline hides that a test has a deadline, which is real time and cannot
-// be asked for where time is virtual.
+// be asked for where time is virtual. rapid then stops after a day of virtual
+// time, which is some hundred checks: -count=50 -rapid.checks=300 runs more.
 type noDeadline struct{ rapid.TB }
 
 // The heart of the matter: whatever the log holds, wherever writers crash,
@@ -729,7 +730,29 @@ func testExactlyOnce(t *testing.T, sample *sample) {
 			if shrinks {
 				faults = append(faults, "retention")
 			}
+			faults = append(faults, "lost end")
 			log.faults = rapid.SliceOfN(rapid.SampledFrom(faults), 0, 30).Draw(t, "faults")
+			// The last replica in sync is lost, and others send.
+			loseEnd := func(from int64, sent int) {
+				if log.epoch < 0 && log.offset > 0 {
+					return // nobody can tell that offset from one in the log as it was
+				}
+				for _, r := range log.records[from:] {
+					for _, n := range numbers[r.Meta.Hash] {
+						lost[spanID(n)] = true
+					}
+				}
+				log.cut(from)
+				kept = min(kept, from)
+				for range sent {
+					at = at.Add(time.Second)
+					log.append(at, request(begin, number), false)
+					want[spanID(number)] = 1
+					numbers[log.records[log.end()-1].Meta.Hash] = []int{number}
+					number++
+				}
+			}
+			log.loseEnd = func() { loseEnd(max(log.start, log.end()-4), 2*len(log.faults)%7) }
 			away := errors.New("connection refused")
 			log.trouble["bounds"] = rapid.SliceOfN(rapid.SampledFrom([]error{nil, away}), 0, 10).Draw(t, "bounds")
 			poisoned := maps.Clone(store.poison)
@@ -745,28 +768,12 @@ func testExactlyOnce(t *testing.T, sample *sample) {
 					log.offset, log.epoch, log.metadata = -1, -1, ""
 				case 1: // an operator has reset them
 					log.offset, log.epoch, log.metadata = rapid.Int64Range(log.start, max(log.start, min(log.offset, kept))).Draw(t, "reset"), -1, ""
-				case 2: // the last replica in sync is lost, and others send
-					if log.epoch < 0 && log.offset > 0 {
-						break // nobody can tell that offset from one in the log as it was
-					}
-					from := rapid.Int64Range(log.start, log.end()).Draw(t, "cut")
-					for _, r := range log.records[from:] {
-						for _, n := range numbers[r.Meta.Hash] {
-							lost[spanID(n)] = true
-						}
-					}
-					log.cut(from)
-					kept = min(kept, from)
-					for range rapid.IntRange(0, 5).Draw(t, "after the cut") {
-						at = at.Add(time.Second)
-						log.append(at, request(begin, number), false)
-						want[spanID(number)] = 1
-						numbers[log.records[log.end()-1].Meta.Hash] = []int{number}
-						number++
-					}
+				case 2:
+					loseEnd(rapid.Int64Range(log.start, log.end()).Draw(t, "cut"), rapid.IntRange(0, 5).Draw(t, "after the cut"))
 				}
 			}
 			log.steps = -1
+			log.loseEnd = func() {}
 			store.outcome = slices.DeleteFunc(store.outcome, func(s string) bool { return s == "crash" })
 			follow(newWriter(t, store, dead), log, time.Hour)
 			// Refused rows that are alone wait for others, which show that they are at fault.
