@@ -1,8 +1,5 @@
-DROP VIEW IF EXISTS {{.Database}}.spans{{.OnCluster}} SYNC;
-
 {{- if .Cluster}}
-
 DROP TABLE IF EXISTS {{.Database}}.spans_distributed{{.OnCluster}} SYNC;
-{{- end}}
 
+{{end -}}
 DROP TABLE IF EXISTS {{.Database}}.spans_local{{.OnCluster}} SYNC;

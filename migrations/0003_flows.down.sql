@@ -1,8 +1,5 @@
-DROP VIEW IF EXISTS {{.Database}}.flows{{.OnCluster}} SYNC;
-
 {{- if .Cluster}}
-
 DROP TABLE IF EXISTS {{.Database}}.flows_distributed{{.OnCluster}} SYNC;
-{{- end}}
 
+{{end -}}
 DROP TABLE IF EXISTS {{.Database}}.flows_local{{.OnCluster}} SYNC;

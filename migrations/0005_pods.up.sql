@@ -25,22 +25,6 @@ ORDER BY (cluster, ip, uid)
 {{ttl "seen" .PodsRetention}}
 SETTINGS {{deduplication}};
 
-CREATE VIEW IF NOT EXISTS {{.Database}}.pods{{.OnCluster}}
-AS SELECT
-    cluster,
-    ip,
-    pod,
-    uid,
-    namespace,
-    node,
-    workload,
-    workload_kind,
-    host_network,
-    valid_from,
-    valid_to,
-    seen
-FROM {{.Database}}.pods_local FINAL;
-
 -- The services of Kubernetes, by each address under which they are reached.
 CREATE TABLE IF NOT EXISTS {{.Database}}.services_local{{.OnCluster}}
 (
@@ -60,20 +44,6 @@ ENGINE = {{engineShared "ReplacingMergeTree" "recorded"}}
 ORDER BY (cluster, ip, namespace, service, valid_from)
 {{ttl "seen" .PodsRetention}}
 SETTINGS {{deduplication}};
-
-CREATE VIEW IF NOT EXISTS {{.Database}}.services{{.OnCluster}}
-AS SELECT
-    cluster,
-    ip,
-    namespace,
-    service,
-    ports,
-    endpoints,
-    valid_from,
-    -- An address that a service does not have any more is reported no more.
-    if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
-    seen
-FROM {{.Database}}.services_local FINAL;
 
 -- The agents, as metaflow-ctl agent list knows them.
 CREATE TABLE IF NOT EXISTS {{.Database}}.agents_local{{.OnCluster}}
@@ -96,20 +66,3 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.agents_local{{.OnCluster}}
 ENGINE = {{engineShared "ReplacingMergeTree" "recorded"}}
 ORDER BY agent_id
 SETTINGS {{deduplication}};
-
-CREATE VIEW IF NOT EXISTS {{.Database}}.agents{{.OnCluster}}
-AS SELECT
-    agent_id,
-    name,
-    host,
-    addresses,
-    agent_version AS version,
-    cluster,
-    group_id,
-    revision,
-    exceptions,
-    started,
-    seen,
-    connected AND seen > now() - toIntervalMinute(1) AS alive
-FROM {{.Database}}.agents_local FINAL
-WHERE NOT deleted;

@@ -13,11 +13,12 @@ import (
 	"text/template"
 )
 
-//go:embed *.sql
+//go:embed *.sql views
 var files embed.FS
 
-// Migration is one numbered step, rendered. Up and Down hold one statement per
-// element, without the closing semicolon.
+// Migration is one numbered step of the tables, rendered. Up and Down hold one
+// statement per element, without the closing semicolon; none when the step is
+// about views alone.
 type Migration struct {
 	Version uint32
 	Name    string
@@ -90,6 +91,9 @@ func renderPair(fsys fs.FS, up string, p Params) (Migration, error) {
 	if m.Down, err = renderFile(fsys, down, p); err != nil {
 		return Migration{}, err
 	}
+	if len(m.Up) == 0 && !bringsViews(fsys, m.Version) {
+		return Migration{}, fmt.Errorf("render migration %s: %w", up, errNoStatement)
+	}
 	return m, nil
 }
 
@@ -98,7 +102,10 @@ func renderFile(fsys fs.FS, name string, p Params) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read migration: %w", err)
 	}
-	t, err := template.New(name).Option("missingkey=error").Funcs(p.funcs()).Parse(string(text))
+	var rec records
+	t, err := template.New(name).Option("missingkey=error").Funcs(p.funcs()).Funcs(template.FuncMap{
+		"record": rec.tuple, "array": rec.array, "values": rec.valuesOf,
+	}).Parse(string(text))
 	if err != nil {
 		return nil, fmt.Errorf("parse migration: %w", err)
 	}
@@ -106,14 +113,14 @@ func renderFile(fsys fs.FS, name string, p Params) ([]string, error) {
 	if err := t.Execute(&out, p); err != nil {
 		return nil, fmt.Errorf("render migration: %w", err)
 	}
-	statements := split(out.String())
-	if len(statements) == 0 {
-		return nil, fmt.Errorf("render migration %s: %w", name, errNoStatement)
+	numbered, err := rec.number(out.String())
+	if err != nil {
+		return nil, fmt.Errorf("render migration %s: %w", name, err)
 	}
-	return statements, nil
+	return split(numbered), nil
 }
 
-var errNoStatement = errors.New("it holds no statement")
+var errNoStatement = errors.New("it holds no statement, and no view came with it")
 
 // split cuts SQL into statements at semicolons that end a line, and drops
 // comments that fill a line and lines that a template action left empty.

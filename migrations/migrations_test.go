@@ -1,10 +1,12 @@
 package migrations
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -53,39 +55,128 @@ func TestRenderedTables(t *testing.T) {
 	}
 }
 
-// Any replica may run any statement again at any time.
+// What a migration may say. Any replica may run any statement again at any
+// time, also after a crash in the middle of a file.
+var (
+	tableStatement = regexp.MustCompile(`^(CREATE (DATABASE|TABLE) IF NOT EXISTS|DROP TABLE IF EXISTS) (?P<table>\S+)`)
+	alterStatement = regexp.MustCompile(`^ALTER TABLE (?P<table>\S+)( ON CLUSTER '\S+')? (` +
+		`ADD (?P<add>COLUMN|INDEX|PROJECTION|CONSTRAINT) IF NOT EXISTS|DROP (?P<drop>COLUMN|INDEX|PROJECTION|CONSTRAINT) IF EXISTS|` +
+		`(?P<modify>MODIFY) (COLUMN IF EXISTS|SETTING)) (?P<name>[\w.]+)`)
+	anotherCommand = regexp.MustCompile(`,\s*(ADD|DROP|MODIFY|RENAME|CLEAR|MATERIALIZE|UPDATE|DELETE|COMMENT)\b`)
+	viewStatement  = regexp.MustCompile(`^(CREATE OR REPLACE VIEW|CREATE MATERIALIZED VIEW IF NOT EXISTS|DROP VIEW IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? MODIFY (QUERY|COMMENT)) `)
+)
+
+// effect says what a statement of a numbered migration makes (+1), removes (-1)
+// or changes (0), or why no migration may hold it.
+func effect(statement string) (object string, sign int, err error) {
+	if m := tableStatement.FindStringSubmatch(statement); m != nil {
+		if strings.HasPrefix(statement, "DROP") {
+			return m[3], -1, nil
+		}
+		return m[3], 1, nil
+	}
+	m := alterStatement.FindStringSubmatch(statement)
+	if m == nil {
+		return "", 0, errors.New("it cannot be run again, or is about a view, which belongs into views/")
+	}
+	if anotherCommand.MatchString(statement) {
+		return "", 0, errors.New("an ALTER with several commands stops at the first that fails: give each a statement")
+	}
+	group := func(name string) string { return m[alterStatement.SubexpIndex(name)] }
+	object = group("table") + " " + group("name")
+	switch {
+	case group("add") != "":
+		return group("add") + " " + object, 1, nil
+	case group("drop") != "":
+		return group("drop") + " " + object, -1, nil
+	default:
+		return "MODIFY " + object, 0, nil
+	}
+}
+
 func TestEveryStatementMayRunAgain(t *testing.T) {
-	again := regexp.MustCompile(`^(CREATE (DATABASE|TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS|CREATE OR REPLACE VIEW|` +
-		`DROP (DATABASE|TABLE|VIEW) IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? (ADD \w+ IF NOT EXISTS|DROP \w+ IF EXISTS|MODIFY)) `)
 	for name, tc := range installations {
 		t.Run(name, func(t *testing.T) {
-			for _, s := range append(upStatements(t, tc.params), downStatements(t, tc.params)...) {
-				if !again.MatchString(s) {
-					t.Errorf("cannot be run again: %s", firstLine(s))
+			all, err := Render(tc.params)
+			if err != nil {
+				t.Fatal(err)
+			}
+			statements, err := Bootstrap(tc.params)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range all {
+				statements = append(append(statements, m.Up...), m.Down...)
+			}
+			for _, s := range statements {
+				if _, _, err := effect(s); err != nil {
+					t.Errorf("%s: %v", firstLine(s), err)
+				}
+			}
+			for _, s := range viewStatements(t, tc.params) {
+				if !viewStatement.MatchString(s) {
+					t.Errorf("%s: it cannot be run again", firstLine(s))
 				}
 			}
 		})
 	}
 }
 
+func TestRulesForStatements(t *testing.T) {
+	allowed := map[string]int{
+		"CREATE TABLE IF NOT EXISTS m.t (a Int8) ENGINE = Memory":                                1,
+		"DROP TABLE IF EXISTS m.t ON CLUSTER 'c' SYNC":                                           -1,
+		"ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Enum8('x' = 1, 'ADD' = 2) CODEC(ZSTD(1))":    1,
+		"ALTER TABLE m.t ON CLUSTER 'c' DROP COLUMN IF EXISTS a":                                 -1,
+		"ALTER TABLE m.t ADD INDEX IF NOT EXISTS i a TYPE minmax GRANULARITY 1":                  1,
+		"ALTER TABLE m.t ADD PROJECTION IF NOT EXISTS p (SELECT a ORDER BY a)":                   1,
+		"ALTER TABLE m.t MODIFY COLUMN IF EXISTS a UInt64":                                       0,
+		"ALTER TABLE m.t MODIFY SETTING ttl_only_drop_parts = 1, min_bytes_for_wide_part = 1000": 0,
+	}
+	for statement, want := range allowed {
+		if _, sign, err := effect(statement); err != nil || sign != want {
+			t.Errorf("%s: %d, %v", statement, sign, err)
+		}
+	}
+	for _, statement := range []string{
+		"CREATE TABLE m.t (a Int8) ENGINE = Memory",
+		"DROP TABLE m.t",
+		"ALTER TABLE m.t ADD COLUMN a Int8",
+		"ALTER TABLE m.t DROP COLUMN a",
+		"ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Int8, ADD COLUMN b Int8",
+		"ALTER TABLE m.t RENAME COLUMN IF EXISTS a TO b", // a writer of the version before still fills a
+		"ALTER TABLE m.t UPDATE a = a + 1 WHERE 1",
+		"ALTER TABLE m.t MODIFY TTL b + toIntervalDay(1)", // removes the rules of operators
+		"INSERT INTO m.t SELECT 1",
+		"TRUNCATE TABLE m.t",
+		"RENAME TABLE m.t TO m.u",
+		"CREATE OR REPLACE VIEW m.v AS SELECT 1",
+		"DROP VIEW IF EXISTS m.v",
+	} {
+		if _, _, err := effect(statement); err == nil {
+			t.Errorf("%s is allowed", statement)
+		}
+	}
+}
+
 func TestEveryStatementNamesTheCluster(t *testing.T) {
 	p := installations["cluster"].params
-	for _, s := range append(upStatements(t, p), downStatements(t, p)...) {
+	for _, s := range slices.Concat(upStatements(t, p), downStatements(t, p), viewStatements(t, p)) {
 		if !strings.Contains(firstLine(s), " ON CLUSTER 'metaflow'") {
 			t.Errorf("runs on one node only: %s", firstLine(s))
 		}
 	}
 	p.Topology = PerShard
-	for _, s := range append(upStatements(t, p), downStatements(t, p)...) {
+	for _, s := range slices.Concat(upStatements(t, p), downStatements(t, p), viewStatements(t, p)) {
 		if strings.Contains(s, "ON CLUSTER") || strings.Contains(s, "Replicated") {
 			t.Errorf("needs Keeper in a topology without it: %s", s)
 		}
 	}
 }
 
-// What goes up comes down: each object that a migration makes, it also drops.
+// What goes up comes down: each object that a migration makes, it also drops,
+// and what it changes, it changes back.
 func TestDownDropsWhatUpMakes(t *testing.T) {
-	object := regexp.MustCompile(`EXISTS (\S+)`)
 	for name, tc := range installations {
 		t.Run(name, func(t *testing.T) {
 			all, err := Render(tc.params)
@@ -93,18 +184,92 @@ func TestDownDropsWhatUpMakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, m := range all {
-				made, dropped := map[string]bool{}, map[string]bool{}
+				made, dropped := map[string]int{}, map[string]int{}
 				for _, s := range m.Up {
-					made[object.FindStringSubmatch(s)[1]] = true
+					object, sign, _ := effect(s)
+					made[object] += sign
 				}
 				for _, s := range m.Down {
-					dropped[object.FindStringSubmatch(s)[1]] = true
+					object, sign, _ := effect(s)
+					dropped[object] -= sign
 				}
 				if diff := cmp.Diff(made, dropped); diff != "" {
 					t.Errorf("migration %d (-made +dropped):\n%s", m.Version, diff)
 				}
 			}
 		})
+	}
+}
+
+// The schema at version 5 is the one that was released: its tables stay as
+// they are, and whoever changes a view keeps the old form in views/until_0005.
+func TestReleasedSchemaStays(t *testing.T) {
+	shards := installations["cluster"].params
+	shards.Topology = PerShard
+	for golden, p := range map[string]Params{
+		"released_0005.sql":         installations["one node"].params,
+		"released_0005.cluster.sql": installations["cluster"].params,
+		"released_0005.shards.sql":  shards,
+	} {
+		t.Run(golden, func(t *testing.T) {
+			released, err := os.ReadFile(filepath.Join("testdata", golden))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, got := byObject(split(string(released))), byObject(statementsAt(t, p, 5))
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-released +rendered):\n%s", diff)
+			}
+		})
+	}
+}
+
+// byObject returns statements by what they create, without what may differ.
+func byObject(statements []string) map[string]string {
+	comment := regexp.MustCompile(` COMMENT '[^']*'$`)
+	found := map[string]string{}
+	for _, s := range statements {
+		s = strings.Join(strings.Fields(s), " ")
+		s = strings.Replace(s, "CREATE OR REPLACE VIEW", "CREATE VIEW IF NOT EXISTS", 1)
+		found[regexp.MustCompile(`EXISTS (\S+)`).FindStringSubmatch(s)[1]] = comment.ReplaceAllString(s, "")
+	}
+	return found
+}
+
+func TestEveryViewFileIsListed(t *testing.T) {
+	names, err := filepath.Glob("views/*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]bool{}
+	for _, f := range viewFiles {
+		listed["views/"+f.name+".sql"] = true
+	}
+	for _, name := range names {
+		if !listed[name] {
+			t.Errorf("%s is in no line of viewFiles", name)
+		}
+	}
+	old, err := filepath.Glob("views/until_*/*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range old {
+		if !listed["views/"+filepath.Base(name)] {
+			t.Errorf("%s is the old form of no view", name)
+		}
+	}
+}
+
+func TestFormAt(t *testing.T) {
+	file := &fstest.MapFile{Data: []byte("CREATE OR REPLACE VIEW m.v AS SELECT 1;")}
+	fsys := fstest.MapFS{"views/v.sql": file, "views/until_0003/v.sql": file, "views/until_0005/v.sql": file, "views/until_0005/w.sql": file}
+	for version, want := range map[uint32]string{
+		1: "views/until_0003/v.sql", 3: "views/until_0003/v.sql", 4: "views/until_0005/v.sql", 5: "views/until_0005/v.sql", 6: "views/v.sql",
+	} {
+		if got, err := formAt(fsys, "v", version); got != want || err != nil {
+			t.Errorf("formAt(%d) = %s, %v, want %s", version, got, err, want)
+		}
 	}
 }
 
@@ -176,7 +341,14 @@ func TestFilesAreNumberedWithoutGaps(t *testing.T) {
 	}
 }
 
+// upStatements are what a new installation runs.
 func upStatements(t *testing.T, p Params) []string {
+	t.Helper()
+	return statementsAt(t, p, Latest())
+}
+
+// statementsAt are what makes the schema of a version.
+func statementsAt(t *testing.T, p Params, version uint32) []string {
 	t.Helper()
 	statements, err := Bootstrap(p)
 	if err != nil {
@@ -186,8 +358,32 @@ func upStatements(t *testing.T, p Params) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range all {
+	for _, m := range all[:version] {
 		statements = append(statements, m.Up...)
+	}
+	for _, v := range viewsAt(t, p, version) {
+		statements = append(statements, v.Replace[0])
+	}
+	return statements
+}
+
+func viewsAt(t *testing.T, p Params, version uint32) []View {
+	t.Helper()
+	views, err := Views(p, version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return views
+}
+
+// viewStatements are all that is ever run about views.
+func viewStatements(t *testing.T, p Params) []string {
+	t.Helper()
+	var statements []string
+	for version := range Latest() {
+		for _, v := range viewsAt(t, p, version+1) {
+			statements = append(append(statements, v.Replace...), v.Drop)
+		}
 	}
 	return statements
 }
@@ -203,9 +399,4 @@ func downStatements(t *testing.T, p Params) []string {
 		statements = append(statements, m.Down...)
 	}
 	return statements
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }

@@ -3,6 +3,7 @@ package migrations
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -136,7 +137,39 @@ func (p Params) funcs() template.FuncMap {
 		"engineShared":  p.engineShared,
 		"deduplication": p.deduplication,
 		"ttl":           ttlClause,
+		"addColumn":     p.addColumn,
+		"dropColumn":    p.dropColumn,
 	}
+}
+
+// sharded are the tables that shards hold parts of. In a cluster each has a
+// Distributed table beside it.
+var sharded = []string{"spans", "flows", "service_addresses", "flow_addresses"}
+
+// addColumn adds a column to a table, whose name stands without its suffix, and
+// to the Distributed table beside it.
+func (p Params) addColumn(table, definition string) string {
+	return strings.Join(p.alterAll(table, "ADD COLUMN IF NOT EXISTS "+definition), ";\n")
+}
+
+// dropColumn undoes addColumn. The Distributed table goes first, which reads
+// the other.
+func (p Params) dropColumn(table, column string) string {
+	alters := p.alterAll(table, "DROP COLUMN IF EXISTS "+column)
+	slices.Reverse(alters)
+	return strings.Join(alters, ";\n")
+}
+
+func (p Params) alterAll(table, change string) []string {
+	suffixes := []string{"_local"}
+	if p.Cluster != "" && slices.Contains(sharded, table) {
+		suffixes = append(suffixes, "_distributed")
+	}
+	var alters []string
+	for _, suffix := range suffixes {
+		alters = append(alters, "ALTER TABLE "+p.Database+"."+table+suffix+p.OnCluster()+" "+change)
+	}
+	return alters
 }
 
 // engine is a table engine of one shard: the replicas of a shard hold the same

@@ -74,7 +74,161 @@ SETTINGS
 CREATE TABLE IF NOT EXISTS metaflow.spans_distributed ON CLUSTER 'metaflow' AS metaflow.spans_local
 ENGINE = Distributed('metaflow', 'metaflow', 'spans_local', cityHash64(trace_id));
 
-CREATE VIEW IF NOT EXISTS metaflow.spans ON CLUSTER 'metaflow'
+CREATE TABLE IF NOT EXISTS metaflow.flows_local ON CLUSTER 'metaflow'
+(
+    time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
+    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
+    role Enum8('unknown' = 0, 'client' = 1, 'server' = 2) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    port UInt16 CODEC(ZSTD(1)),
+    peer_ip IPv6 CODEC(ZSTD(1)),
+    peer_port UInt16 CODEC(ZSTD(1)),
+    network_namespace UInt64 CODEC(ZSTD(1)),
+    connection UInt64 CODEC(ZSTD(1)),
+    state Enum8('unknown' = 0, 'living' = 1, 'closed' = 2) CODEC(ZSTD(1)),
+    end_reason Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4) CODEC(ZSTD(1)),
+    connections UInt32 CODEC(T64, ZSTD(1)),
+    connect_failures UInt32 CODEC(T64, ZSTD(1)),
+    resets UInt32 CODEC(T64, ZSTD(1)),
+    timeouts UInt32 CODEC(T64, ZSTD(1)),
+    bytes_sent UInt64 CODEC(T64, ZSTD(1)),
+    bytes_received UInt64 CODEC(T64, ZSTD(1)),
+    segments_sent UInt64 CODEC(T64, ZSTD(1)),
+    retransmits UInt64 CODEC(T64, ZSTD(1)),
+    retransmitted_bytes UInt64 CODEC(T64, ZSTD(1)),
+    rtt_us UInt32 CODEC(T64, ZSTD(1)),
+    rtt_min_us UInt32 CODEC(T64, ZSTD(1)),
+    receive_window_limited_us UInt64 CODEC(T64, ZSTD(1)),
+    send_buffer_limited_us UInt64 CODEC(T64, ZSTD(1)),
+    busy_us UInt64 CODEC(T64, ZSTD(1)),
+    agent_id LowCardinality(String) CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    pod LowCardinality(String) CODEC(ZSTD(1)),
+    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    container LowCardinality(String) CODEC(ZSTD(1)),
+    container_id LowCardinality(String) CODEC(ZSTD(1)),
+    process LowCardinality(String) CODEC(ZSTD(1)),
+    peer_node LowCardinality(String) CODEC(ZSTD(1)),
+    peer_namespace LowCardinality(String) CODEC(ZSTD(1)),
+    peer_pod LowCardinality(String) CODEC(ZSTD(1)),
+    peer_pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    peer_workload LowCardinality(String) CODEC(ZSTD(1)),
+    peer_service LowCardinality(String) CODEC(ZSTD(1)),
+    INDEX pod_uid pod_uid TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX time time TYPE minmax GRANULARITY 1
+)
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+PARTITION BY toDate(time)
+ORDER BY (toStartOfHour(time), ip, peer_ip, time)
+PRIMARY KEY (toStartOfHour(time), ip, peer_ip)
+TTL toDateTime(time) + toIntervalSecond(604800)
+SETTINGS
+    auto_statistics_types = '',
+    min_bytes_for_wide_part = 50331648,
+    ttl_only_drop_parts = 1,
+    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+
+CREATE TABLE IF NOT EXISTS metaflow.flows_distributed ON CLUSTER 'metaflow' AS metaflow.flows_local
+ENGINE = Distributed('metaflow', 'metaflow', 'flows_local', cityHash64(least(ip, peer_ip), greatest(ip, peer_ip)));
+
+CREATE TABLE IF NOT EXISTS metaflow.service_addresses_local ON CLUSTER 'metaflow'
+(
+    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    service_name LowCardinality(String) CODEC(ZSTD(1)),
+    spans SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
+)
+ENGINE = ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+PARTITION BY toDate(hour)
+ORDER BY (hour, ip, service_name)
+TTL toDateTime(hour) + toIntervalSecond(2592000)
+SETTINGS ttl_only_drop_parts = 1,
+    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+
+CREATE TABLE IF NOT EXISTS metaflow.service_addresses_distributed ON CLUSTER 'metaflow' AS metaflow.service_addresses_local
+ENGINE = Distributed('metaflow', 'metaflow', 'service_addresses_local', cityHash64(ip));
+
+CREATE TABLE IF NOT EXISTS metaflow.flow_addresses_local ON CLUSTER 'metaflow'
+(
+    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    flows SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
+)
+ENGINE = ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+PARTITION BY toDate(hour)
+ORDER BY (hour, ip, pod_uid)
+TTL toDateTime(hour) + toIntervalSecond(604800)
+SETTINGS ttl_only_drop_parts = 1,
+    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+
+CREATE TABLE IF NOT EXISTS metaflow.flow_addresses_distributed ON CLUSTER 'metaflow' AS metaflow.flow_addresses_local
+ENGINE = Distributed('metaflow', 'metaflow', 'flow_addresses_local', cityHash64(ip));
+
+CREATE TABLE IF NOT EXISTS metaflow.pods_local ON CLUSTER 'metaflow'
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    uid String CODEC(ZSTD(1)),
+    pod String CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    workload_kind LowCardinality(String) CODEC(ZSTD(1)),
+    host_network Bool CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}', recorded)
+ORDER BY (cluster, ip, uid)
+TTL toDateTime(seen) + toIntervalSecond(2592000)
+SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+
+CREATE TABLE IF NOT EXISTS metaflow.services_local ON CLUSTER 'metaflow'
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    service String CODEC(ZSTD(1)),
+    ports Array(UInt16) CODEC(ZSTD(1)),
+    endpoints Array(IPv6) CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}', recorded)
+ORDER BY (cluster, ip, namespace, service, valid_from)
+TTL toDateTime(seen) + toIntervalSecond(2592000)
+SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+
+CREATE TABLE IF NOT EXISTS metaflow.agents_local ON CLUSTER 'metaflow'
+(
+    agent_id String CODEC(ZSTD(1)),
+    name String CODEC(ZSTD(1)),
+    host String CODEC(ZSTD(1)),
+    addresses Array(IPv6) CODEC(ZSTD(1)),
+    agent_version LowCardinality(String) CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    group_id LowCardinality(String) CODEC(ZSTD(1)),
+    revision UInt64 CODEC(ZSTD(1)),
+    exceptions Array(String) CODEC(ZSTD(1)),
+    started DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    connected Bool CODEC(ZSTD(1)),
+    deleted Bool CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}', recorded)
+ORDER BY agent_id
+SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
+
+CREATE OR REPLACE VIEW metaflow.spans ON CLUSTER 'metaflow'
 (
     trace_id String,
     span_id String,
@@ -176,9 +330,10 @@ AS SELECT
     toUInt32(simpleJSONExtractUInt(origin, 'dropped_attributes_count')) AS resource_dropped_attributes_count,
     toUInt32(simpleJSONExtractUInt(scope, 'dropped_attributes_count')) AS scope_dropped_attributes_count,
     simpleJSONExtractString(origin, 'agent_id') AS agent_id
-FROM metaflow.spans_distributed;
+FROM metaflow.spans_distributed
+COMMENT 'made by metaflow-server, form 7d108e70c5c2243e';
 
-CREATE VIEW IF NOT EXISTS metaflow.otel_traces ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.otel_traces ON CLUSTER 'metaflow'
 (
     Timestamp DateTime64(9),
     TraceId String,
@@ -226,9 +381,10 @@ AS SELECT
     links.span_id AS `Links.SpanId`,
     links.trace_state AS `Links.TraceState`,
     links.attributes AS `Links.Attributes`
-FROM metaflow.spans_distributed;
+FROM metaflow.spans_distributed
+COMMENT 'made by metaflow-server, form 1277f1de87e545b0';
 
-CREATE VIEW IF NOT EXISTS metaflow.otel_traces_trace_id_ts ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.otel_traces_trace_id_ts ON CLUSTER 'metaflow'
 (
     TraceId String,
     Start DateTime,
@@ -239,69 +395,10 @@ AS SELECT
     min(start_time) AS Start,
     max(start_time) AS End
 FROM metaflow.spans_distributed
-GROUP BY trace_id;
+GROUP BY trace_id
+COMMENT 'made by metaflow-server, form a64c3ce43d006b5b';
 
-CREATE TABLE IF NOT EXISTS metaflow.flows_local ON CLUSTER 'metaflow'
-(
-    time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
-    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
-    role Enum8('unknown' = 0, 'client' = 1, 'server' = 2) CODEC(ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    port UInt16 CODEC(ZSTD(1)),
-    peer_ip IPv6 CODEC(ZSTD(1)),
-    peer_port UInt16 CODEC(ZSTD(1)),
-    network_namespace UInt64 CODEC(ZSTD(1)),
-    connection UInt64 CODEC(ZSTD(1)),
-    state Enum8('unknown' = 0, 'living' = 1, 'closed' = 2) CODEC(ZSTD(1)),
-    end_reason Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4) CODEC(ZSTD(1)),
-    connections UInt32 CODEC(T64, ZSTD(1)),
-    connect_failures UInt32 CODEC(T64, ZSTD(1)),
-    resets UInt32 CODEC(T64, ZSTD(1)),
-    timeouts UInt32 CODEC(T64, ZSTD(1)),
-    bytes_sent UInt64 CODEC(T64, ZSTD(1)),
-    bytes_received UInt64 CODEC(T64, ZSTD(1)),
-    segments_sent UInt64 CODEC(T64, ZSTD(1)),
-    retransmits UInt64 CODEC(T64, ZSTD(1)),
-    retransmitted_bytes UInt64 CODEC(T64, ZSTD(1)),
-    rtt_us UInt32 CODEC(T64, ZSTD(1)),
-    rtt_min_us UInt32 CODEC(T64, ZSTD(1)),
-    receive_window_limited_us UInt64 CODEC(T64, ZSTD(1)),
-    send_buffer_limited_us UInt64 CODEC(T64, ZSTD(1)),
-    busy_us UInt64 CODEC(T64, ZSTD(1)),
-    agent_id LowCardinality(String) CODEC(ZSTD(1)),
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    node LowCardinality(String) CODEC(ZSTD(1)),
-    namespace LowCardinality(String) CODEC(ZSTD(1)),
-    pod LowCardinality(String) CODEC(ZSTD(1)),
-    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
-    workload LowCardinality(String) CODEC(ZSTD(1)),
-    container LowCardinality(String) CODEC(ZSTD(1)),
-    container_id LowCardinality(String) CODEC(ZSTD(1)),
-    process LowCardinality(String) CODEC(ZSTD(1)),
-    peer_node LowCardinality(String) CODEC(ZSTD(1)),
-    peer_namespace LowCardinality(String) CODEC(ZSTD(1)),
-    peer_pod LowCardinality(String) CODEC(ZSTD(1)),
-    peer_pod_uid LowCardinality(String) CODEC(ZSTD(1)),
-    peer_workload LowCardinality(String) CODEC(ZSTD(1)),
-    peer_service LowCardinality(String) CODEC(ZSTD(1)),
-    INDEX pod_uid pod_uid TYPE bloom_filter(0.01) GRANULARITY 1,
-    INDEX time time TYPE minmax GRANULARITY 1
-)
-ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
-PARTITION BY toDate(time)
-ORDER BY (toStartOfHour(time), ip, peer_ip, time)
-PRIMARY KEY (toStartOfHour(time), ip, peer_ip)
-TTL toDateTime(time) + toIntervalSecond(604800)
-SETTINGS
-    auto_statistics_types = '',
-    min_bytes_for_wide_part = 50331648,
-    ttl_only_drop_parts = 1,
-    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
-
-CREATE TABLE IF NOT EXISTS metaflow.flows_distributed ON CLUSTER 'metaflow' AS metaflow.flows_local
-ENGINE = Distributed('metaflow', 'metaflow', 'flows_local', cityHash64(least(ip, peer_ip), greatest(ip, peer_ip)));
-
-CREATE VIEW IF NOT EXISTS metaflow.flows ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.flows ON CLUSTER 'metaflow'
 AS SELECT
     time,
     start_time,
@@ -346,62 +443,30 @@ AS SELECT
     receive_window_limited_us,
     send_buffer_limited_us,
     busy_us
-FROM metaflow.flows_distributed;
-
-CREATE TABLE IF NOT EXISTS metaflow.service_addresses_local ON CLUSTER 'metaflow'
-(
-    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    service_name LowCardinality(String) CODEC(ZSTD(1)),
-    spans SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
-)
-ENGINE = ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
-PARTITION BY toDate(hour)
-ORDER BY (hour, ip, service_name)
-TTL toDateTime(hour) + toIntervalSecond(2592000)
-SETTINGS ttl_only_drop_parts = 1,
-    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
-
-CREATE TABLE IF NOT EXISTS metaflow.service_addresses_distributed ON CLUSTER 'metaflow' AS metaflow.service_addresses_local
-ENGINE = Distributed('metaflow', 'metaflow', 'service_addresses_local', cityHash64(ip));
+FROM metaflow.flows_distributed
+COMMENT 'made by metaflow-server, form 0d46bafc1d18b265';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.service_addresses_of_spans ON CLUSTER 'metaflow' TO metaflow.service_addresses_local
 AS SELECT toStartOfHour(start_time) AS hour, ip, service_name, count() AS spans
 FROM metaflow.spans_local
 WHERE ip != toIPv6('::') AND service_name != ''
-GROUP BY hour, ip, service_name;
-
-CREATE TABLE IF NOT EXISTS metaflow.flow_addresses_local ON CLUSTER 'metaflow'
-(
-    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
-    flows SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
-)
-ENGINE = ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
-PARTITION BY toDate(hour)
-ORDER BY (hour, ip, pod_uid)
-TTL toDateTime(hour) + toIntervalSecond(604800)
-SETTINGS ttl_only_drop_parts = 1,
-    replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
-
-CREATE TABLE IF NOT EXISTS metaflow.flow_addresses_distributed ON CLUSTER 'metaflow' AS metaflow.flow_addresses_local
-ENGINE = Distributed('metaflow', 'metaflow', 'flow_addresses_local', cityHash64(ip));
+GROUP BY hour, ip, service_name
+COMMENT 'made by metaflow-server, form 037cb7b88f226769';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.flow_addresses_of_flows ON CLUSTER 'metaflow' TO metaflow.flow_addresses_local
 AS SELECT toStartOfHour(time) AS hour, ip, pod_uid, count() AS flows
 FROM metaflow.flows_local
-GROUP BY hour, ip, pod_uid;
+GROUP BY hour, ip, pod_uid
+COMMENT 'made by metaflow-server, form 4f7fa89ebaf4067e';
 
-CREATE VIEW IF NOT EXISTS metaflow.trace_network ON CLUSTER 'metaflow' AS
+CREATE OR REPLACE VIEW metaflow.trace_network ON CLUSTER 'metaflow' AS
 WITH
     toIntervalMillisecond(1000) AS slack,
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
     (
         SELECT (
-            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port,
-                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
+            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port, simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
             min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
             groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
         FROM metaflow.spans_distributed
@@ -494,8 +559,7 @@ FROM
                 c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
                 f.ip = c.s.9, 'ip',
                 'pod') AS matched,
-            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts,
-                f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
+            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
             max(f.rtt_us) AS rtt_us,
             minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
         FROM
@@ -517,17 +581,17 @@ FROM
     )
 )
 ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b
-ORDER BY start_time, span_id;
+ORDER BY start_time, span_id
+COMMENT 'made by metaflow-server, form fe75d9c78afed1b1';
 
-CREATE VIEW IF NOT EXISTS metaflow.trace_network_with ON CLUSTER 'metaflow' AS
+CREATE OR REPLACE VIEW metaflow.trace_network_with ON CLUSTER 'metaflow' AS
 WITH
     toIntervalMillisecond({slack_ms:UInt32}) AS slack,
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
     (
         SELECT (
-            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port,
-                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
+            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port, simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
             min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
             groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
         FROM metaflow.spans_distributed
@@ -620,8 +684,7 @@ FROM
                 c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
                 f.ip = c.s.9, 'ip',
                 'pod') AS matched,
-            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts,
-                f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
+            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
             max(f.rtt_us) AS rtt_us,
             minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
         FROM
@@ -643,9 +706,10 @@ FROM
     )
 )
 ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b
-ORDER BY start_time, span_id;
+ORDER BY start_time, span_id
+COMMENT 'made by metaflow-server, form 5752073df4cfa66f';
 
-CREATE VIEW IF NOT EXISTS metaflow.service_network ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
 (
     minute DateTime('UTC'),
     client_service LowCardinality(String),
@@ -744,9 +808,10 @@ FROM
     LEFT JOIN names AS other ON other.hour = toStartOfHour(minute) AND other.ip = sockets.peer_ip
 )
 WHERE client != '' AND server != ''
-GROUP BY minute, client, server;
+GROUP BY minute, client, server
+COMMENT 'made by metaflow-server, form faa362228caa0c35';
 
-CREATE VIEW IF NOT EXISTS metaflow.network_trouble ON CLUSTER 'metaflow' AS
+CREATE OR REPLACE VIEW metaflow.network_trouble ON CLUSTER 'metaflow' AS
 WITH
     if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
@@ -778,9 +843,10 @@ GROUP BY client_service, server_service
 HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > 20 * busy_us
     OR 100 * retransmits > 1 * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC;
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
+COMMENT 'made by metaflow-server, form 8c1cb0094639537d';
 
-CREATE VIEW IF NOT EXISTS metaflow.network_trouble_with ON CLUSTER 'metaflow' AS
+CREATE OR REPLACE VIEW metaflow.network_trouble_with ON CLUSTER 'metaflow' AS
 WITH
     if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
@@ -812,30 +878,10 @@ GROUP BY client_service, server_service
 HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > {window_percent:Float64} * busy_us
     OR 100 * retransmits > {retransmit_percent:Float64} * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC;
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
+COMMENT 'made by metaflow-server, form 1ddabd75b5ca6ad7';
 
-CREATE TABLE IF NOT EXISTS metaflow.pods_local ON CLUSTER 'metaflow'
-(
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    uid String CODEC(ZSTD(1)),
-    pod String CODEC(ZSTD(1)),
-    namespace LowCardinality(String) CODEC(ZSTD(1)),
-    node LowCardinality(String) CODEC(ZSTD(1)),
-    workload LowCardinality(String) CODEC(ZSTD(1)),
-    workload_kind LowCardinality(String) CODEC(ZSTD(1)),
-    host_network Bool CODEC(ZSTD(1)),
-    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
-)
-ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}', recorded)
-ORDER BY (cluster, ip, uid)
-TTL toDateTime(seen) + toIntervalSecond(2592000)
-SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
-
-CREATE VIEW IF NOT EXISTS metaflow.pods ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.pods ON CLUSTER 'metaflow'
 AS SELECT
     cluster,
     ip,
@@ -849,27 +895,10 @@ AS SELECT
     valid_from,
     valid_to,
     seen
-FROM metaflow.pods_local FINAL;
+FROM metaflow.pods_local FINAL
+COMMENT 'made by metaflow-server, form 2c92766650da2591';
 
-CREATE TABLE IF NOT EXISTS metaflow.services_local ON CLUSTER 'metaflow'
-(
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    namespace LowCardinality(String) CODEC(ZSTD(1)),
-    service String CODEC(ZSTD(1)),
-    ports Array(UInt16) CODEC(ZSTD(1)),
-    endpoints Array(IPv6) CODEC(ZSTD(1)),
-    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
-)
-ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}', recorded)
-ORDER BY (cluster, ip, namespace, service, valid_from)
-TTL toDateTime(seen) + toIntervalSecond(2592000)
-SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
-
-CREATE VIEW IF NOT EXISTS metaflow.services ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.services ON CLUSTER 'metaflow'
 AS SELECT
     cluster,
     ip,
@@ -880,30 +909,10 @@ AS SELECT
     valid_from,
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
     seen
-FROM metaflow.services_local FINAL;
+FROM metaflow.services_local FINAL
+COMMENT 'made by metaflow-server, form ab87da881ecbf4a5';
 
-CREATE TABLE IF NOT EXISTS metaflow.agents_local ON CLUSTER 'metaflow'
-(
-    agent_id String CODEC(ZSTD(1)),
-    name String CODEC(ZSTD(1)),
-    host String CODEC(ZSTD(1)),
-    addresses Array(IPv6) CODEC(ZSTD(1)),
-    agent_version LowCardinality(String) CODEC(ZSTD(1)),
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    group_id LowCardinality(String) CODEC(ZSTD(1)),
-    revision UInt64 CODEC(ZSTD(1)),
-    exceptions Array(String) CODEC(ZSTD(1)),
-    started DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    connected Bool CODEC(ZSTD(1)),
-    deleted Bool CODEC(ZSTD(1)),
-    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
-)
-ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}', '{shard}-{replica}', recorded)
-ORDER BY agent_id
-SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
-
-CREATE VIEW IF NOT EXISTS metaflow.agents ON CLUSTER 'metaflow'
+CREATE OR REPLACE VIEW metaflow.agents ON CLUSTER 'metaflow'
 AS SELECT
     agent_id,
     name,
@@ -918,4 +927,5 @@ AS SELECT
     seen,
     connected AND seen > now() - toIntervalMinute(1) AS alive
 FROM metaflow.agents_local FINAL
-WHERE NOT deleted;
+WHERE NOT deleted
+COMMENT 'made by metaflow-server, form 64b5be17b551936b';

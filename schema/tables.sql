@@ -71,7 +71,152 @@ SETTINGS
     ttl_only_drop_parts = 1,
     non_replicated_deduplication_window = 10000;
 
-CREATE VIEW IF NOT EXISTS metaflow.spans
+CREATE TABLE IF NOT EXISTS metaflow.flows_local
+(
+    time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
+    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
+    role Enum8('unknown' = 0, 'client' = 1, 'server' = 2) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    port UInt16 CODEC(ZSTD(1)),
+    peer_ip IPv6 CODEC(ZSTD(1)),
+    peer_port UInt16 CODEC(ZSTD(1)),
+    network_namespace UInt64 CODEC(ZSTD(1)),
+    connection UInt64 CODEC(ZSTD(1)),
+    state Enum8('unknown' = 0, 'living' = 1, 'closed' = 2) CODEC(ZSTD(1)),
+    end_reason Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4) CODEC(ZSTD(1)),
+    connections UInt32 CODEC(T64, ZSTD(1)),
+    connect_failures UInt32 CODEC(T64, ZSTD(1)),
+    resets UInt32 CODEC(T64, ZSTD(1)),
+    timeouts UInt32 CODEC(T64, ZSTD(1)),
+    bytes_sent UInt64 CODEC(T64, ZSTD(1)),
+    bytes_received UInt64 CODEC(T64, ZSTD(1)),
+    segments_sent UInt64 CODEC(T64, ZSTD(1)),
+    retransmits UInt64 CODEC(T64, ZSTD(1)),
+    retransmitted_bytes UInt64 CODEC(T64, ZSTD(1)),
+    rtt_us UInt32 CODEC(T64, ZSTD(1)),
+    rtt_min_us UInt32 CODEC(T64, ZSTD(1)),
+    receive_window_limited_us UInt64 CODEC(T64, ZSTD(1)),
+    send_buffer_limited_us UInt64 CODEC(T64, ZSTD(1)),
+    busy_us UInt64 CODEC(T64, ZSTD(1)),
+    agent_id LowCardinality(String) CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    pod LowCardinality(String) CODEC(ZSTD(1)),
+    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    container LowCardinality(String) CODEC(ZSTD(1)),
+    container_id LowCardinality(String) CODEC(ZSTD(1)),
+    process LowCardinality(String) CODEC(ZSTD(1)),
+    peer_node LowCardinality(String) CODEC(ZSTD(1)),
+    peer_namespace LowCardinality(String) CODEC(ZSTD(1)),
+    peer_pod LowCardinality(String) CODEC(ZSTD(1)),
+    peer_pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    peer_workload LowCardinality(String) CODEC(ZSTD(1)),
+    peer_service LowCardinality(String) CODEC(ZSTD(1)),
+    INDEX pod_uid pod_uid TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX time time TYPE minmax GRANULARITY 1
+)
+ENGINE = MergeTree
+PARTITION BY toDate(time)
+ORDER BY (toStartOfHour(time), ip, peer_ip, time)
+PRIMARY KEY (toStartOfHour(time), ip, peer_ip)
+TTL toDateTime(time) + toIntervalSecond(604800)
+SETTINGS
+    auto_statistics_types = '',
+    min_bytes_for_wide_part = 50331648,
+    ttl_only_drop_parts = 1,
+    non_replicated_deduplication_window = 10000;
+
+CREATE TABLE IF NOT EXISTS metaflow.service_addresses_local
+(
+    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    service_name LowCardinality(String) CODEC(ZSTD(1)),
+    spans SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
+)
+ENGINE = AggregatingMergeTree
+PARTITION BY toDate(hour)
+ORDER BY (hour, ip, service_name)
+TTL toDateTime(hour) + toIntervalSecond(2592000)
+SETTINGS ttl_only_drop_parts = 1,
+    non_replicated_deduplication_window = 10000;
+
+CREATE TABLE IF NOT EXISTS metaflow.flow_addresses_local
+(
+    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
+    flows SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
+)
+ENGINE = AggregatingMergeTree
+PARTITION BY toDate(hour)
+ORDER BY (hour, ip, pod_uid)
+TTL toDateTime(hour) + toIntervalSecond(604800)
+SETTINGS ttl_only_drop_parts = 1,
+    non_replicated_deduplication_window = 10000;
+
+CREATE TABLE IF NOT EXISTS metaflow.pods_local
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    uid String CODEC(ZSTD(1)),
+    pod String CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    node LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    workload_kind LowCardinality(String) CODEC(ZSTD(1)),
+    host_network Bool CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(recorded)
+ORDER BY (cluster, ip, uid)
+TTL toDateTime(seen) + toIntervalSecond(2592000)
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE TABLE IF NOT EXISTS metaflow.services_local
+(
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    ip IPv6 CODEC(ZSTD(1)),
+    namespace LowCardinality(String) CODEC(ZSTD(1)),
+    service String CODEC(ZSTD(1)),
+    ports Array(UInt16) CODEC(ZSTD(1)),
+    endpoints Array(IPv6) CODEC(ZSTD(1)),
+    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(recorded)
+ORDER BY (cluster, ip, namespace, service, valid_from)
+TTL toDateTime(seen) + toIntervalSecond(2592000)
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE TABLE IF NOT EXISTS metaflow.agents_local
+(
+    agent_id String CODEC(ZSTD(1)),
+    name String CODEC(ZSTD(1)),
+    host String CODEC(ZSTD(1)),
+    addresses Array(IPv6) CODEC(ZSTD(1)),
+    agent_version LowCardinality(String) CODEC(ZSTD(1)),
+    cluster LowCardinality(String) CODEC(ZSTD(1)),
+    group_id LowCardinality(String) CODEC(ZSTD(1)),
+    revision UInt64 CODEC(ZSTD(1)),
+    exceptions Array(String) CODEC(ZSTD(1)),
+    started DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
+    connected Bool CODEC(ZSTD(1)),
+    deleted Bool CODEC(ZSTD(1)),
+    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(recorded)
+ORDER BY agent_id
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW metaflow.spans
 (
     trace_id String,
     span_id String,
@@ -173,9 +318,10 @@ AS SELECT
     toUInt32(simpleJSONExtractUInt(origin, 'dropped_attributes_count')) AS resource_dropped_attributes_count,
     toUInt32(simpleJSONExtractUInt(scope, 'dropped_attributes_count')) AS scope_dropped_attributes_count,
     simpleJSONExtractString(origin, 'agent_id') AS agent_id
-FROM metaflow.spans_local;
+FROM metaflow.spans_local
+COMMENT 'made by metaflow-server, form fa9b842ee907fcbf';
 
-CREATE VIEW IF NOT EXISTS metaflow.otel_traces
+CREATE OR REPLACE VIEW metaflow.otel_traces
 (
     Timestamp DateTime64(9),
     TraceId String,
@@ -223,9 +369,10 @@ AS SELECT
     links.span_id AS `Links.SpanId`,
     links.trace_state AS `Links.TraceState`,
     links.attributes AS `Links.Attributes`
-FROM metaflow.spans_local;
+FROM metaflow.spans_local
+COMMENT 'made by metaflow-server, form c92983070439e595';
 
-CREATE VIEW IF NOT EXISTS metaflow.otel_traces_trace_id_ts
+CREATE OR REPLACE VIEW metaflow.otel_traces_trace_id_ts
 (
     TraceId String,
     Start DateTime,
@@ -236,66 +383,10 @@ AS SELECT
     min(start_time) AS Start,
     max(start_time) AS End
 FROM metaflow.spans_local
-GROUP BY trace_id;
+GROUP BY trace_id
+COMMENT 'made by metaflow-server, form 9522ab91f5f84305';
 
-CREATE TABLE IF NOT EXISTS metaflow.flows_local
-(
-    time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
-    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
-    role Enum8('unknown' = 0, 'client' = 1, 'server' = 2) CODEC(ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    port UInt16 CODEC(ZSTD(1)),
-    peer_ip IPv6 CODEC(ZSTD(1)),
-    peer_port UInt16 CODEC(ZSTD(1)),
-    network_namespace UInt64 CODEC(ZSTD(1)),
-    connection UInt64 CODEC(ZSTD(1)),
-    state Enum8('unknown' = 0, 'living' = 1, 'closed' = 2) CODEC(ZSTD(1)),
-    end_reason Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4) CODEC(ZSTD(1)),
-    connections UInt32 CODEC(T64, ZSTD(1)),
-    connect_failures UInt32 CODEC(T64, ZSTD(1)),
-    resets UInt32 CODEC(T64, ZSTD(1)),
-    timeouts UInt32 CODEC(T64, ZSTD(1)),
-    bytes_sent UInt64 CODEC(T64, ZSTD(1)),
-    bytes_received UInt64 CODEC(T64, ZSTD(1)),
-    segments_sent UInt64 CODEC(T64, ZSTD(1)),
-    retransmits UInt64 CODEC(T64, ZSTD(1)),
-    retransmitted_bytes UInt64 CODEC(T64, ZSTD(1)),
-    rtt_us UInt32 CODEC(T64, ZSTD(1)),
-    rtt_min_us UInt32 CODEC(T64, ZSTD(1)),
-    receive_window_limited_us UInt64 CODEC(T64, ZSTD(1)),
-    send_buffer_limited_us UInt64 CODEC(T64, ZSTD(1)),
-    busy_us UInt64 CODEC(T64, ZSTD(1)),
-    agent_id LowCardinality(String) CODEC(ZSTD(1)),
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    node LowCardinality(String) CODEC(ZSTD(1)),
-    namespace LowCardinality(String) CODEC(ZSTD(1)),
-    pod LowCardinality(String) CODEC(ZSTD(1)),
-    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
-    workload LowCardinality(String) CODEC(ZSTD(1)),
-    container LowCardinality(String) CODEC(ZSTD(1)),
-    container_id LowCardinality(String) CODEC(ZSTD(1)),
-    process LowCardinality(String) CODEC(ZSTD(1)),
-    peer_node LowCardinality(String) CODEC(ZSTD(1)),
-    peer_namespace LowCardinality(String) CODEC(ZSTD(1)),
-    peer_pod LowCardinality(String) CODEC(ZSTD(1)),
-    peer_pod_uid LowCardinality(String) CODEC(ZSTD(1)),
-    peer_workload LowCardinality(String) CODEC(ZSTD(1)),
-    peer_service LowCardinality(String) CODEC(ZSTD(1)),
-    INDEX pod_uid pod_uid TYPE bloom_filter(0.01) GRANULARITY 1,
-    INDEX time time TYPE minmax GRANULARITY 1
-)
-ENGINE = MergeTree
-PARTITION BY toDate(time)
-ORDER BY (toStartOfHour(time), ip, peer_ip, time)
-PRIMARY KEY (toStartOfHour(time), ip, peer_ip)
-TTL toDateTime(time) + toIntervalSecond(604800)
-SETTINGS
-    auto_statistics_types = '',
-    min_bytes_for_wide_part = 50331648,
-    ttl_only_drop_parts = 1,
-    non_replicated_deduplication_window = 10000;
-
-CREATE VIEW IF NOT EXISTS metaflow.flows
+CREATE OR REPLACE VIEW metaflow.flows
 AS SELECT
     time,
     start_time,
@@ -340,56 +431,30 @@ AS SELECT
     receive_window_limited_us,
     send_buffer_limited_us,
     busy_us
-FROM metaflow.flows_local;
-
-CREATE TABLE IF NOT EXISTS metaflow.service_addresses_local
-(
-    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    service_name LowCardinality(String) CODEC(ZSTD(1)),
-    spans SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
-)
-ENGINE = AggregatingMergeTree
-PARTITION BY toDate(hour)
-ORDER BY (hour, ip, service_name)
-TTL toDateTime(hour) + toIntervalSecond(2592000)
-SETTINGS ttl_only_drop_parts = 1,
-    non_replicated_deduplication_window = 10000;
+FROM metaflow.flows_local
+COMMENT 'made by metaflow-server, form ac9234d6a7091cce';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.service_addresses_of_spans TO metaflow.service_addresses_local
 AS SELECT toStartOfHour(start_time) AS hour, ip, service_name, count() AS spans
 FROM metaflow.spans_local
 WHERE ip != toIPv6('::') AND service_name != ''
-GROUP BY hour, ip, service_name;
-
-CREATE TABLE IF NOT EXISTS metaflow.flow_addresses_local
-(
-    hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    pod_uid LowCardinality(String) CODEC(ZSTD(1)),
-    flows SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1))
-)
-ENGINE = AggregatingMergeTree
-PARTITION BY toDate(hour)
-ORDER BY (hour, ip, pod_uid)
-TTL toDateTime(hour) + toIntervalSecond(604800)
-SETTINGS ttl_only_drop_parts = 1,
-    non_replicated_deduplication_window = 10000;
+GROUP BY hour, ip, service_name
+COMMENT 'made by metaflow-server, form 87cb3d34ad5ca466';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.flow_addresses_of_flows TO metaflow.flow_addresses_local
 AS SELECT toStartOfHour(time) AS hour, ip, pod_uid, count() AS flows
 FROM metaflow.flows_local
-GROUP BY hour, ip, pod_uid;
+GROUP BY hour, ip, pod_uid
+COMMENT 'made by metaflow-server, form 1718b8847154b734';
 
-CREATE VIEW IF NOT EXISTS metaflow.trace_network AS
+CREATE OR REPLACE VIEW metaflow.trace_network AS
 WITH
     toIntervalMillisecond(1000) AS slack,
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
     (
         SELECT (
-            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port,
-                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
+            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port, simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
             min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
             groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
         FROM metaflow.spans_local
@@ -482,8 +547,7 @@ FROM
                 c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
                 f.ip = c.s.9, 'ip',
                 'pod') AS matched,
-            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts,
-                f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
+            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
             max(f.rtt_us) AS rtt_us,
             minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
         FROM
@@ -505,17 +569,17 @@ FROM
     )
 )
 ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b
-ORDER BY start_time, span_id;
+ORDER BY start_time, span_id
+COMMENT 'made by metaflow-server, form 19d57b7f705a7844';
 
-CREATE VIEW IF NOT EXISTS metaflow.trace_network_with AS
+CREATE OR REPLACE VIEW metaflow.trace_network_with AS
 WITH
     toIntervalMillisecond({slack_ms:UInt32}) AS slack,
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
     (
         SELECT (
-            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port,
-                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
+            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port, simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
             min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
             groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
         FROM metaflow.spans_local
@@ -608,8 +672,7 @@ FROM
                 c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
                 f.ip = c.s.9, 'ip',
                 'pod') AS matched,
-            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts,
-                f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
+            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
             max(f.rtt_us) AS rtt_us,
             minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
         FROM
@@ -631,9 +694,10 @@ FROM
     )
 )
 ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b
-ORDER BY start_time, span_id;
+ORDER BY start_time, span_id
+COMMENT 'made by metaflow-server, form 97b30add9fcea730';
 
-CREATE VIEW IF NOT EXISTS metaflow.service_network
+CREATE OR REPLACE VIEW metaflow.service_network
 (
     minute DateTime('UTC'),
     client_service LowCardinality(String),
@@ -732,9 +796,10 @@ FROM
     LEFT JOIN names AS other ON other.hour = toStartOfHour(minute) AND other.ip = sockets.peer_ip
 )
 WHERE client != '' AND server != ''
-GROUP BY minute, client, server;
+GROUP BY minute, client, server
+COMMENT 'made by metaflow-server, form f41138f6c8b86152';
 
-CREATE VIEW IF NOT EXISTS metaflow.network_trouble AS
+CREATE OR REPLACE VIEW metaflow.network_trouble AS
 WITH
     if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
@@ -766,9 +831,10 @@ GROUP BY client_service, server_service
 HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > 20 * busy_us
     OR 100 * retransmits > 1 * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC;
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
+COMMENT 'made by metaflow-server, form 89e9a39f71a83413';
 
-CREATE VIEW IF NOT EXISTS metaflow.network_trouble_with AS
+CREATE OR REPLACE VIEW metaflow.network_trouble_with AS
 WITH
     if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
@@ -800,30 +866,10 @@ GROUP BY client_service, server_service
 HAVING connect_failures + harmful_resets + timeouts > 0
     OR 100 * receive_window_limited_us > {window_percent:Float64} * busy_us
     OR 100 * retransmits > {retransmit_percent:Float64} * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC;
+ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
+COMMENT 'made by metaflow-server, form 890f53fba8b78366';
 
-CREATE TABLE IF NOT EXISTS metaflow.pods_local
-(
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    uid String CODEC(ZSTD(1)),
-    pod String CODEC(ZSTD(1)),
-    namespace LowCardinality(String) CODEC(ZSTD(1)),
-    node LowCardinality(String) CODEC(ZSTD(1)),
-    workload LowCardinality(String) CODEC(ZSTD(1)),
-    workload_kind LowCardinality(String) CODEC(ZSTD(1)),
-    host_network Bool CODEC(ZSTD(1)),
-    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
-)
-ENGINE = ReplacingMergeTree(recorded)
-ORDER BY (cluster, ip, uid)
-TTL toDateTime(seen) + toIntervalSecond(2592000)
-SETTINGS non_replicated_deduplication_window = 10000;
-
-CREATE VIEW IF NOT EXISTS metaflow.pods
+CREATE OR REPLACE VIEW metaflow.pods
 AS SELECT
     cluster,
     ip,
@@ -837,27 +883,10 @@ AS SELECT
     valid_from,
     valid_to,
     seen
-FROM metaflow.pods_local FINAL;
+FROM metaflow.pods_local FINAL
+COMMENT 'made by metaflow-server, form ee4892d41d54af67';
 
-CREATE TABLE IF NOT EXISTS metaflow.services_local
-(
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    ip IPv6 CODEC(ZSTD(1)),
-    namespace LowCardinality(String) CODEC(ZSTD(1)),
-    service String CODEC(ZSTD(1)),
-    ports Array(UInt16) CODEC(ZSTD(1)),
-    endpoints Array(IPv6) CODEC(ZSTD(1)),
-    valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
-)
-ENGINE = ReplacingMergeTree(recorded)
-ORDER BY (cluster, ip, namespace, service, valid_from)
-TTL toDateTime(seen) + toIntervalSecond(2592000)
-SETTINGS non_replicated_deduplication_window = 10000;
-
-CREATE VIEW IF NOT EXISTS metaflow.services
+CREATE OR REPLACE VIEW metaflow.services
 AS SELECT
     cluster,
     ip,
@@ -868,30 +897,10 @@ AS SELECT
     valid_from,
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
     seen
-FROM metaflow.services_local FINAL;
+FROM metaflow.services_local FINAL
+COMMENT 'made by metaflow-server, form f6ad319d6c144943';
 
-CREATE TABLE IF NOT EXISTS metaflow.agents_local
-(
-    agent_id String CODEC(ZSTD(1)),
-    name String CODEC(ZSTD(1)),
-    host String CODEC(ZSTD(1)),
-    addresses Array(IPv6) CODEC(ZSTD(1)),
-    agent_version LowCardinality(String) CODEC(ZSTD(1)),
-    cluster LowCardinality(String) CODEC(ZSTD(1)),
-    group_id LowCardinality(String) CODEC(ZSTD(1)),
-    revision UInt64 CODEC(ZSTD(1)),
-    exceptions Array(String) CODEC(ZSTD(1)),
-    started DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    connected Bool CODEC(ZSTD(1)),
-    deleted Bool CODEC(ZSTD(1)),
-    recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
-)
-ENGINE = ReplacingMergeTree(recorded)
-ORDER BY agent_id
-SETTINGS non_replicated_deduplication_window = 10000;
-
-CREATE VIEW IF NOT EXISTS metaflow.agents
+CREATE OR REPLACE VIEW metaflow.agents
 AS SELECT
     agent_id,
     name,
@@ -906,4 +915,5 @@ AS SELECT
     seen,
     connected AND seen > now() - toIntervalMinute(1) AS alive
 FROM metaflow.agents_local FINAL
-WHERE NOT deleted;
+WHERE NOT deleted
+COMMENT 'made by metaflow-server, form 2e6027c5ef1d25d7';

@@ -9,7 +9,7 @@ import (
 // Every verdict and every reason for none that the views give stands on their page.
 func TestVerdictsAreExplained(t *testing.T) {
 	page := read(t, root+"/docs/query-network.md")
-	view := read(t, root+"/migrations/0004_network.up.sql")
+	view := read(t, root+"/migrations/views/trace_network.sql") + read(t, root+"/migrations/views/network_trouble.sql")
 	words := regexp.MustCompile(`'((?:[a-z]|'')[^'\n]*(?:''[^'\n]*)*)'`)
 	found := map[string]bool{}
 	for _, column := range []string{"unmatched", "verdict", "matched"} {

@@ -27,7 +27,6 @@ func twoShards(t *testing.T) (Config, [2]*DB) {
 	cfg := testConfig(t)
 	cfg.Cluster = "two"
 	cfg.Addresses = []string{"127.0.0.1:1", loopback(ports[0]), loopback(ports[1])}
-	p := migrations.Params{Database: cfg.Database, Cluster: cfg.Cluster, Topology: migrations.PerShard, SpansRetention: 30 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true}
 	var dbs [2]*DB
 	for i, port := range ports {
 		startEngine(t, chengine.Options{
@@ -38,20 +37,7 @@ func twoShards(t *testing.T) (Config, [2]*DB) {
 		one := cfg
 		one.Addresses = []string{loopback(port)}
 		dbs[i] = openDB(t, one)
-		statements, err := migrations.Bootstrap(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all, err := migrations.Render(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range all {
-			statements = append(statements, m.Up...)
-		}
-		for _, s := range statements {
-			mustExec(t, dbs[i], s)
-		}
+		dbs[i].topology = migrations.PerShard
 	}
 	return cfg, dbs
 }

@@ -10,6 +10,7 @@ import (
 
 	driver "github.com/ClickHouse/clickhouse-go/v2"
 
+	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
@@ -19,6 +20,9 @@ type DB struct {
 	log    *slog.Logger
 	conn   driver.Conn
 	shards *shards
+	// topology is how tables come to be on the nodes; tests without Keeper run
+	// the statements on each node.
+	topology migrations.Topology
 }
 
 // queryConns bounds the pool for queries: probes, migrations, retention.

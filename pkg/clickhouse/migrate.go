@@ -31,9 +31,11 @@ const recordTable = "schema_migrations"
 // ddlTimeout bounds one statement on all nodes of a cluster.
 const ddlTimeout = 3 * time.Minute
 
-// Migrate brings the schema up to the newest version and the tables to the
-// retention. Several processes may do so at once. It waits for nothing: call
-// Wait before.
+// Migrate brings the tables up to the newest version, the views into the form
+// of this program, and the tables to the retention. Several processes may do so
+// at once, and writers go on inserting meanwhile. The views of a database that
+// is ahead of this program stay as they are. It waits for nothing: call Wait
+// before.
 func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 	p := d.params(keep)
 	var err error
@@ -62,11 +64,22 @@ func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 			return err
 		}
 	}
+	if newest(applied) <= migrations.Latest() {
+		views, err := migrations.Views(p, migrations.Latest())
+		if err != nil {
+			return err
+		}
+		if err := d.replaceViews(ctx, views); err != nil {
+			return err
+		}
+	}
 	return d.retain(ctx, p)
 }
 
 // MigrateDown takes back the newest migration that is in force, with the data
-// it holds, and returns what it took back; nil when there is none.
+// it holds, and returns what it took back; nil when there is none. Views go
+// back to the form of the version below before tables lose what the newer form
+// reads.
 func (d *DB) MigrateDown(ctx context.Context) (*MigrationStatus, error) {
 	all, err := migrations.Render(d.params(Retention{}))
 	if err != nil {
@@ -80,12 +93,32 @@ func (d *DB) MigrateDown(ctx context.Context) (*MigrationStatus, error) {
 		if !applied[m.Version].Applied {
 			continue
 		}
+		if err := d.viewsDown(ctx, m.Version); err != nil {
+			return nil, err
+		}
 		if err := d.step(ctx, m, false); err != nil {
 			return nil, err
 		}
 		return &MigrationStatus{Version: m.Version, Name: m.Name}, nil
 	}
 	return nil, nil //nolint:nilnil // nothing to take back is no error
+}
+
+// viewsDown brings the views from a version into the form of the one below.
+func (d *DB) viewsDown(ctx context.Context, version uint32) error {
+	p := d.params(Retention{})
+	above, err := migrations.Views(p, version)
+	if err != nil {
+		return err
+	}
+	below, err := migrations.Views(p, version-1)
+	if err != nil {
+		return err
+	}
+	if err := d.dropViews(ctx, above, below); err != nil {
+		return err
+	}
+	return d.replaceViews(ctx, below)
 }
 
 // MigrationStatus tells of every migration that this program or the database
@@ -119,16 +152,23 @@ func (d *DB) SchemaVersion(ctx context.Context) (current, wanted uint32, err err
 	if err != nil {
 		return 0, 0, err
 	}
+	return newest(applied), migrations.Latest(), nil
+}
+
+// newest is the newest version in force, 0 when there is none.
+func newest(applied map[uint32]MigrationStatus) (version uint32) {
 	for v, s := range applied {
 		if s.Applied {
-			current = max(current, v)
+			version = max(version, v)
 		}
 	}
-	return current, migrations.Latest(), nil
+	return version
 }
 
 func (d *DB) params(keep Retention) migrations.Params {
-	return migrations.Params{Database: d.cfg.Database, Cluster: d.cfg.Cluster, SpansRetention: keep.Spans, FlowsRetention: keep.Flows}
+	return migrations.Params{
+		Database: d.cfg.Database, Cluster: d.cfg.Cluster, Topology: d.topology, SpansRetention: keep.Spans, FlowsRetention: keep.Flows,
+	}
 }
 
 // bootstrap makes the record of migrations where there is none. A statement for

@@ -216,6 +216,13 @@ func TestRenderedSQLParses(t *testing.T) {
 		for _, m := range all {
 			statements = append(append(statements, m.Up...), m.Down...)
 		}
+		views, err := migrations.Views(p, migrations.Latest())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range views {
+			statements = append(append(statements, v.Replace...), v.Drop)
+		}
 		statements = append(statements,
 			alterTTL(p, "spans_local", ""), alterTTL(p, "spans_local", migrations.TTL("start_time", time.Hour)), syncReplicaSQL(p.Database, "spans_local"), syncReplicaSQL(p.Database, "flows_local"))
 		for _, s := range statements {

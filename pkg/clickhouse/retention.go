@@ -99,13 +99,9 @@ func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
 // engines returns the table's definition on each node that is up: its engine with keys,
 // TTL and settings, as ClickHouse shows them.
 func (d *DB) engines(ctx context.Context, table string) ([]string, error) {
-	from := "system.tables"
-	if d.cfg.Cluster != "" {
-		from = "clusterAllReplicas('" + d.cfg.Cluster + "', 'system', 'tables')"
-	}
 	var engines []string
-	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+from+
-		" WHERE database = $1 AND name = $2 SETTINGS skip_unavailable_shards = 1", d.cfg.Database, table).Scan(&engines)
+	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+d.systemTables()+
+		" WHERE database = $1 AND name = $2"+d.skipUnavailable(), d.cfg.Database, table).Scan(&engines)
 	if err != nil {
 		return nil, fmt.Errorf("read the definition of %s.%s: %w", d.cfg.Database, table, readable(err))
 	}
