@@ -19,6 +19,18 @@ import (
 // on each. There is no Keeper, so the tables are not replicated.
 func twoShards(t *testing.T) (Config, [2]*DB) {
 	t.Helper()
+	cfg, dbs := twoEmptyShards(t)
+	for _, d := range dbs {
+		if err := d.Migrate(t.Context(), Retention{Spans: 30 * 24 * time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cfg, dbs
+}
+
+// twoEmptyShards is twoShards without the tables.
+func twoEmptyShards(t *testing.T) (Config, [2]*DB) {
+	t.Helper()
 	ports := [2]int{freePort(t), freePort(t)}
 	var servers strings.Builder
 	for _, port := range ports {
