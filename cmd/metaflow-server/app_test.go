@@ -312,10 +312,10 @@ func TestReports(t *testing.T) {
 		for _, replica := range []*serving{gateway, control} {
 			want := fmt.Sprint("web-", i)
 			deadline := time.Now().Add(10 * time.Second)
-			for replica.resources.Resolve("prod", address, now+10).Name != want && time.Now().Before(deadline) {
+			for replica.know.resources.Resolve("prod", address, now+10).Name != want && time.Now().Before(deadline) {
 				time.Sleep(10 * time.Millisecond) //nolint:forbidigo // a record is on its way through Kafka
 			}
-			if got := replica.resources.Resolve("prod", address, now+10); got.Name != want || got.Namespace != "shop" {
+			if got := replica.know.resources.Resolve("prod", address, now+10); got.Name != want || got.Namespace != "shop" {
 				t.Errorf("%v holds the address, want %s", got, want)
 			}
 		}

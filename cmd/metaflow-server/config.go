@@ -119,4 +119,7 @@ func (s *server) otlpHTTP() otlphttp.Config {
 	return cfg
 }
 
+// servesPort says whether the gRPC port is served.
+func (s *server) servesPort() bool { return s.has(roleGateway) || s.has(roleControl) }
+
 func (s *server) has(role string) bool { return slices.Contains(s.Roles, role) }

@@ -14,7 +14,7 @@ func (s *server) exposures() []string {
 			found = append(found, fmt.Sprintf(format, args...))
 		}
 	}
-	grpc := (s.has(roleGateway) || s.has(roleControl)) && !loopback(s.GRPC.Listen)
+	grpc := s.servesPort() && !loopback(s.GRPC.Listen)
 	http := !loopback(s.HTTP.Listen)
 	warn(grpc && s.GRPC.TLS.CertFile == "", "grpc.listen %s takes plain text from the network; set grpc.tls", s.GRPC.Listen)
 	warn(s.has(roleGateway) && s.Gateway.HTTPListen != "" && !loopback(s.Gateway.HTTPListen) && s.GRPC.TLS.CertFile == "",

@@ -156,9 +156,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		case <-ctx.Done():
 			return nil
 		}
-		if !becomesReady(ctx, func(ctx context.Context) error {
-			return errors.Join(a.checkSchema(ctx), a.control.Ready(ctx), a.resources.Ready(ctx))
-		}) {
+		if !becomesReady(ctx, a.ready) {
 			return nil
 		}
 		return o.announce(at, out)

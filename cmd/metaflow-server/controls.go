@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/metaflowys/metaflow-server/pkg/control"
+	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// controls is the role control: agents on the port, operators over HTTP, and the
+// topic metaflow.control, which holds what operators decided.
+type controls struct {
+	*core
+
+	know     *knowledge
+	commands *kafka.Producer
+	reports  *kafka.Producer // says how agents are
+	// Made by attach.
+	control *control.Control
+	streams *agentgrpc.Service
+}
+
+func newControls(c *core, know *knowledge, reports *kafka.Producer) *controls {
+	return &controls{core: c, know: know, commands: c.newProducer(schema.TopicControl), reports: reports}
+}
+
+// attach serves operators on the HTTP port. They can come as soon as the port is
+// served, and learn what control still waits for. Call it before the port runs.
+func (c *controls) attach(http *opshttp.Server) error {
+	replica, err := replicaName(http.Addr())
+	if err != nil {
+		return err
+	}
+	c.control, err = control.New(c.cfg.Control, control.Options{
+		Log: c.kafka, Commands: c.commands, Resources: c.reports, Replica: replica, Logger: c.log, Registerer: c.reg, Guard: c.know.guard,
+	})
+	if err != nil {
+		return err
+	}
+	c.streams, err = agentgrpc.New(c.control, agentgrpc.Options{
+		Logger: c.log, Registerer: c.reg, MaxStreams: c.cfg.Control.MaxStreams, Authorize: c.know.guard.Check,
+	})
+	if err != nil {
+		return err
+	}
+	http.Handle("/v1/", api.NewHandler(c.control, api.HandlerOptions{
+		Logger: c.log, Token: c.cfg.Control.Token, AnonymousWrites: c.cfg.Control.AllowAnonymousWrites,
+	}))
+	return nil
+}
+
+// replicaName returns the address by which other hosts, and metaflow-ctl there, reach this
+// server. Two servers on one host have different ports.
+func replicaName(http net.Addr) (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("find the name of this host: %w", err)
+	}
+	_, port, err := net.SplitHostPort(http.String())
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+func (c *controls) topics() []string { return []string{schema.TopicControl, schema.TopicResources} }
+
+func (c *controls) checks() []opshttp.Check {
+	return []opshttp.Check{{Name: "control", Func: func(ctx context.Context) error { return c.control.Ready(ctx) }}}
+}
+
+func (c *controls) open(ctx context.Context, o *offer) error {
+	if err := c.ensureTopics(ctx, c.topics()...); err != nil {
+		return err
+	}
+	o.options.Register = agentgrpc.All(o.options.Register, c.streams.Register)
+	o.agents = c.control
+	o.beneath = append(o.beneath, c.control.Run)
+	o.producers = append(o.producers, c.commands)
+	return nil
+}

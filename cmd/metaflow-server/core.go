@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// core is what every role stands on.
+type core struct {
+	cfg   *server
+	log   *slog.Logger
+	reg   *prometheus.Registry
+	kafka *kafka.Client
+	// producers are those that calls of the port need.
+	producers []*kafka.Producer
+
+	// What only standalone and tests set, before the app runs.
+
+	// single means that Kafka is one broker on purpose, so that nobody is warned of
+	// a lack of replicas.
+	single bool
+	// listening receives the addresses of the ports that take data once they are
+	// open; otlpHTTP is nil when OTLP/HTTP is not served.
+	listening func(grpc, otlpHTTP net.Addr)
+	// spareHTTP is an address of OTLP/HTTP that nobody asked for: when another
+	// program has it, the server does without.
+	spareHTTP string
+}
+
+func newCore(cfg *server, log *slog.Logger) (*core, error) {
+	c := &core{cfg: cfg, log: log, reg: prometheus.NewRegistry(), listening: func(_, _ net.Addr) {}}
+	c.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	c.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: c.reg})
+	return c, err
+}
+
+// newProducer returns a producer that /ready asks about its topic. Call it before
+// the app runs.
+func (c *core) newProducer(topic string) *kafka.Producer {
+	p := c.kafka.NewProducer(topic, kafka.ProducerOptions{})
+	c.producers = append(c.producers, p)
+	return p
+}
+
+// checkProducers reports the topics that Kafka does not store at the moment, and why.
+func (c *core) checkProducers(ctx context.Context) error {
+	var errs []error
+	for _, p := range c.producers {
+		errs = append(errs, p.Ready(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// dataTopics are what the roles gateway and writer need.
+var dataTopics = []string{schema.TopicSpans, schema.TopicFlows, schema.TopicDeadLetter, schema.TopicResources}
+
+// ensureTopics creates the topics that are missing. It waits for Kafka.
+func (c *core) ensureTopics(ctx context.Context, names ...string) error {
+	topics := c.topicsNamed(names...)
+	return c.retry(ctx, "create topics", func(ctx context.Context) error { return c.kafka.EnsureTopics(ctx, topics...) })
+}
+
+// topicsNamed returns the topics by these names as they should be: the policy of
+// each, and where the policy leaves a choice, the configuration.
+func (c *core) topicsNamed(names ...string) []kafka.Topic {
+	topics := make([]kafka.Topic, 0, len(names))
+	for _, name := range names {
+		policy := schema.PolicyOf(name)
+		t := kafka.Topic{
+			Name: name, Partitions: policy.Partitions, Compacted: policy.Compacted, Forever: policy.Forever,
+			MaxMessageBytes: int(c.cfg.Kafka.MaxRecordBytes) + schema.BatchOverhead,
+		}
+		if policy.MinRetention > 0 {
+			t.Retention = max(c.cfg.Kafka.Retention, policy.MinRetention)
+		}
+		topics = append(topics, t)
+	}
+	return topics
+}
+
+// retry calls f until it succeeds or ctx ends, and logs each failure.
+func (c *core) retry(ctx context.Context, what string, f func(context.Context) error) error {
+	return retry.Do(ctx, retry.Policy{First: 2 * time.Second, Max: 2 * time.Second}, f, func(failure retry.Failure) {
+		c.log.Warn("failed, trying again", slog.String("operation", what), slog.Any("error", failure.Err), slog.Duration("after", failure.Pause))
+	})
+}
+
+// background runs functions beyond the end of a context. The zero value is ready
+// to use, by one goroutine.
+type background struct {
+	group errgroup.Group
+	stops []context.CancelFunc
+}
+
+// run starts f with a context that only stop ends.
+func (b *background) run(ctx context.Context, f func(context.Context) error) {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	b.stops = append(b.stops, stop)
+	b.group.Go(func() error { return f(ctx) })
+}
+
+// stop ends what run started, waits for it and returns its first error.
+func (b *background) stop() error {
+	for _, stop := range b.stops {
+		stop()
+	}
+	return b.group.Wait()
+}
+
+// unlessStopped returns err, or nil once ctx has ended: a stop that comes while a
+// role waits is no failure.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // the error only reports the stop
+	}
+	return err
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/inventory"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentauth"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// knowledge is what every server reads from metaflow.resources, whatever its
+// roles: which pod or service had which address at a time, and which agent an id
+// belongs to.
+type knowledge struct {
+	*core
+
+	resources *inventory.Resources
+	guard     *agentauth.Guard
+}
+
+// newKnowledge makes a reader of the topic. reports is the producer of a server
+// that takes reports of pods, and nil where nobody can send them.
+func newKnowledge(c *core, reports *kafka.Producer) (*knowledge, error) {
+	guard := agentauth.New(c.cfg.Control.AgentTokens, c.cfg.GRPC.TLS.ClientCAFile != "")
+	opts := inventory.Options{Log: c.kafka, Logger: c.log, Registerer: c.reg, Also: guard, Joined: guard.Joined}
+	if reports != nil {
+		opts.Producer = reports
+	}
+	resources, err := inventory.New(c.cfg.Resources, opts)
+	return &knowledge{core: c, resources: resources, guard: guard}, err
+}
+
+func (k *knowledge) topics() []string { return []string{schema.TopicResources} }
+
+func (k *knowledge) checks() []opshttp.Check {
+	return []opshttp.Check{{Name: "resources", Func: k.resources.Ready}}
+}
+
+// run reads the topic until ctx ends.
+func (k *knowledge) run(ctx context.Context) error {
+	if err := k.ensureTopics(ctx, k.topics()...); err != nil {
+		return unlessStopped(ctx, err)
+	}
+	return k.resources.Run(ctx)
+}
+
+func (k *knowledge) close() {}
+
+// patience bounds how long others wait for the topic to be read after a start. It
+// is several times what reading resources.max_objects takes, and no longer than
+// agents gather flows before they send them.
+const patience = 10 * time.Second
+
+// await returns once the topic was read to its end, or logs after patience what
+// is lost without it.
+func (k *knowledge) await(ctx context.Context, without string) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := k.resources.Await(waiting); err != nil && ctx.Err() == nil {
+		k.log.Warn("metaflow.resources is not read to its end yet", slog.String("consequence", without), slog.Any("error", err))
+	}
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/metaflowys/metaflow-server/pkg/gateway"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// port is what collectors and agents call: the gRPC port, which the roles gateway
+// and control share, and the port of OTLP/HTTP. It has at least one service.
+type port struct {
+	*core
+
+	know     *knowledge
+	services []service
+}
+
+// service is what a port serves.
+type service interface {
+	topics() []string
+	checks() []opshttp.Check
+	// open waits for what the service needs and adds what it serves to o.
+	open(ctx context.Context, o *offer) error
+}
+
+// offer is what the services of a port add up to.
+type offer struct {
+	traces   rpc.Consumer      // nil leaves traces out
+	overHTTP otlphttp.Consumer // nil leaves OTLP/HTTP out
+	options  rpc.Options       // the other services
+	agents   gateway.Agents    // who is registered; nil when this server does not know
+	// Calls stand on what beneath does, and both on the producers.
+	beneath   []func(context.Context) error
+	producers []*kafka.Producer
+}
+
+func (p *port) topics() (names []string) {
+	for _, s := range p.services {
+		names = append(names, s.topics()...)
+	}
+	return names
+}
+
+func (p *port) checks() (checks []opshttp.Check) {
+	for _, s := range p.services {
+		checks = append(checks, s.checks()...)
+	}
+	return checks
+}
+
+func (p *port) close() {}
+
+// run serves the ports until ctx ends, and returns when all calls are answered.
+func (p *port) run(ctx context.Context) error {
+	o := offer{options: rpc.Options{
+		Logger: p.log, Registerer: p.reg, ShutdownGrace: p.cfg.ShutdownGrace, Auth: p.know.guard,
+	}}
+	for _, s := range p.services {
+		if err := s.open(ctx, &o); err != nil {
+			return unlessStopped(ctx, err)
+		}
+	}
+	p.know.await(ctx, "agents are refused until it is known whom their ids belong to")
+	receiver, err := rpc.New(p.cfg.GRPC, o.traces, o.options)
+	if err != nil {
+		return err
+	}
+	p.log.Info("grpc port listens", slog.String("address", receiver.Addr().String()), slog.Any("roles", p.cfg.Roles))
+	httpReceiver, err := p.newOTLPHTTP(o.overHTTP, receiver)
+	if err != nil {
+		return errors.Join(err, receiver.Close())
+	}
+	receivers, receiving := errgroup.WithContext(ctx)
+	if httpReceiver == nil {
+		p.listening(receiver.Addr(), nil)
+	} else {
+		p.listening(receiver.Addr(), httpReceiver.Addr())
+		receivers.Go(func() error { return httpReceiver.Run(receiving) })
+	}
+	receivers.Go(func() error { return receiver.Run(receiving) })
+
+	// What a call stands on lives longer than the last call.
+	var producing, beneath background
+	for _, producer := range o.producers {
+		producing.run(ctx, producer.Run)
+	}
+	for _, f := range o.beneath {
+		beneath.run(ctx, f)
+	}
+	return errors.Join(receivers.Wait(), beneath.stop(), producing.stop())
+}
+
+// newOTLPHTTP binds the port of OTLP/HTTP, which shares bounds and certificates
+// with OTLP/gRPC. It returns nil when none is to be served.
+func (p *port) newOTLPHTTP(traces otlphttp.Consumer, receiver *rpc.Server) (*otlphttp.Server, error) {
+	if traces == nil || p.cfg.Gateway.HTTPListen == "" {
+		return nil, nil //nolint:nilnil // nil is no port
+	}
+	certificates, err := p.cfg.GRPC.TLS.Config("grpc.tls", p.log, "h2", "http/1.1")
+	if err != nil {
+		return nil, err
+	}
+	s, err := otlphttp.New(p.cfg.otlpHTTP(), traces, otlphttp.Options{
+		Logger: p.log, Metrics: otlphttp.NewMetrics(p.reg), ShutdownGrace: p.cfg.ShutdownGrace, TLS: certificates,
+		Budget: receiver.Budget(), Trusted: receiver.Trusted,
+	})
+	switch {
+	case err != nil && p.cfg.Gateway.HTTPListen == p.spareHTTP && errors.Is(err, syscall.EADDRINUSE):
+		p.log.Warn("otlp http is not received: another program has its port; --otlp-http-listen sets another", slog.String("address", p.spareHTTP))
+		return nil, nil //nolint:nilnil // nil is no port
+	case err != nil:
+		return nil, fmt.Errorf("gateway.http_listen: %w", err)
+	}
+	p.log.Info("otlp http port listens", slog.String("address", s.Addr().String()))
+	return s, nil
+}
+
+// reports take what agents say of pods and services.
+type reports struct {
+	*core
+
+	know     *knowledge
+	producer *kafka.Producer
+}
+
+func newReports(c *core) *reports {
+	return &reports{core: c, producer: c.newProducer(schema.TopicResources)}
+}
+
+func (r *reports) topics() []string { return []string{schema.TopicResources} }
+
+func (r *reports) checks() []opshttp.Check { return nil }
+
+func (r *reports) open(_ context.Context, o *offer) error {
+	o.options.Register = agentgrpc.NewResources(r.know.resources, r.know.guard.Check).Register
+	o.producers = append(o.producers, r.producer)
+	return nil
+}
