@@ -29,8 +29,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A real Kubernetes API server takes every object of the chart and the manifests, warns of nothing but the agents' privileges,
-// takes an upgrade, and gives the agents what they ask it for. Nothing is behind it that would run a pod.
+// A real Kubernetes API server accepts every object of the chart and the
+// manifests, warns only of the agents' privileges, accepts an upgrade, and
+// grants the agents the requests that they make. Nothing behind it runs pods.
 func TestAPIServer(t *testing.T) {
 	api := startAPIServer(t)
 	for name := range matrix {
@@ -76,7 +77,7 @@ func TestAPIServer(t *testing.T) {
 	}
 }
 
-// overlay puts values over values, as further files given to helm do.
+// overlay merges values over values, as helm merges further files.
 func overlay(t *testing.T, texts ...string) string {
 	t.Helper()
 	all := map[string]any{}
@@ -103,7 +104,7 @@ func overlay(t *testing.T, texts ...string) string {
 	return string(out)
 }
 
-// apiServer is a client of one.
+// apiServer is a client of an API server.
 type apiServer struct {
 	typed    kubernetes.Interface
 	untyped  dynamic.Interface
@@ -111,12 +112,13 @@ type apiServer struct {
 	warnings *warnings
 }
 
-// warnings are what the server said beside its answers.
-type warnings struct{ said []string }
+// warnings collects the server's warnings.
+type warnings struct{ texts []string }
 
-func (w *warnings) HandleWarningHeader(_ int, _, text string) { w.said = append(w.said, text) }
+func (w *warnings) HandleWarningHeader(_ int, _, text string) { w.texts = append(w.texts, text) }
 
-// startAPIServer starts etcd and an API server that enforces RBAC and Pod Security, until the test ends.
+// startAPIServer starts etcd and an API server that enforces RBAC and Pod
+// Security, and stops them when the test ends.
 func startAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	bin, err := filepath.Abs(filepath.Join(repository, ".cache", "kubernetes"))
@@ -124,7 +126,7 @@ func startAPIServer(t *testing.T) *apiServer {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(bin, "kube-apiserver")); err != nil {
-		t.Skip("no API server: `make kube-apiserver` builds one")
+		t.Skip("no API server: run `make kube-apiserver`")
 	}
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -164,8 +166,8 @@ func startAPIServer(t *testing.T) *apiServer {
 		"--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.96.0.0/16",
 		"--service-account-key-file", key, "--service-account-signing-key-file", key, "--service-account-issuer", "https://kubernetes")
 
-	said := &warnings{}
-	config := &rest.Config{Host: "https://" + secure, BearerToken: "test", QPS: 500, Burst: 500, WarningHandler: said, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+	server := &warnings{}
+	config := &rest.Config{Host: "https://" + secure, BearerToken: "test", QPS: 500, Burst: 500, WarningHandler: server, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 	typed, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
@@ -177,17 +179,17 @@ func startAPIServer(t *testing.T) *apiServer {
 	deadline, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
-		// The last of what it does when it starts is to make the namespaces that it needs.
+		// The server creates these namespaces last when it starts.
 		if _, err = typed.CoreV1().Namespaces().Get(deadline, "kube-public", meta.GetOptions{}); err == nil {
 			break
 		}
 		select {
 		case <-deadline.Done():
-			t.Fatalf("the API server does not start: %v", err)
+			t.Fatalf("the API server did not start: %v", err)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-	return &apiServer{typed, untyped, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(typed.Discovery())), said}
+	return &apiServer{typed, untyped, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(typed.Discovery())), server}
 }
 
 func freeAddress(t *testing.T) string {
@@ -200,7 +202,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// namespace makes one that warns of pods which are not restricted.
+// namespace creates a namespace that warns of pods which are not restricted.
 func (a *apiServer) namespace(t *testing.T, name string) {
 	t.Helper()
 	for _, n := range []string{name, "kube-system"} {
@@ -218,10 +220,11 @@ func (a *apiServer) namespace(t *testing.T, name string) {
 	}
 }
 
-// apply does as `kubectl apply --server-side --validate=strict` and returns what the server warns of.
+// apply applies objects like `kubectl apply --server-side --validate=strict`
+// and returns the server's warnings.
 func (a *apiServer) apply(t *testing.T, manifest string) []string {
 	t.Helper()
-	a.warnings.said = nil
+	a.warnings.texts = nil
 	var objects []*unstructured.Unstructured
 	for document := range strings.SplitSeq("\n"+manifest, "\n---") {
 		o := &unstructured.Unstructured{}
@@ -233,7 +236,7 @@ func (a *apiServer) apply(t *testing.T, manifest string) []string {
 		}
 		objects = append(objects, o)
 	}
-	// Accounts first, without which a pod is refused.
+	// Accounts first: a pod is rejected without its account.
 	slices.SortStableFunc(objects, func(x, y *unstructured.Unstructured) int {
 		return rank(x.GetKind()) - rank(y.GetKind())
 	})
@@ -257,13 +260,13 @@ func (a *apiServer) apply(t *testing.T, manifest string) []string {
 		}
 		_, err = client.Patch(t.Context(), o.GetName(), "application/apply-patch+yaml", text,
 			meta.PatchOptions{FieldManager: "test", FieldValidation: meta.FieldValidationStrict})
-		// That of helm test cannot be changed; helm makes it anew.
+		// The pod of helm test cannot be changed; helm recreates it.
 		fixed := kind.Kind == "Pod" && err != nil && strings.Contains(err.Error(), "pod updates may not change fields")
 		if err != nil && !fixed {
 			t.Errorf("%s %s: %v", kind.Kind, o.GetName(), err)
 		}
 	}
-	return a.warnings.said
+	return a.warnings.texts
 }
 
 func rank(kind string) int {
@@ -273,7 +276,7 @@ func rank(kind string) int {
 	return 1
 }
 
-// freePorts takes the services away that hold ports of nodes.
+// freePorts deletes the services that use node ports.
 func (a *apiServer) freePorts(t *testing.T, namespace string) {
 	t.Helper()
 	services, err := a.typed.CoreV1().Services(namespace).List(context.WithoutCancel(t.Context()), meta.ListOptions{})
@@ -287,7 +290,8 @@ func (a *apiServer) freePorts(t *testing.T, namespace string) {
 	}
 }
 
-// agentMay asks the server what it would let the agents of a release do: what they ask of it, and nothing beside.
+// agentMay checks with the server that the agents of a release may do what they
+// need, and nothing else.
 func (a *apiServer) agentMay(t *testing.T, r release) {
 	t.Helper()
 	o := r.objects(t)
@@ -327,12 +331,12 @@ func (a *apiServer) agentMay(t *testing.T, r release) {
 			t.Fatal(err)
 		}
 		if review.Status.Allowed != tc.want {
-			t.Errorf("agents may %+v: %v, want %v", tc.resource, review.Status.Allowed, tc.want)
+			t.Errorf("agents allowed %+v: %v, want %v", tc.resource, review.Status.Allowed, tc.want)
 		}
 	}
 }
 
-// newKey is a private key for the tokens of service accounts.
+// newKey returns a private key for the tokens of service accounts.
 func newKey(t *testing.T) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

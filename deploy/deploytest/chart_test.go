@@ -29,7 +29,7 @@ const chartDir = "../helm/metaflow"
 // release is one installation of the chart.
 type release struct {
 	name, namespace string
-	kubernetes      string // version; empty is a current one
+	kubernetes      string // version; empty means a current one
 	values          string // YAML
 	cluster         fakeCluster
 }
@@ -88,8 +88,9 @@ func (r release) objects(t *testing.T) *objects {
 	return decode(t, manifest, r.namespace)
 }
 
-// matrix is every way to install the chart that the tests look at, by the name of
-// its file in testdata/chart, and the Secrets that exist before, with their keys.
+// matrix is every installation of the chart that the tests cover, by the name
+// of its file in testdata/chart, and the Secrets that exist before it, with
+// their keys.
 var matrix = map[string]struct {
 	kubernetes string
 	secrets    map[string][]string
@@ -109,8 +110,8 @@ func (r release) fromMatrix(t *testing.T, name string) release {
 	return r
 }
 
-// Every installation is linted, decoded into the types of Kubernetes, looked
-// through for references that lead nowhere, and compared with its golden file.
+// Every installation is linted, decoded into the types of Kubernetes, checked
+// for dangling references, and compared with its golden file.
 func TestChart(t *testing.T) {
 	for name, tc := range matrix {
 		t.Run(name, func(t *testing.T) {
@@ -141,7 +142,7 @@ func lintChart(t *testing.T, text string) []string {
 	}
 	var said []string
 	for _, m := range lint.All(chartDir, values, "observability", true).Messages {
-		// An icon would be an address outside of the cluster.
+		// An icon would be an address outside the cluster.
 		if m.Severity > support.InfoSev || !strings.Contains(m.Error(), "icon is recommended") {
 			said = append(said, m.Error())
 		}
@@ -149,17 +150,17 @@ func lintChart(t *testing.T, text string) []string {
 	return said
 }
 
-// Without one given, a password is made that nobody guesses.
+// Without a given password, the chart generates a random one.
 func TestChartMakesPassword(t *testing.T) {
 	r := release{}
 	first := r.objects(t).secret("metaflow-clickhouse")["password"]
 	second := r.objects(t).secret("metaflow-clickhouse")["password"]
 	if len(first) < 32 || string(first) == string(second) {
-		t.Errorf("passwords %q and %q: want two different ones of 32 characters", first, second)
+		t.Errorf("passwords %q and %q, want two different ones of 32 characters", first, second)
 	}
 }
 
-// An upgrade finds the password that the installation made, and keeps it.
+// An upgrade keeps the generated password.
 func TestChartKeepsPassword(t *testing.T) {
 	made := release{}.objects(t).secret("metaflow-clickhouse")["password"]
 	cluster := fakeCluster{"v1/Secret": {&unstructured.Unstructured{Object: map[string]any{
@@ -168,19 +169,20 @@ func TestChartKeepsPassword(t *testing.T) {
 		"data":     map[string]any{"password": base64.StdEncoding.EncodeToString(made)},
 	}}}}
 	if got := (release{cluster: cluster}).objects(t).secret("metaflow-clickhouse")["password"]; string(got) != string(made) {
-		t.Errorf("the password %q became %q", made, got)
+		t.Errorf("password %q changed to %q", made, got)
 	}
 	changed := release{cluster: cluster, values: "clickhouse: {password: {value: mine}}"}
 	if got := changed.objects(t).secret("metaflow-clickhouse")["password"]; string(got) != "mine" {
-		t.Errorf("the password %q was not changed to the one given", got)
+		t.Errorf("password %q was not replaced by the given one", got)
 	}
 }
 
-// Without a token given, one is made that nobody guesses, and an upgrade keeps it.
+// Without a given token, the chart generates a random one, and an upgrade keeps
+// it.
 func TestChartMakesAndKeepsToken(t *testing.T) {
 	made := release{}.objects(t).secret("metaflow-server")["control-token"]
 	if other := (release{}).objects(t).secret("metaflow-server")["control-token"]; len(made) < 32 || string(made) == string(other) {
-		t.Errorf("tokens %q and %q: want two different ones of 32 characters", made, other)
+		t.Errorf("tokens %q and %q, want two different ones of 32 characters", made, other)
 	}
 	cluster := fakeCluster{"v1/Secret": {&unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "Secret",
@@ -188,15 +190,16 @@ func TestChartMakesAndKeepsToken(t *testing.T) {
 		"data":     map[string]any{"control-token": base64.StdEncoding.EncodeToString(made)},
 	}}}}
 	if got := (release{cluster: cluster}).objects(t).secret("metaflow-server")["control-token"]; string(got) != string(made) {
-		t.Errorf("the token %q became %q", made, got)
+		t.Errorf("token %q changed to %q", made, got)
 	}
 	changed := release{cluster: cluster, values: "server: {credentials: {controlToken: {value: mine}}}"}
 	if got := changed.objects(t).secret("metaflow-server")["control-token"]; string(got) != "mine" {
-		t.Errorf("the token %q was not changed to the one given", got)
+		t.Errorf("token %q was not replaced by the given one", got)
 	}
 }
 
-// The server demands the token that metaflow-ctl beside it and that of helm test show.
+// The server requires the token that metaflow-ctl in its container and helm
+// test send.
 func TestChartControlToken(t *testing.T) {
 	for name, tc := range map[string]struct{ values, secret, key string }{
 		"made":   {"", "metaflow-server", "control-token"},
@@ -230,7 +233,7 @@ func TestChartControlToken(t *testing.T) {
 	}
 }
 
-// fakeCluster is what lookup finds, by version and kind.
+// fakeCluster holds the objects that lookup finds, by version and kind.
 type fakeCluster map[string][]runtime.Object
 
 func (c fakeCluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
@@ -238,11 +241,11 @@ func (c fakeCluster) GetClientFor(apiVersion, kind string) (dynamic.Namespaceabl
 	return client.Resource(schemautil.GroupVersionResource{Version: apiVersion, Resource: strings.ToLower(kind) + "s"}), true, nil
 }
 
-// What the schema or the templates refuse, they refuse by key and with a reason.
-func TestChartRefuses(t *testing.T) {
+// The schema and the templates reject bad values by key and with a reason.
+func TestChartRejects(t *testing.T) {
 	tests := map[string]struct {
 		values string
-		want   []string // each is in the error
+		want   []string // substrings of the error
 	}{
 		"an unknown value":                     {"sever: {}", []string{"sever"}},
 		"an unknown value below":               {"server: {replica: 2}", []string{"/server", "replica"}},
@@ -255,14 +258,14 @@ func TestChartRefuses(t *testing.T) {
 		"a password in the configuration":      {"server: {config: {kafka: {sasl: {password: x}}}}", []string{"/server/config/kafka/sasl", "password"}},
 		"the schema's switch":                  {"server: {config: {migrate_at_start: true}}", []string{"migrate_at_start"}},
 		"no replicas":                          {"server: {replicas: 0}", []string{"/server/replicas"}},
-		"a node port that no node has":         {"server: {service: {nodePorts: {grpc: 80}}}", []string{"/server/service/nodePorts/grpc"}},
+		"an invalid node port":                 {"server: {service: {nodePorts: {grpc: 80}}}", []string{"/server/service/nodePorts/grpc"}},
 		"an unknown mode":                      {"server: {migration: {mode: hook}}", []string{"/server/migration/mode"}},
 		"no quantity":                          {"server: {resources: {limits: {memory: 1GB}}}", []string{"/server/resources/limits/memory"}},
-		"a digest that is none":                {"agent: {image: {digest: latest}}", []string{"/agent/image/digest"}},
-		"agents without servers":               {"server: {enabled: false}", []string{"agent.config.server.addresses: none is given"}},
+		"an invalid digest":                    {"agent: {image: {digest: latest}}", []string{"/agent/image/digest"}},
+		"agents without servers":               {"server: {enabled: false}", []string{"agent.config.server.addresses: required"}},
 		"nothing":                              {"{server: {enabled: false}, agent: {enabled: false}}", []string{"server.enabled: is false"}},
-		"no Kafka":                             {"kafka: {enabled: false}", []string{"server.config.kafka.brokers: none is given"}},
-		"no ClickHouse":                        {"clickhouse: {enabled: false}", []string{"server.config.clickhouse.addresses: none is given"}},
+		"no Kafka":                             {"kafka: {enabled: false}", []string{"server.config.kafka.brokers: required"}},
+		"no ClickHouse":                        {"clickhouse: {enabled: false}", []string{"server.config.clickhouse.addresses: required"}},
 		"two Kafkas":                           {"server: {config: {kafka: {brokers: ['k:9092']}}}", []string{"kafka.enabled: is true"}},
 		"flow data without the node's net":     {"agent: {hostNetwork: false}", []string{"agent.hostNetwork: flow data"}},
 		"fewer replicas at most than at least": {"server: {autoscaling: {enabled: true, minReplicas: 9}}", []string{"server.autoscaling.minReplicas"}},
@@ -272,14 +275,14 @@ func TestChartRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := release{values: tc.values}.render(t)
 			if err == nil {
-				t.Fatal("it was taken")
+				t.Fatal("accepted")
 			}
-			// Paths are written with dots or slashes, by version of the library.
-			said := err.Error()
-			slashes := regexp.MustCompile(`([a-zA-Z0-9])\.([a-zA-Z0-9])`).ReplaceAllString(said, "$1/$2")
+			// Versions of the library write paths with dots or slashes.
+			text := err.Error()
+			slashes := regexp.MustCompile(`([a-zA-Z0-9])\.([a-zA-Z0-9])`).ReplaceAllString(text, "$1/$2")
 			for _, want := range tc.want {
-				if !strings.Contains(said, want) && !strings.Contains("/"+slashes, want) {
-					t.Errorf("the error does not say %q:\n%s", want, said)
+				if !strings.Contains(text, want) && !strings.Contains("/"+slashes, want) {
+					t.Errorf("error lacks %q:\n%s", want, text)
 				}
 			}
 		})
@@ -292,8 +295,8 @@ func TestChartRefuses(t *testing.T) {
 	})
 }
 
-// Releases in one cluster share no object, and, with the values for a second one
-// that the chart's README shows, no port and no directory of a node either.
+// Releases in one cluster share no object. With the values for a second release
+// from the chart's README, they share neither a port nor a directory of a node.
 func TestChartTwoReleases(t *testing.T) {
 	second := release{}.fromMatrix(t, "second").values
 	tests := map[string]struct{ a, b release }{
@@ -318,19 +321,19 @@ func TestChartTwoReleases(t *testing.T) {
 			}
 		}
 		if len(problems) == 0 {
-			t.Error("the ports of the nodes collide, and nobody says so")
+			t.Error("colliding node ports were not reported")
 		}
 	})
 }
 
-// A change of the configuration exchanges the pods, a new version of the chart alone
-// does not, and the Job of a migration is never changed, only replaced.
+// A change of the configuration replaces the pods; a new version of the chart
+// alone does not. The Job of a migration is never changed, only replaced.
 func TestChartRollsOut(t *testing.T) {
 	base := release{values: "clickhouse: {password: {value: x}}"}.objects(t)
 	other := release{values: "clickhouse: {password: {value: x}}\nserver: {config: {retention: {spans: 24h}}}"}.objects(t)
 	before, after := base.template("metaflow-server"), other.template("metaflow-server")
 	if before.Annotations["checksum/config"] == after.Annotations["checksum/config"] {
-		t.Error("a change of the configuration does not change the pods")
+		t.Error("a changed configuration does not replace the pods")
 	}
 	jobs := func(o *objects) (names []string) {
 		for _, w := range o.workloads {
@@ -349,7 +352,7 @@ func TestChartRollsOut(t *testing.T) {
 	}
 	for _, w := range base.workloads {
 		if w.kind == "Pod" {
-			continue // that of helm test, made anew for every test
+			continue // the pod of helm test, recreated for every test
 		}
 		for key, value := range w.template.Labels {
 			if strings.Contains(key, "version") || strings.Contains(key, "helm.sh/chart") {
@@ -359,8 +362,8 @@ func TestChartRollsOut(t *testing.T) {
 	}
 }
 
-// The server's file is what the chart computed with server.config over it, zero
-// values included.
+// The server's file is the chart's configuration overridden by server.config,
+// including zero values.
 func TestChartConfigOverrides(t *testing.T) {
 	o := release{values: "server: {config: {http: {listen: '127.0.0.1:9', pprof: false}, grpc: {listen: '0.0.0.0:4317', connection_age: 0s}, shutdown_grace: 1m30s}}"}.objects(t)
 	var got struct {
@@ -376,7 +379,7 @@ func TestChartConfigOverrides(t *testing.T) {
 	}
 	pod := o.template("metaflow-server").Spec
 	if grace := *pod.TerminationGracePeriodSeconds; grace != 110 {
-		t.Errorf("pods are given %d s to end, want 20 s more than shutdown_grace", grace)
+		t.Errorf("grace period of pods is %d s, want 20 s more than shutdown_grace", grace)
 	}
 	var agent struct {
 		Server struct{ Addresses []string }
@@ -389,7 +392,8 @@ func TestChartConfigOverrides(t *testing.T) {
 	}
 }
 
-// The soft limit of the Go runtime lies below the limit of the container, however that is written.
+// The Go runtime's soft limit is below the container's limit, in every notation
+// of the limit.
 func TestChartGoMemoryLimit(t *testing.T) {
 	tests := map[string]struct{ values, server, agent string }{
 		"default":  {"", "1717986918", "858993459"},
@@ -409,21 +413,21 @@ func TestChartGoMemoryLimit(t *testing.T) {
 	}
 }
 
-// Agents may hold the lease that they are configured with, where it is, and no other.
+// Agents may hold the configured lease, in its namespace, and no other.
 func TestAgentLease(t *testing.T) {
 	o := release{}.fromMatrix(t, "agents").objects(t)
 	role, ok := find[*rbac.Role](o, "kube-system", "metaflow-agent")
 	if !ok {
-		t.Fatal("there is no Role in the lease's namespace")
+		t.Fatal("no Role in the lease's namespace")
 	}
 	for _, rule := range role.Rules {
 		named := slices.Equal(rule.ResourceNames, []string{"eyes"}) && slices.Equal(rule.Verbs, []string{"get", "update"})
-		if !named && !slices.Equal(rule.Verbs, []string{"create"}) { // which cannot be granted by name
+		if !named && !slices.Equal(rule.Verbs, []string{"create"}) { // create cannot be restricted by name
 			t.Errorf("rule %+v", rule)
 		}
 	}
 	without := release{values: "agent: {config: {kubernetes: {lease: ''}}}"}.objects(t)
-	each(without, func(r *rbac.Role) { t.Errorf("there is a Role %s without a lease", r.Name) })
+	each(without, func(r *rbac.Role) { t.Errorf("a Role %s exists without a lease", r.Name) })
 }
 
 func workloadOf(t *testing.T, o *objects, name string) (workload, core.Container) {
@@ -433,6 +437,6 @@ func workloadOf(t *testing.T, o *objects, name string) (workload, core.Container
 			return w, w.template.Spec.Containers[0]
 		}
 	}
-	t.Fatalf("there is no %s", name)
+	t.Fatalf("%s not found", name)
 	return workload{}, core.Container{}
 }

@@ -18,8 +18,8 @@ import (
 	"k8s.io/pod-security-admission/policy"
 )
 
-// demos are the directories of demo manifests and the namespace of each. A file names the addresses that a program has
-// in its image.
+// demos are the directories of demo manifests and their namespaces. file holds
+// the addresses configured in the image.
 var demos = map[string]struct{ namespace, file string }{
 	"spring-boot": {namespace: "springboot-otel-demo", file: "../demo/spring-boot/src/main/resources/application.yaml"},
 	"webstore":    {namespace: "open-telemetry-demo"},
@@ -38,8 +38,8 @@ func demo(t *testing.T, name string) *objects {
 	return decode(t, all.String(), demos[name].namespace)
 }
 
-// Manifests of the demos are held to the same: every object is one of its type, and every reference leads
-// somewhere. Their pods run in namespaces that enforce the Pod Security Standard "restricted".
+// The demos' manifests decode strictly, every reference resolves, and their
+// pods run in namespaces that enforce the Pod Security Standard "restricted".
 func TestDemoManifests(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
@@ -72,8 +72,8 @@ func TestDemoManifests(t *testing.T) {
 	}
 }
 
-// Every address that a service is configured with is that of a Service, and of one of its ports: in the
-// demo itself, or of the collector that the spans go to.
+// Every configured address belongs to a Service and one of its ports: in the
+// demo, or of the collector that receives the spans.
 func TestDemoAddresses(t *testing.T) {
 	for name, d := range demos {
 		t.Run(name, func(t *testing.T) {
@@ -119,13 +119,14 @@ func TestDemoAddresses(t *testing.T) {
 				}
 			}
 			if found < len(o.workloads) {
-				t.Errorf("only %d addresses were found", found)
+				t.Errorf("found only %d addresses", found)
 			}
 		})
 	}
 }
 
-// Whatever sends spans says which service it is, by its own name, to the collector of its node.
+// Everything that sends spans names its service after itself and sends to the
+// collector of its node.
 func TestDemoServiceNames(t *testing.T) {
 	for name := range demos {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +137,7 @@ func TestDemoServiceNames(t *testing.T) {
 					env := o.environment(w, c)
 					for variable := range env {
 						if !regexp.MustCompile(`^[A-Z_][A-Z0-9_]*$`).MatchString(variable) {
-							t.Errorf("%s: %q is no name of a variable", w, variable)
+							t.Errorf("%s: %q is not the name of a variable", w, variable)
 						}
 					}
 					endpoint := env["OTEL_EXPORTER_OTLP_ENDPOINT"]
@@ -148,24 +149,24 @@ func TestDemoServiceNames(t *testing.T) {
 						t.Errorf("%s sends its spans to %s", w, endpoint)
 					}
 					if got := env["OTEL_SERVICE_NAME"]; got != w.name {
-						t.Errorf("%s calls itself %q", w, got)
+						t.Errorf("%s has the service name %q", w, got)
 					}
 					for _, key := range []string{"service.namespace=", "k8s.pod.uid=$(POD_UID)", "k8s.pod.ip=$(POD_IP)"} {
 						if !strings.Contains(env["OTEL_RESOURCE_ATTRIBUTES"], key) {
-							t.Errorf("%s does not say %s", w, key)
+							t.Errorf("%s lacks %s", w, key)
 						}
 					}
 				}
 			}
 			if traced == 0 {
-				t.Error("nothing sends spans")
+				t.Error("found nothing that sends spans")
 			}
 		})
 	}
 }
 
-// The services of the WebStore are those of the document's picture, under their names of today, and each knows
-// those that it calls there.
+// The services of the WebStore are those of the documented graph, under their
+// current names, and each is configured with the services that it calls there.
 func TestWebStoreGraph(t *testing.T) {
 	calls := map[string][]string{
 		"load-generator":  {"frontend"},
@@ -195,16 +196,16 @@ func TestWebStoreGraph(t *testing.T) {
 		}
 		for _, callee := range callees {
 			if !slices.Contains(known, callee) {
-				t.Errorf("%s does not know %s, but %v", caller, callee, known)
+				t.Errorf("%s is not configured with %s, only with %v", caller, callee, known)
 			}
 		}
 		if known == nil {
-			t.Errorf("there is no %s", caller)
+			t.Errorf("%s not found", caller)
 		}
 	}
 }
 
-// flagd reads its file: every flag has the variant that it is set to.
+// flagd can read its file: every flag has the variant that it is set to.
 func TestWebStoreFlags(t *testing.T) {
 	var file struct {
 		Flags map[string]struct {
@@ -222,13 +223,14 @@ func TestWebStoreFlags(t *testing.T) {
 		}
 	}
 	if file.Flags["loadGeneratorTraffic"].DefaultVariant != "on" {
-		t.Error("the load generator rests")
+		t.Error("the load generator is off")
 	}
 }
 
 type address struct{ host, port string }
 
-// addresses finds host:port in a text, alone or in URLs. An address of the process itself is none.
+// addresses finds host:port in a text, alone or in URLs, except addresses of
+// the process itself.
 func addresses(text string) (found []address) {
 	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(" \n\t\"',;=", r) }) {
 		if u, err := url.Parse(strings.TrimPrefix(word, "jdbc:h2:")); err == nil && u.Host != "" {
@@ -245,7 +247,8 @@ func addresses(text string) (found []address) {
 	return found
 }
 
-// resolve says what is wrong with an address that pods of a namespace use; a port of "" is any.
+// resolve returns what is wrong with an address used by pods of a namespace, or
+// "". An empty port matches any.
 func (o *objects) resolve(namespace, host, port string) string {
 	name, rest, qualified := strings.Cut(host, ".")
 	if qualified {
@@ -253,15 +256,16 @@ func (o *objects) resolve(namespace, host, port string) string {
 	}
 	s, ok := find[*core.Service](o, namespace, name)
 	if !ok {
-		return fmt.Sprintf("there is no Service %s in %s", name, namespace)
+		return fmt.Sprintf("no Service %s in %s", name, namespace)
 	}
 	if port != "" && !slices.ContainsFunc(s.Spec.Ports, func(p core.ServicePort) bool { return strconv.Itoa(int(p.Port)) == port }) {
-		return fmt.Sprintf("the Service %s has no port %s", name, port)
+		return fmt.Sprintf("Service %s has no port %s", name, port)
 	}
 	return ""
 }
 
-// environment is what a container finds in its environment, as far as the manifests say it.
+// environment returns the environment of a container, as far as the manifests
+// define it.
 func (o *objects) environment(w workload, c core.Container) map[string]string {
 	env := map[string]string{}
 	for _, from := range c.EnvFrom {

@@ -20,14 +20,15 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// image is what the Dockerfile makes of one of its targets.
+// image is what the Dockerfile builds for one target.
 type image struct {
-	files      []string // programs in it, by path
+	files      []string // its programs, by path
 	entrypoint []string
 	command    []string
 }
 
-// images reads the Dockerfile, as far as it has programs and entry points.
+// images parses the Dockerfile, as far as it concerns programs and entry
+// points.
 func images(t *testing.T) map[string]*image {
 	t.Helper()
 	found := map[string]*image{}
@@ -66,12 +67,12 @@ func list(t *testing.T, line string) (words []string) {
 	return words
 }
 
-// The Dockerfile builds programs that exist, and its entry points are among them.
+// The Dockerfile builds existing programs, and its entry points are among them.
 func TestDockerfile(t *testing.T) {
 	text := read(t, "../docker/Dockerfile")
 	for _, cmd := range regexp.MustCompile(`\./cmd/\S+`).FindAllString(text, -1) {
 		if _, err := os.Stat(filepath.Join(repository, cmd, "main.go")); err != nil {
-			t.Errorf("it builds %s: %v", cmd, err)
+			t.Errorf("builds %s: %v", cmd, err)
 		}
 	}
 	for name, i := range images(t) {
@@ -86,12 +87,12 @@ func TestDockerfile(t *testing.T) {
 	}
 	for _, needed := range []string{"--platform=$BUILDPLATFORM", "GOARCH=$TARGETARCH", "distroless"} {
 		if !strings.Contains(text, needed) {
-			t.Errorf("it does not say %s", needed)
+			t.Errorf("the Dockerfile lacks %s", needed)
 		}
 	}
 }
 
-// What the chart's containers run is in their images, and the programs know the
+// The programs that the chart's containers run are in their images and know the
 // commands and flags.
 func TestChartRunsProgramsOfImages(t *testing.T) {
 	known := images(t)
@@ -104,7 +105,7 @@ func TestChartRunsProgramsOfImages(t *testing.T) {
 				}
 				i := known[repo[:strings.IndexAny(repo, ":@")]]
 				if i == nil {
-					t.Errorf("%s: the Dockerfile makes no image %s", w, c.Image)
+					t.Errorf("%s: the Dockerfile builds no image %s", w, c.Image)
 					continue
 				}
 				command := i.entrypoint
@@ -133,7 +134,7 @@ func loadCompose(t *testing.T) *compose.Project {
 	return project
 }
 
-// The compose file is valid, its files exist, and its servers are configured with keys that they know.
+// The compose file is valid, its files exist, and its servers' keys are known.
 func TestCompose(t *testing.T) {
 	project := loadCompose(t)
 	known := images(t)
@@ -159,7 +160,7 @@ func TestCompose(t *testing.T) {
 		keys := variables(t, programName)
 		for variable := range s.Environment {
 			if strings.HasPrefix(variable, "METAFLOW_") && !strings.Contains(keys, variable+"\n") {
-				t.Errorf("%s: %s is no key of %s", name, variable, programName)
+				t.Errorf("%s: %s is not a key of %s", name, variable, programName)
 			}
 		}
 	}
@@ -168,7 +169,8 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-// The chart, the compose file and the packages are of one version, and start the same Kafka and ClickHouse.
+// The chart, the compose file and the packages have one version, and start the
+// same Kafka and ClickHouse.
 func TestVersionsAgree(t *testing.T) {
 	var chart struct {
 		AppVersion string
@@ -188,10 +190,10 @@ func TestVersionsAgree(t *testing.T) {
 			t.Errorf("compose runs %s, the chart %s", s.Image, chartImage)
 		}
 	}
-	// The tests run on that Kafka too.
+	// The tests run on the same Kafka.
 	_, kafkaVersion, _ := strings.Cut(want["kafka"], ":")
 	if !strings.Contains(read(t, "../kafka/pom.xml"), "<version>"+kafkaVersion+"</version>") {
-		t.Errorf("the chart runs Kafka %s, tests another one", kafkaVersion)
+		t.Errorf("the chart runs Kafka %s, the tests another version", kafkaVersion)
 	}
 	kafka := release{}.objects(t).template("metaflow-kafka").Spec.Containers[0].Env
 	for _, e := range kafka {
@@ -204,7 +206,7 @@ func TestVersionsAgree(t *testing.T) {
 	}
 }
 
-// ClickHouse's files are XML.
+// ClickHouse's files are valid XML.
 func TestClickHouseFiles(t *testing.T) {
 	texts := map[string]string{"compose": read(t, "../compose/clickhouse-users.xml")}
 	each(release{}.objects(t), func(m *core.ConfigMap) {

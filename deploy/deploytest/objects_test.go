@@ -27,22 +27,23 @@ import (
 	yamlutil "k8s.io/apimachinery/pkg/util/yaml"
 )
 
-// objects are what one or more manifests create, and what exists before.
+// objects are the objects created by one or more manifests, and those that
+// exist before.
 type objects struct {
 	all       []meta.Object
 	kinds     map[meta.Object]string
 	workloads []workload
-	// secrets exist already, with these keys.
+	// secrets are the existing Secrets with their keys.
 	secrets map[string][]string
 }
 
-// workload is what makes pods.
+// workload is an object that creates pods.
 type workload struct {
 	kind, namespace, name string
 	replicas              int32
 	selector              *meta.LabelSelector
 	template              core.PodTemplateSpec
-	claims                []string // names of volumes that claims provide
+	claims                []string // names of the volumes that claims provide
 	serviceName           string
 }
 
@@ -61,8 +62,8 @@ var strict = func() runtime.Decoder {
 	return serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 }()
 
-// decode reads every document into its type; fields and keys that the type does not have, or that
-// are given twice, fail the test. Objects without a namespace get the one given.
+// decode decodes every document into its type. Unknown and duplicate fields
+// fail the test. Objects without a namespace get the given one.
 func decode(t *testing.T, manifest, namespace string) *objects {
 	t.Helper()
 	o := &objects{kinds: map[meta.Object]string{}}
@@ -130,7 +131,7 @@ func (o *objects) add(kind string, object meta.Object) {
 	o.workloads = append(o.workloads, w)
 }
 
-// join returns the objects of both.
+// join returns the objects of o and other.
 func (o *objects) join(other *objects) *objects {
 	both := &objects{kinds: map[meta.Object]string{}, secrets: map[string][]string{}}
 	for _, from := range []*objects{o, other} {
@@ -151,7 +152,7 @@ func each[T meta.Object](o *objects, f func(T)) {
 	}
 }
 
-// find returns the object of a type and name; the zero value when there is none.
+// find returns the object of a type and name, or the zero value.
 func find[T meta.Object](o *objects, namespace, name string) (found T, ok bool) {
 	each(o, func(v T) {
 		if v.GetNamespace() == namespace && v.GetName() == name {
@@ -188,8 +189,8 @@ func (o *objects) secret(name string) (data map[string][]byte) {
 	return data
 }
 
-// audit follows every reference between objects and returns what leads nowhere, and
-// what two of them claim.
+// audit follows every reference between objects and returns the dangling ones,
+// and what several objects claim.
 func (o *objects) audit() []string {
 	a := &audit{objects: o}
 	a.names()
@@ -207,13 +208,13 @@ func (o *objects) audit() []string {
 	each(o, a.serviceMonitor)
 	each(o, func(b *rbac.RoleBinding) {
 		if _, ok := find[*rbac.Role](o, b.Namespace, b.RoleRef.Name); !ok {
-			a.say("RoleBinding %s: there is no Role %s", b.Name, b.RoleRef.Name)
+			a.say("RoleBinding %s: no Role %s", b.Name, b.RoleRef.Name)
 		}
 		a.subjects("RoleBinding "+b.Name, b.Subjects)
 	})
 	each(o, func(b *rbac.ClusterRoleBinding) {
 		if _, ok := find[*rbac.ClusterRole](o, "", b.RoleRef.Name); !ok {
-			a.say("ClusterRoleBinding %s: there is no ClusterRole %s", b.Name, b.RoleRef.Name)
+			a.say("ClusterRoleBinding %s: no ClusterRole %s", b.Name, b.RoleRef.Name)
 		}
 		a.subjects("ClusterRoleBinding "+b.Name, b.Subjects)
 	})
@@ -235,7 +236,7 @@ func (a *audit) names() {
 	for _, object := range a.all {
 		id := fmt.Sprintf("%s %s/%s", a.kinds[object], object.GetNamespace(), object.GetName())
 		if seen[id] {
-			a.say("there are two of %s", id)
+			a.say("%s is defined twice", id)
 		}
 		seen[id] = true
 		if len(object.GetName()) > 63 {
@@ -244,12 +245,12 @@ func (a *audit) names() {
 	}
 }
 
-// ports finds ports and directories of nodes that two claim.
+// ports reports ports and directories of nodes that two objects claim.
 func (a *audit) ports() {
 	owner := map[string]string{}
 	claim := func(what, by string) {
 		if other, taken := owner[what]; taken {
-			a.say("%s and %s both want %s", other, by, what)
+			a.say("%s and %s both claim %s", other, by, what)
 		}
 		owner[what] = by
 	}
@@ -276,7 +277,7 @@ func (a *audit) ports() {
 	}
 }
 
-// matching returns the workloads whose pods a selector selects.
+// matching returns the workloads whose pods a selector matches.
 func (a *audit) matching(namespace string, selector labels.Selector) (found []workload) {
 	for _, w := range a.workloads {
 		if w.namespace == namespace && selector.Matches(labels.Set(w.template.Labels)) {
@@ -286,7 +287,7 @@ func (a *audit) matching(namespace string, selector labels.Selector) (found []wo
 	return found
 }
 
-// selects says so when a selector selects other than the pods of one component.
+// selects reports a selector that matches other than the pods of one workload.
 func (a *audit) selects(namespace string, selector *meta.LabelSelector, by string) []workload {
 	s, err := meta.LabelSelectorAsSelector(selector)
 	if err != nil {
@@ -309,7 +310,7 @@ func (a *audit) workload(w workload) {
 	if w.serviceName != "" {
 		service, ok := find[*core.Service](a.objects, w.namespace, w.serviceName)
 		if !ok || service.Spec.ClusterIP != core.ClusterIPNone {
-			a.say("%s: there is no headless Service %s", w, w.serviceName)
+			a.say("%s: no headless Service %s", w, w.serviceName)
 		}
 	}
 	for _, c := range w.template.Spec.TopologySpreadConstraints {
@@ -321,7 +322,7 @@ func (a *audit) pod(w workload) {
 	spec := w.template.Spec
 	if name := spec.ServiceAccountName; name != "" {
 		if _, ok := find[*core.ServiceAccount](a.objects, w.namespace, name); !ok {
-			a.say("%s: there is no ServiceAccount %s", w, name)
+			a.say("%s: no ServiceAccount %s", w, name)
 		}
 	}
 	volumes := map[string]func(key string){}
@@ -338,7 +339,7 @@ func (a *audit) pod(w workload) {
 			check = func(key string) { a.secretKey(w, v.Secret.SecretName, key) }
 		}
 		if _, twice := volumes[v.Name]; twice {
-			a.say("%s: there are two volumes %s", w, v.Name)
+			a.say("%s: two volumes %s", w, v.Name)
 		}
 		volumes[v.Name] = check
 		check("")
@@ -354,7 +355,7 @@ func (a *audit) pod(w workload) {
 		for _, m := range c.VolumeMounts {
 			check, ok := volumes[m.Name]
 			if !ok {
-				a.say("%s: container %s mounts the volume %s, which is none", w, c.Name, m.Name)
+				a.say("%s: container %s mounts the missing volume %s", w, c.Name, m.Name)
 				continue
 			}
 			used[m.Name] = true
@@ -398,7 +399,7 @@ func (a *audit) container(w workload, c core.Container) {
 			a.configMapKey(w, ref.Name, ref.Key)
 		}
 		if ref := e.ValueFrom.ResourceFieldRef; ref != nil && ref.ContainerName != c.Name {
-			a.say("%s: %s of container %s is that of %s", w, e.Name, c.Name, ref.ContainerName)
+			a.say("%s: %s of container %s is a resource of container %s", w, e.Name, c.Name, ref.ContainerName)
 		}
 	}
 	for _, probe := range []*core.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
@@ -426,7 +427,7 @@ func (a *audit) containerPort(w workload, containers []core.Container, port ints
 func (a *audit) configMapKey(w workload, name, key string) {
 	m, ok := find[*core.ConfigMap](a.objects, w.namespace, name)
 	if !ok {
-		a.say("%s: there is no ConfigMap %s", w, name)
+		a.say("%s: no ConfigMap %s", w, name)
 		return
 	}
 	if _, ok := m.Data[key]; !ok && key != "" {
@@ -442,7 +443,7 @@ func (a *audit) secretKey(w workload, name, key string) {
 	}
 	switch {
 	case !exists:
-		a.say("%s: there is no Secret %s", w, name)
+		a.say("%s: no Secret %s", w, name)
 	case key != "" && !slices.Contains(keys, key):
 		a.say("%s: the Secret %s has no key %s", w, name, key)
 	}
@@ -483,15 +484,16 @@ func (a *audit) autoscaler(h *autoscaling.HorizontalPodAutoscaler) {
 	target := h.Spec.ScaleTargetRef
 	set, ok := find[*apps.StatefulSet](a.objects, h.Namespace, target.Name)
 	if !ok || target.Kind != "StatefulSet" {
-		a.say("HorizontalPodAutoscaler %s: there is no %s %s", h.Name, target.Kind, target.Name)
+		a.say("HorizontalPodAutoscaler %s: no %s %s", h.Name, target.Kind, target.Name)
 		return
 	}
 	if set.Spec.Replicas != nil {
-		a.say("StatefulSet %s: replicas are set, though an autoscaler sets them", set.Name)
+		a.say("StatefulSet %s: sets replicas, although an autoscaler does", set.Name)
 	}
 }
 
-// serviceMonitor holds that every pod is scraped once: by one service, on a port it has.
+// serviceMonitor checks that every pod is scraped once: through one service, on
+// an existing port.
 func (a *audit) serviceMonitor(m *monitoring.ServiceMonitor) {
 	selector, err := meta.LabelSelectorAsSelector(&m.Spec.Selector)
 	if err != nil {
@@ -505,7 +507,7 @@ func (a *audit) serviceMonitor(m *monitoring.ServiceMonitor) {
 		}
 		for _, e := range m.Spec.Endpoints {
 			if !slices.ContainsFunc(s.Spec.Ports, func(p core.ServicePort) bool { return p.Name == e.Port }) {
-				a.say("ServiceMonitor %s: the Service %s has no port %s", m.Name, s.Name, e.Port)
+				a.say("ServiceMonitor %s: Service %s has no port %s", m.Name, s.Name, e.Port)
 			}
 		}
 		for _, w := range a.matching(s.Namespace, labels.SelectorFromSet(s.Spec.Selector)) {
@@ -523,7 +525,7 @@ func (a *audit) serviceMonitor(m *monitoring.ServiceMonitor) {
 func (a *audit) subjects(by string, subjects []rbac.Subject) {
 	for _, s := range subjects {
 		if _, ok := find[*core.ServiceAccount](a.objects, s.Namespace, s.Name); !ok {
-			a.say("%s: there is no %s %s/%s", by, s.Kind, s.Namespace, s.Name)
+			a.say("%s: no %s %s/%s", by, s.Kind, s.Namespace, s.Name)
 		}
 	}
 }

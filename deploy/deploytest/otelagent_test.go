@@ -19,7 +19,8 @@ import (
 
 const otelAgentDir = "../otel-agent"
 
-// agentEndpoint is where the collector of a node finds the agent of that node.
+// agentEndpoint is where the collector of a node reaches the agent of that
+// node.
 const agentEndpoint = "traces_endpoint: http://${env:HOST_IP}:38086/api/v1/otel/trace"
 
 func otelAgent(t *testing.T) *objects {
@@ -27,7 +28,8 @@ func otelAgent(t *testing.T) *objects {
 	return decode(t, read(t, filepath.Join(otelAgentDir, "otel-agent.yaml")), "open-telemetry")
 }
 
-// What the document's table lists is there, in the namespace it names, and hangs together.
+// The objects of the document's table exist in the namespace that it names and
+// are consistent.
 func TestOtelAgent(t *testing.T) {
 	o := otelAgent(t)
 	for _, problem := range o.audit() {
@@ -48,12 +50,12 @@ func TestOtelAgent(t *testing.T) {
 	}
 	for _, name := range []string{"otel-agent", "otel-agent-conf"} {
 		if _, ok := find[*core.ConfigMap](o, "open-telemetry", name); !ok {
-			t.Errorf("there is no ConfigMap %s", name)
+			t.Errorf("no ConfigMap %s", name)
 		}
 	}
 }
 
-// Every variable that the configuration uses is in the environment of the pod.
+// Every variable in the configuration is in the pod's environment.
 func TestOtelAgentEnvironment(t *testing.T) {
 	o := otelAgent(t)
 	container := o.template("otel-agent").Spec.Containers[0]
@@ -79,8 +81,8 @@ func TestOtelAgentEnvironment(t *testing.T) {
 	}
 }
 
-// Processors stand in the order in which they work: what limits memory first, what needs the
-// sender's connection before what lets go of it.
+// Processors are in the right order: the memory limiter first, and those that
+// need the sender's connection before batch, which loses it.
 func TestOtelAgentOrder(t *testing.T) {
 	tests := map[string]struct {
 		text string
@@ -106,13 +108,13 @@ func TestOtelAgentOrder(t *testing.T) {
 	}
 }
 
-// The document's command shows the address: by what kubectl makes of the object, and by
-// kubectl itself where there is one.
+// The document's command shows the address: on the output format of kubectl,
+// and with kubectl itself if it is installed.
 func TestOtelAgentAddressIsShown(t *testing.T) {
 	o := otelAgent(t)
 	config, ok := find[*core.ConfigMap](o, "open-telemetry", "otel-agent-conf")
 	if !ok {
-		t.Fatal("there is no ConfigMap otel-agent-conf")
+		t.Fatal("no ConfigMap otel-agent-conf")
 	}
 	t.Run("as printed", func(t *testing.T) {
 		if !grepAfter(fmt.Sprint(config.Data), "otlphttp", agentEndpoint) {
@@ -135,7 +137,7 @@ func TestOtelAgentAddressIsShown(t *testing.T) {
 	})
 }
 
-// grepAfter tells whether the line after one with word holds want.
+// grepAfter reports whether the line after one with word contains want.
 func grepAfter(text, word, want string) bool {
 	lines := strings.Split(text, "\n")
 	for i := 1; i < len(lines); i++ {
@@ -146,7 +148,8 @@ func grepAfter(text, word, want string) bool {
 	return false
 }
 
-// oneConfigMap is as much of the Kubernetes API as kubectl needs to get one ConfigMap.
+// oneConfigMap serves as much of the Kubernetes API as kubectl needs to get one
+// ConfigMap.
 func oneConfigMap(t *testing.T, m *core.ConfigMap) http.Handler {
 	t.Helper()
 	answer := func(v any) http.HandlerFunc {
@@ -169,15 +172,15 @@ func oneConfigMap(t *testing.T, m *core.ConfigMap) http.Handler {
 	return mux
 }
 
-// The real collector takes the configurations, and warns of nothing but the names that it
-// knows under newer ones.
-func TestCollectorTakesConfigurations(t *testing.T) {
+// The real collector accepts the configurations, and warns only of names that
+// it knows under newer ones.
+func TestCollectorAcceptsConfigurations(t *testing.T) {
 	collector, err := filepath.Abs(filepath.Join(repository, ".cache", "collector", "otelcol"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(collector); err != nil {
-		t.Skip("no collector: `make collector` builds one")
+		t.Skip("no collector: run `make collector`")
 	}
 	configurations := map[string]string{
 		"kubernetes": otelAgent(t).configMap("otel-agent-conf")["otel-agent-config.yaml"],
@@ -190,10 +193,10 @@ func TestCollectorTakesConfigurations(t *testing.T) {
 			}
 		})
 	}
-	t.Run("it would say so", func(t *testing.T) {
+	t.Run("unknown attribute", func(t *testing.T) {
 		broken := strings.Replace(configurations["kubernetes"], "k8s.pod.ip\n", "k8s.pod.address\n", 1)
 		if _, err := validate(t, collector, broken); err == nil {
-			t.Error("the collector takes an attribute that does not exist")
+			t.Error("the collector accepts an unknown attribute")
 		}
 	})
 }

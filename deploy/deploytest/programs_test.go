@@ -14,9 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write the golden files and the schema's keys again")
+var update = flag.Bool("update", false, "rewrite the golden files and the schema's keys")
 
-// repository is the root of the module of the programs.
+// repository is the root of the programs' module.
 const repository = "../.."
 
 var built struct {
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// program builds a program of the repository, once, and returns its file.
+// program builds a program of the repository once and returns its path.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	built.mu.Lock()
@@ -62,7 +62,7 @@ func program(t *testing.T, name string) string {
 	return file
 }
 
-// run returns what a program of the repository prints, and its error.
+// run runs a program of the repository and returns its output and error.
 func run(t *testing.T, name string, env []string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command(program(t, name), args...)
@@ -70,7 +70,7 @@ func run(t *testing.T, name string, env []string, args ...string) (string, error
 	cmd.Stdout, cmd.Stderr = &out, &failed
 	cmd.Env = env
 	if cmd.Env == nil {
-		cmd.Env = []string{} // not that of the tests
+		cmd.Env = []string{} // not the tests' environment
 	}
 	if err := cmd.Run(); err != nil {
 		return out.String(), errors.Join(err, errors.New(failed.String()))
@@ -78,7 +78,8 @@ func run(t *testing.T, name string, env []string, args ...string) (string, error
 	return out.String(), nil
 }
 
-// checkConfig lets a program check its configuration, a file with variables over it.
+// checkConfig runs `config check` of a program on a file, with environment
+// variables over it.
 func checkConfig(t *testing.T, name, text string, env ...string) error {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
@@ -89,7 +90,7 @@ func checkConfig(t *testing.T, name, text string, env ...string) error {
 	return err
 }
 
-// golden compares got with a file of testdata, which -update writes.
+// golden compares got with a file of testdata, which -update rewrites.
 func golden(t *testing.T, file, got string) {
 	t.Helper()
 	file = filepath.Join("testdata", file)
@@ -107,7 +108,7 @@ func golden(t *testing.T, file, got string) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got); `go test -update` writes it again\n%s", file, diff)
+		t.Errorf("%s differs (-want +got); run `go test -update`\n%s", file, diff)
 	}
 }
 

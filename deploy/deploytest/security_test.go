@@ -1,6 +1,7 @@
 package deploytest
 
 import (
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,8 +15,8 @@ import (
 	"k8s.io/pod-security-admission/policy"
 )
 
-// Everything but the agent runs in namespaces that enforce the Pod Security Standard
-// "restricted", and no pod but the agent's gets the API's token.
+// Everything except the agent runs in namespaces that enforce the Pod Security
+// Standard "restricted", and no pod except the agent's gets a token of the API.
 func TestChartIsRestricted(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
@@ -38,15 +39,15 @@ func TestChartIsRestricted(t *testing.T) {
 			for _, c := range slices.Concat(w.template.Spec.InitContainers, w.template.Spec.Containers) {
 				ours := strings.HasPrefix(c.Image, "metaflowys/")
 				if s := c.SecurityContext; ours && (s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem) {
-					t.Errorf("%s: the root of %s in %s can be written", name, c.Name, w)
+					t.Errorf("%s: the root file system of %s in %s is writable", name, c.Name, w)
 				}
 			}
 		}
 	}
 }
 
-// An agent has the capabilities and namespaces that flow data needs, exactly, and
-// none of them without.
+// An agent has exactly the capabilities and namespaces that flow data needs,
+// and none if flow data is disabled.
 func TestAgentPrivileges(t *testing.T) {
 	tests := map[string]struct {
 		values           string
@@ -83,7 +84,7 @@ func TestAgentPrivileges(t *testing.T) {
 	}
 }
 
-// Clusters before 1.30 are told by an annotation.
+// Clusters before 1.30 use an annotation.
 func TestAgentOnOldCluster(t *testing.T) {
 	pod := release{kubernetes: "v1.28.0"}.objects(t).template("metaflow-agent")
 	if got := pod.Annotations["container.apparmor.security.beta.kubernetes.io/agent"]; got != "unconfined" || pod.Spec.Containers[0].SecurityContext.AppArmorProfile != nil {
@@ -91,7 +92,7 @@ func TestAgentOnOldCluster(t *testing.T) {
 	}
 }
 
-// Alerts are valid, and ask for metrics that exist.
+// Alerts are valid and use existing metrics.
 func TestAlerts(t *testing.T) {
 	source := sourceOfMetrics(t)
 	rules := 0
@@ -114,18 +115,19 @@ func TestAlerts(t *testing.T) {
 					return nil
 				})
 				if rule.Annotations["summary"] == "" || rule.Annotations["description"] == "" || rule.Labels["severity"] == "" {
-					t.Errorf("%s does not say how bad it is and what to do", rule.Alert)
+					t.Errorf("%s lacks a severity or a description", rule.Alert)
 				}
 			}
 		}
 	})
 	if rules == 0 {
-		t.Error("there are no alerts")
+		t.Error("found no alerts")
 	}
 }
 
-// isMetric tells whether the name of a metric stands in the source: whole, without its
-// "metaflow_<subsystem>_", or put together around what is counted, spans or flows.
+// isMetric reports whether the source contains the name of a metric:
+// completely, without its "metaflow_<subsystem>_", or built from the signal,
+// spans or flows.
 func isMetric(source, metric string) bool {
 	parts := strings.SplitN(metric, "_", 3)
 	for _, name := range []string{metric, parts[len(parts)-1]} {
@@ -138,18 +140,18 @@ func isMetric(source, metric string) bool {
 	return false
 }
 
-// sourceOfMetrics is the code of every package.
+// sourceOfMetrics returns the code of every package.
 func sourceOfMetrics(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	files, err := filepath.Glob(filepath.Join(repository, "pkg", "*", "*.go"))
+	err := filepath.WalkDir(filepath.Join(repository, "pkg"), func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+			b.WriteString(read(t, path))
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, f := range files {
-		if !strings.HasSuffix(f, "_test.go") {
-			b.WriteString(read(t, f))
-		}
 	}
 	return b.String()
 }

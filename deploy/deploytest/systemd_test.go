@@ -14,8 +14,8 @@ import (
 
 const systemdDir = "../systemd"
 
-// install runs the install script with programs that do nothing, and returns the
-// directory that stands for the host's root.
+// install runs the install script with stub programs and returns the directory
+// that stands for the host's root.
 func install(t *testing.T, root string, args ...string) string {
 	t.Helper()
 	bin := t.TempDir()
@@ -65,15 +65,15 @@ func TestInstallScript(t *testing.T) {
 	}
 	install(t, root, "server")
 	if got := read(t, mine); got != "roles: [gateway]\n" {
-		t.Errorf("a second installation wrote over the configuration:\n%s", got)
+		t.Errorf("a second installation overwrote the configuration:\n%s", got)
 	}
 	install(t, root, "--uninstall", "server", "agent", "ctl")
 	if got := tree(t, root); !slices.Equal(got, want[:4]) {
-		t.Errorf("after --uninstall there is %v, want the configuration", got)
+		t.Errorf("--uninstall left %v, want the configuration", got)
 	}
 }
 
-func TestInstallScriptRefuses(t *testing.T) {
+func TestInstallScriptRejects(t *testing.T) {
 	for name, args := range map[string][]string{"nothing": {}, "an unknown part": {"sever"}, "no directory": {"server", "--bin"}} {
 		t.Run(name, func(t *testing.T) {
 			out, err := exec.Command(filepath.Join(systemdDir, "install.sh"), args...).CombinedOutput()
@@ -89,8 +89,8 @@ func asExit(err error, exit **exec.ExitError) (ok bool) {
 	return ok
 }
 
-// systemd itself takes the units, knows every setting in them and finds them well shut in;
-// its tools take the users and directories.
+// systemd accepts the units, knows every setting in them and rates them as well
+// sandboxed; its tools accept the users and directories.
 func TestUnits(t *testing.T) {
 	for _, tool := range []string{"systemd-analyze", "systemd-sysusers", "systemd-tmpfiles"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -122,10 +122,10 @@ func TestUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, _ := verify("metaflow-server.service"); !strings.Contains(out, "PrivateTemp") {
-		t.Errorf("systemd-analyze verify passes over a setting that does not exist:\n%s", out)
+		t.Errorf("systemd-analyze verify accepts an unknown setting:\n%s", out)
 	}
 	if os.Getuid() != 0 {
-		t.Skip("only root can try users and directories")
+		t.Skip("needs root to create users and directories")
 	}
 	if out, err := exec.Command("systemd-sysusers", "--root="+root).CombinedOutput(); err != nil {
 		t.Fatalf("systemd-sysusers: %v\n%s", err, out)
@@ -136,7 +136,7 @@ func TestUnits(t *testing.T) {
 	users := read(t, filepath.Join(root, "etc/passwd"))
 	for _, name := range []string{"metaflow-server", "metaflow-agent"} {
 		if !strings.Contains(users, name+":") {
-			t.Errorf("there is no user %s in\n%s", name, users)
+			t.Errorf("no user %s in\n%s", name, users)
 		}
 		if text := read(t, filepath.Join(systemdDir, name+".service")); !strings.Contains(text, "User="+name+"\n") {
 			t.Errorf("%s runs as another user", name)
@@ -147,8 +147,8 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// The files that an installation begins with pass the programs' checks, and the units' command
-// lines are ones that the programs know.
+// The files of a new installation pass the programs' checks, and the programs
+// know the units' command lines.
 func TestHostConfiguration(t *testing.T) {
 	for _, name := range []string{"metaflow-server", "metaflow-agent"} {
 		t.Run(name, func(t *testing.T) {
@@ -158,7 +158,7 @@ func TestHostConfiguration(t *testing.T) {
 			known := variables(t, name)
 			for _, v := range regexp.MustCompile(`(?m)^#?(METAFLOW_[A-Z_]+)=`).FindAllStringSubmatch(read(t, filepath.Join(systemdDir, name+".env")), -1) {
 				if !strings.Contains(known, v[1]+"\n") {
-					t.Errorf("%s.env names %s, which is no key", name, v[1])
+					t.Errorf("%s.env sets %s, which is not a key", name, v[1])
 				}
 			}
 			line := regexp.MustCompile(`(?m)^ExecStart=/usr/bin/(\S+) (.*)$`).FindStringSubmatch(read(t, filepath.Join(systemdDir, name+".service")))
@@ -170,7 +170,7 @@ func TestHostConfiguration(t *testing.T) {
 	}
 }
 
-// knowsCommand fails the test when a program does not know a command or a flag.
+// knowsCommand fails the test if a program does not know a command or a flag.
 func knowsCommand(t *testing.T, name string, args []string) {
 	t.Helper()
 	if out, err := run(t, name, nil, append(slices.Clone(args), "--help")...); err != nil || !strings.Contains(out, strings.Join(commandsOf(args), " ")) {
@@ -178,7 +178,7 @@ func knowsCommand(t *testing.T, name string, args []string) {
 	}
 }
 
-// commandsOf are the words before the first flag.
+// commandsOf returns the words before the first flag.
 func commandsOf(args []string) []string {
 	if i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "-") }); i >= 0 {
 		return args[:i]
@@ -186,7 +186,7 @@ func commandsOf(args []string) []string {
 	return args
 }
 
-// Packages hold the same files at the same places as the install script.
+// Packages and the install script install the same files at the same places.
 func TestPackages(t *testing.T) {
 	script := tree(t, install(t, t.TempDir(), "server", "agent", "ctl"))
 	var packed []string
@@ -221,11 +221,11 @@ func TestPackages(t *testing.T) {
 	}
 	slices.Sort(packed)
 	if !slices.Equal(packed, script) {
-		t.Errorf("packages hold %v\nthe script installs %v", packed, script)
+		t.Errorf("packages install %v\nthe script installs %v", packed, script)
 	}
 }
 
-// Scripts are ones that a plain shell reads.
+// A POSIX shell can parse the scripts.
 func TestShellScripts(t *testing.T) {
 	var scripts []string
 	for _, pattern := range []string{"*.sh", "nfpm/*.sh"} {

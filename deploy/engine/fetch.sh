@@ -3,12 +3,13 @@
 #
 #   deploy/engine/fetch.sh DIR    puts libchdb.so into DIR
 #
-# The library comes from a pinned npm package, through npm and whatever registry
-# npm is configured for, and is accepted only under the pinned integrity hash.
-# DIR/libchdb.so appears by a rename: it is either absent or complete, however
-# often and in parallel this runs. When it is there already, nothing is done.
+# npm fetches a pinned package from the registry that it is configured for, and the
+# script accepts it only if its integrity hash matches the pinned one. DIR/libchdb.so
+# is created by a rename: it is either absent or complete, even if the script runs
+# several times in parallel. If the file exists, the script does nothing.
 #
-# METAFLOW_CHDB_INTEGRITY (sha512-BASE64) pins the package where none is known here.
+# METAFLOW_CHDB_INTEGRITY (sha512-BASE64) pins the package on platforms for which this
+# script knows no hash.
 set -eu
 
 version=26.7.3-stable.1
@@ -21,7 +22,7 @@ need() { command -v "$1" >/dev/null 2>&1 || die "$1 is not on the PATH: $2"; }
 dir=$1
 
 if [ -f "$dir/libchdb.so" ]; then
-	say "$dir/libchdb.so is there"
+	say "$dir/libchdb.so exists"
 	exit 0
 fi
 
@@ -38,7 +39,7 @@ Linux-aarch64 | Linux-arm64)
 *) die "no engine library for $(uname -s) on $(uname -m): put a clickhouse binary on the PATH" ;;
 esac
 integrity=${METAFLOW_CHDB_INTEGRITY:-$integrity}
-[ -n "$integrity" ] || die "no integrity hash is pinned for $package: set METAFLOW_CHDB_INTEGRITY to the one you trust, or put a clickhouse binary on the PATH"
+[ -n "$integrity" ] || die "no integrity hash is pinned for $package: set METAFLOW_CHDB_INTEGRITY to a hash that you trust, or put a clickhouse binary on the PATH"
 
 need npm "$elsewhere"
 need tar "$elsewhere"
@@ -52,9 +53,9 @@ dir=$(cd "$dir" && pwd) # npm runs elsewhere
 # both download, each into a directory of its own: wasteful, still correct.
 if command -v flock >/dev/null 2>&1; then
 	exec 9>"$dir/.lock"
-	flock -n 9 || { say "another run is fetching, waiting for it"; flock 9; }
+	flock -n 9 || { say "waiting for another run that is fetching"; flock 9; }
 	if [ -f "$dir/libchdb.so" ]; then
-		say "$dir/libchdb.so is there"
+		say "$dir/libchdb.so exists"
 		exit 0
 	fi
 fi

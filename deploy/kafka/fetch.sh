@@ -1,11 +1,11 @@
 #!/bin/sh
-# Fetches the jars of Apache Kafka, for the tests that run on a real one.
+# Fetches the jars of Apache Kafka, for the tests that run against it.
 #
 #   deploy/kafka/fetch.sh DIR    puts them into DIR
 #
-# They are the ones that pom.xml names, and come through Maven and whatever
-# repository Maven is configured for. DIR appears by a rename: it is either absent
-# or complete. When it is there and not older than pom.xml, nothing is done.
+# pom.xml lists the jars; Maven fetches them from the repository that it is configured
+# for. DIR is created by a rename: it is either absent or complete. If it exists and is
+# not older than pom.xml, the script does nothing.
 set -eu
 
 [ $# -eq 1 ] && [ -n "$1" ] || { echo "usage: $0 DIR" >&2; exit 2; }

@@ -3,10 +3,10 @@
 #
 #   make build && sudo deploy/systemd/install.sh server agent ctl
 #
-# Configuration that is there already stays as it is. With DESTDIR, files are only copied below it.
+# It keeps existing configuration. With DESTDIR, it only copies files below that directory.
 #
-#   --bin DIR     where the programs are (default: bin of this repository)
-#   --uninstall   take them away again, without configuration and data
+#   --bin DIR     directory of the programs (default: bin of this repository)
+#   --uninstall   remove them, but keep configuration and data
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
 	-h | --help) usage 0 ;;
 	server | agent | ctl) parts="$parts $1" ;;
 	*)
-		echo "install.sh: what is $1?" >&2
+		echo "install.sh: unknown argument $1" >&2
 		usage 2 >&2
 		;;
 	esac
@@ -39,11 +39,11 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$parts" ] || usage 2 >&2
 if [ -z "$dest" ] && [ "$(id -u)" -ne 0 ]; then
-	echo "install.sh: only root can install; or give DESTDIR" >&2
+	echo "install.sh: run as root, or set DESTDIR" >&2
 	exit 1
 fi
 
-# live tells whether this host's own systemd is to be told.
+# live reports whether to control this host's systemd.
 live() { [ -z "$dest" ] && [ -d /run/systemd/system ]; }
 
 put() { # mode, from, to
@@ -67,7 +67,7 @@ for part in $parts; do
 		continue
 	fi
 	if [ ! -x "$bin/$name" ]; then
-		echo "install.sh: there is no $bin/$name: run 'make build' first" >&2
+		echo "install.sh: $bin/$name not found: run 'make build' first" >&2
 		exit 1
 	fi
 	put 0755 "$bin/$name" "/usr/bin/$name"

@@ -3,7 +3,7 @@
 #
 #   deploy/systemd/packages.sh DIR [PROGRAM...]
 #
-# VERSION (default: the chart's appVersion) and ARCH (default: this machine's, as Go calls it) say what for.
+# VERSION defaults to the chart's appVersion, ARCH (a GOARCH) to this machine's.
 set -eu
 
 NFPM=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
@@ -24,7 +24,7 @@ VERSION=${VERSION:-$(sed -n 's/^appVersion: *//p' deploy/helm/metaflow/Chart.yam
 BIN=$work/bin
 SCRIPTS=$work/scripts
 
-# fill puts values in the place of @NAMES@.
+# fill replaces @NAMES@ by their values.
 fill() {
 	sed "s|@NAME@|$name|g; s|@ARCH@|$ARCH|g; s|@VERSION@|$VERSION|g; s|@BIN@|$BIN|g; s|@SCRIPTS@|$SCRIPTS|g" "$1" >"$2"
 }

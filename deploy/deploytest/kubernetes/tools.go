@@ -1,7 +1,9 @@
 //go:build tools
 
-// Package kubernetes pins the API server and the etcd that `make kube-apiserver` builds, in a module of its own. Kubernetes
-// replaces its own parts by directories that its module does not have; go.mod names their releases instead.
+// Package kubernetes pins the API server and etcd that `make kube-apiserver`
+// builds, in a module of its own. Kubernetes replaces its own modules by
+// directories that its release does not contain; go.mod names their releases
+// instead.
 package kubernetes
 
 import (

@@ -1,5 +1,5 @@
 #!/bin/sh
-# After the files of @NAME@ are there: its user, its directories, and a restart if it runs.
+# Runs after the files of @NAME@ are installed: creates its user and directories, and restarts it if it runs.
 set -e
 if command -v systemd-sysusers >/dev/null; then
 	systemd-sysusers @NAME@.conf

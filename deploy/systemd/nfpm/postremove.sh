@@ -1,5 +1,5 @@
 #!/bin/sh
-# After the files of @NAME@ have gone. Configuration and data stay.
+# Runs after the files of @NAME@ are removed. Keeps configuration and data.
 set -e
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload

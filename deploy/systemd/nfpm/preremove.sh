@@ -1,5 +1,5 @@
 #!/bin/sh
-# Before the files of @NAME@ go. An upgrade, of a deb ("upgrade") or an rpm (1 and more), stops nothing.
+# Runs before the files of @NAME@ are removed. An upgrade of a deb ("upgrade") or an rpm (1 or more) stops nothing.
 set -e
 case "${1:-0}" in
 upgrade | [1-9]*) exit 0 ;;

@@ -1,6 +1,6 @@
 {{/*
-What all names of a release begin with. Names of objects and labels end at 63 characters, so a longer one is
-refused rather than cut: cut names of two releases can be the same.
+The prefix of all names of a release. Names of objects and labels have at most 63 characters. A longer name is
+rejected, not cut: two releases could end up with the same cut name.
 */}}
 {{- define "metaflow.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
@@ -14,12 +14,12 @@ refused rather than cut: cut names of two releases can be the same.
 {{- $full -}}
 {{- end -}}
 
-{{/* Objects that belong to no namespace carry the release's in their name: two releases may have one name. */}}
+{{/* Names of cluster-scoped objects contain the release's namespace: releases in different namespaces may share a name. */}}
 {{- define "metaflow.clusterName" -}}
 {{- printf "%s-%s" .Release.Namespace (include "metaflow.fullname" .) -}}
 {{- end -}}
 
-{{/* What selects the pods of a component: (list . "server"). */}}
+{{/* Selector of a component's pods: (list . "server"). */}}
 {{- define "metaflow.selector" -}}
 {{- $top := index . 0 -}}
 app.kubernetes.io/name: {{ default $top.Chart.Name $top.Values.nameOverride | trunc 63 }}
@@ -27,7 +27,7 @@ app.kubernetes.io/instance: {{ $top.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Of pods: nothing that changes with the chart alone, so that pods stay when only the chart is new. */}}
+{{/* Labels of pods: none that changes with the chart's version alone, so that a new chart does not replace pods. */}}
 {{- define "metaflow.podLabels" -}}
 {{ include "metaflow.selector" . }}
 app.kubernetes.io/part-of: metaflow
@@ -63,18 +63,18 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- splitList ":" . | last -}}
 {{- end -}}
 
-{{/* The host that a probe must name: none, if the program listens on every address. */}}
+{{/* The host of a probe: none if the program listens on every address. */}}
 {{- define "metaflow.probeHost" -}}
 {{- $host := regexReplaceAll ":[0-9]+$" . "" | trimPrefix "[" | trimSuffix "]" -}}
 {{- if not (has $host (list "" "0.0.0.0" "::")) }}{{ $host }}{{ end -}}
 {{- end -}}
 
-{{/* What reaches the server's HTTP port: HTTP or HTTPS, from its configuration. */}}
+{{/* The scheme of the server's HTTP port, from its configuration: HTTP or HTTPS. */}}
 {{- define "metaflow.server.scheme" -}}
 {{- if dig "http" "tls" "cert_file" "" . }}HTTPS{{ else }}HTTP{{ end -}}
 {{- end -}}
 
-{{/* The server's configuration: what the chart knows, with server.config over it. */}}
+{{/* The server's configuration: the chart's, overridden by server.config. */}}
 {{- define "metaflow.server.config" -}}
 {{- $name := include "metaflow.fullname" . -}}
 {{- $config := dict
@@ -110,7 +110,7 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.server.config)) -}}
 {{- end -}}
 
-{{/* The section tls of a client whose Secret is mounted: (list "kafka" values). */}}
+{{/* The tls section of a client whose Secret is mounted: (list "kafka" values). */}}
 {{- define "metaflow.clientTLS" -}}
 {{- $dir := printf "/etc/metaflow/tls/%s" (index . 0) -}}
 enabled: true
@@ -121,7 +121,7 @@ key_file: {{ $dir }}/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* The agent's configuration: what the chart knows, with agent.config over it. */}}
+{{/* The agent's configuration: the chart's, overridden by agent.config. */}}
 {{- define "metaflow.agent.config" -}}
 {{- $server := include "metaflow.server.config" . | fromYaml -}}
 {{- $config := dict
@@ -151,7 +151,7 @@ key_file: {{ $dir }}/tls.key
 {{- ceil $total | int64 -}}
 {{- end -}}
 
-{{/* Names the Secret of a credential: (list . credential "server"); nothing, if there is none. */}}
+{{/* The name of a credential's Secret, or nothing: (list . credential "server"). */}}
 {{- define "metaflow.credentialSecret" -}}
 {{- $credential := index . 1 -}}
 {{- if $credential.existingSecret -}}
@@ -187,7 +187,7 @@ key_file: {{ $dir }}/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* The token of the control API under the name that a program knows it by: (list . "METAFLOW_CTL_TOKEN"). */}}
+{{/* The control API's token as a variable of the given name: (list . "METAFLOW_CTL_TOKEN"). */}}
 {{- define "metaflow.controlToken" -}}
 {{- $top := index . 0 -}}
 {{- $token := $top.Values.server.credentials.controlToken -}}
@@ -202,7 +202,7 @@ key_file: {{ $dir }}/tls.key
 {{- default (printf "%s-clickhouse" (include "metaflow.fullname" .)) .Values.clickhouse.password.existingSecret -}}
 {{- end -}}
 
-{{/* Volumes with the server's configuration and certificates, and where they are mounted. */}}
+{{/* Volumes with the server's configuration and certificates, and their mounts. */}}
 {{- define "metaflow.server.volumes" -}}
 - name: config
   configMap:
@@ -231,7 +231,7 @@ key_file: {{ $dir }}/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* As the Pod Security Standard "restricted" asks. */}}
+{{/* As the Pod Security Standard "restricted" requires. */}}
 {{- define "metaflow.restrictedPod" -}}
 runAsNonRoot: true
 runAsUser: {{ . }}
@@ -248,7 +248,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* A claim of a StatefulSet named data, or its stand-in: (list . persistence). */}}
+{{/* The claim "data" of a StatefulSet, or an emptyDir: (list . persistence). */}}
 {{- define "metaflow.claims" -}}
 {{- $top := index . 0 -}}
 {{- with index . 1 }}
@@ -273,7 +273,7 @@ volumeClaimTemplates:
 {{- end }}
 {{- end -}}
 
-{{/* Where pods may run: the values nodeSelector, affinity and tolerations. */}}
+{{/* Scheduling of pods: nodeSelector, affinity and tolerations. */}}
 {{- define "metaflow.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector:
@@ -292,7 +292,7 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Four fifths of a container's limit, in bytes, for the Go runtime; nothing, if it has none: its resources. */}}
+{{/* GOMEMLIMIT in bytes, four fifths of a container's memory limit, or nothing; the argument is its resources. */}}
 {{- define "metaflow.goMemoryLimit" -}}
 {{- $limit := dig "limits" "memory" "" . -}}
 {{- $limit = ternary (int64 $limit | toString) (toString $limit) (kindIs "float64" $limit) -}}
@@ -303,28 +303,28 @@ priorityClassName: {{ . }}
 {{- end -}}
 {{- end -}}
 
-{{/* What contradicts itself, beyond what the schema can say. */}}
+{{/* Contradictions that the schema cannot express. */}}
 {{- define "metaflow.check" -}}
 {{- $v := .Values -}}
 {{- if and $v.agent.enabled $v.agent.flow.enabled (not $v.agent.hostNetwork) -}}
-{{- fail "agent.hostNetwork: flow data is taken in the node's network; set it to true, or agent.flow.enabled to false" -}}
+{{- fail "agent.hostNetwork: flow data needs the node's network; set it to true, or agent.flow.enabled to false" -}}
 {{- end -}}
 {{- if and $v.agent.enabled $v.server.tls.grpc.secretName (not $v.agent.tls.secretName) (not (dig "server" "tls" "enabled" false $v.agent.config)) -}}
-{{- fail "agent.tls.secretName: none is given, and the server speaks TLS by server.tls.grpc; set agent.config.server.tls.enabled to trust the system's authorities" -}}
+{{- fail "agent.tls.secretName: required, because server.tls.grpc enables TLS; or set agent.config.server.tls.enabled to trust the system's authorities" -}}
 {{- end -}}
 {{- if not (or $v.server.enabled $v.agent.enabled) -}}
-{{- fail "server.enabled: is false, and so is agent.enabled; there is nothing to install" -}}
+{{- fail "server.enabled: is false, and so is agent.enabled; nothing to install" -}}
 {{- end -}}
 {{- if and (not $v.server.enabled) (not (dig "server" "addresses" nil $v.agent.config)) -}}
-{{- fail "agent.config.server.addresses: none is given, and server.enabled is false" -}}
+{{- fail "agent.config.server.addresses: required, because server.enabled is false" -}}
 {{- end -}}
 {{- range $engine := ternary (list "kafka" "clickhouse") list $v.server.enabled -}}
 {{- $key := get (dict "kafka" "brokers" "clickhouse" "addresses") $engine -}}
 {{- $given := dig $engine $key nil $v.server.config -}}
 {{- if and (index $v $engine).enabled $given -}}
-{{- fail (printf "%s.enabled: is true, and server.config.%s.%s names another one; set one of them only" $engine $engine $key) -}}
+{{- fail (printf "%s.enabled: is true, but server.config.%s.%s is set too; use only one" $engine $engine $key) -}}
 {{- else if and (not (index $v $engine).enabled) (not $given) -}}
-{{- fail (printf "server.config.%s.%s: none is given, and %s.enabled is false" $engine $key $engine) -}}
+{{- fail (printf "server.config.%s.%s: required, because %s.enabled is false" $engine $key $engine) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $v.server.autoscaling.enabled (gt (int $v.server.autoscaling.minReplicas) (int $v.server.autoscaling.maxReplicas)) -}}
