@@ -347,7 +347,7 @@ func TestReachingTheServer(t *testing.T) {
 		"a file without any":            {server: overTLS, env: token, args: "--ca-file ctl_test.go", says: "has no certificate in PEM", status: 1},
 		"HTTP where HTTPS is":           {server: overTLS, env: token, says: "status 400", status: 1},
 		"nobody":                        {server: closed, says: "connection refused\n-i and --api-port say where the server is", status: 1},
-		"too slow":                      {server: slow, args: "--timeout 20ms", says: "no answer in time", status: 1},
+		"too slow":                      {server: slow, args: "--timeout 20ms", says: "no response in time", status: 1},
 		"the flag over the environment": {server: closed, env: token, args: "--api-port " + fmt.Sprint(plain.Listener.Addr().(*net.TCPAddr).Port)},
 		"an address in brackets":        {server: plain, env: token, args: "-i [127.0.0.1]"},
 		"a misspelt variable":           {server: plain, env: map[string]string{"METAFLOW_CTL_TOKN": "hunter2"}, says: "METAFLOW_CTL_TOKN: the variable names no key, did you mean METAFLOW_CTL_TOKEN?", status: 2},

@@ -14,9 +14,9 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// BenchmarkPush1000 is the time from an operator's request until the last of a thousand
-// agents, each with a connection of its own, has the new configuration; agents and server share
-// this machine. The goal is two seconds.
+// BenchmarkPush1000 measures the time from an operator's request until the last of a
+// thousand agents, each with its own connection, has the new configuration. Agents and
+// server share this machine. The goal is two seconds.
 func BenchmarkPush1000(b *testing.B) {
 	const agents = 1000
 	st := newSetting(b)
@@ -46,7 +46,7 @@ func BenchmarkPush1000(b *testing.B) {
 	b.ReportMetric(float64(slowest.Milliseconds()), "ms-slowest")
 }
 
-// streamTo connects an agent that confirms each configuration and tells its revision.
+// streamTo connects an agent that confirms each configuration and reports its revision.
 func streamTo(b *testing.B, r *replica, id string, received chan<- uint64) {
 	b.Helper()
 	conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -44,9 +44,9 @@ func (g *guard) refuse(err error) {
 	g.refusal = err
 }
 
-// The id has been bound to somebody else since the stream was let in: it gets no session, and the owner, who has
-// one, keeps it.
-func TestABindingThatComesLateCounts(t *testing.T) {
+// The id was bound to another credential after the stream was admitted: the stream gets
+// no session, and the owner keeps its own.
+func TestLateBindingCounts(t *testing.T) {
 	st := newSetting(t)
 	g := &guard{bound: map[string]bool{}}
 	st.guard = g
@@ -56,17 +56,17 @@ func TestABindingThatComesLateCounts(t *testing.T) {
 	g.refuse(status.Error(codes.PermissionDenied, "it is another's"))
 	stranger := connect(t, r, registration("one", "1"))
 	if m, err := stranger.receive(); status.Code(err) != codes.PermissionDenied {
-		t.Errorf("the stranger gets %v, %v, want PERMISSION_DENIED", m, err)
+		t.Errorf("the second agent gets %v, %v, want PERMISSION_DENIED", m, err)
 	}
 	owner.beat(&agentv1.Heartbeat{})
 	fresh := connect(t, r, registration("two", "1"))
 	if m, err := fresh.receive(); status.Code(err) != codes.PermissionDenied {
-		t.Errorf("a stranger under an id without a session gets %v, %v, want PERMISSION_DENIED", m, err)
+		t.Errorf("a second agent under an id without a session gets %v, %v, want PERMISSION_DENIED", m, err)
 	}
 }
 
-// Deleting an agent that has a stream does not make its id anybody's.
-func TestTheIDOfALiveAgentStaysBound(t *testing.T) {
+// Deleting a connected agent does not free its id.
+func TestIDOfLiveAgentStaysBound(t *testing.T) {
 	st := newSetting(t)
 	st.guard = &guard{bound: map[string]bool{}}
 	near, far := st.start(t, "near"), st.start(t, "far")
@@ -87,7 +87,7 @@ func TestTheIDOfALiveAgentStaysBound(t *testing.T) {
 	for {
 		batch, err := client.Fetch(ctx, schema.TopicResources, 0, offset, 1<<20, time.Second)
 		if err != nil {
-			t.Fatalf("the binding is not written again: %v", err)
+			t.Fatalf("the binding was not written again: %v", err)
 		}
 		for _, r := range batch.Records {
 			offset = r.Offset + 1

@@ -18,12 +18,12 @@ type Config struct {
 	ForgetAfter          time.Duration `mapstructure:"forget_after" doc:"how long an agent may be lost before it is forgotten, so that nodes that are gone for good are not listed for ever; 0 is never"`
 }
 
-// DefaultConfig returns the configuration that most need not change.
+// DefaultConfig returns a configuration that suits most installations.
 func DefaultConfig() Config {
 	return Config{MaxStreams: 10_000, MaxAgents: 50_000, NewAgentsPerMinute: 300, ForgetAfter: 30 * 24 * time.Hour}
 }
 
-// leastForgetting is well above any restart of Kafka or of all servers.
+// leastForgetting is well above the duration of any restart of Kafka or of all servers.
 const leastForgetting = time.Hour
 
 // Validate reports every problem at once, each by its key.

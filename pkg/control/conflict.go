@@ -8,19 +8,20 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// conflict is an agent that was refused because another one has its id.
+// conflict is a refused agent whose id belongs to another agent.
 type conflict struct {
 	name, peer  string
 	since, last time.Time
 }
 
-// conflictAge is how long a refusal is told after it. A refused agent comes again within ten seconds, to each
-// replica in turn, so every replica of a dozen knows of it.
+// conflictAge is how long a refusal is reported. A refused agent retries within ten
+// seconds at each replica in turn, so all of a dozen replicas know of it.
 const conflictAge = 2 * time.Minute
 
-// refused notes that r was refused, and tells whether that is the first time for long. The caller holds
-// mu. There is one conflict for each id, and the id belongs to an agent that is known, so their number is bounded.
-func (c *Control) refused(r *agentv1.Registration, peer string) (first bool) {
+// noteConflict records that r was refused and reports whether that is its first refusal
+// in conflictAge. The caller holds mu. There is one conflict per id, and each id belongs
+// to a known agent, so their number is bounded.
+func (c *Control) noteConflict(r *agentv1.Registration, peer string) (first bool) {
 	now := c.opts.Now()
 	known := c.conflicts[r.AgentId]
 	first = known == nil || now.Sub(known.last) > conflictAge
@@ -37,13 +38,14 @@ func (c *Control) refused(r *agentv1.Registration, peer string) (first bool) {
 	return first
 }
 
-// tellConflicts adds to the exceptions of agents that others with their ids were refused. The caller holds mu.
-func (c *Control) tellConflicts(agents []fleet.Agent) {
+// addConflicts adds a conflict of an agent's id to the agent's exceptions. The caller
+// holds mu.
+func (c *Control) addConflicts(agents []fleet.Agent) {
 	now := c.opts.Now()
 	for i := range agents {
 		if k := c.conflicts[agents[i].ID]; k != nil && now.Sub(k.last) <= conflictAge {
 			agents[i].Exceptions = append(agents[i].Exceptions, fmt.Sprintf(
-				"another agent, %q at %s, comes with the same id since %s and is refused: give it an id of its own",
+				"another agent, %q at %s, has tried to use the same id since %s and is refused: give it its own id",
 				k.name, k.peer, k.since.UTC().Format(time.RFC3339)))
 		}
 	}

@@ -20,11 +20,11 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Log reads the partition 0 of both topics. kafka.Client satisfies it.
+// Log reads partition 0 of both topics. kafka.Client implements it.
 type Log = follow.Log
 
-// Producer writes to one topic. Produce returns nil only when every record is
-// acknowledged by all in-sync replicas, and keeps nothing of batch.
+// Producer writes to one topic. Produce returns nil only when all in-sync replicas have
+// acknowledged every record. It does not retain batch.
 type Producer interface {
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
 }
@@ -34,56 +34,56 @@ type Options struct {
 	Log       Log
 	Commands  Producer // to schema.TopicControl
 	Resources Producer // to schema.TopicResources
-	// Replica is what this server is called among all replicas, the same after a restart. No
-	// two may have the same at a time.
+	// Replica is the unique name of this server among all replicas. It must be the same
+	// after a restart.
 	Replica    string
-	Logger     *slog.Logger          // nil logs nothing
-	Registerer prometheus.Registerer // nil registers nothing
+	Logger     *slog.Logger          // nil discards
+	Registerer prometheus.Registerer // nil does not register the metrics
 	Now        func() time.Time      // nil means time.Now
-	// Guard knows what ids are bound to. Without it none is.
+	// Guard binds agent ids. If nil, no id is bound.
 	Guard Guard
 }
 
-// Guard binds the ids of agents to those who have them. pkg/rpc/agentauth has one.
+// Guard binds agent ids to their owners. pkg/rpc/agentauth implements it.
 type Guard interface {
-	// Bind returns the record of an agent that is let in, and whether it is to be written. An error says why
-	// the agent must not be let in.
+	// Bind returns the binding record of an agent that is admitted, and whether it must
+	// be written. An error means that the agent must not be admitted.
 	Bind(ctx context.Context, agent string, now time.Time) (value []byte, news bool, err error)
-	// Joined returns when an agent was let in first, if that is known.
+	// Joined returns when an agent was first admitted, if that is known.
 	Joined(agent string) (time.Time, bool)
 }
 
-// changesAtOnce bounds the commands under way. Operators are few; more wait.
+// changesAtOnce bounds the concurrent commands; further ones wait. Operators are few.
 const changesAtOnce = 32
 
-// Control implements controlapi.Service and agentgrpc.Controller. Make it with New; its
-// methods may be called concurrently, and answer once Run has read both topics.
+// Control implements api.Service and agentgrpc.Controller. Create it with New. Its
+// methods are safe for concurrent use and succeed once Run has read both topics.
 type Control struct {
 	cfg     Config
 	opts    Options
 	log     *slog.Logger
 	metrics *metrics
-	changes chan struct{} // has an element for each command under way
-	due     chan struct{} // capacity 1: there are statuses to write
+	changes chan struct{} // one element for each command in flight
+	due     chan struct{} // capacity 1: signals that there are statuses to write
 
 	mu        sync.Mutex
 	state     *fleet.State
 	commands  position // in schema.TopicControl
 	resources position // in schema.TopicResources
-	// moved is closed, and another one made, when something in here is different.
+	// moved is closed and replaced when the state below changes.
 	moved    chan struct{}
-	waiting  map[string]chan<- fleet.Outcome // for the command with a request id
+	waiting  map[string]chan<- fleet.Outcome // by request id: the waiting command
 	sessions map[string]*session             // by agent id
-	// conflicts are agents that were refused lately, by the id that they share with another.
+	// conflicts are recently refused agents, by the id they share with another agent.
 	conflicts map[string]*conflict
-	statuses  map[string]*agentv1.AgentStatus // to write, by agent id
-	bindings  map[string][]byte               // to write with the status, by agent id
-	newcomers map[netip.Prefix]*rate.Limiter  // of the addresses that agents registered from for the first time
-	// built are the configurations as agents get them, by group id.
+	statuses  map[string]*agentv1.AgentStatus // to be written, by agent id
+	bindings  map[string][]byte               // to be written with the status, by agent id
+	newcomers map[netip.Prefix]*rate.Limiter  // by address of newly registered agents
+	// built caches the configurations sent to agents, by group id.
 	built map[string]*agentv1.Configuration
 }
 
-// New returns a Control that knows nothing yet. It starts nothing.
+// New returns a Control that has read nothing. It starts nothing.
 func New(cfg Config, opts Options) (*Control, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("control config: %w", err)
@@ -120,9 +120,9 @@ func New(cfg Config, opts Options) (*Control, error) {
 	return c, nil
 }
 
-// Run follows both topics and writes what agents say until ctx ends. What they said until then
-// is written before it returns, if Kafka takes it within a few seconds. Trouble with Kafka is
-// logged and waited out. Run is called once.
+// Run follows both topics and writes agent statuses until ctx ends. Before it returns it
+// writes the pending statuses, if Kafka accepts them within a few seconds. It logs and
+// retries Kafka errors. Call it once.
 func (c *Control) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.follow(ctx, &c.commands, c.applyCommands, c.state.ForgetCommands) })
@@ -133,22 +133,22 @@ func (c *Control) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Ready returns nil once both topics have been read to their end, or says why they are
-// not.
+// Ready returns nil once both topics have been read to their end, otherwise the reason
+// why they have not.
 func (c *Control) Ready(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.commands.unread(), c.resources.unread())
 }
 
-// broadcast wakes everybody in await. The caller holds mu.
+// broadcast wakes all callers of await. The caller holds mu.
 func (c *Control) broadcast() {
 	close(c.moved)
 	c.moved = make(chan struct{})
 }
 
-// await waits until done, which is called with mu held, is true. It fails when ctx
-// ends before.
+// await waits until done returns true. It calls done with mu held. It fails if ctx ends
+// first.
 func (c *Control) await(ctx context.Context, done func() bool) error {
 	for {
 		c.mu.Lock()
@@ -165,8 +165,9 @@ func (c *Control) await(ctx context.Context, done func() bool) error {
 	}
 }
 
-// moment is when agents are judged: now, or when Kafka was last read, if it cannot be read
-// for long enough that its silence would look like theirs. The caller holds mu.
+// moment returns the time at which agents are judged: now, or the last successful read
+// from Kafka if that is so long ago that live agents would look lost. The caller holds
+// mu.
 func (c *Control) moment() time.Time {
 	now := c.opts.Now()
 	if read := c.resources.read; !read.IsZero() && now.Sub(read) > staleAfter {

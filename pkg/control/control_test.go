@@ -12,7 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 )
 
-// answers is everything that a replica says.
+// answers is everything that a replica returns to operators.
 type answers struct {
 	Agents         []api.Agent
 	Groups         []api.Group
@@ -28,9 +28,9 @@ func ask(t *testing.T, r *replica) answers {
 	}
 }
 
-// Whoever was asked for a change, all replicas answer the same as soon as it is
-// acknowledged, and so does one that starts afterwards.
-func TestSameAnswersEverywhere(t *testing.T) {
+// Whichever replica made a change, all replicas return the same as soon as it is
+// acknowledged, and so does one that starts later.
+func TestReplicasAgree(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
 	replicas := []*replica{st.start(t, "a"), st.start(t, "b"), st.start(t, "c")}
@@ -61,13 +61,13 @@ func TestSameAnswersEverywhere(t *testing.T) {
 	}
 	for _, r := range replicas[1:] {
 		if diff := cmp.Diff(want, ask(t, r)); diff != "" {
-			t.Errorf("%s answers differently (-%s +%s):\n%s", r.name, replicas[0].name, r.name, diff)
+			t.Errorf("%s differs (-%s +%s):\n%s", r.name, replicas[0].name, r.name, diff)
 		}
 	}
 }
 
-// Two operators change different keys at two replicas at the same time: both changes stay, and
-// the revisions say that they came one after the other.
+// Two operators change different keys at two replicas at the same time: both changes
+// survive, and the revisions show their order.
 func TestConcurrentUpdatesBothSurvive(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -106,8 +106,8 @@ func TestConcurrentUpdatesBothSurvive(t *testing.T) {
 	}
 }
 
-// An update that was acknowledged survives the end of the replica that acknowledged it, and of
-// all of them.
+// An acknowledged update survives the end of the replica that acknowledged it, and the
+// end of all replicas.
 func TestAcknowledgedUpdateSurvives(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -184,8 +184,8 @@ func TestUpdates(t *testing.T) {
 		{"default", on, api.UpdateOptions{Create: true}, "default[{inputs.integration.enabled false true}] 2 false"},
 		{"default", on, api.UpdateOptions{}, "default[] 2 false"},
 		{"default", on, api.UpdateOptions{Create: true}, `conflict: the agent group "default" has a configuration already`},
-		{"default", "inputs: {integration: {enabld: true}}", api.UpdateOptions{}, "invalid: the configuration is wrong, nothing was changed"},
-		{"default", "vtap_group_id: g-other00000\n" + on, api.UpdateOptions{}, "invalid: the configuration is wrong, nothing was changed\n"},
+		{"default", "inputs: {integration: {enabld: true}}", api.UpdateOptions{}, "invalid: invalid configuration, nothing was changed"},
+		{"default", "vtap_group_id: g-other00000\n" + on, api.UpdateOptions{}, "invalid: invalid configuration, nothing was changed\n"},
 		{"", "vtap_group_id: default\nexternal_agent_http_proxy_port: 4318", api.UpdateOptions{}, "default[{inputs.integration.listen_port 38086 4318}] 3 false"},
 		{fleet.DefaultGroupID, "external_agent_http_proxy_port: 4318", api.UpdateOptions{Replace: true}, "default[{inputs.integration.enabled true false}] 4 false"},
 		{"moon", on, api.UpdateOptions{}, `not_found: there is no agent group "moon"`},

@@ -1,36 +1,39 @@
-// Package control is the part of a server that knows the agents and keeps them configured.
+// Package control manages the agents and their configuration.
 //
-// Every replica reads two topics of Kafka from their beginning and holds what they amount to in
-// memory (pkg/control/fleet): metaflow.control, the changes that operators made to agent groups, and
-// metaflow.resources, what every agent last said of itself. Nothing else is kept, so
-// a replica needs no disk, and any replica can answer anything.
+// Every replica reads two Kafka topics from their beginning and keeps the resulting state
+// in memory (pkg/control/fleet): metaflow.control, the operators' changes to agent
+// groups, and metaflow.resources, the last status of every agent. It stores nothing else,
+// so a replica needs no disk and any replica can answer any request.
 //
-// # The way of a change
+// # The path of a change
 //
-//  1. An operator's request comes to any replica through pkg/control/api. It is checked against what
-//     is known, after reading up to the end that the log had when it came.
-//  2. It goes into the log as a command, acknowledged by all in-sync replicas of Kafka.
-//  3. Every replica reads it there, decides alike what becomes of it, and wakes the streams of
-//     the agents whose configuration is now another one (pkg/rpc/agentgrpc).
-//  4. The replica that was asked answers when it has read its own command, with the outcome.
+//  1. An operator's request reaches any replica through pkg/control/api. The
+//     replica reads the log up to its end at that time and checks the request
+//     against the resulting state.
+//  2. The change is written to the log as a command, acknowledged by all in-sync
+//     replicas of Kafka.
+//  3. Every replica reads the command, computes the same outcome and wakes the
+//     streams of the agents whose configuration has changed (pkg/rpc/agentgrpc).
+//  4. The replica that received the request reads its own command back and
+//     responds with the outcome.
 //
 // Two changes at two replicas are two commands in one order, so both survive.
 //
-// # The way of a heartbeat
+// # The path of a heartbeat
 //
-// What an agent says on its stream becomes a record of metaflow.resources: at once when something is
-// different from before, else every ten seconds or so. Replicas know agents by
-// these records only, their own agents too.
+// An agent's heartbeat becomes a record of metaflow.resources: at once if something
+// changed, otherwise about every ten seconds. Replicas know agents, including those
+// connected to themselves, from these records only.
 //
 // # Invariants
 //
-//   - What a Service method acknowledged is in the log for good. After an Unavailable error a change
-//     may have been made or not.
-//   - Reads see every change that was acknowledged before they began, by whichever replica.
-//     While Kafka cannot be reached they answer from memory, and agents are shown as they
-//     were when it was last read.
+//   - A change that a Service method acknowledged is in the log for good. After
+//     an Unavailable error the change may or may not have been made.
+//   - Reads include every change that any replica acknowledged before they began.
+//     While Kafka is unreachable they are served from memory, and agents are
+//     shown as of the last read.
 //   - Of two agents that claim one id, the one that started later is refused.
-//   - What waits to be written is bounded: one record an agent.
+//   - The number of pending records is bounded by one per agent.
 //
-// Lock order: Control.mu is the only lock. No Kafka request is made while it is held.
+// Lock order: Control.mu is the only lock. It is not held during Kafka requests.
 package control

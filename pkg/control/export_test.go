@@ -7,12 +7,12 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
-// AwaitAgents waits until the agents as this replica knows them are as done wants them.
+// AwaitAgents waits until done accepts the agents that this replica knows.
 func (c *Control) AwaitAgents(ctx context.Context, done func([]api.Agent) bool) error {
 	return c.await(ctx, func() bool {
 		var list []api.Agent
 		for _, a := range c.state.Agents(c.moment()) {
-			list = append(list, shown(a))
+			list = append(list, view(a))
 		}
 		return done(list)
 	})
@@ -23,13 +23,13 @@ func (c *Control) AwaitReady(ctx context.Context) error {
 	return c.await(ctx, func() bool { return c.commands.reached && c.resources.reached })
 }
 
-// ForgetOnce does what Run does every minute.
+// ForgetOnce runs one round of what Run does every minute.
 func (c *Control) ForgetOnce(ctx context.Context) { c.forgetOnce(ctx) }
 
-// AwaitRead waits until Kafka was read at the time that it is.
+// AwaitRead waits until Kafka was read at or after the current time of the clock.
 func (c *Control) AwaitRead(ctx context.Context) error {
 	now := c.opts.Now()
-	tick := time.NewTicker(10 * time.Millisecond) // an answer without records wakes nobody
+	tick := time.NewTicker(10 * time.Millisecond) // a response without records broadcasts nothing
 	defer tick.Stop()
 	for {
 		c.mu.Lock()

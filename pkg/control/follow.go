@@ -18,26 +18,26 @@ const unknown = -1
 // position is how far a topic was read. Control.mu guards it.
 type position struct {
 	topic   string
-	next    int64     // offset of the next record; unknown before the first answer
-	reached bool      // the end has been reached once
-	read    time.Time // of the last answer
-	err     error     // of the last request
+	next    int64     // offset of the next record; unknown before the first response
+	reached bool      // the end was reached once
+	read    time.Time // time of the last response
+	err     error     // of the last fetch
 }
 
-// unread says that the topic was never read to its end, and why; nil when it was.
+// unread returns an error if the topic was never read to its end.
 func (p *position) unread() error {
 	switch {
 	case p.reached:
 		return nil
 	case p.err != nil:
-		return fmt.Errorf("%s was not read yet: %w", p.topic, p.err)
+		return fmt.Errorf("%s has not been read yet: %w", p.topic, p.err)
 	default:
-		return fmt.Errorf("%s was not read to its end yet", p.topic)
+		return fmt.Errorf("%s has not been read to its end yet", p.topic)
 	}
 }
 
-// sink takes what is read of one topic. apply takes the records, and forget makes all that was
-// applied undone; both are called with mu held.
+// sink receives the records of one topic. apply applies records, and forget undoes
+// everything applied. Both are called with mu held.
 type sink struct {
 	c      *Control
 	p      *position
@@ -80,15 +80,15 @@ func (s *sink) Forget(err error) {
 	s.p.next, s.p.reached, s.p.err = unknown, false, err
 }
 
-// follow reads the topic of a position for ever.
+// follow reads the topic of p until ctx ends.
 func (c *Control) follow(ctx context.Context, p *position, apply func([]delivery.Record), forget func()) error {
 	return follow.New(p.topic, c.opts.Log, &sink{c, p, apply, forget}, c.log).Run(ctx)
 }
 
-// unreadable passes a record over that makes no sense.
+// unreadable reports a malformed record that is skipped.
 func (c *Control) unreadable(p *position, offset int64, cause error) {
 	c.metrics.unreadable.WithLabelValues(p.topic).Inc()
-	c.log.Error("record cannot be read, passing over it",
+	c.log.Error("cannot read record, skipping it",
 		slog.String("topic", p.topic), slog.Int64("offset", offset), slog.Any("error", cause))
 }
 
@@ -108,7 +108,7 @@ func (c *Control) applyCommands(records []delivery.Record) {
 		}
 		if waiting, ok := c.waiting[command.RequestId]; ok {
 			delete(c.waiting, command.RequestId)
-			waiting <- outcome // has room
+			waiting <- outcome // buffered
 		}
 	}
 	if changed {
@@ -116,8 +116,8 @@ func (c *Control) applyCommands(records []delivery.Record) {
 	}
 }
 
-// wakeSessions wakes the streams of agents that are to have another configuration. While the
-// log is read from its beginning there is none to have yet. The caller holds mu.
+// wakeSessions wakes the streams of agents whose configuration has changed. It does
+// nothing while the log is first read. The caller holds mu.
 func (c *Control) wakeSessions() {
 	if !c.commands.reached {
 		return

@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// startBroker runs a Kafka until the test ends.
+// startBroker runs Kafka until the test ends.
 func startBroker(t testing.TB, opts broker.Options) *broker.Broker {
 	t.Helper()
 	if opts.Listen == "" {
@@ -44,7 +44,7 @@ func startBroker(t testing.TB, opts broker.Options) *broker.Broker {
 	return b
 }
 
-// clock is the real one, but can be moved.
+// clock is the real clock plus an offset.
 type clock struct{ ahead atomic.Int64 }
 
 func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
@@ -57,13 +57,13 @@ type replica struct {
 	name   string
 	addr   string // of gRPC
 	cut    atomic.Bool
-	stop   func() // ends it in order
+	stop   func() // stops it in order
 	agents agentv1.ControlServiceClient
 }
 
-var errCut = errors.New("the network is cut")
+var errCut = errors.New("network cut")
 
-// cutLog and cutProducer are Kafka's as long as the network is not cut.
+// cutLog and cutProducer forward to Kafka unless the network is cut.
 type cutLog struct {
 	control.Log
 
@@ -101,7 +101,7 @@ func (p cutProducer) Produce(ctx context.Context, batch []kafka.Outgoing) error 
 	return p.Producer.Produce(ctx, batch)
 }
 
-// setting is what replicas of a test have in common.
+// setting is shared by the replicas of a test.
 type setting struct {
 	broker string
 	clock  *clock
@@ -115,7 +115,8 @@ func newSetting(t testing.TB) *setting {
 	return &setting{broker: startBroker(t, broker.Options{}).Addr(), clock: &clock{}}
 }
 
-// start runs a replica until the test ends or it is stopped. It has read both topics.
+// start runs a replica until the test ends or stops it, and waits until it has read both
+// topics.
 func (st *setting) start(t testing.TB, name string) *replica {
 	t.Helper()
 	r := st.begin(t, name)
@@ -125,7 +126,7 @@ func (st *setting) start(t testing.TB, name string) *replica {
 	return r
 }
 
-// begin is start, for a Kafka that may be away.
+// begin is start without waiting for Kafka.
 func (st *setting) begin(t testing.TB, name string) *replica {
 	t.Helper()
 	kcfg := kafkaConfig(st)
@@ -222,7 +223,7 @@ func runProducer(t testing.TB, client *kafka.Client, topic string) *kafka.Produc
 	return p
 }
 
-// kill is what others see of a kill -9: it says nothing any more.
+// kill makes the replica fall silent, as others see a kill -9.
 func (r *replica) kill() {
 	r.cut.Store(true)
 	r.stop()
@@ -235,7 +236,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// agent is an agent's end of a stream.
+// agent is the agent's end of a stream.
 type agent struct {
 	t      testing.TB
 	stream agentv1.ControlService_ConnectClient
@@ -265,7 +266,7 @@ func connect(t testing.TB, r *replica, reg *agentv1.Registration) *agent {
 	return &agent{t, stream, cancel}
 }
 
-// receive returns the next message, or what the stream ended with.
+// receive returns the next message, or the error that ended the stream.
 func (a *agent) receive() (*agentv1.ConnectResponse, error) {
 	a.t.Helper()
 	type received struct {
@@ -283,7 +284,7 @@ func (a *agent) receive() (*agentv1.ConnectResponse, error) {
 	case <-time.After(20 * time.Second):
 		a.close()
 		<-done
-		return nil, errors.New("nothing came within 20s")
+		return nil, errors.New("no message within 20s")
 	}
 }
 
@@ -318,7 +319,7 @@ func (a *agent) beat(h *agentv1.Heartbeat) {
 	}
 }
 
-// await waits until r knows agents as done wants them.
+// await waits until done accepts the agents that r knows.
 func await(t testing.TB, r *replica, what string, done func([]api.Agent) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -329,17 +330,17 @@ func await(t testing.TB, r *replica, what string, done func([]api.Agent) bool) {
 		return done(list)
 	})
 	if err != nil {
-		t.Fatalf("%s does not see %s: %v; it has %+v", r.name, what, err, last)
+		t.Fatalf("%s does not show %s: %v; it has %+v", r.name, what, err, last)
 	}
 }
 
-// awaitAgent waits until the only agent is as done wants it.
+// awaitAgent waits until done accepts the only agent.
 func awaitAgent(t testing.TB, r *replica, what string, done func(api.Agent) bool) {
 	t.Helper()
 	await(t, r, what, func(list []api.Agent) bool { return len(list) == 1 && done(list[0]) })
 }
 
-// must is for calls that have to work.
+// must fails the test if a call returns an error.
 func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {
 		t.Helper()
@@ -350,7 +351,7 @@ func must[T any](t testing.TB) func(T, error) T {
 	}
 }
 
-// yamlOf returns the configuration of a group as r has it.
+// yamlOf returns a group's configuration as r has it.
 func yamlOf(t testing.TB, r *replica, group string) string {
 	t.Helper()
 	return must[api.Configuration](t)(r.Configuration(t.Context(), group)).YAML
@@ -361,7 +362,7 @@ func update(t testing.TB, r *replica, group, text string) api.Update {
 	return must[api.Update](t)(r.UpdateConfiguration(t.Context(), group, []byte(text), api.UpdateOptions{}))
 }
 
-// problemOf is the kind of err and its text.
+// problemOf returns the code of err and its text.
 func problemOf(err error) string {
 	var p *api.Problem
 	if !errors.As(err, &p) {
@@ -370,7 +371,7 @@ func problemOf(err error) string {
 	return p.Code + ": " + p.Error()
 }
 
-// confirm says in a heartbeat that a configuration is in force.
+// confirm sends a heartbeat that confirms a configuration.
 func (a *agent) confirm(c api.Configuration) {
 	a.t.Helper()
 	a.beat(&agentv1.Heartbeat{GroupId: c.GroupID, Revision: c.Revision})

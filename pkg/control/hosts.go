@@ -7,9 +7,9 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// AgentHosts returns the addresses that an agent with a stream to any replica may speak from: the one
-// that its stream comes from, and those that it registered. It is nothing when there is no
-// such agent, and never blocks.
+// AgentHosts returns the addresses that an agent with a stream to any replica may send
+// from: the peer of its stream and those that it registered. It returns nil if there is
+// no such agent. It never blocks on I/O.
 func (c *Control) AgentHosts(id string) []netip.Addr {
 	c.mu.Lock()
 	var peer string
@@ -22,7 +22,7 @@ func (c *Control) AgentHosts(id string) []netip.Addr {
 	c.mu.Unlock()
 	stream, err := netip.ParseAddrPort(peer)
 	if err != nil {
-		return nil // somebody in front of us hides where agents are
+		return nil // a proxy hides the agents' addresses
 	}
 	hosts := []netip.Addr{stream.Addr().Unmap()}
 	for _, text := range registration.GetAddresses() {

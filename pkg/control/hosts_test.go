@@ -12,7 +12,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// What one replica is told of an agent counts at all of them, as long as the agent lives.
+// The addresses of an agent at one replica count at all of them, as long as the agent is
+// alive.
 func TestAgentHosts(t *testing.T) {
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	registration := &agentv1.Registration{AgentId: "one", InstanceId: "i", Name: "one", Addresses: []string{"10.0.0.1", "2001:db8::1"}}
@@ -21,13 +22,13 @@ func TestAgentHosts(t *testing.T) {
 		status  *agentv1.AgentStatus
 		want    []string
 	}{
-		"nobody knows it":            {"", nil, nil},
-		"a stream to this replica":   {"[::ffff:192.0.2.7]:4000", nil, []string{"192.0.2.7", "10.0.0.1", "2001:db8::1"}},
-		"a stream to another one":    {"", &agentv1.AgentStatus{Peer: "192.0.2.8:1", Replica: "far", SeenTimeUnixNano: uint64(now.UnixNano())}, []string{"192.0.2.8", "10.0.0.1", "2001:db8::1"}},
-		"a stream that has ended":    {"", &agentv1.AgentStatus{Peer: "192.0.2.8:1", SeenTimeUnixNano: uint64(now.UnixNano())}, nil},
-		"lost":                       {"", &agentv1.AgentStatus{Peer: "192.0.2.8:1", Replica: "far", SeenTimeUnixNano: uint64(now.Add(-time.Hour).UnixNano())}, nil},
-		"through somebody in front":  {"@", nil, nil},
-		"this replica knows it best": {"192.0.2.7:1", &agentv1.AgentStatus{Peer: "192.0.2.8:1", Replica: "far", SeenTimeUnixNano: uint64(now.UnixNano())}, []string{"192.0.2.7", "10.0.0.1", "2001:db8::1"}},
+		"unknown agent":               {"", nil, nil},
+		"a stream to this replica":    {"[::ffff:192.0.2.7]:4000", nil, []string{"192.0.2.7", "10.0.0.1", "2001:db8::1"}},
+		"a stream to another one":     {"", &agentv1.AgentStatus{Peer: "192.0.2.8:1", Replica: "far", SeenTimeUnixNano: uint64(now.UnixNano())}, []string{"192.0.2.8", "10.0.0.1", "2001:db8::1"}},
+		"a stream that has ended":     {"", &agentv1.AgentStatus{Peer: "192.0.2.8:1", SeenTimeUnixNano: uint64(now.UnixNano())}, nil},
+		"lost":                        {"", &agentv1.AgentStatus{Peer: "192.0.2.8:1", Replica: "far", SeenTimeUnixNano: uint64(now.Add(-time.Hour).UnixNano())}, nil},
+		"through a proxy":             {"@", nil, nil},
+		"this replica's session wins": {"192.0.2.7:1", &agentv1.AgentStatus{Peer: "192.0.2.8:1", Replica: "far", SeenTimeUnixNano: uint64(now.UnixNano())}, []string{"192.0.2.7", "10.0.0.1", "2001:db8::1"}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -19,8 +19,9 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Kafka goes away and comes back: reads are answered from memory, agents keep their streams and
-// stay as they were, changes are refused with the cause, and afterwards everything goes on by itself.
+// Kafka goes away and comes back: reads are served from memory, agents keep their streams
+// and states, changes are refused with the cause, and afterwards everything recovers by
+// itself.
 func TestKafkaAway(t *testing.T) {
 	t.Parallel()
 	opts := broker.Options{Listen: "127.0.0.1:0", DataDir: t.TempDir()}
@@ -46,7 +47,7 @@ func TestKafkaAway(t *testing.T) {
 		t.Errorf("without Kafka (-before +now):\n%s", diff)
 	}
 	_, err = r.UpdateConfiguration(t.Context(), "default", []byte("inputs: {integration: {enabled: false}}"), api.UpdateOptions{})
-	if got := problemOf(err); !strings.HasPrefix(got, "unavailable: nothing was changed, because kafka cannot be asked: ") {
+	if got := problemOf(err); !strings.HasPrefix(got, "unavailable: nothing was changed, because kafka is unreachable: ") {
 		t.Errorf("a change without Kafka: %s", got)
 	}
 	if u, err := r.UpdateConfiguration(t.Context(), "default", []byte("inputs: {integration: {enabled: false}}"), api.UpdateOptions{DryRun: true}); err != nil || len(u.Changes) != 1 {
@@ -67,8 +68,8 @@ func TestKafkaAway(t *testing.T) {
 	}
 }
 
-// A server that has not read Kafka yet says so, to operators and to agents, and lets both in
-// as soon as it has.
+// A server that has not read Kafka yet reports that to operators and agents, and accepts
+// both as soon as it has.
 func TestKafkaNotThereYet(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -84,16 +85,16 @@ func TestKafkaNotThereYet(t *testing.T) {
 	if err := cold.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), schema.TopicControl) {
 		t.Errorf("ready before anything was read: %v", err)
 	}
-	if _, err := cold.Agents(t.Context()); !strings.HasPrefix(problemOf(err), "unavailable: this server has not read metaflow.control yet: the network is cut") {
+	if _, err := cold.Agents(t.Context()); !strings.HasPrefix(problemOf(err), "unavailable: this server has not read metaflow.control yet: network cut") {
 		t.Errorf("agents before anything was read: %v", err)
 	}
-	if _, err := cold.Join(t.Context(), registration("one", "i"), ""); err == nil || !strings.Contains(err.Error(), "does not know the agent groups yet") {
+	if _, err := cold.Join(t.Context(), registration("one", "i"), ""); err == nil || !strings.Contains(err.Error(), "has not read the agent groups yet") {
 		t.Errorf("an agent before anything was read: %v", err)
 	}
 }
 
-// An acknowledgement gets lost and the command is sent again: it is in the log twice, and
-// counts once, at every replica. Records that make no sense are passed over.
+// An acknowledgement is lost and the command is sent again: it is in the log twice and
+// counts once, at every replica. Malformed records are skipped.
 func TestStrangeLog(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -127,9 +128,9 @@ func TestStrangeLog(t *testing.T) {
 	}
 }
 
-// Somebody deletes the topics and they are made anew: what counts is what they say now, and
-// agents keep what they have until that is known.
-func TestTopicMadeAnew(t *testing.T) {
+// The topics are deleted and recreated: the new logs count, and agents keep their
+// configuration until those are read.
+func TestRecreatedTopic(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, broker.Options{})
 	st := &setting{broker: b.Addr(), clock: &clock{}}
@@ -141,7 +142,7 @@ func TestTopicMadeAnew(t *testing.T) {
 	if err := b.Cluster().DeleteTopic(schema.TopicControl); err != nil {
 		t.Fatal(err)
 	}
-	st.start(t, "b") // which makes the topic
+	st.start(t, "b") // creates the topic
 	u := update(t, r, "default", "inputs: {flow: {enabled: false}}")
 	if u.Revision != 2 || len(must[[]api.Group](t)(r.Groups(t.Context()))) != 1 {
 		t.Errorf("update %+v", u)
@@ -151,8 +152,8 @@ func TestTopicMadeAnew(t *testing.T) {
 	}
 }
 
-// The server's own end does not look like the agents': they are told to go elsewhere, and are
-// not lost.
+// When a server stops, its agents are told to reconnect elsewhere and do not count as
+// lost.
 func TestOrderlyStop(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -162,7 +163,7 @@ func TestOrderlyStop(t *testing.T) {
 	awaitAgent(t, second, "it", func(a api.Agent) bool { return a.Replica == "first" })
 	first.stop()
 	if _, err := agent.receive(); status.Code(err) == codes.OK {
-		t.Error("the stream goes on")
+		t.Error("the stream is still open")
 	}
 	awaitAgent(t, second, "its end", func(a api.Agent) bool { return a.Replica == "" })
 }

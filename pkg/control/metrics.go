@@ -23,28 +23,28 @@ func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
 	m := &metrics{
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_control_commands_total",
-			Help: "Commands read from the log of changes, by outcome; those from before the start are among them.",
+			Help: "Commands read from the log of changes, by outcome, including those from before the start.",
 		}, []string{"outcome"}),
 		unreadable: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_control_records_unreadable_total",
-			Help: "Records passed over because they make no sense, by topic.",
+			Help: "Malformed records that were skipped, by topic.",
 		}, []string{"topic"}),
 		statuses: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_control_statuses_written_total",
-			Help: "Records about agents that Kafka has acknowledged.",
+			Help: "Agent statuses that Kafka has acknowledged.",
 		}),
 		statusFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_control_status_failures_total",
-			Help: "Attempts to write records about agents that failed.",
+			Help: "Failed attempts to write agent statuses.",
 		}),
 		fromMemory: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_control_reads_from_memory_total",
-			Help: "Questions of operators that were answered from memory because Kafka could not be asked.",
+			Help: "Reads served from memory because Kafka was unreachable.",
 		}),
 	}
 	m.refusedNew = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "metaflow_control_new_agents_refused_total",
-		Help: "Registrations of agents not known yet that were refused because their address brought too many.",
+		Help: "Registrations of new agents refused because too many came from their address.",
 	})
 	for _, outcome := range []string{changedOutcome, sameOutcome, refusedOutcome, repeatedOutcome} {
 		m.commands.WithLabelValues(outcome)
@@ -59,7 +59,7 @@ func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
 		reg.Register(m.statusFailures), reg.Register(m.fromMemory), reg.Register(m.refusedNew), reg.Register(&agentsCollector{c}))
 }
 
-// Outcomes of commands, as the metric's label has them.
+// Outcomes of commands, as label values.
 const (
 	changedOutcome  = "changed"
 	sameOutcome     = "no_change"
@@ -80,9 +80,9 @@ func (m *metrics) applied(o fleet.Outcome) {
 	m.commands.WithLabelValues(outcome).Inc()
 }
 
-var agentsDesc = prometheus.NewDesc("metaflow_control_agents", "Agents known, by state; every replica counts all of them.", []string{"state"}, nil)
+var agentsDesc = prometheus.NewDesc("metaflow_control_agents", "Known agents, by state; every replica counts all of them.", []string{"state"}, nil)
 
-// agentsCollector counts agents when it is asked: their state is a matter of time.
+// agentsCollector counts agents at collection, because their state depends on the time.
 type agentsCollector struct{ control *Control }
 
 func (a *agentsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- agentsDesc }

@@ -14,18 +14,20 @@ import (
 )
 
 const (
-	// provenAfter is how long an agent lives that is more than a try.
+	// provenAfter is the lifetime after which an agent counts as permanent.
 	provenAfter = 10 * time.Minute
-	// passerByAfter is how long one is kept that did not live so long.
-	passerByAfter = time.Hour
-	// rememberedNewcomers bounds the addresses whose rate is known.
+	// shortLivedAfter is how long an agent is remembered that did not live for
+	// provenAfter.
+	shortLivedAfter = time.Hour
+	// rememberedNewcomers bounds the addresses with a rate limiter.
 	rememberedNewcomers = 10_000
 )
 
-// admitNew decides about an agent whose id is not known yet. An address may bring so many in a minute,
-// and those of its agents that are not proven yet may take half of the places that are left: what is
-// registered to fill control.max_agents leaves room for others, and is forgotten within the hour. The caller
-// holds mu.
+// admitNew decides whether to admit an agent with an unknown id. The registrations per
+// minute from one address are limited, and the address's agents that have not lived for
+// provenAfter may take half of the free places: a client that tries to fill
+// control.max_agents leaves room for others, and its agents are forgotten within the
+// hour. The caller holds mu.
 func (c *Control) admitNew(peer string) error {
 	from := networkOf(peer)
 	now := c.opts.Now()
@@ -40,7 +42,7 @@ func (c *Control) admitNew(peer string) error {
 	}
 	if !limiter.AllowN(now, 1) {
 		c.metrics.refusedNew.Inc()
-		return fault.As(fault.Overload, fmt.Errorf("more than %d new agents a minute come from %s (control.new_agents_per_minute)", c.cfg.NewAgentsPerMinute, from))
+		return fault.As(fault.Overload, fmt.Errorf("more than %d new agents per minute from %s (control.new_agents_per_minute)", c.cfg.NewAgentsPerMinute, from))
 	}
 	unproven := 0
 	for id, status := range c.state.Statuses() {
@@ -55,12 +57,12 @@ func (c *Control) admitNew(peer string) error {
 	}
 	if free := c.cfg.MaxAgents - max(c.state.AgentCount(), len(c.sessions)); unproven > 0 && unproven >= free {
 		c.metrics.refusedNew.Inc()
-		return fault.As(fault.Overload, fmt.Errorf("%d agents that came from %s lately have half of the places that are left (control.max_agents)", unproven, from))
+		return fault.As(fault.Overload, fmt.Errorf("%d recent agents from %s already take half of the free places (control.max_agents)", unproven, from))
 	}
 	return nil
 }
 
-// networkOf returns what counts as one peer.
+// networkOf returns the network that counts as one peer.
 func networkOf(peer string) netip.Prefix {
 	at, err := netip.ParseAddrPort(peer)
 	if err != nil {
@@ -69,8 +71,9 @@ func networkOf(peer string) netip.Prefix {
 	return inflight.Network(at.Addr())
 }
 
-// proven tells whether an agent has been there for long enough. Those of which it is not known when they
-// came are from before that was written. The caller holds mu.
+// proven reports whether an agent has lived for provenAfter. An agent whose first
+// admission is unknown registered before servers recorded it, and counts as proven. The
+// caller holds mu.
 func (c *Control) proven(id string, status *agentv1.AgentStatus) bool {
 	if c.opts.Guard == nil {
 		return true
@@ -79,12 +82,12 @@ func (c *Control) proven(id string, status *agentv1.AgentStatus) bool {
 	return !ok || fleet.Seen(status).Sub(joined) >= provenAfter
 }
 
-// passersBy returns the ids of agents that went soon after they had come, and did not come back. The caller
-// holds mu.
-func (c *Control) passersBy() (ids []string) {
+// shortLived returns the ids of agents that left soon after they registered and did not
+// come back. The caller holds mu.
+func (c *Control) shortLived() (ids []string) {
 	now := c.moment()
 	for id, status := range c.state.Statuses() {
-		if !c.proven(id, status) && now.Sub(fleet.Seen(status)) >= passerByAfter {
+		if !c.proven(id, status) && now.Sub(fleet.Seen(status)) >= shortLivedAfter {
 			ids = append(ids, id)
 		}
 	}

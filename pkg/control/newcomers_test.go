@@ -10,14 +10,14 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// joins is a Guard that knows when agents came.
+// joins is a Guard that knows when agents registered.
 type joins map[string]time.Time
 
 func (joins) Bind(context.Context, string, time.Time) ([]byte, bool, error) { return nil, false, nil }
 
 func (j joins) Joined(agent string) (time.Time, bool) { at, ok := j[agent]; return at, ok }
 
-func TestWhoGoesSoonIsForgottenSoon(t *testing.T) {
+func TestShortLivedAgentsAreForgottenSoon(t *testing.T) {
 	now := time.Now()
 	guard := joins{}
 	c, err := New(DefaultConfig(), Options{Replica: "r", Guard: guard, Now: func() time.Time { return now }})
@@ -41,8 +41,8 @@ func TestWhoGoesSoonIsForgottenSoon(t *testing.T) {
 			Registration: &agentv1.Registration{AgentId: a.id}, SeenTimeUnixNano: uint64(now.Add(-a.seen).UnixNano()),
 		})
 	}
-	if got := c.passersBy(); len(got) != 1 || got[0] != "passer-by" {
-		t.Errorf("to be forgotten: %q, want the passer-by alone", got)
+	if got := c.shortLived(); len(got) != 1 || got[0] != "passer-by" {
+		t.Errorf("to be forgotten: %q, want the short-lived one only", got)
 	}
 }
 
@@ -63,7 +63,7 @@ func TestNewAgentsAreLimitedByAddress(t *testing.T) {
 		return n
 	}
 	if got := admitted("192.0.2.1"); got != 60 {
-		t.Errorf("%d of 100 at once were let in, want 60", got)
+		t.Errorf("%d of 100 at once were admitted, want 60", got)
 	}
 	if got := admitted("192.0.2.2"); got != 60 {
 		t.Errorf("%d of another address, want 60", got)

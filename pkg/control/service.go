@@ -21,16 +21,17 @@ import (
 var _ api.Service = (*Control)(nil)
 
 const (
-	// readTimeout bounds how long a question waits for Kafka before memory answers.
+	// readTimeout bounds how long a read waits for Kafka before it is served from memory.
 	readTimeout = 3 * time.Second
-	// changeTimeout is less than controlapi gives, so that the cause gets to the operator.
+	// changeTimeout is less than the timeout in pkg/control/api, so that the cause
+	// reaches the operator.
 	changeTimeout = 12 * time.Second
 )
 
-// sync returns nil when everything has been read that was in the topics of ps when it was
-// called.
+// sync returns nil when everything has been read that was in the topics of ps at the time
+// of the call.
 func (c *Control) sync(ctx context.Context, ps ...*position) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errors.New("kafka was not read in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errors.New("kafka could not be read in time"))
 	defer cancel()
 	for _, p := range ps {
 		_, end, err := c.opts.Log.Bounds(ctx, p.topic, 0)
@@ -44,7 +45,8 @@ func (c *Control) sync(ctx context.Context, ps ...*position) error {
 	return nil
 }
 
-// refresh makes memory as good as it can be for a read.
+// refresh waits until memory has caught up with the topics of ps. If Kafka is
+// unreachable, memory that was complete once is good enough.
 func (c *Control) refresh(ctx context.Context, ps ...*position) error {
 	err := c.sync(ctx, ps...)
 	if err == nil {
@@ -58,27 +60,27 @@ func (c *Control) refresh(ctx context.Context, ps ...*position) error {
 		}
 	}
 	c.metrics.fromMemory.Inc()
-	c.log.Warn("kafka cannot be asked, answering from memory", slog.Any("error", err))
+	c.log.Warn("kafka is unreachable, serving from memory", slog.Any("error", err))
 	return nil
 }
 
-// Agents implements controlapi.Service.
+// Agents implements api.Service.
 func (c *Control) Agents(ctx context.Context) ([]api.Agent, error) {
 	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	agents := c.state.Agents(c.moment())
-	c.tellConflicts(agents)
+	c.addConflicts(agents)
 	c.mu.Unlock()
 	list := make([]api.Agent, 0, len(agents))
 	for _, a := range agents {
-		list = append(list, shown(a))
+		list = append(list, view(a))
 	}
 	return list, nil
 }
 
-// Agent implements controlapi.Service.
+// Agent implements api.Service.
 func (c *Control) Agent(ctx context.Context, idOrName string) (api.Agent, error) {
 	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
 		return api.Agent{}, err
@@ -87,14 +89,14 @@ func (c *Control) Agent(ctx context.Context, idOrName string) (api.Agent, error)
 	if err != nil {
 		return api.Agent{}, err
 	}
-	return shown(a), nil
+	return view(a), nil
 }
 
 func (c *Control) find(idOrName string) (fleet.Agent, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	found := c.state.Find(idOrName, c.moment())
-	c.tellConflicts(found)
+	c.addConflicts(found)
 	switch len(found) {
 	case 1:
 		return found[0], nil
@@ -105,10 +107,10 @@ func (c *Control) find(idOrName string) (fleet.Agent, error) {
 	}
 }
 
-// DeleteAgent implements controlapi.Service.
+// DeleteAgent implements api.Service.
 func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
 	if err := c.sync(ctx, &c.resources); err != nil {
-		return notMade(err)
+		return notChanged(err)
 	}
 	a, err := c.find(idOrName)
 	if err != nil {
@@ -117,7 +119,7 @@ func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	if err := c.tombstones(ctx, a.ID); err != nil {
-		return inDoubt(err)
+		return outcomeUnknown(err)
 	}
 	if err := c.sync(ctx, &c.resources); err != nil {
 		return unconfirmed(err)
@@ -125,23 +127,23 @@ func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
 	return nil
 }
 
-func shown(a fleet.Agent) api.Agent {
+func view(a fleet.Agent) api.Agent {
 	r, beat := a.Status.Registration, a.Status.Heartbeat
-	view := api.Agent{
+	v := api.Agent{
 		ID: a.ID, Name: r.Name, Host: r.Host, Addresses: append([]string{}, r.Addresses...), Version: r.Version, Cluster: r.Cluster,
 		Group: r.Group, State: stateNames[a.Condition], Exceptions: append([]string{}, a.Exceptions...), Seen: a.Seen, ClockOffset: a.ClockOffset,
 		Revision: beat.GetRevision(), Peer: a.Status.Peer, Replica: a.Status.Replica,
 	}
 	if r.StartTimeUnixNano != 0 {
-		view.Started = time.Unix(0, int64(r.StartTimeUnixNano)).UTC()
+		v.Started = time.Unix(0, int64(r.StartTimeUnixNano)).UTC()
 	}
 	if a.Group != nil {
-		view.Group, view.GroupID, view.GroupRevision = a.Group.Name, a.Group.ID, a.Group.Revision
+		v.Group, v.GroupID, v.GroupRevision = a.Group.Name, a.Group.ID, a.Group.Revision
 	}
-	return view
+	return v
 }
 
-// Groups implements controlapi.Service.
+// Groups implements api.Service.
 func (c *Control) Groups(ctx context.Context) ([]api.Group, error) {
 	if err := c.refresh(ctx, &c.commands, &c.resources); err != nil {
 		return nil, err
@@ -157,10 +159,10 @@ func (c *Control) Groups(ctx context.Context) ([]api.Group, error) {
 	return list, nil
 }
 
-// CreateGroup implements controlapi.Service.
+// CreateGroup implements api.Service.
 func (c *Control) CreateGroup(ctx context.Context, name, id string) (api.Group, error) {
 	if err := c.sync(ctx, &c.commands); err != nil {
-		return api.Group{}, notMade(err)
+		return api.Group{}, notChanged(err)
 	}
 	id = cmp.Or(id, newGroupID())
 	o, err := c.change(ctx, &agentv1.Command{Change: &agentv1.Command_CreateGroup{
@@ -173,7 +175,7 @@ func (c *Control) CreateGroup(ctx context.Context, name, id string) (api.Group, 
 	return api.Group{ID: g.ID, Name: g.Name, Revision: g.Revision, Created: g.Created}, nil
 }
 
-// newGroupID is one of 36^10: no two are ever the same.
+// newGroupID returns a random id out of 36^10, so collisions do not occur.
 func newGroupID() string {
 	id := []byte("g-")
 	random := make([]byte, 1)
@@ -186,10 +188,10 @@ func newGroupID() string {
 	return string(id)
 }
 
-// DeleteGroup implements controlapi.Service.
+// DeleteGroup implements api.Service.
 func (c *Control) DeleteGroup(ctx context.Context, idOrName string) error {
 	if err := c.sync(ctx, &c.commands); err != nil {
-		return notMade(err)
+		return notChanged(err)
 	}
 	g, err := c.group(idOrName)
 	if err != nil {
@@ -208,7 +210,7 @@ func (c *Control) group(idOrName string) (fleet.Group, error) {
 	return fleet.Group{}, api.NotFound("there is no agent group %q", idOrName)
 }
 
-// Configurations implements controlapi.Service.
+// Configurations implements api.Service.
 func (c *Control) Configurations(ctx context.Context) ([]api.Configuration, error) {
 	if err := c.refresh(ctx, &c.commands); err != nil {
 		return nil, err
@@ -223,7 +225,7 @@ func (c *Control) Configurations(ctx context.Context) ([]api.Configuration, erro
 	return list, nil
 }
 
-// Configuration implements controlapi.Service.
+// Configuration implements api.Service.
 func (c *Control) Configuration(ctx context.Context, group string) (api.Configuration, error) {
 	if err := c.refresh(ctx, &c.commands); err != nil {
 		return api.Configuration{}, err
@@ -239,7 +241,7 @@ func configuration(g fleet.Group) api.Configuration {
 	return api.Configuration{GroupID: g.ID, GroupName: g.Name, Revision: g.Revision, YAML: string(g.Document.YAML(g.ID))}
 }
 
-// UpdateConfiguration implements controlapi.Service.
+// UpdateConfiguration implements api.Service.
 func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []byte, opts api.UpdateOptions) (api.Update, error) {
 	document, named, err := agentconfig.Parse(text)
 	if err != nil {
@@ -250,7 +252,7 @@ func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []
 		sync = c.refresh
 	}
 	if err := sync(ctx, &c.commands); err != nil {
-		return api.Update{}, notMade(err)
+		return api.Update{}, notChanged(err)
 	}
 	g, err := c.group(cmp.Or(group, named))
 	if err != nil {
@@ -258,7 +260,7 @@ func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []
 	}
 	if named != "" && named != g.ID && named != g.Name {
 		return api.Update{}, api.Invalid(&agentconfig.Error{Problems: []agentconfig.Problem{{
-			Key: "agent_group_id", Text: fmt.Sprintf("the text is for the agent group %q, but it was to be set for %q (%s)", named, g.Name, g.ID),
+			Key: "agent_group_id", Text: fmt.Sprintf("the text is for the agent group %q, but the request is for %q (%s)", named, g.Name, g.ID),
 		}}})
 	}
 	return c.configure(ctx, &agentv1.UpdateConfiguration{
@@ -266,10 +268,10 @@ func (c *Control) UpdateConfiguration(ctx context.Context, group string, text []
 	}, opts.DryRun)
 }
 
-// DeleteConfiguration implements controlapi.Service.
+// DeleteConfiguration implements api.Service.
 func (c *Control) DeleteConfiguration(ctx context.Context, group string) (api.Update, error) {
 	if err := c.sync(ctx, &c.commands); err != nil {
-		return api.Update{}, notMade(err)
+		return api.Update{}, notChanged(err)
 	}
 	g, err := c.group(group)
 	if err != nil {
@@ -290,19 +292,20 @@ func (c *Control) configure(ctx context.Context, u *agentv1.UpdateConfiguration,
 	}, nil
 }
 
-// change puts a command into the log, unless memory, which must be fresh, says already that
-// it would do nothing. The outcome is what it did, or for a dry run would do.
+// change writes a command to the log, unless the current state already shows that it
+// would do nothing. The caller must have called sync. The outcome is what the command
+// did, or in a dry run would do.
 func (c *Control) change(ctx context.Context, command *agentv1.Command, dryRun bool) (fleet.Outcome, error) {
 	c.mu.Lock()
 	preview := c.state.Preview(command)
 	c.mu.Unlock()
 	if preview.Refused != nil || !preview.Changed || dryRun {
-		return judged(preview)
+		return result(preview)
 	}
 	return c.submit(ctx, command)
 }
 
-// submit puts a command into the log and waits for its outcome.
+// submit writes a command to the log and waits for its outcome.
 func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
@@ -310,7 +313,7 @@ func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.O
 	case c.changes <- struct{}{}:
 		defer func() { <-c.changes }()
 	case <-ctx.Done():
-		return fleet.Outcome{}, notMade(fmt.Errorf("%d changes are under way: %w", changesAtOnce, ctx.Err()))
+		return fleet.Outcome{}, notChanged(fmt.Errorf("%d changes are in progress: %w", changesAtOnce, ctx.Err()))
 	}
 	command.RequestId, command.TimeUnixNano = rand.Text(), uint64(c.opts.Now().UnixNano())
 	value, err := proto.Marshal(command)
@@ -328,24 +331,24 @@ func (c *Control) submit(ctx context.Context, command *agentv1.Command) (fleet.O
 	}()
 	if err := c.opts.Commands.Produce(ctx, []kafka.Outgoing{{Value: value}}); err != nil {
 		select {
-		case o := <-outcome: // only its acknowledgement was lost
-			return judged(o)
+		case o := <-outcome: // only the acknowledgement was lost
+			return result(o)
 		default:
 		}
 		if errors.Is(err, kafka.ErrTooLarge) {
 			return fleet.Outcome{}, api.Invalid(err)
 		}
-		return fleet.Outcome{}, inDoubt(err)
+		return fleet.Outcome{}, outcomeUnknown(err)
 	}
 	select {
 	case o := <-outcome:
-		return judged(o)
+		return result(o)
 	case <-ctx.Done():
 		return fleet.Outcome{}, unconfirmed(ctx.Err())
 	}
 }
 
-func judged(o fleet.Outcome) (fleet.Outcome, error) {
+func result(o fleet.Outcome) (fleet.Outcome, error) {
 	if o.Refused != nil {
 		return fleet.Outcome{}, problem(o.Refused)
 	}
@@ -363,18 +366,18 @@ func problem(r *fleet.Refusal) error {
 	return api.Invalid(r)
 }
 
-// The three ways in which a change can fail for now.
+// A change can fail temporarily in three ways.
 
-func notMade(err error) error {
+func notChanged(err error) error {
 	var known *api.Problem
 	if errors.As(err, &known) {
 		return err
 	}
-	return api.Unavailable("nothing was changed, because kafka cannot be asked: %v", err)
+	return api.Unavailable("nothing was changed, because kafka is unreachable: %v", err)
 }
 
-func inDoubt(err error) error {
-	return api.Unavailable("the change may have been made or not, kafka did not acknowledge it; it is safe to try again: %v", err)
+func outcomeUnknown(err error) error {
+	return api.Unavailable("kafka did not acknowledge the change, so it may or may not have been made; it is safe to retry: %v", err)
 }
 
 func unconfirmed(err error) error {

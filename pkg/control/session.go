@@ -20,31 +20,32 @@ import (
 const (
 	// replayTimeout is how long an agent waits for a replica that has just started.
 	replayTimeout = 5 * time.Second
-	// releaseTimeout is how long an agent waits for the end of its former stream to become
-	// known: it takes a way through Kafka when that was at another replica.
+	// releaseTimeout is how long a joining agent waits for the end of its former stream,
+	// which arrives through Kafka if that stream was at another replica.
 	releaseTimeout = 3 * time.Second
-	// statusInterval is how often an agent is written of which nothing new is known. It is a
-	// little less than the ten seconds between heartbeats, which vary.
+	// statusInterval is how often an unchanged agent status is written. It is a little
+	// less than the ten seconds between heartbeats, which vary.
 	statusInterval = 8 * time.Second
 )
 
-// session is an agent with a stream to this replica. Control.mu guards what changes.
+// session is an agent with a stream to this replica. Control.mu guards its mutable
+// fields.
 type session struct {
 	control      *Control
 	registration *agentv1.Registration
 	peer         string
-	binding      []byte        // the record of what the id is bound to; nil without a Guard
+	binding      []byte        // record of the id's binding; nil without a Guard
 	changed      chan struct{} // capacity 1
 	ended        chan struct{}
 
-	err     error // why it was ended
-	group   string
-	told    uint64               // revision that the stream was woken for or given last, of group
-	status  *agentv1.AgentStatus // newest; replaced, never changed
-	seen    time.Time            // of the newest heartbeat, or of the registration
-	written time.Time            // when a status was last given to be written
-	rival   *agentv1.AgentStatus // another agent of this id, not known to be gone
-	since   time.Time            // when the rival was seen first
+	err          error // why the session was ended
+	group        string
+	sentRevision uint64               // revision of group that the stream was last woken for or received
+	status       *agentv1.AgentStatus // newest; replaced, never modified
+	seen         time.Time            // time of the newest heartbeat or of the registration
+	written      time.Time            // when a status was last enqueued
+	rival        *agentv1.AgentStatus // another agent with this id, not known to be gone
+	since        time.Time            // when the rival was first seen
 }
 
 // Join implements agentgrpc.Controller.
@@ -71,13 +72,13 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 		return nil, ctx.Err()
 	case waited != nil:
 		c.mu.Lock()
-		first := c.refused(r, peer)
+		first := c.noteConflict(r, peer)
 		c.mu.Unlock()
 		level := slog.LevelDebug
 		if first {
 			level = slog.LevelWarn
 		}
-		c.log.Log(ctx, level, "agent refused, another one has its id", slog.String("agent_id", r.AgentId),
+		c.log.Log(ctx, level, "agent refused, its id belongs to another agent", slog.String("agent_id", r.AgentId),
 			slog.String("peer", peer), slog.String("other_peer", holder.Peer), slog.String("other_replica", holder.Replica))
 		return nil, inUse(holder)
 	case err != nil:
@@ -86,7 +87,7 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 	return s, nil
 }
 
-// awaitReplay waits until it is known which groups and agents there are.
+// awaitReplay waits until the agent groups and agents are known.
 func (c *Control) awaitReplay(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, replayTimeout)
 	defer cancel()
@@ -94,13 +95,13 @@ func (c *Control) awaitReplay(ctx context.Context) error {
 		return nil
 	}
 	if err := c.Ready(ctx); err != nil {
-		return fmt.Errorf("this server does not know the agent groups yet: %w", err)
+		return fmt.Errorf("this server has not read the agent groups yet: %w", err)
 	}
 	return nil
 }
 
-// holder returns the agent that has the id of r and is not r, when it is alive. The
-// caller holds mu.
+// holder returns the live agent that has the id of r but is not r, or nil. The caller
+// holds mu.
 func (c *Control) holder(r *agentv1.Registration) *agentv1.AgentStatus {
 	now := c.opts.Now()
 	if s := c.sessions[r.AgentId]; s != nil {
@@ -110,22 +111,21 @@ func (c *Control) holder(r *agentv1.Registration) *agentv1.AgentStatus {
 		return nil
 	}
 	status := c.state.Status(r.AgentId)
-	// A stream to this replica that is not among the sessions has ended, also when that
-	// was by the end of the program.
+	// A stream to this replica without a session has ended, possibly with the previous
+	// process.
 	if !fleet.Alive(status, now) || status.Replica == c.opts.Replica || status.Registration.InstanceId == r.InstanceId {
 		return nil
 	}
 	return status
 }
 
-// admit makes the session of r, and ends the one that it takes the place of. The
-// caller holds mu.
+// admit creates the session of r and ends the one it replaces. The caller holds mu.
 func (c *Control) admit(ctx context.Context, r *agentv1.Registration, peer string) (*session, error) {
 	id := r.AgentId
 	known := c.state.Status(id) != nil || c.sessions[id] != nil
-	// Those whose first record is on its way count a moment later, or here.
+	// An agent whose first record is in flight counts in the sessions.
 	if !known && max(c.state.AgentCount(), len(c.sessions)) >= c.cfg.MaxAgents {
-		return nil, fault.As(fault.Overload, fmt.Errorf("there are %d agents already, which is the limit (control.max_agents)", c.cfg.MaxAgents))
+		return nil, fault.As(fault.Overload, fmt.Errorf("there are already %d agents, which is the limit (control.max_agents)", c.cfg.MaxAgents))
 	}
 	if !known {
 		if err := c.admitNew(peer); err != nil {
@@ -144,13 +144,14 @@ func (c *Control) admit(ctx context.Context, r *agentv1.Registration, peer strin
 		changed: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	c.sessions[id] = s
-	s.say(nil)
+	s.updateStatus(nil)
 	s.write()
 	c.log.Debug("agent connected", slog.String("agent_id", id), slog.String("name", r.Name), slog.String("peer", peer))
 	return s, nil
 }
 
-// bind has the id of an agent that is let in written with what it shows. The caller holds mu.
+// bind binds the id of an admitted agent to its credential and enqueues the record. The
+// caller holds mu.
 func (c *Control) bind(ctx context.Context, id string) (binding []byte, err error) {
 	if c.opts.Guard == nil {
 		return nil, nil
@@ -158,22 +159,22 @@ func (c *Control) bind(ctx context.Context, id string) (binding []byte, err erro
 	binding, news, err := c.opts.Guard.Bind(ctx, id, c.opts.Now())
 	if news {
 		c.bindings[id] = binding
-		c.remind()
+		c.signalWriter()
 	}
 	return binding, err
 }
 
-// deleted has the binding written again at once, so that nobody takes the id of an agent that has a stream. The
-// agent comes back with its next heartbeat. The caller holds mu.
+// deleted enqueues the binding again at once, so that nobody takes the id of a connected
+// agent. The agent itself is written again with its next heartbeat. The caller holds mu.
 func (s *session) deleted() {
 	s.written, s.rival = time.Time{}, nil
 	if s.binding != nil {
 		s.control.bindings[s.registration.AgentId] = s.binding
-		s.control.remind()
+		s.control.signalWriter()
 	}
 }
 
-// forgetAgents is for a topic that was made anew. The caller holds mu.
+// forgetAgents handles a recreated topic. The caller holds mu.
 func (c *Control) forgetAgents() {
 	c.state.ForgetAgents()
 	for _, s := range c.sessions {
@@ -188,19 +189,18 @@ func (c *Control) end(s *session, err error) {
 	delete(c.sessions, s.registration.AgentId)
 }
 
-// observed compares what Kafka says of an agent with its session here. The caller
-// holds mu.
+// observed compares an agent's record with its session here. The caller holds mu.
 func (c *Control) observed(id string, status *agentv1.AgentStatus) {
 	s := c.sessions[id]
 	switch {
 	case s == nil:
 	case status == nil:
 		s.deleted()
-	case status.Replica == "": // a stream that ended, and not this one
+	case status.Replica == "": // another stream of this id ended
 		if s.rival.GetRegistration().GetInstanceId() == status.Registration.InstanceId {
 			s.rival = nil
 		}
-		s.write() // so that the last word about the id is of its holder
+		s.write() // so that the last record of the id is its holder's
 	case status.Registration.InstanceId == s.registration.InstanceId:
 	case status.Replica == c.opts.Replica || !fleet.Alive(status, c.opts.Now()):
 	case s.rival == nil:
@@ -208,15 +208,16 @@ func (c *Control) observed(id string, status *agentv1.AgentStatus) {
 	}
 }
 
-// settleInterval is how often rivals are looked at.
+// settleInterval is how often rivals are checked.
 const settleInterval = 500 * time.Millisecond
 
-// settleRivals ends sessions whose id belongs to an agent at another replica, until ctx ends.
+// settleRivals ends sessions whose id belongs to an agent at another replica, until ctx
+// ends.
 //
-// Two agents may come with one id to two replicas before either replica has read of the other's.
-// Both then read of both, and judge alike. But the rival may also be a former start of the same
-// agent, whose end is still on its way through Kafka; so judgment is put off for as long as
-// Join waits for that.
+// Two agents may join with one id at two replicas before either replica has read the
+// other's record. Then both replicas read both records and decide alike. But the rival
+// may also be an earlier start of the same agent whose end is still in flight through
+// Kafka. So the decision waits for as long as Join waits for that end.
 func (c *Control) settleRivals(ctx context.Context) error {
 	tick := time.NewTicker(settleInterval)
 	defer tick.Stop()
@@ -237,7 +238,7 @@ func (c *Control) settleRivals(ctx context.Context) error {
 	}
 }
 
-// settle judges between s and its rival. The caller holds mu.
+// settle decides between s and its rival. The caller holds mu.
 func (c *Control) settle(s *session, now time.Time) {
 	rival := s.rival
 	s.rival = nil
@@ -248,16 +249,16 @@ func (c *Control) settle(s *session, now time.Time) {
 	id := s.registration.AgentId
 	delete(c.statuses, id)
 	c.end(s, inUse(rival))
-	c.refused(s.registration, s.peer)
+	c.noteConflict(s.registration, s.peer)
 	c.broadcast()
-	c.log.Warn("agent ended, another one has its id", slog.String("agent_id", id),
+	c.log.Warn("agent disconnected, its id belongs to another agent", slog.String("agent_id", id),
 		slog.String("peer", s.peer), slog.String("other_peer", rival.Peer), slog.String("other_replica", rival.Replica))
 }
 
-// inUse is for an agent whose id belongs to holder.
+// inUse returns the error for an agent whose id belongs to holder.
 func inUse(holder *agentv1.AgentStatus) error {
 	return fault.As(fault.Fenced, fmt.Errorf(
-		"the agent id %q is in use by another running agent, %q at %s: give this one an id of its own",
+		"the agent id %q is in use by another running agent, %q at %s: give this one its own id",
 		holder.Registration.AgentId, holder.Registration.Name, holder.Peer))
 }
 
@@ -274,7 +275,7 @@ func (s *session) Heartbeat(h *agentv1.Heartbeat) time.Time {
 		return c.opts.Now()
 	}
 	last := s.status.Heartbeat
-	s.say(h)
+	s.updateStatus(h)
 	news := last == nil || last.GroupId != h.GroupId || last.Revision != h.Revision || !slices.Equal(last.Exceptions, h.Exceptions)
 	if news || s.seen.Sub(s.written) >= statusInterval {
 		s.write()
@@ -282,8 +283,8 @@ func (s *session) Heartbeat(h *agentv1.Heartbeat) time.Time {
 	return s.seen
 }
 
-// say makes the status anew, at this moment. The caller holds mu.
-func (s *session) say(h *agentv1.Heartbeat) {
+// updateStatus replaces the status, as of now. The caller holds mu.
+func (s *session) updateStatus(h *agentv1.Heartbeat) {
 	c := s.control
 	s.seen = c.opts.Now()
 	s.status = &agentv1.AgentStatus{
@@ -295,7 +296,7 @@ func (s *session) say(h *agentv1.Heartbeat) {
 	}
 }
 
-// write has the status written. The caller holds mu.
+// write enqueues the status. The caller holds mu.
 func (s *session) write() {
 	s.written = s.seen
 	s.control.enqueue(s.status)
@@ -310,7 +311,7 @@ func (s *session) Configuration() *agentv1.Configuration {
 	if !ok || !c.commands.reached {
 		return nil
 	}
-	s.group, s.told = group.ID, group.Revision
+	s.group, s.sentRevision = group.ID, group.Revision
 	built := c.built[group.ID]
 	if built == nil || built.Revision != group.Revision || built.GroupName != group.Name {
 		built = &agentv1.Configuration{
@@ -321,13 +322,13 @@ func (s *session) Configuration() *agentv1.Configuration {
 	return built
 }
 
-// wake says that Configuration has another result, if it has. The caller holds mu.
+// wake signals Changed if Configuration would return something else. The caller holds mu.
 func (s *session) wake() {
 	group, ok := s.control.state.GroupOf(s.registration)
-	if !ok || group.ID == s.group && group.Revision == s.told {
+	if !ok || group.ID == s.group && group.Revision == s.sentRevision {
 		return
 	}
-	s.group, s.told = group.ID, group.Revision
+	s.group, s.sentRevision = group.ID, group.Revision
 	select {
 	case s.changed <- struct{}{}:
 	default:
@@ -353,15 +354,15 @@ func (s *session) Leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sessions[id] != s {
-		return // somebody else speaks for the id now
+		return // another session has the id now
 	}
 	delete(c.sessions, id)
-	c.broadcast() // who waits for the id may have it
+	c.broadcast() // a waiting Join may take the id
 	c.log.Debug("agent disconnected", slog.String("agent_id", id), slog.String("name", s.registration.Name), slog.String("peer", s.peer))
 	known := c.state.Status(id)
 	if fleet.Alive(known, c.opts.Now()) && known.Replica != c.opts.Replica &&
 		known.Registration.InstanceId == s.registration.InstanceId && known.SeenTimeUnixNano > s.status.SeenTimeUnixNano {
-		return // it has been at another replica since
+		return // it has connected to another replica since
 	}
 	gone := &agentv1.AgentStatus{
 		Registration: s.registration, Heartbeat: s.status.Heartbeat, SeenTimeUnixNano: s.status.SeenTimeUnixNano,

@@ -39,7 +39,7 @@ func TestLifeOfAnAgent(t *testing.T) {
 		t.Errorf("%+v", seen)
 	}
 
-	// A change makes it pending until it says that the change is in force.
+	// A change makes the agent pending until it confirms the change.
 	update(t, far, "default", "inputs: {integration: {enabled: true}}")
 	second := agent.configuration()
 	if second.Revision <= first.Revision || !strings.Contains(second.Yaml, "enabled: true") {
@@ -51,7 +51,7 @@ func TestLifeOfAnAgent(t *testing.T) {
 		return a.State == api.StateRunning && len(a.Exceptions) == 1 && a.Exceptions[0] == "port 38086 is taken"
 	})
 
-	// Deleted while it is alive, it comes back with the next heartbeat.
+	// Deleted while alive, the agent comes back with its next heartbeat.
 	if err := far.DeleteAgent(t.Context(), "node-one"); err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestLifeOfAnAgent(t *testing.T) {
 	agent.beat(&agentv1.Heartbeat{GroupId: second.GroupId, Revision: second.Revision})
 	awaitAgent(t, far, "it again", in(api.StateRunning))
 
-	// Its stream ends; a minute later it is lost, and a day later forgotten.
+	// Its stream ends. A minute later the agent is lost, and a day later forgotten.
 	agent.close()
 	awaitAgent(t, far, "its end", func(a api.Agent) bool { return a.Replica == "" })
 	st.clock.advance(fleet.LostAfter + time.Second)
@@ -76,7 +76,8 @@ func TestLifeOfAnAgent(t *testing.T) {
 	await(t, near, "nobody", func(list []api.Agent) bool { return len(list) == 0 })
 }
 
-// awaitRead waits until r has read Kafka at the time that it is: agents are judged as of then.
+// awaitRead waits until r has read Kafka at its current time: agents are judged as of
+// then.
 func awaitRead(t *testing.T, r *replica) {
 	t.Helper()
 	if err := r.AwaitRead(t.Context()); err != nil {
@@ -84,8 +85,8 @@ func awaitRead(t *testing.T, r *replica) {
 	}
 }
 
-// Heartbeats without news are not all written.
-func TestQuietAgentIsWrittenNowAndThen(t *testing.T) {
+// Unchanged heartbeats are not all written.
+func TestUnchangedAgentIsWrittenPeriodically(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
 	r := st.start(t, "a")
@@ -106,7 +107,8 @@ func TestQuietAgentIsWrittenNowAndThen(t *testing.T) {
 	awaitAgent(t, r, "the newer heartbeat", func(a api.Agent) bool { return a.Seen.After(seen) })
 }
 
-// Agents belong to the group they name: by id, by name, or to none while there is none.
+// Agents belong to the group they name, by id or by name. They have no configuration
+// while it does not exist.
 func TestAgentsOfGroups(t *testing.T) {
 	t.Parallel()
 	r := newSetting(t).start(t, "a")
@@ -135,8 +137,8 @@ func TestAgentsOfGroups(t *testing.T) {
 	}
 }
 
-// One id, two agents: the later is refused as long as the former lives, wherever
-// either is connected.
+// Two agents with one id: the later one is refused while the former is alive, wherever
+// they are connected.
 func TestIDInUse(t *testing.T) {
 	t.Parallel()
 	for name, other := range map[string]string{"at the same replica": "a", "at another replica": "b"} {
@@ -154,7 +156,7 @@ func TestIDInUse(t *testing.T) {
 			}
 			former.beat(&agentv1.Heartbeat{})
 
-			// Operators see it beside the former, for as long as it goes on.
+			// Operators see the conflict at the former agent for as long as it lasts.
 			conflict := func() string {
 				for _, text := range must[api.Agent](t)(replicas[other].Agent(t.Context(), "one")).Exceptions {
 					if strings.Contains(text, `"node-one" at 127.0.0.1`) && strings.Contains(text, "since "+st.clock.now().UTC().Format("2006-01-02T")) {
@@ -164,23 +166,23 @@ func TestIDInUse(t *testing.T) {
 				return ""
 			}
 			if list := must[[]api.Agent](t)(replicas[other].Agents(t.Context())); conflict() == "" || len(list) != 1 || len(list[0].Exceptions) == 0 {
-				t.Errorf("the conflict is not told: %+v", list)
+				t.Errorf("the conflict is not shown: %+v", list)
 			}
 
-			// It may have the id when the former is silent for a minute, though its stream
-			// did not end.
+			// The later agent gets the id after the former has been silent for a minute,
+			// even if its stream has not ended.
 			st.clock.advance(fleet.LostAfter + time.Second)
 			connect(t, replicas[other], registration("one", "later")).configuration()
 			awaitAgent(t, replicas["a"], "the later", func(a api.Agent) bool { return a.Replica == other })
 			st.clock.advance(2 * time.Minute)
 			if text := conflict(); text != "" {
-				t.Errorf("it is over, and still told: %s", text)
+				t.Errorf("the conflict is over, but still shown: %s", text)
 			}
 		})
 	}
 }
 
-// An agent that restarts is let in at once, wherever it was before.
+// A restarted agent is admitted at once, wherever it was connected before.
 func TestRestartOfAnAgent(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -188,12 +190,12 @@ func TestRestartOfAnAgent(t *testing.T) {
 	for i, r := range []*replica{near, far, near, near, far} {
 		agent := connect(t, r, registration("one", string(rune('a'+i))))
 		agent.configuration()
-		agent.close() // and nobody waits until that is known
+		agent.close() // without waiting until the end is known
 	}
 }
 
-// A server that was killed and is there again under its name lets its agents in at once, and
-// so does any other when they only lost their connection.
+// A killed server that restarts under its name admits its agents at once, and so does any
+// other server when they only lost their connection.
 func TestReplicaRestarts(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -206,8 +208,8 @@ func TestReplicaRestarts(t *testing.T) {
 	connect(t, st.start(t, "first"), registration("two", "restarted")).configuration()
 }
 
-// An agent whose connection broke opens another stream before the server knows: the new
-// one takes over, at the same replica and at another.
+// An agent whose connection broke opens another stream before the server notices: the new
+// stream takes over, at the same replica and at another one.
 func TestSameAgentAgain(t *testing.T) {
 	t.Parallel()
 	st := newSetting(t)
@@ -222,13 +224,13 @@ func TestSameAgentAgain(t *testing.T) {
 	agent := connect(t, far, registration("one", "i"))
 	agent.configuration()
 	awaitAgent(t, near, "it at the other replica", func(a api.Agent) bool { return a.Replica == "far" })
-	near.stop() // the end of the stream there is old news
+	near.stop() // the end of the stream there is older
 	agent.beat(&agentv1.Heartbeat{Exceptions: []string{"still there"}})
 	awaitAgent(t, far, "it still", func(a api.Agent) bool { return a.Replica == "far" && len(a.Exceptions) == 1 })
 }
 
-// Two agents come with one id to two replicas that do not know of each other yet. The one that
-// started first stays, whoever was first to be written.
+// Two agents join with one id at two replicas that do not know of each other yet. The
+// agent that started first stays, whichever was written first.
 func TestIDClaimedTwiceAtOnce(t *testing.T) {
 	t.Parallel()
 	for name, olderFirst := range map[string]bool{"older written first": true, "younger written first": false} {
@@ -239,7 +241,7 @@ func TestIDClaimedTwiceAtOnce(t *testing.T) {
 			older, younger := registration("id", "older"), registration("id", "younger")
 			younger.StartTimeUnixNano++
 			if !olderFirst {
-				older, younger = younger, older // of the variables, so that the first to come is the younger
+				older, younger = younger, older // the variables, so that the younger joins first
 			}
 			two.cut.Store(true) // it does not learn of the first
 			a := connect(t, one, older)

@@ -19,45 +19,45 @@ import (
 const (
 	// statusesAtOnce keeps one request to Kafka at some hundred kilobytes.
 	statusesAtOnce = 500
-	// lastWords is how long Run writes after its context ended.
-	lastWords = 3 * time.Second
-	// forgetInterval and forgetAtOnce bound the work that nobody waits for.
+	// flushTimeout is how long Run writes after its context ended.
+	flushTimeout = 3 * time.Second
+	// forgetInterval and forgetAtOnce bound this background work.
 	forgetInterval = time.Minute
 	forgetAtOnce   = 1000
 )
 
 var backoff = retry.Policy{First: 100 * time.Millisecond, Max: 2 * time.Second}
 
-// enqueue has a status written; it takes the place of an older one of the same agent. The
-// caller holds mu.
+// enqueue schedules a status to be written. It replaces an older one of the same agent.
+// The caller holds mu.
 func (c *Control) enqueue(status *agentv1.AgentStatus) {
 	c.statuses[status.Registration.AgentId] = status
-	c.remind()
+	c.signalWriter()
 }
 
-func (c *Control) remind() {
+func (c *Control) signalWriter() {
 	select {
 	case c.due <- struct{}{}:
 	default:
 	}
 }
 
-// writeStatuses writes what is enqueued until ctx ends, and then what is left.
+// writeStatuses writes enqueued statuses until ctx ends, then writes the remaining ones.
 func (c *Control) writeStatuses(ctx context.Context) error {
 	for {
 		select {
 		case <-c.due:
-			// Its error is that ctx has ended.
+			// Do fails only when ctx has ended.
 			_ = retry.Do(ctx, backoff, c.writeAll, func(f retry.Failure) {
 				if f.Count == 1 {
-					c.log.Warn("what agents say cannot be stored, trying again", slog.Any("error", f.Err))
+					c.log.Warn("cannot store agent statuses, retrying", slog.Any("error", f.Err))
 				}
 			})
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 			defer cancel()
 			if err := c.writeAll(last); err != nil {
-				c.log.Warn("what agents said last was not stored", slog.Any("error", err))
+				c.log.Warn("last agent statuses were not stored", slog.Any("error", err))
 			}
 			return nil
 		}
@@ -76,17 +76,17 @@ func (c *Control) writeAll(ctx context.Context) error {
 			continue
 		}
 		c.metrics.statusFailures.Inc()
-		// After a refusal the next heartbeats have other bytes.
-		c.putBack(taken, fault.ClassOf(err) != fault.Rejected && !errors.Is(err, kafka.ErrTooLarge))
+		// After a refusal, wait for the next heartbeats, which have other bytes.
+		c.requeue(taken, fault.ClassOf(err) != fault.Rejected && !errors.Is(err, kafka.ErrTooLarge))
 		return err
 	}
 }
 
-// outgoing is what is written of one agent.
+// outgoing is what is to be written of one agent.
 type outgoing struct {
 	id      string
-	status  *agentv1.AgentStatus // nil when there is none to write
-	binding []byte               // the same
+	status  *agentv1.AgentStatus // nil for none
+	binding []byte               // nil for none
 }
 
 func (c *Control) takeStatuses() []outgoing {
@@ -118,8 +118,9 @@ func statusesIn(taken []outgoing) (n int) {
 	return n
 }
 
-// putBack has what was not written wait again, unless something newer does. Without again only bindings do.
-func (c *Control) putBack(taken []outgoing, again bool) {
+// requeue enqueues what was not written again, unless something newer is enqueued.
+// Without again it requeues only bindings.
+func (c *Control) requeue(taken []outgoing, again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, o := range taken {
@@ -149,8 +150,8 @@ func (c *Control) writeSome(ctx context.Context, taken []outgoing) error {
 	return c.opts.Resources.Produce(ctx, batch)
 }
 
-// forgetLost deletes agents that have been lost for long, now and then. Every replica does; doing it
-// twice does no harm.
+// forgetLost periodically deletes agents that have been lost for long. Every replica does
+// so; deleting twice does no harm.
 func (c *Control) forgetLost(ctx context.Context) error {
 	tick := time.NewTicker(forgetInterval)
 	defer tick.Stop()
@@ -171,7 +172,7 @@ func (c *Control) forgetOnce(ctx context.Context) {
 		if c.cfg.ForgetAfter > 0 {
 			ids = c.state.LostSince(c.moment().Add(-c.cfg.ForgetAfter))
 		}
-		ids = append(ids, c.passersBy()...)
+		ids = append(ids, c.shortLived()...)
 	}
 	c.mu.Unlock()
 	ids = ids[:min(len(ids), forgetAtOnce)]
@@ -179,13 +180,13 @@ func (c *Control) forgetOnce(ctx context.Context) {
 		return
 	}
 	if err := c.tombstones(ctx, ids...); err != nil {
-		c.log.Warn("agents that are lost for long cannot be forgotten", slog.Int("agents", len(ids)), slog.Any("error", err))
+		c.log.Warn("cannot forget lost agents", slog.Int("agents", len(ids)), slog.Any("error", err))
 		return
 	}
-	c.log.Info("agents forgotten that were lost for long, or soon after they had come", slog.Int("agents", len(ids)))
+	c.log.Info("forgot agents that were lost for long or left soon after they registered", slog.Int("agents", len(ids)))
 }
 
-// tombstones deletes agents.
+// tombstones writes records that delete agents.
 func (c *Control) tombstones(ctx context.Context, ids ...string) error {
 	batch := make([]kafka.Outgoing, 0, len(ids))
 	for _, id := range ids {

@@ -14,7 +14,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
-// Whoever reaches the port could open any port of every agent.
+// A client that reaches the port could open any port of every agent.
 func TestAnonymousWrites(t *testing.T) {
 	const afar, here = "192.0.2.7:40000", "127.0.0.1:40000"
 	tests := map[string]struct {
@@ -56,13 +56,13 @@ func TestAnonymousWrites(t *testing.T) {
 				t.Errorf("status %d %s, want %d", w.Code, w.Body, tc.want)
 			}
 			if w.Code == http.StatusForbidden && !strings.Contains(w.Body.String(), "control.token") {
-				t.Errorf("%s does not say what to do", w.Body)
+				t.Errorf("%s does not name the remedy", w.Body)
 			}
 		})
 	}
 }
 
-// waiting answers lists when it is released, and counts how many wait together.
+// waiting returns lists when released, and counts the concurrent calls.
 type waiting struct {
 	scripted
 
@@ -77,7 +77,8 @@ func (s *waiting) Agents(context.Context) ([]api.Agent, error) {
 	return nil, nil
 }
 
-// Each list holds memory until it is written, so only a few are made at a time. All are answered.
+// Each list holds memory until it is written, so only a few are built concurrently. All
+// get a response.
 func TestListsAreAnsweredInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &waiting{release: make(chan struct{})}
@@ -88,18 +89,18 @@ func TestListsAreAnsweredInTurn(t *testing.T) {
 				w := httptest.NewRecorder()
 				h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/agents", http.NoBody))
 				if w.Code != http.StatusOK {
-					t.Errorf("answered %d %s", w.Code, w.Body)
+					t.Errorf("status %d %s", w.Code, w.Body)
 				}
 			})
 		}
 		synctest.Wait()
 		if got := s.now.Load(); got != 4 {
-			t.Errorf("%d lists are made at a time, want 4", got)
+			t.Errorf("%d lists are built concurrently, want 4", got)
 		}
 		close(s.release)
 		asking.Wait()
 		if got := s.most.Load(); got > 4 {
-			t.Errorf("%d lists were made at a time, want at most 4", got)
+			t.Errorf("%d lists were built concurrently, want at most 4", got)
 		}
 	})
 }

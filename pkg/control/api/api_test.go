@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// scripted answers with what a test says, and notes what it was asked.
+// scripted returns what the test sets and records its calls.
 type scripted struct {
 	asked  []any
 	err    error
@@ -104,8 +104,8 @@ func dial(t *testing.T, opts api.ClientOptions) *api.Client {
 	return client
 }
 
-// Whatever is asked through the network arrives as it was asked, and the answer comes back
-// as it was given.
+// Client passes every request to the service unchanged and returns its response
+// unchanged.
 func TestClientIsTheServiceBehindTheHandler(t *testing.T) {
 	script := &scripted{}
 	client := dial(t, api.ClientOptions{BaseURL: serve(t, script, api.HandlerOptions{Token: "s"}) + "/", Token: "s"})
@@ -114,7 +114,7 @@ func TestClientIsTheServiceBehindTheHandler(t *testing.T) {
 			return s.UpdateConfiguration(ctx, "shop", []byte("ü: [\x00"), opts)
 		}
 	}
-	// Names with everything that a path could be confused by.
+	// A name with everything that could confuse a path.
 	const name = "a b/c?d=e#f%2F..é"
 	tests := map[string]func(context.Context, api.Service) (any, error){
 		"agents":       func(ctx context.Context, s api.Service) (any, error) { return s.Agents(ctx) },
@@ -139,10 +139,10 @@ func TestClientIsTheServiceBehindTheHandler(t *testing.T) {
 			asked := script.asked
 			want, _ := call(t.Context(), script)
 			if diff := cmp.Diff(script.asked, asked); diff != "" {
-				t.Errorf("asked (-directly +through the network):\n%s", diff)
+				t.Errorf("calls (-directly +through the network):\n%s", diff)
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("answered (-directly +through the network):\n%s", diff)
+				t.Errorf("results (-directly +through the network):\n%s", diff)
 			}
 		})
 	}
@@ -170,14 +170,14 @@ func TestProblemsSurviveTheNetwork(t *testing.T) {
 		"conflict":    {err: api.Conflict("there"), want: &api.Problem{Status: 409, Code: "conflict", Message: "there"}},
 		"unavailable": {err: api.Unavailable("no broker: %v", io.EOF), want: &api.Problem{Status: 503, Code: "unavailable", Message: "no broker: EOF"}},
 		"a wrong text": {err: api.Invalid(wrong), want: &api.Problem{
-			Status: 400, Code: "invalid", Message: "the configuration is wrong, nothing was changed",
+			Status: 400, Code: "invalid", Message: "invalid configuration, nothing was changed",
 			Problems: []agentconfig.Problem{
 				{Line: 2, Key: "inputs.flow", Text: "the number 1 where a section of keys is expected"},
 				{Line: 3, Key: "bogus", Text: "unknown key"},
 			},
 		}},
-		"what is nobody's fault":       {err: io.ErrUnexpectedEOF, want: &api.Problem{Status: 500, Code: "internal", Message: "unexpected EOF"}},
-		"a service that took too long": {err: context.DeadlineExceeded, want: &api.Problem{Status: 503, Code: "unavailable", Message: "no answer within 20s: context deadline exceeded"}},
+		"an unclassified error":        {err: io.ErrUnexpectedEOF, want: &api.Problem{Status: 500, Code: "internal", Message: "unexpected EOF"}},
+		"a service that took too long": {err: context.DeadlineExceeded, want: &api.Problem{Status: 503, Code: "unavailable", Message: "no response within 20s: context deadline exceeded"}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -185,14 +185,14 @@ func TestProblemsSurviveTheNetwork(t *testing.T) {
 			_, err := client.Agents(t.Context())
 			var got *api.Problem
 			if !errors.As(err, &got) {
-				t.Fatalf("%v is no Problem", err)
+				t.Fatalf("%v is not a Problem", err)
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
-	if got, want := api.Invalid(wrong).Error(), "the configuration is wrong, nothing was changed\n"+wrong.Error(); got != want {
+	if got, want := api.Invalid(wrong).Error(), "invalid configuration, nothing was changed\n"+wrong.Error(); got != want {
 		t.Errorf("as text: %q, want %q", got, want)
 	}
 }
@@ -229,13 +229,13 @@ func TestHandlerRefuses(t *testing.T) {
 		says         string
 		allow        string
 	}{
-		"a path that is none":                  {method: "GET", path: "/v1/agent", status: 404, says: "there is nothing at this path; the API is /v1/agents"},
-		"an empty name":                        {method: "GET", path: "/v1/agents/", status: 404, says: "nothing at this path"},
+		"a path that is none":                  {method: "GET", path: "/v1/agent", status: 404, says: "unknown path; the API is /v1/agents"},
+		"an empty name":                        {method: "GET", path: "/v1/agents/", status: 404, says: "unknown path"},
 		"another method":                       {method: "PUT", path: "/v1/agent-groups", status: 405, says: "PUT is not allowed here, only GET, POST", allow: "GET, POST"},
 		"no token":                             {method: "GET", path: "/v1/agents", token: "s", status: 401, says: "the token is missing"},
-		"the wrong token":                      {method: "GET", path: "/v1/agents", token: "s", header: http.Header{"Authorization": {"Bearer t"}}, status: 401, says: "not the right one"},
+		"the wrong token":                      {method: "GET", path: "/v1/agents", token: "s", header: http.Header{"Authorization": {"Bearer t"}}, status: 401, says: "missing or wrong"},
 		"a path that is none, without a token": {method: "GET", path: "/v1/x", token: "s", status: 401, says: "the token is missing"},
-		"another site's page":                  {method: "POST", path: "/v1/agent-groups", header: http.Header{"Sec-Fetch-Site": {"cross-site"}}, status: 403, says: "another site"},
+		"another site's page":                  {method: "POST", path: "/v1/agent-groups", header: http.Header{"Sec-Fetch-Site": {"cross-site"}}, status: 403, says: "cross-site"},
 		"a group that is no JSON":              {method: "POST", path: "/v1/agent-groups", body: strings.NewReader("shop"), status: 400, says: "not a group as JSON"},
 		"a group with more":                    {method: "POST", path: "/v1/agent-groups", body: strings.NewReader(`{"namee":"x"}`), status: 400, says: `unknown field \"namee\"`},
 		"a large body":                         {method: "PUT", path: "/v1/agent-group-configs/x", body: strings.NewReader(strings.Repeat("#", agentconfig.MaxTextBytes+1)), status: 413, says: "larger than 1048576 bytes"},
@@ -257,13 +257,13 @@ func TestHandlerRefuses(t *testing.T) {
 				t.Errorf("Content-Type: %q", got)
 			}
 			if script.asked != nil {
-				t.Errorf("the service was asked: %v", script.asked)
+				t.Errorf("the service was called: %v", script.asked)
 			}
 		})
 	}
 }
 
-func TestABodyThatEndsEarlyChangesNothing(t *testing.T) {
+func TestTruncatedBodyChangesNothing(t *testing.T) {
 	script := &scripted{}
 	req := httptest.NewRequest(http.MethodPut, "/v1/agent-group-configs/x", iotest.ErrReader(io.ErrUnexpectedEOF))
 	w := httptest.NewRecorder()
@@ -273,7 +273,7 @@ func TestABodyThatEndsEarlyChangesNothing(t *testing.T) {
 	}
 }
 
-func TestPanicsStayInOneRequest(t *testing.T) {
+func TestPanicAffectsOneRequest(t *testing.T) {
 	script := &scripted{panics: true}
 	client := dial(t, api.ClientOptions{BaseURL: serve(t, script, api.HandlerOptions{})})
 	_, err := client.Agents(t.Context())
@@ -287,7 +287,7 @@ func TestPanicsStayInOneRequest(t *testing.T) {
 	}
 }
 
-func TestClientSaysWhatStandsInItsWay(t *testing.T) {
+func TestClientErrorsNameTheCause(t *testing.T) {
 	somebodyElse := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v1/agents/moved":
@@ -308,13 +308,13 @@ func TestClientSaysWhatStandsInItsWay(t *testing.T) {
 		name string
 		says string
 	}{
-		"nobody there":             {opts: api.ClientOptions{BaseURL: closed.URL}, name: "x", says: "ask " + closed.URL + ": dial tcp"},
-		"no answer":                {opts: api.ClientOptions{BaseURL: slow, Timeout: time.Millisecond}, name: "x", says: "no answer in time"},
-		"a redirect":               {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "moved", says: "answers status 302, not as the API"},
-		"an error of no API":       {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "teapot", says: `answers status 418, not as the API of a metaflow-server: "<html> short and stout"`},
-		"a page":                   {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "x", says: "does not answer as the API"},
-		"no name":                  {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "", says: `"" is no name`},
-		"a name that is a step up": {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "..", says: `".." is no name`},
+		"connection refused":       {opts: api.ClientOptions{BaseURL: closed.URL}, name: "x", says: "ask " + closed.URL + ": dial tcp"},
+		"no response":              {opts: api.ClientOptions{BaseURL: slow, Timeout: time.Millisecond}, name: "x", says: "no response in time"},
+		"a redirect":               {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "moved", says: "responded with status 302, not like the API"},
+		"an error of no API":       {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "teapot", says: `responded with status 418, not like the API of a metaflow-server: "<html> short and stout"`},
+		"a page":                   {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "x", says: "does not respond like the API"},
+		"no name":                  {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "", says: `"" is not a name`},
+		"a name that is a step up": {opts: api.ClientOptions{BaseURL: somebodyElse.URL}, name: "..", says: `".." is not a name`},
 		"no URL":                   {opts: api.ClientOptions{BaseURL: "http://[::1"}, name: "x", says: "missing ']'"},
 	}
 	for name, tc := range tests {

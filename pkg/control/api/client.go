@@ -14,19 +14,19 @@ import (
 	"time"
 )
 
-// maxAnswerBytes is ten times what a hundred thousand agents make.
+// maxAnswerBytes is ten times the response for a hundred thousand agents.
 const maxAnswerBytes = 1 << 30
 
-// ClientOptions are what a Client needs to know.
+// ClientOptions configure a Client.
 type ClientOptions struct {
 	BaseURL string        // with scheme, host and port
 	Token   string        // empty sends none
-	Timeout time.Duration // of one request; 0 is 30 seconds
-	TLS     *tls.Config   // nil is the system's
+	Timeout time.Duration // of one request; 0 means 30 seconds
+	TLS     *tls.Config   // nil means the system's defaults
 }
 
-// Client asks a server. It is a Service, whose errors are of type *Problem when the
-// server answered with one. Several goroutines may use it.
+// Client is a Service over HTTP. Its errors are of type *Problem if the server responded
+// with one. It is safe for concurrent use.
 type Client struct {
 	base  string
 	token string
@@ -35,7 +35,7 @@ type Client struct {
 
 var _ Service = (*Client)(nil)
 
-// NewClient returns a Client. It dials with the first request.
+// NewClient returns a Client. It connects with the first request.
 func NewClient(opts ClientOptions) *Client {
 	if opts.Timeout == 0 {
 		opts.Timeout = 30 * time.Second
@@ -48,13 +48,13 @@ func NewClient(opts ClientOptions) *Client {
 		base: strings.TrimSuffix(opts.BaseURL, "/"), token: opts.Token,
 		http: http.Client{
 			Transport: transport, Timeout: opts.Timeout,
-			// The server redirects nobody; the token is for nobody else.
+			// The server never redirects, and the token must not reach another host.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
 }
 
-// Close gives up the connections.
+// Close closes the idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Agents implements Service.
@@ -128,19 +128,19 @@ const (
 
 type request struct {
 	method, path string
-	one          bool // of the thing named name, not of all of path
+	one          bool // the path addresses the element called name
 	name         string
 	query        string
 	body         []byte
 	contentType  string
 }
 
-// url refuses names that do not survive in a path.
+// url returns the URL of r. It rejects names that do not survive in a path.
 func (c *Client) url(r request) (string, error) {
 	u := c.base + r.path
 	if r.one {
 		if r.name == "" || r.name == "." || r.name == ".." {
-			return "", NotFound("%q is no name", r.name)
+			return "", NotFound("%q is not a name", r.name)
 		}
 		u += "/" + url.PathEscape(r.name)
 	}
@@ -156,7 +156,8 @@ func ask[T any](ctx context.Context, c *Client, r request) (T, error) {
 	return answer, err
 }
 
-// do sends r and decodes the answer into the value that into points to, if it is not nil.
+// do sends r and decodes the response into the value that into points to, unless into is
+// nil.
 func (c *Client) do(ctx context.Context, r request, into any) error {
 	where, err := c.url(r)
 	if err != nil {
@@ -180,7 +181,7 @@ func (c *Client) do(ctx context.Context, r request, into any) error {
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswerBytes))
 	if err != nil {
-		return fmt.Errorf("read the answer of %s: %w", c.base, err)
+		return fmt.Errorf("read the response of %s: %w", c.base, err)
 	}
 	if res.StatusCode >= http.StatusMultipleChoices {
 		return problemOf(res.StatusCode, body, where)
@@ -189,31 +190,31 @@ func (c *Client) do(ctx context.Context, r request, into any) error {
 		return nil
 	}
 	if err := json.Unmarshal(body, into); err != nil {
-		return fmt.Errorf("%s does not answer as the API of a metaflow-server: %w", where, err)
+		return fmt.Errorf("%s does not respond like the API of a metaflow-server: %w", where, err)
 	}
 	return nil
 }
 
-// explain takes away what http.Client puts before the cause: the method and the whole URL.
+// explain drops the method and URL that http.Client puts before the cause.
 func explain(err error, base string) error {
 	var inner *url.Error
 	if !errors.As(err, &inner) {
 		return err
 	}
 	if inner.Timeout() {
-		return fmt.Errorf("ask %s: no answer in time: %w", base, inner.Err)
+		return fmt.Errorf("ask %s: no response in time: %w", base, inner.Err)
 	}
 	return fmt.Errorf("ask %s: %w", base, inner.Err)
 }
 
-// problemOf takes an error's body for what it is, also when something else than our
-// handler made it.
+// problemOf converts an error response to an error, even if another program than the
+// handler sent it.
 func problemOf(status int, body []byte, where string) error {
 	var p Problem
 	if err := json.Unmarshal(body, &p); err != nil || p.Code == "" || p.Message == "" {
 		const shown = 200
 		text := strings.Join(strings.Fields(string(body[:min(len(body), shown)])), " ")
-		return fmt.Errorf("%s answers status %d, not as the API of a metaflow-server: %q", where, status, strings.ToValidUTF8(text, ""))
+		return fmt.Errorf("%s responded with status %d, not like the API of a metaflow-server: %q", where, status, strings.ToValidUTF8(text, ""))
 	}
 	p.Status = status
 	return &p

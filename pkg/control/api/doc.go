@@ -1,5 +1,5 @@
-// Package api is the REST API that operators control agents with: its types, the
-// handler that serves it and the client that asks.
+// Package api is the REST API with which operators control agents: its types, the handler
+// and the client.
 //
 //	GET    /v1/agents                            all agents
 //	GET    /v1/agents/{agent}                    one, by id or name
@@ -14,9 +14,10 @@
 //	PUT    /v1/agent-group-configs/{group}       sets keys and no others
 //	DELETE /v1/agent-group-configs/{group}       sets none
 //
-// POST, PATCH and PUT of a configuration take ?dry_run=true. Bodies are JSON, except that a configuration to be
-// set is YAML as pkg/agentconfig reads it. Every error is a [Problem], whatever it is about.
+// POST, PATCH and PUT of a configuration accept ?dry_run=true. Bodies are JSON, except
+// for a configuration to set, which is YAML as read by pkg/agentconfig. Every error is a
+// [Problem].
 //
-// What the answers are is the business of a [Service], which the handler asks and which
-// [Client] is as well: a test or a program does not see whether there is a network between.
+// The handler calls a [Service], which [Client] also implements: callers do not see
+// whether there is a network in between.
 package api

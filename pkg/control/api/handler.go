@@ -21,7 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 )
 
-// Paths of the API, which the handler and the client share.
+// Paths of the API, shared by handler and client.
 const (
 	root        = "/v1/"
 	agentsPath  = root + "agents"
@@ -30,34 +30,36 @@ const (
 )
 
 const (
-	// bodyTimeout is for a body of a megabyte over a slow line.
+	// bodyTimeout allows a megabyte over a slow line.
 	bodyTimeout = 10 * time.Second
-	// serviceTimeout is less than metaflow-ctl waits, so that its user reads the cause.
+	// serviceTimeout is shorter than metaflow-ctl's timeout, so that the user sees the
+	// cause.
 	serviceTimeout = 20 * time.Second
-	// answerTimeout is for the largest answer over a slow line, after all of the above.
+	// answerTimeout allows the largest response over a slow line, including the timeouts
+	// above.
 	answerTimeout = 60 * time.Second
-	// listsAtOnce is for a few operators and a script.
+	// listsAtOnce suits a few operators and a script.
 	listsAtOnce = 4
 )
 
-// HandlerOptions are what code sets. The zero value is usable.
+// HandlerOptions are set by code. The zero value is usable.
 type HandlerOptions struct {
-	Logger *slog.Logger // nil logs nothing
-	// Token is what every request must bear. Empty asks for none: then everybody may read, and
-	// changes are taken only from the server's own host.
+	Logger *slog.Logger // nil discards
+	// Token is required in every request. If empty, no token is required: everybody may
+	// read, and only the server's own host may make changes.
 	Token string
-	// AnonymousWrites takes changes from everybody when Token is empty.
+	// AnonymousWrites allows changes from everybody when Token is empty.
 	AnonymousWrites bool
 }
 
-// NewHandler returns a handler for everything under /v1/. It holds no resources.
-// Requests that browsers make on behalf of other sites are refused, so an API without a
-// token is not open to every page that an operator looks at.
+// NewHandler returns a handler for everything under /v1/. It holds no resources. It
+// refuses cross-site requests of browsers, so that an API without a token is not open to
+// every page that an operator visits.
 func NewHandler(s Service, opts HandlerOptions) http.Handler {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	hostname, _ := os.Hostname() // without one, only localhost and addresses are taken
+	hostname, _ := os.Hostname() // without it, only localhost and addresses are accepted
 	h := &handler{
 		service: s, log: opts.Logger, anonymousWrites: opts.AnonymousWrites, hostname: hostname,
 		lists: make(chan struct{}, listsAtOnce),
@@ -80,11 +82,11 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 		http.MethodDelete: h.deleteConfiguration,
 	})
 	mux.Handle("/", h.endpoint(func(*http.Request) (any, error) {
-		return nil, NotFound("there is nothing at this path; the API is %s, %s and %s", agentsPath, groupsPath, configsPath)
+		return nil, NotFound("unknown path; the API is %s, %s and %s", agentsPath, groupsPath, configsPath)
 	}))
 	foreign := http.NewCrossOriginProtection()
 	foreign.SetDenyHandler(h.endpoint(func(*http.Request) (any, error) {
-		return nil, &Problem{Status: http.StatusForbidden, Code: CodeForbidden, Message: "requests on behalf of another site are refused"}
+		return nil, &Problem{Status: http.StatusForbidden, Code: CodeForbidden, Message: "cross-site requests are refused"}
 	}))
 	return foreign.Handler(mux)
 }
@@ -92,13 +94,13 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 type handler struct {
 	service         Service
 	log             *slog.Logger
-	token           []byte // its hash; nil when none is asked for
+	token           []byte // hash of the token; nil if none is required
 	anonymousWrites bool
 	hostname        string
-	lists           chan struct{} // a place for each list being answered
+	lists           chan struct{} // one element for each list in progress
 }
 
-// endpoint answers a request, or tells why not. nil is an answer without a body.
+// endpoint handles a request. A nil result is a response without a body.
 type endpoint func(*http.Request) (any, error)
 
 type methods map[string]endpoint
@@ -128,8 +130,8 @@ func (h *handler) route(mux *http.ServeMux, path string, of methods) {
 	})
 }
 
-// inTurn bounds how many lists are made and written at a time: each holds memory until its client has
-// read it.
+// inTurn bounds the lists that are built and written concurrently: each holds memory
+// until its client has read it.
 func (h *handler) inTurn(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		waited := time.NewTimer(serviceTimeout)
@@ -140,17 +142,17 @@ func (h *handler) inTurn(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 		case <-r.Context().Done():
 		case <-waited.C:
-			h.refuse(w, r, Unavailable("%d lists are being answered, which is the most at a time", listsAtOnce))
+			h.refuse(w, r, Unavailable("%d lists are in progress, which is the limit", listsAtOnce))
 		}
 	})
 }
 
-// endpoint makes e a handler: deadlines, the token, panics, JSON.
+// endpoint wraps e with deadlines, authorization, panic handling and JSON.
 func (h *handler) endpoint(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
 		now := time.Now()
-		_ = control.SetReadDeadline(now.Add(bodyTimeout)) // a writer without deadlines is a test's
+		_ = control.SetReadDeadline(now.Add(bodyTimeout)) // tests use a writer without deadlines
 		_ = control.SetWriteDeadline(now.Add(answerTimeout))
 		ctx, cancel := context.WithTimeout(r.Context(), serviceTimeout)
 		defer cancel()
@@ -168,7 +170,7 @@ func (h *handler) answer(e endpoint, r *http.Request) (answer any, err error) {
 		if cause := recover(); cause != nil {
 			h.log.Error("panic while answering a request", slog.String("method", r.Method), slog.String("path", r.URL.Path),
 				slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
-			err = &Problem{Status: http.StatusInternalServerError, Code: CodeInternal, Message: "the server made a mistake; its log tells which"}
+			err = &Problem{Status: http.StatusInternalServerError, Code: CodeInternal, Message: "internal error, see the server's log"}
 		}
 	}()
 	if err := h.authorize(r); err != nil {
@@ -190,18 +192,19 @@ func (h *handler) authorize(r *http.Request) error {
 		}
 		return &Problem{
 			Status: http.StatusForbidden, Code: CodeForbidden,
-			Message: "without a token, changes are taken only from the server's own host: set control.token, or control.allow_anonymous_writes",
+			Message: "without a token, changes are accepted only from the server's own host: set control.token, or control.allow_anonymous_writes",
 		}
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	sum := sha256.Sum256([]byte(token))
 	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], h.token) != 1 {
-		return &Problem{Status: http.StatusUnauthorized, Code: CodeUnauthorized, Message: "the token is missing or is not the right one"}
+		return &Problem{Status: http.StatusUnauthorized, Code: CodeUnauthorized, Message: "the token is missing or wrong"}
 	}
 	return nil
 }
 
-// fromThisHost tells whether a request came over loopback and was not passed on by a proxy there.
+// fromThisHost reports whether a request came over loopback and not through a proxy
+// there.
 func fromThisHost(r *http.Request) bool {
 	for name := range r.Header {
 		switch {
@@ -218,8 +221,9 @@ func overLoopback(r *http.Request) bool {
 	return err == nil && from.Addr().Unmap().IsLoopback()
 }
 
-// named tells whether host, of a request, is this host as somebody on it calls it. A page whose name
-// was made to resolve to loopback sends its own name, and for the browser it is the same site.
+// named reports whether host, from a request, is a local name of this host. A page whose
+// name resolves to loopback (DNS rebinding) sends its own name and is the same site for
+// the browser.
 func (h *handler) named(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -236,9 +240,9 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, &p):
 	case errors.Is(err, context.DeadlineExceeded):
-		p = Unavailable("no answer within %v: %v", serviceTimeout, err)
+		p = Unavailable("no response within %v: %v", serviceTimeout, err)
 	case r.Context().Err() != nil:
-		p = Unavailable("the request was ended: %v", err)
+		p = Unavailable("the request was canceled: %v", err)
 	default:
 		p = &Problem{Status: http.StatusInternalServerError, Code: CodeInternal, Message: err.Error()}
 	}
@@ -251,7 +255,7 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	write(w, p.Status, p)
 }
 
-// write sends v as JSON, or nothing when it is nil.
+// write sends v as JSON, or no body if v is nil.
 func write(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -268,7 +272,7 @@ func write(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // fails only when the client has gone
+	_, _ = w.Write(body.Bytes()) // fails only if the client has disconnected
 }
 
 func (h *handler) listAgents(r *http.Request) (any, error) {
@@ -287,7 +291,7 @@ func (h *handler) listGroups(r *http.Request) (any, error) {
 	return listed(h.service.Groups(r.Context()))
 }
 
-// newGroup is the body of POST.
+// newGroup is the body of a POST.
 type newGroup struct {
 	ID   string `json:"id,omitempty"`
 	Name string `json:"name"`
@@ -335,13 +339,13 @@ func (h *handler) update(opts UpdateOptions) endpoint {
 }
 
 func (h *handler) deleteConfiguration(r *http.Request) (any, error) {
-	if r.URL.RawQuery != "" { // who asks for a dry run must not lose the configuration
-		return nil, Invalid(errors.New("this takes no parameters"))
+	if r.URL.RawQuery != "" { // a requested dry run must not delete the configuration
+		return nil, Invalid(errors.New("this request takes no parameters"))
 	}
 	return withChanges(h.service.DeleteConfiguration(r.Context(), r.PathValue("name")))
 }
 
-// dryRun is strict about the query: a misspelt parameter would make the change.
+// dryRun is strict about the query: a misspelled parameter would make the change.
 func dryRun(r *http.Request) (bool, error) {
 	dry := false
 	for name, values := range r.URL.Query() {
@@ -370,7 +374,7 @@ func readBody(r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
-// listed makes a list without entries [] in JSON, not null.
+// listed encodes an empty list as [], not null.
 func listed[T any](list []T, err error) (any, error) {
 	if list == nil {
 		list = []T{}

@@ -9,7 +9,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 )
 
-// Codes of problems that programs may tell apart.
+// Codes of problems, for programs.
 const (
 	CodeInvalid          = "invalid"
 	CodeNotFound         = "not_found"
@@ -24,14 +24,14 @@ const (
 
 // Problem is an error of the API.
 type Problem struct {
-	Status  int    `json:"status"` // of HTTP
+	Status  int    `json:"status"` // HTTP status
 	Code    string `json:"code"`
 	Message string `json:"message"`
-	// Problems are what is wrong with a text; Message is what they have in common.
+	// Problems are the problems of a configuration text; Message summarizes them.
 	Problems []agentconfig.Problem `json:"problems,omitempty"`
 }
 
-// Error is the message, and a line for each problem of a text.
+// Error returns the message, followed by one line for each problem of a text.
 func (p *Problem) Error() string {
 	var b strings.Builder
 	b.WriteString(p.Message)
@@ -41,27 +41,28 @@ func (p *Problem) Error() string {
 	return b.String()
 }
 
-// NotFound is about something that does not exist.
+// NotFound reports that something does not exist.
 func NotFound(format string, args ...any) *Problem {
 	return &Problem{Status: http.StatusNotFound, Code: CodeNotFound, Message: fmt.Sprintf(format, args...)}
 }
 
-// Conflict is about something that exists already, or that may not be done as things are.
+// Conflict reports that something already exists, or that the current state does not
+// allow a change.
 func Conflict(format string, args ...any) *Problem {
 	return &Problem{Status: http.StatusConflict, Code: CodeConflict, Message: fmt.Sprintf(format, args...)}
 }
 
-// Invalid is about what was sent. The problems of an *agentconfig.Error are kept.
+// Invalid reports a malformed request. It keeps the problems of an *agentconfig.Error.
 func Invalid(err error) *Problem {
 	p := &Problem{Status: http.StatusBadRequest, Code: CodeInvalid, Message: err.Error()}
 	var wrong *agentconfig.Error
 	if errors.As(err, &wrong) {
-		p.Message, p.Problems = "the configuration is wrong, nothing was changed", wrong.Problems
+		p.Message, p.Problems = "invalid configuration, nothing was changed", wrong.Problems
 	}
 	return p
 }
 
-// Unavailable is about something that may work a little later.
+// Unavailable reports a failure that may succeed later.
 func Unavailable(format string, args ...any) *Problem {
 	return &Problem{Status: http.StatusServiceUnavailable, Code: CodeUnavailable, Message: fmt.Sprintf(format, args...)}
 }

@@ -14,52 +14,52 @@ import (
 )
 
 const (
-	// LostAfter is how long after its last heartbeat an agent is still taken for
-	// alive: six heartbeats.
+	// LostAfter is how long after its last heartbeat an agent counts as alive: six
+	// heartbeats.
 	LostAfter = time.Minute
-	// ClockTolerance is by how much an agent's clock may differ before operators are
-	// told. Spans and flows of different hosts are joined with about as much slack.
+	// ClockTolerance is the clock difference above which operators are warned. The join
+	// of spans and flows from different hosts has about as much slack.
 	ClockTolerance = 500 * time.Millisecond
 )
 
-// Condition is how an agent is.
+// Condition is the state of an agent.
 type Condition uint8
 
 // Conditions of agents.
 const (
-	// Running agents have the configuration of their group in force.
+	// Running agents have applied the configuration of their group.
 	Running Condition = iota
-	// Pending agents have not: their group does not exist, or they did not confirm its
+	// Pending agents have not: their group does not exist, or they have not confirmed its
 	// last change yet.
 	Pending
-	// Lost agents have not been heard of for longer than LostAfter.
+	// Lost agents have sent no heartbeat for longer than LostAfter.
 	Lost
 )
 
-// Agent is what is known of one at a moment. Its Status must not be changed.
+// Agent is the state of one agent at a given time. Its Status must not be changed.
 type Agent struct {
 	ID     string
 	Status *agentv1.AgentStatus
-	// Group is where it belongs, nil when there is no such group.
+	// Group is the agent's group, nil if it does not exist.
 	Group     *Group
 	Condition Condition
-	// Seen is when it was heard of last, by a server's clock.
+	// Seen is the time of the last heartbeat, by a server's clock.
 	Seen time.Time
-	// ClockOffset is by how much its clock is ahead of the server's.
+	// ClockOffset is how far the agent's clock is ahead of the server's.
 	ClockOffset time.Duration
-	// Exceptions are its own, then what the server has to say of it.
+	// Exceptions are the agent's own, followed by the server's.
 	Exceptions []string
 }
 
-// AgentKey returns the key of an agent's records in the topic of resources.
+// AgentKey returns the key of an agent's records in the resources topic.
 func AgentKey(id string) []byte { return []byte(schema.KeyAgent + id) }
 
-// BindingKey returns the key of the record that says what an agent's id is bound to.
+// BindingKey returns the key of the record with the binding of an agent's id.
 func BindingKey(id string) []byte { return []byte(schema.KeyBinding + id) }
 
-// Observe takes a record of the topic of resources; status is nil for one without a value,
-// which says that the agent was deleted. It returns the agent's id; ok is false for
-// records that are not about agents or make no sense, which change nothing.
+// Observe applies a record of the resources topic. status is nil for a record without a
+// value, which deletes the agent. Observe returns the agent's id. ok is false for records
+// that are not about agents or are malformed; they change nothing.
 func (s *State) Observe(key []byte, status *agentv1.AgentStatus) (id string, ok bool) {
 	id, ok = strings.CutPrefix(string(key), schema.KeyAgent)
 	switch {
@@ -75,19 +75,20 @@ func (s *State) Observe(key []byte, status *agentv1.AgentStatus) (id string, ok 
 	return id, true
 }
 
-// Status returns the last that was observed of an agent, nil when there is none.
+// Status returns the last status of an agent, or nil.
 func (s *State) Status(id string) *agentv1.AgentStatus { return s.agents[id] }
 
-// Statuses returns the last that was observed of all agents, by id, in no order. They must not be changed.
+// Statuses returns the last status of every agent, by id, in no order. They must not be
+// changed.
 func (s *State) Statuses() iter.Seq2[string, *agentv1.AgentStatus] { return maps.All(s.agents) }
 
-// AgentCount is how many agents are known, lost ones included.
+// AgentCount returns the number of known agents, including lost ones.
 func (s *State) AgentCount() int { return len(s.agents) }
 
-// ForgetAgents goes back to before the first record about agents.
+// ForgetAgents removes all agents, as before the first record.
 func (s *State) ForgetAgents() { clear(s.agents) }
 
-// Conditions counts the agents in each condition at a moment.
+// Conditions counts the agents in each condition at the given time.
 func (s *State) Conditions(now time.Time) map[Condition]int {
 	count := map[Condition]int{}
 	for _, status := range s.agents {
@@ -96,14 +97,14 @@ func (s *State) Conditions(now time.Time) map[Condition]int {
 	return count
 }
 
-// GroupOf returns the group that an agent belongs to which registers so.
+// GroupOf returns the group that an agent with registration r belongs to.
 func (s *State) GroupOf(r *agentv1.Registration) (Group, bool) {
 	return s.groups.find(groupNamed(r))
 }
 
 func groupNamed(r *agentv1.Registration) string { return cmp.Or(r.GetGroup(), DefaultGroupID) }
 
-// Agents returns all agents as they are at a moment, by name and then by id.
+// Agents returns all agents as of now, by name and then by id.
 func (s *State) Agents(now time.Time) []Agent {
 	list := make([]Agent, 0, len(s.agents))
 	for _, status := range s.agents {
@@ -115,7 +116,7 @@ func (s *State) Agents(now time.Time) []Agent {
 	return list
 }
 
-// Find returns the agent with an id, or else those with a name, as they are at a moment.
+// Find returns the agent with the given id, or else those with the given name, as of now.
 func (s *State) Find(idOrName string, now time.Time) []Agent {
 	if status := s.agents[idOrName]; status != nil {
 		return []Agent{s.agent(status, now)}
@@ -123,7 +124,7 @@ func (s *State) Find(idOrName string, now time.Time) []Agent {
 	return slices.DeleteFunc(s.Agents(now), func(a Agent) bool { return a.Status.Registration.Name != idOrName })
 }
 
-// LostSince returns the ids of the agents that have not been heard of since a moment.
+// LostSince returns the ids of the agents without a heartbeat since moment.
 func (s *State) LostSince(moment time.Time) []string {
 	var ids []string
 	for id, status := range s.agents {
@@ -146,13 +147,13 @@ func (s *State) Members() map[string]int {
 	return count
 }
 
-// Alive says whether the instance that a status is of may still run at a moment: it has a
-// stream to some replica, or had when that was last told, and was heard of lately.
+// Alive reports whether the agent instance may still run: at its last report it had a
+// stream to some replica, and its last heartbeat is recent.
 func Alive(status *agentv1.AgentStatus, now time.Time) bool {
 	return status.GetReplica() != "" && now.Sub(Seen(status)) <= LostAfter
 }
 
-// Seen is when an agent was heard of last, by a server's clock.
+// Seen returns the time of an agent's last heartbeat, by a server's clock.
 func Seen(status *agentv1.AgentStatus) time.Time {
 	return time.Unix(0, int64(status.GetSeenTimeUnixNano())).UTC()
 }

@@ -64,7 +64,8 @@ func TestAgentConditions(t *testing.T) {
 	}
 }
 
-// Deleting a group leaves its agents pending; a new group of the name takes them in.
+// Deleting a group leaves its agents pending; a new group of the same name takes them
+// over.
 func TestAgentsFollowTheName(t *testing.T) {
 	s := fleet.New()
 	s.Apply(0, create(one, "edge"))
@@ -106,8 +107,8 @@ func TestFindAgents(t *testing.T) {
 	}
 }
 
-// The topic of resources is not about agents alone, and anybody can write to it.
-func TestStrangeRecordsChangeNothing(t *testing.T) {
+// The resources topic is not about agents only, and other programs can write to it.
+func TestForeignRecordsChangeNothing(t *testing.T) {
 	s := fleet.New()
 	for key, st := range map[string]*agentv1.AgentStatus{
 		"pod/x": status("x", "", nil), "agent/": status("", "", nil), "agent/x": status("y", "", nil), "agent/z": {}, "": nil,
@@ -142,7 +143,7 @@ func TestAlive(t *testing.T) {
 	s := fleet.New()
 	s.Observe(fleet.AgentKey("a"), connected)
 	if ids := s.LostSince(start); len(ids) != 0 {
-		t.Errorf("lost before they were: %v", ids)
+		t.Errorf("lost too early: %v", ids)
 	}
 	if diff := cmp.Diff([]string{"a"}, s.LostSince(start.Add(1))); diff != "" {
 		t.Error(diff)

@@ -13,36 +13,37 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 )
 
-// The group that always exists, and that agents belong to which name none.
+// The default group always exists. Agents that name no group belong to it.
 const (
 	DefaultGroupID   = "g-default000"
 	DefaultGroupName = "default"
 )
 
 const (
-	// MaxGroups bounds the memory that commands can take. It is far more than anybody
-	// keeps apart by hand.
+	// MaxGroups bounds the memory that commands can take. It is far more than operators
+	// manage by hand.
 	MaxGroups = 10_000
-	// maxNameBytes is what a table still shows on one line.
+	// maxNameBytes still fits on one line of a table.
 	maxNameBytes = 64
 	idPrefix     = "g-"
 	idLength     = len(idPrefix) + 10
 )
 
-// IDAlphabet is what the ten characters after "g-" of a group's id are made of.
+// IDAlphabet contains the characters of the ten-character part of a group's id, after
+// "g-".
 const IDAlphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
 
-// Group is an agent group. It is a value, and its Document never changes.
+// Group is an agent group. It is a value; its Document never changes.
 type Group struct {
 	ID      string
 	Name    string
 	Created time.Time // zero for the default group
-	// Revision is different after every change of Document, and grows.
+	// Revision grows with every change of Document.
 	Revision uint64
 	Document agentconfig.Document
 }
 
-// CheckID says why id cannot be a group's id; nil when it can.
+// CheckID returns an error if id cannot be a group's id.
 func CheckID(id string) error {
 	if !isID(id) {
 		return fmt.Errorf("%q is not an id of an agent group: it must be %q and ten of a-z and 0-9", id, idPrefix)
@@ -55,8 +56,8 @@ func isID(s string) bool {
 	return ok && len(s) == idLength && strings.Trim(digits, IDAlphabet) == ""
 }
 
-// CheckName says why name cannot be a group's name; nil when it can. A name must be easy to
-// write in a shell, in YAML and in a path, and must not be taken for an id.
+// CheckName returns an error if name cannot be a group's name. A name must be easy to
+// write in a shell, in YAML and in a path, and must not look like an id.
 func CheckName(name string) error {
 	switch {
 	case name == "":
@@ -71,13 +72,13 @@ func CheckName(name string) error {
 	for i, r := range name {
 		alphanumeric := unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsDigit(r)
 		if !alphanumeric && (i == 0 || !strings.ContainsRune("-_.", r)) {
-			return fmt.Errorf(`%q cannot be the name of an agent group: letters and digits can, and after the first also any of "-_."`, name)
+			return fmt.Errorf(`%q is not a valid name of an agent group: use letters and digits, and after the first also any of "-_."`, name)
 		}
 	}
 	return nil
 }
 
-// groups knows each group by id and by name.
+// groups indexes the groups by id and by name.
 type groups struct {
 	byID   map[string]Group
 	byName map[string]string // to the id
@@ -89,7 +90,7 @@ func newGroups() groups {
 	return g
 }
 
-// firstRevision is that of the default group before any command; revisionAt is greater
+// firstRevision is the default group's revision before any command. revisionAt is greater
 // for every offset.
 const firstRevision = 1
 

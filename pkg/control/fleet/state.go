@@ -9,40 +9,40 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// RememberedRequests is how many request ids are remembered. A command that Kafka stores
-// twice is stored twice within the seconds of one attempt, and nobody gives this many in
-// them.
+// RememberedRequests is how many request ids a State remembers. Kafka stores a command
+// twice only within the seconds of one attempt, and operators do not send this many
+// commands in that time.
 const RememberedRequests = 4096
 
-// Outcome is what a command did.
+// Outcome is the effect of a command.
 type Outcome struct {
-	// Repeated says that the command was applied before: it did nothing now.
+	// Repeated means that the command was applied before and did nothing now.
 	Repeated bool
-	// Refused is why it did nothing; nil when it was not refused.
+	// Refused is the refusal, or nil.
 	Refused *Refusal
-	// Group is the one that it was about: as it is now, or as it was when deleted.
+	// Group is the command's group: as it is now, or as it was when deleted.
 	Group Group
-	// Before is the configuration that the group had.
+	// Before is the group's previous configuration.
 	Before agentconfig.Document
-	// Changed says that there is a difference, for operators if not for agents: a group
-	// was made or deleted, or its configuration sets other keys.
+	// Changed means that a group was created or deleted, or its configuration sets other
+	// keys, even if that makes no difference to agents.
 	Changed bool
 }
 
-// Reason is what kind of refusal a Refusal is.
+// Reason classifies a Refusal.
 type Reason uint8
 
 // Reasons of refusals.
 const (
-	// Malformed commands will never be accepted.
+	// Malformed commands are never accepted.
 	Malformed Reason = iota
-	// NotFound is about a group that does not exist.
+	// NotFound means that the group does not exist.
 	NotFound
-	// Conflict is about a group that exists or may not be changed so.
+	// Conflict means that the group already exists or may not be changed in this way.
 	Conflict
 )
 
-// Refusal is why a command was refused, in words for operators.
+// Refusal is the reason why a command was refused, in text for operators.
 type Refusal struct {
 	Reason Reason
 	Text   string
@@ -54,7 +54,7 @@ func refuse(reason Reason, format string, args ...any) Outcome {
 	return Outcome{Refused: &Refusal{reason, fmt.Sprintf(format, args...)}}
 }
 
-// State is the fold over the logs. Make it with New.
+// State is the fold over both logs. Create it with New.
 type State struct {
 	groups   groups
 	next     int64 // offset of the next command
@@ -67,8 +67,8 @@ func New() *State {
 	return &State{groups: newGroups(), requests: newRequests(RememberedRequests), agents: map[string]*agentv1.AgentStatus{}}
 }
 
-// Apply takes the command at an offset of the log of commands. Offsets that were applied
-// are passed over.
+// Apply applies the command at an offset of the command log. It skips offsets that it has
+// already applied.
 func (s *State) Apply(offset int64, c *agentv1.Command) Outcome {
 	if offset < s.next {
 		return Outcome{Repeated: true}
@@ -89,7 +89,7 @@ func (s *State) Apply(offset int64, c *agentv1.Command) Outcome {
 	return o
 }
 
-// Preview returns what Apply would, if c came next, and changes nothing.
+// Preview returns what Apply would return if c came next. It changes nothing.
 func (s *State) Preview(c *agentv1.Command) Outcome { return s.try(c, revisionAt(s.next)) }
 
 func (s *State) try(c *agentv1.Command, revision uint64) Outcome {
@@ -100,8 +100,8 @@ func (s *State) try(c *agentv1.Command, revision uint64) Outcome {
 		return s.remove(change.DeleteGroup)
 	case *agentv1.Command_UpdateConfiguration:
 		return s.update(change.UpdateConfiguration, revision)
-	default: // of a newer server
-		return refuse(Malformed, "the command is unknown")
+	default: // from a newer server
+		return refuse(Malformed, "unknown command")
 	}
 }
 
@@ -116,7 +116,7 @@ func (s *State) create(c *agentv1.CreateGroup, at time.Time, revision uint64) Ou
 		return refuse(Conflict, "an agent group with the id %s exists already, named %q", have.ID, have.Name)
 	}
 	if len(s.groups.byID) >= MaxGroups {
-		return refuse(Conflict, "there are %d agent groups already, no more are possible", MaxGroups)
+		return refuse(Conflict, "there are already %d agent groups, which is the limit", MaxGroups)
 	}
 	return Outcome{Changed: true, Group: Group{ID: c.GroupId, Name: c.Name, Created: at, Revision: revision}}
 }
@@ -127,7 +127,7 @@ func (s *State) remove(c *agentv1.DeleteGroup) Outcome {
 	case !ok:
 		return refuse(NotFound, "there is no agent group with the id %q", c.GetGroupId())
 	case group.ID == DefaultGroupID:
-		return refuse(Conflict, "the agent group %q cannot be deleted: it is where agents belong that name no group", group.Name)
+		return refuse(Conflict, "the agent group %q cannot be deleted: agents that name no group belong to it", group.Name)
 	}
 	return Outcome{Changed: true, Group: group, Before: group.Document}
 }
@@ -141,7 +141,7 @@ func (s *State) update(c *agentv1.UpdateConfiguration, revision uint64) Outcome 
 	if c.Create && !before.Empty() {
 		return refuse(Conflict, "the agent group %q has a configuration already; update it", group.Name)
 	}
-	// What a newer server accepted must not be lost altogether.
+	// Lenient, because a newer server may have accepted keys that this one does not know.
 	after, _, err := agentconfig.ParseLenient([]byte(c.Yaml))
 	if err != nil {
 		return refuse(Malformed, "%v", err)
@@ -156,19 +156,19 @@ func (s *State) update(c *agentv1.UpdateConfiguration, revision uint64) Outcome 
 	return Outcome{Changed: true, Group: group, Before: before}
 }
 
-// ForgetCommands goes back to before the first command, for a log that is not the one that
-// was read.
+// ForgetCommands returns to the state before the first command, when the log was
+// replaced.
 func (s *State) ForgetCommands() {
 	s.groups, s.next, s.requests = newGroups(), 0, newRequests(RememberedRequests)
 }
 
-// Group returns the group with an id or else a name.
+// Group returns the group with the given id, or else the one with the given name.
 func (s *State) Group(idOrName string) (Group, bool) { return s.groups.find(idOrName) }
 
 // Groups returns all groups by name, the default group first.
 func (s *State) Groups() []Group { return s.groups.all() }
 
-// requests remembers the last of the ids that it was given.
+// requests remembers the last ids added to it.
 type requests struct {
 	known map[string]struct{}
 	order []string // a ring
@@ -179,7 +179,7 @@ func newRequests(n int) requests {
 	return requests{known: make(map[string]struct{}), order: make([]string, n)}
 }
 
-// add is false when id is remembered already.
+// add reports whether id is new.
 func (r *requests) add(id string) bool {
 	if _, ok := r.known[id]; ok {
 		return false

@@ -147,7 +147,7 @@ func TestRequestCountsOnce(t *testing.T) {
 	if o := s.Apply(2, first); !o.Repeated || o.Changed {
 		t.Errorf("a command that was stored twice: %s", describe(o))
 	}
-	for i := range fleet.RememberedRequests { // refused ones count too
+	for i := range fleet.RememberedRequests { // refused ones count, too
 		s.Apply(int64(3+i), &agentv1.Command{RequestId: fmt.Sprint(i)})
 	}
 	if o := s.Apply(3+fleet.RememberedRequests, first); o.Repeated {
@@ -178,8 +178,8 @@ func drawCommand(t *rapid.T, request string) *agentv1.Command {
 	return c
 }
 
-// Whatever the log is, and however its reading is interrupted and begun again, all
-// replicas come to the same state; commands that are in it twice do nothing the second time.
+// Whatever the log contains, and however often its reading is interrupted and restarted,
+// all replicas reach the same state, and repeated commands change nothing.
 func TestReplicasAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var log []*agentv1.Command
@@ -242,8 +242,8 @@ func checkInvariants(t *rapid.T, s *fleet.State, revisions map[string]uint64) {
 	}
 }
 
-// A revision stands for one configuration: agents compare nothing else.
-func TestRevisionIsOfOneConfiguration(t *testing.T) {
+// A revision identifies one configuration: agents compare nothing else.
+func TestRevisionIdentifiesTheConfiguration(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := fleet.New()
 		seen := map[string]string{}
