@@ -11,21 +11,21 @@ import (
 // Any is the pattern that every origin matches.
 const Any = "*"
 
-// maxTextBytes is longer than any name of a host (253 bytes) with scheme and port, and
-// than any header that is in use.
+// maxTextBytes is longer than any host name (253 bytes) with scheme and port, and than
+// any header name in use.
 const maxTextBytes = 300
 
-// Origin is one origin, such as https://app.example.com or http://localhost:3000, or a
-// pattern: https://*.example.com is every subdomain of example.com at any depth, and not
-// example.com itself; * is every origin. The zero value matches nothing.
+// Origin is an origin, such as https://app.example.com or http://localhost:3000, or a
+// pattern: https://*.example.com matches every subdomain of example.com at any depth, but
+// not example.com itself; * matches every origin. The zero value matches nothing.
 type Origin struct {
 	text   string
-	prefix string // of a pattern: what stands before the subdomain
-	suffix string // of a pattern: the dot and what follows it
+	prefix string // of a pattern: the part before the subdomain
+	suffix string // of a pattern: the dot and the part after it
 }
 
-// ParseOrigin reads an origin as an operator writes it. Upper case is read as lower case,
-// which is what browsers send. Its errors continue a sentence about the text.
+// ParseOrigin parses an origin as an operator writes it. It lowercases the text, as
+// browsers do. Its errors continue a sentence about the text.
 func ParseOrigin(text string) (Origin, error) {
 	lower := strings.ToLower(text)
 	if lower == Any {
@@ -54,22 +54,22 @@ func ParseOrigin(text string) (Origin, error) {
 	case strings.Contains(name, "*"):
 		return Origin{}, fmt.Errorf("has a * that is not the whole first part of the host, as in https://*.example.com")
 	case !isHost(name):
-		return Origin{}, fmt.Errorf("has the host %q, which is no name and no address", name)
+		return Origin{}, fmt.Errorf("has the host %q, which is neither a name nor an address", name)
 	case scheme == "https" && port == "443", scheme == "http" && port == "80":
 		return Origin{}, fmt.Errorf("names the default port %s, which browsers leave out", port)
 	}
 	return o, nil
 }
 
-// splitPort splits off a port where there is one.
+// splitPort splits off the port, if there is one.
 func splitPort(host string) (name, port string, err error) {
 	i := strings.LastIndexByte(host, ':')
-	if i < 0 || strings.HasSuffix(host, "]") { // an IPv6 address without a port ends so
+	if i < 0 || strings.HasSuffix(host, "]") { // an IPv6 address without a port
 		return host, "", nil
 	}
 	name, port = host[:i], host[i+1:]
 	if port == "" || len(port) > 5 || strings.Trim(port, "0123456789") != "" {
-		return "", "", fmt.Errorf("has the port %q, which is no number", port)
+		return "", "", fmt.Errorf("has the port %q, which is not a number", port)
 	}
 	return name, port, nil
 }
@@ -78,7 +78,8 @@ func isScheme(s string) bool {
 	return s != "" && s[0] >= 'a' && s[0] <= 'z' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789+-.") == ""
 }
 
-// isHost takes names in ASCII, as browsers send international ones too, and addresses.
+// isHost accepts ASCII names, to which browsers convert international ones, and
+// addresses.
 func isHost(s string) bool {
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		inner, ok = strings.CutSuffix(inner, "]")
@@ -88,7 +89,7 @@ func isHost(s string) bool {
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-._") == ""
 }
 
-// Matches tells whether the value of a request's header Origin is o or fits its pattern.
+// Matches reports whether o matches the value of an Origin header.
 func (o Origin) Matches(origin string) bool {
 	switch {
 	case o.text == Any:
@@ -106,7 +107,7 @@ func (o Origin) Matches(origin string) bool {
 		isHost(strings.ToLower(middle)) && !strings.HasSuffix(middle, ".") && middle[0] != '['
 }
 
-// String is the origin as it was parsed, in lower case.
+// String returns the parsed origin in lower case.
 func (o Origin) String() string { return o.text }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -118,10 +119,10 @@ func (o *Origin) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// Header is the name of a request's header, in lower case.
+// Header is the name of a request header, in lower case.
 type Header string
 
-// ParseHeader reads the name of a header. Its errors continue a sentence about the text.
+// ParseHeader parses the name of a header. Its errors continue a sentence about the text.
 func ParseHeader(text string) (Header, error) {
 	lower := strings.ToLower(text)
 	if text == "" || len(text) > maxTextBytes || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789!#$%&'+-.^_`|~") != "" {
@@ -130,7 +131,7 @@ func ParseHeader(text string) (Header, error) {
 	return Header(lower), nil
 }
 
-// String is the name.
+// String returns the name.
 func (h Header) String() string { return string(h) }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -139,8 +140,8 @@ func (h *Header) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// maxItems is far above what anybody lists, and what a request can be compared with in
-// microseconds.
+// maxItems is far above practical lists, and comparing a request with that many items
+// takes microseconds.
 const maxItems = 256
 
 // Policy is what web pages may do. The zero value allows nothing.
@@ -150,7 +151,7 @@ type Policy struct {
 	MaxAge         time.Duration `mapstructure:"max_age" doc:"how long a browser may remember what it was allowed; a longer time asks less often, and a change takes effect later"`
 }
 
-// DefaultPolicy allows nothing.
+// DefaultPolicy returns a policy that allows nothing.
 func DefaultPolicy() Policy { return Policy{MaxAge: 10 * time.Minute} }
 
 // Validate reports every problem at once, by keys under key.
@@ -168,12 +169,12 @@ func (p Policy) Validate(key string) error {
 	return errors.Join(errs...)
 }
 
-// Enabled tells whether any page may send.
+// Enabled reports whether any page may send.
 func (p Policy) Enabled() bool { return len(p.AllowedOrigins) > 0 }
 
-// Allow tells whether pages of the origin may send. named tells whether an origin other
-// than * allows it: only then may the browser send what it knows of the user, such as
-// cookies, because * says nothing about who the page is.
+// Allow reports whether pages of the origin may send. named is true if an origin other
+// than * allows it: only then may the browser send credentials such as cookies, because *
+// does not identify the page.
 func (p Policy) Allow(origin string) (allowed, named bool) {
 	for _, o := range p.AllowedOrigins {
 		if !o.Matches(origin) {
@@ -187,7 +188,7 @@ func (p Policy) Allow(origin string) (allowed, named bool) {
 	return allowed, false
 }
 
-// Equal tells whether p and q are written alike.
+// Equal reports whether p and q are the same.
 func (p Policy) Equal(q Policy) bool {
 	return p.MaxAge == q.MaxAge && slices.Equal(p.AllowedOrigins, q.AllowedOrigins) && slices.Equal(p.AllowedHeaders, q.AllowedHeaders)
 }

@@ -89,14 +89,14 @@ func TestWrongOriginsAreRefused(t *testing.T) {
 		"https://app.example.com:":            `has the port ""`,
 		"https://app.example.com:*":           `has the port "*"`,
 		"https://app.example.com:http":        `has the port "http"`,
-		"https://b\u00fccher.example":         "is no name and no address",
-		"https://a b":                         "is no name and no address",
+		"https://b\u00fccher.example":         "is neither a name nor an address",
+		"https://a b":                         "is neither a name nor an address",
 		"https://a,https://b":                 "has a path",
 		"https://[::1":                        `has the host "[:"`,
 		"https://" + strings.Repeat("a", 300): "is longer than 300 bytes",
 	} {
 		if o, err := cors.ParseOrigin(text); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%q is read as %q, %v; want %q", text, o, err, want)
+			t.Errorf("ParseOrigin(%q) = %q, %v; want %q", text, o, err, want)
 		}
 	}
 }
@@ -107,12 +107,12 @@ func TestHeadersAreNames(t *testing.T) {
 	}
 	for _, text := range []string{"", "*", "a b", "a,b", "a:b", "a\r\nb", "\u00fc", strings.Repeat("a", 301)} {
 		if h, err := cors.ParseHeader(text); err == nil || !strings.Contains(err.Error(), "is not the name of a header such as X-Api-Key") {
-			t.Errorf("%q is read as %q, %v", text, h, err)
+			t.Errorf("ParseHeader(%q) = %q, %v", text, h, err)
 		}
 	}
 }
 
-// An origin that is named is told apart from one that only * lets in.
+// A named origin is distinguished from one that only * allows.
 func TestPolicyAllows(t *testing.T) {
 	named, _ := cors.ParseOrigin("https://app.example.com")
 	any, _ := cors.ParseOrigin("*")
@@ -129,7 +129,7 @@ func TestPolicyAllows(t *testing.T) {
 	}
 }
 
-func TestPolicyProblemsAreToldAtOnce(t *testing.T) {
+func TestPolicyReportsEveryProblem(t *testing.T) {
 	if err := cors.DefaultPolicy().Validate("cors"); err != nil || cors.DefaultPolicy().Enabled() {
 		t.Errorf("the default policy: %v, enabled %t", err, cors.DefaultPolicy().Enabled())
 	}
@@ -139,8 +139,8 @@ func TestPolicyProblemsAreToldAtOnce(t *testing.T) {
 	}
 }
 
-// FuzzOrigin: whatever is accepted reads back as itself, and a pattern never matches what
-// it does not end with.
+// FuzzOrigin checks that every accepted origin parses back to itself, and that a pattern
+// matches only origins with its suffix.
 func FuzzOrigin(f *testing.F) {
 	f.Add("https://*.example.com", "https://a.example.com")
 	f.Add("http://[::1]:3000", "http://[::1]:3000")

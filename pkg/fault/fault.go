@@ -1,22 +1,21 @@
-// Package fault classifies errors by what the holder of the data should do
-// next. The class is given where the cause is still known and read only at
-// boundaries: the reply to a client, a retry loop, the decision to divert.
+// Package fault classifies errors by what the holder of the data should do next. The
+// class is set where the cause is known and read only at boundaries: the response to a
+// client, a retry loop, the decision to divert.
 package fault
 
 import "errors"
 
-// Class says what the party holding the data should do.
+// Class is what the party holding the data should do.
 type Class uint8
 
 const (
-	// Retryable is the zero value, because sending twice is safe here and
-	// losing is not.
+	// Retryable is the zero value, because storing twice is safe here and losing is not.
 	Retryable Class = iota
-	// Rejected means that these very bytes will be refused again: divert them.
+	// Rejected means that the same bytes will be refused again: divert them.
 	Rejected
-	// Overload means send again, later.
+	// Overload means to send again, later.
 	Overload
-	// Fenced means that somebody else owns the work now: stop, change nothing.
+	// Fenced means that another party owns the work now: stop, change nothing.
 	Fenced
 )
 
@@ -42,7 +41,7 @@ type classified struct {
 
 func (c *classified) Unwrap() error { return c.error }
 
-// As gives err a class and keeps its text. As(c, nil) is nil.
+// As sets the class of err and keeps its text. As(c, nil) is nil.
 func As(c Class, err error) error {
 	if err == nil {
 		return nil
@@ -50,7 +49,7 @@ func As(c Class, err error) error {
 	return &classified{error: err, class: c}
 }
 
-// ClassOf returns the outermost class given to err, or Retryable.
+// ClassOf returns the outermost class set on err, or Retryable.
 func ClassOf(err error) Class {
 	var c *classified
 	if errors.As(err, &c) {

@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// leftOut is how Shorten marks the gap, and leftOutBytes the most that it takes.
+// leftOut marks the gap in Shorten's result; leftOutBytes bounds its length.
 const (
 	leftOut      = " [%d bytes left out] "
 	leftOutBytes = 40
 )
 
-// Shorten returns the beginning and the end of a text of another program that is longer than most
-// bytes, and says how much is left out between them. The result is valid UTF-8 and has at most that many
-// bytes; most is 100 at least. Such texts quote values of any size: the beginning says what is wrong, the
-// end where.
+// Shorten returns the beginning and the end of text, with the number of omitted bytes in
+// between, if text is longer than most bytes. The result is valid UTF-8 of at most that
+// many bytes; most must be at least 100. Use it for texts of other programs, which quote
+// values of any size: the beginning names the error, the end its position.
 func Shorten(text string, most int) string {
 	if len(text) <= most {
 		return strings.ToValidUTF8(text, "?")

@@ -5,21 +5,20 @@ import (
 	"sync"
 )
 
-// Before a request has been read, its size is a guess.
+// Until a request has been read, its size is a guess.
 const (
-	// firstGuess stands until something has been received: more than a batch of
-	// an SDK (512 spans, about 340 KB), less than a large one of a collector.
+	// firstGuess is the guess before any request: more than a batch of an SDK (512 spans,
+	// about 340 KB), less than a large one of a collector.
 	firstGuess = 1 << 20
-	// leastGuess keeps a fleet of small requests from making the next large
-	// ones come for free.
+	// leastGuess keeps many small requests from making the guess for the next large ones
+	// too low.
 	leastGuess = 64 << 10
-	// guessDecay is the part of the distance by which the guess falls towards a
-	// smaller request: it forgets a large one after about a hundred.
+	// guessDecay is the fraction of the distance by which the guess falls towards a
+	// smaller request: about a hundred requests forget a large one.
 	guessDecay = 32
 )
 
-// Refusal says which bound was reached. The zero value is none. Its text suits a
-// metric's label.
+// Refusal is the exceeded bound, or empty. Its text is a valid metric label.
 type Refusal string
 
 // The bounds of a Budget.
@@ -31,32 +30,32 @@ const (
 	TooManyRequestsOfPeer Refusal = "peer_requests_in_flight"
 )
 
-// Refusals are all there are.
+// Refusals lists all refusals.
 var Refusals = []Refusal{TooManyBytes, TooManyRequests, TooManyBytesOfPeer, TooManyRequestsOfPeer}
 
-// Limits are the bounds of a Budget, all positive but PeerShare.
+// Limits are the bounds of a Budget. All but PeerShare must be positive.
 type Limits struct {
-	// RequestBytes is the largest request that there can be. No more than
-	// Bytes, or the largest would never be let in.
+	// RequestBytes is the size of the largest possible request. It must not exceed Bytes,
+	// or that request would never be admitted.
 	RequestBytes int64
-	Bytes        int64 // of all requests that are not yet answered
-	Requests     int   // that are not yet answered
-	// PeerShare is how much of what other peers leave free one peer may hold, between 0 and 1.
-	// 0 and 1 let one peer hold everything. See Peer.
+	Bytes        int64 // of all unanswered requests
+	Requests     int   // unanswered requests
+	// PeerShare is the part of what other peers leave free that one peer may hold,
+	// between 0 and 1. 0 and 1 let one peer hold everything. See Peer.
 	PeerShare float64
 }
 
-// Budget bounds what is in flight. It never blocks. Make one with New.
+// Budget bounds the requests in flight. It never blocks. Create it with New.
 //
-// A request goes through Enter or EnterAtMost, through Grow while it turns out to be larger
-// than granted, through Resize once its size is known, and through Leave.
+// A request calls Enter or EnterAtMost, then Grow when it turns out to be larger than
+// granted, Resize once its size is known, and Leave.
 type Budget struct {
 	limits Limits
 
 	mu       sync.Mutex
-	bytes    int64 // granted, estimates included
+	bytes    int64 // granted, including estimates
 	requests int
-	guess    int64 // bytes granted to a request that is not yet read, of no peer
+	guess    int64 // bytes granted to an unread request without a peer
 	accounts map[netip.Prefix]*account
 }
 
@@ -69,14 +68,14 @@ func New(limits Limits) *Budget {
 
 func (b *Budget) firstGuess() int64 { return min(firstGuess, b.limits.RequestBytes) }
 
-// Check tells whether Enter would refuse, and grants nothing.
+// Check returns the refusal that Enter would return, and grants nothing.
 func (b *Budget) Check() Refusal {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.refuse(b.guess)
 }
 
-// refuse needs b.mu.
+// refuse requires b.mu.
 func (b *Budget) refuse(size int64) Refusal {
 	switch {
 	case b.requests >= b.limits.Requests:
@@ -88,13 +87,13 @@ func (b *Budget) refuse(size int64) Refusal {
 	}
 }
 
-// Enter admits a request whose size is not yet known and returns the bytes
-// granted to it, which Leave gives back.
+// Enter admits a request of unknown size and returns the bytes granted to it. Leave
+// returns them.
 func (b *Budget) Enter() (granted int64, why Refusal) {
 	return b.EnterAtMost(b.limits.RequestBytes)
 }
 
-// EnterAtMost is Enter for a request that will turn out to be no larger than size.
+// EnterAtMost is Enter for a request of at most size bytes.
 func (b *Budget) EnterAtMost(size int64) (granted int64, why Refusal) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -107,17 +106,16 @@ func (b *Budget) EnterAtMost(size int64) (granted int64, why Refusal) {
 	return size, ""
 }
 
-// Grow makes a grant larger while a request is being read: Leave is then to be given
-// size. When size does not fit, Grow leaves the grant as it was and returns false.
+// Grow enlarges a grant to size while a request is being read; pass size to Leave from
+// then on. If size does not fit, Grow keeps the grant and returns false.
 func (b *Budget) Grow(granted, size int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.replace(granted, size)
 }
 
-// Resize replaces a grant by the request's size, now known: Leave is then to be
-// given size. When the size does not fit, Resize leaves the grant as it was and
-// returns false.
+// Resize replaces a grant by the request's actual size; pass size to Leave from then on.
+// If size does not fit, Resize keeps the grant and returns false.
 func (b *Budget) Resize(granted, size int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -125,7 +123,7 @@ func (b *Budget) Resize(granted, size int64) bool {
 	return b.replace(granted, size)
 }
 
-// replace needs b.mu.
+// replace requires b.mu.
 func (b *Budget) replace(granted, size int64) bool {
 	if b.bytes-granted+size > b.limits.Bytes {
 		return false
@@ -134,8 +132,8 @@ func (b *Budget) replace(granted, size int64) bool {
 	return true
 }
 
-// learn moves a guess: up at once, because the next requests are likely to be as
-// large, and down slowly.
+// learn adjusts a guess: up at once, because the next requests are likely to be as large,
+// and down slowly.
 func learn(guess, size int64) int64 {
 	if size < guess {
 		size = guess - (guess-size)/guessDecay
@@ -144,7 +142,7 @@ func learn(guess, size int64) int64 {
 	return size
 }
 
-// Leave gives back what Enter, or the last successful Grow or Resize, granted.
+// Leave returns the bytes of Enter or of the last successful Grow or Resize.
 func (b *Budget) Leave(granted int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -152,8 +150,7 @@ func (b *Budget) Leave(granted int64) {
 	b.bytes -= granted
 }
 
-// InFlight returns the bytes granted, estimates included, and the requests that
-// they were granted to.
+// InFlight returns the granted bytes, including estimates, and the number of requests.
 func (b *Budget) InFlight() (bytes int64, requests int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -11,7 +11,7 @@ func testBudget(maxBytes int64) *Budget {
 	return New(Limits{RequestBytes: 64 * mib, Bytes: maxBytes, Requests: 1000})
 }
 
-// admitAll enters until refused and returns how many got in.
+// admitAll enters until refused and returns how many were admitted.
 func admitAll(b *Budget) (entered int, why Refusal) {
 	for {
 		if _, why = b.Enter(); why != "" {
@@ -21,12 +21,12 @@ func admitAll(b *Budget) (entered int, why Refusal) {
 	}
 }
 
-func TestUnreadRequestsCountAsTheLargestSeenLately(t *testing.T) {
+func TestUnreadRequestsCountAsTheLargestRecentOne(t *testing.T) {
 	tests := map[string]struct {
 		seen []int64
-		want int // requests let in at once, unread, into 256 MiB
+		want int // unread requests admitted at once into 256 MiB
 	}{
-		"nothing seen yet":                     {nil, 256},
+		"no request yet":                     {nil, 256},
 		"large ones come back all at once":     {[]int64{8 * mib}, 32},
 		"the largest allowed":                  {[]int64{64 * mib}, 4},
 		"one small one proves little":          {[]int64{8 * mib, 1000}, 33},
@@ -44,7 +44,7 @@ func TestUnreadRequestsCountAsTheLargestSeenLately(t *testing.T) {
 				b.Leave(size)
 			}
 			if got, _ := admitAll(b); got != tc.want {
-				t.Errorf("let in %d, want %d", got, tc.want)
+				t.Errorf("admitted %d, want %d", got, tc.want)
 			}
 		})
 	}
@@ -58,8 +58,8 @@ func repeat(size int64, times int) []int64 {
 	return sizes
 }
 
-// Whatever comes, the sum granted stays within the bound, an empty budget takes
-// any request that is allowed at all, and nothing is lost or invented.
+// The granted sum stays within the bound, an empty budget admits any request up to the
+// limit, and nothing is lost or invented.
 func TestBudgetHoldsItsBound(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -73,8 +73,7 @@ func TestBudgetHoldsItsBound(t *testing.T) {
 				held[i] = held[len(held)-1]
 				held = held[:len(held)-1]
 			}
-			// Every other request says beforehand how large it is at most, and
-			// grows while it is read.
+			// Every other request announces its maximum size and grows while it is read.
 			size, atMost := rng.Int64N(maxRequest+1), maxRequest
 			if rng.IntN(2) == 0 {
 				atMost = size

@@ -5,21 +5,21 @@ import (
 	"sync"
 )
 
-// Buffers come in sizes a quarter of an octave apart, so that less than a fifth of one
-// is unused: what a Budget counts is then close to what the process holds.
+// Buffer sizes are a quarter of an octave apart, so that less than a fifth of a buffer is
+// unused: a Budget's count is close to the memory in use.
 const (
-	smallestShift  = 12 // 4 KiB
+	smallestShift  = 12 // 128 MiB; larger ones are not pooled
 	largestShift   = 27 // 128 MiB; larger ones are not kept
 	stepsPerOctave = 4
 	sizeClasses    = (largestShift-smallestShift)*stepsPerOctave + 1
 )
 
-// Buffers keeps request bodies for reuse. The zero value is ready to use.
+// Buffers pools request bodies. The zero value is ready to use.
 type Buffers struct {
 	classes [sizeClasses]sync.Pool
 }
 
-// Get returns a buffer of length size. Its content is what the last user left.
+// Get returns a buffer of length size with arbitrary content.
 func (p *Buffers) Get(size int) *[]byte {
 	class, capacity := sizeClass(size)
 	if class >= sizeClasses {
@@ -35,8 +35,8 @@ func (p *Buffers) Get(size int) *[]byte {
 	return b
 }
 
-// Put takes back a buffer that nobody reads or writes any more. Its length may
-// have changed; one that Get did not make is dropped.
+// Put returns a buffer that is no longer used. Its length may have changed. Put drops a
+// buffer that did not come from Get.
 func (p *Buffers) Put(b *[]byte) {
 	if class, capacity := sizeClass(cap(*b)); class < sizeClasses && capacity == cap(*b) {
 		p.classes[class].Put(b)

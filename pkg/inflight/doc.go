@@ -1,14 +1,12 @@
-// Package inflight bounds the memory of a server that receives requests: a
-// [Budget] decides which requests are let in, [Buffers] hold the bodies of those that
-// were.
+// Package inflight bounds the memory of a server that receives requests: a [Budget]
+// decides which requests to admit, and [Buffers] hold their bodies.
 //
-// A request counts as an estimate, the largest seen lately, from its start until
-// its size is known, and as its size from then until it is answered. The
-// estimate is what keeps a thousand clients that come back in the same second from
-// being read all at once. Nothing here waits: who is not let in is to be told to
-// come back.
+// A request counts as an estimate, the largest recent size, until its size is known, and
+// as its size from then until it is answered. The estimate keeps a thousand clients that
+// reconnect in the same second from being read all at once. Nothing waits: a request that
+// is not admitted is to be refused with a request to retry.
 //
-// The package does not know which protocol the requests came by; pkg/rpc and
-// pkg/otlphttp do. A Budget and Buffers may be used by many goroutines; nothing is
-// called while the Budget's lock is held.
+// The package does not depend on the protocol; pkg/rpc and pkg/otlphttp use it. Budget
+// and Buffers are safe for concurrent use; the Budget calls nothing while it holds its
+// lock.
 package inflight

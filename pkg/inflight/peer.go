@@ -2,7 +2,7 @@ package inflight
 
 import "net/netip"
 
-// connectionShare is PeerShare for one connection among those of its address.
+// connectionShare is the PeerShare of one connection within its address.
 const connectionShare = 0.75
 
 // account is what one address holds. Budget.mu guards it.
@@ -11,19 +11,20 @@ type account struct {
 	bytes    int64
 	requests int
 	guess    int64
-	users    int // connections and requests; the account is dropped with the last
+	users    int // connections and requests; the account is dropped with the last one
 }
 
-// Peer is one connection's part of a Budget. It has the Budget's methods, with the same contracts.
+// Peer is one connection's part of a Budget. It has the Budget's methods, with the same
+// contracts.
 //
-// An address may hold the share Limits.PeerShare of what other addresses leave free, and a
-// connection three quarters of what the other connections of its address leave free. So whatever
-// the others hold, some of the budget is left for who has nothing yet: with n addresses that take
-// all they get and a share of one half, it is 1/(n+1). Who has nothing in flight is let in
-// whenever the request fits into what is free.
+// An address may hold the share Limits.PeerShare of what other addresses leave free, and
+// a connection three quarters of what the other connections of its address leave free. So
+// some of the budget always remains for clients that hold nothing yet: with n greedy
+// addresses and a share of one half, 1/(n+1). A client with nothing in flight is admitted
+// whenever its request fits into the free part.
 //
-// The estimate of a request's size is the address's own: nobody's large requests make those of
-// another count as large.
+// Each address has its own size estimate, so one client's large requests do not make
+// another's count as large.
 type Peer struct {
 	budget   *Budget
 	account  *account
@@ -32,7 +33,7 @@ type Peer struct {
 	closed   bool
 }
 
-// Peer returns the part of a new connection from addr. Close it when the connection has ended.
+// Peer returns the part of a new connection from addr. Close it when the connection ends.
 func (b *Budget) Peer(addr netip.Addr) *Peer {
 	key := Network(addr)
 	b.mu.Lock()
@@ -46,8 +47,9 @@ func (b *Budget) Peer(addr netip.Addr) *Peer {
 	return &Peer{budget: b, account: a}
 }
 
-// Network is what counts as one peer: an IPv4 address, or a /64 of IPv6, of which a host picks any
-// address. It is invalid for the zero Addr, so that all who have no address are one.
+// Network returns what counts as one peer: an IPv4 address, or an IPv6 /64, within which
+// a host picks any address. It is invalid for the zero Addr, so all clients without an
+// address count as one.
 func Network(addr netip.Addr) netip.Prefix {
 	addr = addr.Unmap().WithZone("")
 	bits := addr.BitLen()
@@ -56,12 +58,12 @@ func Network(addr netip.Addr) netip.Prefix {
 	}
 	prefix, err := addr.Prefix(bits)
 	if err != nil {
-		return netip.Prefix{} // of the zero Addr
+		return netip.Prefix{} // the zero Addr
 	}
 	return prefix
 }
 
-// Close ends the connection. Requests in flight are still to be left.
+// Close ends the connection. Requests in flight must still call Leave.
 func (p *Peer) Close() {
 	p.budget.mu.Lock()
 	defer p.budget.mu.Unlock()
@@ -71,8 +73,8 @@ func (p *Peer) Close() {
 	}
 }
 
-// rejoin counts a request that comes after Close for its address again: a handler may start just
-// after its connection has ended. It needs budget.mu.
+// rejoin counts the address again when a request starts after Close, because a handler
+// may start just after its connection has ended. It requires budget.mu.
 func (p *Peer) rejoin() {
 	if p.account.users > 0 {
 		return
@@ -84,7 +86,7 @@ func (p *Peer) rejoin() {
 	p.budget.accounts[p.account.key] = p.account
 }
 
-// drop needs budget.mu.
+// drop requires budget.mu.
 func (p *Peer) drop() {
 	if p.account.users--; p.account.users == 0 {
 		delete(p.budget.accounts, p.account.key)
@@ -115,7 +117,7 @@ func (p *Peer) EnterAtMost(size int64) (granted int64, why Refusal) {
 	return size, ""
 }
 
-// refuse needs budget.mu.
+// refuse requires budget.mu.
 func (p *Peer) refuse(size int64) Refusal {
 	b := p.budget
 	if why := b.refuse(size); why != "" {
@@ -130,8 +132,8 @@ func (p *Peer) refuse(size int64) Refusal {
 	return ""
 }
 
-// fair tells whether a connection that holds own, of an address that holds address, may
-// have more, when all together hold total.
+// fair reports whether a connection that holds own, of an address that holds address, may
+// hold more, when all together hold total.
 func (p *Peer) fair(own, address, total, more, limit int64) bool {
 	share := p.budget.limits.PeerShare
 	if share <= 0 || share >= 1 || address == 0 {
@@ -144,21 +146,22 @@ func (p *Peer) fair(own, address, total, more, limit int64) bool {
 	return own == 0 || float64(own+more) <= connectionShare*(allowed-float64(address-own))
 }
 
-// add needs budget.mu.
+// add requires budget.mu.
 func (p *Peer) add(bytes int64) {
 	p.bytes += bytes
 	p.account.bytes += bytes
 	p.budget.bytes += bytes
 }
 
-// Grow is Budget.Grow for a request of the peer. why is empty when the grant is larger now.
+// Grow is Budget.Grow for a request of the peer. It returns "" if the grant was enlarged.
 func (p *Peer) Grow(granted, size int64) (why Refusal) {
 	p.budget.mu.Lock()
 	defer p.budget.mu.Unlock()
 	return p.replace(granted, size)
 }
 
-// Resize is Budget.Resize for a request of the peer. why is empty when the grant is size now.
+// Resize is Budget.Resize for a request of the peer. It returns "" if the grant is now
+// size.
 func (p *Peer) Resize(granted, size int64) (why Refusal) {
 	p.budget.mu.Lock()
 	defer p.budget.mu.Unlock()
@@ -166,7 +169,7 @@ func (p *Peer) Resize(granted, size int64) (why Refusal) {
 	return p.replace(granted, size)
 }
 
-// replace needs budget.mu.
+// replace requires budget.mu.
 func (p *Peer) replace(granted, size int64) Refusal {
 	b := p.budget
 	if size > granted {

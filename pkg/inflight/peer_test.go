@@ -13,7 +13,8 @@ func shared(requests int) *Budget {
 	return New(Limits{RequestBytes: 64 * mib, Bytes: 256 * mib, Requests: requests, PeerShare: 0.5})
 }
 
-// fill enters by every peer in turn until nobody gets in any more, and returns how many of each did.
+// fill enters by every peer in turn until none is admitted, and returns how many each got
+// in.
 func fill(size int64, peers ...*Peer) []int {
 	entered := make([]int, len(peers))
 	for more := true; more; {
@@ -37,7 +38,7 @@ func TestAPeerLeavesRoomForOthers(t *testing.T) {
 	total := 0
 	for _, n := range fill(1, noisy...) {
 		if n == 0 {
-			t.Error("a connection got nothing")
+			t.Error("a connection got no request in")
 		}
 		total += n
 	}
@@ -75,11 +76,11 @@ func TestBytesAreSharedToo(t *testing.T) {
 		t.Error("the largest request of a quiet peer does not fit beside it")
 	}
 	if granted != mib {
-		t.Errorf("the quiet peer's unread request counts as %d bytes: the noisy one's size was taken for it", granted)
+		t.Errorf("the quiet peer's unread request counts as %d bytes: the noisy peer's size was used", granted)
 	}
 }
 
-func TestTheOnlyRequestMayTakeAll(t *testing.T) {
+func TestOnlyRequestMayTakeEverything(t *testing.T) {
 	b := New(Limits{RequestBytes: 64 * mib, Bytes: 64 * mib, Requests: 1, PeerShare: 0.5})
 	p := b.Peer(addr(1))
 	granted, why := p.Enter()
@@ -88,7 +89,7 @@ func TestTheOnlyRequestMayTakeAll(t *testing.T) {
 	}
 }
 
-func TestShareOfAllIsNoShare(t *testing.T) {
+func TestFullShareIsNoLimit(t *testing.T) {
 	b := New(Limits{RequestBytes: mib, Bytes: 256 * mib, Requests: 100, PeerShare: 1})
 	if n := fill(1, b.Peer(addr(1)))[0]; n != 100 {
 		t.Errorf("one peer gets %d of 100 requests", n)
@@ -106,8 +107,8 @@ func TestAddressesOfOneNetworkAreOnePeer(t *testing.T) {
 	}
 }
 
-// Whatever peers do, the sums are those of what they hold, nothing exceeds a bound, and nothing is
-// left when all have left.
+// The sums always match what the peers hold, no bound is exceeded, and nothing remains
+// when all have left.
 func TestPeersAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := New(Limits{RequestBytes: 100, Bytes: 1000, Requests: 20, PeerShare: rapid.SampledFrom([]float64{0, 0.3, 0.5, 1}).Draw(t, "share")})
@@ -160,7 +161,8 @@ func TestPeersAddUp(t *testing.T) {
 	})
 }
 
-// A handler may start after its connection has ended. It counts for its address, beside a new connection.
+// A handler may start after its connection has ended. It counts for its address, together
+// with a new connection.
 func TestRequestAfterCloseCountsForItsAddress(t *testing.T) {
 	b := New(Limits{RequestBytes: 10, Bytes: 100, Requests: 100, PeerShare: 0.5})
 	late, next := b.Peer(netip.MustParseAddr("192.0.2.1")), (*Peer)(nil)

@@ -13,8 +13,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 )
 
-// A request that announces a body and never sends it does not hold its connection, and connections
-// of one address do not keep others out.
+// A request that announces a body and never sends it loses its connection, and
+// connections of one address do not keep others out.
 func TestConnectionsAreBounded(t *testing.T) {
 	s := start(t, opshttp.Config{}, opshttp.Options{})
 	const connections = 200
@@ -26,11 +26,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 			t.Skipf("this host does not connect from 127.0.0.2: %v", err)
 		}
 		defer conn.Close()
-		_, _ = io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n") // it may be closed
+		_, _ = io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n") // the connection may be closed already
 		conns = append(conns, conn)
 	}
 	if status, _ := get(t, s, "/healthz"); status != http.StatusOK {
-		t.Fatalf("another address is answered %d", status)
+		t.Fatalf("another address: status %d", status)
 	}
 	answered := 0
 	deadline := time.Now().Add(30 * time.Second)
@@ -42,7 +42,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 			resp.Body.Close()
 		}
 		if _, err := io.Copy(io.Discard, in); errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal("a connection is held by a body that never comes")
+			t.Fatal("a missing body keeps a connection open")
 		}
 	}
 	if answered == 0 || answered > 64 {

@@ -1,9 +1,8 @@
-// Package opshttp is the HTTP server of every MetaFlow program: whether it
-// lives (/healthz), whether it can do its work (/ready; /ready?check=NAME asks for one condition), its metrics (/metrics),
-// profiles when configured (/debug/pprof/), and what the program adds by
+// Package opshttp is the HTTP server of every MetaFlow program: liveness (/healthz),
+// readiness (/ready, or /ready?check=NAME for one condition), metrics (/metrics),
+// profiles when configured (/debug/pprof/), and handlers that the program adds with
 // [Server.Handle].
 //
-// It knows no other package of ours but pkg/tlsconfig: what ready means is told by [Check]s. They
-// run in parallel, at most once a second however often they are asked for, and
-// never twice at a time.
+// [Check]s define readiness. They run in parallel, at most once a second however often
+// /ready is requested, and never concurrently with themselves.
 package opshttp

@@ -6,7 +6,8 @@ import (
 	"sync"
 )
 
-// listener closes connections beyond the bounds, in all and of one address, as soon as they are accepted.
+// listener closes connections that exceed the bounds, in total or per address, as soon as
+// they are accepted.
 type listener struct {
 	net.Listener
 
@@ -33,7 +34,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// peerOf returns what counts as one address: one of IPv4, or a /64 of IPv6.
+// peerOf returns what counts as one address: an IPv4 address or an IPv6 /64.
 func peerOf(conn net.Conn) netip.Addr {
 	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {

@@ -11,19 +11,19 @@ import (
 )
 
 const (
-	// checkTimeout is less than the second and a half that probes commonly wait
-	// twice over, and more than a healthy broker or database ever takes.
+	// checkTimeout is shorter than common probe timeouts with their retry, and longer
+	// than a healthy broker or database ever takes.
 	checkTimeout = 2 * time.Second
-	// readyFor is how long an answer is repeated. It bounds the load that probes
-	// make, and is well under the period of any probe.
+	// readyFor is how long a verdict is cached. It bounds the load of probes, and is well
+	// under the period of any probe.
 	readyFor = time.Second
 )
 
-// Check tells whether one thing that the program needs is there.
+// Check checks one condition for the program's readiness.
 type Check struct {
 	Name string
-	// Func returns nil, or why not. It must return soon after ctx ends, and is
-	// called from any goroutine, never twice at a time.
+	// Func returns nil, or why the condition does not hold. It must return soon after ctx
+	// ends. It may be called from any goroutine, but never concurrently.
 	Func func(ctx context.Context) error
 }
 
@@ -42,7 +42,7 @@ type result struct {
 type readiness struct {
 	checks []Check
 
-	mu      sync.Mutex // held while checks run, so that others wait for the same verdict
+	mu      sync.Mutex // held while checks run, so that other requests wait for the same verdict
 	last    verdict
 	expires time.Time
 }
@@ -58,7 +58,7 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if !v.Ready {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	_ = json.NewEncoder(w).Encode(v) // fails only when the client has gone
+	_ = json.NewEncoder(w).Encode(v) // fails only if the client has disconnected
 }
 
 func (r *readiness) verdict(ctx context.Context) verdict {
@@ -67,7 +67,7 @@ func (r *readiness) verdict(ctx context.Context) verdict {
 	if time.Now().Before(r.expires) {
 		return r.last
 	}
-	// The verdict is for everybody, so the first to ask must not end it by leaving.
+	// All clients share the verdict, so a disconnect of the first must not end it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 	defer cancel()
 	r.last = r.run(ctx)
@@ -75,9 +75,9 @@ func (r *readiness) verdict(ctx context.Context) verdict {
 	return r.last
 }
 
-// of is the verdict of the checks with these names, of all when there are none. An
-// orchestrator may care for less than a person: it can take nothing from a server away
-// that only waits for its database.
+// of returns the verdict of the named checks, or of all if names is empty. An
+// orchestrator may need fewer checks than a person: it should not stop routing to a
+// server that only waits for its database.
 func (v verdict) of(names []string) (verdict, error) {
 	if len(names) == 0 {
 		return v, nil
@@ -86,7 +86,7 @@ func (v verdict) of(names []string) (verdict, error) {
 	for _, name := range names {
 		i := slices.IndexFunc(v.Checks, func(c result) bool { return c.Name == name })
 		if i < 0 {
-			return v, fmt.Errorf("check: there is no %q", name)
+			return v, fmt.Errorf("check: unknown check %q", name)
 		}
 		some.Checks = append(some.Checks, v.Checks[i])
 		some.Ready = some.Ready && v.Checks[i].OK

@@ -39,41 +39,43 @@ func (c Config) Validate() error {
 	return err
 }
 
-// Options are what code sets. The zero value is usable.
+// Options are set by code. The zero value is usable.
 type Options struct {
-	Logger   *slog.Logger        // nil logs nothing
-	Gatherer prometheus.Gatherer // nil leaves /metrics out
+	Logger   *slog.Logger        // nil discards
+	Gatherer prometheus.Gatherer // nil disables /metrics
 	Checks   []Check             // none means always ready
 }
 
 const (
-	// readHeaderTimeout frees what a client holds that connects and sends nothing.
+	// readHeaderTimeout disconnects a client that sends nothing.
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 2 * time.Minute
-	// readTimeout is for a request with its body; handlers that take larger bodies set their own.
+	// readTimeout bounds a request with its body. Handlers that accept larger bodies set
+	// their own.
 	readTimeout = 10 * time.Second
-	// writeTimeout is for the largest answer over a slow line. Profiles add the time that they take.
+	// writeTimeout allows the largest response over a slow line. Profiles add their
+	// duration.
 	writeTimeout   = 60 * time.Second
 	maxHeaderBytes = 32 << 10
-	// maxConnections are far more than probes, scrapers and operators keep.
+	// maxConnections is far more than probes, scrapers and operators need.
 	maxConnections       = 512
 	maxConnectionsOfPeer = 64
-	// scrapesAtOnce leaves room for a pair of scrapers and a person.
+	// scrapesAtOnce allows a pair of scrapers and a person.
 	scrapesAtOnce = 4
-	// stopTimeout is for answers being written when Run's context ends.
+	// stopTimeout bounds the wait for responses when Run's context ends.
 	stopTimeout = 5 * time.Second
 )
 
-// Server serves HTTP. Make one with New.
+// Server serves HTTP. Create it with New.
 type Server struct {
 	mux      *http.ServeMux
 	http     *http.Server
 	listener net.Listener
 }
 
-// New checks cfg and binds its address, so that a port in use is reported before
-// anything runs. It starts nothing: clients that connect early wait for Run. A Server
-// that never runs must be closed.
+// New validates cfg and binds its address, so that a port in use is reported before
+// anything runs. It starts nothing: early clients wait for Run. A Server that never runs
+// must be closed.
 func New(cfg Config, opts Options) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("http config: %w", err)
@@ -118,18 +120,19 @@ func New(cfg Config, opts Options) (*Server, error) {
 	return s, nil
 }
 
-// unhurried ends the time for reading when there is no body: net/http goes on reading to notice a
-// client that leaves, and would take the end of that time for it.
+// unhurried clears the read deadline if there is no body: net/http keeps reading to
+// detect a client that disconnects, and would treat an expired deadline as a disconnect.
 func unhurried(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a writer without deadlines is a test's
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // tests use a writer without deadlines
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// stillTrusted refuses requests on connections whose client's authority is gone from the file.
+// stillTrusted refuses requests on connections whose client certificate is no longer
+// trusted.
 func stillTrusted(acceptor *tlsconfig.Acceptor, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := acceptor.Trusted(*r.TLS); err != nil {
@@ -143,7 +146,7 @@ func stillTrusted(acceptor *tlsconfig.Acceptor, next http.Handler) http.Handler 
 
 func alive(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, "ok\n") // fails only when the client has gone
+	_, _ = io.WriteString(w, "ok\n") // fails only if the client has disconnected
 }
 
 func (s *Server) handleProfiles() {
@@ -154,15 +157,15 @@ func (s *Server) handleProfiles() {
 	s.Handle("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
 }
 
-// Handle adds a handler for a pattern of http.ServeMux, at any time. It panics
-// when the pattern is taken or malformed.
+// Handle adds a handler for a pattern of http.ServeMux, at any time. It panics if the
+// pattern is taken or malformed.
 func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
-// Addr is where the server listens, with the port that was picked.
+// Addr returns the listen address with the actual port.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Run serves until ctx ends, then lets answers being written finish for a few
-// seconds. A stop that was asked for returns nil. Run is called once.
+// Run serves until ctx ends, then waits a few seconds for responses in progress. A
+// requested stop returns nil. Call it once.
 func (s *Server) Run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() {
@@ -192,8 +195,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close releases the port of a Server that does not run. After Run it does
-// nothing.
+// Close releases the port of a Server that does not run. After Run it does nothing.
 func (s *Server) Close() error {
 	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close http listener: %w", err)

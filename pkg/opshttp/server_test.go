@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// start runs a server for the length of the test.
+// start runs a server until the test ends.
 func start(t *testing.T, cfg opshttp.Config, opts opshttp.Options) *opshttp.Server {
 	t.Helper()
 	cfg.Listen = "127.0.0.1:0"
@@ -137,8 +137,8 @@ func TestReadyNamesEveryCheckAndItsCause(t *testing.T) {
 	}
 }
 
-// However many ask at once, each thing is checked once, and the checks of one
-// answer run side by side: here each waits for the other.
+// Each check runs once for all concurrent requests, and the checks of one verdict run in
+// parallel: here each waits for the other.
 func TestChecksRunOnceAndInParallel(t *testing.T) {
 	var calls atomic.Int32
 	met := make(chan struct{})
@@ -201,7 +201,7 @@ func TestRunningAnswersFinish(t *testing.T) {
 	cancel()
 	close(release)
 	if got := <-body; got != "done" {
-		t.Errorf("got %q from an answer that was being written at the stop", got)
+		t.Errorf("got %q from a response that was in progress at the stop", got)
 	}
 	http.DefaultClient.CloseIdleConnections()
 	if err := <-done; err != nil {
@@ -245,12 +245,12 @@ func TestCloseReleasesThePortOfAServerThatNeverRan(t *testing.T) {
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		t.Fatalf("the port is still taken: %v", err)
+		t.Fatalf("the port is still in use: %v", err)
 	}
 	l.Close()
 }
 
-// A probe may ask for one condition, whatever the others are.
+// A probe may ask for one condition, regardless of the others.
 func TestReadyForOneCheck(t *testing.T) {
 	s := start(t, opshttp.Config{}, opshttp.Options{Checks: []opshttp.Check{
 		{Name: "kafka", Func: func(context.Context) error { return nil }},
@@ -294,6 +294,6 @@ func TestTLS(t *testing.T) {
 		t.Errorf("status %d over TLS", resp.StatusCode)
 	}
 	if status, _ := get(t, s, "/healthz"); status == http.StatusOK {
-		t.Error("plain text is answered too")
+		t.Error("plain text gets a response, too")
 	}
 }

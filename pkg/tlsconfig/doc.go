@@ -1,13 +1,11 @@
-// Package tlsconfig is how adapters are told to encrypt: one struct for those
-// that connect, [Client], one for those that listen, [Server], and the
-// certificates behind them.
+// Package tlsconfig configures TLS: [Client] for outgoing connections, [Server] for
+// listeners, and the certificates behind them.
 //
-// Certificates expire and are replaced while programs run. The files are looked at again
-// when a connection is made, at most every few seconds, and what they hold is used
-// from then on; connections that exist stay as they are, but those of clients whose authority is gone from
-// the file, which [Acceptor.Run] closes. Files that cannot be
-// used, such as half a pair in the middle of a replacement, leave the last good ones
-// in force and are logged once.
+// Certificates expire and are replaced while programs run. When a connection is made, the
+// files are checked again, at most every few seconds, and their content is used from then
+// on. Existing connections stay open, except those of clients whose authority was removed
+// from the file, which [Acceptor.Run] closes. Files that cannot be used, such as half of
+// a pair during a replacement, leave the last good ones in effect and are logged once.
 //
-// The package starts no goroutines. Everything in it may be used by many at a time.
+// The package starts no goroutines. All types are safe for concurrent use.
 package tlsconfig

@@ -11,23 +11,23 @@ import (
 	"time"
 )
 
-// lookAgain is how long what was read is used without another look. A
-// replacement takes effect that much later; an agent that comes back with a
-// thousand others is not a thousand times three files.
+// lookAgain is how long a reading is used before the files are checked again. A
+// replacement takes effect that much later; a thousand agents that reconnect together
+// cause one reading.
 const lookAgain = 5 * time.Second
 
-// files turns the content of some files into a configuration, anew whenever it has
-// changed. Contents are compared, not times: a mounted secret is replaced by
-// changing a link, and the times behind it may be anything.
+// files builds a configuration from the content of some files, again whenever it changes.
+// It compares contents rather than times: replacing a mounted secret changes a link, and
+// the times behind it are arbitrary.
 type files struct {
-	names []string // as configured, empty ones left out
+	names []string // as configured, without empty ones
 	build func(reading) (*tls.Config, error)
 	log   *slog.Logger
 
 	mu      sync.Mutex
 	looked  time.Time
-	tried   [sha256.Size]byte // what the last look saw
-	trouble string            // why the last look changed nothing, empty when it did
+	tried   [sha256.Size]byte // hash of the last reading
+	trouble string            // why the last reading was rejected, empty if it was used
 	current *tls.Config
 }
 
@@ -44,7 +44,7 @@ func newFiles(log *slog.Logger, names ...string) *files {
 	return f
 }
 
-// first fails where later looks would keep what was there before.
+// first reads the files. Unlike later readings it fails if they cannot be used.
 func (f *files) first() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,7 +56,7 @@ func (f *files) first() error {
 	return err
 }
 
-// now returns the configuration to use. It is shared: nobody may change it.
+// now returns the current configuration. It is shared and must not be changed.
 func (f *files) now() *tls.Config {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -67,7 +67,7 @@ func (f *files) now() *tls.Config {
 	return f.current
 }
 
-// look needs f.mu.
+// look requires f.mu.
 func (f *files) look() {
 	r := f.read()
 	if r.sum == f.tried {
@@ -78,18 +78,18 @@ func (f *files) look() {
 	if err != nil {
 		if text := err.Error(); text != f.trouble {
 			f.trouble = text
-			f.log.Warn("changed certificates cannot be used, those before stay in force", slog.Any("error", err))
+			f.log.Warn("changed certificates cannot be used, keeping the previous ones", slog.Any("error", err))
 		}
 		return
 	}
 	f.current, f.trouble = cfg, ""
-	f.log.Info("changed certificates are in force", slog.Any("files", f.names))
+	f.log.Info("changed certificates are in use", slog.Any("files", f.names))
 }
 
-// reading is what was found in the files at one time.
+// reading is the content of the files at one time.
 type reading struct {
 	contents map[string]content // by name
-	sum      [sha256.Size]byte  // differs when any content does
+	sum      [sha256.Size]byte  // hash of all contents
 }
 
 type content struct {
@@ -111,10 +111,10 @@ func (f *files) read() reading {
 	return r
 }
 
-// pool returns nil when no file is configured.
+// pool returns nil if no file is configured.
 func (r reading) pool(key, name string) (*x509.CertPool, error) {
 	if name == "" {
-		return nil, nil //nolint:nilnil // nil is the system's pool, or no pool
+		return nil, nil //nolint:nilnil // nil means the system's pool, or no pool
 	}
 	c := r.contents[name]
 	if c.err != nil {
@@ -127,7 +127,7 @@ func (r reading) pool(key, name string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// pair returns nil when no file is configured.
+// pair returns nil if no file is configured.
 func (r reading) pair(key, certFile, keyFile string) ([]tls.Certificate, error) {
 	if certFile == "" {
 		return nil, nil

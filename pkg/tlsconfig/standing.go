@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Acceptor is what a listener needs: a configuration that follows the files, and which of the
-// connections made under it are still trusted.
+// Acceptor is a listener's TLS: a configuration that follows the files, and the
+// connections that are still trusted under it.
 type Acceptor struct {
 	files     *files
 	log       *slog.Logger
@@ -21,23 +21,24 @@ type Acceptor struct {
 
 	mu       sync.Mutex
 	standing map[*standing]struct{}
-	judged   *tls.Config // what trusts is about
+	judged   *tls.Config // the configuration that trusts was computed for
 	trusts   map[*x509.Certificate]time.Time
 }
 
-// rememberedTrusts bounds the certificates of connections that Trusted knows to be good; it is some times what
-// a server has connections, at two words each.
+// rememberedTrusts bounds the cached certificates. It is several times the connections of
+// a server, at two words each.
 const rememberedTrusts = 1 << 14
 
-// standing is a connection whose client showed a certificate.
+// standing is a connection whose client presented a certificate.
 type standing struct {
 	conn  io.Closer
 	chain []*x509.Certificate
 }
 
-var errNoCertificate = errors.New("the client showed no certificate")
+var errNoCertificate = errors.New("the client presented no certificate")
 
-// Config is good for any number of connections, and follows the files.
+// Config returns a configuration that follows the files. It can serve any number of
+// connections.
 func (a *Acceptor) Config() *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
@@ -46,9 +47,9 @@ func (a *Acceptor) Config() *tls.Config {
 	}
 }
 
-// Trusted tells whether a client of that connection would be let in now: nil, or why not. It may be asked for
-// every request: the answer for a connection is worked out anew only when the files have changed, or when one of its
-// certificates may have expired.
+// Trusted returns nil if the connection's client would be accepted now, otherwise the
+// reason. It is cheap enough for every request: the result for a connection is cached
+// until the files change or one of its certificates may have expired.
 func (a *Acceptor) Trusted(state tls.ConnectionState) error {
 	cfg, chain := a.files.now(), state.PeerCertificates
 	if cfg.ClientCAs == nil || len(chain) == 0 {
@@ -81,7 +82,7 @@ func (a *Acceptor) Trusted(state tls.ConnectionState) error {
 	return nil
 }
 
-// trustedFor bounds how long an answer holds although an authority may have expired.
+// trustedFor bounds how long a cached result outlives the expiry of an authority.
 const trustedFor = time.Minute
 
 func trusted(cfg *tls.Config, chain []*x509.Certificate) error {
@@ -103,9 +104,10 @@ func trusted(cfg *tls.Config, chain []*x509.Certificate) error {
 	return nil
 }
 
-// Track has Run close conn when its client is trusted no longer. Call forget when it has ended. It fails when the
-// client is not trusted now: the authority may have been removed since the handshake began. Then conn is the
-// caller's to close.
+// Track registers conn to be closed by Run when its client is no longer trusted. Call
+// forget when conn has ended. Track fails if the client is not trusted now, because the
+// authority may have been removed since the handshake began; then the caller must close
+// conn.
 func (a *Acceptor) Track(conn io.Closer, state tls.ConnectionState) (forget func(), err error) {
 	s := &standing{conn: conn, chain: state.PeerCertificates}
 	a.mu.Lock()
@@ -116,7 +118,7 @@ func (a *Acceptor) Track(conn io.Closer, state tls.ConnectionState) (forget func
 		defer a.mu.Unlock()
 		delete(a.standing, s)
 	}
-	// Only now: what changes from here on is for Run.
+	// Check only now: Run handles changes from here on.
 	if err := a.Trusted(state); err != nil {
 		forget()
 		return nil, err
@@ -124,8 +126,8 @@ func (a *Acceptor) Track(conn io.Closer, state tls.ConnectionState) (forget func
 	return forget, nil
 }
 
-// Run looks at the files every few seconds until ctx ends. When they have changed, it closes the
-// connections whose clients would not be let in any more.
+// Run checks the files every few seconds until ctx ends. When they have changed, it
+// closes the connections of clients that would no longer be accepted.
 func (a *Acceptor) Run(ctx context.Context) {
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
@@ -157,6 +159,6 @@ func (a *Acceptor) closeUntrusted(cfg *tls.Config) {
 		_ = s.conn.Close() // it may have ended by itself
 	}
 	if len(gone) > 0 {
-		a.log.Warn("connections closed whose certificates are trusted no longer", slog.Int("connections", len(gone)))
+		a.log.Warn("closed connections whose client certificates are no longer trusted", slog.Int("connections", len(gone)))
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// Of two clients with certificates of two authorities, the one whose authority is taken out of the file loses
-// its connection, and the other one keeps it.
-func TestARemovedAuthorityEndsConnections(t *testing.T) {
+// Of two clients with certificates of two authorities, only the one whose authority is
+// removed from the file loses its connection.
+func TestRemovedAuthorityEndsConnections(t *testing.T) {
 	leaving, staying := newAuthority(t), newAuthority(t)
 	server := newDir(t, staying, "server")
 	server.write(t, "ca.pem", append(leaving.pem(), staying.pem()...))
@@ -68,7 +68,7 @@ func TestARemovedAuthorityEndsConnections(t *testing.T) {
 			t.Errorf("a client of an authority in the file: %v", err)
 		}
 		if n := testing.AllocsPerRun(100, func() { _ = acceptor.Trusted(state) }); n > 0 {
-			t.Errorf("asking again allocates %v times, so that it verifies the certificate for every request", n)
+			t.Errorf("a repeated call allocates %v times, so it verifies the certificate for every request", n)
 		}
 	}
 	server.write(t, "ca.pem", staying.pem())
@@ -80,11 +80,11 @@ func TestARemovedAuthorityEndsConnections(t *testing.T) {
 		t.Error("a client of the removed authority is trusted")
 	}
 	if _, err := acceptor.Track(serverOfLeaving, serverOfLeaving.(*tls.Conn).ConnectionState()); err == nil {
-		t.Error("a handshake that began before the authority was removed is let in after it")
+		t.Error("a handshake that began before the authority was removed succeeded after it")
 	}
 	go func() { _, _ = serverOfStaying.Write([]byte("x")) }()
 	if _, err := io.ReadFull(stays, make([]byte, 1)); err != nil {
-		t.Errorf("the connection under the authority that stays: %v", err)
+		t.Errorf("the connection under the remaining authority: %v", err)
 	}
 }
 

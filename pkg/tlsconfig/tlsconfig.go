@@ -9,8 +9,7 @@ import (
 	"net"
 )
 
-// Client is how connections that we make are encrypted. The zero value is plain
-// text.
+// Client configures TLS for outgoing connections. The zero value is plain text.
 type Client struct {
 	Enabled            bool   `mapstructure:"enabled" doc:"use TLS; the addresses then name ports that speak it"`
 	CAFile             string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
@@ -20,17 +19,17 @@ type Client struct {
 	InsecureSkipVerify bool   `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
 }
 
-// Validate reports what is wrong, by keys under key. It reads no file.
+// Validate reports problems by keys under key. It does no I/O.
 func (c Client) Validate(key string) error {
 	return checkPair(key, c.CertFile, c.KeyFile)
 }
 
-// Source reads the files once, so that a mistake shows at the start, and returns what
-// makes configurations from then on. Errors name keys under key. It returns nil when
-// TLS is off. A nil logger logs nothing.
+// Source reads the files once, so that a mistake shows at the start, and returns the
+// source of later configurations. Errors name keys under key. It returns nil if TLS is
+// disabled. A nil logger discards.
 func (c Client) Source(key string, log *slog.Logger) (*Source, error) {
 	if !c.Enabled {
-		return nil, nil //nolint:nilnil // nil is plain text, for every library that takes a *tls.Config too
+		return nil, nil //nolint:nilnil // nil means plain text, as in libraries that take a *tls.Config
 	}
 	s := &Source{files: newFiles(log, c.CAFile, c.CertFile, c.KeyFile)}
 	s.files.build = func(r reading) (*tls.Config, error) {
@@ -52,12 +51,12 @@ func (c Client) Source(key string, log *slog.Logger) (*Source, error) {
 	return s, nil
 }
 
-// Source makes the configuration of each new connection.
+// Source provides the configuration of each new connection.
 type Source struct{ files *files }
 
-// Config returns the configuration for one connection, which is the caller's to
-// change. Ask again for the next one: it may have newer certificates. A nil
-// Source returns nil.
+// Config returns a configuration for one connection, which the caller may change. Call it
+// again for the next connection, because certificates may have changed. A nil Source
+// returns nil.
 func (s *Source) Config() *tls.Config {
 	if s == nil {
 		return nil
@@ -65,8 +64,8 @@ func (s *Source) Config() *tls.Config {
 	return s.files.now().Clone()
 }
 
-// Encrypt makes conn, a connection to addr, an encrypted one, handshake included;
-// after an error conn is closed. A nil Source returns conn itself.
+// Encrypt performs the TLS handshake on conn, a connection to addr, and returns the
+// encrypted connection. It closes conn on error. A nil Source returns conn.
 func (s *Source) Encrypt(ctx context.Context, conn net.Conn, addr string) (net.Conn, error) {
 	if s == nil {
 		return conn, nil
@@ -88,16 +87,16 @@ func (s *Source) Encrypt(ctx context.Context, conn net.Conn, addr string) (net.C
 	return encrypted, nil
 }
 
-// Server is how connections that we accept are encrypted. The zero value is plain
-// text. With a certificate, TLS is required; with authorities for clients too, clients
-// must show a certificate signed by one of them.
+// Server configures TLS for a listener. The zero value is plain text. With a certificate,
+// TLS is required; with client authorities, clients must present a certificate signed by
+// one of them.
 type Server struct {
 	CertFile     string `mapstructure:"cert_file" doc:"PEM certificate chain of the server; empty means plain text"`
 	KeyFile      string `mapstructure:"key_file" doc:"PEM private key of cert_file"`
 	ClientCAFile string `mapstructure:"client_ca_file" doc:"PEM certificates that sign clients; set, a client without a certificate is refused"`
 }
 
-// Validate reports every problem at once, by keys under key. It reads no file.
+// Validate reports every problem at once, by keys under key. It does no I/O.
 func (s Server) Validate(key string) error {
 	err := checkPair(key, s.CertFile, s.KeyFile)
 	if s.ClientCAFile != "" && s.CertFile == "" {
@@ -107,11 +106,11 @@ func (s Server) Validate(key string) error {
 }
 
 // Acceptor reads the files once, so that a mistake shows at the start. Errors name keys
-// under key. It returns nil when no certificate is given. A nil logger logs nothing.
-// protocols are offered by ALPN, the best first; none offers nothing.
+// under key. It returns nil if no certificate is configured. A nil logger discards.
+// protocols are offered by ALPN, most preferred first.
 func (s Server) Acceptor(key string, log *slog.Logger, protocols ...string) (*Acceptor, error) {
 	if s.CertFile == "" {
-		return nil, nil //nolint:nilnil // nil is plain text
+		return nil, nil //nolint:nilnil // nil means plain text
 	}
 	f := newFiles(log, s.ClientCAFile, s.CertFile, s.KeyFile)
 	f.build = func(r reading) (*tls.Config, error) {
@@ -132,8 +131,8 @@ func (s Server) Acceptor(key string, log *slog.Logger, protocols ...string) (*Ac
 	return &Acceptor{files: f, log: f.log, protocols: protocols, standing: make(map[*standing]struct{})}, nil
 }
 
-// Config is the configuration of an Acceptor, for listeners that do not end connections; nil
-// is plain text.
+// Config returns the configuration of an Acceptor, for listeners that do not close
+// connections. Nil means plain text.
 func (s Server) Config(key string, log *slog.Logger, protocols ...string) (*tls.Config, error) {
 	a, err := s.Acceptor(key, log, protocols...)
 	if a == nil || err != nil {

@@ -24,7 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// authority signs certificates for one test.
+// authority signs the certificates of one test.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -39,7 +39,7 @@ func newAuthority(t *testing.T) authority {
 	return a
 }
 
-// issue signs template with the authority, or with itself when that is zero.
+// issue signs template with the authority, or self-signs it if the authority is zero.
 func issue(t *testing.T, a authority, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -67,7 +67,7 @@ func (a authority) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// leaf returns a certificate for 127.0.0.1 and for name, usable on both sides.
+// leaf returns a certificate for 127.0.0.1 and name, for both sides.
 func (a authority) leaf(t *testing.T, name string) (cert, key []byte) {
 	t.Helper()
 	c, k := issue(t, a, &x509.Certificate{
@@ -111,7 +111,7 @@ func (d dir) server() tlsconfig.Server {
 	return tlsconfig.Server{ClientCAFile: d.path("ca.pem"), CertFile: d.path("cert.pem"), KeyFile: d.path("key.pem")}
 }
 
-// side is a pair of what the two sides of a connection use.
+// side is the configuration of both sides of a connection.
 type side struct {
 	client *tlsconfig.Source
 	server *tls.Config
@@ -132,7 +132,7 @@ func newSide(t *testing.T, client tlsconfig.Client, server tlsconfig.Server) sid
 	return s
 }
 
-// handshake connects and returns the names that the sides showed each other.
+// handshake connects and returns the names in the certificates that the sides presented.
 func (s side) handshake() (client, server string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") // not a pipe: an alert is written while nobody reads
 	if err != nil {
@@ -155,7 +155,7 @@ func (s side) handshake() (client, server string, err error) {
 		err := far.Handshake()
 		if err != nil {
 			b.Close()
-		} else { // a refusal comes after the client's own part of the handshake
+		} else { // a refusal arrives after the client's own part of the handshake
 			_, err = far.Write([]byte("!"))
 		}
 		done <- err
@@ -182,7 +182,7 @@ func (s side) expect(t *testing.T, client, server string) {
 	}
 }
 
-func TestBothSidesShowTheirCertificates(t *testing.T) {
+func TestBothSidesPresentTheirCertificates(t *testing.T) {
 	a := newAuthority(t)
 	near, far := newDir(t, a, "near"), newDir(t, a, "far")
 	newSide(t, near.client(), far.server()).expect(t, "near", "far")
@@ -200,16 +200,16 @@ func TestBothSidesShowTheirCertificates(t *testing.T) {
 	trusting.InsecureSkipVerify = true
 	for name, client := range map[string]tlsconfig.Client{"trusts others": stranger.client(), "is trusted by others": trusting} {
 		if _, _, err := newSide(t, client, far.server()).handshake(); err == nil {
-			t.Errorf("a client that %s was let in", name)
+			t.Errorf("a client that %s was accepted", name)
 		}
 	}
 }
 
-// laterLook lets the time pass, virtually, until files are looked at again.
+// laterLook advances virtual time until the files are checked again.
 func laterLook() { time.Sleep(5 * time.Second) } //nolint:forbidigo // in a bubble of synctest it costs no time
 
-// Everything is replaced: authority, certificates and keys of both sides, as when a
-// mounted secret changes.
+// Authority, certificates and keys of both sides are replaced, as when a mounted secret
+// changes.
 func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, fresh := newAuthority(t), newAuthority(t)
@@ -225,7 +225,7 @@ func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
 		}
 		replace(near, fresh, "new near")
 		replace(far, fresh, "new far")
-		s.expect(t, "near", "far") // not looked at yet
+		s.expect(t, "near", "far") // not checked yet
 		laterLook()
 		s.expect(t, "new near", "new far")
 	})
@@ -238,7 +238,7 @@ func TestFilesThatCannotBeUsedChangeNothing(t *testing.T) {
 		s := newSide(t, near.client(), far.server())
 
 		cert, key := a.leaf(t, "new far")
-		far.write(t, "cert.pem", cert) // and the key of the old one
+		far.write(t, "cert.pem", cert) // with the key of the old one
 		for range 3 {
 			laterLook()
 			s.expect(t, "near", "far")
@@ -326,7 +326,7 @@ func TestOffIsPlainText(t *testing.T) {
 	}
 }
 
-// What is handed out belongs to the caller.
+// Each configuration belongs to its caller.
 func TestConfigurationsAreNotShared(t *testing.T) {
 	source, err := newDir(t, newAuthority(t), "near").client().Source("tls", nil)
 	if err != nil {

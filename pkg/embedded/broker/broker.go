@@ -1,12 +1,11 @@
-// Package broker runs Kafka inside this process: franz-go's kfake, which
-// speaks the protocol on a real port and keeps its data in a directory.
+// Package broker runs Kafka inside this process: franz-go's kfake, which serves the
+// protocol on a real port and stores its data in a directory.
 //
-// It is what `metaflow-server standalone` and the tests use in place of Apache Kafka.
-// One node, no replication. Topics are not created by mentioning them.
+// `metaflow-server standalone` and the tests use it in place of Apache Kafka. It is one
+// node without replication. It does not create topics automatically.
 //
-// What a producer got an acknowledgement for, and what a consumer committed, is
-// there again after a restart and after the process was killed. It also
-// survives the machine losing power only with Options.SyncWrites.
+// Acknowledged records and committed offsets survive a restart and a kill of the process.
+// They survive a power loss only with Options.SyncWrites.
 package broker
 
 import (
@@ -25,24 +24,24 @@ import (
 
 // Options are set by code.
 type Options struct {
-	// Listen is the address to listen on, which is also the one that clients are
-	// told: host and port, where port 0 picks a free one. Empty means 127.0.0.1:9092.
+	// Listen is the host:port to listen on and to advertise to clients; port 0 picks a
+	// free one. Empty means 127.0.0.1:9092.
 	Listen string
-	// DataDir keeps the data; it is created when missing. Empty keeps the data in memory.
+	// DataDir stores the data and is created if missing. Empty keeps the data in memory.
 	DataDir string
-	// SyncWrites makes every write reach the disk before it is acknowledged.
+	// SyncWrites syncs every write to disk before it is acknowledged.
 	SyncWrites bool
-	// TLS makes the listener use TLS. nil does not.
+	// TLS enables TLS on the listener. Nil disables it.
 	TLS *tls.Config
-	// Users may log in by SASL, and then everybody must. None lets everybody in.
+	// Users may log in by SASL, which is then required. If empty, no login is required.
 	Users []User
 	// Settings are broker settings under their Kafka names, such as message.max.bytes.
 	Settings map[string]string
-	// Logger gets the broker's warnings and errors. nil discards.
+	// Logger receives the broker's warnings and errors. Nil discards.
 	Logger *slog.Logger
 }
 
-// User is a login with every permission.
+// User is a login with all permissions.
 type User struct {
 	Mechanism string // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
 	Name      string
@@ -51,7 +50,7 @@ type User struct {
 
 const defaultListen = "127.0.0.1:9092"
 
-// Broker is a running broker. Close it.
+// Broker is a running broker. The caller must close it.
 type Broker struct {
 	cluster *kfake.Cluster
 	addr    string
@@ -59,7 +58,7 @@ type Broker struct {
 	close   sync.Once
 }
 
-// Start listens and serves until Close. When it returns, clients can connect.
+// Start listens and serves until Close. Clients can connect when it returns.
 func Start(opts Options) (*Broker, error) {
 	if opts.Listen == "" {
 		opts.Listen = defaultListen
@@ -70,7 +69,7 @@ func Start(opts Options) (*Broker, error) {
 	ln, err := net.Listen("tcp", opts.Listen)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("start kafka on %s: another program uses this port; choose another one: %w", opts.Listen, err)
+			return nil, fmt.Errorf("start kafka on %s: the port is in use; choose another one: %w", opts.Listen, err)
 		}
 		return nil, fmt.Errorf("start kafka on %s: %w", opts.Listen, err)
 	}
@@ -115,11 +114,11 @@ func options(opts Options, ln net.Listener) []kfake.Opt {
 // Addr returns the host:port that clients connect to.
 func (b *Broker) Addr() string { return b.addr }
 
-// Cluster returns the broker's own interface, through which tests inject
-// faults (Cluster.ControlKey).
+// Cluster returns kfake's own interface, with which tests inject faults
+// (Cluster.ControlKey).
 func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
 
-// Close writes what is not written yet and stops serving. Further calls do nothing.
+// Close flushes pending writes and stops serving. Further calls do nothing.
 func (b *Broker) Close() error {
 	var err error
 	b.close.Do(func() {
@@ -129,8 +128,8 @@ func (b *Broker) Close() error {
 	return err
 }
 
-// lock makes sure that nobody else uses the directory: two brokers on one would
-// destroy each other's data. The lock ends with the process, however it ends.
+// lock ensures that no other broker uses the directory: two brokers would destroy each
+// other's data. The lock ends with the process, however it ends.
 func lock(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("create data directory: %w", err)

@@ -19,7 +19,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 )
 
-// helperDir tells the test binary to be the broker of a data directory, until it is killed.
+// helperDir makes the test binary run the broker of a data directory until it is killed.
 const helperDir = "METAFLOW_TEST_BROKER_DIR"
 
 func TestMain(m *testing.M) {
@@ -44,7 +44,7 @@ const (
 	noise = "metaflow.noise"
 )
 
-// client has connections of its own, which end with the test.
+// client returns a client with its own connections, which close with the test.
 func client(t *testing.T, addr string) *kafkago.Client {
 	t.Helper()
 	transport := &kafkago.Transport{}
@@ -173,7 +173,7 @@ func TestDataSurvivesRestart(t *testing.T) {
 	}
 }
 
-// What was acknowledged or committed is there after the process was killed in the middle of it.
+// Acknowledged records and committed offsets survive a kill in the middle of writing.
 func TestDataSurvivesKill(t *testing.T) {
 	dir := t.TempDir()
 	var want []string
@@ -202,7 +202,7 @@ func TestDataSurvivesKill(t *testing.T) {
 			produce(t, c, value)
 			want = append(want, value)
 		}
-		// Somebody is still writing when it dies; half a record may be left of that.
+		// A client is still writing when the broker dies; half a record may remain.
 		written, stopped := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(stopped)
@@ -245,7 +245,7 @@ func TestStartRefusals(t *testing.T) {
 		opts broker.Options
 		want []string
 	}{
-		"port taken":             {broker.Options{Listen: taken.Addr().String()}, []string{taken.Addr().String(), "another program uses this port"}},
+		"port taken":             {broker.Options{Listen: taken.Addr().String()}, []string{taken.Addr().String(), "the port is in use"}},
 		"directory in use":       {broker.Options{Listen: "127.0.0.1:0", DataDir: used}, []string{used, "another process uses it"}},
 		"directory is a file":    {broker.Options{Listen: "127.0.0.1:0", DataDir: file}, []string{file}},
 		"address makes no sense": {broker.Options{Listen: "nowhere"}, []string{"nowhere"}},
@@ -255,7 +255,7 @@ func TestStartRefusals(t *testing.T) {
 			b, err := broker.Start(tc.opts)
 			if err == nil {
 				_ = b.Close()
-				t.Fatal("it started")
+				t.Fatal("Start succeeded")
 			}
 			for _, word := range tc.want {
 				if !strings.Contains(err.Error(), word) {
@@ -273,11 +273,11 @@ func TestTopicsAreNotCreatedByMention(t *testing.T) {
 		t.Fatal(err)
 	}
 	if res.Topics[0].Error == nil {
-		t.Error("a topic was created by asking for it")
+		t.Error("a request for metadata created the topic")
 	}
 }
 
-// What SyncWrites costs: batches of 64 KiB, one after the other.
+// BenchmarkProduce measures the cost of SyncWrites: batches of 64 KiB, one after another.
 func BenchmarkProduce(b *testing.B) {
 	for name, sync := range map[string]bool{"written": false, "synced": true} {
 		b.Run(name, func(b *testing.B) {

@@ -2,9 +2,9 @@ package chengine
 
 import "syscall"
 
-// childAttributes puts the child into a process group of its own, out of reach
-// of Ctrl-C at our terminal, and has the kernel kill it when we end: waiting for
-// the end of its input would let it hold the data directory for a while.
+// childAttributes puts the child into its own process group, so Ctrl-C at the terminal
+// does not reach it, and makes the kernel kill it when this process ends: if it waited
+// for the end of its input, it would hold the data directory for a while.
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

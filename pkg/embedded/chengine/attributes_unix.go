@@ -4,8 +4,9 @@ package chengine
 
 import "syscall"
 
-// childAttributes puts the child into a process group of its own, out of reach
-// of Ctrl-C at our terminal. The end of its input ends it after we are gone.
+// childAttributes puts the child into its own process group, so Ctrl-C at the terminal
+// does not reach it. The child ends when its standard input closes after this process has
+// ended.
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }

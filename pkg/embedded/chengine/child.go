@@ -9,17 +9,17 @@ import (
 	"github.com/ebitengine/purego"
 )
 
-// childVariable holds the library's path in the environment of the copy of this
-// program that is to become the engine.
+// childVariable is the environment variable with the library's path, set for the copy of
+// this program that becomes the engine.
 const childVariable = "METAFLOW_ENGINE_CHILD"
 
-// hooked says that this program called MaybeRunChild. Without that a copy of it
-// would run the whole program again instead of the engine, and start copies itself.
+// hooked records that this program called MaybeRunChild. Otherwise a copy would run the
+// whole program instead of the engine, and start further copies.
 var hooked bool
 
-// MaybeRunChild turns the process into the engine when [Start] in another copy
-// of this program asked for it, and then does not return. Call it first in
-// main, and first in TestMain of packages whose tests start an engine.
+// MaybeRunChild turns the process into the engine and does not return, if [Start] in
+// another copy of this program asked for it. Call it first in main, and first in TestMain
+// of packages whose tests start an engine.
 func MaybeRunChild() {
 	hooked = true
 	library := os.Getenv(childVariable)
@@ -33,8 +33,8 @@ func MaybeRunChild() {
 	os.Exit(0) //nolint:forbidigo // as above
 }
 
-// runLibrary calls clickhouse-local's main with args and returns when it ended,
-// which is when standard input does. What went wrong inside is on standard error.
+// runLibrary calls clickhouse-local's main with args and returns when it has ended, after
+// standard input has. Its errors are on standard error.
 func runLibrary(library string, args []string) error {
 	handle, err := purego.Dlopen(library, purego.RTLD_NOW|purego.RTLD_GLOBAL)
 	if err != nil {
@@ -47,7 +47,7 @@ func runLibrary(library string, args []string) error {
 	var queryCmdline func(argc int32, argv unsafe.Pointer) uintptr
 	purego.RegisterLibFunc(&queryCmdline, handle, entry)
 
-	argv := make([]*byte, len(args)+1) // ends with nil, as C's main has it
+	argv := make([]*byte, len(args)+1) // nil-terminated, as in C
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	for i, arg := range args {

@@ -17,11 +17,11 @@ const (
 	configFile = "engine.xml"
 )
 
-// ports are where one attempt listens.
+// ports are the ports of one attempt.
 type ports struct{ native, http int }
 
-// command builds the child's command line and writes its configuration into
-// dir, which is absolute and ours. name is what the server calls itself.
+// command builds the child's command line and writes its configuration into dir, which
+// must be absolute and locked. name is the server's display name.
 func command(p program, o Options, dir, name string, at ports) (*exec.Cmd, error) {
 	config := filepath.Join(dir, configFile)
 	if err := os.WriteFile(config, renderConfig(o, dir, name, at), 0o600); err != nil {
@@ -33,8 +33,8 @@ func command(p program, o Options, dir, name string, at ports) (*exec.Cmd, error
 	return libraryCommand(p.library, dir, config, at)
 }
 
-// libraryCommand runs this executable again as clickhouse-local. Its last query
-// reads standard input to the end: that keeps the listeners up until we close it.
+// libraryCommand runs this executable again as clickhouse-local. Its last query reads
+// standard input to the end, which keeps the listeners open until the input is closed.
 func libraryCommand(library, dir, config string, at ports) (*exec.Cmd, error) {
 	if !hooked {
 		return nil, errors.New("this program does not call chengine.MaybeRunChild first")
@@ -69,8 +69,8 @@ func serverCommand(binary, dir, config string) *exec.Cmd {
 	return cmd
 }
 
-// renderConfig writes the configuration that both kinds of engine read. The
-// caches default to many gigabytes, which the memory limit would not leave room for.
+// renderConfig returns the configuration for both kinds of engine. The caches default to
+// many gigabytes, more than the memory limit allows.
 func renderConfig(o Options, dir, name string, at ports) []byte {
 	memory := o.MaxMemoryBytes
 	if memory == 0 {
@@ -79,11 +79,11 @@ func renderConfig(o Options, dir, name string, at ports) []byte {
 	var b bytes.Buffer
 	element := func(name string, value any) {
 		fmt.Fprintf(&b, "  <%s>", name)
-		_ = xml.EscapeText(&b, fmt.Append(nil, value)) // a bytes.Buffer takes everything
+		_ = xml.EscapeText(&b, fmt.Append(nil, value)) // a bytes.Buffer never fails
 		fmt.Fprintf(&b, "</%s>\n", name)
 	}
 	b.WriteString("<clickhouse>\n  <logger><level>error</level><console>1</console></logger>\n")
-	element("log-level", "error") // what clickhouse-local reads instead; its default is trace, which costs
+	element("log-level", "error") // clickhouse-local reads this instead; its default, trace, is expensive
 	element("display_name", name)
 	element("path", dir+"/")
 	element("tmp_path", dir+"/tmp/")
@@ -93,13 +93,13 @@ func renderConfig(o Options, dir, name string, at ports) []byte {
 	element("max_server_memory_usage", memory)
 	element("mark_cache_size", memory/8)
 	element("primary_index_cache_size", memory/8)
-	// An idle connection looks for the end of the server only so often, in
-	// seconds, and holds it up that long; the default is 10.
-	// Through a view, a filter on an attribute's value reaches the index for it
-	// only when map keys are not read as subcolumns.
+	// An idle connection checks for a server shutdown only every poll_interval seconds,
+	// default 10, and delays the shutdown that long. Through a view, a filter on an
+	// attribute's value uses its index only if map keys are not read as subcolumns.
 	b.WriteString("  <profiles><default><poll_interval>1</poll_interval>" +
 		"<optimize_functions_to_subcolumns>0</optimize_functions_to_subcolumns></default></profiles>\n")
-	// Only a full server reads these: a user without a password, from this machine.
+	// Only a full server reads the following: a user without a password, from this
+	// machine.
 	element("user_files_path", dir+"/user_files/")
 	fmt.Fprintf(&b, "  <user_directories><users_xml><path>%s</path></users_xml></user_directories>\n", configFile)
 	b.WriteString("  <users><default><password></password><networks><ip>127.0.0.1</ip><ip>::1</ip></networks>" +

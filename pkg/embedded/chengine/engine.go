@@ -20,21 +20,21 @@ import (
 	"time"
 )
 
-// Engine is a running server. It is made by Start and ended by Stop.
+// Engine is a running server, from Start to Stop.
 type Engine struct {
 	cmd      *exec.Cmd
 	stdin    io.Closer
 	at       ports
-	server   bool // a full server: it ends by a signal, not with its input
+	server   bool // a full server, which ends by a signal and not with its input
 	output   *output
 	stopping atomic.Bool
 	done     chan struct{}
 	err      error // set before done is closed
 }
 
-// Start runs an engine on o.DataDir and returns when it answers queries. ctx
-// bounds the start alone: the engine lives until Stop, or until this process ends.
-// A port given as 0 is chosen anew when another program takes it meanwhile.
+// Start runs an engine on o.DataDir and returns when it responds to queries. ctx bounds
+// only the start: the engine runs until Stop or the end of this process. If another
+// program takes a port chosen for 0 in the meantime, Start chooses a new one.
 func Start(ctx context.Context, o Options) (*Engine, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("engine options: %w", err)
@@ -70,7 +70,7 @@ func startOnce(ctx context.Context, p program, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close() // the child's copy holds on
+	defer lock.Close() // the child's copy keeps the lock
 	at, err := choosePorts(o)
 	if err != nil {
 		return nil, err
@@ -90,7 +90,7 @@ func startOnce(ctx context.Context, p program, o Options) (*Engine, error) {
 	cmd.ExtraFiles = []*os.File{lock}
 	cmd.Stderr = e.output
 	cmd.SysProcAttr = childAttributes()
-	cmd.WaitDelay = time.Second // a grandchild that kept our pipe must not hold up the end
+	cmd.WaitDelay = time.Second // a grandchild that kept the pipe must not delay the end
 	if e.stdin, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -108,9 +108,9 @@ func startOnce(ctx context.Context, p program, o Options) (*Engine, error) {
 	return e, nil
 }
 
-// supervise starts the child and waits for it, all on one thread: the kernel
-// kills the child when the thread that started it ends, and the runtime may end
-// any thread that no goroutine is locked to.
+// supervise starts the child and waits for it on one locked OS thread: the kernel kills
+// the child when the thread that started it ends, and the runtime may end any unlocked
+// thread.
 func (e *Engine) supervise(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -140,11 +140,11 @@ func (e *Engine) death(wait error) error {
 	return fmt.Errorf("%w: %s", errEnded, cause)
 }
 
-// errEnded says that the child ended without being asked to.
+// errEnded means that the child ended without being asked to.
 var errEnded = errors.New("clickhouse engine ended")
 
-// waitReady asks for the server's name until ours answers. A stranger may listen
-// where our child is about to fail to.
+// waitReady queries the server's name until the child responds. Another program may be
+// listening on the port that the child fails to bind.
 func (e *Engine) waitReady(ctx context.Context, name string) error {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	const interval = 20 * time.Millisecond // a start takes about 300 ms
@@ -152,20 +152,20 @@ func (e *Engine) waitReady(ctx context.Context, name string) error {
 	defer tick.Stop()
 	for {
 		if e.askName(ctx, client) == name {
-			return nil // both sockets listen before either answers
+			return nil // both ports are bound before either responds
 		}
 		select {
 		case <-e.done:
 			return e.err
 		case <-ctx.Done():
-			return fmt.Errorf("wait for its first answer: %w", ctx.Err())
+			return fmt.Errorf("wait for its first response: %w", ctx.Err())
 		case <-tick.C:
 		}
 	}
 }
 
-// askName returns what the server that listens on our HTTP port calls itself, or
-// nothing while there is none.
+// askName returns the display name of the server on the HTTP port, or "" if there is
+// none.
 func (e *Engine) askName(ctx context.Context, client *http.Client) string {
 	const query = "/?query=SELECT%20displayName()"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+e.HTTPAddr()+query, nil)
@@ -185,20 +185,20 @@ func (e *Engine) askName(ctx context.Context, client *http.Client) string {
 	return strings.TrimSpace(string(body))
 }
 
-// NativeAddr is the host:port of the native protocol.
+// NativeAddr returns the host:port of the native protocol.
 func (e *Engine) NativeAddr() string { return addr(e.at.native) }
 
-// HTTPAddr is the host:port of the HTTP protocol.
+// HTTPAddr returns the host:port of the HTTP protocol.
 func (e *Engine) HTTPAddr() string { return addr(e.at.http) }
 
-// PID is the child's process id, for reading its use of CPU and memory.
+// PID returns the child's process id, for measuring its CPU and memory.
 func (e *Engine) PID() int { return e.cmd.Process.Pid }
 
-// Done is closed when the child has ended, asked to or not.
+// Done is closed when the child has ended for any reason.
 func (e *Engine) Done() <-chan struct{} { return e.done }
 
-// Err says why the child ended without being asked to. It is nil while the
-// child lives and after a Stop.
+// Err returns why the child ended unexpectedly. It is nil while the child runs and after
+// Stop.
 func (e *Engine) Err() error {
 	select {
 	case <-e.done:
@@ -208,9 +208,9 @@ func (e *Engine) Err() error {
 	}
 }
 
-// Stop lets the engine finish its queries and end, and returns when it has.
-// When ctx ends first the child is killed, which costs no stored data, and the
-// error says so. A second Stop, or one after an unexpected end, returns nil.
+// Stop lets the engine finish its queries and end, and returns when it has. If ctx ends
+// first, Stop kills the child, which loses no stored data, and returns an error. A second
+// Stop, or one after an unexpected end, returns nil.
 func (e *Engine) Stop(ctx context.Context) error {
 	e.stopping.Store(true)
 	_ = e.stdin.Close() // it may be closed already
@@ -233,8 +233,8 @@ func (e *Engine) kill() {
 
 func addr(port int) string { return net.JoinHostPort(listenHost, strconv.Itoa(port)) }
 
-// choosePorts replaces zeros by ports that were free a moment ago. Both are held
-// at once, so that they differ.
+// choosePorts replaces zeros by currently free ports. It holds both at once, so that they
+// differ.
 func choosePorts(o Options) (ports, error) {
 	at := ports{native: o.NativePort, http: o.HTTPPort}
 	for _, port := range []*int{&at.native, &at.http} {

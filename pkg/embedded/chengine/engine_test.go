@@ -21,11 +21,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
-// parentVariable turns the test binary into a program that starts an engine in
-// the named directory, says so and waits to be killed.
+// parentVariable turns the test binary into a program that starts an engine in the named
+// directory, prints its address and waits to be killed.
 const parentVariable = "CHENGINE_TEST_PARENT"
 
-// fakeServerVariable turns it into a clickhouse binary.
+// fakeServerVariable turns the test binary into a clickhouse binary.
 const fakeServerVariable = "CHENGINE_TEST_SERVER"
 
 func TestMain(m *testing.M) {
@@ -84,7 +84,7 @@ func TestDataSurvivesRestart(t *testing.T) {
 	}
 }
 
-// A killed program leaves no engine behind, and its data can be used at once.
+// A killed program leaves no engine behind, and its data is usable at once.
 func TestKilledParentEndsEngineAndKeepsData(t *testing.T) {
 	dir := t.TempDir()
 	parent := exec.Command(os.Args[0])
@@ -122,8 +122,8 @@ func TestKilledParentEndsEngineAndKeepsData(t *testing.T) {
 	mustExec(t, chtest.Open(t, e), "SELECT 1")
 }
 
-// waitEnded waits until no process has this id, or only a zombie that whoever
-// adopted it has not collected.
+// waitEnded waits until no process has this id, or only a zombie that its parent has not
+// reaped.
 func waitEnded(t *testing.T, pid int) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
@@ -138,7 +138,7 @@ func waitEnded(t *testing.T, pid int) {
 		}
 		<-time.After(5 * time.Millisecond)
 	}
-	t.Fatalf("engine %d lives on after its parent was killed", pid)
+	t.Fatalf("engine %d still runs after its parent was killed", pid)
 }
 
 func TestUnexpectedDeathIsReported(t *testing.T) {
@@ -161,7 +161,7 @@ func TestUnexpectedDeathIsReported(t *testing.T) {
 	}
 }
 
-func TestInterruptOfTheTerminalDoesNotReachEngine(t *testing.T) {
+func TestTerminalInterruptDoesNotReachEngine(t *testing.T) {
 	e := chtest.Start(t, chengine.Options{})
 	group, err := syscall.Getpgid(e.PID())
 	if err != nil {
@@ -179,7 +179,7 @@ func TestStopPastDeadlineKills(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	// The engine may still win the race against a deadline already past.
+	// The engine may still end before the expired deadline takes effect.
 	if err := e.Stop(ctx); err != nil && !strings.Contains(err.Error(), "killed") {
 		t.Errorf("Stop = %v", err)
 	}

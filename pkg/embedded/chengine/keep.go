@@ -10,20 +10,20 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
-// restarts paces the starts of a child that ends. The first is at once; after
-// a child that lived for settledAfter, so is the next.
+// restarts paces the restarts of a child that ended. The first restart is at once, and
+// again after a child that lived for settledAfter.
 var restarts = retry.Policy{First: 500 * time.Millisecond, Max: 30 * time.Second}
 
 const (
 	settledAfter = time.Minute
-	// stopGrace is how long Keep lets queries end when it stops. Killing the
-	// child after that costs no stored data.
+	// stopGrace is how long Keep lets queries finish when it stops. Killing the child
+	// after that loses no stored data.
 	stopGrace = 10 * time.Second
 )
 
-// StartPersistently is Start, but tries again for ever, with pauses, when the child ends before
-// it answers or does not answer in time. What another try cannot mend is returned:
-// wrong options, a port or a directory that another program uses, no engine to start.
+// StartPersistently is Start with endless retries while the child ends before it responds
+// or does not respond in time. It returns errors that a retry cannot fix: invalid
+// options, a port or directory in use by another program, no engine.
 func StartPersistently(ctx context.Context, o Options) (*Engine, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -34,7 +34,8 @@ func StartPersistently(ctx context.Context, o Options) (*Engine, error) {
 	})
 }
 
-// startUntil tries to start an engine until it succeeds, ctx ends, or an error is not worth another try.
+// startUntil retries Start until it succeeds, ctx ends, or worth returns false for an
+// error.
 func startUntil(ctx context.Context, o Options, worth func(error) bool) (e *Engine, err error) {
 	err = retry.Do(ctx, restarts, func(ctx context.Context) error {
 		var err error
@@ -43,19 +44,19 @@ func startUntil(ctx context.Context, o Options, worth func(error) bool) (e *Engi
 		}
 		return err
 	}, func(f retry.Failure) {
-		o.Logger.Error("clickhouse engine did not start, trying again", "error", f.Err, "after", f.Pause)
+		o.Logger.Error("clickhouse engine did not start, retrying", "error", f.Err, "after", f.Pause)
 	})
 	return e, err
 }
 
-// Keep watches e, which Start made from o, and starts the engine again on the
-// same ports whenever it ends unasked, for ever, until ctx ends; then it stops the engine
-// and returns nil. It logs why the engine ended. It blocks, and leaves no process behind. e's own methods tell
-// nothing about later engines.
+// Keep watches e, which Start created from o, and restarts the engine on the same ports
+// whenever it ends unexpectedly. When ctx ends, it stops the engine and returns nil. It
+// logs why an engine ended. It leaves no process behind. The methods of e do not cover
+// later engines.
 //
-// The embedded library needs this: it is clickhouse-local, which aborts when a
-// client resets its connection in the middle of an INSERT. Clients see a broken
-// connection for half a second, as with any server that restarts.
+// The embedded library requires this: it is clickhouse-local, which aborts when a client
+// resets its connection during an INSERT. Clients see a broken connection for half a
+// second, as with any restarting server.
 func Keep(ctx context.Context, e *Engine, o Options) error {
 	o.NativePort, o.HTTPPort = e.at.native, e.at.http
 	if o.Logger == nil {
@@ -77,13 +78,13 @@ func Keep(ctx context.Context, e *Engine, o Options) error {
 		if failures > 0 {
 			pause = restarts.Pause(failures)
 		}
-		o.Logger.Error("clickhouse engine ended, starting it again", "error", e.Err(), "after", pause)
+		o.Logger.Error("clickhouse engine ended, restarting it", "error", e.Err(), "after", pause)
 		if retry.Sleep(ctx, pause) != nil {
-			return nil // asked to stop while nothing ran
+			return nil // stopped while no engine ran
 		}
 		next, err := startUntil(ctx, o, func(error) bool { return true })
 		if err != nil {
-			return nil // asked to stop while nothing ran
+			return nil // stopped while no engine ran
 		}
 		e = next
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
-// A client that resets its connection aborts the library; whoever else uses the
-// engine finds it again where it was, with everything stored.
+// A client that resets its connection aborts the library. Other clients find the engine
+// again at the same address, with all data.
 func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
 	o := chengine.Options{DataDir: t.TempDir()}
 	e, err := chengine.Start(t.Context(), o)
@@ -43,7 +43,7 @@ func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
 	deadline := time.Now().Add(20 * time.Second)
 	for rows == 0 && time.Now().Before(deadline) {
 		if err := conn.QueryRow(t.Context(), "SELECT count() FROM kept.n").Scan(&rows); err != nil {
-			<-time.After(20 * time.Millisecond) // the next engine is a process that starts
+			<-time.After(20 * time.Millisecond) // the next engine is a starting process
 		}
 	}
 	if rows != 10 {
@@ -53,11 +53,12 @@ func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
 	if err := <-kept; err != nil {
 		t.Errorf("Keep after its context ended = %v", err)
 	}
-	// Nobody holds the directory any more.
+	// The directory is free again.
 	chtest.Start(t, o)
 }
 
-// An engine that is killed before it answers is started again, and the log says why.
+// An engine that is killed before it responds is started again, and the log has the
+// reason.
 func TestStartSurvivesKillWhileStarting(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("children are found in /proc")
@@ -67,7 +68,7 @@ func TestStartSurvivesKillWhileStarting(t *testing.T) {
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
-		for { // the engine is the only child of this test's process that has the directory in its command line
+		for { // the engine is the only child of this process with the directory in its command line
 			for _, pid := range childrenWith(o.DataDir) {
 				if syscall.Kill(pid, syscall.SIGKILL) == nil {
 					return
@@ -84,12 +85,12 @@ func TestStartSurvivesKillWhileStarting(t *testing.T) {
 	if err := e.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if said := log.String(); !strings.Contains(said, "did not start, trying again") || !strings.Contains(said, "signal: killed") {
+	if said := log.String(); !strings.Contains(said, "did not start, retrying") || !strings.Contains(said, "signal: killed") {
 		t.Errorf("the log says\n%s", said)
 	}
 }
 
-// childrenWith returns the processes whose command line has text in it, without this one.
+// childrenWith returns the processes whose command line contains text, except this one.
 func childrenWith(text string) []int {
 	var pids []int
 	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -103,7 +104,7 @@ func childrenWith(text string) []int {
 	return pids
 }
 
-// lockedBuffer takes a log that goroutines write.
+// lockedBuffer collects a log that several goroutines write.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

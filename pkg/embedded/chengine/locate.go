@@ -8,23 +8,23 @@ import (
 	"path/filepath"
 )
 
-// LibraryVersion is the version of the npm package that deploy/engine/fetch.sh pins.
+// LibraryVersion is the npm package version that deploy/engine/fetch.sh pins.
 const LibraryVersion = "26.7.3-stable.1"
 
-// LibraryVariable is the environment variable that names the library to use.
+// LibraryVariable is the environment variable with the library's path.
 const LibraryVariable = "METAFLOW_CHDB_LIBRARY"
 
-// ErrNoEngine says that there is neither a library nor a clickhouse binary.
+// ErrNoEngine means that there is neither a library nor a clickhouse binary.
 var ErrNoEngine = errors.New("no clickhouse engine found: run `make engine`, or put a clickhouse binary on the PATH, or name a libchdb.so in " + LibraryVariable)
 
-// program is what will serve: exactly one of its fields is set.
+// program is the engine to run; exactly one field is set.
 type program struct {
-	library string // libchdb.so, to be loaded by a copy of ourselves
+	library string // libchdb.so, loaded by a copy of this program
 	binary  string // a clickhouse executable
 }
 
-// locate finds the engine. A library that was asked for by name and is not
-// there is an error, never a reason to take another one.
+// locate finds the engine. If a library was requested by path and is missing, that is an
+// error; locate does not fall back to another engine.
 func locate(library string) (program, error) {
 	if library == "" {
 		library = os.Getenv(LibraryVariable)
@@ -58,8 +58,8 @@ func checkLibrary(path string) error {
 	return nil
 }
 
-// searchDirs are the working directory and all above it (a test runs in the
-// directory of its package), and the parent of the executable's directory (bin/).
+// searchDirs returns the working directory and all of its parents (a test runs in its
+// package's directory), and the parent of the executable's directory (bin/).
 func searchDirs() []string {
 	var dirs []string
 	if dir, err := os.Getwd(); err == nil {

@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// lockPatience is how long Start waits for the engine of a program that was
-// killed a moment ago to be gone too. That takes milliseconds.
+// lockPatience is how long Start waits for the engine of a program that was just killed
+// to exit, which takes milliseconds.
 const lockPatience = 3 * time.Second
 
-// lockDir takes the data directory for one engine. The child inherits the file,
-// so the lock lasts as long as the child, also when this process is gone.
-// The server has a lock of its own, but takes it only after it has read the
-// configuration that we would have overwritten.
+// lockDir locks the data directory for one engine. The child inherits the file, so the
+// lock lasts as long as the child, even after this process has ended. The server's own
+// lock is too late: it takes it only after reading the configuration, which Start would
+// have overwritten.
 func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err

@@ -7,30 +7,31 @@ import (
 	"time"
 )
 
-// DefaultMaxMemoryBytes bounds the engine where Options does not: enough for
-// merges and queries of a demo or a test beside other programs on a laptop.
+// DefaultMaxMemoryBytes is the default memory limit: enough for merges and queries of a
+// demo or a test, next to other programs on a laptop.
 const DefaultMaxMemoryBytes = 2 << 30
 
-// startTimeout bounds how long an engine may take to answer. It takes 0.3 s;
-// the rest is for a cold disk, a busy machine and a data directory with many parts.
+// startTimeout bounds the start of an engine. A start takes 0.3 s; the rest is for a cold
+// disk, a busy machine and a data directory with many parts.
 const startTimeout = 30 * time.Second
 
-// Options is what code and tests may choose. DataDir is required.
+// Options are set by code. DataDir is required.
 type Options struct {
-	// DataDir holds the tables. It is created when missing and must belong to
-	// one engine at a time: a second one is refused.
+	// DataDir holds the tables. It is created if missing. A second engine on it is
+	// refused.
 	DataDir string
-	// NativePort and HTTPPort are listened on at 127.0.0.1; 0 picks free ones.
+	// NativePort and HTTPPort are bound on 127.0.0.1; 0 picks free ones.
 	NativePort, HTTPPort int
-	// Library is the path of libchdb.so. Empty searches as the package doc says.
+	// Library is the path of libchdb.so. If empty, Start searches as described in the
+	// package doc.
 	Library string
-	// MaxMemoryBytes bounds what the server allocates; a query over it fails,
-	// the server lives. 0 means DefaultMaxMemoryBytes.
+	// MaxMemoryBytes bounds the server's allocations. A query that exceeds it fails; the
+	// server continues. 0 means DefaultMaxMemoryBytes.
 	MaxMemoryBytes int64
-	// ExtraConfig is XML put into the server's configuration as it stands, such
+	// ExtraConfig is XML that is inserted into the server's configuration unchanged, such
 	// as <remote_servers> and <macros>.
 	ExtraConfig string
-	// Logger receives what the server writes to its standard error. Nil discards it.
+	// Logger receives the server's standard error. Nil discards.
 	Logger *slog.Logger
 }
 

@@ -7,21 +7,20 @@ import (
 	"sync"
 )
 
-// tailBytes is how much of the child's last words goes into an error: a
-// ClickHouse exception without its stack.
+// tailBytes is how much of the child's last output goes into an error: a ClickHouse
+// exception without its stack.
 const tailBytes = 2 << 10
 
-// output takes the child's standard error apart into log lines and remembers
-// the last of it.
+// output splits the child's standard error into log lines and keeps its end.
 type output struct {
 	log *slog.Logger
 
 	mu   sync.Mutex
-	line []byte // begun, not ended
+	line []byte // incomplete line
 	last []byte // at most tailBytes
 }
 
-// Write never fails: a child must not hang on its log.
+// Write never fails: the child must not block on its log.
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -36,7 +35,7 @@ func (o *output) Write(p []byte) (int, error) {
 		o.emit(line)
 		o.line = rest
 	}
-	const longest = 64 << 10 // a line without an end does not collect in memory
+	const longest = 64 << 10 // bounds the memory of a line without an end
 	if len(o.line) > longest {
 		o.emit(o.line)
 		o.line = nil

@@ -10,8 +10,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
-// A client that is gone when its answer is written must not take the engine with
-// it: writing to a reset connection raises SIGPIPE, whose default is to end the process.
+// A client that disconnects before its response is written must not end the engine:
+// writing to a reset connection raises SIGPIPE, which by default ends the process.
 func TestEngineSurvivesResetConnections(t *testing.T) {
 	e := chtest.Start(t, chengine.Options{})
 	for range 20 {
@@ -23,7 +23,7 @@ func TestEngineSurvivesResetConnections(t *testing.T) {
 		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", query); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := conn.Read(make([]byte, 1)); err != nil { // the answer has begun
+		if _, err := conn.Read(make([]byte, 1)); err != nil { // the response has begun
 			t.Fatal(err)
 		}
 		if err := conn.(*net.TCPConn).SetLinger(0); err != nil { // close sends a reset

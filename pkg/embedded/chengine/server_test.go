@@ -18,8 +18,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
-// runFakeServer stands in for `clickhouse server`: it reads the configuration
-// it is given, answers with the name in it, and ends on SIGTERM alone.
+// runFakeServer stands in for `clickhouse server`: it reads its configuration, responds
+// with the name in it, and ends only on SIGTERM.
 func runFakeServer(args []string) error {
 	if len(args) != 3 || args[1] != "server" {
 		return fmt.Errorf("arguments are %q", args)
@@ -51,7 +51,7 @@ func runFakeServer(args []string) error {
 	return nil
 }
 
-// A clickhouse on the PATH is preferred to the library, and stops by SIGTERM.
+// A clickhouse on the PATH takes precedence over the library, and stops by SIGTERM.
 func TestBinaryOnPathServes(t *testing.T) {
 	t.Setenv(chengine.LibraryVariable, "")
 	bin := t.TempDir()
