@@ -181,3 +181,11 @@ func (b *block) reset() {
 		c.reset()
 	}
 }
+
+// join appends the rows of another block of the table.
+func (b *block) join(other *block) {
+	b.rows += other.rows
+	for i, c := range b.all {
+		c.join(other.all[i])
+	}
+}

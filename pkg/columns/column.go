@@ -230,7 +230,7 @@ func (c *nested) reset() {
 }
 
 func (c *nested) join(o column) {
-	other := nestedOf(o)
+	other := o.(interface{ base() *nested }).base()
 	offsets := other.offsets.buf
 	c.offsets.buf = slices.Grow(c.offsets.buf, len(offsets))
 	for i := 0; i < len(offsets); i += c.offsets.width {
@@ -242,13 +242,8 @@ func (c *nested) join(o column) {
 	}
 }
 
-// nestedOf returns the nested column that c is, or is built on.
-func nestedOf(c column) *nested {
-	if a, ok := c.(*attributes); ok {
-		return &a.nested
-	}
-	return c.(*nested)
-}
+// base is the nested column that a column is built on.
+func (c *nested) base() *nested { return c }
 
 func (c *nested) bytes() int {
 	n := c.offsets.bytes()

@@ -199,11 +199,7 @@ func (f *Flows) Reset() {
 
 // Join appends the rows of another block of flows.
 func (f *Flows) Join(o Block) {
-	other := o.(*Flows)
-	f.rows += other.rows
-	for i, c := range f.all {
-		c.join(other.all[i])
-	}
+	f.join(&o.(*Flows).block)
 }
 
 // Resolver says who held an address at a time, in nanoseconds since the Unix

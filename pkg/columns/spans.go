@@ -288,11 +288,7 @@ func (s *Spans) Reset() {
 
 // Join appends the rows of another block of spans.
 func (s *Spans) Join(o Block) {
-	other := o.(*Spans)
-	s.rows += other.rows
-	for i, c := range s.all {
-		c.join(other.all[i])
-	}
+	s.join(&o.(*Spans).block)
 }
 
 // Append decodes an ExportTraceServiceRequest and appends its spans.
