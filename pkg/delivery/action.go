@@ -155,7 +155,10 @@ const (
 const (
 	// Expired means that nothing was sent: the lease of the partition had ended.
 	Expired Outcome = iota + 20
-	// Answered means that ClickHouse itself reported an error, and so has ended.
+	// Answered means that ClickHouse itself reported an error, and so has ended. For
+	// a while the machine sends the same rows under the same token again without a
+	// look. Where rows of others went along, so that the next attempt is another
+	// block for ClickHouse, the outcome is Failed.
 	Answered
 	// TooMuch is Answered with an error that a smaller block might not meet.
 	TooMuch
