@@ -13,12 +13,12 @@ type Config struct {
 	Group       string        `mapstructure:"group" doc:"consumer group that writes the tables pods, services and agents"`
 }
 
-// DefaultConfig returns the configuration that most need not change.
+// DefaultConfig returns a configuration that suits most installations.
 func DefaultConfig() Config {
 	return Config{ForgetAfter: 7 * 24 * time.Hour, MaxObjects: 200_000, Group: "metaflow-resources"}
 }
 
-// leastForgetting is the least that lets flows of a pod's last minutes find it.
+// leastForgetting is the minimum that lets flows of a pod's last minutes find it.
 const leastForgetting = time.Hour
 
 // Validate reports every problem at once, each by its key.
@@ -31,7 +31,7 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("max_objects: %d is not positive", c.MaxObjects))
 	}
 	if c.Group == "" {
-		errs = append(errs, errors.New("group: none is given"))
+		errs = append(errs, errors.New("group: must not be empty"))
 	}
 	return errors.Join(errs...)
 }

@@ -1,24 +1,26 @@
-// Package inventory is the part of a server that knows the pods and services of Kubernetes.
+// Package inventory tracks the pods and services of Kubernetes.
 //
-// # The way of a report
+// # The path of a report
 //
-//  1. An agent's report comes to any replica (pkg/rpc/agentgrpc). What is new in it, compared with what
-//     is known, becomes records of the topic metaflow.resources: one a pod or service, which says
-//     everything about it, so that the topic can be compacted (pkg/inventory/index).
-//  2. The report is answered when Kafka has acknowledged them.
-//  3. Every replica follows the topic ([Resources.Run]) and knows who held an address
-//     at a time ([Resources.Resolve]).
-//  4. One of them, by a consumer group, writes the tables pods, services and agents ([Tables]).
+//  1. An agent's report reaches any replica (pkg/rpc/agentgrpc). What is new in
+//     it becomes records of the topic metaflow.resources: one per pod or
+//     service, each complete in itself, so that the topic can be compacted
+//     (pkg/inventory/index).
+//  2. The report is answered when Kafka has acknowledged the records.
+//  3. Every replica follows the topic ([Resources.Run]) and knows who held an
+//     address at a given time ([Resources.Resolve]).
+//  4. One replica, chosen by a consumer group, writes the tables pods, services
+//     and agents ([Tables]).
 //
-// Pods that nobody reports any more, because their node is gone, end with the last report of
-// them. What ended is forgotten after Config.ForgetAfter, but not in the tables, which have a
-// retention of their own.
+// Pods that are no longer reported, because their node is gone, end with their last
+// report. Ended objects are forgotten after Config.ForgetAfter; the tables have their own
+// retention.
 //
 // # Invariants
 //
-//   - A report that was acknowledged is in the topic for good.
-//   - Reports may come twice, late, and at several replicas: the newer one counts.
-//   - What is kept is bounded: Config.MaxObjects.
+//   - An acknowledged report is in the topic for good.
+//   - Reports may arrive twice, late, and at several replicas: the newer counts.
+//   - Config.MaxObjects bounds the number of known objects.
 //
-// Lock order: Resources.mu is the only lock. No Kafka request is made while it is held.
+// Lock order: Resources.mu is the only lock. It is not held during Kafka requests.
 package inventory

@@ -18,8 +18,8 @@ func newMetrics(reg prometheus.Registerer, r *Resources) (*metrics, error) {
 	}
 	m := &metrics{
 		written:    counter("metaflow_resources_written_total", "Records of pods and services that Kafka has acknowledged."),
-		rejected:   counter("metaflow_resources_rejected_total", "Pods and services in reports that will never be accepted."),
-		unreadable: counter("metaflow_resources_records_unreadable_total", "Records passed over because they make no sense."),
+		rejected:   counter("metaflow_resources_rejected_total", "Pods and services in reports that were rejected for good."),
+		unreadable: counter("metaflow_resources_records_unreadable_total", "Malformed records that were skipped."),
 	}
 	if reg == nil {
 		return m, nil
@@ -27,9 +27,9 @@ func newMetrics(reg prometheus.Registerer, r *Resources) (*metrics, error) {
 	return m, errors.Join(reg.Register(m.written), reg.Register(m.rejected), reg.Register(m.unreadable), reg.Register(&collector{r}))
 }
 
-var objectsDesc = prometheus.NewDesc("metaflow_resources_objects", "Pods and services known, ended ones included; every replica knows all.", []string{"kind"}, nil)
+var objectsDesc = prometheus.NewDesc("metaflow_resources_objects", "Known pods and services, including ended ones; every replica counts all of them.", []string{"kind"}, nil)
 
-// collector counts what is known when it is asked.
+// collector counts known objects at collection.
 type collector struct{ r *Resources }
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) { ch <- objectsDesc }

@@ -9,8 +9,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// A stranger ends the pods of a node, and says that they are on its own; under an id that is not registered, and under
-// one that it has registered, with the node's name too.
+// Another agent ends the pods of a node and claims them for its own: under an id that is
+// not registered, and under a registered one, also with the node's name.
 func TestPodsBelongToTheAgentOfTheirNode(t *testing.T) {
 	w := newWorld(t)
 	one := w.replica("one", nil)
@@ -29,11 +29,11 @@ func TestPodsBelongToTheAgentOfTheirNode(t *testing.T) {
 			register(t, one, "stranger", registered)
 		}
 		if _, _, err := one.Report(t.Context(), from("stranger", "n1")); err == nil {
-			t.Errorf("registered with %q, the stranger ends pods of n1", registered)
+			t.Errorf("registered with %q, another agent ends pods of n1", registered)
 		}
 		rejected, _, err := one.Report(t.Context(), from("stranger", "n2", w.pod("a", "10.0.0.1")))
 		if err == nil && rejected != 1 {
-			t.Errorf("registered with %q, the stranger moves a pod of n1", registered)
+			t.Errorf("registered with %q, another agent moves a pod of n1", registered)
 		}
 		if h := holder(); h.UID != "a" || h.Node != "n1" {
 			t.Errorf("the address is held by %+v", h)
@@ -41,10 +41,11 @@ func TestPodsBelongToTheAgentOfTheirNode(t *testing.T) {
 	}
 	report(t, one, w.complete("n1", w.pod("a", "10.0.0.1")))
 
-	// The node's agent has lost its id. The new one is taken for the node's when the former is not connected any more.
+	// The node's agent has lost its id. The new id becomes the node's when the former one
+	// is disconnected.
 	register(t, one, "a-new", "n1")
 	if _, _, err := one.Report(t.Context(), from("a-new", "n1")); err == nil {
-		t.Error("two agents speak for a node at a time")
+		t.Error("two agents report for a node at once")
 	}
 	w.advance(2 * time.Minute)
 	register(t, one, "a-new", "n1")
@@ -53,6 +54,6 @@ func TestPodsBelongToTheAgentOfTheirNode(t *testing.T) {
 	}
 	w.advance(time.Minute)
 	if h := holder(); h.Kind != index.Nobody {
-		t.Errorf("the pod that ended is told: %+v", h)
+		t.Errorf("the ended pod is still the holder: %+v", h)
 	}
 }

@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// staleAfter is when something that nobody reports any more is taken for gone: agents report everything
-	// every six hours, so this is two reports missed.
+	// staleAfter is when an object that is no longer reported counts as gone. Agents
+	// report everything every six hours, so this is two missed reports.
 	staleAfter = 13 * time.Hour
-	// renewAfter is how old the last report of something has to be for another one, which says nothing new, to be
-	// written: agents report everything whenever they connect.
+	// renewAfter is the minimum age of an object's record before an unchanged report is
+	// written again. Agents report everything whenever they connect.
 	renewAfter = time.Hour
 
 	sweepInterval = time.Minute
 	sweepAtOnce   = 1000
 
-	maxTextBytes = 253 // what Kubernetes allows for a name
+	maxTextBytes = 253 // the limit of Kubernetes names
 	maxEndpoints = 1000
 	maxPorts     = 100
 )
@@ -46,7 +46,7 @@ func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (
 		return 0, "", err
 	}
 	now := uint64(r.opts.Now().UnixNano())
-	at := min(report.TimeUnixNano, now) // an agent whose clock is ahead must not have the last word
+	at := min(report.TimeUnixNano, now) // a clock that is ahead must not win over later reports
 	var refusals []error
 	refuse := func(kind, name string, err error) {
 		rejected++
@@ -72,7 +72,7 @@ func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (
 		p.Cluster, p.Node, p.SeenTimeUnixNano = report.Cluster, report.Node, at
 		known := r.index.Pod(report.Cluster, p.Uid)
 		if !of.mayMove(known, report) {
-			refuse("pod", p.Namespace+"/"+p.Name, fmt.Errorf("it is known on the node %q, whose agent is connected", known.Node))
+			refuse("pod", p.Namespace+"/"+p.Name, fmt.Errorf("it runs on the node %q, whose agent is connected", known.Node))
 			continue
 		}
 		if known == nil && !room() {
@@ -113,9 +113,9 @@ func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (
 	return rejected, why, r.write(ctx, &write)
 }
 
-var errFull = errors.New("this server knows as many pods and services as it may (resources.max_objects)")
+var errFull = errors.New("the limit of pods and services is reached (resources.max_objects)")
 
-// room says whether one more object may be known. The caller holds mu.
+// room returns a function that reports whether one more object fits. The caller holds mu.
 func (r *Resources) room() func() bool {
 	pods, services := r.index.Count()
 	left := r.cfg.MaxObjects - pods - services
@@ -125,7 +125,7 @@ func (r *Resources) room() func() bool {
 	}
 }
 
-// newsOfPod tells whether a record says more than the one before it.
+// newsOfPod reports whether a record must be written because it adds to the known one.
 func newsOfPod(known, merged *agentv1.Pod) bool {
 	if known == nil || merged.SeenTimeUnixNano >= known.SeenTimeUnixNano+uint64(renewAfter) {
 		return true
@@ -144,8 +144,8 @@ func newsOfService(known, merged *agentv1.Service) bool {
 	return !proto.Equal(known, same)
 }
 
-// write returns when everything is acknowledged. It is known here at once, so that the next report is
-// compared with it.
+// write returns when Kafka has acknowledged everything. It updates the index at once, so
+// that the next report is compared with it.
 func (r *Resources) write(ctx context.Context, c *changes) error {
 	if c.empty() {
 		return nil
@@ -184,8 +184,8 @@ func (r *Resources) write(ctx context.Context, c *changes) error {
 	return nil
 }
 
-// sweep ends what nobody reports any more and forgets what ended long ago. Every replica does; doing it
-// twice does no harm.
+// sweep ends objects that are no longer reported and forgets those that ended long ago.
+// Every replica does so; doing it twice does no harm.
 func (r *Resources) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
@@ -199,7 +199,7 @@ func (r *Resources) sweep(ctx context.Context) error {
 			continue
 		}
 		if err := r.sweepOnce(ctx); err != nil && ctx.Err() == nil {
-			r.log.Warn("what is over cannot be written, trying again", slog.Any("error", err))
+			r.log.Warn("cannot write the end of stale pods and services, retrying", slog.Any("error", err))
 		}
 	}
 }
@@ -246,7 +246,7 @@ func (r *Resources) sweepOnce(ctx context.Context) error {
 func checkPod(p *agentv1.Pod) error {
 	errs := []error{checkText("uid", p.Uid), checkText("namespace", p.Namespace), checkText("name", p.Name), checkText("workload", p.Workload), checkText("workload_kind", p.WorkloadKind)}
 	if p.Uid == "" {
-		errs = append(errs, errors.New("uid: it is empty"))
+		errs = append(errs, errors.New("uid: must not be empty"))
 	}
 	if len(p.Addresses) > index.MaxAddresses {
 		errs = append(errs, fmt.Errorf("addresses: %d are more than %d", len(p.Addresses), index.MaxAddresses))
@@ -260,10 +260,10 @@ func checkPod(p *agentv1.Pod) error {
 func checkService(s *agentv1.Service) error {
 	errs := []error{checkText("namespace", s.Namespace), checkText("name", s.Name)}
 	if s.Name == "" {
-		errs = append(errs, errors.New("name: it is empty"))
+		errs = append(errs, errors.New("name: must not be empty"))
 	}
 	if len(s.Ports) > maxPorts {
-		s.Ports = s.Ports[:maxPorts] // nobody is the worse for it
+		s.Ports = s.Ports[:maxPorts] // the rest is not needed
 	}
 	if len(s.Addresses) > index.MaxAddresses || len(s.Endpoints) > maxEndpoints {
 		errs = append(errs, fmt.Errorf("%d addresses or %d endpoints are too many", len(s.Addresses), len(s.Endpoints)))
@@ -282,18 +282,18 @@ func checkService(s *agentv1.Service) error {
 
 func checkAddress(b []byte) error {
 	if len(b) != 4 && len(b) != 16 {
-		return fmt.Errorf("an address has %d bytes", len(b))
+		return fmt.Errorf("an address of %d bytes", len(b))
 	}
 	return nil
 }
 
 func checkText(field, text string) error {
 	if len(text) > maxTextBytes {
-		return fmt.Errorf("%s: it is longer than %d bytes", field, maxTextBytes)
+		return fmt.Errorf("%s: longer than %d bytes", field, maxTextBytes)
 	}
 	for _, c := range text {
 		if !unicode.IsPrint(c) || c == '/' {
-			return fmt.Errorf("%s: %q has characters that names cannot have", field, text)
+			return fmt.Errorf("%s: %q has characters that names must not have", field, text)
 		}
 	}
 	return nil

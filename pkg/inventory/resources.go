@@ -18,48 +18,50 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// Producer writes to one topic. Produce returns nil only when every record is
-// acknowledged by all in-sync replicas, and keeps nothing of batch.
+// Producer writes to one topic. Produce returns nil only when all in-sync replicas have
+// acknowledged every record. It does not retain batch.
 type Producer interface {
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
 }
 
-// Options are set by code. Log is required, and Producer for those who take reports.
+// Options are set by code. Log is required. Producer is required to accept reports.
 type Options struct {
 	Log        follow.Log
 	Producer   Producer              // to schema.TopicResources
-	Logger     *slog.Logger          // nil logs nothing
-	Registerer prometheus.Registerer // nil registers nothing
+	Logger     *slog.Logger          // nil discards
+	Registerer prometheus.Registerer // nil does not register the metrics
 	Now        func() time.Time      // nil means time.Now
-	// Joined returns when an agent was registered first, if that is known. nil knows of none.
+	// Joined returns when an agent first registered, if that is known. Nil knows no
+	// agent.
 	Joined func(agent string) (time.Time, bool)
-	// Also is told every record that is read, in order, and when all of them are void.
+	// Also receives every record, in order, and is told when all of them are void.
 	Also Observer
 }
 
-// Observer follows the topic beside a Resources. It must not block.
+// Observer follows the topic together with a Resources. It must not block.
 type Observer interface {
 	Observe(key, value []byte)
-	// CaughtUp says that the topic was read to its end. After Forget it is called again.
+	// CaughtUp is called when the topic has been read to its end, and again after Forget.
 	CaughtUp()
 	Forget()
 }
 
-// Resources is what is known. Make it with New; its methods may be called concurrently.
+// Resources holds the known pods and services. Create it with New. Its methods are safe
+// for concurrent use.
 type Resources struct {
 	cfg     Config
 	opts    Options
 	log     *slog.Logger
 	metrics *metrics
-	caught  chan struct{} // closed when the topic was read to its end for the first time
+	caught  chan struct{} // closed when the topic was first read to its end
 
 	mu      sync.RWMutex
 	index   *index.Index
-	reached bool // the topic was read to its end once
+	reached bool // the topic was read to its end
 	err     error
 }
 
-// New returns a Resources that knows nothing yet. It starts nothing.
+// New returns an empty Resources. It starts nothing.
 func New(cfg Config, opts Options) (*Resources, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("resources config: %w", err)
@@ -78,8 +80,8 @@ func New(cfg Config, opts Options) (*Resources, error) {
 	return r, nil
 }
 
-// Run follows the topic until ctx ends, and lets go of what is over. Trouble with Kafka is
-// logged and waited out. Run is called once.
+// Run follows the topic until ctx ends and removes stale objects. It logs and retries
+// Kafka errors. Call it once.
 func (r *Resources) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return follow.New(schema.TopicResources, r.opts.Log, (*sink)(r), r.log).Run(ctx) })
@@ -89,7 +91,8 @@ func (r *Resources) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Ready returns nil once the topic has been read to its end, or says why it is not.
+// Ready returns nil once the topic has been read to its end, otherwise the reason why
+// not.
 func (r *Resources) Ready(context.Context) error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -97,13 +100,14 @@ func (r *Resources) Ready(context.Context) error {
 	case r.reached:
 		return nil
 	case r.err != nil:
-		return fmt.Errorf("%s was not read yet: %w", schema.TopicResources, r.err)
+		return fmt.Errorf("%s has not been read yet: %w", schema.TopicResources, r.err)
 	default:
-		return errors.New(schema.TopicResources + " was not read to its end yet")
+		return errors.New(schema.TopicResources + " has not been read to its end yet")
 	}
 }
 
-// Await waits until the topic was read to its end for the first time. When ctx ends before, it says why it was not.
+// Await waits until the topic has been read to its end once. If ctx ends first, it
+// returns the reason.
 func (r *Resources) Await(ctx context.Context) error {
 	select {
 	case <-r.caught:
@@ -113,15 +117,15 @@ func (r *Resources) Await(ctx context.Context) error {
 	}
 }
 
-// Resolve returns who of a cluster held an address at a time, in nanoseconds since the Unix
-// epoch. It does no I/O and allocates nothing: it may be called for every row.
+// Resolve returns who held an address in a cluster at the given time, in nanoseconds
+// since the Unix epoch. It does no I/O and does not allocate: call it for every row.
 func (r *Resources) Resolve(cluster string, address netip.Addr, at uint64) index.Holder {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.index.Lookup(cluster, address, at)
 }
 
-// sink takes what is read of the topic.
+// sink receives the records of the topic.
 type sink Resources
 
 // Take implements follow.Sink.
@@ -146,7 +150,7 @@ func (s *sink) Take(step follow.Step) {
 		r.opts.Also.CaughtUp()
 	}
 	select {
-	case <-r.caught: // before the topic became another one
+	case <-r.caught: // earlier, before the topic was recreated
 	default:
 		close(r.caught)
 	}
@@ -155,7 +159,7 @@ func (s *sink) Take(step follow.Step) {
 // Unreadable implements follow.Sink.
 func (s *sink) Unreadable(offset int64, cause error) {
 	s.metrics.unreadable.Inc()
-	s.log.Error("record cannot be read, passing over it",
+	s.log.Error("cannot read record, skipping it",
 		slog.String("topic", schema.TopicResources), slog.Int64("offset", offset), slog.Any("error", cause))
 }
 

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is a Kafka, and a clock that all replicas read.
+// world is a Kafka and a clock that all replicas share.
 type world struct {
 	t      testing.TB
 	broker string
@@ -53,7 +53,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// client is a connection to Kafka for as long as the test lasts.
+// client returns a connection to Kafka until the test ends.
 func (w *world) client(name string) (*kafka.Client, *slog.Logger) {
 	w.t.Helper()
 	cfg := kafka.DefaultConfig()
@@ -70,7 +70,7 @@ func (w *world) client(name string) (*kafka.Client, *slog.Logger) {
 	return c, log
 }
 
-// replica runs until the test ends. It has read the topic.
+// replica runs a replica until the test ends. It has read the topic.
 func (w *world) replica(name string, edit func(*Config)) *Resources {
 	w.t.Helper()
 	client, log := w.client(name)
@@ -104,7 +104,7 @@ func (w *world) run(f func(context.Context) error) (stop func()) {
 	return stop
 }
 
-// eventually waits for what comes through Kafka.
+// eventually waits until done returns true.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -114,7 +114,7 @@ func eventually(t testing.TB, what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			t.Fatalf("it does not happen that %s", what)
+			t.Fatalf("not in time: %s", what)
 		}
 	}
 }
@@ -129,7 +129,7 @@ func (w *world) complete(node string, pods ...*agentv1.Pod) *agentv1.ReportReque
 	return &agentv1.ReportRequest{AgentId: "a-" + node, Cluster: "prod", Node: node, TimeUnixNano: w.nanos(), Complete: true, Pods: pods}
 }
 
-// register has r know an agent of a node. Nobody is connected any more a minute later.
+// register makes r know a node's agent. A minute later the agent counts as disconnected.
 func register(t testing.TB, r *Resources, id, node string) {
 	t.Helper()
 	value, err := proto.Marshal(&agentv1.AgentStatus{
@@ -154,7 +154,8 @@ func report(t testing.TB, r *Resources, request *agentv1.ReportRequest) {
 	}
 }
 
-// Two replicas know the same, whichever an agent reports to; so does one that starts later.
+// Two replicas know the same, whichever replica an agent reports to, and so does one that
+// starts later.
 func TestReplicasKnowTheSame(t *testing.T) {
 	w := newWorld(t)
 	one, two := w.replica("one", nil), w.replica("two", nil)
@@ -164,11 +165,12 @@ func TestReplicasKnowTheSame(t *testing.T) {
 		return r.Resolve("prod", netip.MustParseAddr(ip), at).UID
 	}
 	if got := who(one, "10.0.0.1", early); got != "a" {
-		t.Errorf("the replica that was told does not know: %q", got)
+		t.Errorf("the replica with the report does not know it: %q", got)
 	}
 	eventually(t, "the other replica knows both", func() bool { return who(two, "10.0.0.1", early) == "a" && who(two, "10.0.0.2", early) == "b" })
 
-	// An hour later the pod is gone, and its address is another's, on another node, by another replica.
+	// An hour later the pod is gone, and another pod on another node has its address,
+	// reported to another replica.
 	w.advance(time.Hour)
 	report(t, two, w.complete("n1", w.pod("b", "10.0.0.2")))
 	w.advance(time.Minute)
@@ -185,7 +187,7 @@ func TestReplicasKnowTheSame(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 
-	// The same again says nothing new, so nothing is written; hours later it is, as a sign of life.
+	// An unchanged report is not written at first, and written after hours.
 	_, end, err := one.opts.Log.Bounds(t.Context(), schema.TopicResources, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -196,7 +198,8 @@ func TestReplicasKnowTheSame(t *testing.T) {
 	}
 }
 
-// A node dies with its agent. Its pods end with their last report, and are forgotten in the end.
+// A node dies with its agent. Its pods end with their last report and are eventually
+// forgotten.
 func TestNodeThatIsGone(t *testing.T) {
 	w := newWorld(t)
 	one := w.replica("one", func(c *Config) { c.ForgetAfter = 24 * time.Hour })
@@ -215,12 +218,12 @@ func TestNodeThatIsGone(t *testing.T) {
 	}
 	sweep()
 	if kind("10.0.0.1", w.nanos()) != index.Pod {
-		t.Error("it is given up too early")
+		t.Error("the pod ended too early")
 	}
 	w.advance(2 * time.Hour)
 	sweep()
 	if kind("10.0.0.1", w.nanos()) != index.Nobody || kind("10.0.0.1", seen) != index.Pod || kind("10.96.0.1", w.nanos()) != index.Nobody {
-		t.Error("it has not ended with its last report")
+		t.Error("the pod has not ended with its last report")
 	}
 	w.advance(24 * time.Hour)
 	sweep()
@@ -230,8 +233,8 @@ func TestNodeThatIsGone(t *testing.T) {
 	}
 }
 
-// What makes no sense is refused by itself, with a reason.
-func TestRefusedByItself(t *testing.T) {
+// A malformed object is rejected by itself, with a reason.
+func TestMalformedObjectsAreRejected(t *testing.T) {
 	w := newWorld(t)
 	one := w.replica("one", func(c *Config) { c.MaxObjects = 3 })
 	short := w.pod("short", "10.0.0.1")
@@ -262,7 +265,7 @@ func TestRefusedByItself(t *testing.T) {
 	}
 }
 
-// An agent's clock is a day ahead. What it said can be corrected all the same.
+// An agent's clock is a day ahead. Later reports still correct its reports.
 func TestClockAhead(t *testing.T) {
 	w := newWorld(t)
 	one := w.replica("one", nil)
@@ -277,7 +280,8 @@ func TestClockAhead(t *testing.T) {
 	}
 }
 
-// Who waits is let go when the topic was read, and told why it was not when the wait takes too long.
+// Await returns when the topic has been read, and otherwise returns the reason when ctx
+// ends.
 func TestAwait(t *testing.T) {
 	w := newWorld(t)
 	client, log := w.client("r1")

@@ -23,18 +23,19 @@ import (
 )
 
 const (
-	// gatherFor is how long records are gathered for one insert, and gatherAtMost how many keys. Agents
-	// say how they are every ten seconds, of which one row each is enough.
+	// gatherFor is how long records are gathered for one insert, and gatherAtMost the
+	// maximum number of keys. Agents report every ten seconds, and one row each is
+	// enough.
 	gatherFor    = 10 * time.Second
 	gatherAtMost = 10_000
 	tableFetch   = 1 << 20
-	// commitTimeout is for a commit that goes on while everything else stops.
+	// commitTimeout bounds the last commit during a shutdown.
 	commitTimeout = 5 * time.Second
 )
 
 var backoff = retry.Policy{First: 500 * time.Millisecond, Max: 15 * time.Second, Lasting: time.Minute}
 
-// Inserter stores blocks. clickhouse.Inserter satisfies it.
+// Inserter stores blocks. clickhouse.Inserter implements it.
 type Inserter interface {
 	Discover(ctx context.Context) error
 	Shards() int
@@ -43,15 +44,16 @@ type Inserter interface {
 
 // TablesOptions are set by code. The zero value is usable.
 type TablesOptions struct {
-	Logger     *slog.Logger          // nil logs nothing
-	Registerer prometheus.Registerer // nil registers nothing
+	Logger     *slog.Logger          // nil discards
+	Registerer prometheus.Registerer // nil does not register the metrics
 	// Gather is how long records are gathered for one insert. 0 means ten seconds.
 	Gather time.Duration
 }
 
-// Tables writes what the topic says into the tables pods, services and agents. Its handler is one
-// of a consumer group, so one replica writes at a time. Rows replace older ones with the same key, so
-// writing them again does no harm; each goes to every shard, since any may be asked.
+// Tables writes the topic's records into the tables pods, services and agents. Its
+// handler belongs to a consumer group, so one replica writes at a time. Rows replace
+// older ones with the same key, so writing them again does no harm. Each row goes to
+// every shard, because queries may read any of them.
 type Tables struct {
 	to         Inserter
 	log        *slog.Logger
@@ -69,7 +71,7 @@ func NewTables(to Inserter, opts TablesOptions) (*Tables, error) {
 	}
 	t := &Tables{to: to, log: opts.Logger, gather: opts.Gather, unreadable: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "metaflow_resources_rows_unreadable_total",
-		Help: "Records that are not in the tables of pods, services and agents because they make no sense.",
+		Help: "Malformed records that are missing from the tables pods, services and agents.",
 	})}
 	if opts.Registerer == nil {
 		return t, nil
@@ -86,24 +88,24 @@ type row struct {
 	at    time.Time
 }
 
-// Handle is a kafka.Handler. Trouble is logged and waited out.
+// Handle is a kafka.Handler. It logs and retries errors.
 func (t *Tables) Handle(ctx context.Context, c *kafka.Claim) error {
 	_ = retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := t.follow(ctx, c)
 		if ctx.Err() == nil && (fault.ClassOf(err) == fault.Fenced || errors.Is(err, kafka.ErrTopicChanged)) {
-			t.log.Warn("the topic of resources is given up, for the group to share it out again", slog.Any("error", err))
+			t.log.Warn("giving up the resources topic for reassignment", slog.Any("error", err))
 			return nil
 		}
 		return err
 	}, func(f retry.Failure) {
 		if f.Count == 1 {
-			t.log.Warn("tables of resources cannot be written, trying again", slog.Any("error", f.Err))
+			t.log.Warn("cannot write the tables pods, services and agents, retrying", slog.Any("error", f.Err))
 		}
 	})
-	return nil // after a stop, what is not committed comes again
+	return nil // after a stop, uncommitted records are read again
 }
 
-// follow writes from where the group stopped, until ctx ends or anything goes wrong.
+// follow writes from the group's position until ctx ends or an error occurs.
 func (t *Tables) follow(ctx context.Context, c *kafka.Claim) error {
 	if err := t.to.Discover(ctx); err != nil {
 		return err
@@ -115,7 +117,7 @@ func (t *Tables) follow(ctx context.Context, c *kafka.Claim) error {
 	for ctx.Err() == nil {
 		rows, next, err := t.read(ctx, c, at)
 		if errors.Is(err, kafka.ErrTruncated) {
-			t.log.Error("the topic of resources has lost records, reading it anew", slog.Any("error", err))
+			t.log.Error("the resources topic has lost records, reading it from its beginning", slog.Any("error", err))
 			at, err = t.first(ctx, c)
 			if err == nil {
 				continue
@@ -144,7 +146,7 @@ func (t *Tables) commit(ctx context.Context, c *kafka.Claim, next kafka.Position
 	return c.CommitPosition(ctx, next)
 }
 
-// begin is where to go on.
+// begin returns the position to continue at.
 func (t *Tables) begin(ctx context.Context, c *kafka.Claim) (kafka.Position, error) {
 	start, end, err := c.Bounds(ctx)
 	if err != nil {
@@ -160,7 +162,7 @@ func (t *Tables) begin(ctx context.Context, c *kafka.Claim) (kafka.Position, err
 	return kafka.Position{Offset: committed.Offset, LeaderEpoch: committed.LeaderEpoch}, nil
 }
 
-// first is the beginning of the log, which rests on nothing.
+// first returns the beginning of the log, without a leader epoch.
 func (t *Tables) first(ctx context.Context, c *kafka.Claim) (kafka.Position, error) {
 	start, _, err := c.Bounds(ctx)
 	at := kafka.Position{Offset: start, LeaderEpoch: -1}
@@ -168,7 +170,8 @@ func (t *Tables) first(ctx context.Context, c *kafka.Claim) (kafka.Position, err
 	return at, err
 }
 
-// read gathers records from a position on, as soon as there are any; the last of each key counts.
+// read gathers records from a position on, once there are any. The last record of each
+// key counts.
 func (t *Tables) read(ctx context.Context, c *kafka.Claim, from kafka.Position) (rows map[string]row, next kafka.Position, err error) {
 	rows, next = map[string]row{}, from
 	var until <-chan time.Time
@@ -209,18 +212,18 @@ func (t *Tables) read(ctx context.Context, c *kafka.Claim, from kafka.Position) 
 
 func (t *Tables) skip(offset int64, cause error) {
 	t.unreadable.Inc()
-	t.log.Error("record cannot be read, leaving it out of the tables",
+	t.log.Error("cannot read record, omitting it from the tables",
 		slog.String("topic", schema.TopicResources), slog.Int64("offset", offset), slog.Any("error", cause))
 }
 
-// block is what is inserted into one table.
+// block is the rows to insert into one table.
 type block interface {
 	Rows() int
 	Input() proto.Input
 }
 
-// store inserts the rows everywhere. The token tells from all other inserts, even if the topic was
-// deleted and began again.
+// store inserts the rows into every shard. The token differs from that of every other
+// insert, even if the topic was deleted and recreated.
 func (t *Tables) store(ctx context.Context, rows map[string]row, from, next int64) error {
 	pods, services, agents := columns.NewPods(), columns.NewServices(), columns.NewAgents()
 	var newest time.Time
@@ -246,8 +249,8 @@ func (t *Tables) store(ctx context.Context, rows map[string]row, from, next int6
 	return nil
 }
 
-// appendRow adds a record to the block of its table. Pods and services that were forgotten stay in their tables
-// until the retention takes them.
+// appendRow adds a record to the block of its table. Forgotten pods and services stay in
+// their tables until the retention removes them.
 func appendRow(pods *columns.Pods, services *columns.Services, agents *columns.Agents, key string, r row) error {
 	switch {
 	case strings.HasPrefix(key, schema.KeyPod) && r.value != nil:

@@ -17,12 +17,12 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// store is a ClickHouse of two shards, as far as it is needed.
+// store is a minimal ClickHouse of two shards.
 type store struct {
 	mu     sync.Mutex
 	err    error
 	tokens map[string]bool
-	rows   map[string][]string // by shard and table, the values of the first column that is a name
+	rows   map[string][]string // by shard and table: the values of the first name column
 }
 
 func newStore() *store {
@@ -83,8 +83,8 @@ func (s *store) count(table string) (n int) {
 	return n
 }
 
-// Of two replicas one writes the tables, in both shards; when it stops the other goes on where it was.
-// While ClickHouse is away nothing is lost.
+// One of two replicas writes the tables, in both shards; when it stops the other
+// continues. While ClickHouse is away nothing is lost.
 func TestTablesAreWrittenByOne(t *testing.T) {
 	w := newWorld(t)
 	one := w.replica("one", nil)

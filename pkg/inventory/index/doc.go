@@ -1,21 +1,20 @@
-// Package index knows who held an address at a time: the pod, the service, or the node.
+// Package index knows which pod, service or node held an address at a given time.
 //
-// An [Index] begins empty and is given the records of the topic metaflow.resources in
-// the order of their offsets. It answers for the past as well as for now, because spans and flows
-// may come hours late, and Kubernetes gives the addresses of pods that ended to others.
-// [MergePod] and [MergeService] make the record to write when an agent reports a pod or
-// a service again: a record says everything by itself, so compaction loses nothing.
+// An [Index] begins empty and receives the records of the topic metaflow.resources in
+// offset order. It answers for the past as well as the present, because spans and flows
+// may arrive hours late and Kubernetes reuses the addresses of ended pods. [MergePod] and
+// [MergeService] build the record to write when an agent reports a pod or service again:
+// each record is complete in itself, so compaction loses nothing.
 //
-// Who held an address at a time is decided so:
-//   - A pod comes before a service, and a service before a node.
-//   - Of several pods, or services, whoever got it last before that time. So old ones whose end
-//     nobody saw lose to new ones.
-//   - When nobody held it exactly then, whoever held it within [Slack]: clocks differ, and
-//     Kubernetes tells times in seconds.
-//   - Pods in the network of their node share its addresses and hold none. An
-//     address that several living nodes have, such as that of a bridge for
-//     containers, is nobody's.
+// The holder of an address at a given time is chosen as follows:
+//   - A pod takes precedence over a service, and a service over a node.
+//   - Of several pods, or services, the one that got the address last before
+//     that time. So old ones whose end was not observed lose to new ones.
+//   - If none held it exactly then, the one that held it within [Slack]: clocks
+//     differ, and Kubernetes reports times in seconds.
+//   - Pods in their node's network share its addresses and hold none. An address
+//     of several live nodes, such as that of a container bridge, has no holder.
 //
-// The package does no I/O and reads no clock. An Index belongs to one goroutine at a time,
-// except that its methods which only ask may run at the same time as each other.
+// The package does no I/O and reads no clock. An Index is not safe for concurrent use,
+// except that its read-only methods may run concurrently with each other.
 package index

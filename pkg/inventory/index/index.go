@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// Slack is by how much a question may miss the time in which an address was held. It is some
-	// times the difference of clocks that is tolerated elsewhere.
+	// Slack is how far outside its holding time an address is still attributed to its
+	// holder. It is several times the clock difference tolerated elsewhere.
 	Slack = 5 * time.Second
-	// aliveWithin is how long after the newest sign of life of a node others with the same
-	// address are taken for alive too.
+	// aliveWithin is how long after the newest status of a node other nodes with the same
+	// address also count as alive.
 	aliveWithin = 5 * time.Minute
 )
 
-// Kind is what kind of thing holds an address.
+// Kind is the kind of object that holds an address.
 type Kind uint8
 
 // Kinds of holders.
@@ -35,54 +35,55 @@ const (
 	Node
 )
 
-// Holder is who held an address. What does not apply to its kind is empty.
+// Holder is the holder of an address. Fields that do not apply to its kind are empty.
 type Holder struct {
 	Kind      Kind
 	Namespace string
-	Name      string // of the pod, the service or the node
+	Name      string // of the pod, service or node
 	UID       string // of the pod
-	Node      string // of the pod; or the node itself
+	Node      string // of the pod; for a node, its name
 	Workload  string // of the pod
 }
 
-// place is an address in a cluster; plain hosts have no cluster.
+// place is an address in a cluster; hosts outside Kubernetes have no cluster.
 type place struct {
 	cluster string
 	address netip.Addr
 }
 
-// holding is a time in which something had an address: nanoseconds, and an end of 0 is none yet.
+// holding is a period in which an object held an address, in nanoseconds; to is 0 while
+// it lasts.
 type holding struct {
-	key      string // of the record it is from
+	key      string // of its record
 	from, to uint64
 	holder   Holder
 }
 
-// host is a node that has an address.
+// host is a node with an address.
 type host struct {
 	key, node string
 	seen      uint64
 }
 
-// Index is what the records of metaflow.resources amount to. Make it with New.
+// Index is the state of the records of metaflow.resources. Create it with New.
 type Index struct {
-	pods     map[string]*agentv1.Pod // by key, and so are the others
+	pods     map[string]*agentv1.Pod // by key, like the other maps
 	services map[string]*agentv1.Service
 	agents   map[string]*agentv1.AgentStatus
 
-	byPod     map[place][]holding // the latest beginning first
+	byPod     map[place][]holding // latest start first
 	byService map[place][]holding
 	byHost    map[place][]host
 }
 
-// New returns an Index that knows nothing.
+// New returns an empty Index.
 func New() *Index {
 	x := &Index{}
 	x.Forget()
 	return x
 }
 
-// Forget goes back to before the first record.
+// Forget empties the index, as before the first record.
 func (x *Index) Forget() {
 	*x = Index{
 		pods: map[string]*agentv1.Pod{}, services: map[string]*agentv1.Service{}, agents: map[string]*agentv1.AgentStatus{},
@@ -90,8 +91,8 @@ func (x *Index) Forget() {
 	}
 }
 
-// Observe takes a record. A nil value says that the thing is to be forgotten. Records of other kinds are
-// passed over; an error says that this one makes no sense, and then it changed nothing.
+// Observe applies a record. A nil value removes the object. Observe skips records of
+// other kinds. An error means that the record is malformed and changed nothing.
 func (x *Index) Observe(key, value []byte) error {
 	k := string(key)
 	switch {
@@ -106,7 +107,7 @@ func (x *Index) Observe(key, value []byte) error {
 	}
 }
 
-// errMisplaced is about a record that says it is another one's.
+// errMisplaced is the error of a record whose content belongs to another key.
 var errMisplaced = errors.New("the record does not belong to its key")
 
 func (x *Index) observePod(key string, value []byte) error {
@@ -125,7 +126,7 @@ func (x *Index) observePod(key string, value []byte) error {
 	return nil
 }
 
-// PutPod is Observe for a pod's record. p must not be changed afterwards.
+// PutPod is Observe for a pod's decoded record. p must not be changed afterwards.
 func (x *Index) PutPod(p *agentv1.Pod) {
 	key := PodKey(p)
 	x.removePod(key)
@@ -167,7 +168,7 @@ func (x *Index) observeService(key string, value []byte) error {
 	return nil
 }
 
-// PutService is Observe for a service's record. s must not be changed afterwards.
+// PutService is Observe for a service's decoded record. s must not be changed afterwards.
 func (x *Index) PutService(s *agentv1.Service) {
 	key := ServiceKey(s)
 	x.removeService(key)
@@ -224,7 +225,7 @@ func (x *Index) removeAgent(key string) {
 	})
 }
 
-// eachAddress calls f for the addresses of a host that others may reach it by, each once.
+// eachAddress calls f once for each address at which others may reach a host.
 func eachAddress(r *agentv1.Registration, f func(place)) {
 	for i, text := range r.GetAddresses() {
 		addr, err := netip.ParseAddr(text)
@@ -239,7 +240,8 @@ func eachAddress(r *agentv1.Registration, f func(place)) {
 	}
 }
 
-// Lookup returns who of a cluster held an address at a time, in nanoseconds. It allocates nothing.
+// Lookup returns who held an address in a cluster at the given time, in nanoseconds. It
+// does not allocate.
 func (x *Index) Lookup(cluster string, address netip.Addr, at uint64) Holder {
 	where := place{cluster, address.Unmap().WithZone("")}
 	if h := heldAt(x.byPod[where], at); h != nil {
@@ -251,7 +253,7 @@ func (x *Index) Lookup(cluster string, address netip.Addr, at uint64) Holder {
 	return nodeOf(x.byHost[where])
 }
 
-// heldAt returns who had the address then, or nearly then; nil when nobody.
+// heldAt returns the holding at the given time, or within Slack of it, or nil.
 func heldAt(held []holding, at uint64) *holding {
 	var near *holding
 	best := uint64(Slack) + 1
@@ -291,21 +293,21 @@ func nodeOf(hosts []host) Holder {
 	return Holder{Kind: Node, Name: newest.node, Node: newest.node}
 }
 
-// Pod returns the record of a pod, nil when there is none. It must not be changed; that holds for
-// all records that an Index gives out.
+// Pod returns the record of a pod, or nil. Like all records returned by an Index, it must
+// not be changed.
 func (x *Index) Pod(cluster, uid string) *agentv1.Pod {
 	return x.pods[PodKey(&agentv1.Pod{Cluster: cluster, Uid: uid})]
 }
 
-// Service returns the record of a service, nil when there is none.
+// Service returns the record of a service, or nil.
 func (x *Index) Service(cluster, namespace, name string) *agentv1.Service {
 	return x.services[ServiceKey(&agentv1.Service{Cluster: cluster, Namespace: namespace, Name: name})]
 }
 
-// Agent returns the status of an agent, nil when it is not registered.
+// Agent returns the status of an agent, or nil if it is not registered.
 func (x *Index) Agent(id string) *agentv1.AgentStatus { return x.agents[schema.KeyAgent+id] }
 
-// Agents returns the agents that are registered in a cluster.
+// Agents returns the agents registered in a cluster.
 func (x *Index) Agents(cluster string) (list []*agentv1.AgentStatus) {
 	for _, status := range x.agents {
 		if status.Registration.Cluster == cluster {
@@ -315,24 +317,24 @@ func (x *Index) Agents(cluster string) (list []*agentv1.AgentStatus) {
 	return list
 }
 
-// Living returns the pods of a node that have not ended, by uid.
+// Living returns the pods of a node that have not ended, ordered by uid.
 func (x *Index) Living(cluster, node string) []*agentv1.Pod {
 	return x.podsWhere(func(p *agentv1.Pod) bool { return p.EndTimeUnixNano == 0 && p.Cluster == cluster && p.Node == node })
 }
 
-// Stale returns what has not ended and was not reported since a time.
+// Stale returns the pods and services that have not ended and were not reported since.
 func (x *Index) Stale(since uint64) ([]*agentv1.Pod, []*agentv1.Service) {
 	return x.podsWhere(func(p *agentv1.Pod) bool { return p.EndTimeUnixNano == 0 && p.SeenTimeUnixNano < since }),
 		x.servicesWhere(func(s *agentv1.Service) bool { return s.EndTimeUnixNano == 0 && s.SeenTimeUnixNano < since })
 }
 
-// Ended returns what ended before a time.
+// Ended returns the pods and services that ended before the given time.
 func (x *Index) Ended(before uint64) ([]*agentv1.Pod, []*agentv1.Service) {
 	return x.podsWhere(func(p *agentv1.Pod) bool { return p.EndTimeUnixNano != 0 && p.EndTimeUnixNano < before }),
 		x.servicesWhere(func(s *agentv1.Service) bool { return s.EndTimeUnixNano != 0 && s.EndTimeUnixNano < before })
 }
 
-// Count returns how many pods and services are known, those that ended included.
+// Count returns the number of known pods and services, including ended ones.
 func (x *Index) Count() (pods, services int) { return len(x.pods), len(x.services) }
 
 func (x *Index) podsWhere(want func(*agentv1.Pod) bool) []*agentv1.Pod {
@@ -359,7 +361,7 @@ func (x *Index) servicesWhere(want func(*agentv1.Service) bool) []*agentv1.Servi
 	return list
 }
 
-// put keeps the list in an order that depends on nothing but its elements.
+// put inserts h into an order that depends only on the elements.
 func put(m map[place][]holding, at place, h holding) {
 	list := m[at]
 	i, _ := slices.BinarySearchFunc(list, h, func(a, b holding) int {
@@ -377,7 +379,7 @@ func remove(m map[place][]holding, at place, key string) {
 	m[at] = rest
 }
 
-// addressOf reads an address; ok is false for bytes that are none, or one that many have.
+// addressOf decodes an address. ok is false for malformed and for shared addresses.
 func addressOf(b []byte) (addr netip.Addr, ok bool) {
 	addr, ok = netip.AddrFromSlice(b)
 	addr = addr.Unmap()

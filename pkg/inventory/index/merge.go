@@ -10,18 +10,19 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// MaxAddresses is how many addresses of a pod are kept, those it has now first. A pod has one or
-// two at a time, and gets others only when its node was restarted.
+// MaxAddresses is how many addresses of a pod are kept, current ones first. A pod has one
+// or two at a time, and gets others only when its node restarts.
 const MaxAddresses = 16
 
-// MergePod returns the record of a pod after a report of it: known is the record before, nil
-// when there was none, and said is what the report says, with the cluster, the node and the time
-// of the report filled in. It changes neither.
+// MergePod returns the record of a pod after a report. known is the previous record or
+// nil. said is the reported pod, with cluster, node and report time filled in. It changes
+// neither.
 //
-//   - A report that is older than what is known changes nothing.
-//   - An address that was known keeps its beginning, and goes on if it had been taken for lost.
-//   - An address that is reported no more ends with the report, or with the pod.
-//   - An address that takes the place of another one begins with the report.
+//   - A report older than the known record changes nothing.
+//   - A known address keeps its start, and continues even if it had been
+//     considered lost.
+//   - An address that is no longer reported ends with the report, or with the pod.
+//   - An address that replaces another one starts with the report.
 func MergePod(known, said *agentv1.Pod) *agentv1.Pod {
 	if known != nil && known.SeenTimeUnixNano > said.SeenTimeUnixNano {
 		return known
@@ -53,8 +54,8 @@ func MergePod(known, said *agentv1.Pod) *agentv1.Pod {
 	return merged
 }
 
-// EndPod returns the record of a pod that ended at a time, when all that is known of that is that it
-// is gone.
+// EndPod returns the record of a pod that ended at the given time, when no more is known
+// about its end.
 func EndPod(known *agentv1.Pod, at uint64) *agentv1.Pod {
 	ended := proto.CloneOf(known)
 	ended.EndTimeUnixNano = at
@@ -66,8 +67,7 @@ func EndPod(known *agentv1.Pod, at uint64) *agentv1.Pod {
 	return ended
 }
 
-// MergeService is MergePod for services, which have their addresses for as long as they
-// are there.
+// MergeService is MergePod for services, whose addresses last as long as the service.
 func MergeService(known, said *agentv1.Service) *agentv1.Service {
 	if known != nil && known.SeenTimeUnixNano > said.SeenTimeUnixNano {
 		return known

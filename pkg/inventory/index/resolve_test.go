@@ -98,11 +98,11 @@ func TestLookup(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff(New(), x, cmp.AllowUnexported(Index{})); diff != "" {
-		t.Errorf("something is left (-want +got):\n%s", diff)
+		t.Errorf("not empty (-want +got):\n%s", diff)
 	}
 }
 
-func TestObserveRefusesWhatMakesNoSense(t *testing.T) {
+func TestObserveRejectsMalformedRecords(t *testing.T) {
 	x := New()
 	misplaced, err := proto.Marshal(pod("a", 0))
 	if err != nil {
@@ -206,9 +206,9 @@ func TestKeysAreOfOneThing(t *testing.T) {
 	}
 }
 
-// A world of pods that come, move and go while addresses are handed out again. An Index that was
-// told everything, in whatever pieces, knows at any time who held an address; and one that was only
-// told the last record of each pod, as after compaction, answers the same.
+// Pods come, move and go while addresses are reused. An Index that received every record,
+// in any batches, knows at any time who held an address, and one that received only the
+// last record of each pod, as after compaction, returns the same.
 func TestIndexKnowsTheWorld(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type life struct {
@@ -254,7 +254,7 @@ func TestIndexKnowsTheWorld(t *testing.T) {
 					}
 				}
 				if free == 0 {
-					report(now, l) // the report of every few hours
+					report(now, l) // the periodic report
 					continue
 				}
 				l.to = now
@@ -283,8 +283,8 @@ func TestIndexKnowsTheWorld(t *testing.T) {
 				where := netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", address))
 				for name, x := range map[string]*Index{"whole": whole, "compacted": compacted} {
 					got := x.Lookup("c", where, at*second)
-					// A pod that had an address twice is taken to have had it in between, and what
-					// others had then is decided by who got it last.
+					// A pod that held an address twice counts as its holder in between,
+					// and of other holders in that time the last one wins.
 					again := func(uid string) bool {
 						lives := 0
 						for _, l := range history {
