@@ -11,7 +11,12 @@ import (
 // Config is how the agent receives traces on its host. Which ports, and whether at
 // all, is in the configuration of its agent group.
 type Config struct {
-	BindAddress string        `mapstructure:"bind_address" doc:"IP address that the listeners of the agent group's configuration bind to; empty is all addresses of the host"`
+	// BindAddress: IP address that the listeners of the agent group's
+	// configuration bind to; empty is all addresses of the host.
+	BindAddress string `mapstructure:"bind_address" doc:"IP address that the listeners of the agent group's configuration bind to; empty is all addresses of the host"`
+	// LiveTimeout: how long a request waits for a server before it goes to
+	// the spool; keep it below the timeout of the senders, 10s by
+	// OpenTelemetry's default.
 	LiveTimeout time.Duration `mapstructure:"live_timeout" doc:"how long a request waits for a server before it goes to the spool; keep it below the timeout of the senders, 10s by OpenTelemetry's default"`
 }
 

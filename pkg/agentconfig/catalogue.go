@@ -39,7 +39,8 @@ func Catalogue() []Key {
 type setting struct {
 	Key
 	read  func(input) (any, error)
-	text  func(any) string // as YAML writes it; read takes it back
+	text  func(any) string  // as YAML writes it; read takes it back
+	at    func(*Config) any // pointer to the field
 	store func(*Config, any)
 	load  func(*Config) any
 }
@@ -50,6 +51,7 @@ func newSetting[T any](name string, k kind[T], field func(*Config) *T, doc strin
 		Key:   Key{Name: name, Aliases: aliases, Type: k.name, Range: k.limits, Default: k.text(*field(&defaults)), Doc: doc},
 		read:  func(in input) (any, error) { return k.read(in) },
 		text:  func(v any) string { return k.text(v.(T)) },
+		at:    func(c *Config) any { return field(c) },
 		store: func(c *Config, v any) { *field(c) = v.(T) },
 		load:  func(c *Config) any { return *field(c) },
 	}

@@ -146,9 +146,16 @@ const maxItems = 256
 
 // Policy is what web pages may do. The zero value allows nothing.
 type Policy struct {
-	AllowedOrigins []Origin      `mapstructure:"allowed_origins" doc:"origins of web pages that may send, such as https://app.example.com, https://*.example.com for its subdomains, or * for every page; none refuses all web pages"`
-	AllowedHeaders []Header      `mapstructure:"allowed_headers" doc:"headers that those pages may send besides Content-Type and Content-Encoding, such as X-Api-Key"`
-	MaxAge         time.Duration `mapstructure:"max_age" doc:"how long a browser may remember what it was allowed; a longer time asks less often, and a change takes effect later"`
+	// AllowedOrigins: origins of web pages that may send, such as
+	// https://app.example.com, https://*.example.com for its subdomains, or
+	// * for every page; none refuses all web pages.
+	AllowedOrigins []Origin `mapstructure:"allowed_origins" doc:"origins of web pages that may send, such as https://app.example.com, https://*.example.com for its subdomains, or * for every page; none refuses all web pages"`
+	// AllowedHeaders: headers that those pages may send besides
+	// Content-Type and Content-Encoding, such as X-Api-Key.
+	AllowedHeaders []Header `mapstructure:"allowed_headers" doc:"headers that those pages may send besides Content-Type and Content-Encoding, such as X-Api-Key"`
+	// MaxAge: how long a browser may remember what it was allowed; a longer
+	// time asks less often, and a change takes effect later.
+	MaxAge time.Duration `mapstructure:"max_age" doc:"how long a browser may remember what it was allowed; a longer time asks less often, and a change takes effect later"`
 }
 
 // DefaultPolicy returns a policy that allows nothing.

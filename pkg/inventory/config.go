@@ -8,9 +8,16 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
+	// ForgetAfter: how long pods and services that ended are remembered, so
+	// that late spans and flows find them; as long as gateway.accept_past
+	// lets them be late.
 	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long pods and services that ended are remembered, so that late spans and flows find them; as long as gateway.accept_past lets them be late"`
-	MaxObjects  int           `mapstructure:"max_objects" doc:"pods and services known, ended ones included, at about a kilobyte each; new ones beyond it are refused"`
-	Group       string        `mapstructure:"group" doc:"consumer group that writes the tables pods, services and agents"`
+	// MaxObjects: pods and services known, ended ones included, at about a
+	// kilobyte each; new ones beyond it are refused.
+	MaxObjects int `mapstructure:"max_objects" doc:"pods and services known, ended ones included, at about a kilobyte each; new ones beyond it are refused"`
+	// Group: consumer group that writes the tables pods, services and
+	// agents.
+	Group string `mapstructure:"group" doc:"consumer group that writes the tables pods, services and agents"`
 }
 
 // DefaultConfig returns a configuration that suits most installations.

@@ -12,23 +12,47 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Brokers        []string         `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
-	Partitions     int              `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
-	Replication    int              `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
-	MinInSync      int              `mapstructure:"min_insync_replicas" doc:"min.insync.replicas of every topic created: how many replicas must have a record before it is acknowledged. 0 takes 2 with three replicas or more, and 1 with fewer"`
-	Retention      time.Duration    `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
-	Compression    string           `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half of the CPU of lz4, zstd about half of its space for up to twice its CPU"`
-	MaxRecordBytes int64            `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
-	ProduceTimeout time.Duration    `mapstructure:"produce_timeout" doc:"how long to try to get records acknowledged by all in-sync replicas before the client is told to send again"`
-	SASL           SASL             `mapstructure:"sasl"`
-	TLS            tlsconfig.Client `mapstructure:"tls" doc:"encryption; the brokers' listeners for it are usually on port 9093"`
+	// Brokers: host:port of some of the brokers; the others are found
+	// through them.
+	Brokers []string `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
+	// Partitions: partitions of the spans topic when it is created; the
+	// bound for how many writers can work at once. Changing it later moves
+	// traces to other partitions, so choose generously.
+	Partitions int `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
+	// Replication: replicas of every topic created; 3 in production.
+	Replication int `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
+	// MinInSync: min.insync.replicas of every topic created: how many
+	// replicas must have a record before it is acknowledged. 0 takes 2 with
+	// three replicas or more, and 1 with fewer.
+	MinInSync int `mapstructure:"min_insync_replicas" doc:"min.insync.replicas of every topic created: how many replicas must have a record before it is acknowledged. 0 takes 2 with three replicas or more, and 1 with fewer"`
+	// Retention: how long Kafka keeps the records of a topic created: the
+	// longest outage of ClickHouse without loss.
+	Retention time.Duration `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
+	// Compression: of record batches: none, gzip, snappy, lz4 or zstd;
+	// snappy takes about half of the CPU of lz4, zstd about half of its
+	// space for up to twice its CPU.
+	Compression string `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half of the CPU of lz4, zstd about half of its space for up to twice its CPU"`
+	// MaxRecordBytes: size of one record before compression; larger
+	// requests are split. Must stay below the brokers' message.max.bytes.
+	MaxRecordBytes int64 `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
+	// ProduceTimeout: how long to try to get records acknowledged by all
+	// in-sync replicas before the client is told to send again.
+	ProduceTimeout time.Duration `mapstructure:"produce_timeout" doc:"how long to try to get records acknowledged by all in-sync replicas before the client is told to send again"`
+	SASL           SASL          `mapstructure:"sasl"`
+	// TLS: encryption; the brokers' listeners for it are usually on port
+	// 9093.
+	TLS tlsconfig.Client `mapstructure:"tls" doc:"encryption; the brokers' listeners for it are usually on port 9093"`
 }
 
 // SASL configures the login. The zero value does not log in.
 type SASL struct {
+	// Mechanism: plain, scram-sha-256 or scram-sha-512; empty does not log
+	// in.
 	Mechanism string `mapstructure:"mechanism" doc:"plain, scram-sha-256 or scram-sha-512; empty does not log in"`
-	Username  string `mapstructure:"username" doc:"user to log in as"`
-	Password  string `mapstructure:"password" doc:"password of the user" secret:"true"`
+	// Username: user to log in as.
+	Username string `mapstructure:"username" doc:"user to log in as"`
+	// Password: password of the user.
+	Password string `mapstructure:"password" doc:"password of the user" secret:"true"`
 }
 
 // DefaultConfig returns the configuration for one broker on this machine.

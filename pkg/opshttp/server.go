@@ -20,9 +20,13 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
+	// Listen: host:port of /healthz, /ready and /metrics; port 0 picks a
+	// free one.
 	Listen string           `mapstructure:"listen" doc:"host:port of /healthz, /ready and /metrics; port 0 picks a free one"`
 	TLS    tlsconfig.Server `mapstructure:"tls"`
-	Pprof  bool             `mapstructure:"pprof" doc:"serve profiles under /debug/pprof/ to everybody who reaches the port"`
+	// Pprof: serve profiles under /debug/pprof/ to everybody who reaches
+	// the port.
+	Pprof bool `mapstructure:"pprof" doc:"serve profiles under /debug/pprof/ to everybody who reaches the port"`
 }
 
 // DefaultConfig returns the configuration of a server on its documented port.

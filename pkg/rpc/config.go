@@ -13,28 +13,63 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Listen                string           `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
-	MaxRequestBytes       int64            `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request after decompression; larger ones are refused for good"`
-	MaxBytesInFlight      int64            `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while Kafka is slow"`
-	MaxRequestsInFlight   int              `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
-	MaxConcurrentStreams  int              `mapstructure:"max_concurrent_streams" doc:"requests at a time on one connection; more wait at the client"`
-	PeerShare             float64          `mapstructure:"peer_share" doc:"largest part of the bounds in flight that one address may hold of what others leave free, so that nobody shuts out the others; 1 sets no limit"`
-	BodyTimeout           time.Duration    `mapstructure:"body_timeout" doc:"time for a request to arrive, from its headers to its last byte. Too short cuts off slow lines, too long lets idle calls hold their place"`
-	MaxConnections        int              `mapstructure:"max_connections" doc:"connections at a time; more are closed at once. Each takes some 50 KiB"`
-	MaxConnectionsPerPeer int              `mapstructure:"max_connections_per_peer" doc:"connections at a time from one IPv4 address or IPv6 /64; raise it where many agents come through one NAT"`
-	RetryDelay            time.Duration    `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again; each is told between half of it and one and a half"`
-	ConnectionAge         time.Duration    `mapstructure:"connection_age" doc:"age at which a client is asked to connect again, so that load spreads over new replicas; 0 is never"`
-	ConnectionAgeGrace    time.Duration    `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
-	ConnectionIdle        time.Duration    `mapstructure:"connection_idle" doc:"a connection without calls for this long is closed; 0 is never"`
-	Keepalive             Keepalive        `mapstructure:"keepalive"`
-	Reflection            bool             `mapstructure:"reflection" doc:"serve gRPC reflection, by which tools such as grpcurl learn the services; standalone does unless told otherwise"`
-	TLS                   tlsconfig.Server `mapstructure:"tls"`
+	// Listen: host:port to receive OTLP on; port 0 picks a free one.
+	Listen string `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
+	// MaxRequestBytes: largest request after decompression; larger ones are
+	// refused for good.
+	MaxRequestBytes int64 `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request after decompression; larger ones are refused for good"`
+	// MaxBytesInFlight: bytes of requests not yet answered; over it clients
+	// are told to come back. Too small refuses bursts, too large is memory
+	// while Kafka is slow.
+	MaxBytesInFlight int64 `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while Kafka is slow"`
+	// MaxRequestsInFlight: requests not yet answered; over it clients are
+	// told to come back.
+	MaxRequestsInFlight int `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
+	// MaxConcurrentStreams: requests at a time on one connection; more wait
+	// at the client.
+	MaxConcurrentStreams int `mapstructure:"max_concurrent_streams" doc:"requests at a time on one connection; more wait at the client"`
+	// PeerShare: largest part of the bounds in flight that one address may
+	// hold of what others leave free, so that nobody shuts out the others;
+	// 1 sets no limit.
+	PeerShare float64 `mapstructure:"peer_share" doc:"largest part of the bounds in flight that one address may hold of what others leave free, so that nobody shuts out the others; 1 sets no limit"`
+	// BodyTimeout: time for a request to arrive, from its headers to its
+	// last byte. Too short cuts off slow lines, too long lets idle calls
+	// hold their place.
+	BodyTimeout time.Duration `mapstructure:"body_timeout" doc:"time for a request to arrive, from its headers to its last byte. Too short cuts off slow lines, too long lets idle calls hold their place"`
+	// MaxConnections: connections at a time; more are closed at once. Each
+	// takes some 50 KiB.
+	MaxConnections int `mapstructure:"max_connections" doc:"connections at a time; more are closed at once. Each takes some 50 KiB"`
+	// MaxConnectionsPerPeer: connections at a time from one IPv4 address or
+	// IPv6 /64; raise it where many agents come through one NAT.
+	MaxConnectionsPerPeer int `mapstructure:"max_connections_per_peer" doc:"connections at a time from one IPv4 address or IPv6 /64; raise it where many agents come through one NAT"`
+	// RetryDelay: how long clients are asked to wait before they send
+	// again; each is told between half of it and one and a half.
+	RetryDelay time.Duration `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again; each is told between half of it and one and a half"`
+	// ConnectionAge: age at which a client is asked to connect again, so
+	// that load spreads over new replicas; 0 is never.
+	ConnectionAge time.Duration `mapstructure:"connection_age" doc:"age at which a client is asked to connect again, so that load spreads over new replicas; 0 is never"`
+	// ConnectionAgeGrace: time for requests to finish on a connection that
+	// has reached its age; keep it above the time Kafka may take.
+	ConnectionAgeGrace time.Duration `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
+	// ConnectionIdle: a connection without calls for this long is closed; 0
+	// is never.
+	ConnectionIdle time.Duration `mapstructure:"connection_idle" doc:"a connection without calls for this long is closed; 0 is never"`
+	Keepalive      Keepalive     `mapstructure:"keepalive"`
+	// Reflection: serve gRPC reflection, by which tools such as grpcurl
+	// learn the services; standalone does unless told otherwise.
+	Reflection bool             `mapstructure:"reflection" doc:"serve gRPC reflection, by which tools such as grpcurl learn the services; standalone does unless told otherwise"`
+	TLS        tlsconfig.Server `mapstructure:"tls"`
 }
 
 // Keepalive finds dead connections and turns away clients that ping too often.
 type Keepalive struct {
-	Time              time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged"`
-	Timeout           time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
+	// Time: a connection silent for this long is pinged.
+	Time time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged"`
+	// Timeout: a connection is closed when a ping is not answered within
+	// this time.
+	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
+	// MinClientInterval: clients that ping more often than this are
+	// disconnected.
 	MinClientInterval time.Duration `mapstructure:"min_client_interval" doc:"clients that ping more often than this are disconnected"`
 }
 

@@ -11,12 +11,20 @@ import (
 
 // Client configures TLS for outgoing connections. The zero value is plain text.
 type Client struct {
-	Enabled            bool   `mapstructure:"enabled" doc:"use TLS; the addresses then name ports that speak it"`
-	CAFile             string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
-	CertFile           string `mapstructure:"cert_file" doc:"PEM file of the client's certificate; needs key_file"`
-	KeyFile            string `mapstructure:"key_file" doc:"PEM file of the client's key; needs cert_file"`
-	ServerName         string `mapstructure:"server_name" doc:"name to expect in the server's certificate; empty expects the host of the address"`
-	InsecureSkipVerify bool   `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
+	// Enabled: use TLS; the addresses then name ports that speak it.
+	Enabled bool `mapstructure:"enabled" doc:"use TLS; the addresses then name ports that speak it"`
+	// CAFile: PEM file of the authorities to trust; empty trusts the
+	// system's.
+	CAFile string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
+	// CertFile: PEM file of the client's certificate; needs key_file.
+	CertFile string `mapstructure:"cert_file" doc:"PEM file of the client's certificate; needs key_file"`
+	// KeyFile: PEM file of the client's key; needs cert_file.
+	KeyFile string `mapstructure:"key_file" doc:"PEM file of the client's key; needs cert_file"`
+	// ServerName: name to expect in the server's certificate; empty expects
+	// the host of the address.
+	ServerName string `mapstructure:"server_name" doc:"name to expect in the server's certificate; empty expects the host of the address"`
+	// InsecureSkipVerify: accept any certificate; only for trying out.
+	InsecureSkipVerify bool `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
 }
 
 // Validate reports problems by keys under key. It does no I/O.
@@ -91,8 +99,13 @@ func (s *Source) Encrypt(ctx context.Context, conn net.Conn, addr string) (net.C
 // TLS is required; with client authorities, clients must present a certificate signed by
 // one of them.
 type Server struct {
-	CertFile     string `mapstructure:"cert_file" doc:"PEM certificate chain of the server; empty means plain text"`
-	KeyFile      string `mapstructure:"key_file" doc:"PEM private key of cert_file"`
+	// CertFile: PEM certificate chain of the server; empty means plain
+	// text.
+	CertFile string `mapstructure:"cert_file" doc:"PEM certificate chain of the server; empty means plain text"`
+	// KeyFile: PEM private key of cert_file.
+	KeyFile string `mapstructure:"key_file" doc:"PEM private key of cert_file"`
+	// ClientCAFile: PEM certificates that sign clients; set, a client
+	// without a certificate is refused.
 	ClientCAFile string `mapstructure:"client_ca_file" doc:"PEM certificates that sign clients; set, a client without a certificate is refused"`
 }
 

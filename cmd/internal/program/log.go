@@ -9,7 +9,9 @@ import (
 
 // Log is how a program logs, to standard error.
 type Log struct {
-	Level  string `mapstructure:"level" doc:"debug, info, warn or error"`
+	// Level: debug, info, warn or error.
+	Level string `mapstructure:"level" doc:"debug, info, warn or error"`
+	// Format: json or text.
 	Format string `mapstructure:"format" doc:"json or text"`
 }
 

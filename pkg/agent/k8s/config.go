@@ -20,11 +20,22 @@ const (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Enabled    string `mapstructure:"enabled" doc:"whether to ask Kubernetes for the pods of this node: true, false, or auto, which does so where a service account is mounted, as in a pod, or a kubeconfig is given"`
+	// Enabled: whether to ask Kubernetes for the pods of this node: true,
+	// false, or auto, which does so where a service account is mounted, as
+	// in a pod, or a kubeconfig is given.
+	Enabled string `mapstructure:"enabled" doc:"whether to ask Kubernetes for the pods of this node: true, false, or auto, which does so where a service account is mounted, as in a pod, or a kubeconfig is given"`
+	// Kubeconfig: file that says where the API server is and who asks, as
+	// kubectl has it: for agents that are no pods themselves; empty is the
+	// service account of the agent's pod.
 	Kubeconfig string `mapstructure:"kubeconfig" doc:"file that says where the API server is and who asks, as kubectl has it: for agents that are no pods themselves; empty is the service account of the agent's pod"`
-	Lease      string `mapstructure:"lease" doc:"name of the lease by which one agent of the cluster is chosen to follow its services; empty follows none"`
-	Namespace  string `mapstructure:"namespace" doc:"namespace of the lease; empty is that of the agent's own pod, or of the kubeconfig's context"`
-	Node       string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
+	// Lease: name of the lease by which one agent of the cluster is chosen
+	// to follow its services; empty follows none.
+	Lease string `mapstructure:"lease" doc:"name of the lease by which one agent of the cluster is chosen to follow its services; empty follows none"`
+	// Namespace: namespace of the lease; empty is that of the agent's own
+	// pod, or of the kubeconfig's context.
+	Namespace string `mapstructure:"namespace" doc:"namespace of the lease; empty is that of the agent's own pod, or of the kubeconfig's context"`
+	// Node: name of this node in Kubernetes; empty is the agent's name.
+	Node string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
 }
 
 // DefaultConfig returns the defaults.

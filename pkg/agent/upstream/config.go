@@ -11,19 +11,35 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	Addresses       []string         `mapstructure:"addresses" doc:"host:port of the servers; a name with several addresses, such as a headless service, stands for all of them"`
-	Timeout         time.Duration    `mapstructure:"timeout" doc:"time for one request to be answered; keep it above the server's kafka.produce_timeout. Too short sends again what was stored, too long holds senders while a server hangs"`
-	ConnectTimeout  time.Duration    `mapstructure:"connect_timeout" doc:"time for one connection, with TLS"`
-	MaxBackoff      time.Duration    `mapstructure:"max_backoff" doc:"longest pause between two tries to connect to one server; pauses start below a second and grow"`
-	ResolveInterval time.Duration    `mapstructure:"resolve_interval" doc:"how often names are looked up, so that new servers are found"`
-	Keepalive       Keepalive        `mapstructure:"keepalive"`
-	Token           string           `mapstructure:"token" doc:"one of the servers' control.agent_tokens; use it with TLS" secret:"true"`
-	TLS             tlsconfig.Client `mapstructure:"tls"`
+	// Addresses: host:port of the servers; a name with several addresses,
+	// such as a headless service, stands for all of them.
+	Addresses []string `mapstructure:"addresses" doc:"host:port of the servers; a name with several addresses, such as a headless service, stands for all of them"`
+	// Timeout: time for one request to be answered; keep it above the
+	// server's kafka.produce_timeout. Too short sends again what was
+	// stored, too long holds senders while a server hangs.
+	Timeout time.Duration `mapstructure:"timeout" doc:"time for one request to be answered; keep it above the server's kafka.produce_timeout. Too short sends again what was stored, too long holds senders while a server hangs"`
+	// ConnectTimeout: time for one connection, with TLS.
+	ConnectTimeout time.Duration `mapstructure:"connect_timeout" doc:"time for one connection, with TLS"`
+	// MaxBackoff: longest pause between two tries to connect to one server;
+	// pauses start below a second and grow.
+	MaxBackoff time.Duration `mapstructure:"max_backoff" doc:"longest pause between two tries to connect to one server; pauses start below a second and grow"`
+	// ResolveInterval: how often names are looked up, so that new servers
+	// are found.
+	ResolveInterval time.Duration `mapstructure:"resolve_interval" doc:"how often names are looked up, so that new servers are found"`
+	Keepalive       Keepalive     `mapstructure:"keepalive"`
+	// Token: one of the servers' control.agent_tokens; use it with TLS.
+	Token string           `mapstructure:"token" doc:"one of the servers' control.agent_tokens; use it with TLS" secret:"true"`
+	TLS   tlsconfig.Client `mapstructure:"tls"`
 }
 
 // Keepalive configures the detection of dead connections.
 type Keepalive struct {
-	Time    time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged; servers disconnect clients that ping more often than their grpc.keepalive.min_client_interval"`
+	// Time: a connection silent for this long is pinged; servers disconnect
+	// clients that ping more often than their
+	// grpc.keepalive.min_client_interval.
+	Time time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged; servers disconnect clients that ping more often than their grpc.keepalive.min_client_interval"`
+	// Timeout: a connection is closed when a ping is not answered within
+	// this time.
 	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
 }
 
