@@ -78,7 +78,7 @@ func printParked(out io.Writer, heads []parked.Head) error {
 		if h.Waits {
 			again = "by the agent"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", h.Name, h.Kind, h.Received.Format("2006-01-02 15:04:05"), h.Items, h.Refused, h.Size, again, h.Cause)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", h.Name, h.Signal, h.Received.Format("2006-01-02 15:04:05"), h.Items, h.Refused, h.Size, again, h.Cause)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -25,7 +25,7 @@ func TestParkedCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := parked.Head{Kind: "spans", Items: 5, Refused: 2, Cause: "2 of 5 rejected: start_time", Received: time.Unix(1_790_000_000, 0)}
+	head := parked.Head{Signal: "spans", Items: 5, Refused: 2, Cause: "2 of 5 rejected: start_time", Received: time.Unix(1_790_000_000, 0)}
 	if err := folder.Put(head, []byte("body")); err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,14 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/deadletter"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema"
 )
+
+// signals are those that this program takes and stores.
+var signals = []*signal.Signal{traces.Signal, flows.Signal}
 
 var kafkaFlags = map[string]string{"kafka-brokers": "kafka.brokers"}
 
@@ -25,7 +31,7 @@ func newDeadLetter() *cobra.Command {
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "OFFSET\tDIVERTED\tRECEIVED\tFROM\tITEMS\tBYTES\tCAUSE")
 		n := 0
-		err := deadletter.Each(cmd.Context(), client, schema.TopicDeadLetter, func(e deadletter.Entry) error {
+		err := deadletter.Each(cmd.Context(), client, schema.TopicDeadLetter, signals, func(e deadletter.Entry) error {
 			n++
 			fmt.Fprintf(w, "%d/%d\t%s\t%s\t%s/%d/%d\t%d\t%d\t%s\n", e.At.Partition, e.At.Offset,
 				atSecond(e.Time), atSecond(e.Meta.Received), e.Topic, e.Partition, e.Offset, e.Items, len(e.Value), e.Cause)
@@ -57,16 +63,18 @@ func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time
 	producing, stop := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer stop()
 	var producers errgroup.Group
-	targets := map[string]deadletter.Target{}
-	for _, topic := range []string{schema.TopicSpans, schema.TopicFlows} {
-		partitions, err := client.Partitions(cmd.Context(), topic)
+	var targets []deadletter.Target
+	for _, sig := range signals {
+		partitions, err := client.Partitions(cmd.Context(), sig.Topic)
 		if err != nil {
 			stop()
 			return errors.Join(err, producers.Wait())
 		}
-		producer := client.NewProducer(topic, kafka.ProducerOptions{})
+		producer := client.NewProducer(sig.Topic, kafka.ProducerOptions{})
 		producers.Go(func() error { return producer.Run(producing) })
-		targets[topic] = deadletter.Target{Producer: producer, Partitions: partitions, MaxRecordBytes: int(cfg.Kafka.MaxRecordBytes)}
+		targets = append(targets, deadletter.Target{
+			Signal: sig, Producer: producer, Partitions: partitions, MaxRecordBytes: int(cfg.Kafka.MaxRecordBytes),
+		})
 	}
 	begun := time.Now()
 	report, err := deadletter.Replay(cmd.Context(), client, schema.TopicDeadLetter, targets, func(e deadletter.Entry) bool {
@@ -88,9 +96,13 @@ func atSecond(t time.Time) string {
 
 // said is what a replay did, in words.
 func said(r deadletter.Report) string {
+	var sent []string
+	for _, sig := range signals {
+		sent = append(sent, program.Count(r.Items[sig.Topic], sig.Item))
+	}
 	parts := []string{
 		program.Count(r.Letters, "letter") + " read",
-		program.Count(r.Items[schema.TopicSpans], "span") + " and " + program.Count(r.Items[schema.TopicFlows], "flow") + " sent again",
+		strings.Join(sent, " and ") + " sent again",
 		program.Count(r.Skipped, "letter") + " skipped because no data can be read",
 	}
 	if r.Copies > 0 {

@@ -6,6 +6,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -37,15 +39,16 @@ func (g *gateways) open(ctx context.Context, o *offer) error {
 		MaxRecordBytes: int(g.cfg.Kafka.MaxRecordBytes), Registerer: g.reg,
 		DedupWindow: max(g.cfg.Writer.DedupWindow, g.cfg.FlowWriter.DedupWindow),
 	}
-	traces, err := gateway.New(g.cfg.Gateway, g.spans, opts)
+	spans, err := gateway.New(g.cfg.Gateway, traces.Signal, g.spans, opts)
 	if err != nil {
 		return err
 	}
-	flows, err := gateway.NewFlows(g.cfg.Gateway, g.flows, o.agents, opts)
+	opts.Agents = o.agents
+	fromAgents, err := gateway.New(g.cfg.Gateway, flows.Signal, g.flows, opts)
 	if err != nil {
 		return err
 	}
-	o.traces, o.overHTTP, o.options.Flows = traces, gateway.HTTP{Gateway: traces}, flows
+	o.traces, o.overHTTP, o.options.Flows = spans, spans, fromAgents
 	o.producers = append(o.producers, g.spans, g.flows)
 	return nil
 }

@@ -14,9 +14,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/capture"
-	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -24,9 +25,7 @@ import (
 // Upstream is the way to the servers. pkg/agent/upstream satisfies it.
 type Upstream interface {
 	Controller
-	Ready() bool
-	Export(ctx context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error)
-	ExportFlows(ctx context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error)
+	Servers
 }
 
 // Spools keep what waits for a server, by what it is.
@@ -96,14 +95,18 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		log: opts.Logger, metrics: newMetrics(opts.Registerer), codec: codec, exceptions: newExceptions(), pods: opts.Pods,
 		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
-	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: &pipe{
-		up: up, send: up.Export, count: traces.Signal.Count, cut: cutSpans, sift: siftSpans, spool: spools.Spans, codec: codec, log: opts.Logger,
-		metrics: newPipeMetrics(opts.Registerer, kindSpans), liveTime: cfg.LiveTimeout,
-	}}
-	a.flows = &flowSender{pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster, pipe: &pipe{
-		up: up, send: up.ExportFlows, count: countFlows, spool: spools.Flows, codec: codec, log: opts.Logger,
-		metrics: newPipeMetrics(opts.Registerer, kindFlows), liveTime: cfg.LiveTimeout,
-	}}
+	newPipe := func(sig *signal.Signal, spool Spool) *pipe {
+		return &pipe{
+			signal: sig, up: up, spool: spool, codec: codec, log: opts.Logger,
+			metrics: newPipeMetrics(opts.Registerer, sig), liveTime: cfg.LiveTimeout,
+		}
+	}
+	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: newPipe(traces.Signal, spools.Spans)}
+	a.forwarder.foreign = true
+	a.flows = &flowSender{
+		pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster,
+		pipe: newPipe(flows.Signal, spools.Flows),
+	}
 	a.capture = capture.New(agentconfig.Flow{}, a.flows, capture.Options{Logger: opts.Logger, Registerer: opts.Registerer})
 	a.flows.owner, a.flows.process = a.capture.Owner, a.capture.Process
 	a.drainers = []*drainer{newDrainer(a.forwarder.pipe, opts.Parked), newDrainer(a.flows.pipe, opts.Parked)}

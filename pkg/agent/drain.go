@@ -95,7 +95,7 @@ func (d *drainer) one(ctx context.Context) error {
 		d.spool.Return(entry)
 		return err
 	}
-	n := d.count(body)
+	n := d.signal.Count(body)
 	res, doubtful, err := d.export(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Received: entry.Received, Compress: d.compress.Load()})
 	entry.Resend = entry.Resend || doubtful
 	switch {

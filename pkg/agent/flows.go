@@ -5,31 +5,9 @@ import (
 	"errors"
 	"slices"
 
-	"google.golang.org/protobuf/encoding/protowire"
-
 	"github.com/metaflowys/metaflow-server/pkg/agent/cgroup"
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
-	"github.com/metaflowys/metaflow-server/pkg/signal"
-)
-
-// Fields of ExportFlowsRequest and FlowGroup in metaflow.agent.v1/flow.proto.
-const (
-	requestAgentID = 1
-	requestCluster = 2
-	requestNode    = 3
-	requestGroups  = 4
-
-	groupNamespace   = 1
-	groupPodUID      = 2
-	groupPod         = 3
-	groupK8sSpace    = 4
-	groupWorkload    = 5
-	groupContainerID = 6
-	groupProcess     = 8
-	groupFlows       = 9
-
-	tagGroups = signal.Tag(requestGroups)<<3 | signal.Bytes
-	tagFlows  = signal.Tag(groupFlows)<<3 | signal.Bytes
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 )
 
 // maxFlows bounds one request: about 200 kB of flows.
@@ -79,33 +57,23 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 		if key.process == "" {
 			key.process = key.Unit // which is the next best name, and often the same
 		}
-		flows := s.groups[key]
-		if flows == nil {
-			flows = new([]byte)
-			s.groups[key] = flows
+		group := s.groups[key]
+		if group == nil {
+			group = new([]byte)
+			s.groups[key] = group
 			s.order = append(s.order, key)
 		}
 		one = rows[i].AppendWire(one[:0])
-		*flows = protowire.AppendBytes(protowire.AppendTag(*flows, groupFlows, protowire.BytesType), one)
+		*group = flows.AppendFlow(*group, one)
 	}
-	b := s.body[:0]
-	b = appendText(b, requestAgentID, s.agentID)
-	b = appendText(b, requestCluster, s.cluster)
-	b = appendText(b, requestNode, s.node)
+	b := flows.AppendHead(s.body[:0], s.agentID, s.cluster, s.node)
 	for _, key := range s.order {
-		head := protowire.AppendVarint(protowire.AppendTag(one[:0], groupNamespace, protowire.VarintType), key.namespace)
 		pod := s.podOf(key.PodUID)
-		head = appendText(head, groupPodUID, pod.UID)
-		head = appendText(head, groupPod, pod.Name)
-		head = appendText(head, groupK8sSpace, pod.Namespace)
-		head = appendText(head, groupWorkload, pod.Workload)
-		head = appendText(head, groupContainerID, key.ContainerID)
-		head = appendText(head, groupProcess, key.process)
-		flows := *s.groups[key]
-		b = protowire.AppendTag(b, requestGroups, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(len(head)+len(flows)))
-		b = append(append(b, head...), flows...)
-		one = head
+		b = flows.AppendGroup(b, &flows.Group{
+			NetworkNamespace: key.namespace,
+			PodUID:           pod.UID, Pod: pod.Name, Namespace: pod.Namespace, Workload: pod.Workload,
+			ContainerID: key.ContainerID, Process: key.process,
+		}, *s.groups[key])
 	}
 	clear(s.groups)
 	s.order, s.body = s.order[:0], b
@@ -122,34 +90,4 @@ func (s *flowSender) podOf(uid string) Pod {
 		return pod
 	}
 	return Pod{UID: uid}
-}
-
-func appendText(b []byte, field protowire.Number, text string) []byte {
-	if text == "" {
-		return b
-	}
-	return protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), text)
-}
-
-// countFlows counts the flows of a request that this program has made.
-func countFlows(request []byte) int {
-	n := 0
-	each(request, tagGroups, func(group []byte) {
-		each(group, tagFlows, func([]byte) { n++ })
-	})
-	return n
-}
-
-// each calls f with every field of b that has this tag.
-func each(b []byte, tag signal.Tag, f func([]byte)) {
-	for i := 0; i < len(b); {
-		t, lo, hi := signal.Next(b, i)
-		if hi < 0 {
-			return
-		}
-		if t == tag {
-			f(b[lo:hi])
-		}
-		i = hi
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/cgroup"
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -18,8 +19,7 @@ import (
 func flowsRig(t *testing.T) (*flowSender, *rig) {
 	t.Helper()
 	r := newRig(t, 8<<20)
-	r.metrics = newPipeMetrics(nil, kindFlows)
-	r.count = countFlows
+	r.metrics, r.signal, r.foreign = newPipeMetrics(nil, flows.Signal), flows.Signal, false
 	return &flowSender{
 		pipe: r.pipe, agentID: "a", cluster: "c", node: "n",
 		owner:   func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"", "pod-1"}[row.Cookie%2]} },
@@ -44,7 +44,7 @@ func TestRowsBecomeRequests(t *testing.T) {
 	s, _ := flowsRig(t)
 	for range 2 { // memory is used again
 		body := s.request(rows(100))
-		if n := countFlows(body); n != 100 {
+		if n := flows.Signal.Count(body); n != 100 {
 			t.Errorf("%d flows are counted", n)
 		}
 		var req agentv1.ExportFlowsRequest

@@ -20,6 +20,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -30,10 +31,10 @@ type fakeServers struct {
 	random  *rand.Rand
 	trouble float64 // share of the calls that fail
 	away    bool
-	refuse  error                                      // the answer to everything
-	answer  func(body []byte) (upstream.Result, error) // when it is set, to each request
-	refused int                                        // how often it was given
-	stored  map[string][]bool                          // resend of each delivery, by body
+	refuse  error                                    // the answer to everything
+	answer  func(body []byte) (signal.Result, error) // when it is set, to each request
+	refused int                                      // how often it was given
+	stored  map[string][]bool                        // resend of each delivery, by body
 	// received is when the first try of a body said it was received. All must say the same.
 	received map[string]time.Time
 	differ   bool
@@ -54,12 +55,12 @@ func (s *fakeServers) WaitReady(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (s *fakeServers) Export(_ context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error) {
+func (s *fakeServers) Export(_ context.Context, _ *signal.Signal, body []byte, opts upstream.ExportOptions) (signal.Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refuse != nil {
 		s.refused++
-		return upstream.Result{}, s.refuse
+		return signal.Result{}, s.refuse
 	}
 	if s.answer != nil {
 		res, err := s.answer(body)
@@ -78,9 +79,9 @@ func (s *fakeServers) Export(_ context.Context, body []byte, opts upstream.Expor
 		s.stored[string(body)] = append(s.stored[string(body)], opts.Resend)
 	}
 	if fails { // an error that upstream does not know is doubtful
-		return upstream.Result{}, errors.New("connection reset by peer")
+		return signal.Result{}, errors.New("connection reset by peer")
 	}
-	return upstream.Result{}, nil
+	return signal.Result{}, nil
 }
 
 func (s *fakeServers) set(trouble float64, away bool) {
@@ -125,8 +126,8 @@ func newRig(t *testing.T, maxBytes int64) *rig {
 	}
 	t.Cleanup(codec.close)
 	r.forwarder = &forwarder{pipe: &pipe{
-		up: r.servers, send: r.servers.Export, count: traces.Signal.Count, cut: cutSpans, sift: siftSpans, spool: r.disk, codec: codec,
-		log: slog.New(slog.DiscardHandler), metrics: newPipeMetrics(nil, kindSpans), liveTime: time.Second,
+		signal: traces.Signal, foreign: true, up: r.servers, spool: r.disk, codec: codec,
+		log: slog.New(slog.DiscardHandler), metrics: newPipeMetrics(nil, traces.Signal), liveTime: time.Second,
 	}}
 	r.configure(agentconfig.Default())
 	return r
@@ -136,6 +137,10 @@ func (r *rig) configure(cfg agentconfig.Config) {
 	name := "default"
 	r.config.Store(&cfg)
 	r.group.Store(&name)
+}
+
+func requestOf(body []byte, peer netip.Addr) signal.Request {
+	return signal.Request{Body: body, Peer: netip.AddrPortFrom(peer, 40000)}
 }
 
 var sender = netip.MustParseAddr("10.1.2.3")
@@ -159,7 +164,7 @@ func TestAcknowledgedReachesTheServers(t *testing.T) {
 			for i := range 50 {
 				r.servers.set(float64(i%10)/10, i%7 == 0)
 				body := gen.RequestBytes(3)
-				if _, err := r.consume(ctx, body, sender); err != nil {
+				if _, err := r.Consume(ctx, requestOf(body, sender)); err != nil {
 					return err
 				}
 				mu.Lock()
@@ -208,7 +213,7 @@ func TestAFullSpoolIsSaid(t *testing.T) {
 	gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
 	var err error
 	for range 10_000 {
-		if _, err = r.consume(t.Context(), gen.RequestBytes(100), sender); err != nil {
+		if _, err = r.Consume(t.Context(), requestOf(gen.RequestBytes(100), sender)); err != nil {
 			break
 		}
 	}
@@ -222,7 +227,7 @@ func TestAFullSpoolIsSaid(t *testing.T) {
 func TestRefusedForGood(t *testing.T) {
 	r := newRig(t, 1<<20)
 	r.servers.refuse = fault.As(fault.Rejected, errors.New("no"))
-	_, err := r.consume(t.Context(), otlptest.New(1, otlptest.Options{Start: time.Now()}).RequestBytes(1), sender)
+	_, err := r.Consume(t.Context(), requestOf(otlptest.New(1, otlptest.Options{Start: time.Now()}).RequestBytes(1), sender))
 	if fault.ClassOf(err) != fault.Rejected || r.disk.Len() != 0 {
 		t.Errorf("consume = %v, %d in the spool", err, r.disk.Len())
 	}
@@ -249,7 +254,7 @@ func TestALoopbackSenderHasTheHostsAddress(t *testing.T) {
 func TestBadTextIsRepaired(t *testing.T) {
 	r := newRig(t, 1<<20)
 	body := append(otlptest.New(1, otlptest.Options{}).RequestBytes(3), 0x0a, 3, 0x1a, 1, 0xff)
-	if _, err := r.consume(t.Context(), body, netip.Addr{}); err != nil {
+	if _, err := r.Consume(t.Context(), signal.Request{Body: body}); err != nil {
 		t.Fatal(err)
 	}
 	for stored := range r.servers.stored {
@@ -264,7 +269,7 @@ func TestBadTextIsRepaired(t *testing.T) {
 
 func TestGarbageIsRefused(t *testing.T) {
 	r := newRig(t, 1<<20)
-	if _, err := r.consume(t.Context(), []byte("garbage"), sender); fault.ClassOf(err) != fault.Rejected {
+	if _, err := r.Consume(t.Context(), requestOf([]byte("garbage"), sender)); fault.ClassOf(err) != fault.Rejected {
 		t.Errorf("consume = %v", err)
 	}
 }
@@ -274,7 +279,7 @@ func TestTracesSwitchedOffAreRefusedWithTheGroup(t *testing.T) {
 	cfg := agentconfig.Default()
 	cfg.Integration.FeatureControl.TraceIntegrationDisabled = true
 	r.configure(cfg)
-	_, err := r.consume(t.Context(), nil, sender)
+	_, err := r.Consume(t.Context(), requestOf(nil, sender))
 	if fault.ClassOf(err) != fault.Rejected || !strings.Contains(err.Error(), `"default"`) {
 		t.Errorf("consume = %v", err)
 	}

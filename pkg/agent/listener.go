@@ -24,7 +24,7 @@ const (
 	listenerGrace = 10 * time.Second
 )
 
-// receiver is a server on one port: otlphttp.Server or otlpgrpc.Server.
+// receiver is a server on one port: otlphttp.Server or rpc.Server.
 type receiver interface {
 	Addr() net.Addr
 	Run(ctx context.Context) error
@@ -76,7 +76,7 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 			cfg := otlphttp.DefaultConfig()
 			cfg.Listen, cfg.MaxRequestBytes, cfg.CORS = address(s.port), s.maxRequestBytes, s.cors
 			cfg.MaxBytesInFlight = max(cfg.MaxBytesInFlight, s.maxRequestBytes)
-			return otlphttp.New(cfg, overHTTP{f}, otlphttp.Options{Logger: log, Metrics: metrics, ShutdownGrace: listenerGrace})
+			return otlphttp.New(cfg, f, otlphttp.Options{Logger: log, Metrics: metrics, ShutdownGrace: listenerGrace})
 		},
 	}
 	overGRPCPort := &endpoint{
@@ -89,7 +89,7 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
 			cfg.MaxBytesInFlight = max(agentBytesInFlight, s.maxRequestBytes)
 			scoped := &removable{Registerer: reg}
-			r, err := rpc.New(cfg, overGRPC{f}, rpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
+			r, err := rpc.New(cfg, f, rpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
 			if err != nil {
 				scoped.remove()
 				return nil, err

@@ -1,6 +1,10 @@
 package agent
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+)
 
 const (
 	namespace = "metaflow"
@@ -23,11 +27,10 @@ const (
 	pathParked = "parked"
 )
 
-// pipeMetrics follow every item of one kind: received = forwarded live + rejected live + spooled +
+// pipeMetrics follow every item of one signal: received = forwarded live + rejected live + spooled +
 // failed, and spooled = forwarded from the spool + parked + what the spool holds. What is parked leaves the folder as
 // forwarded by that path, or lost, or by an operator's hand.
 type pipeMetrics struct {
-	items                        string // what is counted: spans or flows
 	receivedItems, receivedBytes prometheus.Counter
 	forwardedItems               *prometheus.CounterVec // by path
 	rejectedItems                *prometheus.CounterVec // by path: refused by the server one by one
@@ -37,7 +40,8 @@ type pipeMetrics struct {
 	lostRequests                 prometheus.Counter
 }
 
-func newPipeMetrics(reg prometheus.Registerer, items string) *pipeMetrics {
+func newPipeMetrics(reg prometheus.Registerer, sig *signal.Signal) *pipeMetrics {
+	items := sig.Items
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
 	}
@@ -48,12 +52,8 @@ func newPipeMetrics(reg prometheus.Registerer, items string) *pipeMetrics {
 		}
 		return v
 	}
-	bytes, requests := "received_bytes_total", "requests_total"
-	if items != kindSpans {
-		bytes, requests = items+"_"+bytes, items+"_"+requests
-	}
+	bytes, requests := sig.Prefix+"received_bytes_total", sig.Prefix+"requests_total"
 	m := &pipeMetrics{
-		items:          items,
 		receivedItems:  counter("received_"+items+"_total", "What valid requests held: "+items+"."),
 		receivedBytes:  counter(bytes, "Bytes of valid requests with "+items+", after decompression."),
 		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by the path they took: "+items+".", "path", pathLive, pathSpool, pathParked),
@@ -83,12 +83,6 @@ func (m *pipeMetrics) forwarded(path string, n int, rejected int64) {
 }
 
 func (m *pipeMetrics) refuse(reason string) { m.refused.WithLabelValues(reason).Inc() }
-
-// What pipes carry.
-const (
-	kindSpans = "spans"
-	kindFlows = "flows"
-)
 
 // metrics are of the agent itself.
 type metrics struct {

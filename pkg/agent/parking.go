@@ -16,10 +16,12 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
-// Parking is where requests go that were acknowledged and that servers do not take. Both kinds share it.
+// Parking is where requests go that were acknowledged and that servers do not take. All signals share it.
 type Parking struct {
 	Folder *parked.Folder // nil keeps them in the spool
 	MaxAge time.Duration  // after which they are removed, and counted as lost; 0 is never
@@ -36,10 +38,10 @@ const (
 // park puts a request of the spool into the folder. refused is how many of its items are not stored. When there is
 // no room the request is held: nothing that was acknowledged is dropped.
 func (d *drainer) park(ctx context.Context, entry spool.Entry, h parked.Head) error {
-	h.Kind, h.Received, h.Encoding = d.metrics.items, entry.Received, encodingZstd
+	h.Signal, h.Received, h.Encoding = d.signal.Items, entry.Received, encodingZstd
 	err := d.putAside(h, entry.Body)
 	if err == nil {
-		d.log.ErrorContext(ctx, "a request of the spool is parked", slog.Int64(h.Kind, h.Refused), slog.Bool("waits", h.Waits),
+		d.log.ErrorContext(ctx, "a request of the spool is parked", slog.Int64(h.Signal, h.Refused), slog.Bool("waits", h.Waits),
 			slog.Time("received", h.Received), slog.String("cause", h.Cause))
 		return d.done(entry)
 	}
@@ -166,14 +168,14 @@ func (d *drainer) release(ctx context.Context) {
 	}
 }
 
-// retryParked tries the parked requests of its kind that wait, and removes what is too old, until ctx ends.
+// retryParked tries the parked requests of its signal that wait, and removes what is too old, until ctx ends.
 func (d *drainer) retryParked(ctx context.Context) {
 	after := "" // the name of the one that was tried last, so that all have their turn
 	for retry.Sleep(ctx, d.parkedInterval) == nil {
 		if err := d.expire(time.Now()); err != nil {
 			d.log.ErrorContext(ctx, "parked requests cannot be removed", slog.Any("error", err))
 		}
-		names, err := d.parking.Folder.Waiting(d.metrics.items)
+		names, err := d.parking.Folder.Waiting(d.signal.Items)
 		if err != nil {
 			d.log.ErrorContext(ctx, "parked requests cannot be listed", slog.Any("error", err))
 			continue
@@ -197,7 +199,7 @@ func (d *drainer) retryParked(ctx context.Context) {
 			switch {
 			case err == nil:
 				failed = 0
-				d.log.InfoContext(ctx, "a parked request is delivered", slog.String("file", name), slog.Int(h.Kind, h.Items))
+				d.log.InfoContext(ctx, "a parked request is delivered", slog.String("file", name), slog.Int(h.Signal, h.Items))
 			case fault.ClassOf(err) == fault.Rejected: // for good: it waits no more
 				h.Waits, h.Cause = false, err.Error()
 				if err := d.parking.replace(h); err != nil {
@@ -222,7 +224,7 @@ func (d *drainer) readParked(name string) (h parked.Head, body []byte, err error
 // sendParked sends a parked request and removes it when all of it is stored. An error of class
 // fault.Rejected says that it is not, and never will be as it is.
 func (d *drainer) sendParked(ctx context.Context, h parked.Head, body []byte, compress bool) error {
-	n := d.count(body)
+	n := d.signal.Count(body)
 	res, _, err := d.export(ctx, body, upstream.ExportOptions{Resend: true, Received: h.Received, Compress: compress})
 	if err != nil {
 		return err
@@ -235,7 +237,7 @@ func (d *drainer) sendParked(ctx context.Context, h parked.Head, body []byte, co
 	return d.parking.Folder.Remove(h.Name)
 }
 
-func partlyRefused(res upstream.Result, n int) error {
+func partlyRefused(res signal.Result, n int) error {
 	return fmt.Errorf("%d of %d rejected: %s", res.Rejected, n, res.Message)
 }
 
@@ -251,12 +253,12 @@ func (p Parking) replace(h parked.Head) error {
 	return p.Folder.Remove(h.Name)
 }
 
-// expire removes the parked requests of its kind that are older than MaxAge.
+// expire removes the parked requests of its signal that are older than MaxAge.
 func (d *drainer) expire(now time.Time) error {
 	if d.parking.MaxAge <= 0 {
 		return nil
 	}
-	names, err := d.parking.Folder.ParkedBefore(now.Add(-d.parking.MaxAge), d.metrics.items)
+	names, err := d.parking.Folder.ParkedBefore(now.Add(-d.parking.MaxAge), d.signal.Items)
 	for _, name := range names {
 		h, _, _ := d.parking.Folder.Get(name) // a damaged one goes too, uncounted
 		if removeErr := d.parking.Folder.Remove(name); removeErr != nil {
@@ -264,7 +266,7 @@ func (d *drainer) expire(now time.Time) error {
 			continue
 		}
 		d.metrics.lost.Add(float64(h.Refused))
-		d.log.Error("a parked request is removed for its age", slog.String("file", name), slog.Int64(h.Kind, h.Refused), slog.String("cause", h.Cause))
+		d.log.Error("a parked request is removed for its age", slog.String("file", name), slog.Int64(h.Signal, h.Refused), slog.String("cause", h.Cause))
 	}
 	return err
 }
@@ -282,6 +284,9 @@ type RetryOptions struct {
 	Timeout time.Duration          // how long it waits for a server
 }
 
+// signals are those that an agent parks requests of.
+var signals = []*signal.Signal{traces.Signal, flows.Signal}
+
 // RetryParked sends parked requests and removes those that a server has stored. It is for an operator who has
 // mended the cause; an agent may be running.
 func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts RetryOptions) (RetryReport, error) {
@@ -292,9 +297,9 @@ func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts R
 	}
 	defer codec.close()
 	parking := Parking{Folder: folder}
-	kinds := map[string]*drainer{
-		kindSpans: newDrainer(&pipe{up: up, send: up.Export, count: traces.Signal.Count, cut: cutSpans, codec: codec, log: log, metrics: newPipeMetrics(nil, kindSpans)}, parking),
-		kindFlows: newDrainer(&pipe{up: up, send: up.ExportFlows, count: countFlows, codec: codec, log: log, metrics: newPipeMetrics(nil, kindFlows)}, parking),
+	drainers := map[string]*drainer{}
+	for _, sig := range signals {
+		drainers[sig.Items] = newDrainer(&pipe{signal: sig, up: up, codec: codec, log: log, metrics: newPipeMetrics(nil, sig)}, parking)
 	}
 	heads, err := folder.List()
 	if err != nil {
@@ -305,7 +310,7 @@ func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts R
 		if !keep(h) {
 			continue
 		}
-		d := kinds[h.Kind]
+		d := drainers[h.Signal]
 		if d == nil { // damaged
 			report.Failed = append(report.Failed, h)
 			continue

@@ -24,6 +24,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -58,7 +60,7 @@ func eventually(t *testing.T, what string, check func() bool) {
 	}
 }
 
-func (s *fakeServers) answers(f func([]byte) (upstream.Result, error)) {
+func (s *fakeServers) answers(f func([]byte) (signal.Result, error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answer = f
@@ -71,7 +73,7 @@ func spoolRequests(t *testing.T, r *rig, n int) (bodies [][]byte) {
 	gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
 	for range n {
 		body := gen.RequestBytes(5)
-		if res, err := r.consume(t.Context(), body, sender); err != nil || res.Rejected != 0 {
+		if res, err := r.Consume(t.Context(), requestOf(body, sender)); err != nil || res.Rejected != 0 {
 			t.Fatalf("consume = %+v, %v", res, err)
 		}
 		bodies = append(bodies, body)
@@ -80,12 +82,12 @@ func spoolRequests(t *testing.T, r *rig, n int) (bodies [][]byte) {
 }
 
 // refusing answers err, or res, for one of the requests.
-func refusing(body []byte, res upstream.Result, err error) func([]byte) (upstream.Result, error) {
-	return func(b []byte) (upstream.Result, error) {
+func refusing(body []byte, res signal.Result, err error) func([]byte) (signal.Result, error) {
+	return func(b []byte) (signal.Result, error) {
 		if bytes.Equal(b, body) {
 			return res, err
 		}
-		return upstream.Result{}, nil
+		return signal.Result{}, nil
 	}
 }
 
@@ -93,12 +95,12 @@ func refusing(body []byte, res upstream.Result, err error) func([]byte) (upstrea
 // parked with the cause, and an operator sends it again once the cause is mended.
 func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 	tests := map[string]struct {
-		res     upstream.Result
+		res     signal.Result
 		err     error
 		refused int64
 	}{
 		"all":  {err: fault.As(fault.Rejected, errors.New("no such data")), refused: 5},
-		"some": {res: upstream.Result{Rejected: 2, Message: "no such data"}, refused: 2},
+		"some": {res: signal.Result{Rejected: 2, Message: "no such data"}, refused: 2},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -113,7 +115,7 @@ func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 				t.Fatalf("%d are parked: %v", len(heads), err)
 			}
 			h := heads[0]
-			if h.Kind != kindSpans || h.Items != 5 || h.Refused != tc.refused || h.Waits || !strings.Contains(h.Cause, "no such data") || time.Since(h.Received) > time.Hour {
+			if h.Signal != traces.Signal.Items || h.Items != 5 || h.Refused != tc.refused || h.Waits || !strings.Contains(h.Cause, "no such data") || time.Since(h.Received) > time.Hour {
 				t.Errorf("parked as %+v", h)
 			}
 			if got := testutil.ToFloat64(r.metrics.parked); got != float64(tc.refused) || testutil.ToFloat64(r.metrics.lost) != 0 {
@@ -121,7 +123,7 @@ func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 			}
 			for _, mended := range []bool{false, true} {
 				if mended {
-					r.servers.answers(func([]byte) (upstream.Result, error) { return upstream.Result{}, nil })
+					r.servers.answers(func([]byte) (signal.Result, error) { return signal.Result{}, nil })
 				}
 				report, err := RetryParked(t.Context(), r.parking.Folder, wayOf{r.servers}, RetryOptions{
 					Logger: slog.New(slog.DiscardHandler), Keep: func(parked.Head) bool { return true }, Timeout: time.Minute,
@@ -142,8 +144,8 @@ func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 type wayOf struct{ *fakeServers }
 
 func (wayOf) Connect(context.Context) (Stream, error) { return nil, errors.New("not here") }
-func (wayOf) ExportFlows(context.Context, []byte, upstream.ExportOptions) (upstream.Result, error) {
-	return upstream.Result{}, errors.New("not here")
+func (wayOf) ExportFlows(context.Context, []byte, upstream.ExportOptions) (signal.Result, error) {
+	return signal.Result{}, errors.New("not here")
 }
 
 // Requests that a server cannot take for the moment do not hold up those behind them. They are parked while
@@ -157,13 +159,13 @@ func TestRequestsThatFailLetOthersPass(t *testing.T) {
 	for _, b := range bodies[:3*drainWorkers] { // more than are under way at a time, and the oldest
 		troubled[string(b)] = true
 	}
-	r.servers.answers(func(b []byte) (upstream.Result, error) {
+	r.servers.answers(func(b []byte) (signal.Result, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if troubled[string(b)] && !mended {
-			return upstream.Result{}, fault.As(fault.Overload, errors.New("max.message.bytes of the topic is too small"))
+			return signal.Result{}, fault.As(fault.Overload, errors.New("max.message.bytes of the topic is too small"))
 		}
-		return upstream.Result{}, nil
+		return signal.Result{}, nil
 	})
 	draining(t, r)
 	r.servers.set(0, false)
@@ -198,11 +200,11 @@ func TestAFullFolderKeepsInTheSpool(t *testing.T) {
 	if r.parking.Folder, err = parked.Open(r.parking.Folder.Dir(), 10<<10); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.parking.Folder.Put(parked.Head{Kind: kindFlows}, make([]byte, 9500)); err != nil {
+	if err := r.parking.Folder.Put(parked.Head{Signal: flows.Signal.Items}, make([]byte, 9500)); err != nil {
 		t.Fatal(err)
 	}
 	bodies := spoolRequests(t, r, 20)
-	r.servers.answers(refusing(bodies[0], upstream.Result{}, fault.As(fault.Rejected, errors.New("no"))))
+	r.servers.answers(refusing(bodies[0], signal.Result{}, fault.As(fault.Rejected, errors.New("no"))))
 	d := draining(t, r)
 	r.servers.set(0, false)
 	eventually(t, "all others are delivered", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
@@ -227,14 +229,14 @@ func TestAFullFolderStopsNoRetry(t *testing.T) {
 		t.Fatal(err)
 	}
 	bodies := spoolRequests(t, r, 20)
-	r.servers.answers(refusing(bodies[0], upstream.Result{}, fault.As(fault.Overload, errors.New("not now"))))
+	r.servers.answers(refusing(bodies[0], signal.Result{}, fault.As(fault.Overload, errors.New("not now"))))
 	d := draining(t, r)
 	r.servers.set(0, false)
 	eventually(t, "all others are delivered, and this one is to be parked", func() bool {
 		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
 		return r.disk.Len() == 1 && d.held.unparked() == 1
 	})
-	r.servers.answers(func([]byte) (upstream.Result, error) { return upstream.Result{}, nil })
+	r.servers.answers(func([]byte) (signal.Result, error) { return signal.Result{}, nil })
 	eventually(t, "it is delivered", func() bool { return r.disk.Len() == 0 })
 }
 
@@ -243,7 +245,7 @@ func TestParkedAge(t *testing.T) {
 	r := newRig(t, 1<<20)
 	now := time.Now()
 	for _, age := range []time.Duration{time.Hour, time.Minute} {
-		if err := r.parking.Folder.Put(parked.Head{Kind: kindSpans, Items: 5, Refused: 3, Parked: now.Add(-age)}, nil); err != nil {
+		if err := r.parking.Folder.Put(parked.Head{Signal: traces.Signal.Items, Items: 5, Refused: 3, Parked: now.Add(-age)}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -275,11 +277,11 @@ func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
 		}
 		return b
 	}
-	res, err := r.consume(t.Context(), body(span(1), span(0), span(2)), sender)
+	res, err := r.Consume(t.Context(), requestOf(body(span(1), span(0), span(2)), sender))
 	if err != nil || res.Rejected != 1 || !strings.Contains(res.Message, "trace_id") {
 		t.Fatalf("consume = %+v, %v", res, err)
 	}
-	if res, err := r.consume(t.Context(), body(span(0)), sender); err != nil || res.Rejected != 1 {
+	if res, err := r.Consume(t.Context(), requestOf(body(span(0)), sender)); err != nil || res.Rejected != 1 {
 		t.Fatalf("consume = %+v, %v", res, err)
 	}
 	if r.disk.Len() != 1 || testutil.ToFloat64(r.metrics.spooled) != 2 {
@@ -301,10 +303,10 @@ type countingServer struct {
 	spans map[string]int
 }
 
-func (s *countingServer) ConsumeTraces(_ context.Context, req rpc.Request) (rpc.Result, error) {
+func (s *countingServer) Consume(_ context.Context, req signal.Request) (signal.Result, error) {
 	var m coltracepb.ExportTraceServiceRequest
 	if err := proto.Unmarshal(req.Body, &m); err != nil {
-		return rpc.Result{}, err
+		return signal.Result{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -315,7 +317,7 @@ func (s *countingServer) ConsumeTraces(_ context.Context, req rpc.Request) (rpc.
 			}
 		}
 	}
-	return rpc.Result{}, nil
+	return signal.Result{}, nil
 }
 
 // A request within the agent's limit that the sender's address lifts over the server's goes there in
@@ -350,7 +352,7 @@ func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	}
 
 	r := newRig(t, 64<<20)
-	r.up, r.send, r.liveTime = client, client.Export, 30*time.Second
+	r.up, r.liveTime = client, 30*time.Second
 	r.configure(agentconfig.Default())
 	random := rand.New(rand.NewPCG(1, 2))
 	request := func(spans, bytes int) []byte {
@@ -375,17 +377,17 @@ func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	if len(body) >= limit {
 		t.Fatalf("the request has %d bytes", len(body))
 	}
-	if res, err := r.consume(t.Context(), body, sender); err != nil || res.Rejected != 0 || r.disk.Len() != 0 {
+	if res, err := r.Consume(t.Context(), requestOf(body, sender)); err != nil || res.Rejected != 0 || r.disk.Len() != 0 {
 		t.Fatalf("live: %+v, %v, %d in the spool", res, err, r.disk.Len())
 	}
 	want += 100
-	if _, err := r.consume(t.Context(), request(1, limit+1000), sender); fault.ClassOf(err) != fault.Rejected {
+	if _, err := r.Consume(t.Context(), requestOf(request(1, limit+1000), sender)); fault.ClassOf(err) != fault.Rejected {
 		t.Errorf("one span, live: %v", err)
 	}
 
 	r.up = &fakeServers{away: true}
 	for _, spans := range []int{80, 1} {
-		if _, err := r.consume(t.Context(), request(spans, limit+1000*spans), sender); err != nil {
+		if _, err := r.Consume(t.Context(), requestOf(request(spans, limit+1000*spans), sender)); err != nil {
 			t.Fatal(err)
 		}
 	}

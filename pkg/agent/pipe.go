@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -13,14 +14,18 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// Connectivity tells whether servers can be reached. pkg/agent/upstream satisfies it.
-type Connectivity interface {
-	// Ready tells whether some server can be reached at the moment.
+// Servers is the way to the servers. pkg/agent/upstream satisfies it.
+type Servers interface {
+	// Ready reports whether some server can be reached at the moment.
 	Ready() bool
-	// WaitReady returns nil when one can be reached, or when ctx has ended its error.
+	// WaitReady returns nil once a server can be reached, or the error of ctx
+	// once that has ended.
 	WaitReady(ctx context.Context) error
+	// Export sends a request of sig to a server and returns nil once it is stored.
+	Export(ctx context.Context, sig *signal.Signal, body []byte, opts upstream.ExportOptions) (signal.Result, error)
 }
 
 // Spool keeps requests on disk. pkg/agent/spool satisfies it.
@@ -33,21 +38,12 @@ type Spool interface {
 	SetMaxBytes(n int64)
 }
 
-// cutter takes a request apart that is too large for a server, each piece about half of it. What cannot be
-// stored anywhere is left out, counted and explained.
-type cutter func(body []byte) (pieces [][]byte, rejected int64, message string, err error)
-
-// sifter returns body without the items that no server stores at any time, and what to tell the sender of them.
-type sifter func(body []byte) ([]byte, upstream.Result)
-
-// pipe takes requests of one kind, of spans or of flows, to a server or to the spool
-// of that kind.
+// pipe takes the requests of one signal to a server, or to the spool of that
+// signal.
 type pipe struct {
-	up       Connectivity
-	send     func(ctx context.Context, body []byte, opts upstream.ExportOptions) (upstream.Result, error)
-	count    func(body []byte) int // items in a valid request
-	cut      cutter                // nil where requests are small
-	sift     sifter                // nil where all items are valid
+	signal   *signal.Signal
+	foreign  bool // others made the requests, so some items may be ones that no server stores
+	up       Servers
 	spool    Spool
 	codec    *codec
 	log      *slog.Logger
@@ -64,29 +60,29 @@ const leastCut = 1 << 20
 
 // export sends body, in pieces when it is too large for a server. doubtful tells after an error whether a
 // server may have stored some of it.
-func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOptions) (res upstream.Result, doubtful bool, err error) {
-	res, err = p.send(ctx, body, opts)
+func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOptions) (res signal.Result, doubtful bool, err error) {
+	res, err = p.up.Export(ctx, p.signal, body, opts)
 	if err == nil {
 		p.accepted.Store(time.Now().UnixNano())
 		return res, false, nil
 	}
-	if p.cut == nil || !upstream.TooLarge(err) || len(body) < leastCut {
+	if !upstream.TooLarge(err) || len(body) < leastCut {
 		return res, upstream.OutcomeUnknown(err), err
 	}
 	pieces, rejected, message, cutErr := p.cut(body)
 	if cutErr != nil || len(pieces) == 1 && rejected == 0 {
-		return res, false, fault.As(fault.Rejected, err) // one span that no server takes
+		return res, false, fault.As(fault.Rejected, err) // one item that no server takes
 	}
-	res = upstream.Result{Rejected: rejected, Message: message}
+	res = signal.Result{Rejected: rejected, Message: message}
 	stored := false
 	for _, piece := range pieces {
 		part, unsure, partErr := p.export(ctx, piece, opts)
 		switch {
 		case fault.ClassOf(partErr) == fault.Rejected:
-			part = upstream.Result{Rejected: int64(p.count(piece)), Message: partErr.Error()}
+			part = signal.Result{Rejected: int64(p.signal.Count(piece)), Message: partErr.Error()}
 			err = partErr
 		case partErr != nil:
-			return upstream.Result{}, stored || unsure, partErr
+			return signal.Result{}, stored || unsure, partErr
 		default:
 			stored = true
 		}
@@ -96,9 +92,38 @@ func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOpti
 		}
 	}
 	if !stored {
-		return upstream.Result{}, false, fault.As(fault.Rejected, err)
+		return signal.Result{}, false, fault.As(fault.Rejected, err)
 	}
 	return res, false, nil
+}
+
+// cut takes a request apart that is too large for a server, each piece about
+// half of it. It leaves out, counts and explains the items that no server stores
+// at any time.
+func (p *pipe) cut(body []byte) (pieces [][]byte, rejected int64, message string, err error) {
+	size := len(body)/2 + 1
+	records, left, err := p.signal.NewSplitter().Cut(body, size) // rare, and large: its memory is not kept
+	for _, r := range records {
+		pieces = append(pieces, r.Value)
+	}
+	if left.Total() > 0 {
+		message = p.signal.Explain(&left, signal.Anytime, size)
+	}
+	return pieces, left.Total(), message, err
+}
+
+// sift returns body without the items that no server stores at any time, and
+// the answer about those to the sender.
+func (p *pipe) sift(body []byte) ([]byte, signal.Result) {
+	records, left, err := p.signal.NewSplitter().Cut(body, math.MaxInt)
+	if err != nil || left.Total() == 0 {
+		return body, signal.Result{}
+	}
+	kept := []byte{}
+	for _, r := range records { // one, or none
+		kept = r.Value
+	}
+	return kept, signal.Result{Rejected: left.Total(), Message: p.signal.Explain(&left, signal.Anytime, math.MaxInt)}
 }
 
 // spoolFullDelay is what senders are asked to wait when the spool is full: room
@@ -107,7 +132,7 @@ const spoolFullDelay = 10 * time.Second
 
 // forward sends body, a request of n items, to a server, and to the spool when no
 // server takes it. It acknowledges them with a nil error and keeps nothing of body.
-func (p *pipe) forward(ctx context.Context, body []byte, n int) (upstream.Result, error) {
+func (p *pipe) forward(ctx context.Context, body []byte, n int) (signal.Result, error) {
 	p.metrics.received(n, len(body))
 	res, err := p.sendOrSpool(ctx, body, n)
 	if err != nil {
@@ -116,7 +141,7 @@ func (p *pipe) forward(ctx context.Context, body []byte, n int) (upstream.Result
 	return res, err
 }
 
-func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Result, error) {
+func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Result, error) {
 	received := time.Now() // it goes with every try, so that servers judge all of them alike
 	doubtful := false
 	if p.up.Ready() && !p.rest.active() {
@@ -129,16 +154,17 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Re
 			return res, nil
 		case fault.ClassOf(err) == fault.Rejected:
 			p.metrics.refuse(reasonServer)
-			return upstream.Result{}, err
+			return signal.Result{}, err
 		case ctx.Err() != nil: // the sender has gone, and will send again
-			return upstream.Result{}, err
+			return signal.Result{}, err
 		}
 		p.rest.begin(err)
 		doubtful = unsure
 	}
-	// What no server will store is said now, while somebody waits for the answer.
-	var res upstream.Result
-	if p.sift != nil {
+	// The sender learns now, while it waits for the answer, what no server will
+	// store.
+	var res signal.Result
+	if p.foreign {
 		body, res = p.sift(body)
 		n -= int(res.Rejected)
 	}
@@ -154,11 +180,11 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (upstream.Re
 		return res, nil
 	case errors.Is(err, spool.ErrFull):
 		p.metrics.refuse(reasonSpoolFull)
-		return upstream.Result{}, &busyError{fault.As(fault.Overload, errors.New("no server can be reached and the spool is full")), spoolFullDelay}
+		return signal.Result{}, &busyError{fault.As(fault.Overload, errors.New("no server can be reached and the spool is full")), spoolFullDelay}
 	default:
 		p.metrics.refuse(reasonSpoolBroken)
 		p.log.ErrorContext(ctx, "a request could not be spooled", slog.Any("error", err))
-		return upstream.Result{}, &busyError{fault.As(fault.Overload, fmt.Errorf("no server can be reached, and the spool: %w", err)), spoolFullDelay}
+		return signal.Result{}, &busyError{fault.As(fault.Overload, fmt.Errorf("no server can be reached, and the spool: %w", err)), spoolFullDelay}
 	}
 }
 

@@ -299,8 +299,8 @@ func (a *flowAppender) flowGroup(b []byte) {
 func (a *flowAppender) flowOf(b []byte) {
 	f := &a.flow
 	f.Read(b) // it has been checked
-	if reason := f.Judge(a.src.Window); reason != flows.Accepted {
-		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: reason.String()})
+	if reason := f.Judge(a.src.Window); reason != signal.Accepted {
+		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: flows.Signal.Label(reason)})
 		return
 	}
 	a.ip, a.peerIP = as16(f.Local), as16(f.Peer)

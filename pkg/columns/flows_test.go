@@ -217,7 +217,7 @@ func TestFlowsAreRefusedAndSkipped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantRefused := []signal.Refused{{Index: 1, Reason: flows.BadPort.String()}, {Index: 15, Reason: flows.BadOrder.String()}}
+	wantRefused := []signal.Refused{{Index: 1, Reason: flows.Signal.Label(flows.BadPort)}, {Index: 15, Reason: flows.Signal.Label(flows.BadOrder)}}
 	if diff := cmp.Diff(wantRefused, refused); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}

@@ -411,8 +411,8 @@ func (a *appender) span(b []byte) {
 	f := &a.fields
 	*f = spanFields{attributesAt: -1, eventsAt: -1, linksAt: -1}
 	f.read(b)
-	if reason := f.Judge(a.src.Window); reason != traces.Accepted {
-		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: reason.String()})
+	if reason := f.Judge(a.src.Window); reason != signal.Accepted {
+		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: traces.Signal.Label(reason)})
 		return
 	}
 	if a.src.Skip != nil && a.src.Skip(a.index, f.Key()) {

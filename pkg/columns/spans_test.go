@@ -260,7 +260,7 @@ func TestAppendRefuses(t *testing.T) {
 	if err != nil || s.Rows() != 2 {
 		t.Errorf("%d rows, %v", s.Rows(), err)
 	}
-	if diff := cmp.Diff([]signal.Refused{{Index: 1, Reason: traces.BadTraceID.String()}}, refused); diff != "" {
+	if diff := cmp.Diff([]signal.Refused{{Index: 1, Reason: traces.Signal.Label(traces.BadTraceID)}}, refused); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if _, err := s.Append([]byte("garbage"), columns.Source{Window: everything}); !errors.Is(err, signal.ErrMalformed) {

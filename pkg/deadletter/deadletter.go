@@ -1,8 +1,9 @@
 // Package deadletter lists and replays what the writer could not store.
 //
-// Replaying sends the spans, or flows, through the topic that they came from again, marked as resent:
-// the writer looks them up by their ids and stores only those that are missing. So
-// replaying is safe to repeat, and needs no record of what was replayed before.
+// Replaying sends items through the topic that they came from again, marked as
+// resent: the writer looks them up by their ids and stores only the missing
+// ones. So replaying is safe to repeat, and needs no record of what was replayed
+// before.
 package deadletter
 
 import (
@@ -13,9 +14,6 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
-	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
-	"github.com/metaflowys/metaflow-server/schema"
 )
 
 // Log reads the dead-letter topic. *kafka.Client is one.
@@ -35,7 +33,7 @@ type Entry struct {
 	delivery.DeadLetter
 	At    Position
 	Time  time.Time // when it was diverted
-	Items int       // spans or flows; 0 when the value is no request of its topic
+	Items int       // 0 when the value is no request of its topic
 	Value []byte    // valid during the call that it is given to
 }
 
@@ -51,8 +49,8 @@ const (
 )
 
 // Each calls f for every dead letter that the topic held when Each was called,
-// oldest first within a partition.
-func Each(ctx context.Context, log Log, topic string, f func(Entry) error) error {
+// oldest first within a partition. It counts the items of these signals.
+func Each(ctx context.Context, log Log, topic string, signals []*signal.Signal, f func(Entry) error) error {
 	partitions, err := log.Partitions(ctx, topic)
 	if err != nil {
 		return err
@@ -71,7 +69,7 @@ func Each(ctx context.Context, log Log, topic string, f func(Entry) error) error
 				return err
 			}
 			for i := range batch.Records {
-				if err := f(entry(p, &batch, i)); err != nil {
+				if err := f(entry(p, &batch, i, signals)); err != nil {
 					return err
 				}
 			}
@@ -84,17 +82,16 @@ func Each(ctx context.Context, log Log, topic string, f func(Entry) error) error
 	return nil
 }
 
-func entry(partition int, batch *kafka.Batch, i int) Entry {
+func entry(partition int, batch *kafka.Batch, i int, signals []*signal.Signal) Entry {
 	r := &batch.Records[i]
 	e := Entry{DeadLetter: delivery.DeadLetter{Meta: r.Meta}, At: Position{partition, r.Offset}, Time: r.Time, Value: r.Value}
 	for _, h := range batch.Headers(i) {
 		e.Set(h.Key, h.Value)
 	}
-	switch {
-	case e.Topic == schema.TopicFlows && flows.Signal.Check(r.Value) == nil:
-		e.Items = flows.Signal.Count(r.Value)
-	case e.Topic != schema.TopicFlows && traces.Signal.Check(r.Value) == nil:
-		e.Items = traces.Signal.Count(r.Value)
+	for _, sig := range signals {
+		if sig.Topic == e.Topic && sig.Check(r.Value) == nil {
+			e.Items = sig.Count(r.Value)
+		}
 	}
 	return e
 }
@@ -102,32 +99,39 @@ func entry(partition int, batch *kafka.Batch, i int) Entry {
 // Report says what a replay did.
 type Report struct {
 	Letters int            // read
-	Items   map[string]int // spans or flows sent, by topic
+	Items   map[string]int // items sent, by topic
 	Copies  int            // letters left out because one with the same value was sent: what is refused again is diverted again
 	Skipped int            // letters that cannot be replayed: their value is no request of their topic, or is left out
-	Refused int            // spans or flows that no writer would take
+	Refused int            // items that no writer would take
 }
 
-// Target is where a replay sends the letters of one topic.
+// Target is where a replay sends the letters of one signal.
 type Target struct {
+	Signal         *signal.Signal
 	Producer       Producer
 	Partitions     int
 	MaxRecordBytes int
 }
 
-// Replay sends what every dead letter has for which keep is true to the topic that it comes
-// from, if that is in to. Of letters with the same value it sends one, so that the letters do not
-// double each time while ClickHouse still refuses them. What it has sent when it fails stays sent.
-func Replay(ctx context.Context, log Log, topic string, to map[string]Target, keep func(Entry) bool) (Report, error) {
+// Replay sends the items of every dead letter for which keep is true to the
+// topic that they come from, if that is the topic of a target. Of letters with
+// the same value it sends one, so that the letters do not double each time while
+// ClickHouse still refuses them. What it has sent when it fails stays sent.
+func Replay(ctx context.Context, log Log, topic string, to []Target, keep func(Entry) bool) (Report, error) {
 	report := Report{Items: make(map[string]int)}
-	var s splitter
+	var signals []*signal.Signal
+	splitters := make(map[string]*splitter)
+	for i := range to {
+		signals = append(signals, to[i].Signal)
+		splitters[to[i].Signal.Topic] = &splitter{Splitter: to[i].Signal.NewSplitter(), to: &to[i]}
+	}
 	seen := make(map[delivery.Hash]struct{})
-	err := Each(ctx, log, topic, func(e Entry) error {
+	err := Each(ctx, log, topic, signals, func(e Entry) error {
 		if !keep(e) {
 			return nil
 		}
 		report.Letters++
-		target, ok := to[e.Topic]
+		s, ok := splitters[e.Topic]
 		if !ok || e.Truncated > 0 {
 			report.Skipped++
 			return nil
@@ -137,7 +141,7 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 			report.Copies++
 			return nil
 		}
-		refused, err := s.split(&e, target)
+		refused, err := s.split(&e)
 		if err != nil {
 			report.Skipped++
 			return nil //nolint:nilerr // the letter stays where it is, and is counted
@@ -146,7 +150,7 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 		if len(s.batch) == 0 {
 			return nil
 		}
-		if err := target.Producer.Produce(ctx, s.batch); err != nil {
+		if err := s.to.Producer.Produce(ctx, s.batch); err != nil {
 			return fmt.Errorf("replay dead letter %d/%d: %w", e.At.Partition, e.At.Offset, err)
 		}
 		seen[value] = struct{}{}
@@ -156,33 +160,29 @@ func Replay(ctx context.Context, log Log, topic string, to map[string]Target, ke
 	return report, err
 }
 
-// splitter makes records of letters again.
+// splitter makes records of letters of one signal again.
 type splitter struct {
-	spans traces.Splitter
-	flows flows.Splitter
+	*signal.Splitter
+	to    *Target
 	batch []kafka.Outgoing
 	items int // in batch
 }
 
 // split makes batch of a letter.
-func (s *splitter) split(e *Entry, to Target) (refused int64, err error) {
+func (s *splitter) split(e *Entry) (refused int64, err error) {
 	s.batch, s.items = s.batch[:0], 0
-	if e.Topic == schema.TopicFlows {
-		records, rejected, err := s.flows.Split(e.Value, flows.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: signal.Anytime})
-		for _, r := range records {
-			s.add(e, r.Partition, r.Value, r.Flows)
-		}
-		return rejected.Total(), err
-	}
-	records, rejected, err := s.spans.Split(e.Value, traces.Options{Partitions: to.Partitions, MaxRecordBytes: to.MaxRecordBytes, Window: signal.Anytime})
+	records, rejected, err := s.Split(e.Value, signal.Options{
+		Partitions: s.to.Partitions, MaxRecordBytes: s.to.MaxRecordBytes, Window: signal.Anytime,
+	})
 	for _, r := range records {
-		s.add(e, r.Partition, r.Value, r.Spans)
+		s.add(e, r.Partition, r.Value, r.Items)
 	}
 	return rejected.Total(), err
 }
 
-// add appends a record that carries on the time of first receipt: writers judge by it, however late the replay.
-// A letter that does not say it was received when it was diverted, or before.
+// add appends a record that carries on the time of first receipt: writers judge
+// by it, however late the replay. A letter that does not say it was received
+// when it was diverted, or before.
 func (s *splitter) add(e *Entry, partition int, value []byte, items int) {
 	received := e.Meta.Received
 	if received.IsZero() {

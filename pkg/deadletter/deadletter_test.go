@@ -8,10 +8,18 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/deadletter"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 )
+
+// untitled is the signal of letters that name no topic.
+func untitled() *signal.Signal {
+	sig := *traces.Signal
+	sig.Topic = ""
+	return &sig
+}
 
 // letters is a dead-letter topic of one partition, and takes what is replayed.
 type letters struct {
@@ -44,7 +52,7 @@ func TestReplayKeepsTheFirstReceipt(t *testing.T) {
 			value := otlptest.New(1, otlptest.Options{Start: ago}).RequestBytes(20)
 			l := &letters{records: []delivery.Record{{Time: ago, Value: value, Meta: delivery.Meta{Received: received}}}}
 			report, err := deadletter.Replay(t.Context(), l, schema.TopicDeadLetter,
-				map[string]deadletter.Target{"": {Producer: l, Partitions: 4, MaxRecordBytes: 1 << 20}}, func(deadletter.Entry) bool { return true })
+				[]deadletter.Target{{Signal: untitled(), Producer: l, Partitions: 4, MaxRecordBytes: 1 << 20}}, func(deadletter.Entry) bool { return true })
 			if err != nil || report.Items[""] != 20 || report.Refused != 0 {
 				t.Fatalf("Replay = %+v, %v", report, err)
 			}
@@ -80,7 +88,7 @@ func TestReplaySendsEqualLettersOnce(t *testing.T) {
 	for _, value := range [][]byte{one, two, one, []byte("garbage"), one} {
 		l.records = append(l.records, delivery.Record{Time: now, Value: value})
 	}
-	to := map[string]deadletter.Target{"": {Producer: l, Partitions: 1, MaxRecordBytes: 1 << 20}}
+	to := []deadletter.Target{{Signal: untitled(), Producer: l, Partitions: 1, MaxRecordBytes: 1 << 20}}
 	report, err := deadletter.Replay(t.Context(), l, schema.TopicDeadLetter, to, func(deadletter.Entry) bool { return true })
 	if err != nil || report.Letters != 5 || report.Items[""] != 6 || report.Copies != 2 || report.Skipped != 1 {
 		t.Errorf("Replay = %+v, %v", report, err)

@@ -11,11 +11,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
-	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -24,11 +25,11 @@ type hosts map[string][]netip.Addr
 
 func (h hosts) AgentHosts(id string) []netip.Addr { return h[id] }
 
-func newFlows(t *testing.T, l *log, agents gateway.Agents) (*gateway.Flows, *prometheus.Registry) {
+func newFlows(t *testing.T, l *log, agents gateway.Agents) (*gateway.Gateway, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	f, err := gateway.NewFlows(gateway.DefaultConfig(), l, agents, gateway.Options{
-		MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
+	f, err := gateway.New(gateway.DefaultConfig(), flows.Signal, l, gateway.Options{
+		Agents: agents, MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -65,9 +66,9 @@ func TestFlowsAreProducedByPartition(t *testing.T) {
 	for i := range uint64(40) {
 		connections = append(connections, i+1)
 	}
-	res, err := f.ConsumeFlows(t.Context(), rpc.Request{Body: flowRequest(t, connections...), Agent: "agent-1", Resend: true})
+	res, err := f.Consume(t.Context(), signal.Request{Body: flowRequest(t, connections...), Agent: "agent-1", Resend: true})
 	if err != nil || res.Rejected != 0 {
-		t.Fatalf("ConsumeFlows = %+v, %v", res, err)
+		t.Fatalf("Consume = %+v, %v", res, err)
 	}
 	total := 0
 	for _, r := range l.records {
@@ -84,7 +85,7 @@ func TestFlowsAreProducedByPartition(t *testing.T) {
 		}
 		for _, fl := range req.GetGroups()[0].GetFlows() {
 			local := netip.AddrPortFrom(netip.AddrFrom4([4]byte(fl.GetLocalAddress())), uint16(fl.GetLocalPort()))
-			if p := int(flow.Hash(local, netip.MustParseAddrPort("10.0.0.2:80")) % 4); p != r.Partition {
+			if p := int(flows.Hash(local, netip.MustParseAddrPort("10.0.0.2:80")) % 4); p != r.Partition {
 				t.Errorf("a flow of partition %d in a record of %d", p, r.Partition)
 			}
 			total++
@@ -126,7 +127,7 @@ func TestFlowsAnswers(t *testing.T) {
 			if tc.agent == "" {
 				tc.agent = "agent-1"
 			}
-			res, err := f.ConsumeFlows(t.Context(), rpc.Request{Body: tc.body, Agent: tc.agent, Peer: netip.AddrPortFrom(here, 5555)})
+			res, err := f.Consume(t.Context(), signal.Request{Body: tc.body, Agent: tc.agent, Peer: netip.AddrPortFrom(here, 5555)})
 			if (err != nil) != (tc.wantErr != "") || err != nil && (fault.ClassOf(err) != tc.class || !strings.Contains(err.Error(), tc.wantErr)) {
 				t.Fatalf("error %v of class %v", err, fault.ClassOf(err))
 			}
@@ -140,12 +141,12 @@ func TestFlowsAnswers(t *testing.T) {
 func TestCountersOfFlowsAddUp(t *testing.T) {
 	l := &log{}
 	f, reg := newFlows(t, l, nil)
-	// Both kinds have one registry in a server.
-	if _, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{MaxRecordBytes: 1000, Registerer: reg}); err != nil {
+	// Both signals have one registry in a server.
+	if _, err := gateway.New(gateway.DefaultConfig(), traces.Signal, l, gateway.Options{MaxRecordBytes: 1000, Registerer: reg}); err != nil {
 		t.Fatal(err)
 	}
 	consume := func(agent string, body []byte) {
-		_, _ = f.ConsumeFlows(t.Context(), rpc.Request{Body: body, Agent: agent})
+		_, _ = f.Consume(t.Context(), signal.Request{Body: body, Agent: agent})
 	}
 	consume("agent-1", flowRequest(t, 1, 0, 3))
 	l.err = errors.New("broker away")

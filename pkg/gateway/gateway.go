@@ -1,14 +1,14 @@
-// Package gateway takes OTLP requests, and the flow data of agents, from the network to Kafka.
+// Package gateway takes the requests of a signal from the network to Kafka.
 //
-// A request's bytes are walked once: validated, judged span by span or flow by flow and
-// regrouped by partition (pkg/signal/traces, pkg/signal/flows). Each partition's part becomes one record
+// One walk over a request's bytes validates them, judges each item and regroups
+// the items by partition (pkg/signal). Each partition's part becomes one record
 // that carries its content hash. The caller gets its answer only after Kafka has
-// acknowledged all records of the request with acks=all; on any doubt the answer is
-// an error that makes the client send the same bytes again, which the writer
+// acknowledged all records of the request with acks=all. On any doubt the answer
+// is an error that makes the client send the same bytes again, which the writer
 // recognizes by the hash.
 //
-// The gateway holds no data of its own: what is in memory belongs to a
-// request that has not been answered. Its receiver bounds how much that is.
+// The gateway holds no data of its own: the data in memory belongs to requests
+// that are not answered yet. Its receiver bounds how much that is.
 package gateway
 
 import (
@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,9 +26,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // Config is what an operator may set.
@@ -92,10 +92,11 @@ func (c Config) Validate() error {
 	return errors.Join(append(errs, c.HTTPCORS.Validate("http_cors"))...)
 }
 
-// firstReceipt returns the time by which req is judged, and which its records carry on. An agent's word is
-// taken for it within bounds: its clock may be wrong, and a time after now would lift the bound on times in the
-// future. Requests of other clients are received here first.
-func (c Config) firstReceipt(req *rpc.Request, now time.Time) time.Time {
+// firstReceipt returns the time by which req is judged, and which its records
+// carry on. It takes an agent's word within bounds: the agent's clock may be
+// wrong, and a time after now would lift the bound on times in the future.
+// Requests of other clients are received here first.
+func (c Config) firstReceipt(req *signal.Request, now time.Time) time.Time {
 	switch t := req.Received; {
 	case req.Agent == "" || t.IsZero() || t.After(now):
 		return now
@@ -117,10 +118,18 @@ type Producer interface {
 	Unstorable(partition int, err error)
 }
 
+// Agents knows the agents that are connected.
+type Agents interface {
+	// AgentHosts returns the addresses that an agent may speak from, nothing when
+	// it is not connected to any server. It never blocks.
+	AgentHosts(id string) []netip.Addr
+}
+
 // Options are set by code.
 type Options struct {
-	MaxRecordBytes int                   // larger parts are split; a span or flow that does not fit is rejected
+	MaxRecordBytes int                   // larger parts are split; an item that does not fit is rejected
 	DedupWindow    time.Duration         // in which the writers recognize equal records
+	Agents         Agents                // nil means that nobody knows where agents are
 	Now            func() time.Time      // nil means time.Now
 	Registerer     prometheus.Registerer // nil means none
 }
@@ -131,9 +140,11 @@ func (o *Options) fill() {
 	}
 }
 
-// Gateway consumes OTLP traces. Make it with New; its methods may be called concurrently.
+// Gateway consumes the requests of one signal. Make it with New; its methods may
+// be called concurrently.
 type Gateway struct {
 	cfg     Config
+	signal  *signal.Signal
 	opts    Options
 	metrics *metrics
 	sender  sender
@@ -142,70 +153,86 @@ type Gateway struct {
 
 // work is the memory that one request needs.
 type work struct {
-	splitter traces.Splitter
+	splitter *signal.Splitter
 	batch    []kafka.Outgoing
 }
 
-// New returns a Gateway. It starts nothing.
-func New(cfg Config, producer Producer, opts Options) (*Gateway, error) {
+// New returns a Gateway that hands records of sig to producer. It starts nothing.
+func New(cfg Config, sig *signal.Signal, producer Producer, opts Options) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	opts.fill()
-	g := &Gateway{cfg: cfg, opts: opts, metrics: newMetrics(opts.Registerer, "spans")}
-	g.sender = sender{producer: producer, metrics: g.metrics, now: opts.Now, window: opts.DedupWindow, split: g.split}
-	g.work.New = func() any { return new(work) }
+	g := &Gateway{cfg: cfg, signal: sig, opts: opts, metrics: newMetrics(opts.Registerer, sig)}
+	g.sender = sender{
+		producer: producer, metrics: g.metrics, now: opts.Now, window: opts.DedupWindow,
+		signal: sig, maxRecordBytes: opts.MaxRecordBytes,
+	}
+	g.work.New = func() any { return &work{splitter: sig.NewSplitter()} }
 	return g, nil
 }
 
-// ConsumeTraces stores the spans of req in Kafka. It implements
-// otlpgrpc.Consumer: a nil error means that every span but those counted in
-// the result is durable. An error of class fault.Rejected means that req is not OTLP.
-func (g *Gateway) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Result, error) {
+// Consume stores the items of req in Kafka. A nil error means that every item
+// but those counted in the result is durable. An error of class fault.Rejected
+// means that req is no request of the signal, or not of the agent that it names.
+func (g *Gateway) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	w := g.work.Get().(*work)
 	defer g.work.Put(w)
 	now := g.opts.Now()
 	received := g.cfg.firstReceipt(&req, now)
 	layout := g.sender.producer.Layout()
 	window := signal.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
-	records, rejected, err := w.splitter.Split(req.Body, traces.Options{
+	records, rejected, err := w.splitter.Split(req.Body, signal.Options{
 		Partitions: layout.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
 	})
 	if err != nil {
 		g.metrics.malformed.Inc()
-		return rpc.Result{}, fault.As(fault.Rejected, fmt.Errorf("read ExportTraceServiceRequest: %w", err))
+		return signal.Result{}, fault.As(fault.Rejected, fmt.Errorf("read %s: %w", g.signal.Request, err))
 	}
-	spans := 0
+	if g.signal.Sender != nil {
+		if err := g.checkSender(&req); err != nil {
+			g.metrics.foreign.Inc()
+			return signal.Result{}, fault.As(fault.Rejected, err)
+		}
+	}
+	items := 0
 	w.batch = w.batch[:0]
 	from := request{Request: &req, received: received, marked: g.sender.marks(layout, now)}
 	oversize := g.sender.oversizeAt(now)
 	for _, r := range records {
-		spans += r.Spans
+		items += r.Items
 		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Content, len(r.Value) >= oversize))
 	}
-	g.metrics.repaired.Add(float64(rejected.RepairedTexts))
-	countReceived(g.metrics, spans, &rejected)
-	if err := g.sender.send(ctx, &from, w.batch, spans); err != nil {
-		return rpc.Result{}, err
+	g.metrics.received(items, &rejected)
+	if err := g.sender.send(ctx, &from, w.batch, items); err != nil {
+		return signal.Result{}, err
 	}
 	if rejected.Total() == 0 {
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	}
-	return rpc.Result{Rejected: rejected.Total(), Message: rejected.Message(window, g.opts.MaxRecordBytes)}, nil
+	return signal.Result{Rejected: rejected.Total(), Message: g.signal.Explain(&rejected, window, g.opts.MaxRecordBytes)}, nil
 }
 
-// split is what the sender splits records of spans with.
-func (g *Gateway) split(value []byte, size int) ([][]byte, error) {
-	var s traces.Splitter
-	records, rejected, err := s.Split(value, traces.Options{
-		Partitions: 1, Window: anyTime, MaxRecordBytes: g.opts.MaxRecordBytes, SplitBytes: size,
-	})
-	if err == nil && rejected.Total() > 0 {
-		err = errors.New(rejected.Message(anyTime, g.opts.MaxRecordBytes))
+// maxAgentID is several times as long as ids are, and short enough for an
+// answer.
+const maxAgentID = 256
+
+// checkSender checks that a request names the agent that sent it. Counters under
+// another agent's id would be taken for that agent's.
+func (g *Gateway) checkSender(req *signal.Request) error {
+	id := string(g.signal.Sender(req.Body))
+	switch {
+	case id == "":
+		return errors.New("agent_id: it is empty")
+	case len(id) > maxAgentID:
+		return fmt.Errorf("agent_id: it has %d bytes, more than %d", len(id), maxAgentID)
+	case id != req.Agent:
+		return fmt.Errorf("agent_id: it is %q, and the call's metadata says %q", id, req.Agent)
+	case g.opts.Agents == nil || !g.cfg.CheckAgents || !req.Peer.IsValid():
+		return nil
 	}
-	values := make([][]byte, len(records))
-	for i := range records {
-		values[i] = records[i].Value
+	if hosts := g.opts.Agents.AgentHosts(id); len(hosts) > 0 && !slices.Contains(hosts, req.Peer.Addr()) {
+		return fmt.Errorf("agent_id: agent %q is connected from %v, and this request comes from %s (see gateway.check_agents)", id, hosts, req.Peer.Addr())
 	}
-	return values, err
+	return nil
 }

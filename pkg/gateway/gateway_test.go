@@ -18,7 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
@@ -79,7 +79,7 @@ func span(trace, id byte) *tracepb.Span {
 func newGateway(t *testing.T, l *log) (*gateway.Gateway, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{
+	g, err := gateway.New(gateway.DefaultConfig(), traces.Signal, l, gateway.Options{
 		MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Registerer: reg,
 	})
 	if err != nil {
@@ -95,9 +95,9 @@ func TestConsumeProducesByPartition(t *testing.T) {
 	for i := range byte(40) {
 		spans = append(spans, span(i+1, i+1))
 	}
-	res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, spans...), Agent: "node-1", Resend: true})
+	res, err := g.Consume(t.Context(), signal.Request{Body: request(t, spans...), Agent: "node-1", Resend: true})
 	if err != nil || res.Rejected != 0 {
-		t.Fatalf("ConsumeTraces = %+v, %v", res, err)
+		t.Fatalf("Consume = %+v, %v", res, err)
 	}
 	seen := map[int]bool{}
 	total := 0
@@ -144,9 +144,9 @@ func TestOneBadByteCostsNoSpan(t *testing.T) {
 	for range 2 {
 		l := &log{}
 		g, reg := newGateway(t, l)
-		res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: body})
+		res, err := g.Consume(t.Context(), signal.Request{Body: body})
 		if err != nil || res.Rejected != 0 || res.Message != "" {
-			t.Fatalf("ConsumeTraces = %+v, %v", res, err)
+			t.Fatalf("Consume = %+v, %v", res, err)
 		}
 		kept, mended := 0, 0
 		for _, r := range l.records {
@@ -198,7 +198,7 @@ func TestConsumeAnswers(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			g, _ := newGateway(t, &log{err: tc.produce})
-			res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: tc.body})
+			res, err := g.Consume(t.Context(), signal.Request{Body: tc.body})
 			if (err != nil) != tc.wantErr || err != nil && fault.ClassOf(err) != tc.class {
 				t.Fatalf("error %v of class %v", err, fault.ClassOf(err))
 			}
@@ -213,10 +213,10 @@ func TestConsumeAnswers(t *testing.T) {
 func TestCountersAddUp(t *testing.T) {
 	l := &log{}
 	g, reg := newGateway(t, l)
-	_, _ = g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, span(1, 1), span(2, 0), span(3, 3))})
+	_, _ = g.Consume(t.Context(), signal.Request{Body: request(t, span(1, 1), span(2, 0), span(3, 3))})
 	l.err = errors.New("broker away")
-	_, _ = g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, span(1, 1))})
-	_, _ = g.ConsumeTraces(t.Context(), rpc.Request{Body: []byte("garbage")})
+	_, _ = g.Consume(t.Context(), signal.Request{Body: request(t, span(1, 1))})
+	_, _ = g.Consume(t.Context(), signal.Request{Body: []byte("garbage")})
 	for name, want := range map[string]float64{
 		"metaflow_gateway_spans_received_total":     4,
 		"metaflow_gateway_spans_produced_total":     2,
@@ -277,9 +277,9 @@ func TestFirstReceiptIsJudgedBy(t *testing.T) {
 			sp := span(1, 1)
 			sp.StartTimeUnixNano = uint64(now.Add(-tc.age).UnixNano())
 			sp.EndTimeUnixNano = sp.StartTimeUnixNano
-			res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, sp), Agent: tc.agent, Received: tc.received})
+			res, err := g.Consume(t.Context(), signal.Request{Body: request(t, sp), Agent: tc.agent, Received: tc.received})
 			if err != nil || (res.Rejected == 0) != tc.stored || (len(l.records) == 1) != tc.stored {
-				t.Fatalf("ConsumeTraces = %+v, %v; %d records", res, err, len(l.records))
+				t.Fatalf("Consume = %+v, %v; %d records", res, err, len(l.records))
 			}
 			if !tc.stored {
 				return
@@ -300,7 +300,7 @@ func TestFirstReceiptIsJudgedBy(t *testing.T) {
 func TestTheHashIsOfWhatCame(t *testing.T) {
 	l := &log{}
 	at := now
-	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{MaxRecordBytes: 1 << 20, Now: func() time.Time { return at }})
+	g, err := gateway.New(gateway.DefaultConfig(), traces.Signal, l, gateway.Options{MaxRecordBytes: 1 << 20, Now: func() time.Time { return at }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,9 +309,9 @@ func TestTheHashIsOfWhatCame(t *testing.T) {
 	body := request(t, span(1, 1), old)
 	var hashes []delivery.Hash
 	for _, rejected := range []int64{0, 1} {
-		res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: body})
+		res, err := g.Consume(t.Context(), signal.Request{Body: body})
 		if err != nil || res.Rejected != rejected {
-			t.Fatalf("ConsumeTraces = %+v, %v; want %d rejected", res, err, rejected)
+			t.Fatalf("Consume = %+v, %v; want %d rejected", res, err, rejected)
 		}
 		var meta delivery.Meta
 		for _, h := range l.records[len(l.records)-1].Headers {

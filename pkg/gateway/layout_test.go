@@ -13,7 +13,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // eventually waits until check succeeds.
@@ -80,7 +81,7 @@ func TestGatewaysFollowTheTopic(t *testing.T) {
 			var client *kafka.Client
 			for range 2 {
 				c, producer := connect(t, addr, kafka.Topic{Name: topic, Partitions: 3})
-				g, err := gateway.New(gateway.DefaultConfig(), producer, gateway.Options{
+				g, err := gateway.New(gateway.DefaultConfig(), traces.Signal, producer, gateway.Options{
 					MaxRecordBytes: 900 << 10, DedupWindow: time.Hour, Now: time.Now,
 				})
 				if err != nil {
@@ -96,7 +97,7 @@ func TestGatewaysFollowTheTopic(t *testing.T) {
 			}
 			body := request(t, spans...)
 			consume := func(g *gateway.Gateway) error {
-				_, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: body})
+				_, err := g.Consume(t.Context(), signal.Request{Body: body})
 				return err
 			}
 			await := func(partitions int) {

@@ -17,9 +17,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
 )
 
@@ -79,15 +79,15 @@ func TestTopicTakesLessThanATrace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			const topic = "metaflow.test"
 			client, producer := connect(t, start(t), kafka.Topic{Name: topic, Partitions: 3, MaxMessageBytes: 100_000})
-			g, err := gateway.New(gateway.DefaultConfig(), producer, gateway.Options{
+			g, err := gateway.New(gateway.DefaultConfig(), traces.Signal, producer, gateway.Options{
 				MaxRecordBytes: 900 << 10, Now: func() time.Time { return now },
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			res, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, trace(400, 1000)...)})
+			res, err := g.Consume(t.Context(), signal.Request{Body: request(t, trace(400, 1000)...)})
 			if err != nil || res.Rejected != 0 {
-				t.Fatalf("ConsumeTraces of 400 spans = %+v, %v", res, err)
+				t.Fatalf("Consume of 400 spans = %+v, %v", res, err)
 			}
 			if err := producer.Ready(t.Context()); err != nil {
 				t.Errorf("Ready after all is stored = %v", err)
@@ -104,9 +104,9 @@ func TestTopicTakesLessThanATrace(t *testing.T) {
 
 			// One span that the topic does not take waits for the topic; its neighbours do not.
 			spans := append(trace(1, 200_000), span(1, 2))
-			res, err = g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, spans...)})
+			res, err = g.Consume(t.Context(), signal.Request{Body: request(t, spans...)})
 			if !errors.Is(err, kafka.ErrTooLarge) || fault.ClassOf(err) != fault.Retryable {
-				t.Errorf("ConsumeTraces of a span of 200 kB = %+v, %v, class %v", res, err, fault.ClassOf(err))
+				t.Errorf("Consume of a span of 200 kB = %+v, %v, class %v", res, err, fault.ClassOf(err))
 			}
 			if err := producer.Ready(t.Context()); !errors.Is(err, kafka.ErrTooLarge) {
 				t.Errorf("Ready = %v", err)
@@ -192,7 +192,7 @@ func resent(r kafka.Outgoing) bool {
 func TestPartsAreLookedUp(t *testing.T) {
 	l := &log{limit: 100_000, layout: kafka.Layout{Partitions: 1}}
 	clock := now
-	g, err := gateway.New(gateway.DefaultConfig(), l, gateway.Options{
+	g, err := gateway.New(gateway.DefaultConfig(), traces.Signal, l, gateway.Options{
 		MaxRecordBytes: 1 << 20, DedupWindow: time.Minute, Now: func() time.Time { return clock },
 	})
 	if err != nil {
@@ -201,7 +201,7 @@ func TestPartsAreLookedUp(t *testing.T) {
 	consume := func(spans int) (records []kafka.Outgoing) {
 		t.Helper()
 		l.records = nil
-		if _, err := g.ConsumeTraces(t.Context(), rpc.Request{Body: request(t, trace(spans, 1000)...)}); err != nil {
+		if _, err := g.Consume(t.Context(), signal.Request{Body: request(t, trace(spans, 1000)...)}); err != nil {
 			t.Fatal(err)
 		}
 		return l.records
@@ -237,18 +237,18 @@ func TestFlowsAreSplit(t *testing.T) {
 	for i := range connections {
 		connections[i] = uint64(i + 1)
 	}
-	res, err := f.ConsumeFlows(t.Context(), rpc.Request{Agent: "agent-1", Body: flowRequest(t, connections...)})
+	res, err := f.Consume(t.Context(), signal.Request{Agent: "agent-1", Body: flowRequest(t, connections...)})
 	if err != nil || res.Rejected != 0 {
-		t.Fatalf("ConsumeFlows = %+v, %v", res, err)
+		t.Fatalf("Consume = %+v, %v", res, err)
 	}
 	stored := 0
 	for _, r := range l.records {
-		var s flows.Splitter
-		records, _, err := s.Split(r.Value, flows.Options{Partitions: 1, MaxRecordBytes: 1 << 20, Window: signal.WindowAt(now, time.Hour, time.Hour)})
+		s := flows.Signal.NewSplitter()
+		records, _, err := s.Split(r.Value, signal.Options{Partitions: 1, MaxRecordBytes: 1 << 20, Window: signal.WindowAt(now, time.Hour, time.Hour)})
 		if err != nil || len(records) != 1 {
 			t.Fatalf("Split = %d records, %v", len(records), err)
 		}
-		stored += records[0].Flows
+		stored += records[0].Items
 	}
 	if stored != 400 {
 		t.Errorf("%d flows are stored, want 400", stored)

@@ -10,22 +10,21 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// anyTime accepts what was judged before.
+// anyTime accepts items that were judged before.
 var anyTime = signal.Window{Latest: math.MaxUint64}
 
-// sender hands the records of requests to Kafka. It splits records that the
-// topic does not take for their size, down to one span or flow.
+// sender hands the records of requests to Kafka. It splits records that are too
+// large for the topic, down to one item.
 type sender struct {
-	producer Producer
-	metrics  *metrics
-	now      func() time.Time
-	window   time.Duration // in which the writer recognizes equal records
-	// split returns the parts of a record, none larger than size unless it holds a single item.
-	split func(value []byte, size int) ([][]byte, error)
+	producer       Producer
+	metrics        *metrics
+	now            func() time.Time
+	window         time.Duration // in which the writer recognizes equal records
+	signal         *signal.Signal
+	maxRecordBytes int
 
 	mu       sync.Mutex
 	oversize int       // bytes of the smallest record split of late
@@ -34,7 +33,7 @@ type sender struct {
 
 // request is what the records of one request have in common.
 type request struct {
-	*rpc.Request
+	*signal.Request
 	received time.Time // first, perhaps by an agent
 	marked   bool      // the writer must look the items up, whether the sender said so or not
 }
@@ -65,7 +64,7 @@ func (s *sender) send(ctx context.Context, r *request, batch []kafka.Outgoing, n
 	}
 	if err := s.sendAll(ctx, r, batch); err != nil {
 		s.metrics.failed.Add(float64(n))
-		return fmt.Errorf("produce %d %s: %w", n, s.metrics.what, err)
+		return fmt.Errorf("produce %d %s: %w", n, s.signal.Items, err)
 	}
 	s.metrics.produced.Add(float64(n))
 	if r.marked {
@@ -96,6 +95,22 @@ func (s *sender) sendAll(ctx context.Context, r *request, batch []kafka.Outgoing
 	return unstorable
 }
 
+// split returns the parts of a record, none larger than size unless it holds a
+// single item.
+func (s *sender) split(value []byte, size int) ([][]byte, error) {
+	records, rejected, err := s.signal.NewSplitter().Split(value, signal.Options{
+		Partitions: 1, Window: anyTime, MaxRecordBytes: s.maxRecordBytes, SplitBytes: size,
+	})
+	if err == nil && rejected.Total() > 0 {
+		err = errors.New(s.signal.Explain(&rejected, anyTime, s.maxRecordBytes))
+	}
+	values := make([][]byte, len(records))
+	for i := range records {
+		values[i] = records[i].Value
+	}
+	return values, err
+}
+
 // parts splits a record that the topic refused. The error says that it cannot be split.
 func (s *sender) parts(r *request, whole *kafka.Outgoing, refused error) ([]kafka.Outgoing, error) {
 	size := len(whole.Value)
@@ -104,7 +119,7 @@ func (s *sender) parts(r *request, whole *kafka.Outgoing, refused error) ([]kafk
 		return nil, fmt.Errorf("split a record of %d bytes: %w, because: %w", size, err, refused)
 	}
 	if len(values) < 2 {
-		return nil, fmt.Errorf("a record of %d bytes holds no more than one of the %s, raise the topic's max.message.bytes: %w", size, s.metrics.what, refused)
+		return nil, fmt.Errorf("a record of %d bytes holds no more than one of the %s, raise the topic's max.message.bytes: %w", size, s.signal.Items, refused)
 	}
 	s.metrics.split.Inc()
 	s.noteOversize(size)

@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -30,9 +31,9 @@ const (
 // BenchmarkReceive measures the cost of receiving, with a consumer that does nothing and
 // with one that does what an agent does for every request.
 func BenchmarkReceive(b *testing.B) {
-	ignore := func(otlphttp.Request) error { return nil }
+	ignore := func(signal.Request) error { return nil }
 	buffers := make(chan []byte, 64)
-	address := func(req otlphttp.Request) error {
+	address := func(req signal.Request) error {
 		var buffer []byte
 		select {
 		case buffer = <-buffers:
@@ -45,20 +46,20 @@ func BenchmarkReceive(b *testing.B) {
 		buffers <- buffer
 		return err
 	}
-	for name, consume := range map[string]func(otlphttp.Request) error{"ignore": ignore, "address": address} {
+	for name, consume := range map[string]func(signal.Request) error{"ignore": ignore, "address": address} {
 		for _, encoding := range []string{"identity", "gzip"} {
 			b.Run(name+"/"+encoding, func(b *testing.B) { benchmarkReceive(b, encoding, consume) })
 		}
 	}
 }
 
-func benchmarkReceive(b *testing.B, encoding string, consume func(otlphttp.Request) error) {
+func benchmarkReceive(b *testing.B, encoding string, consume func(signal.Request) error) {
 	received := make(chan int)
 	cfg := testConfig()
-	srv, err := otlphttp.New(cfg, consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+	srv, err := otlphttp.New(cfg, consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		err := consume(req)
 		received <- len(req.Body)
-		return otlphttp.Result{}, err
+		return signal.Result{}, err
 	}), otlphttp.Options{ShutdownGrace: time.Nanosecond})
 	if err != nil {
 		b.Fatal(err)

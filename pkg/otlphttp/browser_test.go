@@ -11,6 +11,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 func policy(t *testing.T, headers []cors.Header, origins ...string) cors.Policy {
@@ -118,9 +119,9 @@ func TestBrowsersOfAllowedOriginsMaySend(t *testing.T) {
 func TestExtraSlashesAreIgnored(t *testing.T) {
 	const body = "\x0a\x00" // one ResourceSpans, empty
 	got := make(chan string, 1)
-	r := start(t, testConfig(), consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		got <- string(req.Body)
-		return otlphttp.Result{}, nil
+		return signal.Result{}, nil
 	}), otlphttp.Options{})
 	r.client.CheckRedirect = func(req *http.Request, _ []*http.Request) error {
 		t.Errorf("redirected to %s", req.URL)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/code"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces/otlpjson"
 )
 
@@ -166,11 +167,11 @@ func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
 		}
 	}
 	s.metrics.bytes.WithLabelValues(formPlain).Add(float64(len(body)))
-	result, err := s.consumer.ConsumeTraces(r.Context(), Request{Body: body, Peer: peerOf(r.RemoteAddr)})
+	result, err := s.consumer.Consume(r.Context(), signal.Request{Body: body, Peer: peerOf(r.RemoteAddr)})
 	if err != nil {
 		return s.failed(err)
 	}
-	result.add(&problems)
+	addProblems(&result, &problems)
 	return &reply{status: http.StatusOK, result: result}
 }
 

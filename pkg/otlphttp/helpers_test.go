@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 func TestMain(m *testing.M) {
@@ -37,21 +38,21 @@ const (
 	jsonType     = "application/json"
 )
 
-type consumerFunc func(context.Context, otlphttp.Request) (otlphttp.Result, error)
+type consumerFunc func(context.Context, signal.Request) (signal.Result, error)
 
-func (f consumerFunc) ConsumeTraces(ctx context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+func (f consumerFunc) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	return f(ctx, req)
 }
 
-var accept = consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
-	return otlphttp.Result{}, nil
+var accept = consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+	return signal.Result{}, nil
 })
 
 // refuseAll returns a consumer that must not be called.
 func refuseAll(t *testing.T) consumerFunc {
-	return func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
+	return func(context.Context, signal.Request) (signal.Result, error) {
 		t.Error("consumer called for a request that should have been refused")
-		return otlphttp.Result{}, nil
+		return signal.Result{}, nil
 	}
 }
 

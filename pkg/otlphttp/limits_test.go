@@ -19,13 +19,14 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 // checking is a consumer that validates requests like an agent's.
-var checking = consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+var checking = consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 	_, _, err := traces.AddHostAddress(nil, req.Body, "10.1.2.3")
-	return otlphttp.Result{}, fault.As(fault.Rejected, err)
+	return signal.Result{}, fault.As(fault.Rejected, err)
 })
 
 func TestBadRequestsGetAClearStatus(t *testing.T) {
@@ -102,9 +103,9 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 // response names the span.
 func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
 	var spans int
-	counting := consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+	counting := consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		spans = traces.Signal.Count(req.Body)
-		return otlphttp.Result{Rejected: 1, Message: "1 spans rejected: too old"}, nil
+		return signal.Result{Rejected: 1, Message: "1 spans rejected: too old"}, nil
 	})
 	reg := prometheus.NewRegistry()
 	r := start(t, testConfig(), counting, otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
@@ -276,10 +277,10 @@ func TestOverTheBoundClientsAreAskedToRetry(t *testing.T) {
 			tc.bound(&cfg)
 			entered, release := make(chan struct{}), make(chan struct{})
 			reg := prometheus.NewRegistry()
-			r := start(t, cfg, consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
+			r := start(t, cfg, consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 				entered <- struct{}{}
 				<-release
-				return otlphttp.Result{}, nil
+				return signal.Result{}, nil
 			}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 			first := make(chan answer, 1)
 			for range 2 {

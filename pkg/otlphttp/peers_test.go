@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // dialFrom connects from another local address than the clients of start.
@@ -140,10 +141,10 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	cfg.MaxConnections = 5
 	budget := inflight.New(inflight.Limits{RequestBytes: 1 << 20, Bytes: 4 << 20, Requests: 8, PeerShare: 0.5})
 	entered := make(chan struct{}, 1)
-	r := start(t, cfg, consumerFunc(func(ctx context.Context, _ otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, cfg, consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		entered <- struct{}{}
 		<-ctx.Done()
-		return otlphttp.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	}), otlphttp.Options{Budget: budget})
 	for range 20 {
 		conn := dialFrom(t, r, "127.0.0.2")

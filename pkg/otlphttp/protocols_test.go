@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -55,10 +56,10 @@ func TestHTTP2WithoutTLS(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxRequestBytes = 4 << 20
 	reg := prometheus.NewRegistry()
-	got := make(chan otlphttp.Request, 100)
-	r := start(t, cfg, consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
-		got <- otlphttp.Request{Body: bytes.Clone(req.Body), Peer: req.Peer}
-		return otlphttp.Result{}, nil
+	got := make(chan signal.Request, 100)
+	r := start(t, cfg, consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
+		got <- signal.Request{Body: bytes.Clone(req.Body), Peer: req.Peer}
+		return signal.Result{}, nil
 	}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	r.speak(t, (*http.Protocols).SetUnencryptedHTTP2)
 	body := encoded(t, requestOf(3<<20))
@@ -103,10 +104,10 @@ func TestHTTP2SlowBodyIsCutOff(t *testing.T) {
 func TestStopLetsRequestsOfHTTP2Finish(t *testing.T) {
 	const requests = 20
 	entered, release := make(chan struct{}, requests), make(chan struct{})
-	r := start(t, testConfig(), consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 		entered <- struct{}{}
 		<-release
-		return otlphttp.Result{Message: "stored"}, nil
+		return signal.Result{Message: "stored"}, nil
 	}), otlphttp.Options{})
 	r.speak(t, (*http.Protocols).SetUnencryptedHTTP2)
 	idle, err := net.Dial("tcp", r.Addr().String()) // closed when the stop has begun

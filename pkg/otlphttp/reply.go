@@ -17,6 +17,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // maxMessageBytes bounds the message of a response, whatever it quotes.
@@ -52,7 +53,7 @@ var reasons = func() []reason {
 type reply struct {
 	status     int
 	reason     reason
-	result     Result
+	result     signal.Result
 	code       code.Code
 	message    string
 	retryAfter time.Duration // for 503
@@ -137,7 +138,7 @@ func (r *reply) body(f form) ([]byte, error) {
 		return json.Marshal(map[string]any{"code": int32(r.code), "message": message})
 	case r.status != http.StatusOK:
 		return proto.Marshal(&status.Status{Code: int32(r.code), Message: message})
-	case f.json && r.result == (Result{}):
+	case f.json && r.result == (signal.Result{}):
 		return []byte("{}"), nil
 	case f.json:
 		partial := map[string]string{}
@@ -148,7 +149,7 @@ func (r *reply) body(f form) ([]byte, error) {
 			partial["errorMessage"] = text(r.result.Message)
 		}
 		return json.Marshal(map[string]any{"partialSuccess": partial})
-	case r.result == (Result{}):
+	case r.result == (signal.Result{}):
 		return nil, nil // an empty message encodes to no bytes
 	default:
 		return proto.Marshal(&coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{

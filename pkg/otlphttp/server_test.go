@@ -23,6 +23,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // compressors encode a body, by Content-Encoding.
@@ -56,12 +57,12 @@ func compress(t testing.TB, open func(io.Writer) io.WriteCloser, body []byte) []
 }
 
 func TestRequestsReachTheConsumerUnchanged(t *testing.T) {
-	got := make(chan otlphttp.Request, 1)
+	got := make(chan signal.Request, 1)
 	reg := prometheus.NewRegistry()
-	r := start(t, testConfig(), consumerFunc(func(_ context.Context, req otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		req.Body = bytes.Clone(req.Body)
 		got <- req
-		return otlphttp.Result{}, nil
+		return signal.Result{}, nil
 	}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	for name, c := range compressors {
 		// The last is larger than every initial buffer.
@@ -123,8 +124,8 @@ func TestConsumersErrorSelectsTheStatus(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			r := start(t, testConfig(), consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
-				return otlphttp.Result{}, tc.err
+			r := start(t, testConfig(), consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+				return signal.Result{}, tc.err
 			}), otlphttp.Options{})
 			for contentType, body := range map[string]string{protobufType: "", jsonType: "{}"} {
 				a := r.post(t, contentType, "", []byte(body))
@@ -142,8 +143,8 @@ func TestConsumersErrorSelectsTheStatus(t *testing.T) {
 }
 
 func TestPartialSuccessHasTheFormOfTheRequest(t *testing.T) {
-	r := start(t, testConfig(), consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
-		return otlphttp.Result{Rejected: 1 << 40, Message: "too early"}, nil
+	r := start(t, testConfig(), consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+		return signal.Result{Rejected: 1 << 40, Message: "too early"}, nil
 	}), otlphttp.Options{})
 	a := r.post(t, jsonType, "", []byte("{}"))
 	a.accepted(t)
@@ -164,12 +165,12 @@ func TestPartialSuccessHasTheFormOfTheRequest(t *testing.T) {
 func TestPanicAffectsOneRequest(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	first := true
-	r := start(t, testConfig(), consumerFunc(func(context.Context, otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 		if first {
 			first = false
 			panic("a bug")
 		}
-		return otlphttp.Result{}, nil
+		return signal.Result{}, nil
 	}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	r.post(t, protobufType, "", []byte("x")).refused(t, http.StatusInternalServerError, "internal error")
 	r.post(t, protobufType, "", []byte("x")).accepted(t)
@@ -230,13 +231,13 @@ func TestReopenedPortKeepsItsMetrics(t *testing.T) {
 
 func TestStopLetsRequestsFinish(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
-	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		close(entered)
 		select {
 		case <-release:
-			return otlphttp.Result{}, nil
+			return signal.Result{}, nil
 		case <-ctx.Done():
-			return otlphttp.Result{}, ctx.Err()
+			return signal.Result{}, ctx.Err()
 		}
 	}), otlphttp.Options{})
 	idle, err := net.Dial("tcp", r.Addr().String()) // must not delay the stop
@@ -262,11 +263,11 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 func TestStopAbortsRequestsAfterTheGrace(t *testing.T) {
 	entered := make(chan struct{})
 	ended := false
-	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		close(entered)
 		<-ctx.Done()
 		ended = true
-		return otlphttp.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	}), otlphttp.Options{ShutdownGrace: time.Millisecond})
 	failed := make(chan error, 1)
 	go func() {
@@ -293,11 +294,11 @@ func TestStopAbortsRequestsAfterTheGrace(t *testing.T) {
 // A client that disconnects cancels its request.
 func TestDisconnectEndsTheConsumersContext(t *testing.T) {
 	entered, ended := make(chan struct{}), make(chan struct{})
-	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ otlphttp.Request) (otlphttp.Result, error) {
+	r := start(t, testConfig(), consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		close(entered)
 		<-ctx.Done()
 		close(ended)
-		return otlphttp.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	}), otlphttp.Options{})
 	ctx, leave := context.WithCancel(t.Context())
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url(), strings.NewReader("x"))

@@ -15,6 +15,8 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 // pipes is a listener with in-process connections, so that time can be virtual.
@@ -47,7 +49,9 @@ func (p *pipes) dial() net.Conn {
 
 type acceptAll struct{}
 
-func (acceptAll) ConsumeTraces(context.Context, Request) (Result, error) { return Result{}, nil }
+func (acceptAll) Consume(context.Context, signal.Request) (signal.Result, error) {
+	return signal.Result{}, nil
+}
 
 // inVirtualTime serves pipes with the default configuration while test runs.
 func inVirtualTime(t *testing.T, test func(t *testing.T, p *pipes)) {

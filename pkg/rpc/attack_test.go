@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -340,12 +341,12 @@ func TestABodyHasADeadline(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	cfg := testConfig()
 	cfg.BodyTimeout = 100 * time.Millisecond
-	consumer := consumerFunc(func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(3 * cfg.BodyTimeout): // the deadline is not for consuming
 		}
-		return rpc.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	})
 	srv := start(t, cfg, consumer, rpc.Options{Registerer: reg, Register: registerControl})
 	a := attack(t, "127.0.0.9", srv.Addr())
@@ -390,10 +391,10 @@ func TestARequestRefusedOnItsWayIsToComeBack(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxBytesInFlight, cfg.MaxRequestBytes = 8<<20, 8<<20
 	entered, release := make(chan struct{}), make(chan struct{})
-	srv := start(t, cfg, consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+	srv := start(t, cfg, consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 		entered <- struct{}{}
 		<-release
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	}), rpc.Options{})
 	first := make(chan error, 1)
 	go func() {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -35,9 +36,9 @@ func BenchmarkExport(b *testing.B) {
 
 func benchmarkExport(b *testing.B, compression string) {
 	received := make(chan int)
-	consumer := consumerFunc(func(_ context.Context, req rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		received <- len(req.Body)
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	srv, err := rpc.New(testConfig(), consumer, rpc.Options{ShutdownGrace: time.Nanosecond})
 	if err != nil {

@@ -24,7 +24,7 @@ const (
 type call struct {
 	conn      *conn
 	method    string
-	signal    *signal        // nil for services that take no spans or flows
+	service   *service       // nil for services that take no spans or flows
 	peer      *inflight.Peer // what the call is counted for
 	streaming bool           // the client may send any number of messages
 	base      int64          // granted beside the message, for headers
@@ -63,8 +63,8 @@ func callOf(ctx context.Context) *call {
 }
 
 // open admits a call whose headers have come. It runs in the goroutine that reads the connection.
-func (c *conn) open(ctx context.Context, info *tap.Info, sig *signal) (context.Context, inflight.Refusal) {
-	k := &call{conn: c, method: info.FullMethodName, signal: sig, streaming: c.server.streaming[info.FullMethodName]}
+func (c *conn) open(ctx context.Context, info *tap.Info, sig *service) (context.Context, inflight.Refusal) {
+	k := &call{conn: c, method: info.FullMethodName, service: sig, streaming: c.server.streaming[info.FullMethodName]}
 	var why inflight.Refusal
 	if sig != nil {
 		k.peer = c.exports
@@ -174,10 +174,10 @@ func (k *call) announced(length uint32) {
 	case int64(length) > s.cfg.MaxRequestBytes:
 		k.stopped = true // gRPC refuses it, and reads nothing of it
 		return
-	case k.signal == nil && k.prefix[0] != 0:
+	case k.service == nil && k.prefix[0] != 0:
 		k.stop(status.Error(codes.Unimplemented, "compressed messages are taken by the export methods only"))
 		return
-	case k.signal == nil && int64(length) > int64(k.maxBytes()):
+	case k.service == nil && int64(length) > int64(k.maxBytes()):
 		k.stop(tooLong(int(length), k.maxBytes()))
 		return
 	case k.messages > 1:
@@ -208,9 +208,9 @@ func (k *call) charge(length int64) (why inflight.Refusal) {
 	compressed := k.prefix[0] != 0
 	size := k.base + length
 	switch {
-	case k.signal != nil && !compressed:
+	case k.service != nil && !compressed:
 		why = k.peer.Resize(k.granted, size)
-	case k.signal != nil && size <= k.granted:
+	case k.service != nil && size <= k.granted:
 		return ""
 	default:
 		why = k.peer.Grow(k.granted, size)
@@ -251,8 +251,8 @@ func (k *call) resize(size int64) (why inflight.Refusal) {
 
 // refusal is what the client is told when a bound was reached.
 func (k *call) refusal(why inflight.Refusal) error {
-	if k.signal != nil {
-		return k.signal.refused(why)
+	if k.service != nil {
+		return k.service.refused(why)
 	}
 	return k.conn.server.refusedOther(why)
 }

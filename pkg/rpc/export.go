@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -25,23 +26,23 @@ type exporter interface {
 }
 
 // signal is one method that takes what is to be stored. Its requests stay bytes.
-type signal struct {
+type service struct {
 	*Server
 	method  string // as grpc names it
 	desc    grpc.ServiceDesc
-	consume func(context.Context, Request) (Result, error)
-	respond func(Result) any // what it returns is only ever marshalled
+	consume Consumer
+	respond func(signal.Result) any // what it returns is only ever marshalled
 	metrics *signalMetrics
 }
 
 // newSignal takes the official service description (the name, and the file that
 // reflection serves) and gives its only method a handler that receives bytes.
-func (s *Server) newSignal(desc grpc.ServiceDesc, m *signalMetrics) *signal {
+func (s *Server) newSignal(desc grpc.ServiceDesc, m *signalMetrics) *service {
 	method := desc.Methods[0].MethodName
 	desc.HandlerType = (*exporter)(nil)
 	desc.Methods = []grpc.MethodDesc{{MethodName: method, Handler: exportHandler}}
-	sig := &signal{Server: s, method: "/" + desc.ServiceName + "/" + method, desc: desc, metrics: m}
-	s.signals[sig.method] = sig
+	sig := &service{Server: s, method: "/" + desc.ServiceName + "/" + method, desc: desc, metrics: m}
+	s.services[sig.method] = sig
 	return sig
 }
 
@@ -52,9 +53,9 @@ func (s *Server) traces(c Consumer) error {
 		return err
 	}
 	sig := s.newSignal(coltracepb.TraceService_ServiceDesc, m)
-	sig.consume = c.ConsumeTraces
-	sig.respond = func(r Result) any {
-		if r == (Result{}) {
+	sig.consume = c
+	sig.respond = func(r signal.Result) any {
+		if r == (signal.Result{}) {
 			return fullTraces
 		}
 		return &coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
@@ -65,15 +66,15 @@ func (s *Server) traces(c Consumer) error {
 }
 
 // flows is FlowService/ExportFlows.
-func (s *Server) flows(c FlowConsumer) error {
+func (s *Server) flows(c Consumer) error {
 	m, err := newSignalMetrics(s.registerer, "flows")
 	if err != nil {
 		return err
 	}
 	sig := s.newSignal(agentv1.FlowService_ServiceDesc, m)
-	sig.consume = c.ConsumeFlows
-	sig.respond = func(r Result) any {
-		if r == (Result{}) {
+	sig.consume = c
+	sig.respond = func(r signal.Result) any {
+		if r == (signal.Result{}) {
 			return fullFlows
 		}
 		return &agentv1.ExportFlowsResponse{PartialSuccess: &agentv1.ExportFlowsPartialSuccess{
@@ -100,7 +101,7 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	if err := checkContentType(info.Header.Get("content-type")); err != nil {
 		return ctx, err
 	}
-	sig := s.signals[info.FullMethodName]
+	sig := s.services[info.FullMethodName]
 	if err := s.authorize(ctx, info.FullMethodName); err != nil {
 		return ctx, err
 	}
@@ -146,7 +147,7 @@ func checkContentType(values []string) error {
 	return nil
 }
 
-func (s *signal) answer(ctx context.Context, receive func(any) error) (any, error) {
+func (s *service) answer(ctx context.Context, receive func(any) error) (any, error) {
 	start := time.Now()
 	resp, err := s.export(ctx, receive)
 	s.metrics.answered(status.Code(err), time.Since(start))
@@ -157,7 +158,7 @@ func (s *signal) answer(ctx context.Context, receive func(any) error) (any, erro
 }
 
 // export receives one request and has it consumed. All its errors are statuses.
-func (s *signal) export(ctx context.Context, receive func(any) error) (resp any, err error) {
+func (s *service) export(ctx context.Context, receive func(any) error) (resp any, err error) {
 	m := message{server: s.Server, call: callOf(ctx)}
 	if err := m.call.hold(ctx); err != nil {
 		return nil, err
@@ -176,7 +177,7 @@ func (s *signal) export(ctx context.Context, receive func(any) error) (resp any,
 	return resp, err
 }
 
-func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (any, error) {
+func (s *service) receiveAndConsume(ctx context.Context, m *message, receive func(any) error) (any, error) {
 	if err := receive(m); err != nil {
 		return nil, m.call.cause(err)
 	}
@@ -185,9 +186,9 @@ func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func
 	}
 	s.metrics.bytes.Add(float64(len(*m.body)))
 	if len(*m.body) == 0 {
-		return s.respond(Result{}), nil
+		return s.respond(signal.Result{}), nil
 	}
-	result, err := s.consume(ctx, s.requestOf(ctx, *m.body))
+	result, err := s.consume.Consume(ctx, s.requestOf(ctx, *m.body))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
@@ -197,8 +198,8 @@ func (s *signal) receiveAndConsume(ctx context.Context, m *message, receive func
 	return s.respond(result), nil
 }
 
-func (s *Server) requestOf(ctx context.Context, body []byte) Request {
-	return Request{
+func (s *Server) requestOf(ctx context.Context, body []byte) signal.Request {
+	return signal.Request{
 		Body:     body,
 		Agent:    firstValue(ctx, schema.MetadataAgent),
 		Resend:   firstValue(ctx, schema.MetadataResend) == "1" && (s.auth == nil || s.auth.Authenticated(ctx)),

@@ -26,6 +26,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -40,9 +41,9 @@ func compressedBy(name string) []grpc.CallOption {
 
 func TestConsumerGetsTheBytesThatCame(t *testing.T) {
 	var got []byte
-	consumer := consumerFunc(func(_ context.Context, req rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		got = bytes.Clone(req.Body)
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
 	for _, compression := range compressions {
@@ -79,10 +80,10 @@ func TestConsumerGetsWhatTheMetadataSays(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			var got rpc.Request
-			consumer := consumerFunc(func(_ context.Context, req rpc.Request) (rpc.Result, error) {
+			var got signal.Request
+			consumer := consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 				got = req
-				return rpc.Result{}, nil
+				return signal.Result{}, nil
 			})
 			cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
 			var server peer.Peer
@@ -103,7 +104,7 @@ func TestConsumerGetsWhatTheMetadataSays(t *testing.T) {
 func TestAnswerFollowsTheConsumer(t *testing.T) {
 	cause := errors.New("write metaflow.spans: no leader")
 	tests := map[string]struct {
-		result    rpc.Result
+		result    signal.Result
 		err       error
 		want      codes.Code
 		wantRetry bool
@@ -111,14 +112,14 @@ func TestAnswerFollowsTheConsumer(t *testing.T) {
 	}{
 		"all stored": {want: codes.OK, wantResp: &coltracepb.ExportTraceServiceResponse{}},
 		"some rejected": {
-			result: rpc.Result{Rejected: 3, Message: "3 spans with a zero trace id"},
+			result: signal.Result{Rejected: 3, Message: "3 spans with a zero trace id"},
 			want:   codes.OK,
 			wantResp: &coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
 				RejectedSpans: 3, ErrorMessage: "3 spans with a zero trace id",
 			}},
 		},
 		"a warning that is not UTF-8": {
-			result: rpc.Result{Message: "clock \xff"},
+			result: signal.Result{Message: "clock \xff"},
 			want:   codes.OK,
 			wantResp: &coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
 				ErrorMessage: "clock ?",
@@ -137,7 +138,7 @@ func TestAnswerFollowsTheConsumer(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			reg := prometheus.NewRegistry()
-			consumer := consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) { return tc.result, tc.err })
+			consumer := consumerFunc(func(context.Context, signal.Request) (signal.Result, error) { return tc.result, tc.err })
 			cli := client(t, start(t, testConfig(), consumer, rpc.Options{Registerer: reg}))
 			for _, compression := range compressions {
 				resp, err := cli.Export(t.Context(), requestOf(100), compressedBy(compression)...)
@@ -166,9 +167,9 @@ func TestAnswerFollowsTheConsumer(t *testing.T) {
 }
 
 func TestEmptyRequestSucceeds(t *testing.T) {
-	consumer := consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 		t.Error("consumer called for nothing")
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
 	for _, compression := range compressions {
@@ -183,12 +184,12 @@ func TestEmptyRequestSucceeds(t *testing.T) {
 func TestPanicIsInternalAndTheServerLives(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	calls := 0
-	consumer := consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 		calls++
 		if calls == 1 {
 			panic("index out of range")
 		}
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{Registerer: reg}))
 	_, err := cli.Export(t.Context(), requestOf(100))
@@ -213,12 +214,12 @@ func TestSDKExporterRetriesWhenAsked(t *testing.T) {
 			cfg := testConfig()
 			cfg.RetryDelay = 20 * time.Millisecond
 			var bodies [][]byte
-			consumer := consumerFunc(func(_ context.Context, req rpc.Request) (rpc.Result, error) {
+			consumer := consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 				bodies = append(bodies, bytes.Clone(req.Body))
 				if len(bodies) < 3 {
-					return rpc.Result{}, fault.As(fault.Overload, errors.New("broker busy"))
+					return signal.Result{}, fault.As(fault.Overload, errors.New("broker busy"))
 				}
-				return rpc.Result{}, nil
+				return signal.Result{}, nil
 			})
 			srv := start(t, cfg, consumer, rpc.Options{})
 			exporter, err := otlptracegrpc.New(t.Context(), otlptracegrpc.WithEndpoint(srv.Addr().String()),
@@ -265,10 +266,10 @@ func (someAuth) Authenticated(ctx context.Context) bool {
 }
 
 func TestTheMarkIsBelievedFromTheAuthenticated(t *testing.T) {
-	var got rpc.Request
-	consumer := consumerFunc(func(_ context.Context, r rpc.Request) (rpc.Result, error) {
+	var got signal.Request
+	consumer := consumerFunc(func(_ context.Context, r signal.Request) (signal.Result, error) {
 		got = r
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	for name, tc := range map[string]struct {
 		auth   rpc.Auth

@@ -16,13 +16,14 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-type flowConsumerFunc func(context.Context, rpc.Request) (rpc.Result, error)
+type flowConsumerFunc func(context.Context, signal.Request) (signal.Result, error)
 
-func (f flowConsumerFunc) ConsumeFlows(ctx context.Context, req rpc.Request) (rpc.Result, error) {
+func (f flowConsumerFunc) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	return f(ctx, req)
 }
 
@@ -33,8 +34,8 @@ func flowRequest() *agentv1.ExportFlowsRequest {
 func TestFlowsComeAsTheyWereSent(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	var got *agentv1.ExportFlowsRequest
-	var result rpc.Result
-	srv := start(t, testConfig(), accept, rpc.Options{Registerer: reg, Flows: flowConsumerFunc(func(_ context.Context, req rpc.Request) (rpc.Result, error) {
+	var result signal.Result
+	srv := start(t, testConfig(), accept, rpc.Options{Registerer: reg, Flows: flowConsumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		if req.Agent != "agent-1" || !req.Resend || !req.Peer.IsValid() {
 			t.Errorf("request of %q, resend %v, from %s", req.Agent, req.Resend, req.Peer)
 		}
@@ -43,7 +44,7 @@ func TestFlowsComeAsTheyWereSent(t *testing.T) {
 	})})
 	conn := dial(t, srv.Addr())
 	ctx := metadata.AppendToOutgoingContext(t.Context(), schema.MetadataAgent, "agent-1", schema.MetadataResend, "1")
-	for _, result = range []rpc.Result{{}, {Rejected: 3, Message: "3 flows rejected"}} {
+	for _, result = range []signal.Result{{}, {Rejected: 3, Message: "3 flows rejected"}} {
 		resp, err := agentv1.NewFlowServiceClient(conn).ExportFlows(ctx, flowRequest())
 		if err != nil {
 			t.Fatal(err)
@@ -95,8 +96,8 @@ func TestFlowsAreAnsweredAsTraces(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			srv := start(t, testConfig(), nil, rpc.Options{Flows: flowConsumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
-				return rpc.Result{}, tc.err
+			srv := start(t, testConfig(), nil, rpc.Options{Flows: flowConsumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+				return signal.Result{}, tc.err
 			})})
 			_, err := agentv1.NewFlowServiceClient(dial(t, srv.Addr())).ExportFlows(t.Context(), flowRequest())
 			if status.Code(err) != tc.want {
@@ -108,7 +109,7 @@ func TestFlowsAreAnsweredAsTraces(t *testing.T) {
 		})
 	}
 	t.Run("panic", func(t *testing.T) {
-		srv := start(t, testConfig(), nil, rpc.Options{Flows: flowConsumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+		srv := start(t, testConfig(), nil, rpc.Options{Flows: flowConsumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 			panic("boom")
 		})})
 		if _, err := agentv1.NewFlowServiceClient(dial(t, srv.Addr())).ExportFlows(t.Context(), flowRequest()); status.Code(err) != codes.Internal {
@@ -128,10 +129,10 @@ func TestFlowsAreBoundedWithTraces(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxRequestsInFlight = 1
 	entered, leave := make(chan struct{}), make(chan struct{})
-	srv := start(t, cfg, consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+	srv := start(t, cfg, consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 		close(entered)
 		<-leave
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	}), rpc.Options{Flows: flowConsumerFunc(accept)})
 	done := make(chan error, 1)
 	go func() {

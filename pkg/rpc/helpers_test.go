@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 func TestMain(m *testing.M) {
@@ -30,14 +31,14 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-type consumerFunc func(context.Context, rpc.Request) (rpc.Result, error)
+type consumerFunc func(context.Context, signal.Request) (signal.Result, error)
 
-func (f consumerFunc) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Result, error) {
+func (f consumerFunc) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	return f(ctx, req)
 }
 
-var accept = consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
-	return rpc.Result{}, nil
+var accept = consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+	return signal.Result{}, nil
 })
 
 func testConfig() rpc.Config {

@@ -21,12 +21,13 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 func refuseAll(t *testing.T) consumerFunc {
-	return func(context.Context, rpc.Request) (rpc.Result, error) {
+	return func(context.Context, signal.Request) (signal.Result, error) {
 		t.Error("consumer called for a request that should have been refused")
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	}
 }
 
@@ -173,10 +174,10 @@ func TestOverTheBoundClientsAreAskedToComeBack(t *testing.T) {
 			cfg := testConfig()
 			tc.bound(&cfg)
 			entered, release := make(chan struct{}), make(chan struct{})
-			consumer := consumerFunc(func(context.Context, rpc.Request) (rpc.Result, error) {
+			consumer := consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 				entered <- struct{}{}
 				<-release
-				return rpc.Result{}, nil
+				return signal.Result{}, nil
 			})
 			reg := prometheus.NewRegistry()
 			cli := client(t, start(t, cfg, consumer, rpc.Options{Registerer: reg}))

@@ -37,7 +37,7 @@ type Options struct {
 	ShutdownGrace time.Duration
 	// Flows takes the requests of FlowService/ExportFlows, which are bounded and answered as
 	// those of traces are. Without it the service is left out.
-	Flows FlowConsumer
+	Flows Consumer
 	// Auth is asked of every call that names an agent, and of every call of a service for agents, before
 	// its message is read. Without it everybody may speak for every agent.
 	Auth Auth
@@ -58,7 +58,7 @@ type Auth interface {
 // Server receives OTLP traces, and the flows of agents. Make one with New.
 type Server struct {
 	cfg        Config
-	signals    map[string]*signal // by method
+	services   map[string]*service // by method
 	log        *slog.Logger
 	registerer prometheus.Registerer
 	grace      time.Duration
@@ -95,7 +95,7 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		cfg:        cfg,
-		signals:    make(map[string]*signal),
+		services:   make(map[string]*service),
 		log:        opts.Logger,
 		registerer: opts.Registerer,
 		auth:       opts.Auth,
@@ -119,7 +119,7 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 		return nil, fmt.Errorf("grpc.listen: %w", err)
 	}
 	s.grpc = grpc.NewServer(serverOptions...)
-	for _, sig := range s.signals {
+	for _, sig := range s.services {
 		s.grpc.RegisterService(&sig.desc, sig)
 	}
 	others := registrar{s.grpc}
@@ -140,7 +140,7 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 }
 
 // prepare makes what there is of the signals and of the metrics.
-func (s *Server) prepare(traces Consumer, flows FlowConsumer) (err error) {
+func (s *Server) prepare(traces Consumer, flows Consumer) (err error) {
 	if s.portMetrics, err = newPortMetrics(s.registerer, s); err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (s *Server) SetServing(serving bool) {
 		state = healthpb.HealthCheckResponse_SERVING
 	}
 	s.health.SetServingStatus("", state)
-	for _, sig := range s.signals {
+	for _, sig := range s.services {
 		s.health.SetServingStatus(sig.desc.ServiceName, state)
 	}
 }

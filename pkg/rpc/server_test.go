@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -97,10 +98,10 @@ func TestReflectionDescribesTheTraceService(t *testing.T) {
 
 func TestStopLetsARunningExportFinish(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
-	consumer := consumerFunc(func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		close(entered)
 		<-release
-		return rpc.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	})
 	srv := start(t, testConfig(), consumer, rpc.Options{})
 	conn := dial(t, srv.Addr())
@@ -140,10 +141,10 @@ func TestStopLetsARunningExportFinish(t *testing.T) {
 
 func TestStopCutsOffWhatOutlastsTheGrace(t *testing.T) {
 	entered := make(chan struct{})
-	consumer := consumerFunc(func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		close(entered)
 		<-ctx.Done()
-		return rpc.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	})
 	srv := start(t, testConfig(), consumer, rpc.Options{ShutdownGrace: 50 * time.Millisecond})
 	cli := client(t, srv)
@@ -165,10 +166,10 @@ func TestStopCutsOffWhatOutlastsTheGrace(t *testing.T) {
 // A client that gives up ends the consumer's context.
 func TestClientsDeadlineReachesTheConsumer(t *testing.T) {
 	ended := make(chan error, 1)
-	consumer := consumerFunc(func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
+	consumer := consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		<-ctx.Done()
 		ended <- ctx.Err()
-		return rpc.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	})
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -45,7 +45,7 @@ func (s *Server) unavailable(text string, more ...protoadapt.MessageV1) error {
 
 // refused says beside that nothing of the request was stored, so that an agent
 // need not send it as one that may have been.
-func (s *signal) refused(why inflight.Refusal) error {
+func (s *service) refused(why inflight.Refusal) error {
 	s.metrics.refused.WithLabelValues(string(why)).Inc()
 	return s.atLimit(why)
 }

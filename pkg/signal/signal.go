@@ -5,6 +5,12 @@ type Signal struct {
 	// Name is the value of the label "signal" in metrics, Item and Items what
 	// messages and metrics call one item and several: "traces", "span", "spans".
 	Name, Item, Items string
+	// Prefix begins the names of metrics of whole requests. It is empty for the
+	// first signal there was, and Items with an underscore for all others.
+	Prefix string
+	// Request is the name of its protobuf message, for errors, and Method the
+	// full name of the gRPC method that takes one: "/package.Service/Method".
+	Request, Method string
 	// Topic is the Kafka topic that holds its records. A record is itself a
 	// request.
 	Topic string
@@ -13,6 +19,30 @@ type Signal struct {
 	// number below 16.
 	Message *Message
 	Path    []Tag
+	// Envelope says that every record repeats the request's own fields, which
+	// its groups stand beside. Otherwise records go without them.
+	Envelope bool
+
+	// Sender returns the id of the agent that a valid request names. It is nil
+	// where requests name none; otherwise the id must be that of the caller.
+	Sender func(req []byte) []byte
+
+	// Judge reads an item, says whether it can be stored, and where. It reports
+	// false when the item is no well-formed message, or a text in it is not
+	// UTF-8. It keeps nothing of item.
+	Judge func(item []byte, w Window) (Verdict, bool)
+	// Rules are what items must comply with, at most 14.
+	Rules []Rule
+	// Describe tells a sender which item was rejected and, where that does not
+	// say so already, what it has where another value is wanted. The texts are
+	// short, whatever the item holds.
+	Describe func(item []byte, reason Reason) (which, has string)
+	// Around names what a record repeats beside an item: "resource and scope".
+	Around string
+	// Repeats and Spare bound what records repeat: together, the records of a
+	// request have at most Repeats times its bytes and Spare bytes more. Without
+	// a bound, a group made for it would be copied for each of its items.
+	Repeats, Spare int
 }
 
 // Check returns ErrMalformed unless req is a valid request. An empty one is

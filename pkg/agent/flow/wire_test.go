@@ -68,31 +68,6 @@ func TestAppendWire(t *testing.T) {
 	}
 }
 
-// Stored data depends on the partition: these values must never change.
-func TestHash(t *testing.T) {
-	for name, tc := range map[string]struct {
-		a, b netip.AddrPort
-		want uint64
-	}{
-		"IPv4": {ap("10.0.0.1:40000"), ap("10.0.0.2:80"), 0x5df70cbce794a936},
-		"IPv6": {ap("[2001:db8::1]:40000"), ap("[2001:db8::2]:80"), 0x2c0ecdf6a53c60d5},
-		"self": {ap("127.0.0.1:40000"), ap("127.0.0.1:80"), 0x538e50d69988bdc6},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := Hash(tc.a, tc.b); got != tc.want {
-				t.Errorf("hash = %#x, want %#x", got, tc.want)
-			}
-			if got := Hash(tc.b, tc.a); got != tc.want {
-				t.Errorf("hash from the other side = %#x, want %#x", got, tc.want)
-			}
-		})
-	}
-	mapped := netip.AddrPortFrom(netip.MustParseAddr("::ffff:10.0.0.1"), 40000)
-	if Hash(mapped, ap("10.0.0.2:80")) != Hash(ap("10.0.0.1:40000"), ap("10.0.0.2:80")) {
-		t.Error("a v4-mapped address hashes differently")
-	}
-}
-
 // BenchmarkTable10000 feeds a table dumps of 10,000 living sockets.
 func BenchmarkTable10000(b *testing.B) {
 	const n = 10_000

@@ -38,7 +38,7 @@ var ErrFull = errors.New("folder of parked requests is full")
 type Head struct {
 	Name     string    `json:"-"`               // of the file
 	Size     int64     `json:"-"`               // of the file
-	Kind     string    `json:"kind"`            // "spans" or "flows", stored data
+	Signal   string    `json:"kind"`            // "spans" or "flows", stored data
 	Items    int       `json:"items"`           // spans or flows in the body
 	Refused  int64     `json:"refused"`         // the rejected ones among them; the others are stored
 	Cause    string    `json:"cause"`           // the server's reply
@@ -135,7 +135,7 @@ func (f *Folder) Put(h Head, body []byte) error {
 // parking.
 func (f *Folder) freePath(h Head) (string, error) {
 	for n := range 1000 {
-		name := fmt.Sprintf("%s-%03d-%s%s", h.Parked.Format(timeInName), n, h.Kind, ending(h.Waits))
+		name := fmt.Sprintf("%s-%03d-%s%s", h.Parked.Format(timeInName), n, h.Signal, ending(h.Waits))
 		path := filepath.Join(f.dir, name)
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 			return path, nil
@@ -156,17 +156,17 @@ func ending(waits bool) string {
 	return suffix
 }
 
-// Waiting returns the names of the waiting requests of a kind, oldest first.
-func (f *Folder) Waiting(kind string) ([]string, error) {
-	return f.names(func(name string) bool { return strings.HasSuffix(name, "-"+kind+ending(true)) })
+// Waiting returns the names of the waiting requests of a signal, oldest first.
+func (f *Folder) Waiting(signal string) ([]string, error) {
+	return f.names(func(name string) bool { return strings.HasSuffix(name, "-"+signal+ending(true)) })
 }
 
-// ParkedBefore returns the names of the requests of a kind parked before t,
+// ParkedBefore returns the names of the requests of a signal parked before t,
 // oldest first.
-func (f *Folder) ParkedBefore(t time.Time, kind string) ([]string, error) {
+func (f *Folder) ParkedBefore(t time.Time, signal string) ([]string, error) {
 	limit := t.UTC().Format(timeInName)
 	return f.names(func(name string) bool {
-		return name < limit && (strings.HasSuffix(name, "-"+kind+ending(false)) || strings.HasSuffix(name, "-"+kind+ending(true)))
+		return name < limit && (strings.HasSuffix(name, "-"+signal+ending(false)) || strings.HasSuffix(name, "-"+signal+ending(true)))
 	})
 }
 

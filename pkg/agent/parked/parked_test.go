@@ -29,7 +29,7 @@ func TestPutListGetRemove(t *testing.T) {
 	received := time.Date(2026, 11, 22, 12, 0, 0, 5, time.UTC)
 	bodies := [][]byte{[]byte("one\nwith a line\x00"), {}, bytes.Repeat([]byte{7}, 100_000)}
 	for i, body := range bodies {
-		h := parked.Head{Kind: "spans", Items: i + 1, Refused: 1, Cause: "no \"room\"\n\xff", Waits: i == 1, Received: received, Encoding: "zstd"}
+		h := parked.Head{Signal: "spans", Items: i + 1, Refused: 1, Cause: "no \"room\"\n\xff", Waits: i == 1, Received: received, Encoding: "zstd"}
 		if err := f.Put(h, body); err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +53,7 @@ func TestPutListGetRemove(t *testing.T) {
 	}
 	total := int64(0)
 	for i, h := range heads {
-		want := parked.Head{Kind: "spans", Items: i + 1, Refused: 1, Cause: "no \"room\"\n?", Waits: i == 1, Received: received, Encoding: "zstd"}
+		want := parked.Head{Signal: "spans", Items: i + 1, Refused: 1, Cause: "no \"room\"\n?", Waits: i == 1, Received: received, Encoding: "zstd"}
 		if diff := cmp.Diff(want, h, cmpopts.IgnoreFields(parked.Head{}, "Name", "Size", "Parked", "Checksum")); diff != "" {
 			t.Errorf("head %d (-want +got):\n%s", i, diff)
 		}
@@ -83,7 +83,7 @@ func TestFull(t *testing.T) {
 	var err error
 	n := 0
 	for ; n < 10; n++ {
-		if err = f.Put(parked.Head{Kind: "spans"}, make([]byte, 1000)); err != nil {
+		if err = f.Put(parked.Head{Signal: "spans"}, make([]byte, 1000)); err != nil {
 			break
 		}
 	}
@@ -97,7 +97,7 @@ func TestFull(t *testing.T) {
 	if err := f.Remove(heads[0].Name); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Put(parked.Head{Kind: "spans"}, make([]byte, 1000)); err != nil {
+	if err := f.Put(parked.Head{Signal: "spans"}, make([]byte, 1000)); err != nil {
 		t.Error(err)
 	}
 }
@@ -106,7 +106,7 @@ func TestFull(t *testing.T) {
 func TestDamage(t *testing.T) {
 	f := open(t, 1<<20)
 	for range 3 {
-		if err := f.Put(parked.Head{Kind: "flows", Cause: "no"}, []byte("body")); err != nil {
+		if err := f.Put(parked.Head{Signal: "flows", Cause: "no"}, []byte("body")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -124,7 +124,7 @@ func TestDamage(t *testing.T) {
 	if _, body, err := f.Get(heads[2].Name); err != nil || string(body) != "body" {
 		t.Errorf("intact request: %q, %v", body, err)
 	}
-	if heads, err := f.List(); err != nil || len(heads) != 3 || heads[0].Kind != "" || heads[0].Cause == "" {
+	if heads, err := f.List(); err != nil || len(heads) != 3 || heads[0].Signal != "" || heads[0].Cause == "" {
 		t.Errorf("List = %+v, %v", heads, err)
 	}
 	if err := f.Remove("../cursor"); err == nil {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -49,7 +51,7 @@ func benchmarkExport(b *testing.B, opts upstream.ExportOptions) {
 		reqs = append(reqs, gen.RequestBytes(spansPerRequest))
 	}
 	for i := range 100 { // warm up pools and flow control windows
-		if _, err := c.Export(b.Context(), reqs[i%len(reqs)], opts); err != nil {
+		if _, err := c.Export(b.Context(), traces.Signal, reqs[i%len(reqs)], opts); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -66,7 +68,7 @@ func benchmarkExport(b *testing.B, opts upstream.ExportOptions) {
 				if i > int64(b.N) {
 					return
 				}
-				if _, err := c.Export(context.Background(), reqs[i%8], opts); err != nil {
+				if _, err := c.Export(context.Background(), traces.Signal, reqs[i%8], opts); err != nil {
 					b.Error(err)
 					return
 				}
@@ -117,8 +119,8 @@ func startSink(b *testing.B) string {
 
 type sink struct{}
 
-func (sink) ConsumeTraces(context.Context, rpc.Request) (rpc.Result, error) {
-	return rpc.Result{}, nil
+func (sink) Consume(context.Context, signal.Request) (signal.Result, error) {
+	return signal.Result{}, nil
 }
 
 // serveSink serves until standard input ends.

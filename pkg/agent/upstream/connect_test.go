@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -64,7 +65,7 @@ func TestNewReplicasAreFound(t *testing.T) {
 	c := newClient(t, cfg, upstream.Options{LookupHost: dns.lookup})
 	waitReady(t, c)
 	export := func() error {
-		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err
 	}
 	if err := export(); err != nil {
@@ -87,7 +88,7 @@ func TestUnknownNameIsReported(t *testing.T) {
 	var dns names
 	c := newClient(t, testConfig("server.test:20035"), upstream.Options{LookupHost: dns.lookup})
 	eventually(t, "the error contains the name", func() bool {
-		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err != nil && !upstream.OutcomeUnknown(err) && strings.Contains(err.Error(), "lookup server.test: no such host")
 	})
 }
@@ -131,7 +132,7 @@ func TestTLS(t *testing.T) {
 			c := newClient(t, cfg, upstream.Options{LookupHost: dns.lookup})
 			var err error
 			eventually(t, "a reply", func() bool {
-				_, err = c.Export(t.Context(), body(), upstream.ExportOptions{})
+				_, err = c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 				if tc.want == "" {
 					return err == nil
 				}
@@ -165,7 +166,7 @@ func TestAuthorityIsReloaded(t *testing.T) {
 	srv.cfg.TLS.CertFile, srv.cfg.TLS.KeyFile = fresh.leaf(t)
 	srv.start(t, rpc.Options{ShutdownGrace: time.Second})
 	eventually(t, "the new certificate is rejected", func() bool {
-		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err != nil && strings.Contains(err.Error(), x509.UnknownAuthorityError{}.Error())
 	})
 	pem, err := os.ReadFile(fresh.file)
@@ -224,7 +225,7 @@ func TestControlStreamSharesTheConnection(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err != nil {
+		if _, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		resp, err := stream.Recv()

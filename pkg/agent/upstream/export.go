@@ -6,17 +6,15 @@ import (
 	"strconv"
 	"time"
 
-	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
-	protobuf "google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
-	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // ExportOptions are the options of one request.
@@ -26,58 +24,27 @@ type ExportOptions struct {
 	Compress bool      // compress with zstd
 }
 
-// Result is the outcome of a request that a server accepted. The zero value is
-// full success.
-type Result struct {
-	Rejected int64  // spans or flows not stored, which must not be sent again
-	Message  string // the reason, or a warning if Rejected is zero
-}
-
-// Export sends body, an ExportTraceServiceRequest, to one of the replicas and
-// returns nil once it is stored. It tries once, for at most Config.Timeout, and
-// fails at once if no connection is up. It does not change body, and does not
-// read it after it returns.
+// Export sends body, a request of sig, to one of the replicas and returns nil
+// once it is stored. It tries once, for at most Config.Timeout, and fails at
+// once if no connection is up. It does not change body, and does not read it
+// after it returns.
 //
 // The class of the error (pkg/fault) is Rejected if the server refused the data
 // itself, Overload if the server asked for a pause (RetryAfter), and Retryable
 // otherwise. See also OutcomeUnknown and TooLarge.
-func (c *Client) Export(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
-	var resp coltracepb.ExportTraceServiceResponse
-	err := c.export(ctx, coltracepb.TraceService_Export_FullMethodName, body, &resp, opts)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{
-		Rejected: resp.GetPartialSuccess().GetRejectedSpans(),
-		Message:  resp.GetPartialSuccess().GetErrorMessage(),
-	}, nil
-}
-
-// ExportFlows is Export for an ExportFlowsRequest of metaflow.agent.v1.
-func (c *Client) ExportFlows(ctx context.Context, body []byte, opts ExportOptions) (Result, error) {
-	var resp agentv1.ExportFlowsResponse
-	err := c.export(ctx, agentv1.FlowService_ExportFlows_FullMethodName, body, &resp, opts)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{
-		Rejected: resp.GetPartialSuccess().GetRejectedFlows(),
-		Message:  resp.GetPartialSuccess().GetErrorMessage(),
-	}, nil
-}
-
-func (c *Client) export(ctx context.Context, method string, body []byte, resp protobuf.Message, opts ExportOptions) error {
+func (c *Client) Export(ctx context.Context, sig *signal.Signal, body []byte, opts ExportOptions) (signal.Result, error) {
 	start := time.Now()
 	m := message{body: body, compressed: opts.Compress}
-	err := c.invoke(ctx, method, &m, resp, opts)
+	var a answer
+	err := c.invoke(ctx, sig.Method, &m, &a, opts)
 	c.metrics.exported(err, len(body), time.Since(start))
 	if err != nil {
-		return exportError(err, m.handed, len(body))
+		return signal.Result{}, exportError(err, m.handed, len(body))
 	}
-	return nil
+	return a.Result, nil
 }
 
-func (c *Client) invoke(ctx context.Context, method string, m *message, resp protobuf.Message, opts ExportOptions) error {
+func (c *Client) invoke(ctx context.Context, method string, m *message, a *answer, opts ExportOptions) error {
 	// In these two states gRPC would block. After a failed connection it
 	// returns the cause.
 	if state := c.state(); state == connectivity.Idle || state == connectivity.Connecting {
@@ -97,8 +64,11 @@ func (c *Client) invoke(ctx context.Context, method string, m *message, resp pro
 	if opts.Compress {
 		call = []grpc.CallOption{grpc.UseCompressor(compression)}
 	}
-	return c.conn.Invoke(ctx, method, m, resp, call...)
+	return c.conn.Invoke(ctx, method, m, a, call...)
 }
+
+// answer receives the answer to one request.
+type answer struct{ signal.Result }
 
 // message is one request.
 type message struct {
@@ -145,6 +115,14 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		return m.encode(), nil
 	}
 	return c.CodecV2.Marshal(v)
+}
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) (err error) {
+	if a, ok := v.(*answer); ok {
+		a.Result, err = signal.ReadResponse(data.Materialize())
+		return err
+	}
+	return c.CodecV2.Unmarshal(data, v)
 }
 
 func notReady(state connectivity.State) error {

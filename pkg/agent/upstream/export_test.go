@@ -22,6 +22,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 func TestBytesArriveUnchanged(t *testing.T) {
@@ -42,7 +44,7 @@ func TestBytesArriveUnchanged(t *testing.T) {
 		{[]byte{1}, upstream.ExportOptions{Compress: true, Resend: true}},
 	}
 	for _, s := range sent {
-		if res, err := c.Export(t.Context(), s.body, s.opts); err != nil || res != (upstream.Result{}) {
+		if res, err := c.Export(t.Context(), traces.Signal, s.body, s.opts); err != nil || res != (signal.Result{}) {
 			t.Fatalf("Export = %+v, %v", res, err)
 		}
 	}
@@ -62,13 +64,13 @@ func TestBytesArriveUnchanged(t *testing.T) {
 
 func TestPartialSuccess(t *testing.T) {
 	srv := newReplica(t, nil)
-	srv.answers(func(context.Context, rpc.Request) (rpc.Result, error) {
-		return rpc.Result{Rejected: 3, Message: "too old"}, nil
+	srv.answers(func(context.Context, signal.Request) (signal.Result, error) {
+		return signal.Result{Rejected: 3, Message: "too old"}, nil
 	})
 	c := newClient(t, testConfig(srv.addr), upstream.Options{})
 	waitReady(t, c)
-	res, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
-	if err != nil || res != (upstream.Result{Rejected: 3, Message: "too old"}) {
+	res, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
+	if err != nil || res != (signal.Result{Rejected: 3, Message: "too old"}) {
 		t.Errorf("Export = %+v, %v", res, err)
 	}
 }
@@ -78,7 +80,7 @@ func TestRequestsAreBalanced(t *testing.T) {
 	cli := newClient(t, testConfig(a.addr, b.addr, c.addr), upstream.Options{})
 	waitReady(t, cli)
 	export := func() { // from here on all are connected
-		if _, err := cli.Export(t.Context(), body(), upstream.ExportOptions{}); err != nil {
+		if _, err := cli.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -104,7 +106,7 @@ func TestReplicaRestart(t *testing.T) {
 	cli := newClient(t, testConfig(a.addr, b.addr), upstream.Options{})
 	waitReady(t, cli)
 	export := func() error {
-		_, err := cli.Export(t.Context(), body(), upstream.ExportOptions{})
+		_, err := cli.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err
 	}
 	eventually(t, "both replicas receive a request", func() bool {
@@ -141,7 +143,7 @@ func TestNoServerFailsAtOnce(t *testing.T) {
 	l.Close()
 	reg := prometheus.NewRegistry()
 	c := newClient(t, testConfig(l.Addr().String()), upstream.Options{Registerer: reg})
-	_, err = c.Export(t.Context(), body(), upstream.ExportOptions{})
+	_, err = c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 	if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
 		t.Errorf("the first Export = %v", err)
 	}
@@ -150,7 +152,7 @@ func TestNoServerFailsAtOnce(t *testing.T) {
 	}
 	eventually(t, "the error contains the cause", func() bool {
 		start := time.Now()
-		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
 			t.Fatalf("Export = %v", err)
 		}
@@ -174,7 +176,7 @@ func TestNoServerFailsAtOnce(t *testing.T) {
 	if err := c.WaitReady(t.Context()); err == nil {
 		t.Error("a closed client is ready")
 	}
-	if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err == nil || upstream.OutcomeUnknown(err) {
+	if _, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{}); err == nil || upstream.OutcomeUnknown(err) {
 		t.Errorf("Export of a closed client = %v", err)
 	}
 }
@@ -183,7 +185,7 @@ func TestNoServerFailsAtOnce(t *testing.T) {
 func TestServerReplies(t *testing.T) {
 	tests := map[string]struct {
 		config   func(*rpc.Config)
-		consumer func(context.Context, rpc.Request) (rpc.Result, error)
+		consumer func(context.Context, signal.Request) (signal.Result, error)
 		body     []byte
 		timeout  time.Duration
 		class    fault.Class
@@ -205,13 +207,13 @@ func TestServerReplies(t *testing.T) {
 			class:    fault.Overload, unknown: true, waits: true, text: "produce timed out",
 		},
 		"the consumer panics": {
-			consumer: func(context.Context, rpc.Request) (rpc.Result, error) { panic("oops") },
+			consumer: func(context.Context, signal.Request) (signal.Result, error) { panic("oops") },
 			class:    fault.Retryable, unknown: true, text: "Internal",
 		},
 		"no reply": {
-			consumer: func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
+			consumer: func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 				<-ctx.Done()
-				return rpc.Result{}, ctx.Err()
+				return signal.Result{}, ctx.Err()
 			},
 			timeout: 100 * time.Millisecond,
 			class:   fault.Retryable, unknown: true, text: "DeadlineExceeded",
@@ -230,7 +232,7 @@ func TestServerReplies(t *testing.T) {
 			if tc.body == nil {
 				tc.body = body()
 			}
-			_, err := c.Export(t.Context(), tc.body, upstream.ExportOptions{})
+			_, err := c.Export(t.Context(), traces.Signal, tc.body, upstream.ExportOptions{})
 			check(t, err, tc.class, tc.unknown, tc.waits)
 			if got := upstream.TooLarge(err); got != (name == "too large") {
 				t.Errorf("TooLarge is %v: %v", got, err)
@@ -242,8 +244,8 @@ func TestServerReplies(t *testing.T) {
 	}
 }
 
-func failing(err error) func(context.Context, rpc.Request) (rpc.Result, error) {
-	return func(context.Context, rpc.Request) (rpc.Result, error) { return rpc.Result{}, err }
+func failing(err error) func(context.Context, signal.Request) (signal.Result, error) {
+	return func(context.Context, signal.Request) (signal.Result, error) { return signal.Result{}, err }
 }
 
 func check(t *testing.T, err error, class fault.Class, unknown, waits bool) {
@@ -267,21 +269,21 @@ func check(t *testing.T, err error, class fault.Class, unknown, waits bool) {
 func TestServerAtLimitStoresNothing(t *testing.T) {
 	srv := newReplica(t, func(c *rpc.Config) { c.MaxRequestsInFlight = 1 })
 	entered, release := make(chan struct{}), make(chan struct{})
-	srv.answers(func(context.Context, rpc.Request) (rpc.Result, error) {
+	srv.answers(func(context.Context, signal.Request) (signal.Result, error) {
 		close(entered)
 		<-release
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	c := newClient(t, testConfig(srv.addr), upstream.Options{})
 	waitReady(t, c)
 	var first sync.WaitGroup
 	first.Go(func() {
-		if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err != nil {
+		if _, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{}); err != nil {
 			t.Error(err)
 		}
 	})
 	<-entered
-	_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+	_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 	check(t, err, fault.Overload, false, true)
 	close(release)
 	first.Wait()
@@ -315,7 +317,7 @@ func TestForeignReplies(t *testing.T) {
 			addr := serveStatus(t, tc.err)
 			c := newClient(t, testConfig(addr), upstream.Options{})
 			waitReady(t, c)
-			_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+			_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 			check(t, err, tc.class, tc.unknown, tc.waits)
 		})
 	}
@@ -342,17 +344,17 @@ func serveStatus(t *testing.T, err error) (addr string) {
 func TestLostConnectionLeavesOutcomeUnknown(t *testing.T) {
 	srv := newReplica(t, nil)
 	entered := make(chan struct{})
-	srv.answers(func(ctx context.Context, _ rpc.Request) (rpc.Result, error) {
+	srv.answers(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		close(entered)
 		<-ctx.Done()
-		return rpc.Result{}, ctx.Err()
+		return signal.Result{}, ctx.Err()
 	})
 	p := newProxy(t, srv.addr)
 	c := newClient(t, testConfig(p.addr), upstream.Options{})
 	waitReady(t, c)
 	failed := make(chan error, 1)
 	go func() {
-		_, err := c.Export(t.Context(), body(), upstream.ExportOptions{})
+		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		failed <- err
 	}()
 	<-entered
@@ -366,14 +368,14 @@ func TestLostConnectionLeavesOutcomeUnknown(t *testing.T) {
 func TestBodyIsNotReadAfterReturn(t *testing.T) {
 	srv := newReplica(t, nil)
 	var garbled atomic.Int64
-	srv.answers(func(_ context.Context, req rpc.Request) (rpc.Result, error) {
+	srv.answers(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		for _, b := range req.Body {
 			if b != req.Body[0] {
 				garbled.Add(1)
 				break
 			}
 		}
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	})
 	cfg := testConfig(srv.addr)
 	c := newClient(t, cfg, upstream.Options{})
@@ -387,7 +389,7 @@ func TestBodyIsNotReadAfterReturn(t *testing.T) {
 					buf[j] = byte(s*40 + i)
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%8)*time.Millisecond)
-				_, _ = c.Export(ctx, buf, upstream.ExportOptions{Compress: i%5 == 0})
+				_, _ = c.Export(ctx, traces.Signal, buf, upstream.ExportOptions{Compress: i%5 == 0})
 				cancel()
 			}
 		})
@@ -396,7 +398,7 @@ func TestBodyIsNotReadAfterReturn(t *testing.T) {
 	if n := garbled.Load(); n > 0 {
 		t.Errorf("%d requests arrived corrupted", n)
 	}
-	if _, err := c.Export(t.Context(), body(), upstream.ExportOptions{}); err != nil {
+	if _, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{}); err != nil {
 		t.Errorf("the client does not work afterwards: %v", err)
 	}
 }

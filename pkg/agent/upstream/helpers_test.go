@@ -22,6 +22,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -40,11 +41,11 @@ type replica struct {
 	stop func() // stops the server gracefully and waits
 
 	mu       sync.Mutex
-	requests []rpc.Request // bodies are copies
-	answer   func(ctx context.Context, req rpc.Request) (rpc.Result, error)
+	requests []signal.Request // bodies are copies
+	answer   func(ctx context.Context, req signal.Request) (signal.Result, error)
 }
 
-func (r *replica) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Result, error) {
+func (r *replica) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	r.mu.Lock()
 	kept := req
 	kept.Body = slices.Clone(req.Body)
@@ -52,19 +53,19 @@ func (r *replica) ConsumeTraces(ctx context.Context, req rpc.Request) (rpc.Resul
 	answer := r.answer
 	r.mu.Unlock()
 	if answer == nil {
-		return rpc.Result{}, nil
+		return signal.Result{}, nil
 	}
 	return answer(ctx, req)
 }
 
 // answers sets what the consumer does; nil accepts everything.
-func (r *replica) answers(f func(context.Context, rpc.Request) (rpc.Result, error)) {
+func (r *replica) answers(f func(context.Context, signal.Request) (signal.Result, error)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.answer = f
 }
 
-func (r *replica) received() []rpc.Request {
+func (r *replica) received() []signal.Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.requests)

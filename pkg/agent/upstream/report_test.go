@@ -12,6 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -38,7 +39,7 @@ func TestReport(t *testing.T) {
 	r.start(t, rpc.Options{Register: func(s grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(s, resources{}) }})
 	waitReady(t, c)
 	got, err := c.Report(t.Context(), &agentv1.ReportRequest{AgentId: "a", Pods: []*agentv1.Pod{{}, {}}})
-	if err != nil || got != (upstream.Result{Rejected: 2, Message: "too many"}) {
+	if err != nil || got != (signal.Result{Rejected: 2, Message: "too many"}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if _, err := c.Report(t.Context(), &agentv1.ReportRequest{AgentId: "b"}); fault.ClassOf(err) != fault.Rejected {

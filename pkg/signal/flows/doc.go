@@ -1,11 +1,10 @@
-// Package flows reads flow data, ExportFlowsRequest of metaflow.agent.v1, as
-// protobuf wire bytes, without building messages from them.
+// Package flows is all that knows the wire form of flow data, which is
+// ExportFlowsRequest of metaflow.agent.v1: [Signal], the keys of flows, what
+// reads a request, and what an agent writes one with.
 //
-// Check accepts the byte strings that the official protobuf runtime unmarshals; Repair and
-// Splitter.Split also accept those that the runtime refuses only because a text is not UTF-8, and
-// repair the text. Splitter.Split additionally judges every flow and regroups the
-// bytes of those it accepts by Kafka partition; a record is itself an
-// ExportFlowsRequest. Head and Flow read what stands in one.
+// Signal.Check accepts the byte strings that the official protobuf runtime
+// unmarshals. The Splitter also accepts those that the runtime refuses only
+// because a text is not UTF-8, and repairs the text.
 //
 // The package does no I/O, reads no clock and starts no goroutine.
 package flows

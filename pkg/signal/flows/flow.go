@@ -1,59 +1,41 @@
 package flows
 
 import (
-	"net/netip"
+	"google.golang.org/protobuf/encoding/protowire"
 
-	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
-)
-
-// Tags of the fields of a request and of a group that are read by name.
-const (
-	TagRequestAgentID = 1<<3 | signal.Bytes
-	TagRequestCluster = 2<<3 | signal.Bytes
-	TagRequestNode    = 3<<3 | signal.Bytes
-	TagRequestGroups  = 4<<3 | signal.Bytes
-
-	TagGroupNetworkNamespace = 1<<3 | signal.Varint
-	TagGroupPodUID           = 2<<3 | signal.Bytes
-	TagGroupPod              = 3<<3 | signal.Bytes
-	TagGroupNamespace        = 4<<3 | signal.Bytes
-	TagGroupWorkload         = 5<<3 | signal.Bytes
-	TagGroupContainerID      = 6<<3 | signal.Bytes
-	TagGroupContainer        = 7<<3 | signal.Bytes
-	TagGroupProcess          = 8<<3 | signal.Bytes
-	TagGroupFlows            = 9<<3 | signal.Bytes
 )
 
 // Tags of the fields of a flow.
 const (
-	tagStart                = signal.Tag(flow.FieldStart)<<3 | signal.Fixed64
-	tagEnd                  = signal.Tag(flow.FieldEnd)<<3 | signal.Fixed64
-	tagLocalAddress         = signal.Tag(flow.FieldLocalAddress)<<3 | signal.Bytes
-	tagLocalPort            = signal.Tag(flow.FieldLocalPort)<<3 | signal.Varint
-	tagPeerAddress          = signal.Tag(flow.FieldPeerAddress)<<3 | signal.Bytes
-	tagPeerPort             = signal.Tag(flow.FieldPeerPort)<<3 | signal.Varint
-	tagRole                 = signal.Tag(flow.FieldRole)<<3 | signal.Varint
-	tagState                = signal.Tag(flow.FieldState)<<3 | signal.Varint
-	tagReason               = signal.Tag(flow.FieldReason)<<3 | signal.Varint
-	tagConnection           = signal.Tag(flow.FieldConnection)<<3 | signal.Fixed64
-	tagConnections          = signal.Tag(flow.FieldConnections)<<3 | signal.Varint
-	tagConnectFailures      = signal.Tag(flow.FieldConnectFailures)<<3 | signal.Varint
-	tagResets               = signal.Tag(flow.FieldResets)<<3 | signal.Varint
-	tagTimeouts             = signal.Tag(flow.FieldTimeouts)<<3 | signal.Varint
-	tagBytesSent            = signal.Tag(flow.FieldBytesSent)<<3 | signal.Varint
-	tagBytesReceived        = signal.Tag(flow.FieldBytesReceived)<<3 | signal.Varint
-	tagRetransmits          = signal.Tag(flow.FieldRetransmits)<<3 | signal.Varint
-	tagRetransmittedBytes   = signal.Tag(flow.FieldRetransmittedBytes)<<3 | signal.Varint
-	tagSegmentsSent         = signal.Tag(flow.FieldSegmentsSent)<<3 | signal.Varint
-	tagRTT                  = signal.Tag(flow.FieldRTT)<<3 | signal.Varint
-	tagMinRTT               = signal.Tag(flow.FieldMinRTT)<<3 | signal.Varint
-	tagReceiveWindowLimited = signal.Tag(flow.FieldReceiveWindowLimited)<<3 | signal.Varint
-	tagSendBufferLimited    = signal.Tag(flow.FieldSendBufferLimited)<<3 | signal.Varint
-	tagBusy                 = signal.Tag(flow.FieldBusy)<<3 | signal.Varint
+	tagStart                = 1<<3 | signal.Fixed64
+	tagEnd                  = 2<<3 | signal.Fixed64
+	tagLocalAddress         = 3<<3 | signal.Bytes
+	tagLocalPort            = 4<<3 | signal.Varint
+	tagPeerAddress          = 5<<3 | signal.Bytes
+	tagPeerPort             = 6<<3 | signal.Varint
+	tagRole                 = 7<<3 | signal.Varint
+	tagState                = 8<<3 | signal.Varint
+	tagReason               = 9<<3 | signal.Varint
+	tagConnection           = 10<<3 | signal.Fixed64
+	tagConnections          = 11<<3 | signal.Varint
+	tagConnectFailures      = 12<<3 | signal.Varint
+	tagResets               = 13<<3 | signal.Varint
+	tagTimeouts             = 14<<3 | signal.Varint
+	tagBytesSent            = 15<<3 | signal.Varint
+	tagBytesReceived        = 16<<3 | signal.Varint
+	tagRetransmits          = 17<<3 | signal.Varint
+	tagRetransmittedBytes   = 18<<3 | signal.Varint
+	tagSegmentsSent         = 19<<3 | signal.Varint
+	tagRTT                  = 20<<3 | signal.Varint
+	tagMinRTT               = 21<<3 | signal.Varint
+	tagReceiveWindowLimited = 22<<3 | signal.Varint
+	tagSendBufferLimited    = 23<<3 | signal.Varint
+	tagBusy                 = 24<<3 | signal.Varint
 )
 
-// Flow is one Flow as it stands on the wire. Addresses point into its bytes.
+// Flow is one Flow of metaflow.agent.v1. Once read, its addresses point into the
+// bytes that it was read from.
 type Flow struct {
 	Start, End          uint64 // nanoseconds since the Unix epoch
 	Local, Peer         []byte // 4 or 16 bytes when the flow is acceptable
@@ -68,8 +50,8 @@ type Flow struct {
 	ReceiveWindowLimited, SendBufferLimited, Busy  uint64
 }
 
-// Read decodes a Flow into f, of which nothing remains. It reports whether b is one. As everywhere in
-// protobuf, the last occurrence of a field counts.
+// Read decodes b into f, of which nothing remains, and reports whether b is a
+// Flow. As everywhere in protobuf, the last occurrence of a field counts.
 func (f *Flow) Read(b []byte) bool {
 	*f = Flow{}
 	for i := 0; i < len(b); {
@@ -132,12 +114,47 @@ func (f *Flow) Read(b []byte) bool {
 	return true
 }
 
-// Partition returns the Kafka partition of an acceptable flow. It is part of what is stored: see flow.Hash.
-func (f *Flow) Partition(partitions int) int {
-	return int(flow.Hash(end(f.Local, f.LocalPort), end(f.Peer, f.PeerPort)) % uint64(partitions))
+// Append appends f to b, byte for byte as protobuf marshals it.
+func (f *Flow) Append(b []byte) []byte {
+	b = appendFixed(b, tagStart, f.Start)
+	b = appendFixed(b, tagEnd, f.End)
+	b = appendBytes(b, tagLocalAddress, f.Local)
+	b = appendNumber(b, tagLocalPort, uint64(f.LocalPort))
+	b = appendBytes(b, tagPeerAddress, f.Peer)
+	b = appendNumber(b, tagPeerPort, uint64(f.PeerPort))
+	b = appendNumber(b, tagRole, uint64(f.Role))
+	b = appendNumber(b, tagState, uint64(f.State))
+	b = appendNumber(b, tagReason, uint64(f.Reason))
+	b = appendFixed(b, tagConnection, f.Connection)
+	b = appendNumber(b, tagConnections, uint64(f.Connections))
+	b = appendNumber(b, tagConnectFailures, uint64(f.ConnectFailures))
+	b = appendNumber(b, tagResets, uint64(f.Resets))
+	b = appendNumber(b, tagTimeouts, uint64(f.Timeouts))
+	b = appendNumber(b, tagBytesSent, f.BytesSent)
+	b = appendNumber(b, tagBytesReceived, f.BytesReceived)
+	b = appendNumber(b, tagRetransmits, f.Retransmits)
+	b = appendNumber(b, tagRetransmittedBytes, f.RetransmittedBytes)
+	b = appendNumber(b, tagSegmentsSent, f.SegmentsSent)
+	b = appendNumber(b, tagRTT, uint64(f.RTT))
+	b = appendNumber(b, tagMinRTT, uint64(f.MinRTT))
+	b = appendNumber(b, tagReceiveWindowLimited, f.ReceiveWindowLimited)
+	b = appendNumber(b, tagSendBufferLimited, f.SendBufferLimited)
+	b = appendNumber(b, tagBusy, f.Busy)
+	return b
 }
 
-func end(address []byte, port uint32) netip.AddrPort {
-	a, _ := netip.AddrFromSlice(address)
-	return netip.AddrPortFrom(a, uint16(port))
+func appendFixed(b []byte, tag signal.Tag, v uint64) []byte {
+	return protowire.AppendFixed64(protowire.AppendVarint(b, uint64(tag)), v)
+}
+
+// appendNumber appends nothing for 0, as protobuf does.
+func appendNumber(b []byte, tag signal.Tag, v uint64) []byte {
+	if v == 0 {
+		return b
+	}
+	return protowire.AppendVarint(protowire.AppendVarint(b, uint64(tag)), v)
+}
+
+func appendBytes(b []byte, tag signal.Tag, v []byte) []byte {
+	return append(signal.AppendBytesTag(b, tag, len(v)), v...)
 }

@@ -5,15 +5,32 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // Signal is the signal of the flows of agents. A request is an
 // ExportFlowsRequest of metaflow.agent.v1.
 var Signal = &signal.Signal{
-	Name: "flows", Item: "flow", Items: "flows",
+	Name: "flows", Item: "flow", Items: "flows", Prefix: "flows_",
+	Request: "ExportFlowsRequest",
+	Method:  agentv1.FlowService_ExportFlows_FullMethodName,
 	Topic:   schema.TopicFlows,
 	Message: request,
 	Path:    []signal.Tag{TagRequestGroups, TagGroupFlows},
+
+	Envelope: true, // who the agent is
+	Sender:   sender,
+	Judge:    judge, Rules: rules, Describe: describe,
+	Around: "request and group",
+	// An agent's requests have some 200 kB and become at most six times as much,
+	// where every flow goes to another partition than its neighbours.
+	Repeats: 2, Spare: 2 << 20,
+}
+
+func sender(req []byte) []byte {
+	var head Head
+	head.Read(req)
+	return head.AgentID
 }
 
 // Identity is what makes two flows the same one.

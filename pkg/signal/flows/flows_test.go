@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
 
-	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
@@ -27,8 +26,8 @@ var (
 	window = signal.WindowAt(now, 7*24*time.Hour, time.Hour)
 )
 
-func options() flows.Options {
-	return flows.Options{Partitions: 8, Window: window, MaxRecordBytes: 900 << 10}
+func options() signal.Options {
+	return signal.Options{Partitions: 8, Window: window, MaxRecordBytes: 900 << 10}
 }
 
 // newFlow is an acceptable flow; edit changes it.
@@ -101,7 +100,7 @@ func flat(t fataler, req *agentv1.ExportFlowsRequest, keep func(*agentv1.Flow) b
 
 func every(*agentv1.Flow) bool { return true }
 
-func acceptable(f *agentv1.Flow) bool { return read(f).Judge(window) == flows.Accepted }
+func acceptable(f *agentv1.Flow) bool { return read(f).Judge(window) == signal.Accepted }
 
 // read is what flowwire should make of a message.
 func read(f *agentv1.Flow) *flows.Flow {
@@ -118,11 +117,11 @@ func read(f *agentv1.Flow) *flows.Flow {
 
 func TestSplitKeepsWholeRequest(t *testing.T) {
 	req := newRequest(newFlow(1), newFlow(1), newFlow(1))
-	records, rejected, err := new(flows.Splitter).Split(marshal(t, req), options())
+	records, rejected, err := flows.Signal.NewSplitter().Split(marshal(t, req), options())
 	if err != nil || rejected.Total() != 0 {
 		t.Fatalf("Split: %v, rejected %v", err, rejected)
 	}
-	if len(records) != 1 || records[0].Flows != 3 {
+	if len(records) != 1 || records[0].Items != 3 {
 		t.Fatalf("one connection gave %d records: %+v", len(records), records)
 	}
 	if diff := cmp.Diff(req, unmarshal(t, records[0].Value), protocmp.Transform()); diff != "" {
@@ -132,7 +131,7 @@ func TestSplitKeepsWholeRequest(t *testing.T) {
 
 func TestSplitEmptyRequest(t *testing.T) {
 	for name, req := range map[string]*agentv1.ExportFlowsRequest{"nothing": {}, "no groups": {AgentId: "a"}, "no flows": newRequest()} {
-		records, rejected, err := new(flows.Splitter).Split(marshal(t, req), options())
+		records, rejected, err := flows.Signal.NewSplitter().Split(marshal(t, req), options())
 		if err != nil || len(records) != 0 || rejected.Total() != 0 {
 			t.Errorf("%s: %d records, rejected %v, %v", name, len(records), rejected, err)
 		}
@@ -152,11 +151,11 @@ func TestBothEndsMeet(t *testing.T) {
 	})
 	opts := options()
 	opts.Partitions = 1000
-	records, _, err := new(flows.Splitter).Split(marshal(t, newRequest(client, server, mapped)), opts)
-	if err != nil || len(records) != 1 || records[0].Flows != 3 {
+	records, _, err := flows.Signal.NewSplitter().Split(marshal(t, newRequest(client, server, mapped)), opts)
+	if err != nil || len(records) != 1 || records[0].Items != 3 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
-	if want := int(flow.Hash(netip.MustParseAddrPort("10.0.0.1:30007"), netip.MustParseAddrPort("10.0.0.2:80")) % 1000); records[0].Partition != want {
+	if want := int(flows.Hash(netip.MustParseAddrPort("10.0.0.1:30007"), netip.MustParseAddrPort("10.0.0.2:80")) % 1000); records[0].Partition != want {
 		t.Errorf("partition %d, want %d", records[0].Partition, want)
 	}
 }
@@ -166,26 +165,26 @@ func TestJudge(t *testing.T) {
 	forgotten := func(f *agentv1.Flow) { f.LocalAddress, f.PeerPort = make([]byte, 4), 0 }
 	tests := map[string]struct {
 		edit func(*agentv1.Flow)
-		want flows.Reason
+		want signal.Reason
 	}{
-		"as it should be":       {func(*agentv1.Flow) {}, flows.Accepted},
-		"nothing known":         {func(f *agentv1.Flow) { f.Role, f.State = 0, 0 }, flows.Accepted},
-		"a moment":              {func(f *agentv1.Flow) { f.StartTimeUnixNano = f.EndTimeUnixNano }, flows.Accepted},
+		"as it should be":       {func(*agentv1.Flow) {}, signal.Accepted},
+		"nothing known":         {func(f *agentv1.Flow) { f.Role, f.State = 0, 0 }, signal.Accepted},
+		"a moment":              {func(f *agentv1.Flow) { f.StartTimeUnixNano = f.EndTimeUnixNano }, signal.Accepted},
 		"starts too early":      {func(f *agentv1.Flow) { f.StartTimeUnixNano = window.Earliest - 1 }, flows.BadStartTime},
 		"ends too late":         {func(f *agentv1.Flow) { f.EndTimeUnixNano = window.Latest + 1 }, flows.BadEndTime},
 		"no times":              {func(f *agentv1.Flow) { f.StartTimeUnixNano, f.EndTimeUnixNano = 0, 0 }, flows.BadStartTime},
 		"ends before it starts": {func(f *agentv1.Flow) { f.EndTimeUnixNano = f.StartTimeUnixNano - 1 }, flows.BadOrder},
 		"IPv6": {func(f *agentv1.Flow) {
 			f.LocalAddress, f.PeerAddress = []byte("0123456789abcdef"), []byte("fedcba9876543210")
-		}, flows.Accepted},
+		}, signal.Accepted},
 		"no address":                       {func(f *agentv1.Flow) { f.LocalAddress = nil }, flows.BadAddress},
 		"an address of five bytes":         {func(f *agentv1.Flow) { f.PeerAddress = []byte{1, 2, 3, 4, 5} }, flows.BadAddress},
 		"unspecified without need":         {func(f *agentv1.Flow) { f.LocalAddress = make([]byte, 4) }, flows.BadAddress},
 		"peer unspecified":                 {func(f *agentv1.Flow) { f.PeerAddress, f.End = make([]byte, 16), 4 }, flows.BadAddress},
 		"unspecified and mapped":           {func(f *agentv1.Flow) { f.LocalAddress = mappedZero }, flows.BadAddress},
 		"peer unspecified and mapped":      {func(f *agentv1.Flow) { f.PeerAddress, f.End = mappedZero, 4 }, flows.BadAddress},
-		"a failed connect, ends forgotten": {func(f *agentv1.Flow) { forgotten(f); f.End = 4 }, flows.Accepted},
-		"a reset, ends forgotten":          {func(f *agentv1.Flow) { forgotten(f); f.End = 2 }, flows.Accepted},
+		"a failed connect, ends forgotten": {func(f *agentv1.Flow) { forgotten(f); f.End = 4 }, signal.Accepted},
+		"a reset, ends forgotten":          {func(f *agentv1.Flow) { forgotten(f); f.End = 2 }, signal.Accepted},
 		"an orderly end, peer port 0":      {func(f *agentv1.Flow) { f.PeerPort, f.End = 0, 1 }, flows.BadPort},
 		"no local port":                    {func(f *agentv1.Flow) { f.LocalPort, f.End = 0, 4 }, flows.BadPort},
 		"a port of 17 bits":                {func(f *agentv1.Flow) { f.PeerPort = 65536 }, flows.BadPort},
@@ -200,13 +199,13 @@ func TestJudge(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFlow(1, tc.edit)
 			if got := read(f).Judge(window); got != tc.want {
-				t.Errorf("%s, want %s", got, tc.want)
+				t.Errorf("%d, want %d", got, tc.want)
 			}
-			_, rejected, err := new(flows.Splitter).Split(marshal(t, newRequest(newFlow(2), f)), options())
-			if err != nil || (rejected.Total() == 1) != (tc.want != flows.Accepted) || tc.want != flows.Accepted && rejected.Count[tc.want] != 1 {
+			_, rejected, err := flows.Signal.NewSplitter().Split(marshal(t, newRequest(newFlow(2), f)), options())
+			if err != nil || (rejected.Total() == 1) != (tc.want != signal.Accepted) || tc.want != signal.Accepted && rejected.Count[tc.want] != 1 {
 				t.Errorf("Split rejected %v, %v", rejected, err)
 			}
-			if text := rejected.Message(window, 1000); (text != "") != (tc.want != flows.Accepted) || strings.HasSuffix(text, ": ") {
+			if text := flows.Signal.Explain(&rejected, window, 1000); (text != "") != (tc.want != signal.Accepted) || strings.HasSuffix(text, ": ") {
 				t.Errorf("message %q", text)
 			}
 		})
@@ -218,18 +217,18 @@ func TestTooLarge(t *testing.T) {
 	big.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 100, protowire.BytesType), make([]byte, 2000)))
 	opts := options()
 	opts.MaxRecordBytes = 1000
-	records, rejected, err := new(flows.Splitter).Split(marshal(t, newRequest(newFlow(2), big, newFlow(3))), opts)
-	if err != nil || rejected.Count[flows.TooLarge] != 1 || rejected.Total() != 1 {
+	records, rejected, err := flows.Signal.NewSplitter().Split(marshal(t, newRequest(newFlow(2), big, newFlow(3))), opts)
+	if err != nil || rejected.Count[signal.TooLarge] != 1 || rejected.Total() != 1 {
 		t.Fatalf("rejected %v, %v", rejected, err)
 	}
-	flows := 0
+	kept := 0
 	for _, r := range records {
-		flows += r.Flows
+		kept += r.Items
 	}
-	if flows != 2 {
-		t.Errorf("%d flows kept", flows)
+	if kept != 2 {
+		t.Errorf("%d flows kept", kept)
 	}
-	if text := rejected.Message(window, 1000); !strings.Contains(text, "larger than 1000 bytes") {
+	if text := flows.Signal.Explain(&rejected, window, 1000); !strings.Contains(text, "larger than 1000 bytes") {
 		t.Errorf("message %q", text)
 	}
 }
@@ -257,22 +256,22 @@ func TestRepeatedFieldsAreBounded(t *testing.T) {
 			opts := options()
 			opts.Partitions, opts.MaxRecordBytes = 50, 100_000
 			req := marshal(t, build(fs))
-			records, rejected, err := new(flows.Splitter).Split(req, opts)
+			records, rejected, err := flows.Signal.NewSplitter().Split(req, opts)
 			if err != nil {
 				t.Fatal(err)
 			}
 			size, kept := 0, int64(0)
 			for _, r := range records {
 				size += len(r.Value)
-				kept += int64(r.Flows)
-				if n := flows.Signal.Count(r.Value); n != r.Flows {
-					t.Errorf("%d flows in a record of %d", n, r.Flows)
+				kept += int64(r.Items)
+				if n := flows.Signal.Count(r.Value); n != r.Items {
+					t.Errorf("%d flows in a record of %d", n, r.Items)
 				}
 			}
 			if limit := 2*len(req) + 2<<20; size > limit {
 				t.Errorf("a request of %d bytes becomes %d", len(req), size)
 			}
-			if kept == 0 || kept+rejected.Count[flows.TooLarge] != 1000 || rejected.Total() != rejected.Count[flows.TooLarge] {
+			if kept == 0 || kept+rejected.Count[signal.TooLarge] != 1000 || rejected.Total() != rejected.Count[signal.TooLarge] {
 				t.Errorf("%d flows kept, rejected %v", kept, rejected)
 			}
 		})
@@ -295,9 +294,9 @@ func TestSplitLosesNothing(t *testing.T) {
 			}
 			req.Groups = append(req.Groups, group)
 		}
-		opts := flows.Options{Partitions: rapid.IntRange(1, 20).Draw(t, "partitions"), Window: window, MaxRecordBytes: rapid.IntRange(200, 3000).Draw(t, "max")}
+		opts := signal.Options{Partitions: rapid.IntRange(1, 20).Draw(t, "partitions"), Window: window, MaxRecordBytes: rapid.IntRange(200, 3000).Draw(t, "max")}
 		b := marshal(t, req)
-		records, rejected, err := new(flows.Splitter).Split(b, opts)
+		records, rejected, err := flows.Signal.NewSplitter().Split(b, opts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,14 +308,14 @@ func TestSplitLosesNothing(t *testing.T) {
 			}
 			last = r.Partition
 			part := unmarshal(t, r.Value)
-			fs := flat(t, part, func(f *agentv1.Flow) bool { return read(f).Partition(opts.Partitions) == r.Partition })
-			if len(fs) != r.Flows || flows.Signal.Count(r.Value) != r.Flows {
-				t.Fatalf("%d flows of %d in partition %d", len(fs), r.Flows, r.Partition)
+			fs := flat(t, part, func(f *agentv1.Flow) bool { return partition(f, opts.Partitions) == r.Partition })
+			if len(fs) != r.Items || flows.Signal.Count(r.Value) != r.Items {
+				t.Fatalf("%d flows of %d in partition %d", len(fs), r.Items, r.Partition)
 			}
 			got = append(got, fs...)
 		}
-		same(t, flat(t, req, acceptable), got, rejected.Count[flows.TooLarge])
-		again, _, err := new(flows.Splitter).Split(b, opts)
+		same(t, flat(t, req, acceptable), got, rejected.Count[signal.TooLarge])
+		again, _, err := flows.Signal.NewSplitter().Split(b, opts)
 		if diff := cmp.Diff(records, again); diff != "" || err != nil {
 			t.Fatalf("the second split differs: %v\n%s", err, diff)
 		}
@@ -345,8 +344,8 @@ func TestBadTextsAreRepaired(t *testing.T) {
 	req := newRequest(newFlow(1), newFlow(2, func(f *agentv1.Flow) { f.Connections = 7 }))
 	req.GetGroups()[0].Process, req.Node = "ja~va", "~node"
 	in := bytes.ReplaceAll(marshal(t, req), []byte("~"), []byte{0xff})
-	records, rejected, err := new(flows.Splitter).Split(in, options())
-	if err != nil || len(records) != 1 || records[0].Flows != 1 || rejected.RepairedTexts != 2 {
+	records, rejected, err := flows.Signal.NewSplitter().Split(in, options())
+	if err != nil || len(records) != 1 || records[0].Items != 1 || rejected.RepairedTexts != 2 {
 		t.Fatalf("%d records, rejected %v, %v", len(records), rejected, err)
 	}
 	want := newRequest(newFlow(1))
@@ -354,7 +353,7 @@ func TestBadTextsAreRepaired(t *testing.T) {
 	if diff := cmp.Diff(want, unmarshal(t, records[0].Value), protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if text := rejected.Message(window, 1000); !strings.Contains(text, "flow 1 (counted from 0; connection 2, 10.0.0.1:30002 to 10.0.0.2:80,") {
+	if text := flows.Signal.Explain(&rejected, window, 1000); !strings.Contains(text, "flow 1 (counted from 0; connection 2, 10.0.0.1:30002 to 10.0.0.2:80,") {
 		t.Errorf("message %q", text)
 	}
 }
@@ -396,7 +395,7 @@ func TestWorkIsLinear(t *testing.T) {
 			opts := options()
 			opts.MaxRecordBytes = 1 << 30
 			otlptest.Linear(t, 30, [2][]byte{build(otlptest.SmallRequest), build(otlptest.LargeRequest)}, func(req []byte) {
-				if _, _, err := new(flows.Splitter).Split(req, opts); err != nil {
+				if _, _, err := flows.Signal.NewSplitter().Split(req, opts); err != nil {
 					t.Fatal(err)
 				}
 				if _, err := flows.Signal.Select(req, func(i int) bool { return i%2 == 0 }); err != nil {
@@ -431,7 +430,7 @@ func FuzzSplit(f *testing.F) {
 			t.Fatalf("Check = %v, the official runtime: %v", err, strict)
 		}
 		want, wantErr := lenient.Repaired(in)
-		records, rejected, err := new(flows.Splitter).Split(in, options())
+		records, rejected, err := flows.Signal.NewSplitter().Split(in, options())
 		if (err != nil) != (wantErr != nil) || err == nil && (rejected.RepairedTexts == 0) != (strict == nil) {
 			t.Fatalf("Split = %v, the official runtime: %v", err, wantErr)
 		}
@@ -451,13 +450,13 @@ func FuzzSplit(f *testing.F) {
 		if string(head.AgentID) != req.GetAgentId() || string(head.Cluster) != req.GetCluster() || string(head.Node) != req.GetNode() {
 			t.Fatalf("head %q, the official runtime %v", head, req)
 		}
-		var judged flows.Rejected
+		var judged signal.Rejected
 		flat(t, req, func(f *agentv1.Flow) bool {
 			judged.Count[read(f).Judge(window)]++
 			return false
 		})
-		kept := judged.Count[flows.Accepted] - rejected.Count[flows.TooLarge]
-		judged.Count[flows.Accepted], judged.Count[flows.TooLarge] = 0, rejected.Count[flows.TooLarge]
+		kept := judged.Count[signal.Accepted] - rejected.Count[signal.TooLarge]
+		judged.Count[signal.Accepted], judged.Count[signal.TooLarge] = 0, rejected.Count[signal.TooLarge]
 		if diff := cmp.Diff(judged.Count, rejected.Count); diff != "" {
 			t.Fatalf("rejected (-want +got):\n%s", diff)
 		}
@@ -468,7 +467,7 @@ func FuzzSplit(f *testing.F) {
 		if int64(len(got)) != kept {
 			t.Fatalf("%d flows kept, want %d", len(got), kept)
 		}
-		same(t, flat(t, req, acceptable), got, rejected.Count[flows.TooLarge])
+		same(t, flat(t, req, acceptable), got, rejected.Count[signal.TooLarge])
 	})
 }
 
@@ -476,7 +475,7 @@ func FuzzSplit(f *testing.F) {
 func BenchmarkSplit(b *testing.B) {
 	const count = 512
 	req := otlptest.NewFlows(1, now).RequestBytes(count)
-	var s flows.Splitter
+	s := flows.Signal.NewSplitter()
 	opts := options()
 	opts.Partitions = 12
 	b.SetBytes(int64(len(req)))
@@ -487,4 +486,37 @@ func BenchmarkSplit(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N*count)/b.Elapsed().Seconds(), "flows/s")
+}
+
+// Stored data depends on the partition: these values must never change.
+func TestHash(t *testing.T) {
+	for name, tc := range map[string]struct {
+		a, b netip.AddrPort
+		want uint64
+	}{
+		"IPv4": {netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80"), 0x5df70cbce794a936},
+		"IPv6": {netip.MustParseAddrPort("[2001:db8::1]:40000"), netip.MustParseAddrPort("[2001:db8::2]:80"), 0x2c0ecdf6a53c60d5},
+		"self": {netip.MustParseAddrPort("127.0.0.1:40000"), netip.MustParseAddrPort("127.0.0.1:80"), 0x538e50d69988bdc6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := flows.Hash(tc.a, tc.b); got != tc.want {
+				t.Errorf("hash = %#x, want %#x", got, tc.want)
+			}
+			if got := flows.Hash(tc.b, tc.a); got != tc.want {
+				t.Errorf("hash from the other side = %#x, want %#x", got, tc.want)
+			}
+		})
+	}
+	mapped := netip.AddrPortFrom(netip.MustParseAddr("::ffff:10.0.0.1"), 40000)
+	if flows.Hash(mapped, netip.MustParseAddrPort("10.0.0.2:80")) != flows.Hash(netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80")) {
+		t.Error("a v4-mapped address hashes differently")
+	}
+}
+
+func partition(f *agentv1.Flow, partitions int) int {
+	end := func(address []byte, port uint32) netip.AddrPort {
+		a, _ := netip.AddrFromSlice(address)
+		return netip.AddrPortFrom(a, uint16(port))
+	}
+	return int(flows.Hash(end(f.GetLocalAddress(), f.GetLocalPort()), end(f.GetPeerAddress(), f.GetPeerPort())) % uint64(partitions))
 }

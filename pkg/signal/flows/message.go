@@ -1,9 +1,29 @@
 package flows
 
-import (
-	"unicode/utf8"
+import "github.com/metaflowys/metaflow-server/pkg/signal"
 
-	"github.com/metaflowys/metaflow-server/pkg/signal"
+// Tags of the fields of a request and of a group that are read by name.
+const (
+	TagRequestAgentID = 1<<3 | signal.Bytes
+	TagRequestCluster = 2<<3 | signal.Bytes
+	TagRequestNode    = 3<<3 | signal.Bytes
+	TagRequestGroups  = 4<<3 | signal.Bytes
+
+	TagGroupNetworkNamespace = 1<<3 | signal.Varint
+	TagGroupPodUID           = 2<<3 | signal.Bytes
+	TagGroupPod              = 3<<3 | signal.Bytes
+	TagGroupNamespace        = 4<<3 | signal.Bytes
+	TagGroupWorkload         = 5<<3 | signal.Bytes
+	TagGroupContainerID      = 6<<3 | signal.Bytes
+	TagGroupContainer        = 7<<3 | signal.Bytes
+	TagGroupProcess          = 8<<3 | signal.Bytes
+	TagGroupFlows            = 9<<3 | signal.Bytes
+)
+
+// A flow has no texts.
+var (
+	group   = signal.NewMessage([]int{2, 3, 4, 5, 6, 7, 8}, map[int]*signal.Message{9: signal.NewMessage(nil, nil)})
+	request = signal.NewMessage([]int{1, 2, 3}, map[int]*signal.Message{4: group})
 )
 
 // Head is what a request says of its sender.
@@ -31,28 +51,42 @@ func (h *Head) Read(req []byte) {
 	}
 }
 
-// A flow has no texts.
-var (
-	group   = signal.NewMessage([]int{2, 3, 4, 5, 6, 7, 8}, map[int]*signal.Message{9: signal.NewMessage(nil, nil)})
-	request = signal.NewMessage([]int{1, 2, 3}, map[int]*signal.Message{4: group})
-)
-
-// validOfRequest reports whether a field of a request that is no group may have this value: texts are UTF-8.
-func validOfRequest(tag signal.Tag, value []byte) bool {
-	switch tag {
-	case TagRequestAgentID, TagRequestCluster, TagRequestNode:
-		return utf8.Valid(value)
-	default:
-		return true
-	}
+// AppendHead appends what a request says of its sender.
+func AppendHead(b []byte, agentID, cluster, node string) []byte {
+	b = appendText(b, TagRequestAgentID, agentID)
+	b = appendText(b, TagRequestCluster, cluster)
+	return appendText(b, TagRequestNode, node)
 }
 
-// validOfGroup does the same for a field of a group.
-func validOfGroup(tag signal.Tag, value []byte) bool {
-	switch tag {
-	case TagGroupPodUID, TagGroupPod, TagGroupNamespace, TagGroupWorkload, TagGroupContainerID, TagGroupContainer, TagGroupProcess:
-		return utf8.Valid(value)
-	default:
-		return true
+// Group is what the flows of a FlowGroup have in common.
+type Group struct {
+	NetworkNamespace               uint64
+	PodUID, Pod, Namespace         string
+	Workload, ContainerID, Process string
+}
+
+// AppendGroup appends a group with these flows, as AppendFlow wrote them, to a
+// request.
+func AppendGroup(b []byte, g *Group, flows []byte) []byte {
+	var scratch [256]byte
+	head := appendNumber(scratch[:0], TagGroupNetworkNamespace, g.NetworkNamespace)
+	head = appendText(head, TagGroupPodUID, g.PodUID)
+	head = appendText(head, TagGroupPod, g.Pod)
+	head = appendText(head, TagGroupNamespace, g.Namespace)
+	head = appendText(head, TagGroupWorkload, g.Workload)
+	head = appendText(head, TagGroupContainerID, g.ContainerID)
+	head = appendText(head, TagGroupProcess, g.Process)
+	b = signal.AppendBytesTag(b, TagRequestGroups, len(head)+len(flows))
+	return append(append(b, head...), flows...)
+}
+
+// AppendFlow appends a flow to the flows of a group.
+func AppendFlow(flows, flow []byte) []byte { return appendBytes(flows, TagGroupFlows, flow) }
+
+// appendText appends nothing for an empty text, as protobuf does.
+func appendText(b []byte, tag signal.Tag, text string) []byte {
+	if text == "" {
+		return b
 	}
+	return append(signal.AppendBytesTag(b, tag, len(text)), text...)
 }

@@ -28,8 +28,8 @@ func benchRequests() [][]byte {
 // BenchmarkSplit is the gateway's work on the bytes of a request.
 func BenchmarkSplit(b *testing.B) {
 	requests := benchRequests()
-	opts := traces.Options{Partitions: 12, Window: signal.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 900 << 10}
-	var s traces.Splitter
+	opts := signal.Options{Partitions: 12, Window: signal.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 900 << 10}
+	s := traces.Signal.NewSplitter()
 	b.SetBytes(int64(len(requests[0])))
 	b.ReportAllocs()
 	i := 0

@@ -17,7 +17,7 @@ func TestWorkIsLinear(t *testing.T) {
 			requests := [2][]byte{small[name], large[name]}
 			t.Run("Split", func(t *testing.T) {
 				otlptest.Linear(t, 30, requests, func(req []byte) {
-					if _, _, err := new(traces.Splitter).Split(req, opts); err != nil {
+					if _, _, err := traces.Signal.NewSplitter().Split(req, opts); err != nil {
 						t.Fatal(err)
 					}
 				})

@@ -55,7 +55,7 @@ func TestRepair(t *testing.T) {
 		if err != nil || texts == 0 {
 			t.Fatalf("Repair: %d texts, %v", texts, err)
 		}
-		records, rejected, err := new(traces.Splitter).Split(in, options())
+		records, rejected, err := traces.Signal.NewSplitter().Split(in, options())
 		if err != nil || len(records) != 1 || rejected.Total() != 0 || rejected.RepairedTexts != texts {
 			t.Fatalf("Split: %d records, rejected %v, %v", len(records), rejected, err)
 		}
@@ -72,7 +72,7 @@ func TestRepair(t *testing.T) {
 				t.Errorf("%s of %q (-want +got):\n%s", name, text, diff)
 			}
 		}
-		again, _, err := new(traces.Splitter).Split(in, options())
+		again, _, err := traces.Signal.NewSplitter().Split(in, options())
 		if err != nil || !bytes.Equal(again[0].Value, records[0].Value) || !bytes.Equal(again[0].Content, records[0].Content) {
 			t.Error("the second time gives other bytes")
 		}
@@ -86,13 +86,13 @@ func TestOneBadByteCostsNoSpan(t *testing.T) {
 		spans = append(spans, newSpan(byte(i%7), byte(i%255+1)))
 	}
 	spans[77].Attributes = append(spans[77].Attributes, text("note", "caf~"))
-	records, rejected, err := new(traces.Splitter).Split(spoiled(marshal(t, newRequest("shop", spans...))), options())
+	records, rejected, err := traces.Signal.NewSplitter().Split(spoiled(marshal(t, newRequest("shop", spans...))), options())
 	if err != nil || rejected.RepairedTexts != 1 {
 		t.Fatal(rejected, err)
 	}
 	kept := 0
 	for _, r := range records {
-		kept += r.Spans
+		kept += r.Items
 	}
 	if total := int64(kept) + rejected.Total(); total != 500 || rejected.Count[traces.BadTraceID] != rejected.Total() {
 		t.Errorf("%d spans kept, rejected %v", kept, rejected.Count)
@@ -120,11 +120,11 @@ func TestRepairedText(t *testing.T) {
 func TestMessageNamesSpans(t *testing.T) {
 	req := newRequest("shop", newSpan(1, 1), newSpan(1, 2, func(s *tracepb.Span) { s.TraceId, s.Name = []byte{0xab, 0xcd}, "GET /cart" }), newSpan(1, 3),
 		newSpan(1, 4, func(s *tracepb.Span) { s.EndTimeUnixNano = 1<<64 - 1 }))
-	_, rejected, err := new(traces.Splitter).Split(marshal(t, req), options())
+	_, rejected, err := traces.Signal.NewSplitter().Split(marshal(t, req), options())
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := rejected.Message(window, 900<<10)
+	got := traces.Signal.Explain(&rejected, window, 900<<10)
 	for _, want := range []string{
 		"1 spans rejected: trace_id is not 16 bytes or all zero", `span 1 (counted from 0; trace_id abcd, span_id 0202020202020202, name "GET /cart")`,
 		"1 spans rejected: end_time is not between 2026-11-15T12:00:00Z and 2026-11-22T13:00:00Z", `name "span 1/4") has end_time 18446744073709551615`,
@@ -140,8 +140,8 @@ func TestMessageNamesSpans(t *testing.T) {
 			s.TraceId, s.Name = bytes.Repeat([]byte{1}, 1000), strings.Repeat("\x00", 1000)
 		}))
 	}
-	_, rejected, err = new(traces.Splitter).Split(marshal(t, newRequest("shop", spans...)), options())
-	if text := rejected.Message(window, 900<<10); err != nil || len(text) > 2<<10 || !strings.HasPrefix(text, "1000 spans rejected") {
+	_, rejected, err = traces.Signal.NewSplitter().Split(marshal(t, newRequest("shop", spans...)), options())
+	if text := traces.Signal.Explain(&rejected, window, 900<<10); err != nil || len(text) > 2<<10 || !strings.HasPrefix(text, "1000 spans rejected") {
 		t.Errorf("%d bytes: %s, %v", len(text), text, err)
 	}
 }

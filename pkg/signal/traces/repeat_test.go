@@ -32,19 +32,19 @@ func TestRepeatedResourcesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, rejected, err := new(traces.Splitter).Split(req, traces.Options{Partitions: 12, Window: signal.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 100_000})
+	records, rejected, err := traces.Signal.NewSplitter().Split(req, signal.Options{Partitions: 12, Window: signal.Window{Latest: 1<<63 - 1}, MaxRecordBytes: 100_000})
 	if err != nil {
 		t.Fatal(err)
 	}
 	size, kept := 0, int64(0)
 	for _, r := range records {
 		size += len(r.Value)
-		kept += int64(r.Spans)
+		kept += int64(r.Items)
 	}
 	if limit := 8*len(req) + 8<<20; size > limit {
 		t.Errorf("a request of %d bytes becomes %d", len(req), size)
 	}
-	if kept == 0 || kept+rejected.Count[traces.TooLarge] != 1000 {
+	if kept == 0 || kept+rejected.Count[signal.TooLarge] != 1000 {
 		t.Errorf("%d spans kept, rejected %v", kept, rejected)
 	}
 }

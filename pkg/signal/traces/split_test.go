@@ -28,8 +28,8 @@ var (
 	window = signal.WindowAt(now, 7*24*time.Hour, time.Hour)
 )
 
-func options() traces.Options {
-	return traces.Options{Partitions: 8, Window: window, MaxRecordBytes: 900 << 10}
+func options() signal.Options {
+	return signal.Options{Partitions: 8, Window: window, MaxRecordBytes: 900 << 10}
 }
 
 // newSpan is an acceptable span; edit changes it.
@@ -105,7 +105,7 @@ func flat(t fataler, req *coltracepb.ExportTraceServiceRequest, keep func(*trace
 	return out
 }
 
-func judge(sp *tracepb.Span) traces.Reason {
+func judge(sp *tracepb.Span) signal.Reason {
 	head := traces.Head{
 		TraceID: sp.GetTraceId(), SpanID: sp.GetSpanId(), ParentSpanID: sp.GetParentSpanId(),
 		Start: sp.GetStartTimeUnixNano(), End: sp.GetEndTimeUnixNano(),
@@ -115,11 +115,11 @@ func judge(sp *tracepb.Span) traces.Reason {
 
 func TestSplitKeepsWholeRequest(t *testing.T) {
 	req := newRequest("shop", newSpan(1, 1), newSpan(1, 2), newSpan(1, 3))
-	records, rejected, err := new(traces.Splitter).Split(marshal(t, req), options())
+	records, rejected, err := traces.Signal.NewSplitter().Split(marshal(t, req), options())
 	if err != nil || rejected.Total() != 0 {
 		t.Fatalf("Split: %v, rejected %v", err, rejected)
 	}
-	if len(records) != 1 || records[0].Spans != 3 {
+	if len(records) != 1 || records[0].Items != 3 {
 		t.Fatalf("one trace gave %d records: %+v", len(records), records)
 	}
 	if diff := cmp.Diff(req, unmarshal(t, records[0].Value), protocmp.Transform()); diff != "" {
@@ -131,7 +131,7 @@ func TestSplitEmptyRequest(t *testing.T) {
 	for name, req := range map[string]*coltracepb.ExportTraceServiceRequest{
 		"nothing": {}, "no scopes": {ResourceSpans: []*tracepb.ResourceSpans{{}}}, "no spans": newRequest("shop"),
 	} {
-		records, rejected, err := new(traces.Splitter).Split(marshal(t, req), options())
+		records, rejected, err := traces.Signal.NewSplitter().Split(marshal(t, req), options())
 		if err != nil || len(records) != 0 || rejected.Total() != 0 {
 			t.Errorf("%s: %d records, rejected %v, %v", name, len(records), rejected, err)
 		}
@@ -141,7 +141,7 @@ func TestSplitEmptyRequest(t *testing.T) {
 func TestSplitRejects(t *testing.T) {
 	tests := map[string]struct {
 		edit func(*tracepb.Span)
-		want traces.Reason
+		want signal.Reason
 	}{
 		"trace id too short":       {func(s *tracepb.Span) { s.TraceId = s.TraceId[:15] }, traces.BadTraceID},
 		"trace id all zero":        {func(s *tracepb.Span) { s.TraceId = make([]byte, 16) }, traces.BadTraceID},
@@ -149,24 +149,24 @@ func TestSplitRejects(t *testing.T) {
 		"span id too long":         {func(s *tracepb.Span) { s.SpanId = make([]byte, 9) }, traces.BadSpanID},
 		"span id all zero":         {func(s *tracepb.Span) { s.SpanId = make([]byte, 8) }, traces.BadSpanID},
 		"parent id of odd length":  {func(s *tracepb.Span) { s.ParentSpanId = []byte{1, 2} }, traces.BadParentSpanID},
-		"parent id all zero is ok": {func(s *tracepb.Span) { s.ParentSpanId = make([]byte, 8) }, traces.Accepted},
+		"parent id all zero is ok": {func(s *tracepb.Span) { s.ParentSpanId = make([]byte, 8) }, signal.Accepted},
 		"never started":            {func(s *tracepb.Span) { s.StartTimeUnixNano = 0 }, traces.BadStartTime},
 		"started long ago":         {func(s *tracepb.Span) { s.StartTimeUnixNano -= uint64(8 * 24 * time.Hour) }, traces.BadStartTime},
 		"starts in the future":     {func(s *tracepb.Span) { s.StartTimeUnixNano += uint64(2 * time.Hour) }, traces.BadStartTime},
 		"never ended":              {func(s *tracepb.Span) { s.EndTimeUnixNano = 0 }, traces.BadEndTime},
-		"ends before it starts":    {func(s *tracepb.Span) { s.EndTimeUnixNano = s.StartTimeUnixNano - 5 }, traces.Accepted},
-		"larger than a record":     {func(s *tracepb.Span) { s.Name = strings.Repeat("x", 900<<10) }, traces.TooLarge},
+		"ends before it starts":    {func(s *tracepb.Span) { s.EndTimeUnixNano = s.StartTimeUnixNano - 5 }, signal.Accepted},
+		"larger than a record":     {func(s *tracepb.Span) { s.Name = strings.Repeat("x", 900<<10) }, signal.TooLarge},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			good, odd := newSpan(1, 1), newSpan(1, 2, tc.edit)
-			records, rejected, err := new(traces.Splitter).Split(marshal(t, newRequest("shop", good, odd)), options())
+			records, rejected, err := traces.Signal.NewSplitter().Split(marshal(t, newRequest("shop", good, odd)), options())
 			if err != nil {
 				t.Fatal(err)
 			}
-			var want traces.Rejected
+			var want signal.Rejected
 			stored := 2
-			if tc.want != traces.Accepted {
+			if tc.want != signal.Accepted {
 				want.Count[tc.want], stored = 1, 1
 			}
 			if diff := cmp.Diff(want.Count, rejected.Count); diff != "" {
@@ -174,12 +174,12 @@ func TestSplitRejects(t *testing.T) {
 			}
 			spans := 0
 			for _, r := range records {
-				spans += r.Spans
+				spans += r.Items
 			}
 			if spans != stored {
 				t.Errorf("%d spans kept, want %d", spans, stored)
 			}
-			if msg := rejected.Message(window, 900<<10); (msg == "") != (tc.want == traces.Accepted) {
+			if msg := traces.Signal.Explain(&rejected, window, 900<<10); (msg == "") != (tc.want == signal.Accepted) {
 				t.Errorf("message %q for reason %v", msg, tc.want)
 			}
 		})
@@ -191,7 +191,7 @@ func TestSplitMalformed(t *testing.T) {
 	for cut := 1; cut < len(whole); cut++ {
 		var req coltracepb.ExportTraceServiceRequest
 		wantErr := proto.Unmarshal(whole[:cut], &req) != nil
-		_, _, err := new(traces.Splitter).Split(whole[:cut], options())
+		_, _, err := traces.Signal.NewSplitter().Split(whole[:cut], options())
 		if errors.Is(err, signal.ErrMalformed) != wantErr {
 			t.Errorf("cut at %d: %v, the official runtime refuses: %v", cut, err, wantErr)
 		}
@@ -208,7 +208,7 @@ func TestSplitDepth(t *testing.T) {
 		}
 		b := marshal(t, newRequest("shop", newSpan(1, 1, func(s *tracepb.Span) { s.Attributes[0].Value = v })))
 		wantErr := proto.Unmarshal(b, &coltracepb.ExportTraceServiceRequest{}) != nil
-		if _, _, err := new(traces.Splitter).Split(b, options()); (err != nil) != wantErr {
+		if _, _, err := traces.Signal.NewSplitter().Split(b, options()); (err != nil) != wantErr {
 			t.Errorf("depth %d: %v, the official runtime refuses: %v", depth, err, wantErr)
 		}
 	}
@@ -227,7 +227,7 @@ func TestSplitProperties(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := new(traces.Splitter)
+		s := traces.Signal.NewSplitter()
 		records, rejected, err := s.Split(b, opts)
 		if err != nil {
 			t.Fatal(err)
@@ -247,14 +247,14 @@ func TestSplitProperties(t *testing.T) {
 				}
 				return true
 			})
-			if len(spans) != r.Spans {
-				t.Fatalf("record says %d spans, holds %d", r.Spans, len(spans))
+			if len(spans) != r.Items {
+				t.Fatalf("record says %d spans, holds %d", r.Items, len(spans))
 			}
 			got = append(got, spans...)
 		}
-		want := flat(t, req, func(sp *tracepb.Span) bool { return judge(sp) == traces.Accepted })
-		if int64(len(want)) != int64(len(got))+rejected.Count[traces.TooLarge] {
-			t.Fatalf("%d spans acceptable, %d kept, %d too large", len(want), len(got), rejected.Count[traces.TooLarge])
+		want := flat(t, req, func(sp *tracepb.Span) bool { return judge(sp) == signal.Accepted })
+		if int64(len(want)) != int64(len(got))+rejected.Count[signal.TooLarge] {
+			t.Fatalf("%d spans acceptable, %d kept, %d too large", len(want), len(got), rejected.Count[signal.TooLarge])
 		}
 		count := map[string]int{}
 		for _, sp := range want {
@@ -265,7 +265,7 @@ func TestSplitProperties(t *testing.T) {
 				t.Fatalf("a span that was not sent, or was kept twice")
 			}
 		}
-		again, _, err := new(traces.Splitter).Split(b, opts)
+		again, _, err := traces.Signal.NewSplitter().Split(b, opts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -384,7 +384,7 @@ func FuzzSplit(f *testing.F) {
 		if (err != nil) != (wantErr != nil) || err == nil && (texts == 0) != (strict == nil) {
 			t.Fatalf("Repair = %d texts, %v, the official runtime: %v", texts, err, wantErr)
 		}
-		records, rejected, err := new(traces.Splitter).Split(in, options())
+		records, rejected, err := traces.Signal.NewSplitter().Split(in, options())
 		if (err != nil) != (wantErr != nil) {
 			t.Fatalf("Split = %v, the official runtime: %v", err, wantErr)
 		}
@@ -398,17 +398,17 @@ func FuzzSplit(f *testing.F) {
 			t.Fatalf("repaired %q, want %q, %v", got, want, err)
 		}
 		req := unmarshal(t, repaired)
-		var count traces.Rejected
+		var count signal.Rejected
 		flat(t, req, func(sp *tracepb.Span) bool { count.Count[judge(sp)]++; return false })
 		var got []string
 		for _, r := range records {
 			got = append(got, flat(t, unmarshal(t, r.Value), func(*tracepb.Span) bool { return true })...)
 		}
-		if kept := count.Count[traces.Accepted] - rejected.Count[traces.TooLarge]; int64(len(got)) != kept {
+		if kept := count.Count[signal.Accepted] - rejected.Count[signal.TooLarge]; int64(len(got)) != kept {
 			t.Fatalf("%d spans kept, want %d", len(got), kept)
 		}
 		expect := map[string]int{}
-		for _, sp := range flat(t, req, func(sp *tracepb.Span) bool { return judge(sp) == traces.Accepted }) {
+		for _, sp := range flat(t, req, func(sp *tracepb.Span) bool { return judge(sp) == signal.Accepted }) {
 			expect[sp]++
 		}
 		for _, sp := range got {
@@ -435,7 +435,7 @@ func TestContentDoesNotDependOnTheTime(t *testing.T) {
 	for _, limit := range []int{900 << 10, 400} { // whole records, and ones cut after a span or two
 		opts := options()
 		opts.MaxRecordBytes = limit
-		first, rejected, err := new(traces.Splitter).Split(body, opts)
+		first, rejected, err := traces.Signal.NewSplitter().Split(body, opts)
 		if err != nil || rejected.Total() != 0 {
 			t.Fatalf("first: %v, rejected %v", err, rejected)
 		}
@@ -447,13 +447,13 @@ func TestContentDoesNotDependOnTheTime(t *testing.T) {
 			known[string(r.Content)] = true
 		}
 		opts.Window = signal.WindowAt(now.Add(time.Hour), week, time.Hour)
-		again, rejected, err := new(traces.Splitter).Split(body, opts)
+		again, rejected, err := traces.Signal.NewSplitter().Split(body, opts)
 		if err != nil || rejected.Count[traces.BadStartTime] != 3 || rejected.Total() != 3 {
 			t.Fatalf("again: %v, rejected %v", err, rejected)
 		}
 		spans := 0
 		for _, r := range again {
-			spans += r.Spans
+			spans += r.Items
 			if !known[string(r.Content)] {
 				t.Errorf("limit %d: a record of partition %d has another content than the first time", limit, r.Partition)
 			}
@@ -473,22 +473,22 @@ func TestCut(t *testing.T) {
 	never := func(s *tracepb.Span) { s.StartTimeUnixNano, s.EndTimeUnixNano = 0, 1<<64-1 }
 	req := newRequest("shop", newSpan(1, 1, large(3000)), newSpan(2, 2, never), newSpan(0, 3))
 	req.ResourceSpans = append(req.ResourceSpans, newRequest("cart", newSpan(3, 4, large(700)), newSpan(4, 5, large(700))).ResourceSpans...)
-	pieces, rejected, err := new(traces.Splitter).Cut(marshal(t, req), 1500)
+	pieces, rejected, err := traces.Signal.NewSplitter().Cut(marshal(t, req), 1500)
 	if err != nil || rejected.Total() != 1 || rejected.Count[traces.BadTraceID] != 1 {
 		t.Fatalf("Cut: %v, rejected %v", err, rejected)
 	}
 	keep := func(sp *tracepb.Span) bool { return sp.GetTraceId()[0] != 0 }
 	var got []string
 	for i, p := range pieces {
-		if len(p.Value) > 1500 && p.Spans > 1 {
-			t.Errorf("piece %d has %d bytes and %d spans", i, len(p.Value), p.Spans)
+		if len(p.Value) > 1500 && p.Items > 1 {
+			t.Errorf("piece %d has %d bytes and %d spans", i, len(p.Value), p.Items)
 		}
 		got = append(got, flat(t, unmarshal(t, p.Value), keep)...)
 	}
 	if diff := cmp.Diff(flat(t, req, keep), got); diff != "" {
 		t.Errorf("spans (-want +got):\n%s", diff)
 	}
-	if _, _, err := new(traces.Splitter).Cut([]byte("garbage"), 1500); !errors.Is(err, signal.ErrMalformed) {
+	if _, _, err := traces.Signal.NewSplitter().Cut([]byte("garbage"), 1500); !errors.Is(err, signal.ErrMalformed) {
 		t.Errorf("garbage: %v", err)
 	}
 }

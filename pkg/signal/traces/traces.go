@@ -1,6 +1,8 @@
 package traces
 
 import (
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
 )
@@ -9,9 +11,18 @@ import (
 // ExportTraceServiceRequest.
 var Signal = &signal.Signal{
 	Name: "traces", Item: "span", Items: "spans",
+	Request: "ExportTraceServiceRequest",
+	Method:  coltracepb.TraceService_Export_FullMethodName,
 	Topic:   schema.TopicSpans,
 	Message: request,
 	Path:    []signal.Tag{TagRequestResourceSpans, TagResourceSpansScopeSpans, TagScopeSpansSpans},
+
+	Judge: judge, Rules: rules, Describe: describe,
+	Around: "resource and scope",
+	// A resource is some five times as large as a span. So records take at most
+	// six times the bytes of their request, where every span goes to another
+	// partition than its neighbours.
+	Repeats: 8, Spare: 8 << 20,
 }
 
 // Key returns the key of a span with acceptable ids.

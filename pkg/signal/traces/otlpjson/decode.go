@@ -10,7 +10,7 @@ import (
 )
 
 // Decode returns the request in body as an ExportTraceServiceRequest without what problems says. Texts may
-// hold bytes that are not UTF-8 where body has them: otlp.Repair mends those. The error says that body
+// hold bytes that are not UTF-8 where body has them: Signal.Repair mends those. The error says that body
 // is no such request.
 func Decode(body []byte) (out []byte, problems Problems, err error) {
 	if err := check(body); err != nil {
