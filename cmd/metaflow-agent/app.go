@@ -23,7 +23,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// app is an agent with all that it needs.
+// app is an agent with everything it needs.
 type app struct {
 	log   *slog.Logger
 	http  *opshttp.Server
@@ -31,13 +31,14 @@ type app struct {
 	spans *spool.Spool
 	flows *spool.Spool
 	agent *agent.Agent
-	pods  *k8s.Watcher // nil where there is no Kubernetes
-	// unasked is why Kubernetes is not asked although it seems to be there.
-	unasked error
+	pods  *k8s.Watcher // nil without Kubernetes
+	// kubernetesErr is why Kubernetes is not watched although it seems to
+	// exist.
+	kubernetesErr error
 }
 
-// newApp opens what can be opened while the servers are away. An app that was made
-// must be run or closed.
+// newApp opens everything that needs no server. The caller must run or close
+// the app.
 func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	a := &app{log: log}
 	defer func() {
@@ -47,7 +48,7 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	}()
 	id, err := agent.Identity{ID: cfg.ID, Name: cfg.Name, Cluster: cfg.Cluster, Group: cfg.Group}.Complete()
 	if err != nil {
-		return nil, fmt.Errorf("find out who this host is: %w", err)
+		return nil, fmt.Errorf("identify this host: %w", err)
 	}
 	if err := os.MkdirAll(cfg.Spool.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("spool.dir: %w", err)
@@ -57,7 +58,7 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 		return nil, fmt.Errorf("spool.dir: %w", err)
 	}
 	if cfg.Server.Token != "" && !cfg.Server.TLS.Enabled {
-		log.Warn("server.token travels in plain text; set server.tls")
+		log.Warn("server.token is sent in plain text; set server.tls")
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -103,13 +104,14 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, err
 	}
-	log.Info("agent starts", slog.String("id", id.ID), slog.String("name", id.Name), slog.Any("servers", cfg.Server.Addresses),
+	log.Info("starting agent", slog.String("id", id.ID), slog.String("name", id.Name), slog.Any("servers", cfg.Server.Addresses),
 		slog.String("http", a.http.Addr().String()))
 	return a, nil
 }
 
-// watchPods prepares to ask Kubernetes, where it is to be asked. Nothing else waits for it; where it is
-// only thought to be there, the agent goes on without.
+// watchPods prepares the watch of Kubernetes if it is wanted. The agent does
+// not depend on it: where Kubernetes was only detected and cannot be used, the
+// agent runs without.
 func (a *app) watchPods(cfg k8s.Config, id agent.Identity, reg prometheus.Registerer) (err error) {
 	if !cfg.Wanted() {
 		return nil
@@ -118,26 +120,26 @@ func (a *app) watchPods(cfg k8s.Config, id agent.Identity, reg prometheus.Regist
 		Reporter: reporter{a.up, a.log}, AgentID: id.ID, Cluster: id.Cluster, Node: id.Name, Logger: a.log, Registerer: reg,
 	})
 	if err != nil && cfg.Enabled == k8s.Auto {
-		a.log.Warn("Kubernetes is not asked for pods", slog.Any("error", err))
-		a.pods, a.unasked = nil, err
+		a.log.Warn("cannot watch pods in Kubernetes", slog.Any("error", err))
+		a.pods, a.kubernetesErr = nil, err
 		return nil
 	}
 	return err
 }
 
-// podsOfHost is what the agent asks for pods, nil where there is no Kubernetes.
+// podsOfHost returns the agent's source of pods, nil without Kubernetes.
 func (a *app) podsOfHost() agent.Pods {
 	switch {
 	case a.pods != nil:
 		return podsOf{a.pods}
-	case a.unasked != nil:
-		return noPods{a.unasked}
+	case a.kubernetesErr != nil:
+		return noPods{a.kubernetesErr}
 	default:
 		return nil
 	}
 }
 
-// noPods are those of a Kubernetes that cannot be asked.
+// noPods stands for a Kubernetes that cannot be used.
 type noPods struct{ why error }
 
 // Pod implements agent.Pods.
@@ -148,10 +150,10 @@ func (noPods) ReportAll() {}
 
 // Exceptions implements agent.Pods.
 func (p noPods) Exceptions() []string {
-	return []string{fmt.Sprintf("Kubernetes is not asked for pods: %v", p.why)}
+	return []string{fmt.Sprintf("Pods are not watched: %v", p.why)}
 }
 
-// podsOf are the pods that Kubernetes has told of.
+// podsOf adapts a Watcher to agent.Pods.
 type podsOf struct{ *k8s.Watcher }
 
 // Pod implements agent.Pods.
@@ -160,7 +162,7 @@ func (p podsOf) Pod(uid string) (agent.Pod, bool) {
 	return agent.Pod{UID: pod.UID, Namespace: pod.Namespace, Name: pod.Name, Workload: pod.Workload}, ok
 }
 
-// reporter takes to a server what Kubernetes says.
+// reporter sends the Kubernetes watcher's reports to a server.
 type reporter struct {
 	up  *upstream.Client
 	log *slog.Logger
@@ -170,19 +172,20 @@ type reporter struct {
 func (r reporter) Report(ctx context.Context, report *agentv1.ReportRequest) error {
 	result, err := r.up.Report(ctx, report)
 	if result.Rejected > 0 {
-		r.log.Warn("a server refuses pods or services", slog.Int64("refused", result.Rejected), slog.String("cause", result.Message))
+		r.log.Warn("server rejected pods or services", slog.Int64("rejected", result.Rejected), slog.String("cause", result.Message))
 	}
 	return err
 }
 
-// run works until ctx ends, and stops in the order of the data.
+// run runs the app until ctx ends, and stops its parts in the order of the data
+// flow.
 func (a *app) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
 	g, ctx := errgroup.WithContext(ctx)
 	ops, stopOps := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return a.http.Run(ops) })
 	g.Go(func() error {
-		defer stopOps() // operators can watch until the end
+		defer stopOps() // keep /metrics available until the end
 		return a.agent.Run(ctx)
 	})
 	if a.pods != nil {

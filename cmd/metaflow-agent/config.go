@@ -17,10 +17,10 @@ import (
 // settings is the configuration file of metaflow-agent.
 type settings struct {
 	Server     upstream.Config `mapstructure:"server"`
-	Group      string          `mapstructure:"group" doc:"agent group to belong to, by id or name; empty is the group 'default'"`
-	Name       string          `mapstructure:"name" doc:"what operators see in 'metaflow-ctl agent list'; empty is the host's name. In Kubernetes, give the node's name"`
-	ID         string          `mapstructure:"id" doc:"identity of this agent over restarts; empty derives it from cluster, name and the machine's id"`
-	Cluster    string          `mapstructure:"cluster" doc:"Kubernetes cluster that the node belongs to; empty on plain hosts"`
+	Group      string          `mapstructure:"group" doc:"agent group to join, by id or name; if empty, the group 'default'"`
+	Name       string          `mapstructure:"name" doc:"name shown in 'metaflow-ctl agent list'; if empty, the host's name. In Kubernetes, set the node's name"`
+	ID         string          `mapstructure:"id" doc:"identity of this agent over restarts; if empty, derived from cluster, name and the machine's id"`
+	Cluster    string          `mapstructure:"cluster" doc:"Kubernetes cluster of the node; empty outside Kubernetes"`
 	Spool      spoolSettings   `mapstructure:"spool"`
 	OTLP       agent.Config    `mapstructure:"otlp"`
 	Kubernetes k8s.Config      `mapstructure:"kubernetes"`
@@ -29,13 +29,13 @@ type settings struct {
 }
 
 type spoolSettings struct {
-	Dir string `mapstructure:"dir" doc:"directory for what waits for a server and for the last configuration; created when missing. Its size is bounded by outputs.spool.max_bytes of the agent group"`
-	// What servers do not take out of the spool.
-	ParkedMaxBytes int64         `mapstructure:"parked_max_bytes" unit:"bytes" doc:"how much the folder 'parked' in spool.dir may take: requests that were acknowledged and that servers do not take. When it is full they stay in the spool; nothing is dropped for the others"`
+	Dir string `mapstructure:"dir" doc:"directory for requests that wait for a server and for the last configuration; created if missing. outputs.spool.max_bytes of the agent group bounds its size"`
+	// Requests from the spool that servers reject.
+	ParkedMaxBytes int64         `mapstructure:"parked_max_bytes" unit:"bytes" doc:"bound of the folder 'parked' in spool.dir, which holds acknowledged requests that servers reject. When it is full, further ones stay in the spool; nothing is dropped"`
 	ParkedMaxAge   time.Duration `mapstructure:"parked_max_age" doc:"age at which parked requests are removed and counted as lost; 0 keeps them until an operator sends or removes them"`
 }
 
-// parkedDir is where parked requests are.
+// parkedDir returns the directory of parked requests.
 func (s spoolSettings) parkedDir() string { return filepath.Join(s.Dir, "parked") }
 
 var configured = program.Configured[*settings]{New: defaults}
@@ -53,11 +53,11 @@ func defaults() *settings {
 	return cfg
 }
 
-// Validate reports every problem at once, each by its key.
+// Validate reports all problems, each by its key.
 func (s *settings) Validate() error {
 	var errs []error
 	if s.Spool.Dir == "" {
-		errs = append(errs, errors.New("spool.dir: none is given"))
+		errs = append(errs, errors.New("spool.dir: required"))
 	}
 	if s.Spool.ParkedMaxBytes < 0 {
 		errs = append(errs, fmt.Errorf("spool.parked_max_bytes: %d is negative", s.Spool.ParkedMaxBytes))

@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden file")
 
-// execute runs the program and returns its exit status and what it says.
+// execute runs the program and returns its exit status and output.
 func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
@@ -23,8 +23,7 @@ func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), err.String()
 }
 
-// Every key with its default and meaning, as operators see it: a change here
-// is a change for them.
+// Every key with its default and meaning, as operators see it.
 func TestPrintedDefaultsGolden(t *testing.T) {
 	code, got, stderr := execute(t, "config", "print")
 	if code != program.ExitOK {
@@ -38,17 +37,17 @@ func TestPrintedDefaultsGolden(t *testing.T) {
 	}
 	want, err := os.ReadFile(golden)
 	if err != nil {
-		t.Fatalf("%v; -update writes it", err)
+		t.Fatalf("%v; run with -update", err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("(-want +got; -update rewrites):\n%s", diff)
 	}
 	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != program.ExitOK {
-		t.Errorf("what is printed cannot be used: exit status %d: %s", code, stderr)
+		t.Errorf("the printed configuration is invalid: exit status %d: %s", code, stderr)
 	}
 }
 
-// Whatever is wrong is said at once, each by its key, with the value found.
+// Every problem is reported at once, each by its key, with the value found.
 func TestEveryProblemAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "wrong.yaml")
 	yaml := `server: {addresses: [nowhere], timeout: -1s}
@@ -69,17 +68,17 @@ log: {level: loud}
 		"server.addresses", "nowhere", "server.timeout", "gruop", "spool.dir", "otlp.bind_address", "everywhere", "otlp.live_timeout", "soon", "http.listen", "log.level", "loud",
 	} {
 		if !strings.Contains(stderr, word) {
-			t.Errorf("%q is not in what it says:\n%s", word, stderr)
+			t.Errorf("output lacks %q:\n%s", word, stderr)
 		}
 	}
 }
 
-// The flags that the documentation promises.
+// The documented flags.
 func TestFlags(t *testing.T) {
 	code, out, stderr := execute(t, "config", "print", "--server", "a:1,b:2", "--group", "shops", "--spool-dir", "/x", "--http-listen", "127.0.0.1:0")
 	for _, word := range []string{"a:1", "b:2", "shops", "/x", "127.0.0.1:0"} {
 		if code != program.ExitOK || !strings.Contains(out, word) {
-			t.Errorf("status %d, %q is not in:\n%s%s", code, word, out, stderr)
+			t.Errorf("status %d, output lacks %q:\n%s%s", code, word, out, stderr)
 		}
 	}
 }

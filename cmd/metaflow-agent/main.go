@@ -1,5 +1,5 @@
-// Command metaflow-agent takes traces from the collectors of its host to
-// metaflow-server, and keeps them on disk while no server can be reached.
+// Command metaflow-agent sends the traces and flow data of its host to
+// metaflow-server, and spools them on disk while no server can be reached.
 package main
 
 import (

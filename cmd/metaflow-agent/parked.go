@@ -20,7 +20,7 @@ import (
 func newParked() *cobra.Command {
 	list := &cobra.Command{
 		Use:   "list",
-		Short: "List the requests that servers did not take out of the spool, and why",
+		Short: "List the requests from the spool that servers rejected, with the cause",
 		Long: `list shows the requests that the agent has acknowledged and that servers did not
 take: how much of each is not stored, whether the agent tries it again by itself,
 and what the server answered. Each is a file in the folder 'parked' of spool.dir
@@ -38,7 +38,7 @@ whose first line says the same; remove the file to give the request up.`,
 	var timeout time.Duration
 	retry := &cobra.Command{
 		Use:   "retry [NAME...]",
-		Short: "Send parked requests again, once the cause is mended",
+		Short: "Send parked requests again, after the cause is fixed",
 		Long: `retry sends the parked requests named, or all of them, to the servers and removes
 those that are stored. Spans that are stored already are recognized by their ids, so it
 is safe to repeat, and the agent may be running. The exit status is 1 unless all are stored.`,
@@ -48,10 +48,11 @@ is safe to repeat, and the agent may be running. The exit status is 1 unless all
 	withFolder(retry, func(cmd *cobra.Command, cfg *settings, folder *parked.Folder, names []string) error {
 		return retryParked(cmd, cfg, folder, names, timeout)
 	})
-	return program.Group("parked", "Look at and send again what servers did not take", list, retry)
+	return program.Group("parked", "List and resend requests that servers rejected", list, retry)
 }
 
-// withFolder makes cmd run f with the configuration and the folder of parked requests.
+// withFolder makes cmd run f with the configuration and the folder of parked
+// requests.
 func withFolder(cmd *cobra.Command, f func(*cobra.Command, *settings, *parked.Folder, []string) error) {
 	flags := configured.AddFlags(cmd, flagKeys)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -59,7 +60,7 @@ func withFolder(cmd *cobra.Command, f func(*cobra.Command, *settings, *parked.Fo
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(cfg.Spool.parkedDir()); err != nil { // the agent makes it, as its own user
+		if _, err := os.Stat(cfg.Spool.parkedDir()); err != nil { // the agent creates it, as its own user
 			return fmt.Errorf("spool.dir: %w", err)
 		}
 		folder, err := parked.Open(cfg.Spool.parkedDir(), cfg.Spool.ParkedMaxBytes)
@@ -96,7 +97,7 @@ func retryParked(cmd *cobra.Command, cfg *settings, folder *parked.Folder, names
 	log := cfg.Log.Logger(cmd.ErrOrStderr())
 	id, err := agent.Identity{ID: cfg.ID, Name: cfg.Name, Cluster: cfg.Cluster, Group: cfg.Group}.Complete()
 	if err != nil {
-		return fmt.Errorf("find out who this host is: %w", err)
+		return fmt.Errorf("identify this host: %w", err)
 	}
 	secret, err := agent.Secret(cfg.Spool.Dir)
 	if err != nil {
@@ -116,7 +117,7 @@ func retryParked(cmd *cobra.Command, cfg *settings, folder *parked.Folder, names
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", h.Name, h.Cause)
 	}
 	if err == nil && len(report.Failed) > 0 {
-		err = errors.New("not all parked requests are stored")
+		err = errors.New("some parked requests were not stored")
 	}
 	return err
 }

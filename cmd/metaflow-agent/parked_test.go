@@ -11,7 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
 )
 
-// An operator sees what is parked and why, and what could not be sent again stays there.
+// Operators see what is parked and why. A request that could not be sent again
+// stays parked.
 func TestParkedCommands(t *testing.T) {
 	dir := t.TempDir()
 	at := []string{"--spool-dir", dir, "--server", "127.0.0.1:1"}
@@ -19,7 +20,7 @@ func TestParkedCommands(t *testing.T) {
 		t.Errorf("without a folder: status %d: %s", code, stderr)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "parked")); err == nil {
-		t.Error("list has made the folder, which the agent might not be able to write then")
+		t.Error("list created the folder, possibly as a user other than the agent's")
 	}
 	folder, err := parked.Open(filepath.Join(dir, "parked"), 1<<20)
 	if err != nil {
@@ -32,7 +33,7 @@ func TestParkedCommands(t *testing.T) {
 	code, out, stderr := execute(t, append([]string{"parked", "list"}, at...)...)
 	for _, word := range []string{"2 of 5 rejected: start_time", "spans", "2026-09-21", "by retry", "1 parked request\n"} {
 		if code != program.ExitOK || !strings.Contains(out, word) {
-			t.Errorf("status %d, %q is not in:\n%s%s", code, word, out, stderr)
+			t.Errorf("status %d, output lacks %q:\n%s%s", code, word, out, stderr)
 		}
 	}
 	code, out, stderr = execute(t, append([]string{"parked", "retry", "--timeout", "10ms"}, at...)...)
@@ -40,9 +41,9 @@ func TestParkedCommands(t *testing.T) {
 		t.Errorf("retry without a server: status %d:\n%s%s", code, out, stderr)
 	}
 	if code, _, stderr := execute(t, append([]string{"parked", "retry", "nobody"}, at...)...); code == program.ExitOK || !strings.Contains(stderr, "nobody") {
-		t.Errorf("retry of none: status %d: %s", code, stderr)
+		t.Errorf("retry of an unknown name: status %d: %s", code, stderr)
 	}
 	if n, _, _ := folder.Usage(); n != 1 {
-		t.Errorf("%d are parked, want the one", n)
+		t.Errorf("%d requests parked, want 1", n)
 	}
 }

@@ -15,7 +15,7 @@ var flagKeys = map[string]string{
 }
 
 func newRoot() *cobra.Command {
-	root := program.Root("metaflow-agent", "Take the traces of this host to metaflow-server",
+	root := program.Root("metaflow-agent", "Send the traces and flow data of this host to metaflow-server",
 		newRun(), newParked(), configured.Command(flagKeys))
 	root.Long = `metaflow-agent receives OpenTelemetry traces over OTLP/HTTP from the collector of
 its host and forwards them to metaflow-server over gRPC. While no server can take

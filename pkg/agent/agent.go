@@ -22,43 +22,46 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Upstream is the way to the servers. pkg/agent/upstream satisfies it.
+// Upstream sends requests to the servers. pkg/agent/upstream implements it.
 type Upstream interface {
 	Controller
 	Servers
 }
 
-// Spools keep what waits for a server, by what it is.
+// Spools keep the requests that wait for a server, by signal.
 type Spools struct{ Spans, Flows Spool }
 
-// Pods is what is known of the pods of this host. It is declared here because the agent is its
-// caller; pkg/agent/k8s knows them. Its methods may be called by several goroutines, and never block for long.
+// Pods knows the pods of this host. It is declared here because the agent is
+// its caller; pkg/agent/k8s implements it. Its methods are safe for concurrent
+// use and never block for long.
 type Pods interface {
-	// Pod returns what is known of a pod, by the uid that its control groups are named after.
+	// Pod returns a pod by the UID after which its control groups are named.
 	Pod(uid string) (Pod, bool)
-	// ReportAll has everything reported to the servers again: they may be others than before.
+	// ReportAll queues everything to be reported to the servers again, which
+	// may be different ones now.
 	ReportAll()
-	// Exceptions are what an operator should know, a sentence each.
+	// Exceptions returns the current problems, as sentences for an operator.
 	Exceptions() []string
 }
 
-// Pod is one pod, as Kubernetes calls it.
+// Pod identifies a pod in Kubernetes.
 type Pod struct{ UID, Namespace, Name, Workload string }
 
 // Options are set by code.
 type Options struct {
 	Identity   Identity
-	Pods       Pods   // nil where there is no Kubernetes
-	Server     string // host:port of a server: tells which of this host's addresses others see
+	Pods       Pods   // nil without Kubernetes
+	Server     string // host:port of a server; the route to it determines this host's address
 	Version    string
-	StateDir   string                // keeps the last configuration; must exist
+	StateDir   string                // holds the last configuration; must exist
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
-	// Parked keeps what servers do not take out of the spools. Without a folder that stays in the spools.
+	// Parked holds what servers reject out of the spools. Without a folder it
+	// stays in the spools.
 	Parked Parking
 }
 
-// Agent is the agent of one host. Make one with New.
+// Agent is the agent of one host. Use New.
 type Agent struct {
 	log        *slog.Logger
 	metrics    *metrics
@@ -75,8 +78,8 @@ type Agent struct {
 	inForce    atomic.Pointer[agentv1.Configuration]
 }
 
-// New returns an Agent that has started nothing. It keeps up and the spools, which
-// belong to the caller.
+// New returns an Agent that has started nothing. It uses up and the spools
+// until Run returns; the caller closes them.
 func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -128,20 +131,20 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 			return c.GetGroupId(), c.GetRevision()
 		},
 	}
-	a.apply(&agentv1.Configuration{}) // the defaults, until more is known
+	a.apply(&agentv1.Configuration{}) // defaults until a configuration is known
 	return a, nil
 }
 
-// Run does the agent's work until ctx ends, and then lets requests under way
-// finish. What the spool holds stays there.
+// Run runs the agent until ctx ends, then lets requests in flight finish.
+// Entries of the spools stay there.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.codec.close()
 	switch kept, err := a.state.load(); {
 	case err != nil:
-		a.log.Warn("the kept configuration cannot be read, waiting for the server's", slog.Any("error", err))
+		a.log.Warn("cannot read the stored configuration, waiting for the server's", slog.Any("error", err))
 	case kept != nil:
 		a.apply(kept)
-		a.log.Info("the last configuration is in force until a server is reached",
+		a.log.Info("using the stored configuration until a server is reached",
 			slog.String("group", kept.GroupName), slog.Uint64("revision", kept.Revision))
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -151,34 +154,35 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { return d.run(ctx) })
 	}
 	g.Go(func() error { return a.capture.Run(ctx) })
-	g.Go(func() error { return a.watchTrouble(ctx) })
+	g.Go(func() error { return a.watchExceptions(ctx) })
 	return g.Wait()
 }
 
-// configured applies what a server sent and keeps it.
+// configured applies a server's configuration and stores it.
 func (a *Agent) configured(c *agentv1.Configuration) {
 	a.apply(c)
-	a.log.Info("configuration in force", slog.String("group", c.GroupName), slog.Uint64("revision", c.Revision))
+	a.log.Info("configuration applied", slog.String("group", c.GroupName), slog.Uint64("revision", c.Revision))
 	if err := a.state.save(c); err != nil {
-		a.log.Warn("the configuration cannot be kept for the next start", slog.Any("error", err))
+		a.log.Warn("cannot store the configuration for the next start", slog.Any("error", err))
 	}
 }
 
-// apply puts c in force.
+// apply makes c the current configuration.
 func (a *Agent) apply(c *agentv1.Configuration) {
 	document, ignored, err := agentconfig.ParseLenient([]byte(c.Yaml))
-	if err != nil { // the server checks before it stores; defaults would close the listener
+	if err != nil { // the server validates before it stores; defaults would close the listener
 		a.exceptions.set("configuration", err.Error())
-		a.log.Error("the configuration cannot be read, the one before stays in force", slog.Any("error", err))
+		a.log.Error("cannot read the configuration, keeping the previous one", slog.Any("error", err))
 		return
 	}
 	text := ""
 	if len(ignored) > 0 {
-		text = fmt.Sprintf("not known to this version of the agent: %v", ignored)
+		text = fmt.Sprintf("unknown to this version of the agent: %v", ignored)
 	}
 	a.exceptions.set("configuration", text)
 	cfg := document.Config()
-	// Flow data is a fraction of the traces; a quarter of the room holds more of its time.
+	// Flow data is a fraction of the traces, so a quarter of the room keeps it
+	// for longer.
 	a.flows.spool.SetMaxBytes(cfg.Spool.MaxBytes / 4)
 	a.forwarder.spool.SetMaxBytes(cfg.Spool.MaxBytes - cfg.Spool.MaxBytes/4)
 	for _, d := range a.drainers {
@@ -193,19 +197,20 @@ func (a *Agent) apply(c *agentv1.Configuration) {
 	a.listeners.configure(&cfg)
 }
 
-// watchTrouble tells operators what capture and the watch of Kubernetes lack, as it changes.
-func (a *Agent) watchTrouble(ctx context.Context) error {
+// watchExceptions copies the exceptions of capture, parking and the Kubernetes
+// watch to the heartbeats.
+func (a *Agent) watchExceptions(ctx context.Context) error {
 	for ctx.Err() == nil {
 		a.exceptions.set("flow data", strings.Join(a.capture.Exceptions(), "; "))
-		a.exceptions.set("parked", a.parkedText())
+		a.exceptions.set("parked", a.parkedException())
 		a.exceptions.set("pods", strings.Join(a.pods.Exceptions(), "; "))
-		_ = retry.Sleep(ctx, troubleInterval)
+		_ = retry.Sleep(ctx, exceptionsInterval)
 	}
 	return nil
 }
 
-// troubleInterval is half a heartbeat's.
-const troubleInterval = heartbeatInterval / 2
+// exceptionsInterval is half of a heartbeat's interval.
+const exceptionsInterval = heartbeatInterval / 2
 
 // noPods is a host without Kubernetes.
 type noPods struct{}
@@ -214,8 +219,8 @@ func (noPods) Pod(string) (Pod, bool) { return Pod{}, false }
 func (noPods) ReportAll()             {}
 func (noPods) Exceptions() []string   { return nil }
 
-// Configured returns nil when a configuration is in force that a server has sent
-// at some time: a check for /ready.
+// Configured is a check for /ready: it returns nil once some server has sent a
+// configuration, in this run or an earlier one.
 func (a *Agent) Configured(context.Context) error {
 	if a.inForce.Load().GetGroupId() == "" {
 		return errors.New("no server has sent a configuration yet")
@@ -223,19 +228,19 @@ func (a *Agent) Configured(context.Context) error {
 	return nil
 }
 
-// Draining returns nil unless nothing more can be drained from a spool, because there is no room to park what
-// servers refuse: a check for /ready.
+// Draining is a check for /ready: it returns an error while a spool cannot be
+// drained because there is no room to park what servers reject.
 func (a *Agent) Draining(context.Context) error {
 	for _, d := range a.drainers {
 		if n := d.held.blocked(); n > 0 {
-			return fmt.Errorf("servers refuse %s of the spool and the folder of parked requests is full (spool.parked_max_bytes); it stays in the spool, see metaflow-agent parked", plural(n, "request"))
+			return fmt.Errorf("servers reject %s from the spool and the folder of parked requests is full (spool.parked_max_bytes); they stay in the spool, see metaflow-agent parked", plural(n, "request"))
 		}
 	}
 	return nil
 }
 
-// parkedText is what an operator should know of parked requests, empty when there are none.
-func (a *Agent) parkedText() string {
+// parkedException returns the exception about parked requests, or "".
+func (a *Agent) parkedException() string {
 	if err := a.Draining(context.Background()); err != nil {
 		return err.Error()
 	}
@@ -250,6 +255,6 @@ func (a *Agent) parkedText() string {
 	case n == 0:
 		return ""
 	default:
-		return fmt.Sprintf("%s (%s) that servers did not take, see metaflow-agent parked list", plural(n, "request"), plural(int(bytes), "byte"))
+		return fmt.Sprintf("servers rejected %s (%s), see metaflow-agent parked list", plural(n, "request"), plural(int(bytes), "byte"))
 	}
 }

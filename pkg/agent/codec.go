@@ -6,24 +6,24 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// codec makes requests smaller for the spool, five to ten times: that is how many
-// times longer the servers may be away. It may be used by several goroutines.
+// codec compresses requests for the spool by a factor of five to ten, so that
+// the spool covers an outage that much longer. It is safe for concurrent use.
 type codec struct {
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
 }
 
-// maxUnpacked is above every limit on a request that can be configured.
+// maxUnpacked exceeds every configurable limit of a request.
 const maxUnpacked = 1 << 30
 
 func newCodec() (*codec, error) {
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true))
 	if err != nil {
-		return nil, fmt.Errorf("make zstd encoder: %w", err)
+		return nil, fmt.Errorf("create zstd encoder: %w", err)
 	}
 	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(maxUnpacked), zstd.WithDecoderLowmem(true))
 	if err != nil {
-		return nil, fmt.Errorf("make zstd decoder: %w", err)
+		return nil, fmt.Errorf("create zstd decoder: %w", err)
 	}
 	return &codec{encoder, decoder}, nil
 }
@@ -34,5 +34,5 @@ func (c *codec) unpack(packed []byte) ([]byte, error) { return c.decoder.DecodeA
 
 func (c *codec) close() {
 	c.decoder.Close()
-	_ = c.encoder.Close() // writes nothing: EncodeAll leaves nothing behind
+	_ = c.encoder.Close() // writes nothing: EncodeAll buffers nothing
 }

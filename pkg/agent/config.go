@@ -8,16 +8,16 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// Config is how the agent receives traces on its host. Which ports, and whether at
-// all, is in the configuration of its agent group.
+// Config configures how the agent receives traces. The configuration of its
+// agent group opens the ports.
 type Config struct {
-	// BindAddress: IP address that the listeners of the agent group's
-	// configuration bind to; empty is all addresses of the host.
-	BindAddress string `mapstructure:"bind_address" doc:"IP address that the listeners of the agent group's configuration bind to; empty is all addresses of the host"`
-	// LiveTimeout: how long a request waits for a server before it goes to
-	// the spool; keep it below the timeout of the senders, 10s by
+	// BindAddress: IP address of the listeners that the agent group's
+	// configuration opens; if empty, all addresses of the host.
+	BindAddress string `mapstructure:"bind_address" doc:"IP address of the listeners that the agent group's configuration opens; if empty, all addresses of the host"`
+	// LiveTimeout: how long a request waits for a server before the agent
+	// spools it; keep it below the senders' timeout, which is 10s by
 	// OpenTelemetry's default.
-	LiveTimeout time.Duration `mapstructure:"live_timeout" doc:"how long a request waits for a server before it goes to the spool; keep it below the timeout of the senders, 10s by OpenTelemetry's default"`
+	LiveTimeout time.Duration `mapstructure:"live_timeout" doc:"how long a request waits for a server before the agent spools it; keep it below the senders' timeout, which is 10s by OpenTelemetry's default"`
 }
 
 // DefaultConfig returns the defaults.

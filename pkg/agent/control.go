@@ -16,58 +16,61 @@ import (
 
 const (
 	heartbeatInterval = 10 * time.Second
-	// replyTimeout ends a stream on which the server says nothing to heartbeats: a
+	// replyTimeout ends a stream whose server does not answer heartbeats: a
 	// replica that hangs must not hold the agent.
 	replyTimeout = 3 * heartbeatInterval
-	// controlDelay is the longest pause before another stream is tried; each pause is
-	// random up to it, so that the agents of a cluster do not all come at once.
+	// controlDelay is the longest pause before the next stream. Each pause is
+	// random up to it, so that the agents of a cluster do not connect at the
+	// same time.
 	controlDelay = 5 * time.Second
-	// A stream that lived for steady was healthy, and another is opened nearly at once:
-	// configuration is to arrive within seconds at any time.
+	// A stream that lived for steady was healthy, and the next one is opened
+	// after at most againDelay: configuration must always arrive within
+	// seconds.
 	steady     = time.Minute
 	againDelay = 500 * time.Millisecond
-	// clockTolerance is what a host's clock may be off before it is said: spans and flows of
-	// different hosts are joined with that much slack.
+	// clockTolerance is the clock offset of a host above which the agent warns:
+	// spans and flows of different hosts are joined with that much slack.
 	clockTolerance = 500 * time.Millisecond
 )
 
-// Stream is an open stream of configuration.
+// Stream is an open control stream.
 type Stream = agentv1.ControlService_ConnectClient
 
-// Controller opens streams of configuration. pkg/agent/upstream satisfies it.
+// Controller opens control streams. pkg/agent/upstream implements it.
 type Controller interface {
 	Connect(ctx context.Context) (Stream, error)
 	WaitReady(ctx context.Context) error
 }
 
-// control holds a stream open and hands on what comes.
+// control keeps a stream open and passes on what arrives.
 type control struct {
 	up         Controller
 	hello      *agentv1.Registration
 	log        *slog.Logger
 	metrics    *metrics
 	exceptions *exceptions
-	// connected is called when a server has answered on a new stream. It must not block.
+	// connected is called when a server has answered on a new stream. It must
+	// not block.
 	connected func()
 	// configured is called with each configuration, from one goroutine.
 	configured func(*agentv1.Configuration)
-	// inForce returns the group and revision in force.
+	// inForce returns the current group and revision.
 	inForce func() (group string, revision uint64)
 }
 
-// run holds a stream open until ctx ends.
+// run keeps a stream open until ctx ends.
 func (c *control) run(ctx context.Context) error {
-	said := ""
+	logged := ""
 	for ctx.Err() == nil {
 		begun := time.Now()
 		err := c.session(ctx)
 		c.metrics.controlled.Set(0)
-		if text := err.Error(); text != said && ctx.Err() == nil { // once, not every few seconds
-			c.log.WarnContext(ctx, "no stream of configuration, trying again", slog.Any("error", err))
-			said = text
+		if text := err.Error(); text != logged && ctx.Err() == nil { // log it once, not every few seconds
+			c.log.WarnContext(ctx, "control stream failed, retrying", slog.Any("error", err))
+			logged = text
 		}
 		delay := controlDelay
-		if time.Since(begun) > steady { // servers end streams of some age, to spread them
+		if time.Since(begun) > steady { // servers end old streams, to rebalance them
 			delay = againDelay
 		}
 		_ = retry.Sleep(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // spreads load, is no secret
@@ -75,7 +78,7 @@ func (c *control) run(ctx context.Context) error {
 	return nil
 }
 
-// session runs one stream to its end, which always has a cause.
+// session runs one stream to its end and returns the cause.
 func (c *control) session(ctx context.Context) error {
 	if err := c.up.WaitReady(ctx); err != nil {
 		return err
@@ -88,14 +91,15 @@ func (c *control) session(ctx context.Context) error {
 	if err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Registration{Registration: c.hello}}); err != nil {
 		return cause(stream, err)
 	}
-	confirm := make(chan struct{}, 1) // a configuration was applied: say so at once
+	confirm := make(chan struct{}, 1) // a configuration was applied; confirm it at once
 	replied := make(chan struct{}, 1)
 	g.Go(func() error { return c.receive(stream, confirm, replied) })
 	g.Go(func() error { return c.beat(ctx, stream, confirm, replied) })
 	return g.Wait()
 }
 
-// cause is why a stream was ended, when sending only says that it was.
+// cause returns why the server ended a stream, where sending returns only
+// io.EOF.
 func cause(stream Stream, err error) error {
 	if errors.Is(err, io.EOF) {
 		if _, why := stream.Recv(); why != nil {
@@ -105,7 +109,7 @@ func cause(stream Stream, err error) error {
 	return err
 }
 
-// receive handles what the server says until the stream ends.
+// receive handles the server's messages until the stream ends.
 func (c *control) receive(stream Stream, confirm, replied chan<- struct{}) error {
 	for first := true; ; first = false {
 		m, err := stream.Recv()
@@ -124,12 +128,12 @@ func (c *control) receive(stream Stream, confirm, replied chan<- struct{}) error
 			c.metrics.controlled.Set(1)
 			c.compareClocks(m.HeartbeatReply)
 			wake(replied)
-		default: // of a newer server
+		default: // from a newer server
 		}
 	}
 }
 
-// wake wakes who waits on ch, which has a capacity of one.
+// wake signals ch, which has a capacity of one.
 func wake(ch chan<- struct{}) {
 	select {
 	case ch <- struct{}{}:
@@ -137,10 +141,11 @@ func wake(ch chan<- struct{}) {
 	}
 }
 
-// errNoReply says that the server has stopped answering.
-var errNoReply = errors.New("the server does not answer heartbeats")
+// errNoReply means that the server stopped answering.
+var errNoReply = errors.New("server does not answer heartbeats")
 
-// beat sends heartbeats: in intervals, and when there is something to say.
+// beat sends heartbeats: at intervals, and at once when a configuration or the
+// exceptions change.
 func (c *control) beat(ctx context.Context, stream Stream, confirm, replied <-chan struct{}) error {
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
@@ -149,7 +154,7 @@ func (c *control) beat(ctx context.Context, stream Stream, confirm, replied <-ch
 	for {
 		if err := stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Heartbeat{Heartbeat: c.heartbeat()}}); err != nil {
 			if errors.Is(err, io.EOF) {
-				return nil // receive returns why
+				return nil // receive returns the cause
 			}
 			return err
 		}
@@ -178,9 +183,9 @@ func (c *control) heartbeat() *agentv1.Heartbeat {
 	}
 }
 
-// compareClocks estimates how far this host's clock is ahead: the server's clock was
-// read between the sending of the heartbeat and now (RFC 5905, section 8, with one
-// exchange and the server's two times equal).
+// compareClocks estimates how far this host's clock is ahead: the server read
+// its clock between the sending of the heartbeat and now (RFC 5905, section 8,
+// with one exchange and the server's two times equal).
 func (c *control) compareClocks(r *agentv1.HeartbeatReply) {
 	sent, now, server := int64(r.AgentTimeUnixNano), time.Now().UnixNano(), int64(r.ServerTimeUnixNano)
 	offset := time.Duration((sent-server)/2 + (now-server)/2)

@@ -15,10 +15,10 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// fakeServer is a server's end of the streams that an agent opens.
+// fakeServer is the server's end of the streams that an agent opens.
 type fakeServer struct {
 	streams chan *fakeStream
-	refuse  error // of the next Connect
+	refuse  error // error of the next Connect
 }
 
 func (s *fakeServer) WaitReady(ctx context.Context) error { return ctx.Err() }
@@ -72,7 +72,7 @@ func reply(beat *agentv1.Heartbeat, ahead time.Duration) *agentv1.ConnectRespons
 	}}}
 }
 
-// session starts a control over a fake server; stop ends it.
+// session starts a control with a fake server; stop ends it.
 func session(t *testing.T) (s *fakeServer, c *control, stop func()) {
 	t.Helper()
 	return sessionWith(t, func() {})
@@ -81,7 +81,7 @@ func session(t *testing.T) (s *fakeServer, c *control, stop func()) {
 func sessionWith(t *testing.T, connected func()) (s *fakeServer, c *control, stop func()) {
 	t.Helper()
 	s = &fakeServer{streams: make(chan *fakeStream, 10)}
-	var inForce atomic.Pointer[agentv1.Configuration] // set and read by two goroutines
+	var inForce atomic.Pointer[agentv1.Configuration] // written and read by two goroutines
 	c = &control{
 		up: s, hello: &agentv1.Registration{AgentId: "a"}, log: slog.New(slog.DiscardHandler),
 		metrics: newMetrics(nil), exceptions: newExceptions(),
@@ -106,7 +106,7 @@ func (s *fakeStream) nextBeat(t *testing.T) *agentv1.Heartbeat {
 	select {
 	case m := <-s.up:
 		if m.GetHeartbeat() == nil {
-			t.Fatalf("%v is no heartbeat", m)
+			t.Fatalf("%v is not a heartbeat", m)
 		}
 		return m.GetHeartbeat()
 	case <-time.After(time.Hour):
@@ -115,9 +115,9 @@ func (s *fakeStream) nextBeat(t *testing.T) *agentv1.Heartbeat {
 	}
 }
 
-// A server that is new to the agent may know nothing of its pods: each stream says so once, when it is
-// answered and not before.
-func TestEveryStreamIsToldAgain(t *testing.T) {
+// A new server may know nothing of the agent's pods. Each stream triggers one
+// report, after the server's first answer and not before.
+func TestEveryStreamReportsAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		told := 0
 		s, _, stop := sessionWith(t, func() { told++ })
@@ -126,20 +126,20 @@ func TestEveryStreamIsToldAgain(t *testing.T) {
 			stream := <-s.streams
 			synctest.Wait()
 			if told != n {
-				t.Errorf("told %d times before stream %d was answered", told, n+1)
+				t.Errorf("%d reports before stream %d was answered", told, n+1)
 			}
 			stream.down <- configuration("g", 1)
 			stream.down <- configuration("g", 2)
 			synctest.Wait()
 			if told != n+1 {
-				t.Errorf("told %d times after %d streams", told, n+1)
+				t.Errorf("%d reports after %d streams", told, n+1)
 			}
 			close(stream.down)
 		}
 	})
 }
 
-func TestAConfigurationIsConfirmedAtOnce(t *testing.T) {
+func TestConfigurationIsConfirmedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _, stop := session(t)
 		defer stop()
@@ -161,7 +161,7 @@ func TestAConfigurationIsConfirmedAtOnce(t *testing.T) {
 	})
 }
 
-func TestAnExceptionIsToldAtOnce(t *testing.T) {
+func TestExceptionIsSentAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c, stop := session(t)
 		defer stop()
@@ -179,8 +179,8 @@ func TestAnExceptionIsToldAtOnce(t *testing.T) {
 	})
 }
 
-// A replica that takes heartbeats and answers none is left for another.
-func TestASilentServerIsLeft(t *testing.T) {
+// The agent leaves a replica that accepts heartbeats but answers none.
+func TestSilentServerIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _, stop := session(t)
 		defer stop()
@@ -193,8 +193,8 @@ func TestASilentServerIsLeft(t *testing.T) {
 	})
 }
 
-// Heartbeats that are answered keep the stream, for ever.
-func TestAStreamThatAnswersIsKept(t *testing.T) {
+// A stream with answered heartbeats stays open.
+func TestAnsweringStreamIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _, stop := session(t)
 		defer stop()
@@ -209,8 +209,8 @@ func TestAStreamThatAnswersIsKept(t *testing.T) {
 	})
 }
 
-// A stream that ends or cannot be opened is opened again, within five seconds.
-func TestAStreamIsOpenedAgain(t *testing.T) {
+// A stream that ends or cannot be opened is reopened within five seconds.
+func TestStreamIsReopened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _, stop := session(t)
 		defer stop()
@@ -221,7 +221,7 @@ func TestAStreamIsOpenedAgain(t *testing.T) {
 			close(stream.down)
 			again := <-s.streams
 			if took := time.Since(begun); took > 2*controlDelay {
-				t.Errorf("opened again after %s", took)
+				t.Errorf("reopened after %s", took)
 			}
 			close(again.down)
 		}

@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// exceptions are the troubles of this moment that operators see in
-// 'metaflow-ctl agent list', by what they are about.
+// exceptions holds the current problems by subject. Operators see them in
+// 'metaflow-ctl agent list'.
 type exceptions struct {
-	changed chan struct{} // capacity 1: something is different
+	changed chan struct{} // capacity 1: the exceptions changed
 
 	mu   sync.Mutex
 	list map[string]string
@@ -18,7 +18,7 @@ func newExceptions() *exceptions {
 	return &exceptions{changed: make(chan struct{}, 1), list: map[string]string{}}
 }
 
-// set says what is wrong with subject; empty text says that nothing is.
+// set replaces the exception of a subject; an empty text removes it.
 func (e *exceptions) set(subject, text string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -36,7 +36,7 @@ func (e *exceptions) set(subject, text string) {
 	}
 }
 
-// texts returns what is wrong, by subject.
+// texts returns the exceptions, sorted by subject.
 func (e *exceptions) texts() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -12,18 +12,18 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Identity is who an agent is.
+// Identity identifies an agent.
 type Identity struct {
-	ID        string   // the same over restarts, and of no other agent
-	Instance  string   // of this start of the program
-	Name      string   // what operators call it
+	ID        string   // unique to the agent and stable over restarts
+	Instance  string   // unique to this run of the program
+	Name      string   // the name that operators see
 	Host      string   // the kernel's host name
-	Addresses []string // of the host, loopback and link-local ones left out
+	Addresses []string // addresses of the host, without loopback and link-local ones
 	Cluster   string   // Kubernetes cluster; empty on plain hosts
 	Group     string   // agent group by id or name; empty is the group "default"
 }
 
-// Complete fills in from the machine what is still empty; Cluster and Group stay.
+// Complete fills empty fields from the machine, except Cluster and Group.
 func (id Identity) Complete() (Identity, error) {
 	var err error
 	if id.Host, err = os.Hostname(); err != nil {
@@ -40,15 +40,16 @@ func (id Identity) Complete() (Identity, error) {
 	return id, err
 }
 
-// derivedID is the same as long as its three parts are: a restart keeps it, and
-// needs no file for that. Two hosts of one name differ by the machine's id; where that
-// cannot be read (in a container), the cluster and the node's name are unique.
+// derivedID hashes its arguments, so that restarts keep the id without a file.
+// The machine's id distinguishes two hosts of one name. In a container it
+// cannot be read, but there the cluster and the node's name are unique.
 func derivedID(cluster, name, machine string) string {
 	h := xxh3.HashString128(cluster + "\x00" + name + "\x00" + machine).Bytes()
 	return hex.EncodeToString(h[:8])
 }
 
-// machineID is the id that systemd or dbus gave to the installation of the host.
+// machineID returns the id that systemd or D-Bus assigned to the host's
+// installation, or "".
 func machineID() string {
 	for _, name := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
 		if text, err := os.ReadFile(name); err == nil {
@@ -58,8 +59,9 @@ func machineID() string {
 	return ""
 }
 
-// outboundAddress is the address by which this host reaches a server: what others
-// see of it. It sends nothing. The zero Addr means that it cannot be told.
+// outboundAddress returns the local address of the route to a server, which is
+// the address that other hosts see. It sends nothing. It returns the zero Addr
+// if the address is unknown.
 func outboundAddress(server string) netip.Addr {
 	conn, err := net.Dial("udp", server) //nolint:noctx // resolves a name at most; connecting UDP sends nothing
 	if err != nil {

@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// bindRetry is how often a port is tried that somebody else has.
+	// bindRetry is the interval at which a port that is in use is tried again.
 	bindRetry = 3 * time.Second
-	// listenerGrace is what requests under way have when a listener is closed by the
-	// configuration: longer than they may wait for a server.
+	// listenerGrace is how long requests in flight may take when the
+	// configuration closes a listener: longer than they may wait for a server.
 	listenerGrace = 10 * time.Second
 )
 
@@ -30,9 +30,9 @@ type receiver interface {
 	Run(ctx context.Context) error
 }
 
-// settings are what an endpoint depends on; another value makes it anew.
+// settings are what an endpoint depends on; a change reopens it.
 type settings struct {
-	port            int // 0 is not listening
+	port            int // 0 closes the port
 	maxRequestBytes int64
 	cors            cors.Policy
 }
@@ -43,23 +43,23 @@ func (s settings) equal(o settings) bool {
 
 // endpoint is one port that the configuration opens and closes.
 type endpoint struct {
-	key  string // of the configuration
+	key  string // key in the configuration
 	want func(*agentconfig.Config) settings
 	open func(settings) (receiver, error)
 
 	wanted settings
 	has    settings
-	stop   context.CancelFunc // nil when it is closed
+	stop   context.CancelFunc // nil if closed
 	ended  chan struct{}
 }
 
-// listeners opens and closes ports as the configuration says.
+// listeners opens and closes ports as configured.
 type listeners struct {
 	log        *slog.Logger
 	exceptions *exceptions
-	wanted     chan *agentconfig.Config // capacity 1: the latest
+	wanted     chan *agentconfig.Config // capacity 1: the latest configuration
 	endpoints  []*endpoint
-	failed     chan *endpoint // one that ended by itself
+	failed     chan *endpoint // an endpoint whose receiver ended by itself
 }
 
 func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slog.Logger, e *exceptions) *listeners {
@@ -104,8 +104,8 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 	}
 }
 
-// agentBytesInFlight bounds the requests of OTLP/gRPC in an agent, which shares its
-// host with what it observes.
+// agentBytesInFlight bounds the OTLP/gRPC requests in flight in an agent, which
+// shares its host with the programs that it observes.
 const agentBytesInFlight = 64 << 20
 
 func (s settings) unless(off bool) settings {
@@ -115,7 +115,7 @@ func (s settings) unless(off bool) settings {
 	return s
 }
 
-// configure makes run open and close what cfg says. It does not wait.
+// configure makes run open and close ports as cfg says. It does not block.
 func (l *listeners) configure(cfg *agentconfig.Config) {
 	for {
 		select {
@@ -124,13 +124,13 @@ func (l *listeners) configure(cfg *agentconfig.Config) {
 		default:
 		}
 		select {
-		case <-l.wanted: // a newer one takes its place
+		case <-l.wanted: // replaced by the newer one
 		default:
 		}
 	}
 }
 
-// run keeps the ports as configured until ctx ends, and closes them.
+// run keeps the ports as configured until ctx ends, then closes them.
 func (l *listeners) run(ctx context.Context) error {
 	retry := time.NewTicker(bindRetry)
 	defer retry.Stop()
@@ -155,7 +155,7 @@ func (l *listeners) run(ctx context.Context) error {
 	}
 }
 
-// reconcile brings e to what is wanted, or says why it cannot.
+// reconcile brings e to the wanted state, or sets an exception.
 func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 	if e.wanted.equal(e.has) {
 		return
@@ -172,7 +172,7 @@ func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 	r, err := e.open(e.wanted)
 	if err != nil {
 		l.exceptions.set(e.key, err.Error())
-		l.log.WarnContext(ctx, "listener cannot be opened, trying again", slog.String("key", e.key), slog.Any("error", err))
+		l.log.WarnContext(ctx, "cannot open listener, retrying", slog.String("key", e.key), slog.Any("error", err))
 		return
 	}
 	l.exceptions.set(e.key, "")
@@ -195,12 +195,12 @@ func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 
 func errText(err error) string {
 	if err == nil {
-		err = errors.New("the listener ended")
+		err = errors.New("listener ended")
 	}
 	return err.Error()
 }
 
-// close ends the endpoint and waits for its requests.
+// close stops the endpoint and waits for its requests.
 func (e *endpoint) close() {
 	if e.stop == nil {
 		return
@@ -210,8 +210,8 @@ func (e *endpoint) close() {
 	e.stop, e.has = nil, settings{}
 }
 
-// removable remembers what was registered, to take it away with the listener
-// that it describes.
+// removable records the registered collectors, to unregister them with the
+// listener that they describe.
 type removable struct {
 	prometheus.Registerer
 	collectors []prometheus.Collector
@@ -247,7 +247,7 @@ func (r *removable) remove() {
 	}
 }
 
-// scopedReceiver takes its metrics away when it ends.
+// scopedReceiver unregisters its metrics when it ends.
 type scopedReceiver struct {
 	*rpc.Server
 	scoped *removable

@@ -49,7 +49,7 @@ func integration(port, grpcPort int) *agentconfig.Config {
 	return &cfg
 }
 
-// opens waits until the port is open, or not.
+// opens waits until the port is open or closed, as wanted.
 func opens(t *testing.T, port int, want bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
@@ -70,7 +70,7 @@ func opens(t *testing.T, port int, want bool) {
 	}
 }
 
-// Ports follow the configuration: opened, moved, closed, opened again.
+// Ports are opened, moved, closed and reopened as configured.
 func TestPortsFollowTheConfiguration(t *testing.T) {
 	l := openListeners(t)
 	one, two, grpc := freePort(t), freePort(t), freePort(t)
@@ -83,7 +83,7 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 	l.configure(integration(0, 0))
 	opens(t, two, false)
 	opens(t, grpc, false)
-	l.configure(integration(two, grpc)) // the metrics of the first time are not in the way
+	l.configure(integration(two, grpc)) // the metrics of the first listener must be unregistered
 	opens(t, two, true)
 	opens(t, grpc, true)
 	off := *integration(two, grpc)
@@ -93,8 +93,7 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 	opens(t, grpc, false)
 }
 
-// Web pages may send from the origins that the configuration names, and from others
-// once it names others.
+// Web pages may send from the configured origins only, also after these change.
 func TestWebPagesFollowTheConfiguration(t *testing.T) {
 	l := openListeners(t)
 	port := freePort(t)
@@ -108,7 +107,7 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		resp, err := client.Do(req)
 		if err != nil {
-			return 0 // the port is being opened again
+			return 0 // the port is being reopened
 		}
 		defer resp.Body.Close()
 		return resp.StatusCode
@@ -132,12 +131,12 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 		}
 	}
 	if got := preflight(one); got != http.StatusForbidden {
-		t.Errorf("pages of the origin before are answered %d", got)
+		t.Errorf("pages of the previous origin got status %d", got)
 	}
 }
 
-// A port that somebody else has is an exception, and is taken once it is free.
-func TestATakenPortIsTriedAgain(t *testing.T) {
+// A port in use is an exception, and is opened once it is free.
+func TestPortInUseIsRetried(t *testing.T) {
 	l := openListeners(t)
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -164,7 +163,7 @@ func awaitExceptions(t *testing.T, l *listeners, want int) {
 	}
 }
 
-// The last of many configurations counts, however fast they come.
+// The last of many configurations counts, however fast they arrive.
 func TestConfigureDoesNotWait(t *testing.T) {
 	l := newListeners("127.0.0.1", newRig(t, 1<<20).forwarder, nil, slog.New(slog.DiscardHandler), newExceptions())
 	for port := range 100 {
@@ -173,9 +172,9 @@ func TestConfigureDoesNotWait(t *testing.T) {
 	select {
 	case cfg := <-l.wanted:
 		if cfg.Integration.ListenPort != 99 {
-			t.Errorf("port %d is wanted, want the last", cfg.Integration.ListenPort)
+			t.Errorf("port %d is configured, want the last", cfg.Integration.ListenPort)
 		}
 	default:
-		t.Error("no configuration is wanted")
+		t.Error("no configuration is pending")
 	}
 }

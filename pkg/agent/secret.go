@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// secretFile holds what proves to servers that an agent is the one that registered its id.
+// secretFile holds the secret that proves to servers that an agent owns its id.
 const secretFile = "secret"
 
-// Secret returns the secret in dir, and makes one when there is none. Whoever loses it, together with
-// the directory, has to have the id released.
+// Secret returns the secret stored in dir, and creates it if there is none.
+// After the secret is lost, an operator must release the agent's id.
 func Secret(dir string) (string, error) {
 	name := filepath.Join(dir, secretFile)
 	text, err := os.ReadFile(name)
@@ -27,7 +27,7 @@ func Secret(dir string) (string, error) {
 	secret := rand.Text()
 	temporary := name + ".new"
 	if err := writeSynced(temporary, secret+"\n"); err != nil {
-		return "", fmt.Errorf("keep the agent's secret: %w", err)
+		return "", fmt.Errorf("store the agent's secret: %w", err)
 	}
 	return secret, os.Rename(temporary, name)
 }

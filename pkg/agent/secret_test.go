@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTheSecretIsMadeOnceAndKept(t *testing.T) {
+func TestSecretIsCreatedOnce(t *testing.T) {
 	dir := t.TempDir()
 	made, err := Secret(dir)
 	if err != nil || len(made) < 26 {
@@ -22,6 +22,6 @@ func TestTheSecretIsMadeOnceAndKept(t *testing.T) {
 		t.Errorf("another agent has %q, %v", other, err)
 	}
 	if _, err := Secret(filepath.Join(dir, "not there")); err == nil {
-		t.Error("a secret that cannot be kept is used")
+		t.Error("returned a secret that could not be stored")
 	}
 }

@@ -11,11 +11,11 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// stateFile keeps the last configuration, so that an agent that starts while no
-// server can be reached goes on as before.
+// stateFile stores the last configuration, so that an agent that starts while
+// no server can be reached continues with it.
 type stateFile string
 
-// load returns the configuration kept, or nil when there is none.
+// load returns the stored configuration, or nil if there is none.
 func (f stateFile) load() (*agentv1.Configuration, error) {
 	text, err := os.ReadFile(string(f))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -31,7 +31,7 @@ func (f stateFile) load() (*agentv1.Configuration, error) {
 	return c, nil
 }
 
-// save replaces what is kept, in one step.
+// save replaces the stored configuration atomically.
 func (f stateFile) save(c *agentv1.Configuration) error {
 	text, err := protojson.MarshalOptions{Multiline: true}.Marshal(c)
 	if err != nil {

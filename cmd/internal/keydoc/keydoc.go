@@ -1,9 +1,9 @@
-// Package keydoc keeps the tables of keys in docs/configure.md as the programs
-// are: each program's tests render their own section from the code and [Check]
-// the page.
+// Package keydoc keeps the tables of keys in docs/configure.md in step with the
+// programs. Each program's tests render their section from the code, and
+// [Check] compares it with the page.
 //
-// A section lies between two comments, <!-- begin NAME --> and <!-- end NAME -->; what stands
-// outside of them is written by hand and not touched.
+// A section lies between the comments <!-- begin NAME --> and <!-- end NAME
+// -->. Text outside sections is written by hand and stays untouched.
 package keydoc
 
 import (
@@ -17,8 +17,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/config"
 )
 
-// Program renders the keys of a program's configuration file: a table for what
-// is in no section, then one for each section.
+// Program renders the keys of a program's configuration file: a table of
+// top-level keys, then one per section.
 func Program(keys []config.Key) string {
 	var t tables
 	t.section("Top level")
@@ -40,7 +40,7 @@ func Program(keys []config.Key) string {
 func Group(keys []agentconfig.Key) string {
 	var t tables
 	for _, k := range keys {
-		parts := strings.SplitN(k.Name, ".", 3) // inputs.integration.compression.trace is one of inputs.integration
+		parts := strings.SplitN(k.Name, ".", 3) // inputs.integration.compression.trace belongs to inputs.integration
 		kind := k.Type
 		if k.Range != "" {
 			kind += ", " + k.Range
@@ -54,8 +54,8 @@ func Group(keys []agentconfig.Key) string {
 	return t.String()
 }
 
-// tables are the tables of a page's section, by their titles in the order of
-// their first use.
+// tables holds the tables of a page's section by title, in the order of first
+// use.
 type tables struct {
 	titles []string
 	rows   map[string]*strings.Builder
@@ -72,7 +72,7 @@ func (t *tables) section(title string) *strings.Builder {
 	return t.rows[title]
 }
 
-// String leaves out tables without a row.
+// String omits tables without rows.
 func (t *tables) String() string {
 	var b strings.Builder
 	for _, title := range t.titles {
@@ -92,15 +92,15 @@ func row(b *strings.Builder, key, kind, value, text string) {
 	fmt.Fprintf(b, "| %s | %s | %s | %s |\n", key, cell(kind), value, cell(text))
 }
 
-// cell makes a text safe inside a table: a | would end the cell, and a < begin
-// an element.
+// cell escapes a text for a table: | would end the cell, and < would start an
+// element.
 func cell(text string) string {
 	return strings.NewReplacer("|", `\|`, "<", "&lt;", "\n", " ").Replace(text)
 }
 
-// Check fails unless a section of the page at path is want; with update it writes
-// want there first. It writes the page as a whole, so only one program at a time
-// may update: go test -p 1.
+// Check returns an error unless the section of the page at path equals want;
+// with update it first writes want. It rewrites the whole page, so only one
+// program may update at a time: go test -p 1.
 func Check(path, section, want string, update bool) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -121,12 +121,12 @@ func Check(path, section, want string, update bool) error {
 		return err
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		return fmt.Errorf("%s differs from the code; make generate writes it (-code +page):\n%s", path, diff)
+		return fmt.Errorf("%s differs from the code; run make generate (-code +page):\n%s", path, diff)
 	}
 	return nil
 }
 
-// Section returns what stands in page between the comments of a section.
+// Section returns the text between the comments of a section.
 func Section(page, name string) (string, error) {
 	from, to, err := bounds(page, name)
 	if err != nil {
@@ -135,7 +135,7 @@ func Section(page, name string) (string, error) {
 	return page[from:to], nil
 }
 
-// Replace returns page with text in a section.
+// Replace returns page with the text of a section replaced.
 func Replace(page, name, text string) (string, error) {
 	from, to, err := bounds(page, name)
 	if err != nil {
@@ -148,7 +148,7 @@ func bounds(page, name string) (from, to int, err error) {
 	begin, end := "<!-- begin "+name+" -->\n", "<!-- end "+name+" -->"
 	from, to = strings.Index(page, begin), strings.Index(page, end)
 	if from < 0 || to < from || strings.Count(page, begin) != 1 || strings.Count(page, end) != 1 {
-		return 0, 0, fmt.Errorf("find section %s: the page needs one line %q and one %q below it", name, strings.TrimSpace(begin), end)
+		return 0, 0, fmt.Errorf("find section %s: the page needs one line %q and below it one line %q", name, strings.TrimSpace(begin), end)
 	}
 	return from + len(begin), to, nil
 }

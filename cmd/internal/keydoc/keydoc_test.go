@@ -82,6 +82,6 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	if err := Check(page, "b", "", false); err == nil {
-		t.Error("a section that is not there: no error")
+		t.Error("no error for a missing section")
 	}
 }

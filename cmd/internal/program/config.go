@@ -9,22 +9,26 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/config"
 )
 
-// EnvPrefix and a key make the name of an environment variable.
+// EnvPrefix is the prefix of environment variables; the rest of the name is the
+// key.
 const EnvPrefix = "METAFLOW"
 
-// Validator is a configuration, a pointer to a struct as pkg/config describes it.
+// Validator is a configuration: a pointer to a struct as pkg/config describes
+// it.
 type Validator interface{ Validate() error }
 
-// Configured is how a program is configured.
+// Configured describes the configuration of a program.
 type Configured[C Validator] struct {
 	// New returns the defaults.
 	New func() C
-	// Variables with EnvPrefix that the program reads and that set no key.
+	// Variables are those with EnvPrefix that the program reads but that set no
+	// key.
 	Variables []string
 }
 
-// otherVariables have EnvPrefix and configure neither the server nor the agent:
-// metaflow-ctl's, which containers of the server have too, and those of tests.
+// otherVariables have EnvPrefix but configure neither the server nor the agent:
+// those of metaflow-ctl, which the server's containers have too, and those of
+// tests.
 var otherVariables = []string{"METAFLOW_CTL_", "METAFLOW_TEST_"}
 
 // Flags are the flags of a command that reads the configuration.
@@ -35,7 +39,7 @@ type Flags[C Validator] struct {
 	keys map[string]string // flag name -> key
 }
 
-// AddFlags gives cmd --config, and a flag for each of the keys.
+// AddFlags adds --config and a flag for each of the keys to cmd.
 func (c Configured[C]) AddFlags(cmd *cobra.Command, keys map[string]string) *Flags[C] {
 	f := &Flags[C]{from: c, cmd: cmd, keys: keys}
 	cmd.Flags().StringVar(&f.file, "config", "", "YAML `FILE` with the configuration; the command 'config print' shows every key")
@@ -49,14 +53,14 @@ func (c Configured[C]) AddFlags(cmd *cobra.Command, keys map[string]string) *Fla
 	return f
 }
 
-// Load returns the effective configuration: the defaults, over them the file, over
-// it the environment, over it the flags.
+// Load returns the effective configuration: defaults, overridden by the file,
+// then the environment, then the flags.
 func (f *Flags[C]) Load() (C, error) {
 	cfg := f.from.New()
 	return cfg, f.LoadOver(cfg)
 }
 
-// LoadOver does the same with the defaults that cfg holds.
+// LoadOver loads the configuration over the defaults in cfg.
 func (f *Flags[C]) LoadOver(cfg C) error {
 	return config.Load(cfg, config.Options{
 		File: f.file, EnvPrefix: EnvPrefix, OtherVariables: append(slices.Clone(otherVariables), f.from.Variables...),
@@ -65,10 +69,10 @@ func (f *Flags[C]) LoadOver(cfg C) error {
 }
 
 // Command returns the command config with check and print. keys are flags that
-// they understand beside --config.
+// both accept besides --config.
 func (c Configured[C]) Command(keys map[string]string) *cobra.Command {
 	check := &cobra.Command{
-		Use: "check", Short: "Say everything that is wrong with the configuration; status 2 if anything is", Args: Args(cobra.NoArgs),
+		Use: "check", Short: "Report all problems of the configuration; status 2 if there are any", Args: Args(cobra.NoArgs),
 	}
 	checked := c.AddFlags(check, keys)
 	check.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -79,7 +83,7 @@ func (c Configured[C]) Command(keys map[string]string) *cobra.Command {
 		return err
 	}
 	show := &cobra.Command{
-		Use: "print", Short: "Print every key with its value, default and meaning, as a file that can be used", Args: Args(cobra.NoArgs),
+		Use: "print", Short: "Print every key with its value, default and meaning, as a valid configuration file", Args: Args(cobra.NoArgs),
 	}
 	shown := c.AddFlags(show, keys)
 	show.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 )
 
-// Log is how a program logs, to standard error.
+// Log configures logging, which goes to standard error.
 type Log struct {
 	// Level: debug, info, warn or error.
 	Level string `mapstructure:"level" doc:"debug, info, warn or error"`
@@ -15,10 +15,10 @@ type Log struct {
 	Format string `mapstructure:"format" doc:"json or text"`
 }
 
-// DefaultLog is what a program run by a supervisor wants.
+// DefaultLog returns the configuration for a program run by a supervisor.
 func DefaultLog() Log { return Log{Level: "info", Format: "json"} }
 
-// Validate reports every problem, each by its key.
+// Validate reports all problems, each by its key.
 func (l Log) Validate() error {
 	var errs []error
 	if _, err := l.level(); err != nil {
@@ -38,7 +38,7 @@ func (l Log) level() (slog.Level, error) {
 	return level, nil
 }
 
-// Logger writes to w as a validated Log says.
+// Logger returns a logger that writes to w. The Log must be valid.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	level, _ := l.level()
 	opts := &slog.HandlerOptions{Level: level}

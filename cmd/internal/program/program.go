@@ -1,6 +1,6 @@
-// Package program is what the command lines of MetaFlow's programs have in
-// common: exit statuses, errors, help, logging, and the commands around a
-// configuration. It holds nothing of what a program does.
+// Package program holds what the command lines of MetaFlow's programs share:
+// exit statuses, errors, help, logging, and the commands for a configuration.
+// It contains nothing specific to one program.
 package program
 
 import (
@@ -19,15 +19,16 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/config"
 )
 
-// Exit statuses that scripts can rely on.
+// Exit statuses for scripts.
 const (
 	ExitOK     = 0
 	ExitFailed = 1
-	ExitUsage  = 2 // wrong flags or configuration: trying again will not help
+	ExitUsage  = 2 // invalid flags or configuration: a retry will not help
 )
 
 // Run executes root until it returns or a signal ends it, prints its error, and
-// returns the exit status. Nothing below it exits, reads flags or catches signals.
+// returns the exit status. Nothing below it exits, reads flags or catches
+// signals.
 func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -43,7 +44,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr
 	case err == nil:
 		return ExitOK
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "%s: the configuration is wrong:\n", root.Name())
+		fmt.Fprintf(stderr, "%s: invalid configuration:\n", root.Name())
 		for _, p := range wrong.Problems {
 			fmt.Fprintln(stderr, "  "+p.String())
 		}
@@ -57,17 +58,17 @@ func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr
 	}
 }
 
-// UsageError is a command line that cannot be understood.
+// UsageError is an invalid command line.
 type UsageError struct{ Cause error }
 
 func (e *UsageError) Error() string { return e.Cause.Error() }
 
 func (e *UsageError) Unwrap() error { return e.Cause }
 
-// Usage makes a UsageError.
+// Usage returns a formatted UsageError.
 func Usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
 
-// Root is the command of a whole program.
+// Root returns the command of a whole program.
 func Root(use, short string, commands ...*cobra.Command) *cobra.Command {
 	root := Group(use, short, append(commands, newVersion(use))...)
 	root.SilenceErrors = true // Run prints them, once
@@ -78,7 +79,7 @@ func Root(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return root
 }
 
-// Group is a command that only has subcommands.
+// Group returns a command that only has subcommands.
 func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -94,7 +95,7 @@ func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// Args makes errors of a check of arguments usage errors.
+// Args turns the errors of an argument check into usage errors.
 func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
@@ -114,7 +115,7 @@ func newVersion(program string) *cobra.Command {
 	}
 }
 
-// Version is what the Go toolchain recorded when the program was built.
+// Version returns the version that the Go toolchain recorded in the program.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

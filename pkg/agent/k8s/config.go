@@ -20,22 +20,22 @@ const (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	// Enabled: whether to ask Kubernetes for the pods of this node: true,
-	// false, or auto, which does so where a service account is mounted, as
-	// in a pod, or a kubeconfig is given.
-	Enabled string `mapstructure:"enabled" doc:"whether to ask Kubernetes for the pods of this node: true, false, or auto, which does so where a service account is mounted, as in a pod, or a kubeconfig is given"`
-	// Kubeconfig: file that says where the API server is and who asks, as
-	// kubectl has it: for agents that are no pods themselves; empty is the
-	// service account of the agent's pod.
-	Kubeconfig string `mapstructure:"kubeconfig" doc:"file that says where the API server is and who asks, as kubectl has it: for agents that are no pods themselves; empty is the service account of the agent's pod"`
-	// Lease: name of the lease by which one agent of the cluster is chosen
-	// to follow its services; empty follows none.
-	Lease string `mapstructure:"lease" doc:"name of the lease by which one agent of the cluster is chosen to follow its services; empty follows none"`
-	// Namespace: namespace of the lease; empty is that of the agent's own
-	// pod, or of the kubeconfig's context.
-	Namespace string `mapstructure:"namespace" doc:"namespace of the lease; empty is that of the agent's own pod, or of the kubeconfig's context"`
-	// Node: name of this node in Kubernetes; empty is the agent's name.
-	Node string `mapstructure:"node" doc:"name of this node in Kubernetes; empty is the agent's name"`
+	// Enabled: whether to watch the pods of this node in Kubernetes: true,
+	// false, or auto, which watches them if a service account is mounted,
+	// as in a pod, or a kubeconfig is set.
+	Enabled string `mapstructure:"enabled" doc:"whether to watch the pods of this node in Kubernetes: true, false, or auto, which watches them if a service account is mounted, as in a pod, or a kubeconfig is set"`
+	// Kubeconfig: kubeconfig file with the API server and the credentials,
+	// for agents that do not run in a pod; if empty, the service account of
+	// the agent's pod.
+	Kubeconfig string `mapstructure:"kubeconfig" doc:"kubeconfig file with the API server and the credentials, for agents that do not run in a pod; if empty, the service account of the agent's pod"`
+	// Lease: name of the lease that elects the one agent of the cluster
+	// which watches its services; if empty, no agent does.
+	Lease string `mapstructure:"lease" doc:"name of the lease that elects the one agent of the cluster which watches its services; if empty, no agent does"`
+	// Namespace: namespace of the lease; if empty, that of the agent's pod
+	// or of the kubeconfig's context.
+	Namespace string `mapstructure:"namespace" doc:"namespace of the lease; if empty, that of the agent's pod or of the kubeconfig's context"`
+	// Node: name of this node in Kubernetes; if empty, the agent's name.
+	Node string `mapstructure:"node" doc:"name of this node in Kubernetes; if empty, the agent's name"`
 }
 
 // DefaultConfig returns the defaults.

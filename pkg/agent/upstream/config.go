@@ -12,20 +12,20 @@ import (
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
 	// Addresses: host:port of the servers; a name with several addresses,
-	// such as a headless service, stands for all of them.
-	Addresses []string `mapstructure:"addresses" doc:"host:port of the servers; a name with several addresses, such as a headless service, stands for all of them"`
-	// Timeout: time for one request to be answered; keep it above the
-	// server's kafka.produce_timeout. Too short sends again what was
-	// stored, too long holds senders while a server hangs.
-	Timeout time.Duration `mapstructure:"timeout" doc:"time for one request to be answered; keep it above the server's kafka.produce_timeout. Too short sends again what was stored, too long holds senders while a server hangs"`
-	// ConnectTimeout: time for one connection, with TLS.
-	ConnectTimeout time.Duration `mapstructure:"connect_timeout" doc:"time for one connection, with TLS"`
-	// MaxBackoff: longest pause between two tries to connect to one server;
-	// pauses start below a second and grow.
-	MaxBackoff time.Duration `mapstructure:"max_backoff" doc:"longest pause between two tries to connect to one server; pauses start below a second and grow"`
-	// ResolveInterval: how often names are looked up, so that new servers
-	// are found.
-	ResolveInterval time.Duration `mapstructure:"resolve_interval" doc:"how often names are looked up, so that new servers are found"`
+	// such as a headless service, means all of them.
+	Addresses []string `mapstructure:"addresses" doc:"host:port of the servers; a name with several addresses, such as a headless service, means all of them"`
+	// Timeout: timeout of one request; keep it above the server's
+	// kafka.produce_timeout. A short timeout sends stored requests again, a
+	// long one holds up senders while a server hangs.
+	Timeout time.Duration `mapstructure:"timeout" doc:"timeout of one request; keep it above the server's kafka.produce_timeout. A short timeout sends stored requests again, a long one holds up senders while a server hangs"`
+	// ConnectTimeout: timeout of one connection attempt, including TLS.
+	ConnectTimeout time.Duration `mapstructure:"connect_timeout" doc:"timeout of one connection attempt, including TLS"`
+	// MaxBackoff: longest pause between two attempts to connect to one
+	// server; pauses start below a second and grow.
+	MaxBackoff time.Duration `mapstructure:"max_backoff" doc:"longest pause between two attempts to connect to one server; pauses start below a second and grow"`
+	// ResolveInterval: interval between lookups of server names, which find
+	// new servers.
+	ResolveInterval time.Duration `mapstructure:"resolve_interval" doc:"interval between lookups of server names, which find new servers"`
 	Keepalive       Keepalive     `mapstructure:"keepalive"`
 	// Token: one of the servers' control.agent_tokens; use it with TLS.
 	Token string           `mapstructure:"token" doc:"one of the servers' control.agent_tokens; use it with TLS" secret:"true"`
@@ -34,13 +34,13 @@ type Config struct {
 
 // Keepalive configures the detection of dead connections.
 type Keepalive struct {
-	// Time: a connection silent for this long is pinged; servers disconnect
-	// clients that ping more often than their
+	// Time: the agent pings a connection that was idle for this long;
+	// servers disconnect clients that ping more often than their
 	// grpc.keepalive.min_client_interval.
-	Time time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged; servers disconnect clients that ping more often than their grpc.keepalive.min_client_interval"`
-	// Timeout: a connection is closed when a ping is not answered within
-	// this time.
-	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
+	Time time.Duration `mapstructure:"time" doc:"the agent pings a connection that was idle for this long; servers disconnect clients that ping more often than their grpc.keepalive.min_client_interval"`
+	// Timeout: the agent closes a connection whose ping is not answered
+	// within this time.
+	Timeout time.Duration `mapstructure:"timeout" doc:"the agent closes a connection whose ping is not answered within this time"`
 }
 
 // leastKeepalive is the least that grpc-go accepts and that servers allow by
