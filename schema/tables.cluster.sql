@@ -228,6 +228,8 @@ ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/{database}/{table}
 ORDER BY agent_id
 SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800;
 
+ALTER TABLE metaflow.services_local ON CLUSTER 'metaflow' ADD COLUMN IF NOT EXISTS endpoint_count UInt32 CODEC(T64, ZSTD(1)) AFTER endpoints;
+
 CREATE OR REPLACE VIEW metaflow.spans ON CLUSTER 'metaflow'
 (
     trace_id String,
@@ -906,11 +908,12 @@ AS SELECT
     service,
     ports,
     endpoints,
+    endpoint_count,
     valid_from,
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
     seen
 FROM metaflow.services_local FINAL
-COMMENT 'made by metaflow-server, form ab87da881ecbf4a5';
+COMMENT 'made by metaflow-server, form 42ed60119bd2bcd2';
 
 CREATE OR REPLACE VIEW metaflow.agents ON CLUSTER 'metaflow'
 AS SELECT

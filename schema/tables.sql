@@ -216,6 +216,8 @@ ENGINE = ReplacingMergeTree(recorded)
 ORDER BY agent_id
 SETTINGS non_replicated_deduplication_window = 10000;
 
+ALTER TABLE metaflow.services_local ADD COLUMN IF NOT EXISTS endpoint_count UInt32 CODEC(T64, ZSTD(1)) AFTER endpoints;
+
 CREATE OR REPLACE VIEW metaflow.spans
 (
     trace_id String,
@@ -894,11 +896,12 @@ AS SELECT
     service,
     ports,
     endpoints,
+    endpoint_count,
     valid_from,
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
     seen
 FROM metaflow.services_local FINAL
-COMMENT 'made by metaflow-server, form f6ad319d6c144943';
+COMMENT 'made by metaflow-server, form 0b4ca7b885764f91';
 
 CREATE OR REPLACE VIEW metaflow.agents
 AS SELECT

@@ -6,6 +6,7 @@ AS SELECT
     service,
     ports,
     endpoints,
+    endpoint_count,
     valid_from,
     -- An address that a service does not have any more is reported no more.
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,

@@ -33,6 +33,7 @@ func NewServices() *Services {
 	declare(r, "service", new(proto.ColStr), func(r *serviceRow) string { return r.Name })
 	declare(r, "ports", new(proto.ColUInt16).Array(), func(r *serviceRow) []uint16 { return r.ports })
 	declare(r, "endpoints", new(proto.ColIPv6).Array(), func(r *serviceRow) []proto.IPv6 { return r.endpoints })
+	declare(r, "endpoint_count", new(proto.ColUInt32), func(r *serviceRow) uint32 { return r.EndpointCount })
 	declare(r, "valid_from", moments(), func(r *serviceRow) time.Time { return moment(r.StartTimeUnixNano) })
 	declare(r, "valid_to", moments(), func(r *serviceRow) time.Time { return end(r.EndTimeUnixNano) })
 	declare(r, "seen", moments(), func(r *serviceRow) time.Time { return moment(r.SeenTimeUnixNano) })

@@ -1,0 +1,1 @@
+{{dropColumn "services" "endpoint_count"}};

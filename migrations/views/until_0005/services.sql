@@ -1,0 +1,13 @@
+CREATE OR REPLACE VIEW {{.Database}}.services{{.OnCluster}}
+AS SELECT
+    cluster,
+    ip,
+    namespace,
+    service,
+    ports,
+    endpoints,
+    valid_from,
+    -- An address that a service does not have any more is reported no more.
+    if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
+    seen
+FROM {{.Database}}.services_local FINAL;
