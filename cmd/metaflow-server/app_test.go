@@ -24,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -89,20 +90,10 @@ func (s *serving) dial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-func startKafka(t *testing.T) string {
-	t.Helper()
-	b, err := broker.Start(broker.Options{Listen: "127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	return b.Addr()
-}
-
 // Two servers that only control: operators and agents speak to either, the token is asked
 // for, and traces are not taken.
 func TestControlAlone(t *testing.T) {
-	kafka := startKafka(t)
+	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	only := func(s *server) { s.Roles, s.Control.Token = []string{roleControl}, "hush" }
 	first, second := serve(t, kafka, only), serve(t, kafka, only)
 
@@ -165,7 +156,7 @@ func TestControlAlone(t *testing.T) {
 
 // A gateway without control has no /v1/ and no streams of agents.
 func TestGatewayAlone(t *testing.T) {
-	s := serve(t, startKafka(t), func(s *server) { s.Roles = []string{roleGateway} })
+	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) { s.Roles = []string{roleGateway} })
 	if _, err := coltracepb.NewTraceServiceClient(s.dial(t)).Export(t.Context(), &coltracepb.ExportTraceServiceRequest{}); err != nil {
 		t.Errorf("traces: %v", err)
 	}
@@ -188,7 +179,7 @@ func TestGatewayOverHTTP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, startKafka(t), func(s *server) {
+	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) {
 		s.Roles, s.Gateway.HTTPListen, s.GRPC.MaxRequestBytes = []string{roleGateway}, "127.0.0.1:0", 1<<20
 		s.Gateway.HTTPCORS.AllowedOrigins = []cors.Origin{origin}
 	})
@@ -254,7 +245,7 @@ func TestTakenPortOfOTLPHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	kafka := startKafka(t)
+	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	cfg := defaultServer()
 	cfg.GRPC.Listen, cfg.HTTP.Listen, cfg.Gateway.HTTPListen = "127.0.0.1:0", "127.0.0.1:0", taken.Addr().String()
 	cfg.Roles, cfg.Kafka.Brokers, cfg.Kafka.Replication = []string{roleGateway}, []string{kafka}, 1
@@ -285,7 +276,7 @@ func TestTakenPortOfOTLPHTTP(t *testing.T) {
 // Whoever serves the port takes what registered agents say of pods and services, and every replica knows it
 // then; a gateway, which agents do not register at, too.
 func TestReports(t *testing.T) {
-	kafka := startKafka(t)
+	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	gateway := serve(t, kafka, func(s *server) { s.Roles = []string{roleGateway} })
 	control := serve(t, kafka, func(s *server) { s.Roles = []string{roleControl} })
 	if err := join(t.Context(), control.dial(t), "a1", "1"); err != nil {
@@ -353,7 +344,7 @@ func TestControlWaitsForKafka(t *testing.T) {
 
 // A server whose HTTP port fails ends: nobody could ask it how it is.
 func TestHTTPFailureEndsTheServer(t *testing.T) {
-	s := serve(t, startKafka(t), func(s *server) { s.Roles = []string{roleControl} })
+	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) { s.Roles = []string{roleControl} })
 	if err := s.http.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -39,7 +41,7 @@ func showing(ctx context.Context, pairs ...string) context.Context {
 // An agent registers with a secret and goes. Nobody without the secret may use its id, at any
 // replica, until an operator has released it.
 func TestAnIDIsKeptForItsAgent(t *testing.T) {
-	kafka := startKafka(t)
+	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	edit := func(s *server) { s.Roles = []string{roleGateway, roleControl} }
 	one, two := serve(t, kafka, edit), serve(t, kafka, edit)
 	owner, left := context.WithCancel(t.Context())
@@ -104,7 +106,7 @@ func TestAnIDIsKeptForItsAgent(t *testing.T) {
 }
 
 func TestAgentsShowTheToken(t *testing.T) {
-	s := serve(t, startKafka(t), func(s *server) {
+	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) {
 		s.Roles, s.Control.AgentTokens = []string{roleControl}, []string{"former", "hush"}
 	})
 	conn := s.dial(t)
@@ -122,7 +124,7 @@ func TestAgentsShowTheToken(t *testing.T) {
 
 // Five hundred and ninety-nine registrations in a second leave room for others.
 func TestFakeAgentsLeaveRoom(t *testing.T) {
-	s := serve(t, startKafka(t), func(s *server) {
+	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) {
 		s.Roles, s.Control.MaxAgents, s.Control.NewAgentsPerMinute = []string{roleControl}, 600, 10_000
 	})
 	conn := s.dial(t)

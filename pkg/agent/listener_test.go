@@ -14,6 +14,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // openListeners runs listeners on loopback until the test ends.
@@ -31,16 +32,6 @@ func openListeners(t *testing.T) *listeners {
 		}
 	})
 	return l
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func integration(port, grpcPort int) *agentconfig.Config {
@@ -73,7 +64,7 @@ func opens(t *testing.T, port int, want bool) {
 // Ports are opened, moved, closed and reopened as configured.
 func TestPortsFollowTheConfiguration(t *testing.T) {
 	l := openListeners(t)
-	one, two, grpc := freePort(t), freePort(t), freePort(t)
+	one, two, grpc := ports.Free(t), ports.Free(t), ports.Free(t)
 	l.configure(integration(one, 0))
 	opens(t, one, true)
 	l.configure(integration(two, grpc))
@@ -96,7 +87,7 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 // Web pages may send from the configured origins only, also after these change.
 func TestWebPagesFollowTheConfiguration(t *testing.T) {
 	l := openListeners(t)
-	port := freePort(t)
+	port := ports.Free(t)
 	preflight := func(origin string) int {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, "http://127.0.0.1:"+strconv.Itoa(port)+"/v1/traces", http.NoBody)
 		if err != nil {

@@ -22,12 +22,12 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // draining runs a drainer of r until the test ends.
@@ -46,18 +46,6 @@ func draining(t *testing.T, r *rig) *drainer {
 		}
 	})
 	return d
-}
-
-// eventually waits until check is true.
-func eventually(t *testing.T, what string, check func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for !check() {
-		if err := retry.Sleep(ctx, time.Millisecond); err != nil {
-			t.Fatalf("%s: not in time", what)
-		}
-	}
 }
 
 func (s *fakeServers) answers(f func([]byte) (signal.Result, error)) {
@@ -109,7 +97,7 @@ func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 			r.servers.answers(refusing(bodies[3], tc.res, tc.err))
 			draining(t, r)
 			r.servers.set(0, false)
-			eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
+			wait.Until(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 			heads, err := r.parking.Folder.List()
 			if err != nil || len(heads) != 1 {
 				t.Fatalf("%d are parked: %v", len(heads), err)
@@ -174,8 +162,8 @@ func TestRequestsThatFailLetOthersPass(t *testing.T) {
 		defer r.servers.mu.Unlock()
 		return len(r.servers.stored)
 	}
-	eventually(t, "the others are delivered", func() bool { return delivered() == len(bodies)-len(troubled) })
-	eventually(t, "the troubled ones are parked", func() bool {
+	wait.Until(t, "the others are delivered", func() bool { return delivered() == len(bodies)-len(troubled) })
+	wait.Until(t, "the troubled ones are parked", func() bool {
 		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
 		return r.disk.Len() == 0
 	})
@@ -185,7 +173,7 @@ func TestRequestsThatFailLetOthersPass(t *testing.T) {
 	mu.Lock()
 	mended = true
 	mu.Unlock()
-	eventually(t, "all are delivered", func() bool { return delivered() == len(bodies) && r.parked(t) == 0 })
+	wait.Until(t, "all are delivered", func() bool { return delivered() == len(bodies) && r.parked(t) == 0 })
 	for b := range troubled {
 		if d := r.servers.stored[b]; len(d) != 1 || !d[0] {
 			t.Errorf("delivered as %v, want once and as sent again", d)
@@ -207,7 +195,7 @@ func TestAFullFolderKeepsInTheSpool(t *testing.T) {
 	r.servers.answers(refusing(bodies[0], signal.Result{}, fault.As(fault.Rejected, errors.New("no"))))
 	d := draining(t, r)
 	r.servers.set(0, false)
-	eventually(t, "all others are delivered", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
+	wait.Until(t, "all others are delivered", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
 	if testutil.ToFloat64(r.metrics.parked) != 0 || testutil.ToFloat64(r.metrics.lost) != 0 {
 		t.Error("it is counted as parked or lost")
 	}
@@ -218,7 +206,7 @@ func TestAFullFolderKeepsInTheSpool(t *testing.T) {
 	if err := r.parking.Folder.Remove(heads[0].Name); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is parked", func() bool { return r.disk.Len() == 0 && r.parked(t) == 1 })
+	wait.Until(t, "it is parked", func() bool { return r.disk.Len() == 0 && r.parked(t) == 1 })
 }
 
 // With a full folder, what may be accepted later is tried again out of the spool.
@@ -232,12 +220,12 @@ func TestAFullFolderStopsNoRetry(t *testing.T) {
 	r.servers.answers(refusing(bodies[0], signal.Result{}, fault.As(fault.Overload, errors.New("not now"))))
 	d := draining(t, r)
 	r.servers.set(0, false)
-	eventually(t, "all others are delivered, and this one is to be parked", func() bool {
+	wait.Until(t, "all others are delivered, and this one is to be parked", func() bool {
 		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
 		return r.disk.Len() == 1 && d.held.unparked() == 1
 	})
 	r.servers.answers(func([]byte) (signal.Result, error) { return signal.Result{}, nil })
-	eventually(t, "it is delivered", func() bool { return r.disk.Len() == 0 })
+	wait.Until(t, "it is delivered", func() bool { return r.disk.Len() == 0 })
 }
 
 // An operator may bound how long parked requests are kept. Then they are counted as lost.
@@ -289,7 +277,7 @@ func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
 	}
 	draining(t, r)
 	r.servers.set(0, false)
-	eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
+	wait.Until(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 	for b := range r.servers.stored {
 		if traces.Signal.Count([]byte(b)) != 2 {
 			t.Errorf("%d spans were delivered", traces.Signal.Count([]byte(b)))
@@ -394,7 +382,7 @@ func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	want += 80
 	r.up = client
 	draining(t, r)
-	eventually(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
+	wait.Until(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 	if n := r.parked(t); n != 1 {
 		t.Errorf("%d are parked, want the one that is too large for any server", n)
 	}

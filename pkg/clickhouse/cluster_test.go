@@ -13,6 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // twoShards starts two engines as the shards of a cluster and creates MetaFlow's tables
@@ -31,23 +32,23 @@ func twoShards(t *testing.T) (Config, [2]*DB) {
 // twoEmptyShards is twoShards without the tables.
 func twoEmptyShards(t *testing.T) (Config, [2]*DB) {
 	t.Helper()
-	ports := [2]int{freePort(t), freePort(t)}
+	free := [2]int{ports.Free(t), ports.Free(t)}
 	var servers strings.Builder
-	for _, port := range ports {
+	for _, port := range free {
 		fmt.Fprintf(&servers, "<shard><replica><host>127.0.0.1</host><port>%d</port></replica></shard>", port)
 	}
 	cfg := testConfig(t)
 	cfg.Cluster = "two"
-	cfg.Addresses = []string{"127.0.0.1:1", loopback(ports[0]), loopback(ports[1])}
+	cfg.Addresses = []string{"127.0.0.1:1", ports.Address(free[0]), ports.Address(free[1])}
 	var dbs [2]*DB
-	for i, port := range ports {
+	for i, port := range free {
 		startEngine(t, chengine.Options{
 			DataDir:     t.TempDir(),
 			NativePort:  port,
 			ExtraConfig: "<remote_servers><two>" + servers.String() + "</two></remote_servers>",
 		})
 		one := cfg
-		one.Addresses = []string{loopback(port)}
+		one.Addresses = []string{ports.Address(port)}
 		dbs[i] = openDB(t, one)
 		dbs[i].topology = migrations.PerShard
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -252,9 +253,9 @@ func TestWaitLogsWhatItWaitsFor(t *testing.T) {
 
 // The engine starts while a program waits for it.
 func TestWaitReturnsWhenTheEngineIsUp(t *testing.T) {
-	port := freePort(t)
+	port := ports.Free(t)
 	cfg := testConfig(t)
-	cfg.Addresses = []string{loopback(port)}
+	cfg.Addresses = []string{ports.Address(port)}
 	d := openDB(t, cfg)
 	waited := make(chan error, 1)
 	go func() { waited <- d.Wait(t.Context()) }()

@@ -2,7 +2,6 @@ package clickhouse
 
 import (
 	"context"
-	"net"
 	"strconv"
 	"sync"
 	"syscall"
@@ -11,19 +10,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
 // startEngine runs an engine until the test ends. The test may kill it earlier.
 func startEngine(t testing.TB, o chengine.Options) *chengine.Engine {
@@ -44,8 +32,8 @@ func startEngine(t testing.TB, o chengine.Options) *chengine.Engine {
 // ClickHouse had come when it was killed, the rows are stored once.
 func TestKilledEngineStoresOnce(t *testing.T) {
 	cfg := testConfig(t)
-	o := chengine.Options{DataDir: t.TempDir(), NativePort: freePort(t)}
-	cfg.Addresses = []string{loopback(o.NativePort)}
+	o := chengine.Options{DataDir: t.TempDir(), NativePort: ports.Free(t)}
+	cfg.Addresses = []string{ports.Address(o.NativePort)}
 	e := startEngine(t, o)
 	d := openDB(t, cfg)
 	if err := d.Migrate(t.Context(), Retention{}); err != nil {
@@ -83,8 +71,8 @@ func TestKilledEngineStoresOnce(t *testing.T) {
 // before the retry.
 func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 	cfg := testConfig(t)
-	o := chengine.Options{DataDir: t.TempDir(), NativePort: freePort(t)}
-	direct := loopback(o.NativePort)
+	o := chengine.Options{DataDir: t.TempDir(), NativePort: ports.Free(t)}
+	direct := ports.Address(o.NativePort)
 	cfg.Addresses = []string{direct}
 	e := startEngine(t, o)
 	d := openDB(t, cfg)

@@ -20,29 +20,12 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// startBroker runs Kafka until the test ends.
-func startBroker(t testing.TB, opts broker.Options) *broker.Broker {
-	t.Helper()
-	if opts.Listen == "" {
-		opts.Listen = "127.0.0.1:0"
-	}
-	b, err := broker.Start(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return b
-}
 
 // clock is the real clock plus an offset.
 type clock struct{ ahead atomic.Int64 }
@@ -112,7 +95,7 @@ type setting struct {
 
 func newSetting(t testing.TB) *setting {
 	t.Helper()
-	return &setting{broker: startBroker(t, broker.Options{}).Addr(), clock: &clock{}}
+	return &setting{broker: kafkatest.Start(t, broker.Options{}).Addr(), clock: &clock{}}
 }
 
 // start runs a replica until the test ends or stops it, and waits until it has read both
@@ -130,7 +113,7 @@ func (st *setting) start(t testing.TB, name string) *replica {
 func (st *setting) begin(t testing.TB, name string) *replica {
 	t.Helper()
 	kcfg := kafkaConfig(st)
-	logger := slog.New(slog.NewTextHandler(testWriter{t}, nil)).With("replica", name)
+	logger := slog.New(slog.NewTextHandler(t.Output(), nil)).With("replica", name)
 	client, err := kafka.New(kcfg, kafka.Options{Logger: logger})
 	if err != nil {
 		t.Fatal(err)
@@ -227,13 +210,6 @@ func runProducer(t testing.TB, client *kafka.Client, topic string) *kafka.Produc
 func (r *replica) kill() {
 	r.cut.Store(true)
 	r.stop()
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
 }
 
 // agent is the agent's end of a stream.

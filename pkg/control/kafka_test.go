@@ -15,6 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -58,7 +59,7 @@ func TestKafkaAway(t *testing.T) {
 		t.Errorf("an agent that came meanwhile got %v", c)
 	}
 
-	startBroker(t, opts)
+	kafkatest.Start(t, opts)
 	await(t, r, "what agents said meanwhile", func(list []api.Agent) bool {
 		return len(list) == 2 && len(list[0].Exceptions) == 1
 	})
@@ -132,7 +133,7 @@ func TestStrangeLog(t *testing.T) {
 // configuration until those are read.
 func TestRecreatedTopic(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t, broker.Options{})
+	b := kafkatest.Start(t, broker.Options{})
 	st := &setting{broker: b.Addr(), clock: &clock{}}
 	r := st.start(t, "a")
 	for _, text := range []string{"inputs: {integration: {enabled: true}}", "inputs: {integration: {listen_port: 4318}}"} {

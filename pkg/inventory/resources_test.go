@@ -19,6 +19,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -38,19 +40,7 @@ func (w *world) advance(d time.Duration) { w.ahead.Add(int64(d)) }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	b, err := broker.Start(broker.Options{Listen: "127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.Close() })
-	return &world{t: t, broker: b.Addr()}
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
+	return &world{t: t, broker: kafkatest.Start(t, broker.Options{}).Addr()}
 }
 
 // client returns a connection to Kafka until the test ends.
@@ -58,7 +48,7 @@ func (w *world) client(name string) (*kafka.Client, *slog.Logger) {
 	w.t.Helper()
 	cfg := kafka.DefaultConfig()
 	cfg.Brokers = []string{w.broker}
-	log := slog.New(slog.NewTextHandler(testWriter{w.t}, nil)).With("replica", name)
+	log := slog.New(slog.NewTextHandler(w.t.Output(), nil)).With("replica", name)
 	c, err := kafka.New(cfg, kafka.Options{Logger: log})
 	if err != nil {
 		w.t.Fatal(err)
@@ -85,7 +75,7 @@ func (w *world) replica(name string, edit func(*Config)) *Resources {
 	}
 	w.run(producer.Run)
 	w.run(r.Run)
-	eventually(w.t, name+" has read the topic", func() bool { return r.Ready(w.t.Context()) == nil })
+	wait.Until(w.t, name+" has read the topic", func() bool { return r.Ready(w.t.Context()) == nil })
 	return r
 }
 
@@ -102,21 +92,6 @@ func (w *world) run(f func(context.Context) error) (stop func()) {
 	})
 	w.t.Cleanup(stop)
 	return stop
-}
-
-// eventually waits until done returns true.
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(20 * time.Second)
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("not in time: %s", what)
-		}
-	}
 }
 
 func (w *world) pod(uid, ip string) *agentv1.Pod {
@@ -167,7 +142,7 @@ func TestReplicasKnowTheSame(t *testing.T) {
 	if got := who(one, "10.0.0.1", early); got != "a" {
 		t.Errorf("the replica with the report does not know it: %q", got)
 	}
-	eventually(t, "the other replica knows both", func() bool { return who(two, "10.0.0.1", early) == "a" && who(two, "10.0.0.2", early) == "b" })
+	wait.Until(t, "the other replica knows both", func() bool { return who(two, "10.0.0.1", early) == "a" && who(two, "10.0.0.2", early) == "b" })
 
 	// An hour later the pod is gone, and another pod on another node has its address,
 	// reported to another replica.
@@ -178,7 +153,7 @@ func TestReplicasKnowTheSame(t *testing.T) {
 	late := w.nanos()
 	three := w.replica("three", nil)
 	for name, r := range map[string]*Resources{"one": one, "two": two, "three": three} {
-		eventually(t, name+" knows of then and now", func() bool {
+		wait.Until(t, name+" knows of then and now", func() bool {
 			return who(r, "10.0.0.1", early) == "a" && who(r, "10.0.0.1", late) == "c" && who(r, "10.0.0.2", late) == "b" && who(r, "10.0.0.9", late) == ""
 		})
 	}
@@ -227,7 +202,7 @@ func TestNodeThatIsGone(t *testing.T) {
 	}
 	w.advance(24 * time.Hour)
 	sweep()
-	eventually(t, "it is forgotten", func() bool { return kind("10.0.0.1", seen) == index.Nobody })
+	wait.Until(t, "it is forgotten", func() bool { return kind("10.0.0.1", seen) == index.Nobody })
 	if pods, services := one.index.Count(); pods != 0 || services != 0 {
 		t.Errorf("%d pods and %d services are left", pods, services)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -100,7 +101,7 @@ func TestTablesAreWrittenByOne(t *testing.T) {
 	}
 	stop := writer("first")
 	report(t, one, w.complete("n1", w.pod("a", "10.0.0.1")))
-	eventually(t, "the pod is in both shards", func() bool { return st.has("pods_local", "a") })
+	wait.Until(t, "the pod is in both shards", func() bool { return st.has("pods_local", "a") })
 	st.set(errors.New("clickhouse is away"))
 	request := w.complete("n1", w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2"))
 	request.Services = []*agentv1.Service{{Namespace: "shop", Name: "cart", Addresses: [][]byte{{10, 96, 0, 1}}}}
@@ -109,14 +110,14 @@ func TestTablesAreWrittenByOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	st.set(nil)
-	eventually(t, "all is there", func() bool {
+	wait.Until(t, "all is there", func() bool {
 		return st.has("pods_local", "b") && st.has("services_local", "cart") && st.has("agents_local", "gone")
 	})
 	stop()
 	before := st.count("pods_local")
 	writer("second")
 	report(t, one, w.complete("n2", w.pod("c", "10.0.0.3")))
-	eventually(t, "the other one writes", func() bool { return st.has("pods_local", "c") })
+	wait.Until(t, "the other one writes", func() bool { return st.has("pods_local", "c") })
 	if n := st.count("pods_local"); n != before+2 {
 		t.Errorf("%d rows were written again", n-before-2)
 	}

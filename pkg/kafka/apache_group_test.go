@@ -14,6 +14,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // Apache Kafka treats a group, its topic and its commits like the embedded broker.
@@ -115,7 +116,7 @@ func realTruncation(t *testing.T, broker *apachekafka.Broker) {
 	produceTo(t, admin, name, 7, 10)
 
 	// The claim that has read the records notices.
-	until(t, func() bool {
+	wait.Until(t, "the broker answers the claim", func() bool {
 		_, err = claim.Fetch(t.Context(), 10, 1<<20, time.Second)
 		return err == nil || errors.Is(err, kafka.ErrTruncated)
 	})

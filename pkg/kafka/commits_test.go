@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // Partitions that commit at the same moment share a request, and each gets its own answer.
@@ -83,7 +84,7 @@ func TestCommitsGoOutTogether(t *testing.T) {
 			all.Go(func() { errs[i] = commit(t.Context(), owned[i], offset, fmt.Sprint("of ", i)) })
 		}
 		if offset == 1 {
-			until(t, func() bool { return kafka.QueuedCommits(owned[0]) == partitions-1 })
+			wait.Until(t, "the other commits are queued", func() bool { return kafka.QueuedCommits(owned[0]) == partitions-1 })
 			close(release)
 		}
 		all.Wait()

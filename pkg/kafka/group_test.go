@@ -18,6 +18,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 const groupID = "metaflow-test"
@@ -148,7 +149,7 @@ func TestSecondMemberTakesHalf(t *testing.T) {
 	if time.Until(lease) > memberOptions.SessionTimeout {
 		t.Errorf("the lease lasts for %s, longer than a session", time.Until(lease))
 	}
-	until(t, func() bool { return old.Lease().After(lease) }) // by heartbeats
+	wait.Until(t, "heartbeats extend the lease", func() bool { return old.Lease().After(lease) })
 
 	second := startMember(t, newClient(t, cluster, nil), nil)
 	theirs := second.await(2)
@@ -495,9 +496,9 @@ func leaseEnds(t *testing.T, brokers func(*testing.T) []string) {
 			var lost atomic.Int32
 			first := join(&cut, &lost)
 			renewed := first.Lease()
-			until(t, func() bool { return first.Lease().After(renewed) })
+			wait.Until(t, "heartbeats extend the lease", func() bool { return first.Lease().After(renewed) })
 			cut.Store(true)
-			until(t, func() bool { return lost.Load() > 0 })
+			wait.Until(t, "the lease is lost", func() bool { return lost.Load() > 0 })
 			join(new(atomic.Bool), new(atomic.Int32))
 			if left := time.Until(first.Lease()); left > 0 {
 				t.Errorf("another member owns the partition, and the lease of the first one lasts for another %s", left)

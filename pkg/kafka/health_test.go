@@ -5,25 +5,13 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
-
-// eventually waits until check succeeds.
-func eventually(t *testing.T, check func() error) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for err := check(); err != nil; err = check() {
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-}
 
 // Ready reports a failure that needs an operator for as long as it lasts.
 func TestReadySaysWhatKafkaRefuses(t *testing.T) {
@@ -76,7 +64,7 @@ func TestReadyIsPatient(t *testing.T) {
 	if err := producer.Ready(t.Context()); err != nil {
 		t.Errorf("Ready within a second = %v", err)
 	}
-	eventually(t, func() error {
+	wait.NoError(t, func() error {
 		err := producer.Ready(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "partitions 0: [19] Not Enough Replicas") {
 			return errors.New("Ready does not name the cause")

@@ -48,14 +48,7 @@ func newClient(t testing.TB, cluster *kfake.Cluster, edit func(*kafka.Config)) *
 
 // testLogger logs to the test.
 func testLogger(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // createTopic creates topic.
@@ -115,21 +108,6 @@ func numbered(partition int, prefix string, n int) []kafka.Outgoing {
 		batch[i] = kafka.Outgoing{Partition: partition, Value: fmt.Appendf(nil, "%s-%d", prefix, i)}
 	}
 	return batch
-}
-
-// until waits until ok returns true.
-func until(t testing.TB, ok func() bool) {
-	t.Helper()
-	ticks := time.NewTicker(10 * time.Millisecond)
-	defer ticks.Stop()
-	timeout := time.After(patience)
-	for !ok() {
-		select {
-		case <-ticks.C:
-		case <-timeout:
-			t.Fatalf("condition not met within %s", patience)
-		}
-	}
 }
 
 // commit commits without a leader epoch.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // The tests of this file that take brokers run on the embedded broker here and on Apache
@@ -96,7 +98,7 @@ func (a admin) create(name string, partitions int32) {
 	req, topic := kmsg.NewPtrCreateTopicsRequest(), kmsg.NewCreateTopicsRequestTopic()
 	topic.Topic, topic.NumPartitions, topic.ReplicationFactor = name, partitions, 1
 	req.Topics, req.TimeoutMillis = append(req.Topics, topic), 10_000
-	until(a.t, func() bool {
+	wait.Until(a.t, "the topic is created", func() bool {
 		res, err := req.RequestWith(a.t.Context(), a)
 		if err != nil {
 			a.t.Fatal(err)
@@ -192,7 +194,7 @@ func topicIsFollowed(t *testing.T, brokers []string) {
 func awaitAll(t *testing.T, want []int, members ...*member) map[int]*kafka.Claim {
 	t.Helper()
 	var all map[int]*kafka.Claim
-	until(t, func() bool {
+	wait.Until(t, fmt.Sprintf("the members own the partitions %v", want), func() bool {
 		var parts []map[int]*kafka.Claim
 		all = map[int]*kafka.Claim{}
 		for _, m := range members {
@@ -420,7 +422,7 @@ func readCommitted(t *testing.T, brokers []string) {
 	end("a", kgo.TryCommit)
 	// Brokers may answer before they have written the marker that ends a
 	// transaction; the next one must begin after it.
-	until(t, func() bool {
+	wait.Until(t, "the transaction ends", func() bool {
 		_, end, err := client.Bounds(t.Context(), name, 0)
 		return err == nil && end == 8
 	})

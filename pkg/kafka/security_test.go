@@ -2,16 +2,7 @@ package kafka_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -81,27 +73,24 @@ func TestSASLIsRequired(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	dir := t.TempDir()
-	ca := newCA(t, dir, "ca")
-	newCA(t, dir, "other")
-	server := ca.issue(t, dir, "server")
-	ca.issue(t, dir, "client")
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.cert)
+	ca := certs.NewAuthority(t)
+	caFile, otherCA := ca.File(t), certs.NewAuthority(t).File(t)
+	server := ca.Leaf(t, "server")
+	_, serverKey := server.Files(t)
+	clientCert, clientKey := ca.Leaf(t, "client").Files(t)
 	secure := kfake.TLS(&tls.Config{
-		Certificates: []tls.Certificate{server}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS12,
+		Certificates: []tls.Certificate{server.TLS(t)}, ClientCAs: ca.Pool(), ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS12,
 	})
-	file := func(name string) string { return filepath.Join(dir, name) }
-	good := tlsconfig.Client{Enabled: true, CAFile: file("ca.pem")}
+	good := tlsconfig.Client{Enabled: true, CAFile: caFile}
 	tests := map[string]struct {
 		edit func(*tlsconfig.Client)
 		want string // in the error; empty for success
 	}{
 		"trusted authority":   {func(*tlsconfig.Client) {}, ""},
-		"client certificate":  {func(c *tlsconfig.Client) { c.CertFile, c.KeyFile = file("client.pem"), file("client.key") }, ""},
-		"unknown authority":   {func(c *tlsconfig.Client) { c.CAFile = file("other.pem") }, "certificate signed by unknown authority"},
+		"client certificate":  {func(c *tlsconfig.Client) { c.CertFile, c.KeyFile = clientCert, clientKey }, ""},
+		"unknown authority":   {func(c *tlsconfig.Client) { c.CAFile = otherCA }, "certificate signed by unknown authority"},
 		"other server name":   {func(c *tlsconfig.Client) { c.ServerName = "kafka.example" }, "kafka.example"},
-		"nothing is verified": {func(c *tlsconfig.Client) { c.CAFile, c.InsecureSkipVerify = file("other.pem"), true }, ""},
+		"nothing is verified": {func(c *tlsconfig.Client) { c.CAFile, c.InsecureSkipVerify = otherCA, true }, ""},
 		"no TLS at all":       {func(c *tlsconfig.Client) { c.Enabled = false }, "TLS"},
 	}
 	for name, tc := range tests {
@@ -121,9 +110,9 @@ func TestTLS(t *testing.T) {
 	}
 
 	for name, edit := range map[string]func(*tlsconfig.Client){
-		"ca_file is missing":       func(c *tlsconfig.Client) { c.CAFile = file("none.pem") },
-		"ca_file is not PEM":       func(c *tlsconfig.Client) { c.CAFile = file("client.key") },
-		"key of another cert_file": func(c *tlsconfig.Client) { c.CertFile, c.KeyFile = file("client.pem"), file("server.key") },
+		"ca_file is missing":       func(c *tlsconfig.Client) { c.CAFile = filepath.Join(t.TempDir(), "none.pem") },
+		"ca_file is not PEM":       func(c *tlsconfig.Client) { c.CAFile = clientKey },
+		"key of another cert_file": func(c *tlsconfig.Client) { c.CertFile, c.KeyFile = clientCert, serverKey },
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := kafka.DefaultConfig()
@@ -133,66 +122,5 @@ func TestTLS(t *testing.T) {
 				t.Errorf("New = %v, want an error that names the key", err)
 			}
 		})
-	}
-}
-
-// authority issues certificates for 127.0.0.1.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newCA(t *testing.T, dir, name string) authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writePEM(t, filepath.Join(dir, name+".pem"), "CERTIFICATE", der)
-	return authority{cert, key}
-}
-
-func (a authority) issue(t *testing.T, dir, name string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writePEM(t, filepath.Join(dir, name+".pem"), "CERTIFICATE", der)
-	writePEM(t, filepath.Join(dir, name+".key"), "PRIVATE KEY", secret)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func writePEM(t *testing.T, path, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
 	}
 }

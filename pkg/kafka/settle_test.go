@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // deafConn carries requests, but from the nth request of a kind on no response returns,
@@ -60,7 +62,7 @@ func TestDeadConnectionCostsOneSession(t *testing.T) {
 			cut.Intercept(func(c net.Conn) net.Conn { return &deafConn{Conn: c, key: tc.key, nth: &nth} })
 			begun := time.Now()
 			startMember(t, cut, nil).await(2)
-			until(t, func() bool { return nth.Load() <= 0 })
+			wait.Until(t, "the connection is cut", func() bool { return nth.Load() <= 0 })
 			took := time.Since(begun)
 			t.Logf("it took %s", took)
 			if took >= memberOptions.RebalanceTimeout {

@@ -21,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // checking is a consumer that validates requests like an agent's.
@@ -94,7 +95,7 @@ func TestBadRequestsGetAClearStatus(t *testing.T) {
 			r.post(t, jsonType+"; charset=utf-8", "", span(traceID, spanID)).accepted(t)
 		})
 	}
-	if got := metric(t, reg, "metaflow_otlphttp_bytes_in_flight", ""); got != 0 {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_bytes_in_flight"); got != 0 {
 		t.Errorf("%v bytes remain in flight", got)
 	}
 }
@@ -115,7 +116,7 @@ func TestBadValueInJSONIsPartialSuccess(t *testing.T) {
 			t.Errorf("answered %d %s, want %s in it", a.status, a.body, want)
 		}
 	}
-	if got := metric(t, reg, "metaflow_otlphttp_json_left_out_total", "spans"); spans != 2 || got != 1 {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_json_left_out_total", "spans"); spans != 2 || got != 1 {
 		t.Errorf("%d spans reached the consumer, %v are counted as rejected", spans, got)
 	}
 }
@@ -186,7 +187,7 @@ func TestRefusedBodyIsReadSoThatTheAnswerArrives(t *testing.T) {
 	for range 20 {
 		r.post(t, protobufType, "", body).refused(t, http.StatusRequestEntityTooLarge, "too large")
 	}
-	if got := metric(t, reg, "metaflow_otlphttp_connections", ""); got > 2 {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_connections"); got > 2 {
 		t.Errorf("%v connections for one client", got)
 	}
 }
@@ -294,11 +295,11 @@ func TestOverTheBoundClientsAreAskedToRetry(t *testing.T) {
 				release <- struct{}{}
 				(<-first).accepted(t)
 			}
-			if got := metric(t, reg, "metaflow_otlphttp_refused_requests_total", tc.label); got != 2 {
+			if got := prom.Value(t, reg, "metaflow_otlphttp_refused_requests_total", tc.label); got != 2 {
 				t.Errorf("counted %v refusals by %s, want 2", got, tc.label)
 			}
 			for _, gauge := range []string{"bytes_in_flight", "requests_in_flight"} {
-				if got := metric(t, reg, "metaflow_otlphttp_"+gauge, ""); got != 0 {
+				if got := prom.Value(t, reg, "metaflow_otlphttp_"+gauge); got != 0 {
 					t.Errorf("%s is %v when nothing is in flight", gauge, got)
 				}
 			}
@@ -355,10 +356,10 @@ func TestIdleConnectionsAreBounded(t *testing.T) {
 		}
 	}
 	r.post(t, protobufType, "", []byte("x")).accepted(t)
-	if got := metric(t, reg, "metaflow_otlphttp_connections", ""); got > float64(cfg.MaxConnections) {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_connections"); got > float64(cfg.MaxConnections) {
 		t.Errorf("%v connections, the limit is %d", got, cfg.MaxConnections)
 	}
-	if got, least := metric(t, reg, "metaflow_otlphttp_evicted_connections_total", ""), connections-cfg.MaxConnections; got < float64(least) {
+	if got, least := prom.Value(t, reg, "metaflow_otlphttp_evicted_connections_total"), connections-cfg.MaxConnections; got < float64(least) {
 		t.Errorf("%v connections closed, want at least %d", got, least)
 	}
 	// 500 at 20 KB each, and this test's own memory for ten thousand.

@@ -9,13 +9,14 @@ import (
 	"net/http"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // dialFrom connects from another local address than the clients of start.
@@ -37,19 +38,6 @@ func announce(t *testing.T, conn net.Conn, path string) {
 	}
 }
 
-// eventually waits until done returns true.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	for !done() {
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-deadline:
-			t.Fatalf("not in time: %s", what)
-		}
-	}
-}
-
 // One address announces requests and sends nothing. Other clients of this port, and of
 // other ports with the same budget, are still served.
 func TestAnnouncedRequestsOfOneAddressLeaveRoomForOthers(t *testing.T) {
@@ -63,10 +51,10 @@ func TestAnnouncedRequestsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 		announce(t, dialFrom(t, r, "127.0.0.2"), "/v1/traces")
 	}
 	refused := func() float64 {
-		return metric(t, reg, "metaflow_otlphttp_refused_requests_total", "peer_requests_in_flight") +
-			metric(t, reg, "metaflow_otlphttp_refused_requests_total", "peer_bytes_in_flight")
+		return prom.Value(t, reg, "metaflow_otlphttp_refused_requests_total", "peer_requests_in_flight") +
+			prom.Value(t, reg, "metaflow_otlphttp_refused_requests_total", "peer_bytes_in_flight")
 	}
-	eventually(t, "every announced request is refused or admitted", func() bool {
+	wait.Until(t, "every announced request is refused or admitted", func() bool {
 		_, requests := budget.InFlight()
 		return int(refused())+requests >= connections
 	})
@@ -124,11 +112,11 @@ func TestConnectionsOfOneAddressDisplaceOnlyItsOwn(t *testing.T) {
 					announce(t, conn, tc.path)
 				}
 			}
-			eventually(t, "connections are within the bound", func() bool {
-				return metric(t, reg, "metaflow_otlphttp_connections", "") <= float64(cfg.MaxConnections)
+			wait.Until(t, "connections are within the bound", func() bool {
+				return prom.Value(t, reg, "metaflow_otlphttp_connections") <= float64(cfg.MaxConnections)
 			})
-			eventually(t, "some were closed", func() bool {
-				return metric(t, reg, "metaflow_otlphttp_evicted_connections_total", tc.bound) > 0
+			wait.Until(t, "some were closed", func() bool {
+				return prom.Value(t, reg, "metaflow_otlphttp_evicted_connections_total", tc.bound) > 0
 			})
 			export()
 		})
@@ -153,7 +141,7 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 		}
 		<-entered
 		conn.Close()
-		eventually(t, "nothing is in flight", func() bool {
+		wait.Until(t, "nothing is in flight", func() bool {
 			bytes, requests := budget.InFlight()
 			return bytes == 0 && requests == 0
 		})

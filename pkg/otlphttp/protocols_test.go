@@ -25,6 +25,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -81,10 +82,10 @@ func TestHTTP2WithoutTLS(t *testing.T) {
 		})
 	}
 	many.Wait()
-	if n := metric(t, reg, "metaflow_otlphttp_connections", ""); n != 1 {
+	if n := prom.Value(t, reg, "metaflow_otlphttp_connections"); n != 1 {
 		t.Errorf("%v connections of one HTTP/2 client", n)
 	}
-	if n := metric(t, reg, "metaflow_otlphttp_bytes_in_flight", ""); n != 0 {
+	if n := prom.Value(t, reg, "metaflow_otlphttp_bytes_in_flight"); n != 0 {
 		t.Errorf("%v bytes remain in flight", n)
 	}
 }
@@ -160,7 +161,7 @@ func TestTLS(t *testing.T) {
 			}
 		})
 	}
-	if got := metric(t, reg, "metaflow_otlphttp_requests_total", "200"); got != 4 {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_requests_total", "200"); got != 4 {
 		t.Errorf("counted %v requests", got)
 	}
 	r.speak(t, (*http.Protocols).SetHTTP1)

@@ -24,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // compressors encode a body, by Content-Encoding.
@@ -92,11 +93,11 @@ func TestRequestsReachTheConsumerUnchanged(t *testing.T) {
 			})
 		}
 	}
-	if got := metric(t, reg, "metaflow_otlphttp_requests_total", "200"); got != float64(len(compressors)*5*4) {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_requests_total", "200"); got != float64(len(compressors)*5*4) {
 		t.Errorf("counted %v requests", got)
 	}
 	for _, gauge := range []string{"bytes_in_flight", "requests_in_flight"} {
-		if got := metric(t, reg, "metaflow_otlphttp_"+gauge, ""); got != 0 {
+		if got := prom.Value(t, reg, "metaflow_otlphttp_"+gauge); got != 0 {
 			t.Errorf("%s is %v when nothing is in flight", gauge, got)
 		}
 	}
@@ -174,10 +175,10 @@ func TestPanicAffectsOneRequest(t *testing.T) {
 	}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	r.post(t, protobufType, "", []byte("x")).refused(t, http.StatusInternalServerError, "internal error")
 	r.post(t, protobufType, "", []byte("x")).accepted(t)
-	if got := metric(t, reg, "metaflow_otlphttp_panics_total", ""); got != 1 {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_panics_total"); got != 1 {
 		t.Errorf("counted %v panics", got)
 	}
-	if got := metric(t, reg, "metaflow_otlphttp_bytes_in_flight", ""); got != 0 {
+	if got := prom.Value(t, reg, "metaflow_otlphttp_bytes_in_flight"); got != 0 {
 		t.Errorf("%v bytes remain in flight", got)
 	}
 }
@@ -205,17 +206,17 @@ func TestReopenedPortKeepsItsMetrics(t *testing.T) {
 		r := start(t, cfg, accept, opts)
 		cfg.Listen = r.Addr().String() // the same port again
 		r.post(t, protobufType, "", nil).accepted(t)
-		if got := metric(t, reg, "metaflow_otlphttp_requests_total", "200"); got != float64(round) {
+		if got := prom.Value(t, reg, "metaflow_otlphttp_requests_total", "200"); got != float64(round) {
 			t.Errorf("round %d: counted %v requests", round, got)
 		}
-		if got := metric(t, reg, "metaflow_otlphttp_connections", ""); got != 1 {
+		if got := prom.Value(t, reg, "metaflow_otlphttp_connections"); got != 1 {
 			t.Errorf("round %d: %v connections", round, got)
 		}
 		r.stop()
 		if err := r.wait(t); err != nil {
 			t.Fatalf("Run = %v", err)
 		}
-		if got := metric(t, reg, "metaflow_otlphttp_connections", ""); got != 0 {
+		if got := prom.Value(t, reg, "metaflow_otlphttp_connections"); got != 0 {
 			t.Errorf("round %d: %v connections after the stop", round, got)
 		}
 		r.done <- nil

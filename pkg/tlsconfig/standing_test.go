@@ -7,18 +7,20 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // Of two clients with certificates of two authorities, only the one whose authority is
 // removed from the file loses its connection.
 func TestRemovedAuthorityEndsConnections(t *testing.T) {
-	leaving, staying := newAuthority(t), newAuthority(t)
+	leaving, staying := certs.NewAuthority(t), certs.NewAuthority(t)
 	server := newDir(t, staying, "server")
-	server.write(t, "ca.pem", append(leaving.pem(), staying.pem()...))
+	server.write(t, "ca.pem", slices.Concat(leaving.PEM, staying.PEM))
 	acceptor, err := server.server().Acceptor("tls", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -28,12 +30,8 @@ func TestRemovedAuthorityEndsConnections(t *testing.T) {
 	go func() { acceptor.Run(ctx); close(done) }()
 	t.Cleanup(func() { cancel(); <-done })
 
-	connect := func(a authority) (accepted, dialed net.Conn) {
-		cert, key := a.leaf(t, "client")
-		pair, err := tls.X509KeyPair(cert, key)
-		if err != nil {
-			t.Fatal(err)
-		}
+	connect := func(a *certs.Authority) (accepted, dialed net.Conn) {
+		pair := a.Leaf(t, "client").TLS(t)
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +69,7 @@ func TestRemovedAuthorityEndsConnections(t *testing.T) {
 			t.Errorf("a repeated call allocates %v times, so it verifies the certificate for every request", n)
 		}
 	}
-	server.write(t, "ca.pem", staying.pem())
+	server.write(t, "ca.pem", staying.PEM)
 	_ = left.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := left.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the connection under the removed authority ends with %v", err)

@@ -3,16 +3,9 @@ package tlsconfig_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,77 +14,27 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
-
-// authority signs the certificates of one test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T) authority {
-	t.Helper()
-	a := authority{}
-	a.cert, a.key = issue(t, a, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	})
-	return a
-}
-
-// issue signs template with the authority, or self-signs it if the authority is zero.
-func issue(t *testing.T, a authority, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template.SerialNumber = big.NewInt(1)
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert, key
-}
-
-func (a authority) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
-
-// leaf returns a certificate for 127.0.0.1 and name, for both sides.
-func (a authority) leaf(t *testing.T, name string) (cert, key []byte) {
-	t.Helper()
-	c, k := issue(t, a, &x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{name},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	})
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
 
 // dir holds the files of one side.
 type dir string
 
-func newDir(t *testing.T, a authority, leaf string) dir {
+func newDir(t *testing.T, a *certs.Authority, leaf string) dir {
 	t.Helper()
 	d := dir(t.TempDir())
-	d.write(t, "ca.pem", a.pem())
-	cert, key := a.leaf(t, leaf)
-	d.write(t, "cert.pem", cert)
-	d.write(t, "key.pem", key)
+	d.fill(t, a, leaf)
 	return d
+}
+
+// fill writes the files of one side.
+func (d dir) fill(t *testing.T, a *certs.Authority, leaf string) {
+	t.Helper()
+	l := a.Leaf(t, leaf)
+	d.write(t, "ca.pem", a.PEM)
+	d.write(t, "cert.pem", l.Cert)
+	d.write(t, "key.pem", l.Key)
 }
 
 func (d dir) path(name string) string { return filepath.Join(string(d), name) }
@@ -183,7 +126,7 @@ func (s side) expect(t *testing.T, client, server string) {
 }
 
 func TestBothSidesPresentTheirCertificates(t *testing.T) {
-	a := newAuthority(t)
+	a := certs.NewAuthority(t)
 	near, far := newDir(t, a, "near"), newDir(t, a, "far")
 	newSide(t, near.client(), far.server()).expect(t, "near", "far")
 
@@ -195,7 +138,7 @@ func TestBothSidesPresentTheirCertificates(t *testing.T) {
 	if _, _, err := newSide(t, named, far.server()).handshake(); err == nil || !strings.Contains(err.Error(), "elsewhere") {
 		t.Errorf("a server of another name: %v", err)
 	}
-	stranger := newDir(t, newAuthority(t), "stranger")
+	stranger := newDir(t, certs.NewAuthority(t), "stranger")
 	trusting := stranger.client()
 	trusting.InsecureSkipVerify = true
 	for name, client := range map[string]tlsconfig.Client{"trusts others": stranger.client(), "is trusted by others": trusting} {
@@ -212,19 +155,13 @@ func laterLook() { time.Sleep(5 * time.Second) } //nolint:forbidigo // in a bubb
 // changes.
 func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		old, fresh := newAuthority(t), newAuthority(t)
+		old, fresh := certs.NewAuthority(t), certs.NewAuthority(t)
 		near, far := newDir(t, old, "near"), newDir(t, old, "far")
 		s := newSide(t, near.client(), far.server())
 		s.expect(t, "near", "far")
 
-		replace := func(d dir, a authority, leaf string) {
-			d.write(t, "ca.pem", a.pem())
-			cert, key := a.leaf(t, leaf)
-			d.write(t, "cert.pem", cert)
-			d.write(t, "key.pem", key)
-		}
-		replace(near, fresh, "new near")
-		replace(far, fresh, "new far")
+		near.fill(t, fresh, "new near")
+		far.fill(t, fresh, "new far")
 		s.expect(t, "near", "far") // not checked yet
 		laterLook()
 		s.expect(t, "new near", "new far")
@@ -233,12 +170,12 @@ func TestReplacedFilesAreUsedAfterAFewSeconds(t *testing.T) {
 
 func TestFilesThatCannotBeUsedChangeNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAuthority(t)
+		a := certs.NewAuthority(t)
 		near, far := newDir(t, a, "near"), newDir(t, a, "far")
 		s := newSide(t, near.client(), far.server())
 
-		cert, key := a.leaf(t, "new far")
-		far.write(t, "cert.pem", cert) // with the key of the old one
+		fresh := a.Leaf(t, "new far")
+		far.write(t, "cert.pem", fresh.Cert) // with the key of the old one
 		for range 3 {
 			laterLook()
 			s.expect(t, "near", "far")
@@ -246,7 +183,7 @@ func TestFilesThatCannotBeUsedChangeNothing(t *testing.T) {
 		if n := strings.Count(s.log.String(), "cannot be used"); n != 1 {
 			t.Errorf("logged %d times, want once:\n%s", n, s.log)
 		}
-		far.write(t, "key.pem", key)
+		far.write(t, "key.pem", fresh.Key)
 		laterLook()
 		s.expect(t, "near", "new far")
 
@@ -264,7 +201,7 @@ func TestFilesThatCannotBeUsedChangeNothing(t *testing.T) {
 }
 
 func TestMistakesShowAtTheStart(t *testing.T) {
-	a := newAuthority(t)
+	a := certs.NewAuthority(t)
 	d := newDir(t, a, "near")
 	d.write(t, "garbage.pem", []byte("garbage"))
 	client, server := d.client(), d.server()
@@ -328,7 +265,7 @@ func TestOffIsPlainText(t *testing.T) {
 
 // Each configuration belongs to its caller.
 func TestConfigurationsAreNotShared(t *testing.T) {
-	source, err := newDir(t, newAuthority(t), "near").client().Source("tls", nil)
+	source, err := newDir(t, certs.NewAuthority(t), "near").client().Source("tls", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,11 +2,12 @@ package webstore
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // startSingles starts every service separately, each on a port of 127.0.0.1.
@@ -14,7 +15,7 @@ func startSingles(t *testing.T, endpoint string) map[string]*Single {
 	t.Helper()
 	addresses, all := map[string]string{}, map[string]*Single{}
 	for _, name := range Names() {
-		addresses[name] = freeAddress(t)
+		addresses[name] = ports.FreeAddress(t)
 	}
 	for _, name := range Names() {
 		o := SingleOptions{Service: name, Listen: netip.MustParseAddrPort(addresses[name]), Peers: addresses, Endpoint: endpoint, Seed: 1, IdleLimit: time.Second}
@@ -35,17 +36,6 @@ func startSingles(t *testing.T, endpoint string) map[string]*Single {
 		}
 	})
 	return all
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // Separate services form the same shop, and cause the trouble that they are

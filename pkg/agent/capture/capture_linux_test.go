@@ -22,6 +22,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
 	"github.com/metaflowys/metaflow-server/pkg/agent/netns"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -252,7 +254,7 @@ func (s *sink) watched(t *testing.T, from, to *host) {
 	t.Helper()
 	closed := netip.AddrPortFrom(to.address, 9)
 	_, before := s.sum(func(r *flow.Row) bool { return r.Namespace == from.ns.Inode && r.Peer == closed })
-	await(t, "namespace is watched", func() bool {
+	wait.Until(t, "namespace is watched", func() bool {
 		if _, err := from.dial(closed, time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatalf("dial of a closed port = %v", err)
 		}
@@ -435,7 +437,7 @@ func TestNetworkTrouble(t *testing.T) {
 		}
 		s.await(t, "server", at(server, flow.RoleServer, to), func(r flow.Row) bool { return r.Closed })
 		// Once the server's end is gone, it answers whatever comes by a reset.
-		await(t, "server's end is forgotten", func() bool {
+		wait.Until(t, "server's end is forgotten", func() bool {
 			var sockets int
 			_ = netns.Do(server.ns, func() error {
 				out, err := exec.Command("ss", "-Htan", "state", "fin-wait-2", "sport", "=", "8022").Output()
@@ -574,8 +576,8 @@ func TestOverrun(t *testing.T) {
 			old[i/10].Close()
 		}
 	}
-	await(t, "overrun", func() bool { return metric(t, reg, "metaflow_capture_overruns_total") > 0 })
-	await(t, "all connections closed", func() bool {
+	wait.Until(t, "overrun", func() bool { return prom.Value(t, reg, "metaflow_capture_overruns_total") > 0 })
+	wait.Until(t, "all connections closed", func() bool {
 		_, ended := s.sum(func(r *flow.Row) bool { return match(r) && r.Closed })
 		return ended == n
 	})
@@ -610,7 +612,7 @@ func TestReconfigured(t *testing.T) {
 	off := on
 	off.Enabled = false
 	c.Configure(off)
-	await(t, "capture ends", func() bool { return metric(t, reg, "metaflow_capture_network_namespaces") == 0 })
+	wait.Until(t, "capture ends", func() bool { return prom.Value(t, reg, "metaflow_capture_network_namespaces") == 0 })
 	write(100)
 	c.Configure(on)
 	s.forget()
@@ -621,9 +623,9 @@ func TestReconfigured(t *testing.T) {
 	excluded := on
 	excluded.ExcludePorts = []agentconfig.PortRange{{First: 8000, Last: 8000}}
 	c.Configure(excluded)
-	dumps := metric(t, reg, "metaflow_capture_dump_duration_seconds")
-	await(t, "dumps", func() bool {
-		return metric(t, reg, "metaflow_capture_dump_duration_seconds") > dumps+3*metric(t, reg, "metaflow_capture_network_namespaces")
+	dumps := prom.Value(t, reg, "metaflow_capture_dump_duration_seconds")
+	wait.Until(t, "dumps", func() bool {
+		return prom.Value(t, reg, "metaflow_capture_dump_duration_seconds") > dumps+3*prom.Value(t, reg, "metaflow_capture_network_namespaces")
 	})
 	s.forget()
 	write(100)
@@ -649,38 +651,6 @@ func (s *sink) forget() {
 	s.rows = nil
 }
 
-// await polls until done returns true.
-func await(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-deadline:
-			t.Fatalf("timed out waiting: %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
-// metric returns the value of a gauge or counter, or the count of a histogram.
-func metric(t *testing.T, reg *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == name {
-			m := f.GetMetric()[0]
-			return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
-}
-
 // TestNamespacesComeAndGo: a namespace created later is watched within seconds
 // and released when it is removed. Its end of the veth pair disappears only
 // when nobody holds a socket inside.
@@ -694,7 +664,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		t.Errorf("Namespace = %+v, %t", ns, ok)
 	}
 	command(t, "ip", "netns", "del", client.name)
-	await(t, "the removed namespace is released", func() bool {
+	wait.Until(t, "the removed namespace is released", func() bool {
 		return exec.Command("ip", "-n", server.name, "link", "show", "eth0").Run() != nil
 	})
 	if _, ok := c.Namespace(client.ns.Inode); !ok {

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // slow is a consumer that stops the capture while it holds a batch.
@@ -55,7 +56,7 @@ func TestBatchInFlightAtStop(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if lost := metric(t, reg, "metaflow_capture_lost_rows_total"); consumer.rows == 0 || lost != 0 {
+	if lost := prom.Value(t, reg, "metaflow_capture_lost_rows_total"); consumer.rows == 0 || lost != 0 {
 		t.Errorf("%d rows taken, %v lost", consumer.rows, lost)
 	}
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/kubetest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -115,28 +116,6 @@ func (s *server) await(t testing.TB, what string, done func(*server) bool) {
 	}
 }
 
-// eventually polls until done returns true.
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(30 * time.Second)
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("timed out waiting until %s", what)
-		}
-	}
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
-}
-
 // clientOf returns a client of a that works until the test ends.
 func clientOf(t testing.TB, a *kubetest.API) Client {
 	t.Helper()
@@ -158,7 +137,7 @@ func start(t testing.TB, a *kubetest.API, s Reporter, id string, edit func(*Conf
 	}
 	w, err := New(cfg, Options{
 		Reporter: s, AgentID: id, Cluster: "prod", Client: clientOf(t, a), Registerer: prometheus.NewRegistry(),
-		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)).With("agent", id),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)).With("agent", id),
 		Lease:  Timing{Duration: 2 * time.Second, Renew: time.Second, Retry: 200 * time.Millisecond},
 	})
 	if err != nil {
@@ -207,7 +186,7 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 	// A pod without an address is not reported.
 	b := newPod("b", "")
 	a.Put(b)
-	eventually(t, "the agent knows the new pod", func() bool { _, ok := w.Pod("b"); return ok })
+	wait.Until(t, "the agent knows the new pod", func() bool { _, ok := w.Pod("b"); return ok })
 	a.Put(newPod("b", "10.0.0.2"))
 	s.await(t, "the second pod is reported", func(s *server) bool { return len(s.pods["b"].GetAddresses()) == 1 })
 
@@ -247,7 +226,7 @@ func TestKubernetesAway(t *testing.T) {
 	s.await(t, "the new pod is reported", func(s *server) bool { return s.pods["b"] != nil })
 
 	a.SetDown(true)
-	eventually(t, "the exceptions name pods", func() bool {
+	wait.Until(t, "the exceptions name pods", func() bool {
 		return slices.ContainsFunc(w.Exceptions(), func(text string) bool { return strings.Contains(text, "pods") })
 	})
 	if _, ok := w.Pod("a"); !ok {
@@ -266,17 +245,17 @@ func TestLeaseForbidden(t *testing.T) {
 	a, s := kubetest.New(t), newServer()
 	a.Put(newPod("a", "10.0.0.1"))
 	well, _ := start(t, a, s, "one", nil)
-	eventually(t, "agent one holds the lease", func() bool { return a.Holder() == "one" })
+	wait.Until(t, "agent one holds the lease", func() bool { return a.Holder() == "one" })
 	if list := well.Exceptions(); len(list) != 0 {
 		t.Errorf("unexpected exceptions %q", list)
 	}
 	a.Forbid("leases")
 	w, _ := start(t, a, s, "two", nil)
-	eventually(t, "the exceptions name the lease", func() bool {
+	wait.Until(t, "the exceptions name the lease", func() bool {
 		list := w.Exceptions()
 		return len(list) == 1 && strings.Contains(list[0], "metaflow/metaflow-agent")
 	})
-	eventually(t, "agent two knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
+	wait.Until(t, "agent two knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
 }
 
 // No server accepts reports. The report that finally succeeds has the latest
@@ -286,17 +265,17 @@ func TestServersAway(t *testing.T) {
 	s.set(errors.New("no server"))
 	a.Put(newPod("a", "10.0.0.1"))
 	w, _ := start(t, a, s, "agent", withoutLease)
-	eventually(t, "the agent knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
+	wait.Until(t, "the agent knows the pod", func() bool { _, ok := w.Pod("a"); return ok })
 	a.Remove(newPod("a", "10.0.0.1"))
 	a.Put(newPod("b", "10.0.0.1"))
-	eventually(t, "the agent knows the next pod", func() bool { _, ok := w.Pod("b"); return ok })
+	wait.Until(t, "the agent knows the next pod", func() bool { _, ok := w.Pod("b"); return ok })
 	s.set(nil)
 	s.await(t, "one pod ended and another lives", func(s *server) bool { return s.pods["a"].GetEndTimeUnixNano() != 0 && s.pods["b"] != nil })
 
 	// A rejected report does not hold up the others.
 	s.set(fault.As(fault.Rejected, errors.New("no")))
 	a.Put(newPod("c", "10.0.0.3"))
-	eventually(t, "the report is skipped", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.known["c"] != nil && len(w.news) == 0 })
+	wait.Until(t, "the report is skipped", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.known["c"] != nil && len(w.news) == 0 })
 	s.set(nil)
 	a.Put(newPod("d", "10.0.0.4"))
 	s.await(t, "the next pod is reported", func(s *server) bool { return s.pods["d"] != nil })
@@ -363,7 +342,7 @@ func TestOneAgentWatchesServices(t *testing.T) {
 	a.Put(newSlice("cart-y", "cart"))
 	s.await(t, "the endpoints are removed", func(s *server) bool { return len(s.services["shop/cart"].GetEndpoints()) == 2 })
 	stops[first]()
-	eventually(t, "another agent takes over", func() bool { h := a.Holder(); return h != "" && h != first })
+	wait.Until(t, "another agent takes over", func() bool { h := a.Holder(); return h != "" && h != first })
 	a.Put(newService("pay", "10.96.0.3"))
 	s.await(t, "the new service is reported", func(s *server) bool { return s.services["shop/pay"] != nil })
 	a.Remove(newService("cart", "10.96.0.1"))
@@ -451,7 +430,7 @@ func TestKubeconfig(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
 	s.await(t, "the pod is reported", func(s *server) bool { return s.pods["a"] != nil })
-	eventually(t, "agent one holds the lease", func() bool { return a.Holder() == "one" })
+	wait.Until(t, "agent one holds the lease", func() bool { return a.Holder() == "one" })
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)

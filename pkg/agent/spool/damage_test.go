@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // filled returns the only segment of a spool with entries of the given sizes,
@@ -130,13 +131,13 @@ func TestDamageIsLoggedAndCounted(t *testing.T) {
 	if got := drain(t, s); len(got) != len(damageSizes)-2 {
 		t.Errorf("%d entries handed out", len(got))
 	}
-	if lost := metric(t, reg, "metaflow_spool_lost_entries_total"); lost != 2 {
+	if lost := prom.Value(t, reg, "metaflow_spool_lost_entries_total"); lost != 2 {
 		t.Errorf("%v entries counted as lost", lost)
 	}
 	if _, ok := tryNext(t, s); ok {
 		t.Error("one more entry was handed out")
 	}
-	if n := metric(t, reg, "metaflow_spool_damaged_bytes_total"); int(n) != begins[2]-begins[1]+begins[5]-begins[4] {
+	if n := prom.Value(t, reg, "metaflow_spool_damaged_bytes_total"); int(n) != begins[2]-begins[1]+begins[5]-begins[4] {
 		t.Errorf("%v bytes counted as damaged", n)
 	}
 	for _, want := range []string{"lost to damage", "is damaged", "0000000000000001.spool"} {

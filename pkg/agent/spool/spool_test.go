@@ -23,6 +23,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 func TestMain(m *testing.M) {
@@ -325,7 +326,7 @@ func TestFullThenRoom(t *testing.T) {
 	if s.Bytes() != 0 {
 		t.Errorf("%d bytes remain", s.Bytes())
 	}
-	if got := metric(t, reg, "metaflow_spool_full_total"); got != 3 {
+	if got := prom.Value(t, reg, "metaflow_spool_full_total"); got != 3 {
 		t.Errorf("%v refusals counted, want 3", got)
 	}
 	if err := s.Append(t.Context(), entry(0, 9*mib)); !errors.Is(err, spool.ErrFull) {
@@ -345,21 +346,6 @@ func diskUsage(t *testing.T, dir string) (n int64) {
 		}
 	}
 	return n
-}
-
-func metric(t *testing.T, reg prometheus.Gatherer, name string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == name {
-			return f.GetMetric()[0].GetCounter().GetValue() + f.GetMetric()[0].GetGauge().GetValue()
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
 }
 
 func TestOneProcessAtATime(t *testing.T) {

@@ -16,6 +16,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -73,48 +75,49 @@ func TestNewReplicasAreFound(t *testing.T) {
 	}
 	b := newReplica(t, second)
 	dns.set("server.test", "127.0.0.1", "127.0.0.2")
-	eventually(t, "the new replica receives a request", func() bool { return export() == nil && len(b.received()) > 0 })
+	wait.Until(t, "the new replica receives a request", func() bool { return export() == nil && len(b.received()) > 0 })
 
 	dns.set("server.test", "127.0.0.2")
 	a.stop()
-	eventually(t, "the old replica is dropped", func() bool { return export() == nil })
+	wait.Until(t, "the old replica is dropped", func() bool { return export() == nil })
 
 	dns.set("server.test") // the name is gone; its addresses stay in use
 	before := len(b.received())
-	eventually(t, "lookups have failed", func() bool { return export() == nil && len(b.received()) > before+500 })
+	wait.Until(t, "lookups have failed", func() bool { return export() == nil && len(b.received()) > before+500 })
 }
 
 func TestUnknownNameIsReported(t *testing.T) {
 	var dns names
 	c := newClient(t, testConfig("server.test:20035"), upstream.Options{LookupHost: dns.lookup})
-	eventually(t, "the error contains the name", func() bool {
+	wait.Until(t, "the error contains the name", func() bool {
 		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err != nil && !upstream.OutcomeUnknown(err) && strings.Contains(err.Error(), "lookup server.test: no such host")
 	})
 }
 
 func TestTLS(t *testing.T) {
-	ours, theirs := newAuthority(t), newAuthority(t)
-	certFile, keyFile := ours.leaf(t)
-	ourCert, ourKey := ours.leaf(t)
-	theirCert, theirKey := theirs.leaf(t)
+	ours, theirs := certs.NewAuthority(t), certs.NewAuthority(t)
+	ourCA, theirCA := ours.File(t), theirs.File(t)
+	certFile, keyFile := ours.Leaf(t, "server.test").Files(t)
+	ourCert, ourKey := ours.Leaf(t, "client.test").Files(t)
+	theirCert, theirKey := theirs.Leaf(t, "client.test").Files(t)
 	server := tlsOf(certFile, keyFile, "")
-	mutual := tlsOf(certFile, keyFile, ours.file)
+	mutual := tlsOf(certFile, keyFile, ourCA)
 	tests := map[string]struct {
 		server func(*rpc.Config)
 		client tlsconfig.Client
 		name   string // of the server, instead of its address
 		want   string // in the error; empty means success
 	}{
-		"one way":                  {server, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "", ""},
-		"mutual":                   {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file, CertFile: ourCert, KeyFile: ourKey}, "", ""},
-		"by name":                  {server, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "server.test", ""},
-		"by another name":          {server, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "other.test", "not other.test"},
-		"by a configured name":     {server, tlsconfig.Client{Enabled: true, CAFile: ours.file, ServerName: "server.test"}, "other.test", ""},
-		"unknown server authority": {server, tlsconfig.Client{Enabled: true, CAFile: theirs.file}, "", "unknown authority"},
-		"without verification":     {server, tlsconfig.Client{Enabled: true, CAFile: theirs.file, InsecureSkipVerify: true}, "other.test", ""},
-		"no certificate":           {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file}, "", "certificate required"},
-		"unknown client authority": {mutual, tlsconfig.Client{Enabled: true, CAFile: ours.file, CertFile: theirCert, KeyFile: theirKey}, "", "unknown certificate authority"},
+		"one way":                  {server, tlsconfig.Client{Enabled: true, CAFile: ourCA}, "", ""},
+		"mutual":                   {mutual, tlsconfig.Client{Enabled: true, CAFile: ourCA, CertFile: ourCert, KeyFile: ourKey}, "", ""},
+		"by name":                  {server, tlsconfig.Client{Enabled: true, CAFile: ourCA}, "server.test", ""},
+		"by another name":          {server, tlsconfig.Client{Enabled: true, CAFile: ourCA}, "other.test", "not other.test"},
+		"by a configured name":     {server, tlsconfig.Client{Enabled: true, CAFile: ourCA, ServerName: "server.test"}, "other.test", ""},
+		"unknown server authority": {server, tlsconfig.Client{Enabled: true, CAFile: theirCA}, "", "unknown authority"},
+		"without verification":     {server, tlsconfig.Client{Enabled: true, CAFile: theirCA, InsecureSkipVerify: true}, "other.test", ""},
+		"no certificate":           {mutual, tlsconfig.Client{Enabled: true, CAFile: ourCA}, "", "certificate required"},
+		"unknown client authority": {mutual, tlsconfig.Client{Enabled: true, CAFile: ourCA, CertFile: theirCert, KeyFile: theirKey}, "", "unknown certificate authority"},
 		"plain text":               {server, tlsconfig.Client{}, "", "error reading server preface"},
 	}
 	for name, tc := range tests {
@@ -131,7 +134,7 @@ func TestTLS(t *testing.T) {
 			cfg.TLS = tc.client
 			c := newClient(t, cfg, upstream.Options{LookupHost: dns.lookup})
 			var err error
-			eventually(t, "a reply", func() bool {
+			wait.Until(t, "a reply", func() bool {
 				_, err = c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 				if tc.want == "" {
 					return err == nil
@@ -154,26 +157,23 @@ func tlsOf(certFile, keyFile, clientCA string) func(*rpc.Config) {
 // A server restarts with a certificate of another authority. The client accepts
 // it once its own CA file contains that authority.
 func TestAuthorityIsReloaded(t *testing.T) {
-	old, fresh := newAuthority(t), newAuthority(t)
-	certFile, keyFile := old.leaf(t)
+	old, fresh := certs.NewAuthority(t), certs.NewAuthority(t)
+	oldCA := old.File(t)
+	certFile, keyFile := old.Leaf(t, "server.test").Files(t)
 	srv := newReplica(t, tlsOf(certFile, keyFile, ""))
 	cfg := testConfig(srv.addr)
-	cfg.TLS = tlsconfig.Client{Enabled: true, CAFile: old.file}
+	cfg.TLS = tlsconfig.Client{Enabled: true, CAFile: oldCA}
 	c := newClient(t, cfg, upstream.Options{})
 	waitReady(t, c)
 
 	srv.stop()
-	srv.cfg.TLS.CertFile, srv.cfg.TLS.KeyFile = fresh.leaf(t)
+	srv.cfg.TLS.CertFile, srv.cfg.TLS.KeyFile = fresh.Leaf(t, "server.test").Files(t)
 	srv.start(t, rpc.Options{ShutdownGrace: time.Second})
-	eventually(t, "the new certificate is rejected", func() bool {
+	wait.Until(t, "the new certificate is rejected", func() bool {
 		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err != nil && strings.Contains(err.Error(), x509.UnknownAuthorityError{}.Error())
 	})
-	pem, err := os.ReadFile(fresh.file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(old.file, pem, 0o600); err != nil {
+	if err := os.WriteFile(oldCA, fresh.PEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	waitReady(t, c)

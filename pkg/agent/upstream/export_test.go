@@ -24,6 +24,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 func TestBytesArriveUnchanged(t *testing.T) {
@@ -57,7 +59,7 @@ func TestBytesArriveUnchanged(t *testing.T) {
 			t.Errorf("request %d arrived as %d bytes, resend %v, agent %q", i, len(got[i].Body), got[i].Resend, got[i].Agent)
 		}
 	}
-	if n := metric(t, reg, "metaflow_upstream_requests_total", "OK"); n != float64(len(sent)) {
+	if n := prom.Value(t, reg, "metaflow_upstream_requests_total", "OK"); n != float64(len(sent)) {
 		t.Errorf("%v requests counted", n)
 	}
 }
@@ -84,7 +86,7 @@ func TestRequestsAreBalanced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "every replica receives a request", func() bool {
+	wait.Until(t, "every replica receives a request", func() bool {
 		export()
 		return len(a.received()) > 0 && len(b.received()) > 0 && len(c.received()) > 0
 	})
@@ -109,7 +111,7 @@ func TestReplicaRestart(t *testing.T) {
 		_, err := cli.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		return err
 	}
-	eventually(t, "both replicas receive a request", func() bool {
+	wait.Until(t, "both replicas receive a request", func() bool {
 		return export() == nil && len(a.received()) > 0 && len(b.received()) > 0
 	})
 	a.stop()
@@ -130,7 +132,7 @@ func TestReplicaRestart(t *testing.T) {
 	}
 	a.start(t, rpc.Options{ShutdownGrace: time.Second})
 	before := len(a.received())
-	eventually(t, "the restarted replica receives a request", func() bool {
+	wait.Until(t, "the restarted replica receives a request", func() bool {
 		return export() == nil && len(a.received()) > before
 	})
 }
@@ -147,10 +149,10 @@ func TestNoServerFailsAtOnce(t *testing.T) {
 	if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
 		t.Errorf("the first Export = %v", err)
 	}
-	if n := metric(t, reg, "metaflow_upstream_requests_total", "NotReady"); n != 1 {
+	if n := prom.Value(t, reg, "metaflow_upstream_requests_total", "NotReady"); n != 1 {
 		t.Errorf("%v requests counted as not ready", n)
 	}
-	eventually(t, "the error contains the cause", func() bool {
+	wait.Until(t, "the error contains the cause", func() bool {
 		start := time.Now()
 		_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 		if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
