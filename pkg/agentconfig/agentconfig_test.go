@@ -34,8 +34,9 @@ func parse(t *testing.T, text string) agentconfig.Document {
 	return doc
 }
 
-// fromTheDocument is what the commands of the integration guide write.
-const fromTheDocument = `vtap_group_id: ${VTAP_GROUP_ID}
+// integrationGuide is the configuration that the integration guide's commands
+// write.
+const integrationGuide = `vtap_group_id: ${VTAP_GROUP_ID}
 external_agent_http_proxy_enabled: 1
 external_agent_http_proxy_port: 38086
 `
@@ -49,7 +50,7 @@ func TestParse(t *testing.T) {
 		"nothing":                  {text: ""},
 		"only comments":            {text: "# agent_group_id: g-1\n---\n# nothing\n"},
 		"a section commented out":  {text: "inputs:\n  integration:\n  #  enabled: true\n"},
-		"the integration guide's":  {text: fromTheDocument, want: func(c *agentconfig.Config) { c.Integration.Enabled = true }},
+		"the integration guide's":  {text: integrationGuide, want: func(c *agentconfig.Config) { c.Integration.Enabled = true }},
 		"the group by id":          {text: "agent_group_id: g-abc\n", group: "g-abc"},
 		"by the predecessor's key": {text: "vtap_group_id: g-abc", group: "g-abc"},
 		"by a variable in quotes":  {text: "agent_group_id: '$GROUP'"},
@@ -129,7 +130,7 @@ static_config:
 			}
 			again, group, err := agentconfig.Parse(doc.YAML(tc.group))
 			if err != nil || !again.Equal(doc) || group != tc.group {
-				t.Errorf("the canonical text is read as another document: group %q, %v\n%s", group, err, doc.YAML(tc.group))
+				t.Errorf("the canonical text parses as another document: group %q, %v\n%s", group, err, doc.YAML(tc.group))
 			}
 		})
 	}
@@ -318,20 +319,20 @@ inputs:
 			doc, _, err := agentconfig.Parse([]byte(tc.text))
 			var wrong *agentconfig.Error
 			if !errors.As(err, &wrong) {
-				t.Fatalf("%v is no Error", err)
+				t.Fatalf("%v is not an Error", err)
 			}
 			if diff := cmp.Diff(tc.want, strings.Split(err.Error(), "\n")); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if !doc.Empty() {
-				t.Errorf("something is set all the same: %s", doc.YAML(""))
+				t.Errorf("keys are set despite the error: %s", doc.YAML(""))
 			}
 		})
 	}
 }
 
-// A text with a hundred thousand mistakes is answered at once and on a few pages, and
-// what is right in it is still found.
+// A text with a hundred thousand mistakes yields a short error at once, and its
+// valid keys are still found.
 func TestProblemsAreBounded(t *testing.T) {
 	text := []byte(strings.Repeat("zzz: 1\n", 100_000) + "external_agent_http_proxy_enabled: 1\n")
 	_, _, err := agentconfig.Parse(text)
@@ -345,14 +346,14 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 }
 
-func TestTheGroupIsToldBesideAnError(t *testing.T) {
+func TestGroupIsReturnedWithError(t *testing.T) {
 	_, group, err := agentconfig.Parse([]byte("bogus: 1\nagent_group_id: g-1\n"))
 	if err == nil || group != "g-1" {
 		t.Errorf("group %q, %v", group, err)
 	}
 }
 
-// An agent that is older than the server takes what it understands.
+// An agent older than the server applies the keys that it understands.
 func TestParseLenient(t *testing.T) {
 	doc, ignored, err := agentconfig.ParseLenient([]byte(`agent_group_id: g-1
 inputs:
@@ -400,11 +401,11 @@ outputs:
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if !old.Equal(parse(t, "inputs: {integration: {enabled: true, listen_port: 1}, flow: {exclude_ports: [1, 2]}}")) {
-		t.Error("merging changed the document it began with")
+		t.Error("Merge changed its receiver")
 	}
 	var zero agentconfig.Document
 	if !zero.Empty() || !zero.Merge(patch).Equal(patch) || !patch.Merge(zero).Equal(patch) || len(zero.YAML("")) != 0 {
-		t.Error("the zero document is not the neutral one")
+		t.Error("merging with the zero document changes a document")
 	}
 }
 
@@ -421,7 +422,7 @@ func TestDiff(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if changes := agentconfig.Diff(agentconfig.Document{}, parse(t, "inputs: {integration: {listen_port: 38086}}")); changes != nil {
-		t.Errorf("setting a default is a change: %v", changes)
+		t.Errorf("setting a default counts as a change: %v", changes)
 	}
 }
 
@@ -460,14 +461,14 @@ func TestExample(t *testing.T) {
 	}
 	for _, key := range agentconfig.Catalogue() {
 		if !bytes.Contains(example, []byte("Default: "+key.Default+".")) || !bytes.Contains(doc.YAML(""), []byte(lastPart(key.Name)+": "+key.Default+"\n")) {
-			t.Errorf("%s is not in the example with its default", key.Name)
+			t.Errorf("the example lacks %s with its default", key.Name)
 		}
 	}
 }
 
 func lastPart(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
 
-// Every field of Config must be reachable by a key, or it could never be set.
+// Every field of Config must have a key; otherwise it could never be set.
 func TestCatalogueCoversConfig(t *testing.T) {
 	if got, want := len(agentconfig.Catalogue()), leaves(reflect.TypeFor[agentconfig.Config]()); got != want {
 		t.Errorf("%d keys for %d fields", got, want)
@@ -481,7 +482,7 @@ func TestCatalogueCoversConfig(t *testing.T) {
 			seen[name] = true
 		}
 		if !strings.HasSuffix(key.Doc, ".") || strings.Contains(key.Doc, "\n") {
-			t.Errorf("%s: %q is not made of sentences", key.Name, key.Doc)
+			t.Errorf("%s: %q does not consist of sentences", key.Name, key.Doc)
 		}
 	}
 }
@@ -506,12 +507,12 @@ func TestPortRange(t *testing.T) {
 	}
 }
 
-// FuzzParse holds both parsers to their contract for anything an operator or a server
-// may send: no panic; what is refused is an *Error with a text in each problem; what is
-// accepted has a canonical text that is read back as the same, and the lenient parser
-// reads nothing else from it.
+// FuzzParse holds both parsers to their contract for any text: no panic; a
+// rejected text yields an *Error with a text in each problem; an accepted text
+// has a canonical text that parses to the same document, and the lenient parser
+// reads the same from it.
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(fromTheDocument))
+	f.Add([]byte(integrationGuide))
 	f.Add(agentconfig.Example())
 	for _, text := range []string{
 		"agent_group_id: \"a: b\"\ninputs: {flow: {exclude_cidrs: ['::/0'], exclude_ports: [1-2]}}",
@@ -526,7 +527,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			var wrong *agentconfig.Error
 			if !errors.As(err, &wrong) || len(wrong.Problems) == 0 {
-				t.Fatalf("%v is no Error with problems", err)
+				t.Fatalf("%v is not an Error with problems", err)
 			}
 			for _, p := range wrong.Problems {
 				if p.Text == "" {
@@ -534,16 +535,16 @@ func FuzzParse(f *testing.F) {
 				}
 			}
 			if lenientErr == nil && len(ignored) != len(wrong.Problems) {
-				t.Fatalf("refused for %v, ignored only %v", wrong.Problems, ignored)
+				t.Fatalf("rejected for %v, ignored only %v", wrong.Problems, ignored)
 			}
 			doc, group = lenient, ""
 		} else if lenientErr != nil || ignored != nil || !lenient.Equal(doc) {
-			t.Fatalf("strictly %s, leniently %s, %v, %v", doc.YAML(""), lenient.YAML(""), ignored, lenientErr)
+			t.Fatalf("Parse: %s, ParseLenient: %s, %v, %v", doc.YAML(""), lenient.YAML(""), ignored, lenientErr)
 		}
 		canonical := doc.YAML(group)
 		again, groupAgain, err := agentconfig.Parse(canonical)
 		if err != nil || groupAgain != group || !again.Equal(doc) || agentconfig.Diff(doc, again) != nil {
-			t.Fatalf("%q is read back as %q, group %q, %v", canonical, again.YAML(groupAgain), groupAgain, err)
+			t.Fatalf("%q parses as %q, group %q, %v", canonical, again.YAML(groupAgain), groupAgain, err)
 		}
 	})
 }

@@ -9,23 +9,24 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
-// groupKey names the agent group that a text is for. It is no setting.
+// groupKey is the key of the agent group that a text belongs to. It is not a
+// setting.
 const groupKey = "agent_group_id"
 
-// groupAlias is its name at the predecessor.
+// groupAlias is the predecessor's name of groupKey.
 const groupAlias = "vtap_group_id"
 
-// Key is one setting, for documentation and completion.
+// Key describes one setting, for documentation and completion.
 type Key struct {
 	Name    string   // with its sections, separated by dots
-	Aliases []string // of the predecessor
-	Type    string   // in words
-	Range   string   // in words; empty when the type says it all
-	Default string   // as YAML writes it
-	Doc     string   // one sentence or more, without a line break
+	Aliases []string // names in the predecessor
+	Type    string   // for people
+	Range   string   // for people; empty if the type implies it
+	Default string   // in YAML
+	Doc     string   // sentences without a line break
 }
 
-// Catalogue returns every setting. Settings of one section follow each other.
+// Catalogue returns every setting. Settings of one section are adjacent.
 func Catalogue() []Key {
 	keys := make([]Key, len(settings))
 	for i, s := range settings {
@@ -39,7 +40,7 @@ func Catalogue() []Key {
 type setting struct {
 	Key
 	read  func(input) (any, error)
-	text  func(any) string  // as YAML writes it; read takes it back
+	text  func(any) string  // in YAML, as read accepts it
 	at    func(*Config) any // pointer to the field
 	store func(*Config, any)
 	load  func(*Config) any
@@ -68,9 +69,9 @@ var settings = []setting{
 	newSetting("inputs.integration.grpc_port", port(), func(c *Config) *int { return &c.Integration.GRPCPort },
 		"Port of OTLP/gRPC on every agent, usually 4317. 0 closes it."),
 	newSetting("inputs.integration.max_request_bytes", size(64<<10, 512<<20), func(c *Config) *int64 { return &c.Integration.MaxRequestBytes },
-		"Largest request after decompression; a larger one is refused. Agents hold a request in memory, so a large limit takes memory from the host."),
+		"Largest request after decompression; a larger one is rejected. Agents hold a request in memory, so a large limit takes memory from the host."),
 	newSetting("inputs.integration.cors_allowed_origins", list(origin()), func(c *Config) *[]cors.Origin { return &c.Integration.CORSAllowedOrigins },
-		"Origins of web pages that may send traces over OTLP/HTTP, such as https://app.example.com, https://*.example.com for its subdomains, or '*' in quotes for every page. None refuses all web pages."),
+		"Origins of web pages that may send traces over OTLP/HTTP, such as https://app.example.com, https://*.example.com for its subdomains, or '*' in quotes for every page. An empty list rejects all web pages."),
 	newSetting("inputs.integration.cors_allowed_headers", list(header()), func(c *Config) *[]cors.Header { return &c.Integration.CORSAllowedHeaders },
 		"Headers that those pages may send besides Content-Type and Content-Encoding, such as X-Api-Key."),
 	newSetting("inputs.integration.compression.trace", boolean(), func(c *Config) *bool { return &c.Integration.Compression.Trace },
@@ -78,25 +79,25 @@ var settings = []setting{
 		"static_config.external-agent-http-proxy-compressed"),
 	newSetting("inputs.integration.feature_control.trace_integration_disabled", boolean(),
 		func(c *Config) *bool { return &c.Integration.FeatureControl.TraceIntegrationDisabled },
-		"Whether traces are refused, with a status that says so, while the ports stay open.",
+		"Whether agents reject traces, with an error that names this key, while the ports stay open.",
 		"static_config.external-trace-integration-disabled"),
 	newSetting("inputs.flow.enabled", boolean(), func(c *Config) *bool { return &c.Flow.Enabled },
 		"Whether the agent observes the TCP connections of its host."),
 	newSetting("inputs.flow.dump_interval", duration(time.Second, 5*time.Minute), func(c *Config) *time.Duration { return &c.Flow.DumpInterval },
-		"How often all connections are looked at. A shorter interval sees more of short connections and costs CPU on the host."),
+		"Interval between dumps of all connections. A shorter interval sees more of short connections and costs CPU on the host."),
 	newSetting("inputs.flow.report_interval", duration(10*time.Second, 10*time.Minute), func(c *Config) *time.Duration { return &c.Flow.ReportInterval },
-		"How often a living connection is reported. A shorter interval makes more rows."),
+		"Interval between rows of a living connection. A shorter interval makes more rows."),
 	newSetting("inputs.flow.exclude_cidrs", list(cidr()), func(c *Config) *[]netip.Prefix { return &c.Flow.ExcludeCIDRs },
-		"Connections with a local or peer address in one of these networks are not observed. The default leaves out what a host says to itself."),
+		"Connections with a local or peer address in one of these networks are not observed. The default excludes connections of a host to itself."),
 	newSetting("inputs.flow.exclude_ports", list(portRange()), func(c *Config) *[]PortRange { return &c.Flow.ExcludePorts },
 		"Connections with a local or peer port in one of these ranges are not observed."),
 	newSetting("outputs.spool.max_bytes", size(1<<20, 1<<40), func(c *Config) *int64 { return &c.Spool.MaxBytes },
-		"Disk that each agent may use to keep what no server takes. When it is full, senders are told to come again later."),
+		"Disk space of each agent for requests that no server accepts. When it is full, senders are asked to retry later."),
 	newSetting("outputs.spool.drain_bytes_per_second", size(64<<10, 10<<30), func(c *Config) *int64 { return &c.Spool.DrainBytesPerSecond },
-		"How fast each agent sends what it kept once a server takes it again, beside live traffic."),
+		"Rate at which each agent sends spooled requests once a server accepts them again, in addition to live traffic."),
 }
 
-// names are all names that set something, the group's among them.
+// names maps every name of a key to its setting, and the group's names to nil.
 var names = func() map[string]*setting {
 	m := map[string]*setting{groupKey: nil, groupAlias: nil}
 	for i := range settings {
@@ -108,7 +109,7 @@ var names = func() map[string]*setting {
 	return m
 }()
 
-// sections are all sections that something of names is in.
+// sections holds every section that contains a name of names.
 var sections = func() map[string]bool {
 	m := map[string]bool{}
 	for name := range names {
@@ -121,5 +122,5 @@ var sections = func() map[string]bool {
 	return m
 }()
 
-// knownNames are what a misspelt name may have been meant to be.
+// knownNames are the candidates for a misspelt name.
 var knownNames = slices.AppendSeq(slices.Collect(maps.Keys(names)), maps.Keys(sections))

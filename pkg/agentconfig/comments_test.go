@@ -8,8 +8,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/fielddoc"
 )
 
-// The comments of the fields are the texts of the catalogue. -update writes them.
-func TestCommentsOfFieldsAreTheCatalogue(t *testing.T) {
+// The comments of the fields equal the texts of the catalogue; -update writes
+// them.
+func TestFieldCommentsMatchCatalogue(t *testing.T) {
 	update := flag.Lookup("update").Value.String() == "true"
 	texts := map[string]string{}
 	var c Config
@@ -24,7 +25,8 @@ func TestCommentsOfFieldsAreTheCatalogue(t *testing.T) {
 	}
 }
 
-// fieldAt names the field of a struct, or of a struct within, that lies at an address.
+// fieldAt returns the name of the struct field at an address, in v or a nested
+// struct.
 func fieldAt(t *testing.T, v reflect.Value, address uintptr) string {
 	t.Helper()
 	for i := range v.NumField() {
@@ -38,6 +40,6 @@ func fieldAt(t *testing.T, v reflect.Value, address uintptr) string {
 		}
 		return v.Type().Name() + "." + v.Type().Field(i).Name
 	}
-	t.Fatal("a setting is stored in no field of Config")
+	t.Fatal("found a setting without a field in Config")
 	return ""
 }

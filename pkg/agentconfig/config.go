@@ -7,15 +7,15 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 )
 
-// Config is the configuration in force: every key has a value. Its fields are named as
-// the keys are; Catalogue tells their meaning.
+// Config is a complete configuration: every key has a value. Its fields are
+// named after the keys; Catalogue describes them.
 type Config struct {
 	Integration Integration // inputs.integration
 	Spool       Spool       // outputs.spool
 	Flow        Flow        // inputs.flow
 }
 
-// Integration is how an agent takes data from other programs.
+// Integration configures how an agent receives data from other programs.
 type Integration struct {
 	// Enabled: Whether the agent takes data from other programs, on the
 	// ports below.
@@ -27,13 +27,13 @@ type Integration struct {
 	// it.
 	GRPCPort int
 	// MaxRequestBytes: Largest request after decompression; a larger one is
-	// refused. Agents hold a request in memory, so a large limit takes
+	// rejected. Agents hold a request in memory, so a large limit takes
 	// memory from the host.
 	MaxRequestBytes int64
 	// CORSAllowedOrigins: Origins of web pages that may send traces over
 	// OTLP/HTTP, such as https://app.example.com, https://*.example.com for
-	// its subdomains, or '*' in quotes for every page. None refuses all web
-	// pages.
+	// its subdomains, or '*' in quotes for every page. An empty list
+	// rejects all web pages.
 	CORSAllowedOrigins []cors.Origin
 	// CORSAllowedHeaders: Headers that those pages may send besides
 	// Content-Type and Content-Encoding, such as X-Api-Key.
@@ -42,68 +42,69 @@ type Integration struct {
 	FeatureControl     FeatureControl
 }
 
-// Compression is what an agent compresses on the way to the server.
+// Compression selects what an agent compresses on the way to the server.
 type Compression struct {
 	// Trace: Whether traces are compressed on the way to the server. It
 	// saves network and costs CPU on the host.
 	Trace bool
 }
 
-// FeatureControl switches off what an agent takes.
+// FeatureControl turns off kinds of data.
 type FeatureControl struct {
-	// TraceIntegrationDisabled: Whether traces are refused, with a status
-	// that says so, while the ports stay open.
+	// TraceIntegrationDisabled: Whether agents reject traces, with an error
+	// that names this key, while the ports stay open.
 	TraceIntegrationDisabled bool
 }
 
-// Spool is what an agent keeps on disk while no server takes it.
+// Spool configures what an agent keeps on disk while no server accepts it.
 type Spool struct {
-	// MaxBytes: Disk that each agent may use to keep what no server takes.
-	// When it is full, senders are told to come again later.
+	// MaxBytes: Disk space of each agent for requests that no server
+	// accepts. When it is full, senders are asked to retry later.
 	MaxBytes int64
-	// DrainBytesPerSecond: How fast each agent sends what it kept once a
-	// server takes it again, beside live traffic.
+	// DrainBytesPerSecond: Rate at which each agent sends spooled requests
+	// once a server accepts them again, in addition to live traffic.
 	DrainBytesPerSecond int64
 }
 
-// Flow is what an agent observes of TCP connections.
+// Flow configures how an agent observes TCP connections.
 type Flow struct {
 	// Enabled: Whether the agent observes the TCP connections of its host.
 	Enabled bool
-	// DumpInterval: How often all connections are looked at. A shorter
+	// DumpInterval: Interval between dumps of all connections. A shorter
 	// interval sees more of short connections and costs CPU on the host.
 	DumpInterval time.Duration
-	// ReportInterval: How often a living connection is reported. A shorter
-	// interval makes more rows.
+	// ReportInterval: Interval between rows of a living connection. A
+	// shorter interval makes more rows.
 	ReportInterval time.Duration
 	// ExcludeCIDRs: Connections with a local or peer address in one of
-	// these networks are not observed. The default leaves out what a host
-	// says to itself.
+	// these networks are not observed. The default excludes connections of
+	// a host to itself.
 	ExcludeCIDRs []netip.Prefix
 	// ExcludePorts: Connections with a local or peer port in one of these
 	// ranges are not observed.
 	ExcludePorts []PortRange
 }
 
-// PortRange is all ports from First to Last, both of them included.
+// PortRange holds the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
-// Contains says whether port is one of the range.
+// Contains reports whether port is in the range.
 func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
 
 // Default returns the configuration of an agent whose group sets nothing.
 func Default() Config {
 	return Config{
 		Integration: Integration{
-			// 38086 is where collectors that were set up for the predecessor send to.
+			// Collectors that were set up for the predecessor send to 38086.
 			ListenPort: 38086,
-			// Four times what a collector sends at most by default: 8192 spans of 2 KiB.
+			// Four times the default maximum of a collector, 8192 spans of 2
+			// KiB.
 			MaxRequestBytes: 64 << 20,
 		},
 		Spool: Spool{
 			MaxBytes: 1 << 30,
-			// A full spool is empty after a minute, at a load that the server bears beside
-			// live traffic.
+			// Empties a full spool in a minute, at a load that the server can
+			// take in addition to live traffic.
 			DrainBytesPerSecond: 16 << 20,
 		},
 		Flow: Flow{

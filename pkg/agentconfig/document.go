@@ -7,22 +7,22 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// Document holds the keys that are set. The zero value sets none. It is never changed
-// after it was made, so it can be copied and shared.
+// Document holds the keys that are set. The zero value sets none. It is
+// immutable and can be copied and shared.
 type Document struct {
-	values map[string]any // by name of the catalogue; of the type of the setting's field
+	values map[string]any // by name in the catalogue; of the type of the setting's field
 }
 
-// Empty says that no key is set.
+// Empty reports whether no key is set.
 func (d Document) Empty() bool { return len(d.values) == 0 }
 
-// Equal says whether d and o set the same keys to the same values.
+// Equal reports whether d and o set the same keys to the same values.
 func (d Document) Equal(o Document) bool {
 	return string(d.YAML("")) == string(o.YAML(""))
 }
 
-// Merge returns what is set after patch was applied to d: the keys of both, with the
-// values of patch where both set one.
+// Merge returns the keys of d and patch; where both set a key, the value of
+// patch counts.
 func (d Document) Merge(patch Document) Document {
 	merged := make(map[string]any, len(d.values)+len(patch.values))
 	maps.Copy(merged, d.values)
@@ -30,7 +30,7 @@ func (d Document) Merge(patch Document) Document {
 	return Document{merged}
 }
 
-// Config returns the configuration in force: the defaults, and over them what d sets.
+// Config returns the defaults overridden by d.
 func (d Document) Config() Config {
 	c := Default()
 	for _, s := range settings {
@@ -41,8 +41,9 @@ func (d Document) Config() Config {
 	return c
 }
 
-// YAML returns the canonical text of d, the agent group first unless groupID is empty.
-// Parse reads it back. A document without keys and group has no text.
+// YAML returns the canonical text of d, which Parse reads back. If groupID is
+// not empty, the text starts with it. A document without keys and group has an
+// empty text.
 func (d Document) YAML(groupID string) []byte {
 	var w nested
 	if groupID != "" {
@@ -56,15 +57,15 @@ func (d Document) YAML(groupID string) []byte {
 	return []byte(w.text.String())
 }
 
-// Change is a key whose value in force is another one.
+// Change is a key whose effective value changed.
 type Change struct {
 	Key string `json:"key"`
-	Old string `json:"old"` // as YAML writes it
+	Old string `json:"old"` // in YAML
 	New string `json:"new"`
 }
 
-// Diff tells what is different for agents when before becomes after, in the order of the catalogue. A key that is set to its default is no difference
-// from one that is not set.
+// Diff returns the effective changes from before to after, in the order of the
+// catalogue. A key set to its default equals a key that is not set.
 func Diff(before, after Document) []Change {
 	was, is := before.Config(), after.Config()
 	var changes []Change
@@ -76,8 +77,8 @@ func Diff(before, after Document) []Change {
 	return changes
 }
 
-// nested writes keys with dots as sections of YAML. Keys of one section must follow each
-// other.
+// nested writes keys with dots as sections of YAML. Keys of one section must be
+// adjacent.
 type nested struct {
 	text    strings.Builder
 	section []string
@@ -88,8 +89,8 @@ func (w *nested) key(name, value string) {
 	w.text.WriteString(w.open(name) + values.LastPart(name) + ": " + value + "\n")
 }
 
-// open writes the sections that name is in as far as they are not open, and returns the
-// indentation of the key itself.
+// open writes the sections of name that are not open yet, and returns the
+// indentation of the key.
 func (w *nested) open(name string) (indent string) {
 	parts := strings.Split(name, ".")
 	parts = parts[:len(parts)-1]
@@ -104,16 +105,16 @@ func (w *nested) open(name string) (indent string) {
 	return strings.Repeat("  ", len(parts))
 }
 
-// in says whether the last key was in the section that name is in.
+// in reports whether the last key was in the same section as name.
 func (w *nested) in(name string) bool {
 	return strings.Join(w.section, ".")+"."+values.LastPart(name) == name
 }
 
-// Value is a key with the value in force.
+// Value is a key with its effective value.
 type Value struct {
 	Key   string `json:"key"`
-	Value string `json:"value"` // as YAML writes it
-	Set   bool   `json:"set"`   // by the document, and no default
+	Value string `json:"value"` // in YAML
+	Set   bool   `json:"set"`   // set by the document, not a default
 }
 
 // Values returns every key of the catalogue, in its order.

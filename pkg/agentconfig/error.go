@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// Error is everything that is wrong with a text.
+// Error holds all problems of a text.
 type Error struct {
 	Problems []Problem // in the order of the text, at least one
 }
 
-// Problem is one thing that is wrong.
+// Problem is one problem of a text.
 type Problem struct {
-	Line int    `json:"line,omitempty"` // counted from 1; 0 when it is about no single line
-	Key  string `json:"key,omitempty"`  // as it was written, with its sections; empty when it is about no single key
-	Text string `json:"text"`           // what is wrong, with the value found
+	Line int    `json:"line,omitempty"` // counted from 1; 0 if it concerns no single line
+	Key  string `json:"key,omitempty"`  // as written, with its sections; empty if it concerns no single key
+	Text string `json:"text"`           // the problem, with the value found
 }
 
 func (p Problem) String() string {
@@ -28,7 +28,7 @@ func (p Problem) String() string {
 	return s
 }
 
-// Error has one line for each problem.
+// Error returns one line for each problem.
 func (e *Error) Error() string {
 	lines := make([]string, len(e.Problems))
 	for i, p := range e.Problems {

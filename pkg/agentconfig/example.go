@@ -13,8 +13,8 @@ const exampleHead = `# The configuration of an agent group: every key, with its 
 # agent_group_id: g-default000
 `
 
-// Example returns a text with every key, its meaning, range and default. Parse takes it
-// as it stands, and it sets every key to its default.
+// Example returns a text with every key, its meaning, range and default. Parse
+// accepts it unchanged, and it sets every key to its default.
 func Example() []byte {
 	var w nested
 	w.text.WriteString(exampleHead)
@@ -31,7 +31,7 @@ func Example() []byte {
 	return []byte(w.text.String())
 }
 
-// meta is all that is short about a key.
+// meta returns the type, range and default of a key.
 func (k Key) meta() string {
 	text := "Type: " + k.Type + "."
 	if k.Range != "" {
@@ -44,7 +44,7 @@ func (k Key) meta() string {
 	return text
 }
 
-// lineWidth is where comments break.
+// lineWidth is the width at which comments wrap.
 const lineWidth = 92
 
 func comment(w *strings.Builder, indent, text string) {

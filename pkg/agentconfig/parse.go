@@ -15,16 +15,18 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// MaxTextBytes bounds a text. It is two orders above one that sets everything.
+// MaxTextBytes bounds a text. It is two orders of magnitude above a text that
+// sets everything.
 const MaxTextBytes = 1 << 20
 
-// Parse reads what somebody wrote. It refuses unknown keys, wrong types, values out of
-// range and whatever is written twice; err is then an *Error with all of it, and doc sets
-// nothing. An empty text sets nothing and is no error.
+// Parse parses a text written by people. It rejects unknown keys, wrong types,
+// values out of range and duplicates; err is then an *Error with all problems,
+// and doc sets nothing. An empty text sets nothing and is valid.
 //
-// groupID is the agent group that the text says it is for, its id or its name, also beside an
-// error as far as it can be told; empty when the text does not say. A variable of the
-// shell that was not expanded, such as ${VTAP_GROUP_ID}, says nothing.
+// groupID is the agent group that the text names, by id or name; it is empty if
+// the text names none, and is returned with an error too, as far as it could be
+// read. An unexpanded shell variable, such as ${VTAP_GROUP_ID}, counts as no
+// group.
 func Parse(text []byte) (doc Document, groupID string, err error) {
 	r := newReader()
 	r.text(text)
@@ -34,9 +36,9 @@ func Parse(text []byte) (doc Document, groupID string, err error) {
 	return Document{r.values}, r.groupID, nil
 }
 
-// ParseLenient reads what a server sent that may be newer than this program. It passes
-// over every key that Parse would refuse and says which and why, one line for each. An
-// error is an *Error: the text as a whole cannot be read.
+// ParseLenient parses a text from a server that may be newer than this program.
+// It skips every key that Parse would reject and returns the reasons, one line
+// per key. An error is an *Error: the text cannot be read at all.
 func ParseLenient(text []byte) (doc Document, ignored []string, err error) {
 	r := newReader()
 	r.text(text)
@@ -49,17 +51,17 @@ func ParseLenient(text []byte) (doc Document, ignored []string, err error) {
 	return Document{r.values}, ignored, nil
 }
 
-// reader reads one text.
+// reader parses one text.
 type reader struct {
 	values   map[string]any
 	groupID  string
-	set      map[string]written // by name of the catalogue
+	set      map[string]written // by name in the catalogue
 	problems []Problem
-	more     int  // problems that were not noted
-	broken   bool // nothing of the text can be used
+	more     int  // number of problems beyond maxProblems
+	broken   bool // the text is unusable
 }
 
-// written is where a key was set, and under which name.
+// written is the place and the name under which a key was set.
 type written struct {
 	name string
 	line int
@@ -69,7 +71,7 @@ func newReader() *reader {
 	return &reader{values: map[string]any{}, set: map[string]written{}}
 }
 
-// maxProblems are more than anybody reads before correcting the text.
+// maxProblems is more than anyone reads before correcting the text.
 const maxProblems = 100
 
 func (r *reader) problem(line int, key, format string, args ...any) {
@@ -88,7 +90,7 @@ func (r *reader) inOrder() []Problem {
 	return r.problems
 }
 
-// fail gives up on the whole text.
+// fail records a problem that makes the whole text unusable.
 func (r *reader) fail(line int, format string, args ...any) {
 	r.broken = true
 	r.problem(line, "", format, args...)
@@ -137,21 +139,22 @@ var syntaxError = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?(.*)`)
 func (r *reader) notYAML(err error) {
 	line, text := 0, err.Error()
 	if parts := syntaxError.FindStringSubmatch(text); parts != nil {
-		line, _ = strconv.Atoi(parts[1]) // 0 when it does not say
+		line, _ = strconv.Atoi(parts[1]) // 0 if the message has no line
 		text = parts[2]
 	}
 	r.fail(line, "not YAML: %s", text)
 }
 
-// isTable says whether text begins with the head of the table that lists print: who
-// forgets -o yaml has it in the file.
+// isTable reports whether text starts with the header of the table that lists
+// print: users who forget -o yaml have it in the file.
 func isTable(text []byte) bool {
 	line, _, _ := bytes.Cut(bytes.TrimSpace(text), []byte("\n"))
 	fields := strings.Fields(string(line[:min(len(line), 256)]))
 	return len(fields) >= 2 && fields[0] == "NAME" && strings.HasSuffix(fields[len(fields)-1], "ID")
 }
 
-// section reads the keys of a section, or of the whole text when parent is empty.
+// section parses the keys of a section, or of the whole text if parent is
+// empty.
 func (r *reader) section(parent string, node *yaml.Node) {
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := input{node: node.Content[i]}, input{node: node.Content[i+1]}
@@ -180,7 +183,7 @@ func (r *reader) section(parent string, node *yaml.Node) {
 func (r *reader) subsection(name string, line int, value input) {
 	switch {
 	case value.tag() == tagNull:
-		// All that stood in it is commented out.
+		// Everything in it is commented out.
 	case value.node.Kind != yaml.MappingNode:
 		r.problem(line, name, "%s where a section of keys is expected", value.found())
 	default:
@@ -188,7 +191,7 @@ func (r *reader) subsection(name string, line int, value input) {
 	}
 }
 
-// value reads the value of a setting, or of the group's key when s is nil.
+// value parses the value of a setting, or of the group's key if s is nil.
 func (r *reader) value(name string, line int, s *setting, value input) {
 	canonical := groupKey
 	if s != nil {
@@ -217,7 +220,7 @@ func (r *reader) value(name string, line int, s *setting, value input) {
 	r.values[s.Name] = v
 }
 
-// twice reports a key that was set before. The first one counts for ParseLenient.
+// twice reports a key that was set before. ParseLenient uses the first one.
 func (r *reader) twice(before, again written) {
 	if before.name == again.name {
 		r.problem(again.line, again.name, "set twice, first in line %d; was the file appended to?", before.line)
@@ -226,8 +229,7 @@ func (r *reader) twice(before, again written) {
 	r.problem(again.line, again.name, "the same as %s in line %d; keep one of them", before.name, before.line)
 }
 
-// unexpanded is a variable of the shell as it stands in a text that the shell did not
-// look into.
+// unexpanded matches a shell variable that the shell did not expand.
 var unexpanded = regexp.MustCompile(`^\$(\{[A-Za-z_][A-Za-z0-9_]*\}|[A-Za-z_][A-Za-z0-9_]*)$`)
 
 func (r *reader) group(name string, line int, value input) {
@@ -242,7 +244,7 @@ func (r *reader) group(name string, line int, value input) {
 }
 
 func (r *reader) unknown(name string, line int) {
-	if len(r.problems) >= maxProblems { // looking for the nearest name takes time
+	if len(r.problems) >= maxProblems { // finding the nearest name takes time
 		r.problem(line, name, "unknown key")
 		return
 	}

@@ -2,10 +2,11 @@ package agentconfig
 
 import "strings"
 
-// predecessorKeys are keys and sections that users of the predecessor have in their files and
-// that say nothing to an agent of ours. They are worth a better answer than "unknown".
+// predecessorKeys are keys and sections of the predecessor that users have in
+// their files and that mean nothing to our agents. They deserve a better
+// message than "unknown".
 var predecessorKeys = setOf(
-	// The first generation.
+	// First generation.
 	`analyzer_ip analyzer_port bandwidth_probe_interval capture_bpf capture_packet_size capture_socket_type
 	collector_enabled collector_socket_type compressor_socket_type decap_type domains extra_netns_regex
 	http_log_proxy_client http_log_span_id http_log_trace_id http_log_x_request_id if_mac_source
@@ -20,14 +21,14 @@ var predecessorKeys = setOf(
 	sys_free_memory_limit sys_free_memory_metric system_load_circuit_breaker_metric
 	system_load_circuit_breaker_recover system_load_circuit_breaker_threshold tap_interface_regex tap_mode
 	thread_threshold vm_xml_path vtap_flow_1s_enabled wasm_plugins yaml_config`,
-	// The second, where it shares a section with keys of ours.
+	// Second generation, in sections that we share.
 	`inputs.integration.prometheus_extra_labels inputs.integration.compression.profile
 	inputs.integration.feature_control.profile_integration_disabled
 	inputs.integration.feature_control.metric_integration_disabled
 	inputs.integration.feature_control.log_integration_disabled`,
 )
 
-// predecessorSections have no meaning here with whatever stands in them.
+// predecessorSections are sections of the predecessor of which we have no key.
 var predecessorSections = setOf(
 	`static_config dev global plugins processors inputs.cbpf inputs.ebpf inputs.proc inputs.resources
 	inputs.vector outputs.compression outputs.flow_log outputs.flow_metrics outputs.npb outputs.socket`,
@@ -43,7 +44,7 @@ func setOf(words ...string) map[string]bool {
 	return set
 }
 
-// underPredecessor says whether name is one of these sections, or in one.
+// underPredecessor reports whether name is one of these sections or inside one.
 func underPredecessor(name string) bool {
 	for i, c := range name {
 		if c == '.' && predecessorSections[name[:i]] {

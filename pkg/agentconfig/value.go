@@ -16,21 +16,22 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// kind is a type of values. Errors of read are sentences that name the value.
+// kind is a type of values. Errors of read are sentences that contain the
+// value.
 type kind[T any] struct {
-	name   string // in words
-	limits string // in words; empty when the name says it all
+	name   string // for people
+	limits string // for people; empty if the name implies them
 	read   func(input) (T, error)
-	text   func(T) string // as YAML writes it
+	text   func(T) string // in YAML
 }
 
-// input is a value in a text, not yet parsed.
+// input is a value in a text, before parsing.
 type input struct {
 	node  *yaml.Node
 	alias bool // the key has a name of the predecessor
 }
 
-// Tags of YAML that scalars resolve to.
+// YAML tags of scalars.
 const (
 	tagBool  = "!!bool"
 	tagInt   = "!!int"
@@ -39,8 +40,8 @@ const (
 	tagNull  = "!!null"
 )
 
-// maxListItems is far above what anybody writes by hand, and what a connection can be
-// compared with in a microsecond.
+// maxListItems exceeds what people write by hand, and a connection can still be
+// compared with that many items in a microsecond.
 const maxListItems = 256
 
 func boolean() kind[bool] {
@@ -50,10 +51,10 @@ func boolean() kind[bool] {
 		read: func(in input) (bool, error) {
 			text := in.node.Value
 			switch b, err := values.Bool(text); {
-			case in.tag() == tagBool && err == nil: // a tag may stand before any text
+			case in.tag() == tagBool && err == nil: // a text may have an explicit tag
 				return b, nil
 			case in.alias && in.tag() == tagInt && (text == "0" || text == "1"):
-				return text == "1", nil // the predecessor's first generation wrote 0 and 1
+				return text == "1", nil // the predecessor's first generation used 0 and 1
 			}
 			return false, in.not(name)
 		},
@@ -130,7 +131,7 @@ func cidr() kind[netip.Prefix] {
 			return p, nil
 		},
 		text: func(p netip.Prefix) string {
-			if text := p.String(); text[0] == ':' { // a colon begins a value in a list
+			if text := p.String(); text[0] == ':' { // a leading colon has a meaning in lists
 				return strconv.Quote(text)
 			}
 			return p.String()
@@ -170,7 +171,7 @@ func origin() kind[cors.Origin] {
 	return kind[cors.Origin]{
 		name: "origin",
 		read: textual("an origin such as https://app.example.com", cors.ParseOrigin),
-		text: func(o cors.Origin) string { return strconv.Quote(o.String()) }, // YAML reads * and [ otherwise
+		text: func(o cors.Origin) string { return strconv.Quote(o.String()) }, // unquoted, YAML would interpret * and [
 	}
 }
 
@@ -182,7 +183,8 @@ func header() kind[cors.Header] {
 	}
 }
 
-// textual reads what parse reads, whose errors continue a sentence about the value.
+// textual returns a read function that uses parse, whose errors continue a
+// sentence about the value.
 func textual[T any](wanted string, parse func(string) (T, error)) func(input) (T, error) {
 	return func(in input) (value T, err error) {
 		if in.tag() != tagText {
@@ -195,7 +197,7 @@ func textual[T any](wanted string, parse func(string) (T, error)) func(input) (T
 	}
 }
 
-// String is one number, or two with a hyphen between them.
+// String returns one number, or two with a hyphen between them.
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
@@ -231,7 +233,7 @@ func list[T any](item kind[T]) kind[[]T] {
 	}
 }
 
-// tag is what a scalar resolves to; empty for what is no scalar.
+// tag returns the resolved tag of a scalar, or "".
 func (in input) tag() string {
 	if in.node.Kind != yaml.ScalarNode {
 		return ""
@@ -242,7 +244,7 @@ func (in input) tag() string {
 // maxShown keeps a problem on one line of a terminal.
 const maxShown = 60
 
-// String is the value as problems show it.
+// String returns the value as problems show it.
 func (in input) String() string {
 	if in.node.Kind != yaml.ScalarNode {
 		return in.found()
@@ -254,7 +256,7 @@ func (in input) String() string {
 	return strconv.Quote(text)
 }
 
-// found names what stands there.
+// found describes the value in an error.
 func (in input) found() string {
 	switch in.node.Kind {
 	case yaml.MappingNode:
@@ -289,10 +291,10 @@ func (in input) outside(limits string) error {
 	return fmt.Errorf("%s is out of range, %s", in, limits)
 }
 
-// scalarText quotes text where YAML would read something else.
+// scalarText quotes text that YAML would interpret.
 func scalarText(text string) string {
 	out, err := yaml.Marshal(text)
-	if err != nil || strings.Count(string(out), "\n") != 1 { // YAML folds what is long
+	if err != nil || strings.Count(string(out), "\n") != 1 { // YAML folds long texts
 		return strconv.Quote(text)
 	}
 	return strings.TrimSuffix(string(out), "\n")

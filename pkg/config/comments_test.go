@@ -11,10 +11,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/fielddoc"
 )
 
-// Readers of the code find the meaning of a key where they look for it, in the
-// comment of its field. The doc tag is the source, which operators see too.
-// -update writes the comments.
-func TestCommentsOfFieldsAreTheirDocTags(t *testing.T) {
+// The comment of each field equals its doc tag, so that readers of the code see
+// what operators see. -update writes the comments.
+func TestFieldCommentsMatchDocTags(t *testing.T) {
 	fields := 0
 	for _, root := range []string{"../../pkg", "../../cmd/internal/program"} {
 		err := filepath.WalkDir(root, func(name string, _ fs.DirEntry, err error) error {

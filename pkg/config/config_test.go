@@ -88,7 +88,7 @@ func write(t *testing.T, text string) string {
 	return file
 }
 
-// TestMain removes what the environment of the tests would set.
+// TestMain removes variables from the environment that would interfere.
 func TestMain(m *testing.M) {
 	for _, variable := range os.Environ() {
 		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "METAFLOW_") {
@@ -105,7 +105,7 @@ func setenv(t *testing.T, env map[string]string) {
 	}
 }
 
-func TestLoadTakesTheLastLayerThatSetsAKey(t *testing.T) {
+func TestLoadPrecedence(t *testing.T) {
 	tests := map[string]struct {
 		file string
 		env  map[string]string
@@ -188,7 +188,7 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 	tests := map[string]struct {
 		file string
 		env  map[string]string
-		want []string // FILE stands for the file's name
+		want []string // FILE is the file's name
 	}{
 		"wrong types": {
 			file: "kafka:\n  partitions: twelve\n  max_record_bytes: 64 megs\ngrpc:\n  tls: yep\n  ratio: half\n  small: 256\nshutdown_grace: 10\nlog: {level: loud}\n",
@@ -285,7 +285,7 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if strings.Contains(err.Error(), "hunter2") {
-				t.Error("the error shows a secret")
+				t.Error("the error contains a secret")
 			}
 		})
 	}
@@ -306,12 +306,13 @@ func TestSection(t *testing.T) {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
 	if err := config.Section("kafka", nil); err != nil {
-		t.Errorf("no problems became %v", err)
+		t.Errorf("Section of nil = %v", err)
 	}
 }
 
-// A variable with the prefix that sets nothing is most likely a mistake. Others may set such
-// variables too: other programs, and Kubernetes for each service of the namespace.
+// A variable with the prefix that sets no key is probably a mistake. Other
+// programs, and Kubernetes for each service of the namespace, may set such
+// variables too.
 func TestUnknownVariables(t *testing.T) {
 	const none = ""
 	tests := map[string]struct {
@@ -402,7 +403,7 @@ func TestPrintGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Contains(got.String(), "hunter2") {
-		t.Error("the print shows a secret")
+		t.Error("the output contains a secret")
 	}
 	const golden = "testdata/print.yaml"
 	if *update {
@@ -419,7 +420,7 @@ func TestPrintGolden(t *testing.T) {
 	}
 }
 
-// What Print wrote, Load reads as the same configuration, secrets apart.
+// Load reads the output of Print as the same configuration, except secrets.
 func TestPrintLoadsAgain(t *testing.T) {
 	dir := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {

@@ -9,13 +9,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// UnknownVariables reports the variables of environ, which is as from os.Environ,
-// that begin with prefix, are not empty and are neither in known nor in others. A
-// name in others that ends in _ stands for every variable that begins with it.
-// Variables that Kubernetes sets for a service are not reported. A problem names
-// the nearest variable of known and shows no value: it may be a misspelt secret's.
+// UnknownVariables returns a problem for each variable of environ (in the form
+// of os.Environ) that begins with prefix, is not empty, and is neither in known
+// nor in others. A name in others that ends in _ matches every variable that
+// begins with it. Variables that Kubernetes sets for a service are not
+// reported. A problem names the nearest variable of known and shows no value:
+// it may be a misspelt secret's.
 func UnknownVariables(environ []string, prefix string, known, others []string) []Problem {
-	names := make([]string, len(known)) // without the prefix, which all have in common
+	names := make([]string, len(known)) // without the common prefix
 	for i, name := range known {
 		names[i] = strings.TrimPrefix(name, prefix)
 	}
@@ -46,16 +47,18 @@ func isOther(name string, others []string) bool {
 	return false
 }
 
-// links are the services of which Kubernetes tells the containers of a pod. For
-// the service metaflow-server it sets METAFLOW_SERVER_SERVICE_HOST to an address,
-// and beside it METAFLOW_SERVER_SERVICE_PORT, METAFLOW_SERVER_PORT and
-// METAFLOW_SERVER_PORT_20035_TCP, with more after each. Nobody chose these names
-// to configure a program.
+// links are the services for which Kubernetes sets variables in the containers
+// of a pod. For the service metaflow-server it sets
+// METAFLOW_SERVER_SERVICE_HOST to an address, together with
+// METAFLOW_SERVER_SERVICE_PORT, METAFLOW_SERVER_PORT,
+// METAFLOW_SERVER_PORT_20035_TCP and others. These names are not meant to
+// configure a program.
 type links []string
 
 const serviceHost = "_SERVICE_HOST"
 
-// serviceLinks finds the services: only a service has a host that is an address.
+// serviceLinks finds the services: only a service has a host that is an
+// address.
 func serviceLinks(environ []string) links {
 	var services links
 	for _, variable := range environ {
@@ -68,7 +71,7 @@ func serviceLinks(environ []string) links {
 	return services
 }
 
-// afterService is what follows the name of the service.
+// afterService matches what follows the name of the service.
 var afterService = regexp.MustCompile(`^_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
 func (services links) contain(name string) bool {

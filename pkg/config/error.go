@@ -6,17 +6,17 @@ import (
 	"strings"
 )
 
-// Error is everything that is wrong with a configuration. Programs exit with
-// status 2 on it.
+// Error holds all problems of a configuration. Programs exit with status 2 on
+// it.
 type Error struct {
 	Problems []Problem
 }
 
-// Problem is one thing that is wrong.
+// Problem is one problem of a configuration.
 type Problem struct {
-	Key    string // the key, or the variable that names none; empty when it is about neither
-	Text   string // what is wrong, with the value found
-	Source string // where the value was set: a file and line, a variable, a flag; empty when unknown
+	Key    string // the key, or an unknown variable; empty if it concerns neither
+	Text   string // the problem, with the value found
+	Source string // where the value was set: a file and line, a variable, a flag; empty if unknown
 }
 
 func (p Problem) String() string {
@@ -30,7 +30,7 @@ func (p Problem) String() string {
 	return s
 }
 
-// Error has one line for each problem.
+// Error returns one line for each problem.
 func (e *Error) Error() string {
 	lines := make([]string, len(e.Problems))
 	for i, p := range e.Problems {
@@ -39,8 +39,8 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Section puts the name of a section before every problem that a section's
-// Validate joined, so that its keys read as in the file. Section(name, nil) is nil.
+// Section prefixes every problem that a section's Validate joined with the
+// section's name, so that keys read as in the file. Section(name, nil) is nil.
 func Section(name string, err error) error {
 	var errs []error
 	for _, e := range leaves(err) {
@@ -49,7 +49,7 @@ func Section(name string, err error) error {
 	return errors.Join(errs...)
 }
 
-// leaves takes errors.Join apart.
+// leaves returns the errors joined in err.
 func leaves(err error) []error {
 	if err == nil {
 		return nil

@@ -11,16 +11,16 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// fileValue is a value in the file, not yet parsed.
+// fileValue is a value in the file, before parsing.
 type fileValue struct {
 	texts  []string
 	source string // file:line
 }
 
-// file reads one YAML file against the keys of a configuration.
+// file parses one YAML file against the keys of a configuration.
 type file struct {
 	name     string
-	lists    map[string]bool // every key, true when it takes a list
+	lists    map[string]bool // every key, true if it is a list
 	sections map[string]bool
 	values   map[string]fileValue
 	seen     map[string]bool // every key and section so far
@@ -61,7 +61,7 @@ func (f *file) problem(key string, line int, format string, args ...any) {
 	f.problems = append(f.problems, Problem{Key: key, Text: fmt.Sprintf(format, args...), Source: source})
 }
 
-// section reads the mapping of a section, or of the whole file when parent is
+// section parses the mapping of a section, or of the whole file if parent is
 // empty.
 func (f *file) section(parent string, node *yaml.Node) {
 	node = resolve(node)
@@ -116,7 +116,7 @@ func (f *file) value(key string, node *yaml.Node) {
 	f.values[key] = v
 }
 
-// suggestion names the known key that an unknown one was most likely meant to be.
+// suggestion returns the known key that an unknown one most likely misspells.
 func (f *file) suggestion(key string) string {
 	var known []string
 	for k := range f.lists {

@@ -11,15 +11,15 @@ import (
 // Key describes one configuration value.
 type Key struct {
 	Name    string // with its sections: kafka.brokers
-	Type    string // as an operator would call it: text, number, size, list of text
-	Default string // as it would be written in the file, without quotes; *** when secret and set
+	Type    string // for operators: text, number, size, list of text
+	Default string // as written in the file, without quotes; *** if secret and set
 	Doc     string
 	Env     string // environment variable: METAFLOW_KAFKA_BROKERS
 	Secret  bool
 }
 
-// Keys lists every key of dst, a pointer to a struct that holds the defaults, in
-// the struct's order. prefix is that of the environment variables.
+// Keys returns every key of dst, a pointer to a struct that holds the defaults,
+// in the struct's order. prefix is the prefix of environment variables.
 func Keys(dst any, prefix string) []Key {
 	var keys []Key
 	for _, f := range fieldsOf(dst) {
@@ -39,7 +39,7 @@ func envName(prefix, key string) string {
 	return prefix + "_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
 }
 
-// hidden stands for the value of a secret.
+// hidden replaces the value of a secret.
 const hidden = "***"
 
 // field is one value inside a configuration struct.
@@ -51,21 +51,21 @@ type field struct {
 	value  reflect.Value
 }
 
-// section is a struct that holds fields.
+// section is a struct that contains fields.
 type section struct {
 	key string
 	doc string
 }
 
-// fieldsOf returns the fields of dst in order. It panics when dst is not a
-// pointer to a struct that this package understands.
+// fieldsOf returns the fields of dst in order. It panics unless dst is a
+// pointer to a struct that this package supports.
 func fieldsOf(dst any) []field {
 	var fields []field
 	walk(dst, func(f field) { fields = append(fields, f) }, func(section) {})
 	return fields
 }
 
-// walk visits the fields of dst, each section before what it holds.
+// walk visits the fields of dst, each section before its contents.
 func walk(dst any, onField func(field), onSection func(section)) {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
@@ -94,9 +94,9 @@ func walkStruct(v reflect.Value, parent string, onField func(field), onSection f
 			key: key, doc: sf.Tag.Get("doc"), value: v.Field(i),
 			secret: sf.Tag.Get("secret") == "true", bytes: sf.Tag.Get("unit") == "bytes",
 		}
-		f.typeName() // panics when unsupported
+		f.typeName() // panics if unsupported
 		if afterService.MatchString(envName("", name)) {
-			panic(fmt.Sprintf("config: Kubernetes would set the key %s for a service that is called like its section", key))
+			panic(fmt.Sprintf("config: Kubernetes would set the key %s for a service named like its section", key))
 		}
 		onField(f)
 	}

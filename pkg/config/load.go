@@ -11,26 +11,28 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// Options say where values come from besides the defaults.
+// Options are the sources of values besides the defaults.
 type Options struct {
 	// File is a YAML file. Empty means none.
 	File string
-	// EnvPrefix and a key make a variable's name: METAFLOW and kafka.brokers make
-	// METAFLOW_KAFKA_BROKERS. Empty means no variables. An empty variable counts
-	// as not set. A variable with the prefix that names no key is a problem.
+	// EnvPrefix is the prefix of environment variables: METAFLOW and
+	// kafka.brokers make METAFLOW_KAFKA_BROKERS. Empty means no variables. An
+	// empty variable counts as not set. A variable with the prefix that matches
+	// no key is a problem.
 	EnvPrefix string
-	// OtherVariables have the prefix and belong to somebody else. A name that
-	// ends in _ stands for every variable that begins with it.
+	// OtherVariables have the prefix but belong to other programs. A name that
+	// ends in _ matches every variable that begins with it.
 	OtherVariables []string
-	// Flags are parsed. A flag that was given and that FlagKeys names sets the key
-	// that FlagKeys maps it to.
+	// Flags are parsed flags. A flag that was given and is in FlagKeys sets the
+	// key that FlagKeys maps it to.
 	Flags    *pflag.FlagSet
 	FlagKeys map[string]string
 }
 
-// Load fills dst, a pointer to a struct that holds the defaults, from the sources
-// in opts, and then calls dst's Validate method if it has one. It returns nil or
-// an [*Error] with every problem found; after an error dst must not be used.
+// Load fills dst, a pointer to a struct that holds the defaults, from the
+// sources in opts, and then calls dst's Validate method if it has one. It
+// returns nil or an [*Error] with every problem found; after an error dst must
+// not be used.
 func Load(dst any, opts Options) error {
 	l := newLoader(dst)
 	if opts.File != "" {
@@ -53,12 +55,13 @@ func Load(dst any, opts Options) error {
 }
 
 // loader lets viper decide which of a key's values counts: flag, variable, file
-// or default. It gives viper texts, never YAML's numbers, because a text keeps
-// what the operator wrote (0123, 1.10), and parses what viper answers.
+// or default. It gives viper texts instead of YAML's numbers, because a text
+// preserves what the operator wrote (0123, 1.10), and parses the text that
+// viper returns.
 type loader struct {
 	fields   []field
 	layers   *viper.Viper
-	sources  map[string]string // where a key was set; the last layer that set it
+	sources  map[string]string // where a key was set; the last layer counts
 	problems []Problem
 }
 
@@ -122,12 +125,12 @@ func must(err error) {
 	}
 }
 
-// apply parses what viper answers into the fields.
+// apply parses the texts that viper returns into the fields.
 func (l *loader) apply() {
 	for _, f := range l.fields {
 		value := l.layers.Get(f.key)
 		if value == nil {
-			continue // a list that nobody set
+			continue // a list that is not set
 		}
 		for _, err := range leaves(f.set(f.split(value))) {
 			l.problems = append(l.problems, Problem{Key: f.key, Text: err.Error(), Source: l.sources[f.key]})
@@ -135,7 +138,8 @@ func (l *loader) apply() {
 	}
 }
 
-// split returns the texts of a value. Variables and flags hold a list in one text.
+// split returns the texts of a value. Variables and flags hold a list in one
+// text.
 func (f field) split(value any) []string {
 	switch v := value.(type) {
 	case []string:
@@ -150,8 +154,8 @@ func (f field) split(value any) []string {
 	}
 }
 
-// validated takes over what Validate found and adds where the value was set. A
-// problem begins with its key.
+// validated records the problems that Validate found and adds where the value
+// was set. A problem begins with its key.
 func (l *loader) validated(err error) {
 	for _, e := range leaves(err) {
 		p := Problem{Text: e.Error()}

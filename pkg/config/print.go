@@ -11,13 +11,13 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// commentWidth is where comments wrap, without their indentation.
+// commentWidth is the width of comments without their indentation.
 const commentWidth = 96
 
-// Print writes effective as a YAML file that Load reads again: every key with
-// its meaning, type, default and environment variable. defaults is a second
-// struct of the same type. The values of secrets are left out, and marked with
-// *** when they are set.
+// Print writes effective as a YAML file that Load can read: every key with its
+// meaning, type, default and environment variable. defaults is a second struct
+// of the same type. The values of secrets are omitted, and shown as *** if they
+// are set.
 func Print(w io.Writer, effective, defaults any, prefix string) error {
 	if reflect.TypeOf(effective) != reflect.TypeOf(defaults) {
 		panic(fmt.Sprintf("config: defaults of %T are not those of %T", defaults, effective))
@@ -83,12 +83,13 @@ func (f field) node() *yaml.Node {
 func (f field) scalarNode(t reflect.Type, text string) *yaml.Node {
 	node := &yaml.Node{Kind: yaml.ScalarNode, Value: text}
 	if f.scalarName(t) == "text" {
-		node.Tag = "!!str" // quoted where it would read as something else
+		node.Tag = "!!str" // quoted if YAML would interpret it
 	}
 	return node
 }
 
-// secretNode has no value, which Load takes for a key that is not set.
+// secretNode returns a node without a value, which Load treats as a key that is
+// not set.
 func secretNode(set bool) *yaml.Node {
 	node := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null"}
 	if set {
@@ -97,7 +98,7 @@ func secretNode(set bool) *yaml.Node {
 	return node
 }
 
-// wrap makes text a comment, each of its lines on lines of its own.
+// wrap makes text a comment and preserves its line breaks.
 func wrap(text string) string {
 	if text == "" {
 		return ""

@@ -12,8 +12,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
-// Every value, wherever it comes from, is text until it is parsed here; lists
-// are several texts.
+// Values from all sources are texts until they are parsed here; lists are
+// several texts.
 
 func (f field) isList() bool {
 	return f.value.Kind() == reflect.Slice && !reflect.PointerTo(f.value.Type()).Implements(textUnmarshaler)
@@ -51,8 +51,8 @@ func (f field) scalarName(t reflect.Type) string {
 	}
 }
 
-// set parses texts into the field. On an error the field keeps its value. The
-// error names the value, not the key.
+// set parses texts into the field. After an error the field keeps its value.
+// The error contains the value, not the key.
 func (f field) set(texts []string) error {
 	if !f.isList() {
 		if len(texts) != 1 {
