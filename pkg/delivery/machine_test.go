@@ -100,8 +100,8 @@ var outcomes = map[string]delivery.Outcome{
 //	OUTCOME [FROM-TO] [text ...]    it did not, see outcomes
 //
 // Any event may begin with +DURATION, which passes before it, and have rows=N,
-// resent=N, letters=N or full, which the batch holds then, and accepted=N or
-// views=fail, which holds for the shard.
+// resent=N, letters=N or full, which the batch holds then, loaded=N for what Load
+// has read, and accepted=N or views=fail, which holds for the shard.
 func (s *teller) event(line string) string {
 	s.t.Helper()
 	words := strings.Fields(line)
@@ -131,6 +131,8 @@ func (s *teller) event(line string) string {
 			e.Due = true
 		case "rows":
 			s.batch.Rows, e.Rows = int(n), int(n)
+		case "loaded":
+			e.Rows = int(n)
 		case "resent":
 			s.batch.Resent = int(n)
 		case "letters":
@@ -179,13 +181,20 @@ func (s *teller) event(line string) string {
 			e.End = number(rest[0])
 		}
 	case "fetched":
-		fetch := s.action.(delivery.Fetch)
+		fetch, ok := s.action.(delivery.Fetch)
+		if !ok {
+			return s.unexpected(line)
+		}
 		e.Offset, e.Next = -1, fetch.Offset
 		if rest[0] != "nothing" {
 			e.Offset, e.Next = span(rest)
 		}
 		e.End = max(e.End, e.Next)
 	case "missing":
+		look, ok := s.action.(delivery.LookUp)
+		if !ok {
+			return s.unexpected(line)
+		}
 		for i := range s.batch.Rows {
 			if rest[0] == "all" {
 				e.Missing = append(e.Missing, i)
@@ -196,7 +205,7 @@ func (s *teller) event(line string) string {
 				e.Missing = append(e.Missing, int(number(word)))
 			}
 		}
-		if look := s.action.(delivery.LookUp); look.Rows != nil && rest[0] == "all" {
+		if look.Rows != nil && rest[0] == "all" {
 			e.Missing = look.Rows
 		}
 		s.missing = len(e.Missing)
@@ -209,7 +218,9 @@ func (s *teller) event(line string) string {
 		case delivery.TakeResent:
 			s.batch.Resent = 0
 		case delivery.Load:
-			e.Rows = s.batch.Rows
+			if e.Rows == 0 {
+				e.Rows = s.batch.Rows
+			}
 		}
 	default:
 		outcome, ok := outcomes[verb]
@@ -225,6 +236,12 @@ func (s *teller) event(line string) string {
 		}
 	}
 	return s.step(e)
+}
+
+// unexpected reports an event that is no outcome of the action.
+func (s *teller) unexpected(line string) string {
+	s.t.Errorf("%q, but the machine wants to %s", line, actionText(s.action))
+	return ""
 }
 
 func (s *teller) start() string {

@@ -151,7 +151,7 @@ func (m *Machine) rebuildWindow() {
 func (m *Machine) goOn(e Event) {
 	p := &m.place
 	if p.epoch < 0 {
-		p.epoch, m.elsewhere = e.Epoch, true
+		p.epoch, m.elsewhere = e.Epoch, e.Epoch >= 0
 	}
 	m.next, m.epoch, m.unsure, m.logEnd = max(p.from, p.start), p.epoch, p.unsure, p.end
 	m.note(TakenOver{From: p.from, PlannedTo: p.plan.To, Unsure: p.unsure, End: p.end})
