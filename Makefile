@@ -96,7 +96,9 @@ fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 		done; \
 	done
 
-lint: ## run the linters
+lint: ## run the linters, and check that go.mod and go.sum are tidy
+	$(GO) mod tidy -diff
+	cd deploy/deploytest && $(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) run $(LINTER) run ./...
 	cd deploy/deploytest && $(GO) vet ./... && $(GO) run $(LINTER) run ./...

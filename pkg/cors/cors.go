@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Any is the pattern that every origin matches.
-const Any = "*"
+// anyOrigin is the pattern that every origin matches.
+const anyOrigin = "*"
 
 // maxTextBytes is longer than any host name (253 bytes) with scheme and port, and than
 // any header name in use.
@@ -28,8 +28,8 @@ type Origin struct {
 // browsers do. Its errors continue a sentence about the text.
 func ParseOrigin(text string) (Origin, error) {
 	lower := strings.ToLower(text)
-	if lower == Any {
-		return Origin{text: Any}, nil
+	if lower == anyOrigin {
+		return Origin{text: anyOrigin}, nil
 	}
 	scheme, host, found := strings.Cut(lower, "://")
 	switch {
@@ -92,7 +92,7 @@ func isHost(s string) bool {
 // Matches reports whether o matches the value of an Origin header.
 func (o Origin) Matches(origin string) bool {
 	switch {
-	case o.text == Any:
+	case o.text == anyOrigin:
 		return origin != ""
 	case o.suffix == "":
 		return o.text != "" && strings.EqualFold(origin, o.text)
@@ -187,7 +187,7 @@ func (p Policy) Allow(origin string) (allowed, named bool) {
 		if !o.Matches(origin) {
 			continue
 		}
-		if o.text != Any {
+		if o.text != anyOrigin {
 			return true, true
 		}
 		allowed = true

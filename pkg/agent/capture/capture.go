@@ -140,9 +140,9 @@ func (c *Capture) Exceptions() []string {
 	return slices.Clone(c.exceptions)
 }
 
-// Namespace returns the namespace with the inode found in rows. It also knows
+// namespaceOf returns the namespace with the inode found in rows. It also knows
 // namespaces that went away within the last minutes.
-func (c *Capture) Namespace(inode uint64) (netns.Namespace, bool) {
+func (c *Capture) namespaceOf(inode uint64) (netns.Namespace, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w, ok := c.watched[inode]
@@ -159,7 +159,7 @@ func (c *Capture) Owner(r *flow.Row) cgroup.Owner {
 			return o
 		}
 	}
-	ns, _ := c.Namespace(r.Namespace)
+	ns, _ := c.namespaceOf(r.Namespace)
 	return ns.Owner
 }
 

@@ -660,14 +660,14 @@ func TestNamespacesComeAndGo(t *testing.T) {
 	s.watched(t, home, home)
 	client, server := pair(t, 5)
 	s.watched(t, client, server)
-	if ns, ok := c.Namespace(client.ns.Inode); !ok || ns.Name != client.name {
+	if ns, ok := c.namespaceOf(client.ns.Inode); !ok || ns.Name != client.name {
 		t.Errorf("Namespace = %+v, %t", ns, ok)
 	}
 	command(t, "ip", "netns", "del", client.name)
 	wait.Until(t, "the removed namespace is released", func() bool {
 		return exec.Command("ip", "-n", server.name, "link", "show", "eth0").Run() != nil
 	})
-	if _, ok := c.Namespace(client.ns.Inode); !ok {
+	if _, ok := c.namespaceOf(client.ns.Inode); !ok {
 		t.Error("the removed namespace was forgotten at once")
 	}
 	if got := c.Exceptions(); len(got) > 0 && !strings.Contains(strings.Join(got, ""), "PID namespace") {

@@ -24,10 +24,10 @@ type Timing struct {
 	Duration, Renew, Retry time.Duration
 }
 
-// DefaultTiming costs the API server one request per node every 30 seconds.
+// defaultTiming costs the API server one request per node every 30 seconds.
 // Services change slowly, so it does no harm that nobody watches them for two
 // minutes after a node has died.
-func DefaultTiming() Timing {
+func defaultTiming() Timing {
 	return Timing{Duration: 2 * time.Minute, Renew: 80 * time.Second, Retry: 30 * time.Second}
 }
 

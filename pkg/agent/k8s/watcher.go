@@ -40,8 +40,8 @@ type Options struct {
 	Client     Client                // nil connects to the API server of Config
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
-	// Lease holds the timing of the leader election. The zero value means
-	// DefaultTiming.
+	// Lease holds the timing of the leader election. The zero value means one
+	// request per node every 30 seconds, and a lease of two minutes.
 	Lease Timing
 }
 
@@ -51,8 +51,7 @@ const rememberedAfterEnd = 10 * time.Minute
 
 // Pod describes a pod.
 type Pod struct {
-	UID, Namespace, Name, Workload, WorkloadKind string
-	HostNetwork                                  bool
+	UID, Namespace, Name, Workload string
 }
 
 // Watcher watches Kubernetes. Use New.
@@ -107,7 +106,7 @@ func New(cfg Config, opts Options) (*Watcher, error) {
 		w.log = slog.New(slog.DiscardHandler)
 	}
 	if w.opts.Lease == (Timing{}) {
-		w.opts.Lease = DefaultTiming()
+		w.opts.Lease = defaultTiming()
 	}
 	var err error
 	if cfg.Lease != "" {
@@ -171,7 +170,7 @@ func (w *Watcher) Pod(uid string) (Pod, bool) {
 	if p == nil {
 		return Pod{}, false
 	}
-	return Pod{p.Uid, p.Namespace, p.Name, p.Workload, p.WorkloadKind, p.HostNetwork}, true
+	return Pod{p.Uid, p.Namespace, p.Name, p.Workload}, true
 }
 
 // ReportAll queues everything to be reported again, as after the agent

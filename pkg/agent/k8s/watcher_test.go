@@ -179,7 +179,7 @@ func TestPodsOfTheNodeAreReported(t *testing.T) {
 	if first.AgentId != "agent" || first.Cluster != "prod" || first.Node != "n1" || !first.Complete || first.TimeUnixNano == 0 {
 		t.Errorf("reported by %v", first)
 	}
-	if p, ok := w.Pod("a"); !ok || p != (Pod{"a", "shop", "web-a", "web", "Deployment", false}) {
+	if p, ok := w.Pod("a"); !ok || p != (Pod{"a", "shop", "web-a", "web"}) {
 		t.Errorf("Pod = %+v", p)
 	}
 

@@ -17,9 +17,9 @@ const (
 	// LostAfter is how long after its last heartbeat an agent counts as alive: six
 	// heartbeats.
 	LostAfter = time.Minute
-	// ClockTolerance is the clock difference above which operators are warned. The join
+	// clockTolerance is the clock difference above which operators are warned. The join
 	// of spans and flows from different hosts has about as much slack.
-	ClockTolerance = 500 * time.Millisecond
+	clockTolerance = 500 * time.Millisecond
 )
 
 // Condition is the state of an agent.
@@ -179,7 +179,7 @@ func (s *State) agent(status *agentv1.AgentStatus, now time.Time) Agent {
 	if now.Sub(a.Seen) > LostAfter {
 		a.Condition = Lost
 	}
-	if d := a.ClockOffset; d.Abs() > ClockTolerance {
+	if d := a.ClockOffset; d.Abs() > clockTolerance {
 		direction := "ahead of"
 		if d < 0 {
 			direction = "behind"

@@ -56,9 +56,9 @@ func isID(s string) bool {
 	return ok && len(s) == idLength && strings.Trim(digits, IDAlphabet) == ""
 }
 
-// CheckName returns an error if name cannot be a group's name. A name must be easy to
+// checkName returns an error if name cannot be a group's name. A name must be easy to
 // write in a shell, in YAML and in a path, and must not look like an id.
-func CheckName(name string) error {
+func checkName(name string) error {
 	switch {
 	case name == "":
 		return errors.New("an agent group needs a name")

@@ -106,7 +106,7 @@ func (s *State) try(c *agentv1.Command, revision uint64) Outcome {
 }
 
 func (s *State) create(c *agentv1.CreateGroup, at time.Time, revision uint64) Outcome {
-	if err := errors.Join(CheckName(c.GetName()), CheckID(c.GetGroupId())); err != nil {
+	if err := errors.Join(checkName(c.GetName()), CheckID(c.GetGroupId())); err != nil {
 		return refuse(Malformed, "%v", err)
 	}
 	if have, ok := s.groups.find(c.Name); ok {

@@ -74,7 +74,7 @@ func serverCommand(binary, dir, config string) *exec.Cmd {
 func renderConfig(o Options, dir, name string, at ports) []byte {
 	memory := o.MaxMemoryBytes
 	if memory == 0 {
-		memory = DefaultMaxMemoryBytes
+		memory = defaultMaxMemoryBytes
 	}
 	var b bytes.Buffer
 	element := func(name string, value any) {

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// LibraryVersion is the npm package version that deploy/engine/fetch.sh pins.
-const LibraryVersion = "26.7.3-stable.1"
+// libraryVersion is the npm package version that deploy/engine/fetch.sh pins.
+const libraryVersion = "26.7.3-stable.1"
 
 // LibraryVariable is the environment variable with the library's path.
 const LibraryVariable = "METAFLOW_CHDB_LIBRARY"
@@ -39,7 +39,7 @@ func locate(library string) (program, error) {
 		return program{binary: binary}, nil
 	}
 	for _, dir := range searchDirs() {
-		path := filepath.Join(dir, ".cache", "chdb", LibraryVersion, "libchdb.so")
+		path := filepath.Join(dir, ".cache", "chdb", libraryVersion, "libchdb.so")
 		if checkLibrary(path) == nil {
 			return program{library: path}, nil
 		}

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// DefaultMaxMemoryBytes is the default memory limit: enough for merges and queries of a
+// defaultMaxMemoryBytes is the default memory limit: enough for merges and queries of a
 // demo or a test, next to other programs on a laptop.
-const DefaultMaxMemoryBytes = 2 << 30
+const defaultMaxMemoryBytes = 2 << 30
 
 // startTimeout bounds the start of an engine. A start takes 0.3 s; the rest is for a cold
 // disk, a busy machine and a data directory with many parts.
@@ -26,7 +26,7 @@ type Options struct {
 	// package doc.
 	Library string
 	// MaxMemoryBytes bounds the server's allocations. A query that exceeds it fails; the
-	// server continues. 0 means DefaultMaxMemoryBytes.
+	// server continues. 0 means 2 GiB.
 	MaxMemoryBytes int64
 	// ExtraConfig is XML that is inserted into the server's configuration unchanged, such
 	// as <remote_servers> and <macros>.

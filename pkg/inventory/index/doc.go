@@ -10,7 +10,7 @@
 //   - A pod takes precedence over a service, and a service over a node.
 //   - Of several pods, or services, the one that got the address last before
 //     that time. So old ones whose end was not observed lose to new ones.
-//   - If none held it exactly then, the one that held it within [Slack]: clocks
+//   - If none held it exactly then, the one that held it within five seconds: clocks
 //     differ, and Kubernetes reports times in seconds.
 //   - Pods in their node's network share its addresses and hold none. An address
 //     of several live nodes, such as that of a container bridge, has no holder.

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// Slack is how far outside its holding time an address is still attributed to its
+	// slack is how far outside its holding time an address is still attributed to its
 	// holder. It is several times the clock difference tolerated elsewhere.
-	Slack = 5 * time.Second
+	slack = 5 * time.Second
 	// aliveWithin is how long after the newest status of a node other nodes with the same
 	// address also count as alive.
 	aliveWithin = 5 * time.Minute
@@ -253,10 +253,10 @@ func (x *Index) Lookup(cluster string, address netip.Addr, at uint64) Holder {
 	return nodeOf(x.byHost[where])
 }
 
-// heldAt returns the holding at the given time, or within Slack of it, or nil.
+// heldAt returns the holding at the given time, or within slack of it, or nil.
 func heldAt(held []holding, at uint64) *holding {
 	var near *holding
-	best := uint64(Slack) + 1
+	best := uint64(slack) + 1
 	for i := range held {
 		h := &held[i]
 		switch {

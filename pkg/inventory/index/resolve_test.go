@@ -216,7 +216,7 @@ func TestIndexKnowsTheWorld(t *testing.T) {
 			address  int
 			from, to uint64
 		}
-		const step = 100 // seconds, far more than Slack
+		const step = 100 // seconds, far more than slack
 		whole, compacted := New(), New()
 		records := map[string]*agentv1.Pod{}
 		var history []*life
