@@ -64,7 +64,8 @@ type (
 	// Load reads the records of the batch again, so that some of their rows can be
 	// inserted. It fills Rows.
 	Load struct{}
-	// Insert stores rows as one block under a token. Nil rows are all of the block.
+	// Insert stores rows as one block under a token, and fills Again. Nil rows are all
+	// of the block.
 	Insert struct {
 		Token string
 		Rows  []int
@@ -180,6 +181,7 @@ type Event struct {
 	Missing      []int // rows that are not stored
 	Rows         int
 	Due          bool // the batch is to be stored
+	Again        bool // the rows were sent more than once, so success proves nothing
 
 	Batch Batch
 }

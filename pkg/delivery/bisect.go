@@ -86,7 +86,7 @@ func (m *Machine) nextPiece() {
 		},
 		func(refusal Event) {
 			refusal.Err = fmt.Errorf("insert rows of %s: %w", m.blockRange().Token(), refusal.Err)
-			if refusal.Outcome != Refused && (refusal.Outcome != TooMuch || m.block.tooMuch < tooMuchEnough) {
+			if refusal.Outcome != Refused && (refusal.Outcome != TooMuch || m.block.tooMuch < TooMuchEnough) {
 				m.retryInsert(refusal)
 				return
 			}

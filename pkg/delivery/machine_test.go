@@ -96,7 +96,7 @@ var outcomes = map[string]delivery.Outcome{
 //	end OFFSET|unknown              of a leader epoch
 //	fetched FROM-TO|nothing [epoch=N] [first=N] [end=N] [due]
 //	missing all|none|ROW...         rows that are not stored
-//	ok                              any action succeeded; time passes after a wait
+//	ok [again]                      any action succeeded; time passes after a wait
 //	OUTCOME [FROM-TO] [text ...]    it did not, see outcomes
 //
 // Any event may begin with +DURATION, which passes before it, and have rows=N,
@@ -129,6 +129,8 @@ func (s *teller) event(line string) string {
 			e.End = n
 		case "due":
 			e.Due = true
+		case "again":
+			e.Again = true
 		case "rows":
 			s.batch.Rows, e.Rows = int(n), int(n)
 		case "loaded":

@@ -1,6 +1,8 @@
 package delivery
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -29,6 +31,13 @@ func (r Range) Token() string {
 		token += "+" + r.TopicID
 	}
 	return token
+}
+
+// JoinedToken is the insert_deduplication_token of a block of ranges, which have these tokens.
+// It is another one for every set of ranges, so it tells only the same INSERT that is sent again.
+func JoinedToken(topic string, tokens []string) string {
+	sum := sha256.Sum256([]byte(strings.Join(tokens, "\n")))
+	return topic + "/joined/" + hex.EncodeToString(sum[:16])
 }
 
 // Plan announces the insert of the range that starts at the committed offset. The zero

@@ -125,13 +125,13 @@ func (m *Machine) insert() {
 	})
 }
 
-// repeatFor is how long a block that ClickHouse answered with an error is sent
+// RepeatFor is how long a block that ClickHouse answered with an error is sent
 // again under its token before its rows are looked up instead. Within it the
 // table cannot have forgotten the token: it remembers at least ten thousand
 // blocks (migrations), and the server has not been away. Sending the whole block
 // again also fills the views that depend on the table, where one of them made
 // the insert fail.
-const repeatFor = 30 * time.Second
+const RepeatFor = 30 * time.Second
 
 // repeats reports whether the block may be sent again as it is. Wall clock and
 // monotonic clock must both say so: one stands still while a machine is
@@ -143,7 +143,7 @@ func (m *Machine) repeats() bool {
 	}
 	now := m.at.Time
 	wall := now.Round(0).Sub(b.tried.Round(0))
-	return now.Sub(b.tried) < repeatFor && 0 <= wall && wall < repeatFor
+	return now.Sub(b.tried) < RepeatFor && 0 <= wall && wall < RepeatFor
 }
 
 // send inserts the block as a whole.
@@ -163,8 +163,9 @@ func (m *Machine) send() {
 	own := b.own
 	b.own = false
 	m.do(Insert{Token: b.token},
-		func(Event) {
-			if b.maybeStored && !own {
+		func(e Event) {
+			if e.Again || b.maybeStored && !own {
+				b.maybeStored = true
 				m.verify()
 				return
 			}
@@ -198,9 +199,9 @@ func (m *Machine) retryInsert(e Event) {
 	m.retry("insert", e.Err, func(Event) { m.insert() })
 }
 
-// tooMuchEnough is how often ClickHouse must answer a block with an error that
+// TooMuchEnough is how often ClickHouse must answer a block with an error that
 // smaller or other blocks might not meet until the block is bisected for it.
-const tooMuchEnough = 5
+const TooMuchEnough = 5
 
 // divides reports whether the block is bisected after a failed insert: because
 // ClickHouse refused values, or has answered several times with an error that is
@@ -211,7 +212,7 @@ func (m *Machine) divides(e Event) bool {
 	if e.Outcome == TooMuch {
 		m.block.tooMuch++
 	}
-	return e.Outcome == Refused || e.Outcome == TooMuch && m.block.tooMuch >= tooMuchEnough
+	return e.Outcome == Refused || e.Outcome == TooMuch && m.block.tooMuch >= TooMuchEnough
 }
 
 // refused bisects a block that ClickHouse does not take as a whole, unless its

@@ -12,11 +12,9 @@ import (
 
 // batch is what is gathered of a range of records.
 type batch struct {
-	begun    time.Time
 	received time.Time // in Kafka, of the oldest record that says so
 	block    columns.Block
 	kept     []kept // the records that have rows in the block
-	bytes    int    // of the block, when it was inserted
 
 	dead     []kafka.Outgoing
 	deadSize int64
@@ -60,9 +58,6 @@ func (b *batch) memory() int64 {
 func (b *batch) full(cfg *Config, maxBytes int64) bool {
 	return b.block.Rows()+b.resentItems >= cfg.MaxBatchRows || b.memory() >= maxBytes
 }
-
-// old reports whether the batch has waited long enough.
-func (b *batch) old(cfg *Config) bool { return time.Since(b.begun) >= cfg.MaxWait }
 
 // causeBytes bounds the cause in a dead letter: it may quote a value, which the letter has anyway.
 const causeBytes = 1000

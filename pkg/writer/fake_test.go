@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	wire "github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	spans "github.com/metaflowys/metaflow-server/pkg/signal/traces"
@@ -54,6 +56,7 @@ type partitionLog struct {
 	corrupt      *kafka.CorruptError // what a fetch of its offsets returns
 	lent         []delivery.Record   // what the last fetch returned
 	fetches      int
+	collects     bool     // fetches return all there is, at their end
 	faults       []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
 	read, sought mark     // what a fetch from there rests on, as in kafka.Claim
 	onCommit     func()   // called after each commit, with mu held
@@ -211,6 +214,17 @@ func (l *partitionLog) Fetch(ctx context.Context, offset int64, _ int, maxWait t
 	return batch, err
 }
 
+// Collect waits as long as it may where the broker collects, and returns what there is then.
+func (l *partitionLog) Collect(ctx context.Context, offset int64, _, maxBytes int, maxWait time.Duration) (kafka.Batch, error) {
+	if l.collects {
+		if err := retry.Sleep(ctx, maxWait); err != nil {
+			return kafka.Batch{}, err
+		}
+		maxWait = 0
+	}
+	return l.Fetch(ctx, offset, maxBytes, maxWait)
+}
+
 func (l *partitionLog) answer(offset int64) (kafka.Batch, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -253,6 +267,9 @@ func (l *partitionLog) answer(offset int64) (kafka.Batch, error) {
 	}
 	l.fetches++
 	to := min(offset+1+int64(l.fetches)%fetchRecords, end)
+	if l.collects {
+		to = end
+	}
 	if bad := l.corrupt; bad != nil && offset < bad.Offset {
 		to = min(to, bad.Offset)
 	}
@@ -322,17 +339,31 @@ type table struct {
 	broken error        // of every insert
 	hangs  bool         // until the context of the insert ends
 	away   map[int]bool // shards that do not answer
-	// outcome is that of the next inserts: "", "fails", "doubtful", "crash", "mended", which ends
-	// all poison, "view fails", after the rows are stored, and "token only", when ClickHouse dies
-	// between the token and the rows.
+	// outcome is that of the next inserts: "", "fails", "busy", "limit", "doubtful", "partly",
+	// "crash", "mended", which ends all poison, "view fails" and "view busy", after the rows are
+	// stored, and "token only" and "token busy", when ClickHouse writes down the token without the
+	// rows.
 	outcome []string
 	inserts int
+	rows    []int // of each insert that succeeded
 	lookups int
 	asleep  chan struct{} // what its inserts wait for before they look at anything
 	atMost  int           // rows that fit into its memory; 0 means any number
 	blind   bool          // look-ups see nothing
-	running []func()      // inserts that nobody waits for any more, and which may still succeed
+	running []running     // inserts that nobody waits for any more, and which may still succeed
 }
+
+// running is an insert under way.
+type running struct {
+	query string
+	put   func()
+}
+
+// tooManyParts and outOfMemory are answers of ClickHouse. The second might not come for fewer rows.
+var (
+	tooManyParts = &ch.Exception{Code: proto.ErrTooManyParts, Name: "TOO_MANY_PARTS"}
+	outOfMemory  = &ch.Exception{Code: proto.ErrMemoryLimitExceeded, Name: "MEMORY_LIMIT_EXCEEDED"}
+)
 
 func newTable() *table { return newTableOf(&traces) }
 
@@ -378,6 +409,10 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	switch outcome {
 	case "fails":
 		return errors.New("connection refused")
+	case "busy":
+		return tooManyParts
+	case "limit":
+		return outOfMemory
 	case "crash":
 		return errCrash
 	case "refused":
@@ -390,7 +425,7 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 		return fault.As(fault.Rejected, fmt.Errorf("%d rows announced, %d sent", rows, len(ids)))
 	}
 	if s.atMost > 0 && rows > s.atMost {
-		return &ch.Exception{Code: proto.ErrMemoryLimitExceeded, Name: "MEMORY_LIMIT_EXCEEDED"}
+		return outOfMemory
 	}
 	// Values are checked before the token is.
 	for _, id := range ids {
@@ -411,31 +446,47 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	case "token only":
 		s.tokens[token], s.at[token] = true, shard
 		return errors.New("connection reset")
+	case "token busy":
+		s.tokens[token], s.at[token] = true, shard
+		return tooManyParts
 	case "runs on": // and nobody hears of it
-		s.running = append(s.running, put)
+		s.running = append(s.running, running{guard.Query, put})
+		return errors.New("timeout")
+	case "partly": // a block of two days makes two parts
+		if !s.tokens[token] {
+			for _, id := range ids[:rows/2] {
+				s.spans[id]++
+			}
+		}
 		return errors.New("timeout")
 	}
 	put()
+	s.rows = append(s.rows, rows)
 	switch outcome {
 	case "doubtful":
 		return errors.New("timeout")
 	case "view fails":
 		return fault.As(fault.Rejected, errors.New("cannot parse in view"))
+	case "view busy":
+		return tooManyParts
 	}
 	return nil
 }
 
-// Settle lets what runs come to its end.
-func (s *table) Settle(_ context.Context, shard int, _ string) error {
+// Settle lets come to its end what runs with rows of the query.
+func (s *table) Settle(_ context.Context, shard int, query string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.away[shard] || s.hangs {
 		return errors.New("connection refused")
 	}
-	for _, put := range s.running {
-		put()
-	}
-	s.running = nil
+	s.running = slices.DeleteFunc(s.running, func(r running) bool {
+		ours := clickhouse.Covers(r.query, query)
+		if ours {
+			r.put()
+		}
+		return ours
+	})
 	return nil
 }
 
@@ -536,12 +587,15 @@ func column(input proto.Input, name string, width int, id func([]byte) string) (
 
 // letters is the dead-letter topic.
 type letters struct {
+	mu     sync.Mutex
 	all    []delivery.DeadLetter
 	values [][]byte
 	max    int // bytes of a letter that Kafka takes; 0 means any number
 }
 
 func (d *letters) Produce(_ context.Context, batch []kafka.Outgoing) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	large := &kafka.TooLargeError{Cause: errors.New("message too large")}
 	for i, o := range batch {
 		var l delivery.DeadLetter

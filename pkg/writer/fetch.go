@@ -3,7 +3,6 @@ package writer
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
@@ -22,21 +21,23 @@ func (p *partition) fetch(ctx context.Context, offset int64, e *delivery.Event) 
 		e.Due = true // storing the batch gives back what it holds
 		return nil
 	}
-	err = p.fetchInto(ctx, offset, e)
+	err = p.fetchInto(ctx, offset, int(reserved/fetchFactor), e)
 	if reserved > 0 {
 		// What the batch has grown by stays held, the rest goes back.
 		grown := min(max(p.batch.memory()-p.held, 0), reserved)
 		p.held += grown
+		p.grown = max(grown, p.grown/2)
 		p.share.memory.Release(reserved - grown)
 	}
 	switch {
 	case err != nil:
 		return err
 	case p.batch == nil:
+		p.share.gatherer.forget(p)
 		p.leaveBulk()
 	// In a slot the batch grows until it is full or the log has no more. A
 	// partition that has just fallen behind gives way to those in the slots.
-	case p.full(), p.bulk != p.behind, (!p.bulk || e.Next == offset) && p.batch.old(&p.cfg):
+	case p.full(), p.bulk != p.behind, (!p.bulk || e.Next == offset) && p.due():
 		e.Due = true
 	}
 	return nil
@@ -55,7 +56,7 @@ func (p *partition) reserve(ctx context.Context) (reserved int64, ok bool, err e
 	if p.bulk {
 		return 0, true, nil
 	}
-	need := p.share.fetchMemory()
+	need := p.fetchMemory()
 	if p.share.memory.TryAcquire(need) {
 		return need, true, nil
 	}
@@ -68,13 +69,10 @@ func (p *partition) reserve(ctx context.Context) (reserved int64, ok bool, err e
 	return need, true, nil
 }
 
-// fetchInto fetches once and takes the records, as many as the batch has room for.
-func (p *partition) fetchInto(ctx context.Context, offset int64, e *delivery.Event) error {
-	wait := p.cfg.MaxWait
-	if p.batch != nil {
-		wait = max(time.Until(p.batch.begun.Add(p.cfg.MaxWait)), time.Millisecond)
-	}
-	fetched, err := p.claim.Fetch(ctx, offset, p.share.fetchBytes, wait)
+// fetchInto fetches once and takes the records, as many as the batch has room for. maxBytes
+// bounds the fetch outside a slot.
+func (p *partition) fetchInto(ctx context.Context, offset int64, maxBytes int, e *delivery.Event) error {
+	fetched, err := p.collect(ctx, offset, maxBytes)
 	if err != nil {
 		var bad *kafka.CorruptError
 		if errors.As(err, &bad) {
@@ -97,7 +95,13 @@ func (p *partition) fetchInto(ctx context.Context, offset int64, e *delivery.Eve
 			break
 		}
 	}
-	p.behind = fetched.HighWatermark > e.Next
+	left := fetched.HighWatermark - e.Next
+	p.behind = left > 0
+	if p.behind && !p.bulk && (p.batch == nil || !p.full()) {
+		// Only who has as much left as a whole fetch has brought has fallen behind.
+		p.behind = left >= e.Next-offset && maxBytes >= p.share.fetchBytes
+		p.grown = p.share.fetchMemory()
+	}
 	p.logEnd = max(fetched.LogEnd, fetched.HighWatermark)
 	e.End = p.logEnd
 	p.metrics.lag(p.claim.Partition(), p.logEnd-p.committed.Load())
@@ -131,11 +135,13 @@ func (p *partition) openBatch() {
 	if block == nil {
 		block = p.blocks.Get().(columns.Block)
 	}
-	p.batch = &batch{begun: time.Now(), block: block}
+	p.batch = &batch{block: block}
 }
 
 // dropBatch forgets the batch and gives back its memory, or its slot.
 func (p *partition) dropBatch() {
+	p.share.gatherer.forget(p)
+	p.offered, p.alone = false, false
 	if p.batch != nil {
 		p.batch.block.Reset()
 		p.recycle(p.batch.block)

@@ -29,6 +29,7 @@ type metrics struct {
 	retries           *prometheus.CounterVec
 	batchRows         prometheus.Histogram
 	batchBytes        prometheus.Histogram
+	batchPartitions   prometheus.Histogram
 	insertSeconds     prometheus.Histogram
 	delay             prometheus.Histogram
 	behind            *prometheus.GaugeVec
@@ -91,8 +92,11 @@ func newMetrics(reg prometheus.Registerer, sig *signal.Signal) *metrics {
 		batchBytes: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "metaflow_writer_batch_bytes", Help: "Bytes of columns in one INSERT, before compression.", Buckets: prometheus.ExponentialBuckets(1<<10, 4, 10),
 		}),
+		batchPartitions: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "metaflow_writer_batch_partitions", Help: "Partitions whose rows were in one INSERT.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
+		}),
 		insertSeconds: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "metaflow_writer_insert_seconds", Help: "Duration of the successful attempt to insert a batch.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+			Name: "metaflow_writer_insert_seconds", Help: "Duration of a successful INSERT.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}),
 		delay: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "metaflow_writer_delay_seconds", Help: "From the arrival of a batch's oldest record in Kafka until it can be queried.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 20),
@@ -114,13 +118,17 @@ func (m *metrics) stored(b *batch, n delivery.Stored) {
 	m.duplicates.WithLabelValues("id").Add(float64(b.copies + n.UnsureFound))
 	m.diverted.Add(float64(b.diverted))
 	m.letters.Add(float64(len(b.dead) + b.deadMore))
-	if n.Rows > 0 {
-		m.batchRows.Observe(float64(n.Rows))
-		m.batchBytes.Observe(float64(b.bytes))
-	}
 	if !b.received.IsZero() {
 		m.delay.Observe(time.Since(b.received).Seconds())
 	}
+}
+
+// insert counts a successful INSERT.
+func (m *metrics) insert(rows, size, partitions int, took time.Duration) {
+	m.batchRows.Observe(float64(rows))
+	m.batchBytes.Observe(float64(size))
+	m.batchPartitions.Observe(float64(partitions))
+	m.insertSeconds.Observe(took.Seconds())
 }
 
 func (m *metrics) lag(partition int, records int64) {

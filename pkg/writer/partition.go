@@ -33,6 +33,12 @@ type partition struct {
 	behind bool   // the log has more than was fetched
 	logEnd int64  // as far as the last fetch knew
 
+	tick     time.Time // when the batch is to be stored
+	expected time.Time // the tick for which others wait for rows of it; the gatherer's
+	offered  bool      // the batch was sent before
+	alone    bool      // the batch must not be sent with others
+	grown    int64     // memory that fetches took lately
+
 	committed atomic.Int64 // offset; for watchLag
 }
 
@@ -46,11 +52,17 @@ func newPartition(w *Writer, claim Claim) *partition {
 	}
 	p.machine = delivery.NewMachine(followed)
 	p.setShard(p.machine.Shard())
+	p.grown = p.share.fetchMemory() // nothing is known yet
 	return p
 }
 
 // setShard makes the rows go to a shard. There must be no batch.
-func (p *partition) setShard(shard int) { p.shard, p.share = shard, p.shareOf(shard) }
+func (p *partition) setShard(shard int) {
+	if p.share != nil {
+		p.share.gatherer.forget(p)
+	}
+	p.shard, p.share = shard, p.shareOf(shard)
+}
 
 // close gives back what the partition holds. A batch that was not planned is
 // simply forgotten: its records are read again by the next owner.
@@ -134,7 +146,7 @@ func (p *partition) perform(ctx, graceful context.Context, action delivery.Actio
 	case delivery.Load:
 		e.Rows, err = p.loadRows(ctx)
 	case delivery.Insert:
-		err = p.insert(graceful, a.Token, a.Rows)
+		e.Again, err = p.insert(graceful, a.Token, a.Rows)
 	case delivery.ProduceLetters:
 		err = p.produceLetters(graceful)
 	case delivery.Wait:
@@ -245,6 +257,7 @@ const leastPause = time.Second
 // wait lets a time pass before an operation is tried again, or less when the
 // same succeeds for another partition.
 func (p *partition) wait(ctx context.Context, w delivery.Wait) error {
+	p.share.gatherer.forget(p)
 	operation := p.operation(w.Operation)
 	p.metrics.retries.WithLabelValues(operation).Inc()
 	p.log.Warn("retrying after a failure", "operation", operation, "error", w.Err, "attempt", w.Attempt, "delay", w.Delay)

@@ -16,6 +16,8 @@ type share struct {
 	slots  *semaphore.Weighted // whole batches, for those that are
 	large  chan columns.Block  // idle blocks that have grown to whole batches
 
+	gatherer *gatherer
+
 	accepted  atomic.Int64 // blocks that ClickHouse took
 	viewsFail atomic.Bool  // the last block was stored although its insert failed
 
@@ -51,6 +53,7 @@ func (w *Writer) shareOf(shard int) *share {
 	s := w.shares[shard]
 	if s == nil {
 		s = newShare(&w.cfg, w.store.Shards())
+		s.gatherer = newGatherer(w, s, shard)
 		w.shares[shard] = s
 	}
 	return s

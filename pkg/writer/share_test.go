@@ -15,24 +15,25 @@ import (
 )
 
 // counting is a partition whose fetches take a second, and that notes how many
-// run at a time.
+// bytes they ask for together.
 type counting struct {
 	*partitionLog
-	running, most *atomic.Int32
+	running, most *atomic.Int64
 }
 
-func (c counting) Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (kafka.Batch, error) {
-	if n := c.running.Add(1); n > c.most.Load() {
+func (c counting) Collect(ctx context.Context, offset int64, minBytes, maxBytes int, maxWait time.Duration) (kafka.Batch, error) {
+	if n := c.running.Add(int64(maxBytes)); n > c.most.Load() {
 		c.most.Store(n)
 	}
-	defer c.running.Add(-1)
+	defer c.running.Add(-int64(maxBytes))
 	<-time.After(time.Second)
-	return c.partitionLog.Fetch(ctx, offset, maxBytes, maxWait)
+	return c.partitionLog.Collect(ctx, offset, minBytes, maxBytes, maxWait)
 }
 
 // A fetch, with the columns made of it, counts as eight times its compressed
 // bytes. So 24 MiB for the partitions of a shard that keep up hold three fetches
-// of 1 MiB at a time, and the other partitions wait.
+// of 1 MiB at a time, and the other partitions wait. Fetches that bring nothing ask
+// for less the next time.
 func TestFetchesAreBoundedByMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newTable()
@@ -45,7 +46,7 @@ func TestFetchesAreBoundedByMemory(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		var running, most atomic.Int32
+		var running, most atomic.Int64
 		var handling sync.WaitGroup
 		for n := range 8 {
 			log := newLog()
@@ -53,8 +54,8 @@ func TestFetchesAreBoundedByMemory(t *testing.T) {
 			handling.Go(func() { _ = w.Handle(ctx, counting{log, &running, &most}) })
 		}
 		handling.Wait()
-		if most.Load() != 3 {
-			t.Errorf("%d fetches ran at a time", most.Load())
+		if most.Load() != 3<<20 {
+			t.Errorf("fetches asked for %d bytes at a time", most.Load())
 		}
 	})
 }

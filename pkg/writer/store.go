@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"time"
 
-	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -16,6 +14,7 @@ import (
 // commit makes an offset, and what is said with it, what the group knows of the
 // partition.
 func (p *partition) commit(ctx context.Context, a delivery.CommitOffset) error {
+	a.Commit.Plan.Joined = a.Commit.Plan.To != 0 && !p.bulk
 	err := p.claim.CommitPosition(ctx, kafka.Position{Offset: a.Offset, LeaderEpoch: a.Epoch, Metadata: a.Commit.Metadata(a.Offset)})
 	if err == nil {
 		p.committed.Store(a.Offset)
@@ -23,33 +22,13 @@ func (p *partition) commit(ctx context.Context, a delivery.CommitOffset) error {
 	return err
 }
 
-// insert stores the block, or with rows some of what was loaded.
-func (p *partition) insert(ctx context.Context, token string, rows []int) error {
-	b := p.batch
+// insert stores the block, or with rows some of what was loaded. again says that
+// the block was sent more than once.
+func (p *partition) insert(ctx context.Context, token string, rows []int) (again bool, err error) {
 	if rows != nil {
-		return p.insertRows(ctx, token, rows)
+		return false, p.insertRows(ctx, token, rows)
 	}
-	b.bytes = max(b.bytes, b.block.Bytes())
-	begun := time.Now()
-	err := p.insertBlock(ctx, token, b.block)
-	if err == nil {
-		p.metrics.insertSeconds.Observe(time.Since(begun).Seconds())
-	}
-	return err
-}
-
-func (p *partition) insertBlock(ctx context.Context, token string, block columns.Block) error {
-	guard := clickhouse.Guard{Query: p.query(), Until: p.claim.Lease}
-	err := p.store.InsertGuarded(ctx, guard, p.shard, block.Table(), token, block.Input(), block.Rows())
-	if err == nil {
-		p.share.accepted.Add(1)
-	}
-	return err
-}
-
-// query is how the inserts of the partition begin their ids in ClickHouse.
-func (p *partition) query() string {
-	return fmt.Sprintf("%s/%d", p.claim.Topic(), p.claim.Partition())
+	return p.insertBatch(ctx, token, p.batch.block)
 }
 
 // lookUp returns those of the rows that are not stored, numbered as they are in
@@ -218,7 +197,7 @@ func (p *partition) insertRows(ctx context.Context, token string, rows []int) er
 			return err
 		}
 	}
-	return p.insertBlock(ctx, token, block)
+	return p.insertAlone(ctx, token, block)
 }
 
 // stored counts the batch, whose end is committed.

@@ -41,6 +41,9 @@ type Claim interface {
 	// within maxWait, and kafka.ErrOffsetOutOfRange when offset is not in the log.
 	// The records are valid until the next Fetch.
 	Fetch(ctx context.Context, offset int64, maxBytes int, maxWait time.Duration) (kafka.Batch, error)
+	// Collect is Fetch that returns once there are minBytes, compressed, or after maxWait with
+	// what there is.
+	Collect(ctx context.Context, offset int64, minBytes, maxBytes int, maxWait time.Duration) (kafka.Batch, error)
 	// Bounds returns the first offset of the log and the one after its last.
 	Bounds(ctx context.Context) (start, end int64, err error)
 	// End returns the end of the log alone, and may be called while another call is under way.
@@ -94,6 +97,7 @@ type Writer struct {
 	metrics *metrics
 	blocks  sync.Pool // of columns.Block; idle ones are the garbage collector's
 	working working
+	ticks   ticks
 
 	mu     sync.Mutex
 	shares map[int]*share // by shard
@@ -111,6 +115,7 @@ func New(cfg Config, table columns.Table, find Finder, store Store, dead DeadLet
 	w := &Writer{
 		cfg: cfg, opts: opts, signal: table.Signal, table: table, find: find, store: store, dead: dead, log: opts.Logger,
 		metrics: newMetrics(opts.Registerer, table.Signal),
+		ticks:   ticks{wait: cfg.MaxWait},
 		shares:  make(map[int]*share),
 	}
 	w.blocks.New = func() any { return table.New() }
