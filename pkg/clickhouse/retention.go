@@ -19,7 +19,8 @@ const (
 	retentionPause    = 200 * time.Millisecond
 )
 
-// retain changes the TTL of the tables where it differs from the configured one.
+// retain changes the rule that deletes rows where it differs from the configured
+// retention. All other rules of a table stay.
 func (d *DB) retain(ctx context.Context, p migrations.Params) error {
 	for _, t := range []struct {
 		table, column string
@@ -54,13 +55,26 @@ func (d *DB) retainInTime(ctx context.Context, p migrations.Params, table, want 
 
 func (d *DB) retainTable(ctx context.Context, p migrations.Params, table, want string) error {
 	have, err := d.currentTTLs(ctx, table)
-	if err != nil || len(have) == 1 && have[0] == want {
+	if err != nil {
 		return err
 	}
-	if err := d.exec(ctx, alterTTL(p, table, want)); err != nil {
+	wanted := make([]string, 0, len(have))
+	for _, ttl := range have {
+		wanted = append(wanted, withRetention(ttl, want))
+	}
+	if slices.Equal(have, wanted) && len(have) == 1 {
+		return nil
+	}
+	from := strings.Join(have, "; ")
+	slices.Sort(wanted)
+	if wanted = slices.Compact(wanted); len(wanted) > 1 {
+		d.log.Warn("nodes have different TTL rules; the retention stays as it is", "table", table, "found", from, "wanted", want)
+		return nil
+	}
+	if err := d.exec(ctx, alterTTL(p, table, wanted[0])); err != nil {
 		return fmt.Errorf("change retention of %s.%s: %w", p.Database, table, err)
 	}
-	d.log.Info("changed retention", "table", table, "from", strings.Join(have, "; "), "to", want)
+	d.log.Info("changed retention", "table", table, "from", from, "to", wanted[0])
 	return nil
 }
 
