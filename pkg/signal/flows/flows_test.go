@@ -167,13 +167,15 @@ func TestJudge(t *testing.T) {
 		edit func(*agentv1.Flow)
 		want signal.Reason
 	}{
-		"as it should be":       {func(*agentv1.Flow) {}, signal.Accepted},
-		"nothing known":         {func(f *agentv1.Flow) { f.Role, f.State = 0, 0 }, signal.Accepted},
-		"a moment":              {func(f *agentv1.Flow) { f.StartTimeUnixNano = f.EndTimeUnixNano }, signal.Accepted},
-		"starts too early":      {func(f *agentv1.Flow) { f.StartTimeUnixNano = window.Earliest - 1 }, flows.BadStartTime},
-		"ends too late":         {func(f *agentv1.Flow) { f.EndTimeUnixNano = window.Latest + 1 }, flows.BadEndTime},
-		"no times":              {func(f *agentv1.Flow) { f.StartTimeUnixNano, f.EndTimeUnixNano = 0, 0 }, flows.BadStartTime},
-		"ends before it starts": {func(f *agentv1.Flow) { f.EndTimeUnixNano = f.StartTimeUnixNano - 1 }, flows.BadOrder},
+		"as it should be":        {func(*agentv1.Flow) {}, signal.Accepted},
+		"nothing known":          {func(f *agentv1.Flow) { f.Role, f.State = 0, 0 }, signal.Accepted},
+		"a moment":               {func(f *agentv1.Flow) { f.StartTimeUnixNano = f.EndTimeUnixNano }, signal.Accepted},
+		"starts too early":       {func(f *agentv1.Flow) { f.StartTimeUnixNano = window.Earliest - 1 }, flows.BadStartTime},
+		"ends too late":          {func(f *agentv1.Flow) { f.EndTimeUnixNano = window.Latest + 1 }, flows.BadEndTime},
+		"ends at the latest":     {func(f *agentv1.Flow) { f.EndTimeUnixNano = window.Latest }, signal.Accepted},
+		"starts at the earliest": {func(f *agentv1.Flow) { f.StartTimeUnixNano = window.Earliest }, signal.Accepted},
+		"no times":               {func(f *agentv1.Flow) { f.StartTimeUnixNano, f.EndTimeUnixNano = 0, 0 }, flows.BadStartTime},
+		"ends before it starts":  {func(f *agentv1.Flow) { f.EndTimeUnixNano = f.StartTimeUnixNano - 1 }, flows.BadOrder},
 		"IPv6": {func(f *agentv1.Flow) {
 			f.LocalAddress, f.PeerAddress = []byte("0123456789abcdef"), []byte("fedcba9876543210")
 		}, signal.Accepted},

@@ -155,6 +155,8 @@ func TestSplitRejects(t *testing.T) {
 		"starts in the future":     {func(s *tracepb.Span) { s.StartTimeUnixNano += uint64(2 * time.Hour) }, traces.BadStartTime},
 		"never ended":              {func(s *tracepb.Span) { s.EndTimeUnixNano = 0 }, traces.BadEndTime},
 		"ends before it starts":    {func(s *tracepb.Span) { s.EndTimeUnixNano = s.StartTimeUnixNano - 5 }, signal.Accepted},
+		"ends at the latest":       {func(s *tracepb.Span) { s.EndTimeUnixNano = window.Latest }, signal.Accepted},
+		"ends too late":            {func(s *tracepb.Span) { s.EndTimeUnixNano = window.Latest + 1 }, traces.BadEndTime},
 		"larger than a record":     {func(s *tracepb.Span) { s.Name = strings.Repeat("x", 900<<10) }, signal.TooLarge},
 	}
 	for name, tc := range tests {
