@@ -5,14 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // agentProcess is a running metaflow-agent.
@@ -35,7 +34,7 @@ type agentProcess struct {
 // startAgent runs an agent that keeps its data in dir.
 func startAgent(t *testing.T, dir, servers string, more ...string) *agentProcess {
 	t.Helper()
-	a := &agentProcess{http: freeAddr(t)}
+	a := &agentProcess{http: ports.FreeAddress(t)}
 	a.process = startProgram(t, "metaflow-agent", append([]string{
 		"run", "--server", servers, "--spool-dir", dir, "--http-listen", a.http,
 	}, more...)...)
@@ -100,21 +99,6 @@ func enable(t *testing.T, server, id, addr string) {
 		t.Fatal(err)
 	}
 	mustCtl(t, server, "agent-group-config", "update", id, "-f", file)
-}
-
-// freePort returns an address for a listener that is opened later: outside the range
-// that outgoing connections take their ports from.
-func freePort(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(15000+rand.IntN(15000)))
-		if l, err := net.Listen("tcp", addr); err == nil {
-			_ = l.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free between 15000 and 30000")
-	return ""
 }
 
 // listens returns nil when somebody listens at addr.
@@ -194,7 +178,7 @@ func post(ctx context.Context, url string, body []byte) (int, error) {
 func TestAgentByTheDocument(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
-	port := freePort(t)
+	port := ports.FreeAddress(t)
 
 	list, said, status := ctl(t, "metaflow-cli", s.at.HTTP, "agent-group", "list")
 	if status != 0 || !strings.HasPrefix(list, "NAME") {
@@ -263,7 +247,7 @@ func agentState(t *testing.T, server, state string) error {
 // While the server is away the agent acknowledges and keeps; kill -9 of the
 // agent loses nothing of it, and everything is stored once.
 func TestAgentSpoolsWhileTheServerIsAway(t *testing.T) {
-	dir, spool, port := t.TempDir(), t.TempDir(), freePort(t)
+	dir, spool, port := t.TempDir(), t.TempDir(), ports.FreeAddress(t)
 	s := startStandalone(t, dir)
 	grpc := s.at.GRPC
 	a := startAgent(t, spool, grpc)
@@ -322,12 +306,12 @@ func TestControlSurvivesAReplica(t *testing.T) {
 	site := newSite(t, "")
 	first, firstHTTP := site.serve("gateway,writer,control")
 	ready(first, firstHTTP)
-	grpc := freeAddr(t)
-	secondHTTP := freeAddr(t)
+	grpc := ports.FreeAddress(t)
+	secondHTTP := ports.FreeAddress(t)
 	second := start(t, "serve", "--config", site.config, "--roles", "gateway,control", "--http-listen", secondHTTP, "--grpc-listen", grpc)
 	ready(second, secondHTTP)
 
-	port := freePort(t)
+	port := ports.FreeAddress(t)
 	a := startAgent(t, t.TempDir(), site.grpc+","+grpc, "--group", "shops")
 	mustCtl(t, firstHTTP, "agent-group", "create", "shops")
 	id := groupID(t, mustCtl(t, secondHTTP, "agent-group", "list"), "shops")
@@ -355,7 +339,7 @@ func TestCollectorThroughAgent(t *testing.T) {
 	collector := collectorProgram(t)
 	s := startStandalone(t, t.TempDir())
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
-	port, otlp := freePort(t), freePort(t)
+	port, otlp := ports.FreeAddress(t), ports.FreeAddress(t)
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
 	a.eventually(10*time.Second, func() error { return listens(port) })

@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/testkit/apachekafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // apacheSite is a site over a real Apache Kafka.
 func apacheSite(t *testing.T) (*apachekafka.Broker, *site) {
 	t.Helper()
 	kafka := apachekafka.Start(t)
-	s := &site{t: t, dir: t.TempDir(), kafkaAddr: kafka.Addr(), grpc: freeAddr(t)}
+	s := &site{t: t, dir: t.TempDir(), kafkaAddr: kafka.Addr(), grpc: ports.FreeAddress(t)}
 	s.startEngine()
 	t.Cleanup(s.stopEngine)
 	s.config = filepath.Join(s.dir, "metaflow.yaml")
@@ -36,8 +37,7 @@ log: {format: text}
 // acknowledged span is stored exactly once.
 func TestApacheKafkaKilled(t *testing.T) {
 	kafka, s := apacheSite(t)
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 
 	c := newClient(t, s.grpc, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

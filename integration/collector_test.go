@@ -14,6 +14,8 @@ import (
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // A record of our topic is a plain OTLP request: the collector's kafkareceiver
@@ -22,11 +24,10 @@ import (
 func TestCollectorReadsAndWritesOurTopic(t *testing.T) {
 	collector := collectorProgram(t)
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 
 	sink := startSink(t)
-	otlp := freeAddr(t)
+	otlp := ports.FreeAddress(t)
 	runCollector(t, collector, fmt.Sprintf(`
 receivers:
   kafka:

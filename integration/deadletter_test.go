@@ -20,8 +20,7 @@ import (
 // mended a replay stores the rest, once, however often it is repeated.
 func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	const table = "ALTER TABLE metaflow.spans_local "
 	if err := conn.Exec(t.Context(), table+"ADD CONSTRAINT fine CHECK service_name != 'cartservice'"); err != nil {
@@ -114,8 +113,7 @@ func produceGarbage(t *testing.T, addr string) {
 // likes, says so, and none is stored twice.
 func TestResentSpansAreStoredOnce(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	first, second := newClient(t, s.grpc, 7), newClient(t, s.grpc, 7)
 	same := otlptest.Options{Start: time.Now().Add(-time.Minute)}

@@ -19,8 +19,7 @@ import (
 func TestWhatWaitedIsStored(t *testing.T) {
 	const day = 24 * time.Hour
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 
 	spooled := newClient(t, s.grpc, 1)

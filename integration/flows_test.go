@@ -21,8 +21,7 @@ import (
 // and can be replayed, what no server can use is rejected with its reason.
 func TestFlowsAreStoredOnce(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	client := agentv1.NewFlowServiceClient(newClient(t, s.grpc, 1).conn)
 	gen := otlptest.NewFlows(1, time.Now().Add(-time.Minute))

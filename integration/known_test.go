@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -79,8 +80,7 @@ func metric(t *testing.T, addr, name, label string) float64 {
 // and an operator is told.
 func TestOffsetsDeleted(t *testing.T) {
 	_, s := apacheSite(t)
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	c := newClient(t, s.grpc, 1)
 	for range 4 {
 		c.send(t.Context(), 50)
@@ -93,7 +93,7 @@ func TestOffsetsDeleted(t *testing.T) {
 	req := kmsg.NewPtrDeleteGroupsRequest()
 	req.Groups = []string{writerGroup}
 	cl := admin(t, s.kafkaAddr)
-	err := waitFor(time.Minute, nil, func() error { // the group may not be empty yet
+	err := wait.Poll(time.Minute, nil, func() error { // the group may not be empty yet
 		resp, err := req.RequestWith(t.Context(), cl)
 		if err == nil && resp.Groups[0].ErrorCode != 0 {
 			err = fmt.Errorf("error code %d", resp.Groups[0].ErrorCode)
@@ -121,8 +121,7 @@ func TestOffsetsDeleted(t *testing.T) {
 // the plans finds the rows missing, and stores them.
 func TestTokensWithoutParts(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	newClient(t, s.grpc, 1).send(t.Context(), 500) // a record in each partition at most
 	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), 500))
 	server.eventually(time.Minute, settled(addr))
@@ -237,8 +236,7 @@ func removeParts(t *testing.T, dataDir string) {
 // A view that an operator attached to the table fails after the rows are in it.
 func TestViewOnTheTableFails(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	for _, sql := range []string{
 		"CREATE TABLE metaflow.mine (n UInt8) ENGINE = MergeTree ORDER BY n",
@@ -314,8 +312,7 @@ func TestWritersStoppedAndContinued(t *testing.T) {
 // their values are at fault. The others are stored.
 func TestDefaultThatFailsForSomeRows(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	const column = "ADD COLUMN mine UInt16 MATERIALIZED toUInt16(if(service_name = 'cartservice', '', '1'))"
 	if err := conn.Exec(t.Context(), "ALTER TABLE metaflow.spans_local "+column); err != nil {

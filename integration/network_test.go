@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -16,6 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/programs"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // Was it the code, or was it the network? The WebStore, each service with a network namespace of its own,
@@ -83,7 +85,7 @@ func TestCodeOrNetwork(t *testing.T) {
 		// Most packets were lost by nobody: an edge had trouble for one part of the time.
 		const question = `SELECT client_service, server_service, verdict
 			FROM metaflow.network_trouble_with(minutes = 15, retransmit_percent = 0.2, window_percent = 20) ORDER BY ALL`
-		if err := waitFor(10*time.Second, n.server.done, n.answered(want, question)); err != nil {
+		if err := wait.Poll(10*time.Second, n.server.done, n.answered(want, question)); err != nil {
 			t.Errorf("%v\nWhat the agent saw:\n%s", err, n.troubles(began))
 		}
 	})
@@ -104,20 +106,14 @@ func newNetwork(t *testing.T) *network {
 	if missing := netlab.Missing(); missing != "" {
 		t.Skip("the WebStore cannot be put into network namespaces: " + missing)
 	}
-	program := filepath.Join(binaries, "service")
-	build := exec.Command("go", "build", "-o", program, "../deploy/demo/service")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", build, err, out)
-	}
-	port := portOf(t, freePort(t))
-	number, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
+	if err := programs.Build("..", binaries, "./deploy/demo/service"); err != nil {
 		t.Fatal(err)
 	}
+	port := ports.Free(t)
+	var err error
 	n := &network{server: startStandalone(t, t.TempDir())}
 	n.conn = open(t, n.server.at.ClickHouseNative)
-	if n.lab, err = netlab.Start(t.Context(), netlab.Options{Program: program, OTLPPort: uint16(number), Output: t.Output()}); err != nil {
+	if n.lab, err = netlab.Start(t.Context(), netlab.Options{Program: filepath.Join(binaries, "service"), OTLPPort: uint16(port), Output: t.Output()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -126,14 +122,14 @@ func newNetwork(t *testing.T) *network {
 		}
 	})
 	file := filepath.Join(t.TempDir(), "agent.yaml")
-	text := fmt.Sprintf("inputs:\n  integration: {enabled: true, listen_port: 0, grpc_port: %s}\n  flow: {enabled: true, dump_interval: 1s, report_interval: 10s}\n", port)
+	text := fmt.Sprintf("inputs:\n  integration: {enabled: true, listen_port: 0, grpc_port: %d}\n  flow: {enabled: true, dump_interval: 1s, report_interval: 10s}\n", port)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	mustCtl(t, n.server.at.HTTP, "agent-group-config", "update", "default", "-f", file)
 	a := startAgent(t, t.TempDir(), n.server.at.GRPC)
 	a.eventually(20*time.Second, func() error { return seesNamespaces(a.http, n.lab.Namespaces()) })
-	a.eventually(20*time.Second, func() error { return listens("127.0.0.1:" + port) })
+	a.eventually(20*time.Second, func() error { return listens(ports.Address(port)) })
 	return n
 }
 
@@ -180,7 +176,7 @@ func (n *network) check(t *testing.T, begin func(*netlab.Lab) error, failing boo
 	t.Logf("visited for %s, %d errors, settled after %s", to.Sub(from).Round(time.Millisecond), failed, time.Since(to).Round(time.Millisecond))
 	next := time.After(slack + 100*time.Millisecond)
 	traceID := n.worst(t, from, to, failing)
-	err = waitFor(10*time.Second, n.server.done, n.answered(want, verdicts, traceID))
+	err = wait.Poll(10*time.Second, n.server.done, n.answered(want, verdicts, traceID))
 	if err != nil {
 		t.Errorf("%v\nWhat the agent saw:\n%s", err, n.troubles(from))
 	}
@@ -211,7 +207,7 @@ func (n *network) recover(t *testing.T) {
 // worst waits until all journeys of a time are stored and returns the one to look at.
 func (n *network) worst(t *testing.T, from, to time.Time, failing bool) (traceID string) {
 	t.Helper()
-	err := waitFor(20*time.Second, n.server.done, func() error {
+	err := wait.Poll(20*time.Second, n.server.done, func() error {
 		var count uint64
 		if err := n.conn.QueryRow(context.Background(), `SELECT count(), argMax(trace_id, ($3 AND status_code = 'error', duration_ns))
 			FROM metaflow.spans WHERE parent_span_id = '' AND toUnixTimestamp64Nano(start_time) BETWEEN $1 AND $2`, from.UnixNano(), to.UnixNano(), failing).Scan(&count, &traceID); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // What a server rejects out of the spool was acknowledged, so the agent parks it with the cause. Operators see
@@ -20,7 +21,7 @@ func TestParkedIsSentAgain(t *testing.T) {
 		_ = os.Unsetenv(narrow) // it is none of the agent's keys
 		return s
 	}
-	dir, spool, port := t.TempDir(), t.TempDir(), freePort(t)
+	dir, spool, port := t.TempDir(), t.TempDir(), ports.FreeAddress(t)
 	s := start(dir, "127.0.0.1:0", "1h")
 	grpc := s.at.GRPC
 	a := startAgent(t, spool, grpc)

@@ -45,8 +45,7 @@ func lists(t *testing.T, s *site, text string) func() error {
 // window in which copies are dropped for their content.
 func TestReplayWithinTheWindow(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	const table = "ALTER TABLE metaflow.spans_local "
 	if err := conn.Exec(t.Context(), table+"ADD CONSTRAINT fine CHECK attributes['k'] != '3'"); err != nil {
@@ -74,8 +73,7 @@ func TestReplayWithinTheWindow(t *testing.T) {
 // default. The letter keeps the value, and its replay is stored.
 func TestLetterWhoseCauseQuotesItsValue(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
 	const table = "ALTER TABLE metaflow.spans_local "
 	if err := conn.Exec(t.Context(), table+"ADD COLUMN my_number UInt16 MATERIALIZED toUInt16(attributes['k'])"); err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // site is a broker and a ClickHouse that the tests can take away, and a
@@ -38,7 +39,7 @@ type site struct {
 
 func newSite(t *testing.T, extra string) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir(), kafkaAddr: freeAddr(t), grpc: freeAddr(t)}
+	s := &site{t: t, dir: t.TempDir(), kafkaAddr: ports.FreeAddress(t), grpc: ports.FreeAddress(t)}
 	s.startKafka()
 	s.startEngine()
 	t.Cleanup(func() {
@@ -111,8 +112,16 @@ func (s *site) stopEngine() {
 // serve starts a server with these roles and returns it with its HTTP address.
 func (s *site) serve(roles string) (*process, string) {
 	s.t.Helper()
-	addr := freeAddr(s.t)
+	addr := ports.FreeAddress(s.t)
 	return start(s.t, "serve", "--config", s.config, "--roles", roles, "--http-listen", addr), addr
+}
+
+// serveReady is serve, and waits until the server is ready.
+func (s *site) serveReady(roles string) (*process, string) {
+	s.t.Helper()
+	p, addr := s.serve(roles)
+	ready(p, addr)
+	return p, addr
 }
 
 // ready waits until the server says that it is.
@@ -127,23 +136,12 @@ func ready(p *process, addr string) {
 	})
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // Writers die at any moment and others take over; gateways die and clients
 // send again. In the end every acknowledged span is stored exactly once.
 func TestKilledAgainAndAgain(t *testing.T) {
 	s := newSite(t, "")
 	gateway, _ := s.serve("gateway")
-	writer, addr := s.serve("writer")
-	ready(writer, addr)
+	writer, _ := s.serveReady("writer")
 
 	c := newClient(t, s.grpc, 1)
 	var sending sync.WaitGroup
@@ -189,8 +187,7 @@ func assigned(p *process) func() error {
 
 func TestClickHouseAway(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, addr := s.serveReady("gateway,writer")
 	c := newClient(t, s.grpc, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -218,8 +215,7 @@ func TestClickHouseAway(t *testing.T) {
 // when; what it was told is stored is stored.
 func TestKafkaAway(t *testing.T) {
 	s := newSite(t, "")
-	server, addr := s.serve("gateway,writer")
-	ready(server, addr)
+	server, _ := s.serveReady("gateway,writer")
 	c := newClient(t, s.grpc, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -19,6 +19,8 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/programs"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // binaries is where TestMain builds the programs under test.
@@ -38,11 +40,8 @@ func runTests(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	binaries = dir
-	build := exec.Command("go", "build", "-o", dir+"/", "../cmd/...")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "build the programs:", err)
+	if err := programs.Build("..", dir, "./cmd/..."); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	if err := os.Link(filepath.Join(dir, "metaflow-ctl"), filepath.Join(dir, "metaflow-cli")); err != nil {
@@ -141,28 +140,8 @@ func (p *process) terminate() int {
 // error when that takes too long or the process ends meanwhile.
 func (p *process) eventually(within time.Duration, check func() error) {
 	p.t.Helper()
-	if err := waitFor(within, p.done, check); err != nil {
+	if err := wait.Poll(within, p.done, check); err != nil {
 		p.t.Fatal(err)
-	}
-}
-
-// waitFor calls check until it returns nil, done is closed or the time is up.
-func waitFor(within time.Duration, done <-chan struct{}, check func() error) error {
-	deadline := time.After(within)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-done:
-			return fmt.Errorf("the program ended: %w", err)
-		case <-deadline:
-			return fmt.Errorf("not within %s: %w", within, err)
-		case <-tick.C:
-		}
 	}
 }
 

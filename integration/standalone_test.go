@@ -16,6 +16,8 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // A newcomer's first minutes: start, send with the SDK, ask with SQL, stop,
@@ -98,7 +100,7 @@ func TestStandaloneSurvivesKill(t *testing.T) {
 		sent += c.sent
 		time.Sleep(time.Duration(round) * 300 * time.Millisecond) //nolint:forbidigo // kills at different moments
 		s.kill()
-		if err := waitFor(10*time.Second, nil, func() error { return ended(engine) }); err != nil {
+		if err := wait.Poll(10*time.Second, nil, func() error { return ended(engine) }); err != nil {
 			t.Errorf("the embedded ClickHouse outlived the server: %v", err)
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/produce"
 	"github.com/segmentio/kafka-go/protocol/rawproduce"
-
 )
 
 // flight is a batch of one partition being sent. A sender owns it while the queue is
