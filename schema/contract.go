@@ -1,6 +1,5 @@
-// Package schema holds the contracts of MetaFlow as data: the names that
-// programs other than ours read and write. Changing a value here breaks
-// somebody; adding one does not.
+// Package schema defines MetaFlow's contracts as data: names that other programs read and
+// write. Changing a value breaks other programs; adding one does not.
 package schema
 
 // Kafka topics.
@@ -8,61 +7,63 @@ const (
 	// TopicSpans carries OTLP ExportTraceServiceRequest messages in protobuf,
 	// partitioned by trace ID.
 	TopicSpans = "metaflow.spans"
-	// TopicFlows carries metaflow.agent.v1.ExportFlowsRequest messages, partitioned by the two
-	// ends of a connection, so that what both ends say of it meets.
+	// TopicFlows carries metaflow.agent.v1.ExportFlowsRequest messages, partitioned by
+	// the two ends of a connection, so that the reports of both ends meet.
 	TopicFlows = "metaflow.flows"
-	// TopicDeadLetter carries what could not be decoded or stored, each record
-	// with its cause in the headers below.
+	// TopicDeadLetter carries records that could not be decoded or stored, each with its
+	// cause in the headers below.
 	TopicDeadLetter = "metaflow.dead-letter"
-	// TopicControl carries what operators did to the agent groups: one partition, a
-	// metaflow.agent.v1.Command each, kept for ever. The order of its records is the
+	// TopicControl carries the operators' changes to agent groups: one partition with one
+	// metaflow.agent.v1.Command per record, kept forever. The order of its records is the
 	// order of the changes.
 	TopicControl = "metaflow.control"
-	// TopicResources carries what is known of agents and pods: one partition,
-	// compacted, the key says what a record is about.
+	// TopicResources carries the state of agents and pods: one partition, compacted; the
+	// key identifies the object.
 	TopicResources = "metaflow.resources"
 )
 
-// Keys of records of TopicResources begin with one of these.
+// Prefixes of the keys of TopicResources.
 const (
-	// KeyAgent goes before an agent's id; the value is a metaflow.agent.v1.AgentStatus.
+	// KeyAgent precedes an agent's id. The value is a metaflow.agent.v1.AgentStatus.
 	KeyAgent = "agent/"
-	// KeyPod goes before a cluster, a slash and a pod's uid; the value is a
-	// metaflow.agent.v1.Pod. Slashes and percent signs in a cluster's name are %2F and %25.
+	// KeyPod precedes a cluster, a slash and a pod's uid. The value is a
+	// metaflow.agent.v1.Pod. Slashes and percent signs in a cluster's name are %2F and
+	// %25.
 	KeyPod = "pod/"
-	// KeyService goes before a cluster, a slash, a namespace, a slash and a service's
-	// name; the value is a metaflow.agent.v1.Service.
+	// KeyService precedes a cluster, a slash, a namespace, a slash and a service's name.
+	// The value is a metaflow.agent.v1.Service.
 	KeyService = "service/"
-	// KeyBinding goes before an agent's id; the value is JSON that pkg/rpc/agentauth reads: what
-	// the id is bound to.
+	// KeyBinding precedes an agent's id. The value is the id's binding, JSON as read by
+	// pkg/rpc/agentauth.
 	KeyBinding = "agent-binding/"
 )
 
-// Headers of a record of TopicSpans or TopicFlows. All are optional for the reader: records
-// written by other programs have none of them.
+// Headers of records of TopicSpans and TopicFlows. All are optional for readers: other
+// programs' records have none of them.
 const (
 	// HeaderAgent is the id of the agent that delivered the request, as text.
 	HeaderAgent = "metaflow-agent"
-	// HeaderReceived is the time of first receipt, by an agent or by the gateway, by which the times of
-	// spans and flows are judged: nanoseconds since the Unix epoch, big-endian, 8 bytes.
+	// HeaderReceived is the time of first receipt, by an agent or by the gateway, against
+	// which the times of spans and flows are checked: nanoseconds since the Unix epoch,
+	// big-endian, 8 bytes.
 	HeaderReceived = "metaflow-received"
-	// HeaderHash is the XXH3-128 hash of the record's value as it was before spans were left out for
+	// HeaderHash is the XXH3-128 hash of the record's value before spans were omitted for
 	// their times, big-endian, 16 bytes.
 	HeaderHash = "metaflow-hash"
-	// HeaderResend is present, with the value "1", when the sender said that it
-	// may have delivered the same spans or flows before.
+	// HeaderResend is present, with the value "1", if the sender may have delivered the
+	// same spans or flows before.
 	HeaderResend = "metaflow-resend"
 )
 
-// Headers of a record of TopicDeadLetter, beside those of the record it came
-// from. All values are text.
+// Additional headers of records of TopicDeadLetter, which also keep the headers of the
+// original record. All values are text.
 const (
-	HeaderCause     = "metaflow-cause"     // what was wrong
-	HeaderTopic     = "metaflow-topic"     // where the data came from
+	HeaderCause     = "metaflow-cause"     // why the record was diverted
+	HeaderTopic     = "metaflow-topic"     // topic of the original record
 	HeaderPartition = "metaflow-partition" // decimal
 	HeaderOffset    = "metaflow-offset"    // decimal
-	// HeaderTruncated is there when Kafka refused the value, which is left out: how
-	// many bytes it had, decimal.
+	// HeaderTruncated is present if the value was too large for Kafka and is omitted: its
+	// size in bytes, decimal.
 	HeaderTruncated = "metaflow-truncated"
 )
 
@@ -70,21 +71,22 @@ const (
 const (
 	// MetadataAgent is the agent's id.
 	MetadataAgent = "metaflow-agent"
-	// MetadataResend is "1" when this request may have been delivered before.
+	// MetadataResend is "1" if this request may have been delivered before.
 	MetadataResend = "metaflow-resend"
-	// MetadataSecret is what the agent made at its first start and alone knows.
+	// MetadataSecret is a secret that the agent generates at its first start.
 	MetadataSecret = "metaflow-secret"
-	// MetadataToken is the installation's, which agents are given.
+	// MetadataToken is the token that the installation gives to its agents.
 	MetadataToken = "metaflow-token"
-	// MetadataReceived is when the agent took the request from its sender: nanoseconds since
-	// the Unix epoch, decimal.
+	// MetadataReceived is when the agent received the request from its sender:
+	// nanoseconds since the Unix epoch, decimal.
 	MetadataReceived = "metaflow-received"
 )
 
-// What a google.rpc.ErrorInfo in the status of a refused TraceService/Export or FlowService/ExportFlows says.
+// Fields of the google.rpc.ErrorInfo in the status of a refused TraceService/Export or
+// FlowService/ExportFlows.
 const (
 	ErrorDomain = "metaflow"
-	// ReasonAtLimit says that the server refused the request because of what it has
-	// in flight, before anything of it was stored.
+	// ReasonAtLimit means that the server refused the request because of its bounds in
+	// flight, before it stored any of it.
 	ReasonAtLimit = "AT_LIMIT"
 )

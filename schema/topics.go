@@ -2,12 +2,12 @@ package schema
 
 import "time"
 
-// TopicPolicy is what MetaFlow needs of a Kafka topic, whatever an operator configures. A zero field
-// leaves the choice to the configuration.
+// TopicPolicy is what MetaFlow requires of a Kafka topic regardless of the configuration.
+// A zero field leaves the choice to the configuration.
 type TopicPolicy struct {
 	// Partitions is 1 where the order of all records matters.
 	Partitions int
-	// MinRetention is how long records stay, even when the configured retention is shorter.
+	// MinRetention is the minimum retention, even if the configured one is shorter.
 	MinRetention time.Duration
 	// Compacted keeps the last record of every key.
 	Compacted bool
@@ -15,11 +15,11 @@ type TopicPolicy struct {
 	Forever bool
 }
 
-// BatchOverhead is how much larger than the largest record a topic's largest batch must be: it
-// leaves room for headers and for the framing of the batch.
+// BatchOverhead is how much larger than the largest record a topic's largest batch must
+// be, for headers and the framing of the batch.
 const BatchOverhead = 64 << 10
 
-// deadLetterRetention leaves operators a fortnight to look at dead letters.
+// deadLetterRetention gives operators a fortnight to inspect dead letters.
 const deadLetterRetention = 14 * 24 * time.Hour
 
 // PolicyOf returns the policy of one of the topics above.

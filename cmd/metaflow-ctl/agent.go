@@ -16,19 +16,19 @@ import (
 func newAgent(o *options) *cobra.Command {
 	list := &cobra.Command{
 		Use: "list [AGENT]", Short: "List the agents, or one", Args: program.Args(cobra.MaximumNArgs(1)),
-		Long: `list prints the agents and how they are: running, lost when nothing was heard of it
-for a minute, pending when it has not got the configuration of its group. CLOCK is how
-far the agent's clock is ahead of the server's. EXCEPTIONS names what is wrong with it,
-and any other agent that comes with its id: that one is refused.`,
+		Long: `list prints the agents and their states: running; pending while an agent has not
+applied the configuration of its group; lost after a minute without a heartbeat.
+CLOCK is how far the agent's clock is ahead of the server's. EXCEPTIONS lists the
+agent's problems, and any other agent that was refused because it has the same id.`,
 		ValidArgsFunction: o.completeArg(agents), RunE: o.run(listAgents),
 	}
 	show := &cobra.Command{
-		Use: "show AGENT", Short: "Show all that is known about an agent", Args: program.Args(cobra.ExactArgs(1)),
+		Use: "show AGENT", Short: "Show the details of an agent", Args: program.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: o.completeArg(agents), RunE: o.run(showAgent),
 	}
 	remove := &cobra.Command{
-		Use: "delete AGENT", Aliases: []string{"release"}, Short: "Forget an agent that is gone, and free its id for another one", Args: program.Args(cobra.ExactArgs(1)),
-		Long:              "delete forgets an agent. One that is alive comes back by itself.",
+		Use: "delete AGENT", Aliases: []string{"release"}, Short: "Forget an agent that is gone and free its id", Args: program.Args(cobra.ExactArgs(1)),
+		Long:              "delete forgets an agent. A live agent comes back by itself.",
 		ValidArgsFunction: o.completeArg(agents),
 		RunE: o.run(func(c *call) error {
 			if err := c.service.DeleteAgent(c.Context(), c.named()); err != nil {
@@ -38,7 +38,7 @@ and any other agent that comes with its id: that one is refused.`,
 			return err
 		}),
 	}
-	return program.Group("agent", "Look at the agents", list, show, remove)
+	return program.Group("agent", "List and inspect agents", list, show, remove)
 }
 
 func listAgents(c *call) error {
@@ -100,7 +100,7 @@ func first(list []string) string {
 	return list[0]
 }
 
-// revision also says which one the agent should have, when that is another.
+// revision also shows the revision that the agent should have, if it differs.
 func revision(a api.Agent) string {
 	if a.GroupRevision == 0 || a.Revision == a.GroupRevision {
 		return strconv.FormatUint(a.Revision, 10)
@@ -108,7 +108,7 @@ func revision(a api.Agent) string {
 	return fmt.Sprintf("%d of %d", a.Revision, a.GroupRevision)
 }
 
-// ago is how long t has passed, in its largest unit.
+// ago returns the time since t in its largest unit.
 func (c *call) ago(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -133,7 +133,7 @@ func (c *call) at(t time.Time) string {
 	return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), c.ago(t))
 }
 
-// offset rounds to what the way between agent and server leaves certain.
+// offset rounds to the accuracy that the network between agent and server allows.
 func offset(d time.Duration) string {
 	if d = d.Round(time.Millisecond); d > 0 {
 		return "+" + d.String()

@@ -9,10 +9,10 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
-// completionTimeout is how long somebody waits after pressing the key.
+// completionTimeout bounds the wait for completions.
 const completionTimeout = 2 * time.Second
 
-// completions asks the server for what an argument may be.
+// completions asks the server for the possible values of an argument.
 type completions func(context.Context, api.Service) ([]cobra.Completion, error)
 
 func agents(ctx context.Context, s api.Service) ([]cobra.Completion, error) {
@@ -54,7 +54,7 @@ func (o *options) completeArg(from completions) cobra.CompletionFunc {
 	}
 }
 
-// completeFlag completes a flag with one of a few values.
+// completeFlag completes a flag from a list of values.
 func completeFlag(cmd *cobra.Command, flag string, values []string) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // there is no such flag

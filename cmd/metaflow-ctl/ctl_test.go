@@ -49,7 +49,7 @@ func at(server *httptest.Server) map[string]string {
 	return map[string]string{"METAFLOW_CTL_IP": address.IP.String(), "METAFLOW_CTL_API_PORT": fmt.Sprint(address.Port)}
 }
 
-// result is what a run leaves behind.
+// result is the outcome of a run.
 type result struct {
 	status         int
 	stdout, stderr string
@@ -67,7 +67,7 @@ func (c *ctl) run(args ...string) result {
 	return result{status, stdout.String(), stderr.String()}
 }
 
-// ok runs a command that must succeed, and returns what it printed.
+// ok runs a command that must succeed, and returns its output.
 func (c *ctl) ok(t *testing.T, args ...string) string {
 	t.Helper()
 	r := c.run(args...)
@@ -86,7 +86,7 @@ func write(t *testing.T, text string) string {
 	return name
 }
 
-// What people and scripts read is held word by word.
+// Goldens fix the output that people and scripts read.
 func TestGoldens(t *testing.T) {
 	m := newMemory()
 	c := against(t, m)
@@ -140,9 +140,9 @@ func TestGoldens(t *testing.T) {
 	}
 }
 
-// The commands of the integration guide, as they stand there. Its shell does not expand
-// the variable in single quotes, and the file has what it wrote.
-func TestTheIntegrationGuide(t *testing.T) {
+// The commands of the integration guide, verbatim. Its shell does not expand the variable
+// in single quotes, so the file contains the variable.
+func TestIntegrationGuide(t *testing.T) {
 	for name, group := range map[string]string{"a variable in the file": "${VTAP_GROUP_ID}", "the id in the file": "g-default000"} {
 		t.Run(name, func(t *testing.T) {
 			c := against(t, newMemory())
@@ -163,7 +163,7 @@ func TestTheIntegrationGuide(t *testing.T) {
 	}
 }
 
-// What list prints is what update reads, for one group and for all of them, whatever is set.
+// update reads what list prints, for one group and for all of them, whatever is set.
 func TestListAndUpdateAreARoundTrip(t *testing.T) {
 	m := newMemory()
 	c := against(t, m)
@@ -184,8 +184,8 @@ func TestListAndUpdateAreARoundTrip(t *testing.T) {
 	}
 }
 
-// Of several groups in a file, none is set when the text of one is refused.
-func TestAFileWithAMistakeChangesNothing(t *testing.T) {
+// If the text of one of several groups in a file is refused, none is changed.
+func TestFileWithAMistakeChangesNothing(t *testing.T) {
 	m := newMemory()
 	c := against(t, m)
 	c.stdin = "agent_group_id: shop\ninputs.flow.enabled: false\n---\nagent_group_id: default\nbogus: 1\n"
@@ -200,7 +200,7 @@ func TestAFileWithAMistakeChangesNothing(t *testing.T) {
 	}
 }
 
-func TestTheFileAndTheCommandLineMustMeanTheSameGroup(t *testing.T) {
+func TestFileAndCommandLineMustNameTheSameGroup(t *testing.T) {
 	tests := map[string]struct {
 		file, named string
 		says        string // empty when it must work
@@ -269,7 +269,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// -o yaml says the same as -o json.
+// -o yaml has the same content as -o json.
 func TestYAMLIsJSON(t *testing.T) {
 	c := against(t, newMemory())
 	for _, command := range []string{"agent list", "agent show node-2", "agent-group list", "agent-group create x"} {
@@ -346,7 +346,7 @@ func TestReachingTheServer(t *testing.T) {
 		"a file that is none":           {server: overTLS, env: token, args: "--ca-file " + ca + "x", says: "no such file", status: 1},
 		"a file without any":            {server: overTLS, env: token, args: "--ca-file ctl_test.go", says: "has no certificate in PEM", status: 1},
 		"HTTP where HTTPS is":           {server: overTLS, env: token, says: "status 400", status: 1},
-		"nobody":                        {server: closed, says: "connection refused\n-i and --api-port say where the server is", status: 1},
+		"nobody":                        {server: closed, says: "connection refused\nset the server's address with -i and --api-port", status: 1},
 		"too slow":                      {server: slow, args: "--timeout 20ms", says: "no response in time", status: 1},
 		"the flag over the environment": {server: closed, env: token, args: "--api-port " + fmt.Sprint(plain.Listener.Addr().(*net.TCPAddr).Port)},
 		"an address in brackets":        {server: plain, env: token, args: "-i [127.0.0.1]"},
@@ -378,7 +378,7 @@ func TestCompletion(t *testing.T) {
 		"no server":   {"agent show --api-port 1|", ":4\n"},
 		"nonsense":    {"agent show -o x|", ":4\n"},
 		"a file":      {"agent-group-config update -f|", ":0\n"},
-		"subcommands": {"agent-group|", "create\tMake an agent group\ndelete\tDelete an agent group, with its configuration\nlist\tList the agent groups, or one\n:4\n"},
+		"subcommands": {"agent-group|", "create\tCreate an agent group\ndelete\tDelete an agent group and its configuration\nlist\tList the agent groups, or one\n:4\n"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -396,7 +396,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-func TestTheOtherName(t *testing.T) {
+func TestAlternativeName(t *testing.T) {
 	for called, want := range map[string]string{"metaflow-cli": "metaflow-cli", "metaflow-ctl": "metaflow-ctl", "ctl.test": "metaflow-ctl"} {
 		if got := newRoot(called, environment{}).Name(); got != want {
 			t.Errorf("called %s it is %s", called, got)

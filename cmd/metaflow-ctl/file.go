@@ -11,14 +11,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
-// maxFileBytes is for sixteen groups that say as much as one may.
+// maxFileBytes allows sixteen groups of maximum size.
 const maxFileBytes = 16 << 20
 
-// file is what the configurations of one or several groups were read from.
+// file holds the configurations of one or several groups, as read from one file.
 type file struct {
-	name string // as problems show it
-	// documents are texts of one configuration each. Lines before the document are
-	// empty in it, so that lines are counted as in the file.
+	name string // as shown in problems
+	// documents are the texts of one configuration each. Each starts with an empty line
+	// for every line before it, so that line numbers match the file.
 	documents [][]byte
 }
 
@@ -48,17 +48,17 @@ func readFile(name string, stdin io.Reader) (*file, error) {
 	return f, nil
 }
 
-// split takes a stream of YAML documents apart at lines that begin with three hyphens.
-// Configurations have no text of several lines that such a line could belong to.
+// split splits a stream of YAML documents at lines of three hyphens. Configurations have
+// no multi-line text that could contain such a line.
 func split(text []byte) [][]byte {
 	var documents [][]byte
 	var current []byte
-	said, lines := false, 0 // whether current says anything; lines before the one at hand
+	hasContent, lines := false, 0 // hasContent: current has more than comments; lines: lines before the current one
 	end := func() {
-		if said {
+		if hasContent {
 			documents = append(documents, current)
 		}
-		current, said = bytes.Repeat([]byte("\n"), lines), false
+		current, hasContent = bytes.Repeat([]byte("\n"), lines), false
 	}
 	for line := range bytes.Lines(text) {
 		if bytes.HasPrefix(line, []byte("---")) && strings.TrimSpace(string(line[3:])) == "" {
@@ -67,18 +67,18 @@ func split(text []byte) [][]byte {
 			continue
 		}
 		content := bytes.TrimSpace(line)
-		said = said || len(content) > 0 && content[0] != '#'
+		hasContent = hasContent || len(content) > 0 && content[0] != '#'
 		current = append(current, line...)
 		lines++
 	}
 	end()
 	if documents == nil {
-		return [][]byte{text} // only comments, which is one document that sets nothing
+		return [][]byte{text} // only comments: one document that sets nothing
 	}
 	return documents
 }
 
-// explain puts the file's name before every line that the server refused.
+// explain prefixes every problem that the server found with the file's name.
 func (f *file) explain(err error) error {
 	var p *api.Problem
 	if !errors.As(err, &p) || len(p.Problems) == 0 {

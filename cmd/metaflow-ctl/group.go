@@ -17,10 +17,10 @@ func newGroup(o *options) *cobra.Command {
 		ValidArgsFunction: o.completeArg(groups), RunE: o.run(listGroups),
 	}
 	create := &cobra.Command{
-		Use: "create NAME", Short: "Make an agent group", Args: program.Args(cobra.ExactArgs(1)),
+		Use: "create NAME", Short: "Create an agent group", Args: program.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	id := create.Flags().String("id", "", "`ID` of the group, g- and ten small letters or digits; without it, the server chooses one")
+	id := create.Flags().String("id", "", "`ID` of the group, g- and ten lower-case letters or digits; by default the server chooses one")
 	create.RunE = o.run(func(c *call) error {
 		g, err := c.service.CreateGroup(c.Context(), c.named(), *id)
 		if err != nil {
@@ -29,9 +29,9 @@ func newGroup(o *options) *cobra.Command {
 		return c.print(g, func() *table { return groupTable([]api.Group{g}) })
 	})
 	remove := &cobra.Command{
-		Use: "delete GROUP", Short: "Delete an agent group, with its configuration", Args: program.Args(cobra.ExactArgs(1)),
-		Long: `delete deletes a group. Its agents keep the configuration that they have and are
-pending until they name another group or there is one of this name again.`,
+		Use: "delete GROUP", Short: "Delete an agent group and its configuration", Args: program.Args(cobra.ExactArgs(1)),
+		Long: `delete deletes a group. Its agents keep their current configuration and are pending
+until they name another group or a group of this name exists again.`,
 		ValidArgsFunction: o.completeArg(groups),
 		RunE: o.run(func(c *call) error {
 			if err := c.service.DeleteGroup(c.Context(), c.named()); err != nil {
@@ -41,7 +41,7 @@ pending until they name another group or there is one of this name again.`,
 			return err
 		}),
 	}
-	return program.Group("agent-group", "Group the agents", list, create, remove)
+	return program.Group("agent-group", "Manage agent groups", list, create, remove)
 }
 
 func listGroups(c *call) error {

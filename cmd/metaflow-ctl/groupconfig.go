@@ -17,8 +17,8 @@ import (
 func newGroupConfig(o *options) *cobra.Command {
 	list := &cobra.Command{
 		Use: "list [GROUP]", Short: "List the configurations of all agent groups, or of one", Args: program.Args(cobra.MaximumNArgs(1)),
-		Long: `list prints which configurations there are; with -o yaml, what they set, as update
-takes it back:
+		Long: `list prints which groups have a configuration; with -o yaml, it prints the
+configurations in the form that update reads:
 
   agent-group-config list -o yaml > agents.yaml
   agent-group-config update -f agents.yaml`,
@@ -26,8 +26,8 @@ takes it back:
 	}
 	show := &cobra.Command{
 		Use: "show GROUP", Short: "Show every key of a group's configuration with its value", Args: program.Args(cobra.ExactArgs(1)),
-		Long: `show prints every key with the value that agents work with, and whether the group sets
-it or it is the default. With -o yaml, it prints what the group sets.`,
+		Long: `show prints every key with its effective value, and whether the group sets it or it is
+the default. With -o yaml, it prints only what the group sets.`,
 		ValidArgsFunction: o.completeArg(groups), RunE: o.run(showConfiguration),
 	}
 	create := &cobra.Command{
@@ -38,22 +38,22 @@ it or it is the default. With -o yaml, it prints what the group sets.`,
 	create.RunE = o.run(func(c *call) error { return set(c, *createFrom, api.UpdateOptions{Create: true}) })
 
 	update := &cobra.Command{
-		Use: "update [GROUP] -f FILE", Short: "Change the configuration of a group and say what changed",
-		Long: `update sets the keys of the file and leaves the others as they are, and prints every
-key whose value changes for the agents. A file with a mistake changes nothing.
-The group can be left out when the file names it (agent_group_id). A file may hold
+		Use: "update [GROUP] -f FILE", Short: "Change the configuration of a group and print what changed",
+		Long: `update sets the keys in the file, keeps the others, and prints every key whose value
+changes for the agents. A file with a mistake changes nothing.
+The group may be omitted if the file names it (agent_group_id). A file may contain
 several groups, separated by lines of three hyphens. 'agent-group-config example' prints
 every key with its meaning.`,
 		Args: program.Args(cobra.MaximumNArgs(1)), ValidArgsFunction: o.completeArg(groups),
 	}
 	updateFrom := addFile(update)
 	var opts api.UpdateOptions
-	update.Flags().BoolVar(&opts.Replace, "replace", false, "set the keys that are not in the file to their defaults")
-	update.Flags().BoolVar(&opts.DryRun, "dry-run", false, "only say what would change")
+	update.Flags().BoolVar(&opts.Replace, "replace", false, "reset the keys that are not in the file to their defaults")
+	update.Flags().BoolVar(&opts.DryRun, "dry-run", false, "only print what would change")
 	update.RunE = o.run(func(c *call) error { return set(c, *updateFrom, opts) })
 
 	remove := &cobra.Command{
-		Use: "delete GROUP", Short: "Set every key of a group to its default", Args: program.Args(cobra.ExactArgs(1)),
+		Use: "delete GROUP", Short: "Reset every key of a group to its default", Args: program.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: o.completeArg(groups),
 		RunE: o.run(func(c *call) error {
 			u, err := c.service.DeleteConfiguration(c.Context(), c.named())
@@ -64,7 +64,7 @@ every key with its meaning.`,
 		}),
 	}
 	example := &cobra.Command{
-		Use: "example", Short: "Print every key with its meaning, range and default, as a file that can be used", Args: program.Args(cobra.NoArgs),
+		Use: "example", Short: "Print every key with its meaning, range and default, as a usable file", Args: program.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := cmd.OutOrStdout().Write(agentconfig.Example())
 			return err
@@ -74,7 +74,7 @@ every key with its meaning.`,
 }
 
 func addFile(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("file", "f", "", "`FILE` with the configuration, YAML; - is standard input")
+	return cmd.Flags().StringP("file", "f", "", "YAML `FILE` with the configuration; - is standard input")
 }
 
 func listConfigurations(c *call) error {
@@ -94,7 +94,7 @@ func listConfigurations(c *call) error {
 	})
 }
 
-// configurations are of the group that is named, or of all.
+// configurations returns the configuration of the named group, or of all groups.
 func (c *call) configurations() ([]api.Configuration, error) {
 	if c.named() == "" {
 		return c.service.Configurations(c.Context())
@@ -103,7 +103,7 @@ func (c *call) configurations() ([]api.Configuration, error) {
 	return []api.Configuration{conf}, err
 }
 
-// printTexts writes what update reads.
+// printTexts writes configurations in the form that update reads.
 func printTexts(w io.Writer, configurations []api.Configuration) error {
 	var b strings.Builder
 	for i, conf := range configurations {
@@ -148,17 +148,17 @@ func showConfiguration(c *call) error {
 	})
 }
 
-// set sends a file's documents, each to its group.
+// set sends each of a file's documents to its group.
 func set(c *call, name string, opts api.UpdateOptions) error {
 	if name == "" {
-		return program.Usage("which file? Give it with -f FILE, or -f - for standard input")
+		return program.Usage("-f is required: -f FILE, or -f - for standard input")
 	}
 	f, err := readFile(name, c.InOrStdin())
 	if err != nil {
 		return err
 	}
 	if c.named() != "" && len(f.documents) > 1 {
-		return fmt.Errorf("%s holds the configurations of %d groups; leave %q out to set them all", f.name, len(f.documents), c.named())
+		return fmt.Errorf("%s holds the configurations of %d groups; omit %q to set them all", f.name, len(f.documents), c.named())
 	}
 	targets := make([]string, len(f.documents))
 	for i, text := range f.documents {
@@ -166,7 +166,7 @@ func set(c *call, name string, opts api.UpdateOptions) error {
 			return err
 		}
 	}
-	if len(f.documents) > 1 { // one that is refused must not leave half of them set
+	if len(f.documents) > 1 { // a refused document must not leave half of the groups changed
 		for i, text := range f.documents {
 			dry := opts
 			dry.DryRun = true
@@ -186,18 +186,18 @@ func set(c *call, name string, opts api.UpdateOptions) error {
 	return c.printUpdates(updates)
 }
 
-// target is the group that a document is for. What the command line and the document
-// say must not differ.
+// target returns the group that a document is for. The command line and the document must
+// not name different groups.
 func (c *call) target(f *file, text []byte) (string, error) {
 	_, inFile, err := agentconfig.Parse(text)
 	named := c.named()
 	switch {
 	case named == "" && inFile != "":
 		return inFile, nil
-	case named == "" && err != nil: // it may say why no group was found
+	case named == "" && err != nil: // it may explain why no group was found
 		return "", f.explain(api.Invalid(err))
 	case named == "":
-		return "", program.Usage("which group? Name it, or set agent_group_id in %s", f.name)
+		return "", program.Usage("no group is given: name it, or set agent_group_id in %s", f.name)
 	case inFile == "" || inFile == named:
 		return named, nil
 	}
@@ -213,7 +213,7 @@ func (c *call) target(f *file, text []byte) (string, error) {
 	return named, nil
 }
 
-// printUnfinished tells what was changed before an error.
+// printUnfinished prints what was changed before an error.
 func (c *call) printUnfinished(done []api.Update) error {
 	if len(done) == 0 {
 		return nil

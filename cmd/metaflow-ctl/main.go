@@ -1,5 +1,5 @@
-// Command metaflow-ctl controls agents through the API of metaflow-server. It is
-// installed under the name metaflow-cli too.
+// Command metaflow-ctl controls agents through the API of metaflow-server. It is also
+// installed as metaflow-cli.
 package main
 
 import (

@@ -9,7 +9,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
-// memory is a Service without replicas: what the server's would answer.
+// memory is an in-memory Service without replicas.
 type memory struct {
 	agents []api.Agent
 	groups []*memoryGroup
@@ -80,7 +80,7 @@ func (m *memory) group(name string) (*memoryGroup, error) {
 
 func (m *memory) CreateGroup(_ context.Context, name, id string) (api.Group, error) {
 	if _, err := m.group(name); err == nil {
-		return api.Group{}, api.Conflict("the agent group %q exists already", name)
+		return api.Group{}, api.Conflict("the agent group %q already exists", name)
 	}
 	if id == "" {
 		id = "g-chosen0000"
@@ -126,7 +126,7 @@ func (m *memory) UpdateConfiguration(_ context.Context, group string, text []byt
 	case err != nil:
 		return api.Update{}, api.Invalid(err)
 	case opts.Create && !g.doc.Empty():
-		return api.Update{}, api.Conflict("the agent group %q has a configuration already", g.Name)
+		return api.Update{}, api.Conflict("the agent group %q already has a configuration", g.Name)
 	case !opts.Replace:
 		doc = g.doc.Merge(doc)
 	}

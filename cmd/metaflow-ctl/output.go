@@ -12,7 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// table is what people read.
+// table is the human-readable output.
 type table struct {
 	head []string
 	rows [][]string
@@ -35,8 +35,8 @@ func (t *table) write(w io.Writer) error {
 	return tw.Flush()
 }
 
-// cell keeps what agents say of themselves from moving the cursor of a terminal, and
-// empty cells from looking like the next column.
+// cell keeps agent-supplied text from moving the terminal's cursor, and an empty cell
+// from looking like the next column.
 func cell(text string) string {
 	if text == "" {
 		return "-"
@@ -49,7 +49,7 @@ func cell(text string) string {
 	}, text)
 }
 
-// print writes v as -o says; as a table, what t makes.
+// print writes v in the format of -o; t returns the table.
 func (c *call) print(v any, t func() *table) error {
 	switch c.output {
 	case formatJSON:
@@ -68,7 +68,7 @@ func printJSON(w io.Writer, v any) error {
 	return encoder.Encode(v)
 }
 
-// printYAML has the same keys in the same order as printJSON: JSON is YAML.
+// printYAML prints the keys of printJSON in the same order: JSON is YAML.
 func printYAML(w io.Writer, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -89,7 +89,7 @@ func printYAML(w io.Writer, v any) error {
 	return err
 }
 
-// plain takes away the braces and quotes of JSON where YAML does without.
+// plain removes JSON's braces and quotes where YAML does not need them.
 func plain(node *yaml.Node) {
 	if len(node.Content) > 0 || node.Kind == yaml.ScalarNode {
 		node.Style = 0

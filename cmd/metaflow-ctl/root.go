@@ -20,7 +20,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 )
 
-// environment is what the program learns from outside, other than by its command line.
+// environment is the program's input besides the command line.
 type environment struct {
 	variables []string // as from os.Environ
 	now       func() time.Time
@@ -51,7 +51,7 @@ type options struct {
 	insecure bool
 }
 
-// flagOf maps each variable that can stand for a flag to the flag.
+// flagOf maps each environment variable to the flag that it replaces.
 var flagOf = map[string]string{
 	"METAFLOW_CTL_IP": "ip", "METAFLOW_CTL_API_PORT": "api-port", "METAFLOW_CTL_TOKEN": "token",
 	"METAFLOW_CTL_TLS": "tls", "METAFLOW_CTL_CA_FILE": "ca-file", "METAFLOW_CTL_INSECURE_SKIP_VERIFY": "insecure-skip-verify",
@@ -64,25 +64,25 @@ func newRoot(name string, env environment) *cobra.Command {
 	}
 	o := &options{env: env}
 	root := program.Root(name, "Control the agents of MetaFlow", newAgent(o), newGroup(o), newGroupConfig(o))
-	root.Long = fmt.Sprintf(`%[1]s asks a metaflow-server about agents, and changes how they are configured.
+	root.Long = fmt.Sprintf(`%[1]s shows the agents of a metaflow-server and changes their configuration.
 
-To take traces of OpenTelemetry collectors on port 38086 of every agent of a group:
+To receive traces of OpenTelemetry collectors on port 38086 of every agent of a group:
   %[1]s agent-group list
   echo 'external_agent_http_proxy_enabled: 1' > agent.yaml
   %[1]s agent-group-config update ID -f agent.yaml
 
-Exit status: 0 when it worked, 1 when it did not, 2 when the command line is wrong.`, name)
+Exit status: 0 on success, 1 on failure, 2 if the command line is invalid.`, name)
 	root.CompletionOptions.HiddenDefaultCmd = false
 
 	flags := root.PersistentFlags()
 	flags.StringVarP(&o.ip, "ip", "i", "127.0.0.1", "`address` or name of a metaflow-server, or of a node of its cluster; also $METAFLOW_CTL_IP")
-	flags.Uint16Var(&o.port, "api-port", 20417, "`port` of its HTTP; 30417 on a node of the cluster; also $METAFLOW_CTL_API_PORT")
-	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long an answer may take")
-	flags.StringVarP(&o.output, "output", "o", formatTable, "`format` of what is printed: table, yaml or json")
-	flags.StringVar(&o.token, "token", "", "`secret` of the server's configuration, if it has one; better in $METAFLOW_CTL_TOKEN, where other users do not see it")
-	flags.BoolVar(&o.tls, "tls", false, "speak HTTPS")
+	flags.Uint16Var(&o.port, "api-port", 20417, "HTTP `port` of the server; 30417 on a node of the cluster; also $METAFLOW_CTL_API_PORT")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "timeout of one request")
+	flags.StringVarP(&o.output, "output", "o", formatTable, "output `format`: table, yaml or json")
+	flags.StringVar(&o.token, "token", "", "`secret` of the server's configuration, if it has one; prefer $METAFLOW_CTL_TOKEN, which other users cannot see")
+	flags.BoolVar(&o.tls, "tls", false, "use HTTPS")
 	flags.StringVar(&o.caFile, "ca-file", "", "PEM `file` with the certificates of authorities to trust, instead of the system's; implies --tls")
-	flags.StringVar(&o.certFile, "cert-file", "", "PEM `file` with the certificate to show, where the server asks for one; implies --tls, needs --key-file")
+	flags.StringVar(&o.certFile, "cert-file", "", "PEM `file` with the client certificate, if the server requires one; implies --tls, needs --key-file")
 	flags.StringVar(&o.keyFile, "key-file", "", "PEM `file` with the key of --cert-file")
 	flags.BoolVar(&o.insecure, "insecure-skip-verify", false, "trust every certificate; implies --tls")
 	completeFlag(root, "output", formats)
@@ -90,8 +90,8 @@ Exit status: 0 when it worked, 1 when it did not, 2 when the command line is wro
 	return root
 }
 
-// complete takes from the environment what the command line leaves out, and refuses what
-// no command can work with.
+// complete sets flags that are missing on the command line from the environment, and
+// rejects values that no command can use.
 func (o *options) complete(cmd *cobra.Command) error {
 	for _, set := range o.env.variables {
 		variable, value, _ := strings.Cut(set, "=")
@@ -108,7 +108,7 @@ func (o *options) complete(cmd *cobra.Command) error {
 	}
 	switch {
 	case !slices.Contains(formats, o.output):
-		return program.Usage("%q is no format for -o: %s", o.output, strings.Join(formats, ", "))
+		return program.Usage("-o %q is not one of %s", o.output, strings.Join(formats, ", "))
 	case o.timeout <= 0:
 		return program.Usage("--timeout %v is not positive", o.timeout)
 	case strings.ContainsAny(o.ip, "/ "):
@@ -152,7 +152,7 @@ func (o *options) client() (*api.Client, error) {
 	return api.NewClient(co), nil
 }
 
-// run makes a command of what asks a server.
+// run wraps a command that calls a server.
 func (o *options) run(f func(*call) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		client, err := o.client()
@@ -163,13 +163,13 @@ func (o *options) run(f func(*call) error) func(*cobra.Command, []string) error 
 		err = f(&call{Command: cmd, options: o, service: client, args: args})
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
-			return fmt.Errorf("%w\n-i and --api-port say where the server is", err)
+			return fmt.Errorf("%w\nset the server's address with -i and --api-port", err)
 		}
 		return err
 	}
 }
 
-// call is one run of a command that asks a server.
+// call is one run of a command that calls a server.
 type call struct {
 	*cobra.Command
 	*options

@@ -30,9 +30,10 @@ type app struct {
 
 // role is a part of the server. A new role has started nothing.
 type role interface {
-	// topics are the names of those that the role needs. It creates them when they are missing.
+	// topics returns the names of the topics that the role needs. The role creates
+	// missing ones.
 	topics() []string
-	// checks say whether the role is ready.
+	// checks report whether the role is ready.
 	checks() []opshttp.Check
 	// run works until ctx ends, finishes what is in progress, and returns.
 	run(ctx context.Context) error

@@ -33,9 +33,9 @@ type serving struct {
 	*app
 
 	grpc net.Addr
-	otlp net.Addr     // of OTLP/HTTP, nil when there is none
-	stop func() error // and its result
-	wait func() error // for its result
+	otlp net.Addr     // of OTLP/HTTP, nil if disabled
+	stop func() error // stops it and returns its result
+	wait func() error // waits for its result
 }
 
 // serve runs an app with these roles over the Kafka at addr.
@@ -90,8 +90,8 @@ func (s *serving) dial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// Two servers that only control: operators and agents speak to either, the token is asked
-// for, and traces are not taken.
+// Two servers with only the role control: operators and agents may use either, the token
+// is required, and traces are refused.
 func TestControlAlone(t *testing.T) {
 	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	only := func(s *server) { s.Roles, s.Control.Token = []string{roleControl}, "hush" }
@@ -125,7 +125,7 @@ func TestControlAlone(t *testing.T) {
 	if c := configuration(); !strings.Contains(c.Yaml, "enabled: true") {
 		t.Errorf("the second configuration is %v", c)
 	}
-	// What an agent says reaches the other replica a moment later.
+	// The other replica learns the agent's status a moment later.
 	var agents []api.Agent
 	for deadline := time.Now().Add(10 * time.Second); len(agents) == 0 && time.Now().Before(deadline); {
 		if agents, err = second.client(t, "hush").Agents(t.Context()); err != nil {
@@ -154,7 +154,7 @@ func TestControlAlone(t *testing.T) {
 	}
 }
 
-// A gateway without control has no /v1/ and no streams of agents.
+// A gateway without control has no /v1/ and no agent streams.
 func TestGatewayAlone(t *testing.T) {
 	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) { s.Roles = []string{roleGateway} })
 	if _, err := coltracepb.NewTraceServiceClient(s.dial(t)).Export(t.Context(), &coltracepb.ExportTraceServiceRequest{}); err != nil {
@@ -172,8 +172,8 @@ func TestGatewayAlone(t *testing.T) {
 	}
 }
 
-// OTLP/HTTP stands beside OTLP/gRPC: the same spans are counted, rejected and refused,
-// within the same bounds, and web pages of configured origins may send.
+// OTLP/HTTP works like OTLP/gRPC: it counts, rejects and refuses the same spans within
+// the same bounds, and web pages of configured origins may send.
 func TestGatewayOverHTTP(t *testing.T) {
 	origin, err := cors.ParseOrigin("https://*.example.com")
 	if err != nil {
@@ -237,8 +237,8 @@ func TestGatewayOverHTTP(t *testing.T) {
 	}
 }
 
-// A port of OTLP/HTTP that somebody else has is an error where it was asked for, and a
-// warning where it was not. Without the role gateway there is none.
+// If the OTLP/HTTP port is in use, that is an error if the operator configured it and a
+// warning if it is the default. Without the role gateway there is no such port.
 func TestTakenPortOfOTLPHTTP(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -273,8 +273,8 @@ func TestTakenPortOfOTLPHTTP(t *testing.T) {
 	}
 }
 
-// Whoever serves the port takes what registered agents say of pods and services, and every replica knows it
-// then; a gateway, which agents do not register at, too.
+// A server with the port accepts reports of pods and services from registered agents, and
+// every replica learns them; so does a gateway, at which agents do not register.
 func TestReports(t *testing.T) {
 	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	gateway := serve(t, kafka, func(s *server) { s.Roles = []string{roleGateway} })
@@ -295,7 +295,7 @@ func TestReports(t *testing.T) {
 		client := agentv1.NewResourceServiceClient(s.dial(t))
 		_, err := client.Report(t.Context(), request, grpc.WaitForReady(true))
 		for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); <-time.After(10 * time.Millisecond) {
-			_, err = client.Report(t.Context(), request) // the registration is on its way through Kafka
+			_, err = client.Report(t.Context(), request) // the registration is in flight through Kafka
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -304,7 +304,7 @@ func TestReports(t *testing.T) {
 			want := fmt.Sprint("web-", i)
 			deadline := time.Now().Add(10 * time.Second)
 			for replica.know.resources.Resolve("prod", address, now+10).Name != want && time.Now().Before(deadline) {
-				time.Sleep(10 * time.Millisecond) //nolint:forbidigo // a record is on its way through Kafka
+				time.Sleep(10 * time.Millisecond) //nolint:forbidigo // a record is in flight through Kafka
 			}
 			if got := replica.know.resources.Resolve("prod", address, now+10); got.Name != want || got.Namespace != "shop" {
 				t.Errorf("%v holds the address, want %s", got, want)
@@ -316,7 +316,7 @@ func TestReports(t *testing.T) {
 	}
 }
 
-// While Kafka is away the server waits for it and says so, to probes and to operators.
+// While Kafka is away the server waits, and tells probes and operators.
 func TestControlWaitsForKafka(t *testing.T) {
 	cfg := defaultServer()
 	cfg.Roles, cfg.HTTP.Listen, cfg.Kafka.Brokers = []string{roleControl}, "127.0.0.1:0", []string{"127.0.0.1:1"}
@@ -342,7 +342,7 @@ func TestControlWaitsForKafka(t *testing.T) {
 	}
 }
 
-// A server whose HTTP port fails ends: nobody could ask it how it is.
+// A server whose HTTP port fails exits, because nothing could monitor it.
 func TestHTTPFailureEndsTheServer(t *testing.T) {
 	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) { s.Roles = []string{roleControl} })
 	if err := s.http.Close(); err != nil {

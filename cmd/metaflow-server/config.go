@@ -32,20 +32,20 @@ var allRoles = []string{roleGateway, roleWriter, roleControl}
 
 // server is the configuration file of metaflow-server.
 type server struct {
-	Roles         []string             `mapstructure:"roles" doc:"what this process does: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
+	Roles         []string             `mapstructure:"roles" doc:"roles of this process: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
 	GRPC          rpc.Config           `mapstructure:"grpc"`
 	HTTP          opshttp.Config       `mapstructure:"http"`
 	Kafka         kafka.Config         `mapstructure:"kafka"`
 	ClickHouse    clickhouse.Config    `mapstructure:"clickhouse"`
 	Retention     clickhouse.Retention `mapstructure:"retention"`
-	Migrate       bool                 `mapstructure:"migrate_at_start" doc:"bring the schema up to date when a writer starts; false where 'metaflow-server migrate up' does it"`
+	Migrate       bool                 `mapstructure:"migrate_at_start" doc:"migrate the schema when a writer starts; set false if 'metaflow-server migrate up' does it"`
 	Gateway       gateway.Config       `mapstructure:"gateway"`
 	Writer        writer.Config        `mapstructure:"writer"`
 	FlowWriter    writer.Config        `mapstructure:"flow_writer"`
 	Control       control.Config       `mapstructure:"control"`
 	Resources     inventory.Config     `mapstructure:"resources"`
 	Log           program.Log          `mapstructure:"log"`
-	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts under way may take after SIGTERM"`
+	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts in flight may take after SIGTERM"`
 }
 
 var configured = program.Configured[*server]{New: defaultServer, Variables: []string{chengine.LibraryVariable}}
@@ -109,7 +109,7 @@ func (s *server) Validate() error {
 	)...)
 }
 
-// otlpHTTP is how OTLP/HTTP is received: within the bounds of OTLP/gRPC.
+// otlpHTTP returns the configuration of OTLP/HTTP, with the bounds of OTLP/gRPC.
 func (s *server) otlpHTTP() otlphttp.Config {
 	cfg := otlphttp.DefaultConfig()
 	cfg.Listen, cfg.MaxConnections, cfg.CORS = s.Gateway.HTTPListen, s.Gateway.HTTPMaxConnections, s.Gateway.HTTPCORS
@@ -119,7 +119,7 @@ func (s *server) otlpHTTP() otlphttp.Config {
 	return cfg
 }
 
-// servesPort says whether the gRPC port is served.
+// servesPort reports whether the gRPC port is served.
 func (s *server) servesPort() bool { return s.has(roleGateway) || s.has(roleControl) }
 
 func (s *server) has(role string) bool { return slices.Contains(s.Roles, role) }

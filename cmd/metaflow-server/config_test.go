@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// execute runs the program and returns its exit status and what it says.
+// execute runs the program and returns its exit status and output.
 func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
@@ -29,8 +29,8 @@ func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), err.String()
 }
 
-// Every key with its default and meaning, as operators see it: a change here
-// is a change for them.
+// Every key with its default and meaning, as operators see it: changing it here changes
+// it for them.
 func TestPrintedDefaultsGolden(t *testing.T) {
 	code, got, stderr := execute(t, "config", "print")
 	if code != program.ExitOK {
@@ -50,11 +50,11 @@ func TestPrintedDefaultsGolden(t *testing.T) {
 		t.Errorf("(-want +got; -update rewrites):\n%s", diff)
 	}
 	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != program.ExitOK {
-		t.Errorf("what is printed cannot be used: exit status %d: %s", code, stderr)
+		t.Errorf("the printed configuration is invalid: exit status %d: %s", code, stderr)
 	}
 }
 
-// Whatever is wrong is said at once, each by its key, with the value found.
+// All problems are reported at once, each by its key and with the value found.
 func TestEveryProblemAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "wrong.yaml")
 	yaml := `roles: [gateway, riter]
@@ -78,7 +78,7 @@ log: {level: loud, format: xml}
 		"clickhouse.database", "adresses", "clickhouse.addresses", "retention.spans", "writer.memory_bytes", "resources.forget_after", "resources.group", "log.level", "loud", "log.format",
 	} {
 		if !strings.Contains(stderr, word) {
-			t.Errorf("%q is not in what it says:\n%s", word, stderr)
+			t.Errorf("the output does not contain %q:\n%s", word, stderr)
 		}
 	}
 	if strings.Contains(stderr, "hunter2") {

@@ -14,15 +14,15 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// controls is the role control: agents on the port, operators over HTTP, and the
-// topic metaflow.control, which holds what operators decided.
+// controls is the role control: agents on the port, operators over HTTP, and the topic
+// metaflow.control with the operators' changes.
 type controls struct {
 	*core
 
 	know     *knowledge
 	commands *kafka.Producer
-	reports  *kafka.Producer // says how agents are
-	// Made by attach.
+	reports  *kafka.Producer // writes the agents' statuses
+	// Set by attach.
 	control *control.Control
 	streams *agentgrpc.Service
 }
@@ -31,8 +31,8 @@ func newControls(c *core, know *knowledge, reports *kafka.Producer) *controls {
 	return &controls{core: c, know: know, commands: c.newProducer(schema.TopicControl), reports: reports}
 }
 
-// attach serves operators on the HTTP port. They can come as soon as the port is
-// served, and learn what control still waits for. Call it before the port runs.
+// attach serves operators on the HTTP port. They may connect as soon as the port is
+// served, and get an error while control is not ready. Call it before the port runs.
 func (c *controls) attach(http *opshttp.Server) error {
 	replica, err := replicaName(http.Addr())
 	if err != nil {
@@ -56,8 +56,8 @@ func (c *controls) attach(http *opshttp.Server) error {
 	return nil
 }
 
-// replicaName returns the address by which other hosts, and metaflow-ctl there, reach this
-// server. Two servers on one host have different ports.
+// replicaName returns the address at which other hosts, and metaflow-ctl there, reach
+// this server. Two servers on one host have different ports.
 func replicaName(http net.Addr) (string, error) {
 	host, err := os.Hostname()
 	if err != nil {

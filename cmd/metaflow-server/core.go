@@ -16,25 +16,25 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// core is what every role stands on.
+// core is shared by all roles.
 type core struct {
 	cfg   *server
 	log   *slog.Logger
 	reg   *prometheus.Registry
 	kafka *kafka.Client
-	// producers are those that calls of the port need.
+	// producers are those that calls to the port need.
 	producers []*kafka.Producer
 
-	// What only standalone and tests set, before the app runs.
+	// Only standalone and tests set the following, before the app runs.
 
-	// single means that Kafka is one broker on purpose, so that nobody is warned of
-	// a lack of replicas.
+	// single means that Kafka is deliberately one broker, so nothing warns of missing
+	// replicas.
 	single bool
-	// listening receives the addresses of the ports that take data once they are
-	// open; otlpHTTP is nil when OTLP/HTTP is not served.
+	// listening receives the addresses of the data ports once they are open. otlpHTTP is
+	// nil if OTLP/HTTP is not served.
 	listening func(grpc, otlpHTTP net.Addr)
-	// spareHTTP is an address of OTLP/HTTP that nobody asked for: when another
-	// program has it, the server does without.
+	// spareHTTP is a default OTLP/HTTP address that the operator did not ask for: if
+	// another program has it, the server runs without OTLP/HTTP.
 	spareHTTP string
 }
 
@@ -46,15 +46,14 @@ func newCore(cfg *server, log *slog.Logger) (*core, error) {
 	return c, err
 }
 
-// newProducer returns a producer that /ready asks about its topic. Call it before
-// the app runs.
+// newProducer returns a producer whose topic /ready checks. Call it before the app runs.
 func (c *core) newProducer(topic string) *kafka.Producer {
 	p := c.kafka.NewProducer(topic, kafka.ProducerOptions{})
 	c.producers = append(c.producers, p)
 	return p
 }
 
-// checkProducers reports the topics that Kafka does not store at the moment, and why.
+// checkProducers reports the topics that Kafka currently does not store, and why.
 func (c *core) checkProducers(ctx context.Context) error {
 	var errs []error
 	for _, p := range c.producers {
@@ -63,17 +62,17 @@ func (c *core) checkProducers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// dataTopics are what the roles gateway and writer need.
+// dataTopics are the topics that the roles gateway and writer need.
 var dataTopics = []string{schema.TopicSpans, schema.TopicFlows, schema.TopicDeadLetter, schema.TopicResources}
 
-// ensureTopics creates the topics that are missing. It waits for Kafka.
+// ensureTopics creates the missing topics. It waits for Kafka.
 func (c *core) ensureTopics(ctx context.Context, names ...string) error {
 	topics := c.topicsNamed(names...)
 	return c.retry(ctx, "create topics", func(ctx context.Context) error { return c.kafka.EnsureTopics(ctx, topics...) })
 }
 
-// topicsNamed returns the topics by these names as they should be: the policy of
-// each, and where the policy leaves a choice, the configuration.
+// topicsNamed returns the topics with these names as they should be: by their policy, and
+// where that leaves a choice, by the configuration.
 func (c *core) topicsNamed(names ...string) []kafka.Topic {
 	topics := make([]kafka.Topic, 0, len(names))
 	for _, name := range names {
@@ -93,25 +92,25 @@ func (c *core) topicsNamed(names ...string) []kafka.Topic {
 // retry calls f until it succeeds or ctx ends, and logs each failure.
 func (c *core) retry(ctx context.Context, what string, f func(context.Context) error) error {
 	return retry.Do(ctx, retry.Policy{First: 2 * time.Second, Max: 2 * time.Second}, f, func(failure retry.Failure) {
-		c.log.Warn("failed, trying again", slog.String("operation", what), slog.Any("error", failure.Err), slog.Duration("after", failure.Pause))
+		c.log.Warn("operation failed, retrying", slog.String("operation", what), slog.Any("error", failure.Err), slog.Duration("after", failure.Pause))
 	})
 }
 
-// background runs functions beyond the end of a context. The zero value is ready
-// to use, by one goroutine.
+// background runs functions beyond the end of a context. The zero value is ready to use.
+// It is not safe for concurrent use.
 type background struct {
 	group errgroup.Group
 	stops []context.CancelFunc
 }
 
-// run starts f with a context that only stop ends.
+// run starts f with a context that only stop cancels.
 func (b *background) run(ctx context.Context, f func(context.Context) error) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	b.stops = append(b.stops, stop)
 	b.group.Go(func() error { return f(ctx) })
 }
 
-// stop ends what run started, waits for it and returns its first error.
+// stop cancels the functions, waits for them and returns the first error.
 func (b *background) stop() error {
 	for _, stop := range b.stops {
 		stop()
@@ -119,8 +118,8 @@ func (b *background) stop() error {
 	return b.group.Wait()
 }
 
-// unlessStopped returns err, or nil once ctx has ended: a stop that comes while a
-// role waits is no failure.
+// unlessStopped returns err, or nil once ctx has ended: a stop while a role waits is not
+// a failure.
 func unlessStopped(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil //nolint:nilerr // the error only reports the stop

@@ -26,7 +26,7 @@ var signals = []*signal.Signal{traces.Signal, flows.Signal}
 var kafkaFlags = map[string]string{"kafka-brokers": "kafka.brokers"}
 
 func newDeadLetter() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "List what could not be stored, and why", Args: program.Args(cobra.NoArgs)}
+	list := &cobra.Command{Use: "list", Short: "List records that could not be stored, with the cause", Args: program.Args(cobra.NoArgs)}
 	withKafka(list, func(cmd *cobra.Command, _ *server, client *kafka.Client) error {
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "OFFSET\tDIVERTED\tRECEIVED\tFROM\tITEMS\tBYTES\tCAUSE")
@@ -47,8 +47,8 @@ func newDeadLetter() *cobra.Command {
 	replay := &cobra.Command{
 		Use:   "replay",
 		Short: "Send the spans and flows of dead letters through the pipeline again",
-		Long: `replay sends the spans and flows of dead letters to their topics again. Those that are
-stored already are recognized by their ids and not stored twice, so it is safe to
+		Long: `replay sends the spans and flows of dead letters to their topics again. Items that are
+already stored are recognized by their ids and not stored twice, so it is safe to
 repeat. Letters stay in the dead-letter topic until its retention removes them.`,
 		Args: program.Args(cobra.NoArgs),
 	}
@@ -56,7 +56,7 @@ repeat. Letters stay in the dead-letter topic until its retention removes them.`
 	withKafka(replay, func(cmd *cobra.Command, cfg *server, client *kafka.Client) error {
 		return runReplay(cmd, cfg, client, *since)
 	})
-	return program.Group("deadletter", "Look at and replay what could not be stored", list, replay)
+	return program.Group("deadletter", "List and replay records that could not be stored", list, replay)
 }
 
 func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time.Duration) error {
@@ -82,11 +82,11 @@ func runReplay(cmd *cobra.Command, cfg *server, client *kafka.Client, since time
 	})
 	stop()
 	err = errors.Join(err, producers.Wait())
-	fmt.Fprintln(cmd.OutOrStdout(), said(report))
+	fmt.Fprintln(cmd.OutOrStdout(), summary(report))
 	return err
 }
 
-// atSecond is "-" for a time that is not known.
+// atSecond formats t, or returns "-" for the zero time.
 func atSecond(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -94,8 +94,8 @@ func atSecond(t time.Time) string {
 	return t.UTC().Format("2006-01-02 15:04:05")
 }
 
-// said is what a replay did, in words.
-func said(r deadletter.Report) string {
+// summary describes the result of a replay.
+func summary(r deadletter.Report) string {
 	var sent []string
 	for _, sig := range signals {
 		sent = append(sent, program.Count(r.Items[sig.Topic], sig.Item))
@@ -103,13 +103,13 @@ func said(r deadletter.Report) string {
 	parts := []string{
 		program.Count(r.Letters, "letter") + " read",
 		strings.Join(sent, " and ") + " sent again",
-		program.Count(r.Skipped, "letter") + " skipped because no data can be read",
+		program.Count(r.Skipped, "letter") + " skipped because their data is unreadable",
 	}
 	if r.Copies > 0 {
-		parts = append(parts, program.Count(r.Copies, "letter")+" left out for the same data as another")
+		parts = append(parts, program.Count(r.Copies, "letter")+" omitted as copies of others")
 	}
 	if r.Refused > 0 {
-		parts = append(parts, program.Count(r.Refused, "item")+" refused for ids or a size that no writer stores")
+		parts = append(parts, program.Count(r.Refused, "item")+" refused for ids or a size that writers do not store")
 	}
 	return strings.Join(parts, ", ")
 }

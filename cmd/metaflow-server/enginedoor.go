@@ -13,14 +13,16 @@ import (
 	"time"
 )
 
-// engineDoor stands before the HTTP port of the embedded ClickHouse, which has no password. It
-// refuses what browsers send on behalf of web pages, and passes on everything else.
+// engineDoor is a proxy for the HTTP port of the embedded ClickHouse, which has no
+// password. It refuses requests that browsers send for web pages and forwards everything
+// else.
 type engineDoor struct {
 	listener net.Listener
 	http     *http.Server
 }
 
-// openEngineDoor listens on a port of loopback, 0 for a free one, for the engine at target.
+// openEngineDoor listens on a loopback port, 0 for a free one, and forwards to the engine
+// at target.
 func openEngineDoor(port int, target string) (*engineDoor, error) {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
@@ -28,7 +30,7 @@ func openEngineDoor(port int, target string) (*engineDoor, error) {
 	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: target}) },
-		FlushInterval: -1, // progress of a query is of use while it runs
+		FlushInterval: -1, // forward the progress of a query while it runs
 		Transport:     &http.Transport{DisableCompression: true},
 	}
 	const headerTimeout = 10 * time.Second
@@ -43,18 +45,18 @@ func (d *engineDoor) run(ctx context.Context) {
 	_ = d.http.Serve(d.listener) // ends with ctx
 }
 
-// refusePages refuses requests of web pages: from another site, with an Origin when the browser does
-// not say that it is the engine's own, or for a host name that is not this host's, as of a page whose
-// name was made to resolve to loopback. ClickHouse's own page /play passes.
+// refusePages refuses requests of web pages: cross-site ones, ones with an Origin unless
+// the browser reports the engine's own site, and ones for a host name that is not this
+// host's, such as a name rebound to loopback. ClickHouse's own page /play passes.
 func refusePages(next http.Handler) http.Handler {
-	hostname, _ := os.Hostname() // without one, only localhost and addresses are taken
+	hostname, _ := os.Hostname() // without it, only localhost and addresses are accepted
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		site := r.Header.Get("Sec-Fetch-Site")
 		switch {
 		case site == "" && len(r.Header.Values("Origin")) > 0, site != "" && site != "none" && site != "same-origin":
 			http.Error(w, "requests of web pages are refused", http.StatusForbidden)
 		case !loopbackName(r.Host, hostname):
-			http.Error(w, "requests are taken for localhost or this host's name, not for "+strconv.Quote(r.Host), http.StatusForbidden)
+			http.Error(w, "requests must be for localhost or this host's name, not for "+strconv.Quote(r.Host), http.StatusForbidden)
 		default:
 			next.ServeHTTP(w, r)
 		}

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// A web page cannot reach the embedded ClickHouse, and curl can.
+// A web page cannot reach the embedded ClickHouse; curl can.
 func TestEngineDoorRefusesWebPages(t *testing.T) {
 	reached := 0
 	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

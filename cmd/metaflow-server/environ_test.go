@@ -8,8 +8,8 @@ import (
 )
 
 // Containers of the chart have variables of metaflow-ctl, and pods without
-// enableServiceLinks: false have those of every service. Neither stops a server.
-// A misspelt variable does.
+// enableServiceLinks: false have those of every service. Neither prevents a server from
+// starting. A misspelled variable does.
 func TestVariablesThatNameNoKey(t *testing.T) {
 	for name, value := range map[string]string{
 		"METAFLOW_CTL_TOKEN": "hunter2", "METAFLOW_CHDB_LIBRARY": "/lib/libchdb.so",

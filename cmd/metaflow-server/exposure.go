@@ -6,7 +6,8 @@ import (
 	"net/netip"
 )
 
-// exposures says what strangers on the network may do to this server, a sentence each.
+// exposures describes what strangers on the network may do to this server, one sentence
+// each.
 func (s *server) exposures() []string {
 	var found []string
 	warn := func(when bool, format string, args ...any) {
@@ -16,20 +17,20 @@ func (s *server) exposures() []string {
 	}
 	grpc := s.servesPort() && !loopback(s.GRPC.Listen)
 	http := !loopback(s.HTTP.Listen)
-	warn(grpc && s.GRPC.TLS.CertFile == "", "grpc.listen %s takes plain text from the network; set grpc.tls", s.GRPC.Listen)
+	warn(grpc && s.GRPC.TLS.CertFile == "", "grpc.listen %s accepts plain text from the network; set grpc.tls", s.GRPC.Listen)
 	warn(s.has(roleGateway) && s.Gateway.HTTPListen != "" && !loopback(s.Gateway.HTTPListen) && s.GRPC.TLS.CertFile == "",
-		"gateway.http_listen %s takes plain text from the network; set grpc.tls", s.Gateway.HTTPListen)
-	warn(http && s.HTTP.TLS.CertFile == "", "http.listen %s takes plain text from the network; set http.tls", s.HTTP.Listen)
+		"gateway.http_listen %s accepts plain text from the network; set grpc.tls", s.Gateway.HTTPListen)
+	warn(http && s.HTTP.TLS.CertFile == "", "http.listen %s accepts plain text from the network; set http.tls", s.HTTP.Listen)
 	warn(http && s.HTTP.Pprof, "http.pprof serves profiles to everybody who reaches %s", s.HTTP.Listen)
 	warn(http && s.has(roleControl) && s.Control.AllowAnonymousWrites,
 		"control.allow_anonymous_writes lets everybody who reaches %s configure all agents; set control.token instead", s.HTTP.Listen)
 	warn(grpc && len(s.Control.AgentTokens) == 0 && s.GRPC.TLS.ClientCAFile == "",
-		"everybody who reaches grpc.listen %s may register as an agent that is not known yet; set control.agent_tokens or grpc.tls.client_ca_file", s.GRPC.Listen)
+		"everybody who reaches grpc.listen %s may register a new agent; set control.agent_tokens or grpc.tls.client_ca_file", s.GRPC.Listen)
 	warn(grpc && len(s.Control.AgentTokens) > 0 && s.GRPC.TLS.CertFile == "", "control.agent_tokens travel in plain text; set grpc.tls")
 	return found
 }
 
-// loopback tells whether only this host reaches an address to listen on.
+// loopback reports whether a listen address is reachable from this host only.
 func loopback(listen string) bool {
 	host, _, err := net.SplitHostPort(listen)
 	if err != nil {

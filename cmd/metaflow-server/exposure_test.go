@@ -7,10 +7,10 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-func TestExposuresAreTold(t *testing.T) {
+func TestExposuresAreReported(t *testing.T) {
 	tests := map[string]struct {
 		set  func(*server)
-		want []string // each is in a sentence, and there are no others
+		want []string // one for each sentence
 	}{
 		"the defaults": {func(*server) {}, []string{"grpc.listen 0.0.0.0:20035", "http.listen 0.0.0.0:20417", "control.agent_tokens"}},
 		"loopback":     {func(s *server) { s.GRPC.Listen, s.HTTP.Listen = "127.0.0.1:1", "[::1]:2" }, nil},

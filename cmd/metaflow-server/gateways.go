@@ -11,7 +11,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// gateways is the role gateway: it takes spans and flows from the port to Kafka.
+// gateways is the role gateway: it forwards spans and flows from the port to Kafka.
 type gateways struct {
 	*core
 

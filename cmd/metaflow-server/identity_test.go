@@ -18,7 +18,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// join registers an agent that shows metadata, and returns how that went; the stream stays until ctx ends.
+// join registers an agent with the metadata in ctx and returns the error; the stream
+// stays open until ctx ends.
 func join(ctx context.Context, conn *grpc.ClientConn, id, instance string) error {
 	stream, err := agentv1.NewControlServiceClient(conn).Connect(ctx)
 	if err != nil {
@@ -38,9 +39,9 @@ func showing(ctx context.Context, pairs ...string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, pairs...)
 }
 
-// An agent registers with a secret and goes. Nobody without the secret may use its id, at any
-// replica, until an operator has released it.
-func TestAnIDIsKeptForItsAgent(t *testing.T) {
+// An agent registers with a secret and leaves. No client without the secret may use its
+// id, at any replica, until an operator has released it.
+func TestIDIsKeptForItsAgent(t *testing.T) {
 	kafka := kafkatest.Start(t, broker.Options{}).Addr()
 	edit := func(s *server) { s.Roles = []string{roleGateway, roleControl} }
 	one, two := serve(t, kafka, edit), serve(t, kafka, edit)
@@ -55,7 +56,7 @@ func TestAnIDIsKeptForItsAgent(t *testing.T) {
 	}
 	for deadline := time.Now().Add(30 * time.Second); spans(schema.MetadataAgent, "a") == nil; <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the other replica takes spans of a stranger as those of the agent")
+			t.Fatal("the other replica accepts another client's spans as the agent's")
 		}
 	}
 	left()
@@ -76,7 +77,7 @@ func TestAnIDIsKeptForItsAgent(t *testing.T) {
 	}
 	for what, call := range refused {
 		if err := call(); status.Code(err) != codes.PermissionDenied {
-			t.Errorf("%s of a stranger under the agent's id: %v, want PERMISSION_DENIED", what, err)
+			t.Errorf("%s of another client under the agent's id: %v, want PERMISSION_DENIED", what, err)
 		}
 	}
 	if err := spans(schema.MetadataAgent, "a", schema.MetadataSecret, "s"); err != nil {
@@ -105,7 +106,7 @@ func TestAnIDIsKeptForItsAgent(t *testing.T) {
 	}
 }
 
-func TestAgentsShowTheToken(t *testing.T) {
+func TestAgentsPresentTheToken(t *testing.T) {
 	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) {
 		s.Roles, s.Control.AgentTokens = []string{roleControl}, []string{"former", "hush"}
 	})
@@ -122,7 +123,7 @@ func TestAgentsShowTheToken(t *testing.T) {
 	}
 }
 
-// Five hundred and ninety-nine registrations in a second leave room for others.
+// 599 registrations in a second leave room for others.
 func TestFakeAgentsLeaveRoom(t *testing.T) {
 	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(s *server) {
 		s.Roles, s.Control.MaxAgents, s.Control.NewAgentsPerMinute = []string{roleControl}, 600, 10_000

@@ -12,9 +12,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// knowledge is what every server reads from metaflow.resources, whatever its
-// roles: which pod or service had which address at a time, and which agent an id
-// belongs to.
+// knowledge is what every server reads from metaflow.resources, whatever its roles: which
+// pod or service held which address at a given time, and which agent owns an id.
 type knowledge struct {
 	*core
 
@@ -22,8 +21,8 @@ type knowledge struct {
 	guard     *agentauth.Guard
 }
 
-// newKnowledge makes a reader of the topic. reports is the producer of a server
-// that takes reports of pods, and nil where nobody can send them.
+// newKnowledge returns a reader of the topic. reports is the producer of a server that
+// accepts reports of pods, otherwise nil.
 func newKnowledge(c *core, reports *kafka.Producer) (*knowledge, error) {
 	guard := agentauth.New(c.cfg.Control.AgentTokens, c.cfg.GRPC.TLS.ClientCAFile != "")
 	opts := inventory.Options{Log: c.kafka, Logger: c.log, Registerer: c.reg, Also: guard, Joined: guard.Joined}
@@ -50,17 +49,17 @@ func (k *knowledge) run(ctx context.Context) error {
 
 func (k *knowledge) close() {}
 
-// patience bounds how long others wait for the topic to be read after a start. It
-// is several times what reading resources.max_objects takes, and no longer than
-// agents gather flows before they send them.
+// patience bounds how long others wait after a start until the topic is read. It is
+// several times what reading resources.max_objects takes, and no longer than agents
+// gather flows before they send them.
 const patience = 10 * time.Second
 
-// await returns once the topic was read to its end, or logs after patience what
-// is lost without it.
+// await returns once the topic has been read to its end. After patience it gives up and
+// logs the consequence.
 func (k *knowledge) await(ctx context.Context, without string) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := k.resources.Await(waiting); err != nil && ctx.Err() == nil {
-		k.log.Warn("metaflow.resources is not read to its end yet", slog.String("consequence", without), slog.Any("error", err))
+		k.log.Warn("metaflow.resources has not been read to its end yet", slog.String("consequence", without), slog.Any("error", err))
 	}
 }

@@ -37,7 +37,7 @@ func newMigrate() *cobra.Command {
 		return err
 	})
 
-	status := &cobra.Command{Use: "status", Short: "List the migrations; status 1 when some are missing", Args: program.Args(cobra.NoArgs)}
+	status := &cobra.Command{Use: "status", Short: "List the migrations; exits with status 1 if some are missing", Args: program.Args(cobra.NoArgs)}
 	withDB(status, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
 		all, err := db.MigrationStatus(cmd.Context())
 		if err != nil {
@@ -64,21 +64,21 @@ func newMigrate() *cobra.Command {
 		return nil
 	})
 
-	down := &cobra.Command{Use: "down", Short: "Take back the newest migration, with the data it holds", Args: program.Args(cobra.NoArgs)}
-	yes := down.Flags().Bool("yes", false, "yes, delete the data")
+	down := &cobra.Command{Use: "down", Short: "Revert the newest migration and delete its data", Args: program.Args(cobra.NoArgs)}
+	yes := down.Flags().Bool("yes", false, "confirm that the data will be deleted")
 	withDB(down, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
 		if !*yes {
-			return program.Usage("migrate down deletes tables with their data: say --yes if that is meant")
+			return program.Usage("migrate down deletes tables with their data: confirm with --yes")
 		}
 		taken, err := db.MigrateDown(cmd.Context())
 		if err != nil {
 			return err
 		}
 		if taken == nil {
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), "nothing to take back")
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "nothing to revert")
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "took back %04d %s\n", taken.Version, taken.Name)
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "reverted %04d %s\n", taken.Version, taken.Name)
 		return err
 	})
 	return program.Group("migrate", "Manage the schema in ClickHouse", up, status, down)

@@ -18,8 +18,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// port is what collectors and agents call: the gRPC port, which the roles gateway
-// and control share, and the port of OTLP/HTTP. It has at least one service.
+// port serves collectors and agents: the gRPC port, which the roles gateway and control
+// share, and the OTLP/HTTP port. It has at least one service.
 type port struct {
 	*core
 
@@ -27,21 +27,21 @@ type port struct {
 	services []service
 }
 
-// service is what a port serves.
+// service is one service of the port.
 type service interface {
 	topics() []string
 	checks() []opshttp.Check
-	// open waits for what the service needs and adds what it serves to o.
+	// open waits for what the service needs and adds the service to o.
 	open(ctx context.Context, o *offer) error
 }
 
-// offer is what the services of a port add up to.
+// offer collects the services of a port.
 type offer struct {
-	traces   rpc.Consumer      // nil leaves traces out
-	overHTTP otlphttp.Consumer // nil leaves OTLP/HTTP out
-	options  rpc.Options       // the other services
-	agents   gateway.Agents    // who is registered; nil when this server does not know
-	// Calls stand on what beneath does, and both on the producers.
+	traces   rpc.Consumer      // nil disables traces
+	overHTTP otlphttp.Consumer // nil disables OTLP/HTTP
+	options  rpc.Options       // of the other services
+	agents   gateway.Agents    // the registered agents; nil if this server does not know them
+	// Calls depend on beneath, and both depend on the producers.
 	beneath   []func(context.Context) error
 	producers []*kafka.Producer
 }
@@ -72,12 +72,12 @@ func (p *port) run(ctx context.Context) error {
 			return unlessStopped(ctx, err)
 		}
 	}
-	p.know.await(ctx, "agents are refused until it is known whom their ids belong to")
+	p.know.await(ctx, "agents are refused until the owners of their ids are known")
 	receiver, err := rpc.New(p.cfg.GRPC, o.traces, o.options)
 	if err != nil {
 		return err
 	}
-	p.log.Info("grpc port listens", slog.String("address", receiver.Addr().String()), slog.Any("roles", p.cfg.Roles))
+	p.log.Info("listening for grpc", slog.String("address", receiver.Addr().String()), slog.Any("roles", p.cfg.Roles))
 	httpReceiver, err := p.newOTLPHTTP(o.overHTTP, receiver)
 	if err != nil {
 		return errors.Join(err, receiver.Close())
@@ -91,7 +91,7 @@ func (p *port) run(ctx context.Context) error {
 	}
 	receivers.Go(func() error { return receiver.Run(receiving) })
 
-	// What a call stands on lives longer than the last call.
+	// Dependencies of a call outlive the last call.
 	var producing, beneath background
 	for _, producer := range o.producers {
 		producing.run(ctx, producer.Run)
@@ -102,11 +102,11 @@ func (p *port) run(ctx context.Context) error {
 	return errors.Join(receivers.Wait(), beneath.stop(), producing.stop())
 }
 
-// newOTLPHTTP binds the port of OTLP/HTTP, which shares bounds and certificates
-// with OTLP/gRPC. It returns nil when none is to be served.
+// newOTLPHTTP binds the OTLP/HTTP port, which shares bounds and certificates with
+// OTLP/gRPC. It returns nil if the port is disabled.
 func (p *port) newOTLPHTTP(traces otlphttp.Consumer, receiver *rpc.Server) (*otlphttp.Server, error) {
 	if traces == nil || p.cfg.Gateway.HTTPListen == "" {
-		return nil, nil //nolint:nilnil // nil is no port
+		return nil, nil //nolint:nilnil // nil means no port
 	}
 	certificates, err := p.cfg.GRPC.TLS.Config("grpc.tls", p.log, "h2", "http/1.1")
 	if err != nil {
@@ -118,16 +118,16 @@ func (p *port) newOTLPHTTP(traces otlphttp.Consumer, receiver *rpc.Server) (*otl
 	})
 	switch {
 	case err != nil && p.cfg.Gateway.HTTPListen == p.spareHTTP && errors.Is(err, syscall.EADDRINUSE):
-		p.log.Warn("otlp http is not received: another program has its port; --otlp-http-listen sets another", slog.String("address", p.spareHTTP))
-		return nil, nil //nolint:nilnil // nil is no port
+		p.log.Warn("otlp http is disabled: its port is in use; choose another with --otlp-http-listen", slog.String("address", p.spareHTTP))
+		return nil, nil //nolint:nilnil // nil means no port
 	case err != nil:
 		return nil, fmt.Errorf("gateway.http_listen: %w", err)
 	}
-	p.log.Info("otlp http port listens", slog.String("address", s.Addr().String()))
+	p.log.Info("listening for otlp http", slog.String("address", s.Addr().String()))
 	return s, nil
 }
 
-// reports take what agents say of pods and services.
+// reports receives the agents' reports of pods and services.
 type reports struct {
 	*core
 

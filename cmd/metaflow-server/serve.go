@@ -12,7 +12,7 @@ func newServe() *cobra.Command {
 		Short: "Serve with Kafka and ClickHouse elsewhere",
 		Long: `serve runs the roles of this process until SIGTERM: gateway (OTLP to Kafka),
 writer (Kafka to ClickHouse), control (agents and their configuration). It waits for
-Kafka and ClickHouse when they are not there yet; /ready says for what.`,
+Kafka and ClickHouse if they are not up yet; /ready shows what it waits for.`,
 		Args: program.Args(cobra.NoArgs),
 	}
 	flags := configured.AddFlags(cmd, map[string]string{

@@ -24,10 +24,10 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
-// defaultOTLPHTTP is where SDKs send when nobody tells them otherwise.
+// defaultOTLPHTTP is the default endpoint of SDKs.
 const defaultOTLPHTTP = "127.0.0.1:4318"
 
-// standalone is what the command's own flags say.
+// standalone holds the command's own flags.
 type standalone struct {
 	dataDir              string
 	kafkaListen          string
@@ -35,10 +35,10 @@ type standalone struct {
 	readyFile            string
 }
 
-// addresses is where everything listens, as --ready-file has it.
+// addresses are the listen addresses, as written to --ready-file.
 type addresses struct {
 	GRPC             string `json:"grpc"`
-	OTLPHTTP         string `json:"otlp_http,omitempty"` // none when somebody else has its port
+	OTLPHTTP         string `json:"otlp_http,omitempty"` // empty if another program has its port
 	HTTP             string `json:"http"`
 	Kafka            string `json:"kafka"`
 	ClickHouseNative string `json:"clickhouse_native"`
@@ -51,19 +51,18 @@ func newStandalone() *cobra.Command {
 		Use:   "standalone",
 		Short: "Serve with an embedded Kafka and an embedded ClickHouse",
 		Long: `standalone runs everything in one place: all roles, over a Kafka broker inside
-this process and a ClickHouse in a child process. It is for trying out, for
-development and for small hosts; its data survives restarts and kill -9. Kafka
-syncs every write to disk before it acknowledges. A ClickHouse that ends is
-started again for ever, and the log says why it ended.
-Everything listens on loopback unless told otherwise. Port 0 picks a free one.
-When somebody else has the default port of OTLP/HTTP, standalone goes without it.`,
+this process and a ClickHouse in a child process. Use it for trials, development
+and small hosts; its data survives restarts and kill -9. Kafka syncs every write
+to disk before it acknowledges. A ClickHouse that ends is restarted, and the log
+has the reason. Everything listens on loopback by default. Port 0 picks a free
+port. If the default OTLP/HTTP port is in use, standalone runs without OTLP/HTTP.`,
 		Args: program.Args(cobra.NoArgs),
 	}
-	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "directory that keeps the data of Kafka and ClickHouse; created when missing (required)")
+	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "data directory of Kafka and ClickHouse; created if missing (required)")
 	cmd.Flags().StringVar(&o.kafkaListen, "kafka-listen", "127.0.0.1:9092", "host:port of the embedded Kafka")
 	cmd.Flags().IntVar(&o.nativePort, "clickhouse-native-port", 9000, "port of the embedded ClickHouse's native protocol on loopback")
 	cmd.Flags().IntVar(&o.httpPort, "clickhouse-http-port", 8123, "port of the embedded ClickHouse's HTTP interface on loopback")
-	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "file to write the addresses to, as JSON, once everything listens")
+	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "write the listen addresses to this file, as JSON, once everything listens")
 	flags := configured.AddFlags(cmd, map[string]string{
 		"grpc-listen": "grpc.listen", "http-listen": "http.listen", "otlp-http-listen": "gateway.http_listen",
 	})
@@ -77,9 +76,9 @@ When somebody else has the default port of OTLP/HTTP, standalone goes without it
 		cfg := defaultServer()
 		cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:20035", "127.0.0.1:20417"
 		cfg.Gateway.HTTPListen = defaultOTLPHTTP
-		cfg.GRPC.Reflection = true // on loopback it is of use to everybody
+		cfg.GRPC.Reflection = true // harmless on loopback
 		cfg.Log.Format, cfg.Log.Level = "text", "warn"
-		// Nothing is gained by compressing what never leaves the machine.
+		// Compression on one machine only costs CPU.
 		cfg.ClickHouse.Compression = "none"
 		err := flags.LoadOver(cfg)
 		if err != nil {
@@ -90,8 +89,8 @@ When somebody else has the default port of OTLP/HTTP, standalone goes without it
 	return cmd
 }
 
-// run starts the engines, then the server over them, and stops in the
-// opposite order.
+// run starts the engines, then the server on top of them, and stops them in reverse
+// order.
 func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out io.Writer) (err error) {
 	if err := os.MkdirAll(o.dataDir, 0o750); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
@@ -164,18 +163,18 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	return g.Wait()
 }
 
-// becomesReady waits until check succeeds; it is false when ctx ends before.
+// becomesReady waits until check succeeds. It returns false if ctx ends first.
 func becomesReady(ctx context.Context, check func(context.Context) error) bool {
 	const interval = 50 * time.Millisecond
 	return retry.Do(ctx, retry.Policy{First: interval, Max: interval}, check, nil) == nil
 }
 
-// announce says where everything listens.
+// announce prints the listen addresses and writes the ready file.
 func (o *standalone) announce(at addresses, out io.Writer) error {
 	fmt.Fprintf(out, `MetaFlow is ready.
   OTLP/gRPC          %s   (point an OTLP exporter here)
   OTLP/HTTP          %s
-  HTTP               %s   (/ready, /metrics; metaflow-ctl asks here)
+  HTTP               %s   (/ready, /metrics; for metaflow-ctl)
   Kafka              %s
   ClickHouse native  %s
   ClickHouse HTTP    %s
@@ -194,7 +193,8 @@ Stop with Ctrl-C.
 	return nil
 }
 
-// writeReadyFile writes the addresses in one step: who finds the file can read it whole.
+// writeReadyFile writes the addresses atomically, so that a reader never sees half a
+// file.
 func writeReadyFile(name string, at addresses) error {
 	text, err := json.Marshal(at)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// storage is the role writer: it stores in ClickHouse what the topics hold.
+// storage is the role writer: it stores the topics' records in ClickHouse.
 type storage struct {
 	*core
 
@@ -53,7 +53,7 @@ func (s *storage) checkSchema(ctx context.Context) error {
 	return nil
 }
 
-// run stores until ctx ends: spans, flows, and the tables of pods and agents.
+// run stores spans, flows, and the tables of pods and agents until ctx ends.
 func (s *storage) run(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return unlessStopped(ctx, err)
@@ -86,8 +86,8 @@ func (s *storage) run(ctx context.Context) error {
 		return s.follow(ctx, schema.TopicSpans, s.cfg.Writer.Group, s.cfg.Writer.Session, handlerOf(spans))
 	})
 	g.Go(func() error {
-		// A restart must not store flows without the owners of their addresses. Flows
-		// without them are better than none.
+		// After a restart, flows must not be stored without the owners of their
+		// addresses. But flows without owners are better than none.
 		s.know.await(ctx, "flows are stored without the pods and services that are not known yet")
 		return s.follow(ctx, schema.TopicFlows, s.cfg.FlowWriter.Group, s.cfg.FlowWriter.Session, handlerOf(flows))
 	})
@@ -104,9 +104,9 @@ func (s *storage) newWriter(cfg writer.Config, table columns.Table, inserter *cl
 	})
 }
 
-// follow is a member of a topic's group of writers until ctx ends.
+// follow runs a member of a topic's writer group until ctx ends.
 func (s *storage) follow(ctx context.Context, topic, group string, session time.Duration, handle kafka.Handler) error {
-	s.log.Info("writer joins", slog.String("group", group), slog.String("topic", topic))
+	s.log.Info("joining writer group", slog.String("group", group), slog.String("topic", topic))
 	return s.kafka.NewGroup(group, topic, kafka.GroupOptions{SessionTimeout: session}).Run(ctx, handle)
 }
 
@@ -114,7 +114,7 @@ func handlerOf(w *writer.Writer) kafka.Handler {
 	return func(ctx context.Context, c *kafka.Claim) error { return w.Handle(ctx, c) }
 }
 
-// prepare waits for Kafka, for ClickHouse and for a schema that this program knows.
+// prepare waits for Kafka, for ClickHouse and for a schema that this program supports.
 func (s *storage) prepare(ctx context.Context) error {
 	if err := s.ensureTopics(ctx, s.topics()...); err != nil {
 		return err
@@ -132,8 +132,8 @@ func (s *storage) prepare(ctx context.Context) error {
 	return s.retry(ctx, "check the settings of tables", s.checkTables)
 }
 
-// checkTables gives the tables the settings that writers rely on, or logs which
-// they lack when the schema is not this program's to change.
+// checkTables applies the table settings that writers rely on. If this program may not
+// change the schema, it logs the missing ones.
 func (s *storage) checkTables(ctx context.Context) error {
 	partitions := 0
 	for _, topic := range []string{schema.TopicSpans, schema.TopicFlows} {
@@ -148,7 +148,7 @@ func (s *storage) checkTables(ctx context.Context) error {
 	}
 	err := s.db.CheckTableSettings(ctx, partitions)
 	if errors.Is(err, clickhouse.ErrTableSettings) {
-		s.log.Warn("guarantees are weaker than they could be", slog.Any("error", err))
+		s.log.Warn("table settings are missing, so guarantees are weaker", slog.Any("error", err))
 		return nil
 	}
 	return err

@@ -14,38 +14,37 @@ import (
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
 	// Addresses: host:port pairs of the native protocol; without a cluster
-	// they must be replicas of one another.
-	Addresses []string `mapstructure:"addresses" doc:"host:port pairs of the native protocol; without a cluster they must be replicas of one another"`
-	// Database: database that holds everything; created when missing.
-	Database string `mapstructure:"database" doc:"database that holds everything; created when missing"`
-	// Cluster: name in remote_servers; set it to use Replicated and
-	// Distributed tables on all of its nodes.
-	Cluster string `mapstructure:"cluster" doc:"name in remote_servers; set it to use Replicated and Distributed tables on all of its nodes"`
-	// Username: user that may create tables, insert and select.
-	Username string `mapstructure:"username" doc:"user that may create tables, insert and select"`
+	// they must be replicas of each other.
+	Addresses []string `mapstructure:"addresses" doc:"host:port pairs of the native protocol; without a cluster they must be replicas of each other"`
+	// Database: database of all tables; created if missing.
+	Database string `mapstructure:"database" doc:"database of all tables; created if missing"`
+	// Cluster: cluster name in remote_servers; if set, Replicated and
+	// Distributed tables are used on all of its nodes.
+	Cluster string `mapstructure:"cluster" doc:"cluster name in remote_servers; if set, Replicated and Distributed tables are used on all of its nodes"`
+	// Username: user with permission to create tables, insert and select.
+	Username string `mapstructure:"username" doc:"user with permission to create tables, insert and select"`
 	// Password: password of the user.
 	Password string `mapstructure:"password" doc:"password of the user" secret:"true"`
-	// Compression: of inserted blocks on the wire: lz4, zstd or none; none
-	// saves CPU when ClickHouse is on this machine.
-	Compression string `mapstructure:"compression" doc:"of inserted blocks on the wire: lz4, zstd or none; none saves CPU when ClickHouse is on this machine"`
-	// DialTimeout: time for one connection, with TLS and login; too short
-	// fails when ClickHouse is busy, too long delays the turn to another
-	// replica.
-	DialTimeout time.Duration `mapstructure:"dial_timeout" doc:"time for one connection, with TLS and login; too short fails when ClickHouse is busy, too long delays the turn to another replica"`
-	// QueryTimeout: time for one insert or query; an insert that takes
-	// longer is sent again under the same token.
-	QueryTimeout time.Duration `mapstructure:"query_timeout" doc:"time for one insert or query; an insert that takes longer is sent again under the same token"`
+	// Compression: compression of inserted blocks on the wire: lz4, zstd or
+	// none; none saves CPU if ClickHouse is on this machine.
+	Compression string `mapstructure:"compression" doc:"compression of inserted blocks on the wire: lz4, zstd or none; none saves CPU if ClickHouse is on this machine"`
+	// DialTimeout: timeout for connecting, including TLS and login; too
+	// short fails when ClickHouse is busy, too long delays the switch to
+	// another replica.
+	DialTimeout time.Duration `mapstructure:"dial_timeout" doc:"timeout for connecting, including TLS and login; too short fails when ClickHouse is busy, too long delays the switch to another replica"`
+	// QueryTimeout: timeout for one insert or query; an insert that takes
+	// longer is retried under the same token.
+	QueryTimeout time.Duration `mapstructure:"query_timeout" doc:"timeout for one insert or query; an insert that takes longer is retried under the same token"`
 	// InsertQuorum: replicas that must have a block before it counts as
-	// stored: a number, or auto for a majority; empty leaves it to the
-	// user's settings in ClickHouse.
-	InsertQuorum string `mapstructure:"insert_quorum" doc:"replicas that must have a block before it counts as stored: a number, or auto for a majority; empty leaves it to the user's settings in ClickHouse"`
-	// SyncInserts: tables sync each insert to disk before it counts as
-	// stored, so that a power cut loses no span that Kafka is told is
-	// stored; false leaves that to the operating system, or to replicas in
-	// other places.
-	SyncInserts bool `mapstructure:"sync_inserts" doc:"tables sync each insert to disk before it counts as stored, so that a power cut loses no span that Kafka is told is stored; false leaves that to the operating system, or to replicas in other places"`
-	// TLS: encryption; the secure native port is usually 9440.
-	TLS tlsconfig.Client `mapstructure:"tls" doc:"encryption; the secure native port is usually 9440"`
+	// stored: a number, or auto for a majority; empty uses the user's
+	// settings in ClickHouse.
+	InsertQuorum string `mapstructure:"insert_quorum" doc:"replicas that must have a block before it counts as stored: a number, or auto for a majority; empty uses the user's settings in ClickHouse"`
+	// SyncInserts: sync each insert to disk before it counts as stored, so
+	// that a power loss loses no span whose offset was committed; false
+	// relies on the operating system or on replicas elsewhere.
+	SyncInserts bool `mapstructure:"sync_inserts" doc:"sync each insert to disk before it counts as stored, so that a power loss loses no span whose offset was committed; false relies on the operating system or on replicas elsewhere"`
+	// TLS: TLS; the secure native port is usually 9440.
+	TLS tlsconfig.Client `mapstructure:"tls" doc:"TLS; the secure native port is usually 9440"`
 }
 
 // DefaultConfig returns the configuration of a single ClickHouse on this machine.

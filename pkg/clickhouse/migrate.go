@@ -13,12 +13,11 @@ import (
 
 // Retention is how long each kind of row is kept. Zero keeps it for ever.
 type Retention struct {
-	// Spans: how long a span is kept, counted from its start; 0 keeps it
-	// for ever.
-	Spans time.Duration `mapstructure:"spans" doc:"how long a span is kept, counted from its start; 0 keeps it for ever"`
-	// Flows: how long flow data is kept, counted from the end of a row's
-	// interval; 0 keeps it for ever.
-	Flows time.Duration `mapstructure:"flows" doc:"how long flow data is kept, counted from the end of a row's interval; 0 keeps it for ever"`
+	// Spans: how long a span is kept, from its start; 0 keeps it forever.
+	Spans time.Duration `mapstructure:"spans" doc:"how long a span is kept, from its start; 0 keeps it forever"`
+	// Flows: how long flow data is kept, from the end of a row's interval;
+	// 0 keeps it forever.
+	Flows time.Duration `mapstructure:"flows" doc:"how long flow data is kept, from the end of a row's interval; 0 keeps it forever"`
 }
 
 // MigrationStatus is one migration and whether it is in force.

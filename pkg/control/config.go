@@ -9,31 +9,30 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	// Token: what metaflow-ctl must show (--token); empty lets everybody
-	// read who reaches the HTTP port, and takes changes only over loopback.
-	Token string `mapstructure:"token" doc:"what metaflow-ctl must show (--token); empty lets everybody read who reaches the HTTP port, and takes changes only over loopback" secret:"true"`
-	// AllowAnonymousWrites: without a token, take changes from everybody
-	// who reaches the HTTP port: whoever does can open any port of every
-	// agent.
-	AllowAnonymousWrites bool `mapstructure:"allow_anonymous_writes" doc:"without a token, take changes from everybody who reaches the HTTP port: whoever does can open any port of every agent"`
-	// AgentTokens: tokens of which agents must show one (server.token of
-	// the agent); several while they are replaced, none lets in every
-	// agent. Servers of all roles need them.
-	AgentTokens []string `mapstructure:"agent_tokens" doc:"tokens of which agents must show one (server.token of the agent); several while they are replaced, none lets in every agent. Servers of all roles need them" secret:"true"`
-	// MaxStreams: agents connected to this server at a time; more are told
-	// to try another one.
-	MaxStreams int `mapstructure:"max_streams" doc:"agents connected to this server at a time; more are told to try another one"`
-	// MaxAgents: agents known, lost ones included; new ones beyond it are
-	// refused.
-	MaxAgents int `mapstructure:"max_agents" doc:"agents known, lost ones included; new ones beyond it are refused"`
-	// NewAgentsPerMinute: agents not known yet that may register in a
-	// minute from one IPv4 address or IPv6 /64, and at once; more are told
-	// to come back.
-	NewAgentsPerMinute int `mapstructure:"new_agents_per_minute" doc:"agents not known yet that may register in a minute from one IPv4 address or IPv6 /64, and at once; more are told to come back"`
+	// Token: token required from metaflow-ctl (--token); if empty,
+	// everybody who reaches the HTTP port may read, and changes are
+	// accepted only over loopback.
+	Token string `mapstructure:"token" doc:"token required from metaflow-ctl (--token); if empty, everybody who reaches the HTTP port may read, and changes are accepted only over loopback" secret:"true"`
+	// AllowAnonymousWrites: without a token, accept changes from everybody
+	// who reaches the HTTP port: they can open any port on every agent.
+	AllowAnonymousWrites bool `mapstructure:"allow_anonymous_writes" doc:"without a token, accept changes from everybody who reaches the HTTP port: they can open any port on every agent"`
+	// AgentTokens: accepted agent tokens (server.token of the agent); list
+	// several during a rotation. If empty, every agent is admitted. Servers
+	// of all roles need them.
+	AgentTokens []string `mapstructure:"agent_tokens" doc:"accepted agent tokens (server.token of the agent); list several during a rotation. If empty, every agent is admitted. Servers of all roles need them" secret:"true"`
+	// MaxStreams: maximum agents connected to this server; further ones are
+	// told to try another server.
+	MaxStreams int `mapstructure:"max_streams" doc:"maximum agents connected to this server; further ones are told to try another server"`
+	// MaxAgents: maximum known agents, including lost ones; new ones beyond
+	// it are refused.
+	MaxAgents int `mapstructure:"max_agents" doc:"maximum known agents, including lost ones; new ones beyond it are refused"`
+	// NewAgentsPerMinute: unknown agents that may register per minute, or
+	// at once, from one IPv4 address or IPv6 /64; further ones are told to
+	// retry.
+	NewAgentsPerMinute int `mapstructure:"new_agents_per_minute" doc:"unknown agents that may register per minute, or at once, from one IPv4 address or IPv6 /64; further ones are told to retry"`
 	// ForgetAfter: how long an agent may be lost before it is forgotten, so
-	// that nodes that are gone for good are not listed for ever; 0 is
-	// never.
-	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long an agent may be lost before it is forgotten, so that nodes that are gone for good are not listed for ever; 0 is never"`
+	// that removed nodes are not listed forever; 0 means never.
+	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long an agent may be lost before it is forgotten, so that removed nodes are not listed forever; 0 means never"`
 }
 
 // DefaultConfig returns a configuration that suits most installations.

@@ -137,8 +137,8 @@ func TestGroups(t *testing.T) {
 		err  error
 		want string
 	}{
-		"name twice":       {second(r.CreateGroup(ctx, "edge", "")), `conflict: an agent group named "edge" exists already`},
-		"id twice":         {second(r.CreateGroup(ctx, "x", edge.ID)), "conflict: an agent group with the id g-0123456789 exists already"},
+		"name twice":       {second(r.CreateGroup(ctx, "edge", "")), `conflict: an agent group named "edge" already exists`},
+		"id twice":         {second(r.CreateGroup(ctx, "x", edge.ID)), "conflict: an agent group with the id g-0123456789 already exists"},
 		"no name":          {second(r.CreateGroup(ctx, "", "")), "invalid: an agent group needs a name"},
 		"no id":            {second(r.CreateGroup(ctx, "x", "nonsense")), `invalid: "nonsense" is not an id`},
 		"default":          {r.DeleteGroup(ctx, "default"), `conflict: the agent group "default" cannot be deleted`},
@@ -183,7 +183,7 @@ func TestUpdates(t *testing.T) {
 		{"default", on, api.UpdateOptions{DryRun: true}, "default[{inputs.integration.enabled false true}] 2 true"},
 		{"default", on, api.UpdateOptions{Create: true}, "default[{inputs.integration.enabled false true}] 2 false"},
 		{"default", on, api.UpdateOptions{}, "default[] 2 false"},
-		{"default", on, api.UpdateOptions{Create: true}, `conflict: the agent group "default" has a configuration already`},
+		{"default", on, api.UpdateOptions{Create: true}, `conflict: the agent group "default" already has a configuration`},
 		{"default", "inputs: {integration: {enabld: true}}", api.UpdateOptions{}, "invalid: invalid configuration, nothing was changed"},
 		{"default", "vtap_group_id: g-other00000\n" + on, api.UpdateOptions{}, "invalid: invalid configuration, nothing was changed\n"},
 		{"", "vtap_group_id: default\nexternal_agent_http_proxy_port: 4318", api.UpdateOptions{}, "default[{inputs.integration.listen_port 38086 4318}] 3 false"},

@@ -153,9 +153,9 @@ type Policy struct {
 	// AllowedHeaders: headers that those pages may send besides
 	// Content-Type and Content-Encoding, such as X-Api-Key.
 	AllowedHeaders []Header `mapstructure:"allowed_headers" doc:"headers that those pages may send besides Content-Type and Content-Encoding, such as X-Api-Key"`
-	// MaxAge: how long a browser may remember what it was allowed; a longer
-	// time asks less often, and a change takes effect later.
-	MaxAge time.Duration `mapstructure:"max_age" doc:"how long a browser may remember what it was allowed; a longer time asks less often, and a change takes effect later"`
+	// MaxAge: how long a browser may cache a preflight response; a longer
+	// time means fewer preflights, and changes take effect later.
+	MaxAge time.Duration `mapstructure:"max_age" doc:"how long a browser may cache a preflight response; a longer time means fewer preflights, and changes take effect later"`
 }
 
 // DefaultPolicy returns a policy that allows nothing.

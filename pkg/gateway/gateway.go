@@ -35,28 +35,25 @@ type Config struct {
 	// started or ended; older ones are rejected with a reason. Too much
 	// lets broken clocks open old partitions in ClickHouse.
 	AcceptPast time.Duration `mapstructure:"accept_past" doc:"How long before its first receipt a span or flow may have started or ended; older ones are rejected with a reason. Too much lets broken clocks open old partitions in ClickHouse."`
-	// AcceptFuture: How far the times of a span or flow may lie after its
-	// first receipt, for clocks that are ahead.
-	AcceptFuture time.Duration `mapstructure:"accept_future" doc:"How far the times of a span or flow may lie after its first receipt, for clocks that are ahead."`
-	// AcceptDelayed: How long an agent may have kept a request in its spool
-	// and have it judged by the time at which the agent received it; a
-	// longer delay counts as this long. Keep it at what the tables keep or
-	// above.
-	AcceptDelayed time.Duration `mapstructure:"accept_delayed" doc:"How long an agent may have kept a request in its spool and have it judged by the time at which the agent received it; a longer delay counts as this long. Keep it at what the tables keep or above."`
-	// CheckAgents: Refuse flow data that comes from another address than
-	// those of the agent it names, where the role control knows that agent.
-	// Set it to false when agents reach the servers through proxies that
-	// change addresses.
-	CheckAgents bool `mapstructure:"check_agents" doc:"Refuse flow data that comes from another address than those of the agent it names, where the role control knows that agent. Set it to false when agents reach the servers through proxies that change addresses."`
+	// AcceptFuture: How far after its first receipt the times of a span or
+	// flow may lie, for clocks that are ahead.
+	AcceptFuture time.Duration `mapstructure:"accept_future" doc:"How far after its first receipt the times of a span or flow may lie, for clocks that are ahead."`
+	// AcceptDelayed: Maximum delay in an agent's spool for which a request
+	// is judged by the agent's time of receipt; a longer delay counts as
+	// this long. Keep it at or above the tables' retention.
+	AcceptDelayed time.Duration `mapstructure:"accept_delayed" doc:"Maximum delay in an agent's spool for which a request is judged by the agent's time of receipt; a longer delay counts as this long. Keep it at or above the tables' retention."`
+	// CheckAgents: Refuse flow data from an address that the named agent
+	// does not have, if the role control knows that agent. Set it to false
+	// if agents reach the servers through proxies that change addresses.
+	CheckAgents bool `mapstructure:"check_agents" doc:"Refuse flow data from an address that the named agent does not have, if the role control knows that agent. Set it to false if agents reach the servers through proxies that change addresses."`
 
 	// HTTPListen: host:port to receive OTLP/HTTP on (POST /v1/traces),
-	// usually 0.0.0.0:4318; port 0 picks a free one, empty receives none.
-	// The bounds of requests and the certificates are those of the section
-	// grpc.
-	HTTPListen string `mapstructure:"http_listen" doc:"host:port to receive OTLP/HTTP on (POST /v1/traces), usually 0.0.0.0:4318; port 0 picks a free one, empty receives none. The bounds of requests and the certificates are those of the section grpc."`
-	// HTTPMaxConnections: Connections of OTLP/HTTP; over it the one that
-	// has been idle the longest is closed. Each costs 20 to 30 KB.
-	HTTPMaxConnections int         `mapstructure:"http_max_connections" doc:"Connections of OTLP/HTTP; over it the one that has been idle the longest is closed. Each costs 20 to 30 KB."`
+	// usually 0.0.0.0:4318; port 0 picks a free one, empty disables it.
+	// Request bounds and certificates are those of the section grpc.
+	HTTPListen string `mapstructure:"http_listen" doc:"host:port to receive OTLP/HTTP on (POST /v1/traces), usually 0.0.0.0:4318; port 0 picks a free one, empty disables it. Request bounds and certificates are those of the section grpc."`
+	// HTTPMaxConnections: Maximum connections of OTLP/HTTP; beyond it the
+	// longest idle one is closed. Each takes 20 to 30 KB.
+	HTTPMaxConnections int         `mapstructure:"http_max_connections" doc:"Maximum connections of OTLP/HTTP; beyond it the longest idle one is closed. Each takes 20 to 30 KB."`
 	HTTPCORS           cors.Policy `mapstructure:"http_cors"`
 }
 

@@ -26,7 +26,7 @@ func TestUnreadRequestsCountAsTheLargestRecentOne(t *testing.T) {
 		seen []int64
 		want int // unread requests admitted at once into 256 MiB
 	}{
-		"no request yet":                     {nil, 256},
+		"no request yet":                       {nil, 256},
 		"large ones come back all at once":     {[]int64{8 * mib}, 32},
 		"the largest allowed":                  {[]int64{64 * mib}, 4},
 		"one small one proves little":          {[]int64{8 * mib, 1000}, 33},

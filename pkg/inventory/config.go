@@ -8,13 +8,13 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	// ForgetAfter: how long pods and services that ended are remembered, so
-	// that late spans and flows find them; as long as gateway.accept_past
-	// lets them be late.
-	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long pods and services that ended are remembered, so that late spans and flows find them; as long as gateway.accept_past lets them be late"`
-	// MaxObjects: pods and services known, ended ones included, at about a
-	// kilobyte each; new ones beyond it are refused.
-	MaxObjects int `mapstructure:"max_objects" doc:"pods and services known, ended ones included, at about a kilobyte each; new ones beyond it are refused"`
+	// ForgetAfter: how long ended pods and services are remembered, so that
+	// late spans and flows find them; at least as long as
+	// gateway.accept_past.
+	ForgetAfter time.Duration `mapstructure:"forget_after" doc:"how long ended pods and services are remembered, so that late spans and flows find them; at least as long as gateway.accept_past"`
+	// MaxObjects: maximum known pods and services, including ended ones, at
+	// about a kilobyte each; new ones beyond it are refused.
+	MaxObjects int `mapstructure:"max_objects" doc:"maximum known pods and services, including ended ones, at about a kilobyte each; new ones beyond it are refused"`
 	// Group: consumer group that writes the tables pods, services and
 	// agents.
 	Group string `mapstructure:"group" doc:"consumer group that writes the tables pods, services and agents"`

@@ -12,36 +12,35 @@ import (
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	// Brokers: host:port of some of the brokers; the others are found
-	// through them.
-	Brokers []string `mapstructure:"brokers" doc:"host:port of some of the brokers; the others are found through them"`
-	// Partitions: partitions of the spans topic when it is created; the
-	// bound for how many writers can work at once. Changing it later moves
+	// Brokers: host:port of some brokers; the others are discovered through
+	// them.
+	Brokers []string `mapstructure:"brokers" doc:"host:port of some brokers; the others are discovered through them"`
+	// Partitions: partitions of the spans topic when it is created; it
+	// bounds how many writers can work in parallel. Changing it later moves
 	// traces to other partitions, so choose generously.
-	Partitions int `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; the bound for how many writers can work at once. Changing it later moves traces to other partitions, so choose generously"`
-	// Replication: replicas of every topic created; 3 in production.
-	Replication int `mapstructure:"replication" doc:"replicas of every topic created; 3 in production"`
-	// MinInSync: min.insync.replicas of every topic created: how many
-	// replicas must have a record before it is acknowledged. 0 takes 2 with
-	// three replicas or more, and 1 with fewer.
-	MinInSync int `mapstructure:"min_insync_replicas" doc:"min.insync.replicas of every topic created: how many replicas must have a record before it is acknowledged. 0 takes 2 with three replicas or more, and 1 with fewer"`
-	// Retention: how long Kafka keeps the records of a topic created: the
-	// longest outage of ClickHouse without loss.
-	Retention time.Duration `mapstructure:"retention" doc:"how long Kafka keeps the records of a topic created: the longest outage of ClickHouse without loss"`
-	// Compression: of record batches: none, gzip, snappy, lz4 or zstd;
-	// snappy takes about half of the CPU of lz4, zstd about half of its
+	Partitions int `mapstructure:"partitions" doc:"partitions of the spans topic when it is created; it bounds how many writers can work in parallel. Changing it later moves traces to other partitions, so choose generously"`
+	// Replication: replicas of newly created topics; 3 in production.
+	Replication int `mapstructure:"replication" doc:"replicas of newly created topics; 3 in production"`
+	// MinInSync: min.insync.replicas of newly created topics: how many
+	// replicas must have a record before it is acknowledged. 0 means 2 with
+	// three or more replicas, otherwise 1.
+	MinInSync int `mapstructure:"min_insync_replicas" doc:"min.insync.replicas of newly created topics: how many replicas must have a record before it is acknowledged. 0 means 2 with three or more replicas, otherwise 1"`
+	// Retention: retention of newly created topics: the longest ClickHouse
+	// outage without loss.
+	Retention time.Duration `mapstructure:"retention" doc:"retention of newly created topics: the longest ClickHouse outage without loss"`
+	// Compression: compression of record batches: none, gzip, snappy, lz4
+	// or zstd; snappy takes about half the CPU of lz4, zstd about half its
 	// space for up to twice its CPU.
-	Compression string `mapstructure:"compression" doc:"of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half of the CPU of lz4, zstd about half of its space for up to twice its CPU"`
-	// MaxRecordBytes: size of one record before compression; larger
-	// requests are split. Must stay below the brokers' message.max.bytes.
-	MaxRecordBytes int64 `mapstructure:"max_record_bytes" unit:"bytes" doc:"size of one record before compression; larger requests are split. Must stay below the brokers' message.max.bytes"`
-	// ProduceTimeout: how long to try to get records acknowledged by all
-	// in-sync replicas before the client is told to send again.
-	ProduceTimeout time.Duration `mapstructure:"produce_timeout" doc:"how long to try to get records acknowledged by all in-sync replicas before the client is told to send again"`
+	Compression string `mapstructure:"compression" doc:"compression of record batches: none, gzip, snappy, lz4 or zstd; snappy takes about half the CPU of lz4, zstd about half its space for up to twice its CPU"`
+	// MaxRecordBytes: maximum size of one record before compression; larger
+	// requests are split. Must be below the brokers' message.max.bytes.
+	MaxRecordBytes int64 `mapstructure:"max_record_bytes" unit:"bytes" doc:"maximum size of one record before compression; larger requests are split. Must be below the brokers' message.max.bytes"`
+	// ProduceTimeout: how long to wait for the acknowledgement of all
+	// in-sync replicas before the client is told to retry.
+	ProduceTimeout time.Duration `mapstructure:"produce_timeout" doc:"how long to wait for the acknowledgement of all in-sync replicas before the client is told to retry"`
 	SASL           SASL          `mapstructure:"sasl"`
-	// TLS: encryption; the brokers' listeners for it are usually on port
-	// 9093.
-	TLS tlsconfig.Client `mapstructure:"tls" doc:"encryption; the brokers' listeners for it are usually on port 9093"`
+	// TLS: TLS; the brokers' TLS listeners are usually on port 9093.
+	TLS tlsconfig.Client `mapstructure:"tls" doc:"TLS; the brokers' TLS listeners are usually on port 9093"`
 }
 
 // SASL configures the login. The zero value does not log in.

@@ -14,45 +14,43 @@ import (
 type Config struct {
 	// Listen: host:port to receive OTLP on; port 0 picks a free one.
 	Listen string `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
-	// MaxRequestBytes: largest request, before and after decompression;
-	// larger ones are refused for good.
-	MaxRequestBytes int64 `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request, before and after decompression; larger ones are refused for good"`
-	// MaxBytesInFlight: bytes of requests not yet answered; over it clients
-	// are told to come back. Too small refuses bursts, too large is memory
-	// while servers are slow.
-	MaxBytesInFlight int64 `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while servers are slow"`
-	// MaxRequestsInFlight: requests not yet answered; over it clients are
-	// told to come back.
-	MaxRequestsInFlight int `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
-	// PeerShare: largest part of the bounds in flight that one address may
-	// hold of what others leave free, so that nobody shuts out the others;
-	// 1 sets no limit.
-	PeerShare float64 `mapstructure:"peer_share" doc:"largest part of the bounds in flight that one address may hold of what others leave free, so that nobody shuts out the others; 1 sets no limit"`
-	// MaxConnections: connections; over it one without a request is closed,
-	// of the address that has the most, the longest idle first. Each costs
-	// 20 to 30 KB.
-	MaxConnections int `mapstructure:"max_connections" doc:"connections; over it one without a request is closed, of the address that has the most, the longest idle first. Each costs 20 to 30 KB"`
-	// MaxConnectionsPerPeer: connections from one IPv4 address or IPv6 /64;
-	// over it the one of the address that has been idle the longest is
-	// closed.
-	MaxConnectionsPerPeer int `mapstructure:"max_connections_per_peer" doc:"connections from one IPv4 address or IPv6 /64; over it the one of the address that has been idle the longest is closed"`
-	// HeaderTimeout: time for the headers of a request to arrive.
-	HeaderTimeout time.Duration `mapstructure:"header_timeout" doc:"time for the headers of a request to arrive"`
-	// BodyGrace: time for a body to arrive, besides what min_body_rate
-	// allows for its bytes.
-	BodyGrace time.Duration `mapstructure:"body_grace" doc:"time for a body to arrive, besides what min_body_rate allows for its bytes"`
-	// MinBodyRate: bytes a second below which a client is cut off, once
+	// MaxRequestBytes: maximum request size before and after decompression;
+	// larger requests are refused for good.
+	MaxRequestBytes int64 `mapstructure:"max_request_bytes" unit:"bytes" doc:"maximum request size before and after decompression; larger requests are refused for good"`
+	// MaxBytesInFlight: maximum bytes of unanswered requests; beyond it
+	// clients are told to retry. Too small refuses bursts, too large takes
+	// memory while servers are slow.
+	MaxBytesInFlight int64 `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"maximum bytes of unanswered requests; beyond it clients are told to retry. Too small refuses bursts, too large takes memory while servers are slow"`
+	// MaxRequestsInFlight: maximum unanswered requests; beyond it clients
+	// are told to retry.
+	MaxRequestsInFlight int `mapstructure:"max_requests_in_flight" doc:"maximum unanswered requests; beyond it clients are told to retry"`
+	// PeerShare: share of the free in-flight bounds that one address may
+	// hold, so that it cannot shut out others; 1 means no limit.
+	PeerShare float64 `mapstructure:"peer_share" doc:"share of the free in-flight bounds that one address may hold, so that it cannot shut out others; 1 means no limit"`
+	// MaxConnections: maximum connections; beyond it the longest idle
+	// connection of the address with the most connections is closed. Each
+	// takes 20 to 30 KB.
+	MaxConnections int `mapstructure:"max_connections" doc:"maximum connections; beyond it the longest idle connection of the address with the most connections is closed. Each takes 20 to 30 KB"`
+	// MaxConnectionsPerPeer: maximum connections from one IPv4 address or
+	// IPv6 /64; beyond it the address's longest idle connection is closed.
+	MaxConnectionsPerPeer int `mapstructure:"max_connections_per_peer" doc:"maximum connections from one IPv4 address or IPv6 /64; beyond it the address's longest idle connection is closed"`
+	// HeaderTimeout: timeout for the headers of a request.
+	HeaderTimeout time.Duration `mapstructure:"header_timeout" doc:"timeout for the headers of a request"`
+	// BodyGrace: time for a body to arrive, in addition to the time that
+	// min_body_rate allows for its bytes.
+	BodyGrace time.Duration `mapstructure:"body_grace" doc:"time for a body to arrive, in addition to the time that min_body_rate allows for its bytes"`
+	// MinBodyRate: bytes per second below which a client is cut off, once
 	// body_grace is used up.
-	MinBodyRate int64 `mapstructure:"min_body_rate" unit:"bytes" doc:"bytes a second below which a client is cut off, once body_grace is used up"`
-	// BodyTimeout: time for a body to arrive, however large it is.
-	BodyTimeout time.Duration `mapstructure:"body_timeout" doc:"time for a body to arrive, however large it is"`
+	MinBodyRate int64 `mapstructure:"min_body_rate" unit:"bytes" doc:"bytes per second below which a client is cut off, once body_grace is used up"`
+	// BodyTimeout: timeout for a body of any size.
+	BodyTimeout time.Duration `mapstructure:"body_timeout" doc:"timeout for a body of any size"`
 	// IdleTimeout: a connection without a request for this long is closed;
-	// shorter than the clients' own makes them meet closed connections.
-	IdleTimeout time.Duration `mapstructure:"idle_timeout" doc:"a connection without a request for this long is closed; shorter than the clients' own makes them meet closed connections"`
-	// RetryDelay: how long clients are asked to wait before they send
-	// again, in whole seconds; each is told between half of it and one and
-	// a half.
-	RetryDelay time.Duration `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again, in whole seconds; each is told between half of it and one and a half"`
+	// a value below the clients' own idle timeout makes them hit closed
+	// connections.
+	IdleTimeout time.Duration `mapstructure:"idle_timeout" doc:"a connection without a request for this long is closed; a value below the clients' own idle timeout makes them hit closed connections"`
+	// RetryDelay: mean delay after which clients are asked to retry, in
+	// whole seconds; each is told between half and one and a half of it.
+	RetryDelay time.Duration `mapstructure:"retry_delay" doc:"mean delay after which clients are asked to retry, in whole seconds; each is told between half and one and a half of it"`
 	CORS       cors.Policy   `mapstructure:"cors"`
 }
 

@@ -15,49 +15,48 @@ import (
 type Config struct {
 	// Listen: host:port to receive OTLP on; port 0 picks a free one.
 	Listen string `mapstructure:"listen" doc:"host:port to receive OTLP on; port 0 picks a free one"`
-	// MaxRequestBytes: largest request after decompression; larger ones are
-	// refused for good.
-	MaxRequestBytes int64 `mapstructure:"max_request_bytes" unit:"bytes" doc:"largest request after decompression; larger ones are refused for good"`
-	// MaxBytesInFlight: bytes of requests not yet answered; over it clients
-	// are told to come back. Too small refuses bursts, too large is memory
-	// while Kafka is slow.
-	MaxBytesInFlight int64 `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"bytes of requests not yet answered; over it clients are told to come back. Too small refuses bursts, too large is memory while Kafka is slow"`
-	// MaxRequestsInFlight: requests not yet answered; over it clients are
-	// told to come back.
-	MaxRequestsInFlight int `mapstructure:"max_requests_in_flight" doc:"requests not yet answered; over it clients are told to come back"`
-	// MaxConcurrentStreams: requests at a time on one connection; more wait
-	// at the client.
-	MaxConcurrentStreams int `mapstructure:"max_concurrent_streams" doc:"requests at a time on one connection; more wait at the client"`
-	// PeerShare: largest part of the bounds in flight that one address may
-	// hold of what others leave free, so that nobody shuts out the others;
-	// 1 sets no limit.
-	PeerShare float64 `mapstructure:"peer_share" doc:"largest part of the bounds in flight that one address may hold of what others leave free, so that nobody shuts out the others; 1 sets no limit"`
-	// BodyTimeout: time for a request to arrive, from its headers to its
-	// last byte. Too short cuts off slow lines, too long lets idle calls
-	// hold their place.
-	BodyTimeout time.Duration `mapstructure:"body_timeout" doc:"time for a request to arrive, from its headers to its last byte. Too short cuts off slow lines, too long lets idle calls hold their place"`
-	// MaxConnections: connections at a time; more are closed at once. Each
-	// takes some 50 KiB.
-	MaxConnections int `mapstructure:"max_connections" doc:"connections at a time; more are closed at once. Each takes some 50 KiB"`
-	// MaxConnectionsPerPeer: connections at a time from one IPv4 address or
-	// IPv6 /64; raise it where many agents come through one NAT.
-	MaxConnectionsPerPeer int `mapstructure:"max_connections_per_peer" doc:"connections at a time from one IPv4 address or IPv6 /64; raise it where many agents come through one NAT"`
-	// RetryDelay: how long clients are asked to wait before they send
-	// again; each is told between half of it and one and a half.
-	RetryDelay time.Duration `mapstructure:"retry_delay" doc:"how long clients are asked to wait before they send again; each is told between half of it and one and a half"`
-	// ConnectionAge: age at which a client is asked to connect again, so
-	// that load spreads over new replicas; 0 is never.
-	ConnectionAge time.Duration `mapstructure:"connection_age" doc:"age at which a client is asked to connect again, so that load spreads over new replicas; 0 is never"`
+	// MaxRequestBytes: maximum request size after decompression; larger
+	// requests are refused for good.
+	MaxRequestBytes int64 `mapstructure:"max_request_bytes" unit:"bytes" doc:"maximum request size after decompression; larger requests are refused for good"`
+	// MaxBytesInFlight: maximum bytes of unanswered requests; beyond it
+	// clients are told to retry. Too small refuses bursts, too large takes
+	// memory while Kafka is slow.
+	MaxBytesInFlight int64 `mapstructure:"max_bytes_in_flight" unit:"bytes" doc:"maximum bytes of unanswered requests; beyond it clients are told to retry. Too small refuses bursts, too large takes memory while Kafka is slow"`
+	// MaxRequestsInFlight: maximum unanswered requests; beyond it clients
+	// are told to retry.
+	MaxRequestsInFlight int `mapstructure:"max_requests_in_flight" doc:"maximum unanswered requests; beyond it clients are told to retry"`
+	// MaxConcurrentStreams: maximum concurrent requests on one connection;
+	// further ones wait in the client.
+	MaxConcurrentStreams int `mapstructure:"max_concurrent_streams" doc:"maximum concurrent requests on one connection; further ones wait in the client"`
+	// PeerShare: share of the free in-flight bounds that one address may
+	// hold, so that it cannot shut out others; 1 means no limit.
+	PeerShare float64 `mapstructure:"peer_share" doc:"share of the free in-flight bounds that one address may hold, so that it cannot shut out others; 1 means no limit"`
+	// BodyTimeout: timeout for a request, from its headers to its last
+	// byte. Too short cuts off slow lines, too long lets idle calls occupy
+	// the bounds.
+	BodyTimeout time.Duration `mapstructure:"body_timeout" doc:"timeout for a request, from its headers to its last byte. Too short cuts off slow lines, too long lets idle calls occupy the bounds"`
+	// MaxConnections: maximum connections; further ones are closed at once.
+	// Each takes some 50 KiB.
+	MaxConnections int `mapstructure:"max_connections" doc:"maximum connections; further ones are closed at once. Each takes some 50 KiB"`
+	// MaxConnectionsPerPeer: maximum connections from one IPv4 address or
+	// IPv6 /64; raise it if many agents connect through one NAT.
+	MaxConnectionsPerPeer int `mapstructure:"max_connections_per_peer" doc:"maximum connections from one IPv4 address or IPv6 /64; raise it if many agents connect through one NAT"`
+	// RetryDelay: mean delay after which clients are asked to retry; each
+	// is told between half and one and a half of it.
+	RetryDelay time.Duration `mapstructure:"retry_delay" doc:"mean delay after which clients are asked to retry; each is told between half and one and a half of it"`
+	// ConnectionAge: age at which a client is asked to reconnect, so that
+	// load spreads over new replicas; 0 means never.
+	ConnectionAge time.Duration `mapstructure:"connection_age" doc:"age at which a client is asked to reconnect, so that load spreads over new replicas; 0 means never"`
 	// ConnectionAgeGrace: time for requests to finish on a connection that
-	// has reached its age; keep it above the time Kafka may take.
-	ConnectionAgeGrace time.Duration `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above the time Kafka may take"`
+	// has reached its age; keep it above kafka.produce_timeout.
+	ConnectionAgeGrace time.Duration `mapstructure:"connection_age_grace" doc:"time for requests to finish on a connection that has reached its age; keep it above kafka.produce_timeout"`
 	// ConnectionIdle: a connection without calls for this long is closed; 0
-	// is never.
-	ConnectionIdle time.Duration `mapstructure:"connection_idle" doc:"a connection without calls for this long is closed; 0 is never"`
+	// means never.
+	ConnectionIdle time.Duration `mapstructure:"connection_idle" doc:"a connection without calls for this long is closed; 0 means never"`
 	Keepalive      Keepalive     `mapstructure:"keepalive"`
-	// Reflection: serve gRPC reflection, by which tools such as grpcurl
-	// learn the services; standalone does unless told otherwise.
-	Reflection bool             `mapstructure:"reflection" doc:"serve gRPC reflection, by which tools such as grpcurl learn the services; standalone does unless told otherwise"`
+	// Reflection: serve gRPC reflection, for tools such as grpcurl; on by
+	// default in standalone.
+	Reflection bool             `mapstructure:"reflection" doc:"serve gRPC reflection, for tools such as grpcurl; on by default in standalone"`
 	TLS        tlsconfig.Server `mapstructure:"tls"`
 }
 
@@ -65,9 +64,9 @@ type Config struct {
 type Keepalive struct {
 	// Time: a connection silent for this long is pinged.
 	Time time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged"`
-	// Timeout: a connection is closed when a ping is not answered within
-	// this time.
-	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed when a ping is not answered within this time"`
+	// Timeout: a connection is closed if a ping is not answered within this
+	// time.
+	Timeout time.Duration `mapstructure:"timeout" doc:"a connection is closed if a ping is not answered within this time"`
 	// MinClientInterval: clients that ping more often than this are
 	// disconnected.
 	MinClientInterval time.Duration `mapstructure:"min_client_interval" doc:"clients that ping more often than this are disconnected"`

@@ -11,20 +11,19 @@ import (
 
 // Client configures TLS for outgoing connections. The zero value is plain text.
 type Client struct {
-	// Enabled: use TLS; the addresses then name ports that speak it.
-	Enabled bool `mapstructure:"enabled" doc:"use TLS; the addresses then name ports that speak it"`
-	// CAFile: PEM file of the authorities to trust; empty trusts the
-	// system's.
-	CAFile string `mapstructure:"ca_file" doc:"PEM file of the authorities to trust; empty trusts the system's"`
+	// Enabled: use TLS; the addresses must be TLS ports.
+	Enabled bool `mapstructure:"enabled" doc:"use TLS; the addresses must be TLS ports"`
+	// CAFile: PEM file of trusted authorities; empty means the system's.
+	CAFile string `mapstructure:"ca_file" doc:"PEM file of trusted authorities; empty means the system's"`
 	// CertFile: PEM file of the client's certificate; needs key_file.
 	CertFile string `mapstructure:"cert_file" doc:"PEM file of the client's certificate; needs key_file"`
 	// KeyFile: PEM file of the client's key; needs cert_file.
 	KeyFile string `mapstructure:"key_file" doc:"PEM file of the client's key; needs cert_file"`
-	// ServerName: name to expect in the server's certificate; empty expects
+	// ServerName: expected name in the server's certificate; empty means
 	// the host of the address.
-	ServerName string `mapstructure:"server_name" doc:"name to expect in the server's certificate; empty expects the host of the address"`
-	// InsecureSkipVerify: accept any certificate; only for trying out.
-	InsecureSkipVerify bool `mapstructure:"insecure_skip_verify" doc:"accept any certificate; only for trying out"`
+	ServerName string `mapstructure:"server_name" doc:"expected name in the server's certificate; empty means the host of the address"`
+	// InsecureSkipVerify: accept any certificate; for experiments only.
+	InsecureSkipVerify bool `mapstructure:"insecure_skip_verify" doc:"accept any certificate; for experiments only"`
 }
 
 // Validate reports problems by keys under key. It does no I/O.
@@ -104,9 +103,9 @@ type Server struct {
 	CertFile string `mapstructure:"cert_file" doc:"PEM certificate chain of the server; empty means plain text"`
 	// KeyFile: PEM private key of cert_file.
 	KeyFile string `mapstructure:"key_file" doc:"PEM private key of cert_file"`
-	// ClientCAFile: PEM certificates that sign clients; set, a client
-	// without a certificate is refused.
-	ClientCAFile string `mapstructure:"client_ca_file" doc:"PEM certificates that sign clients; set, a client without a certificate is refused"`
+	// ClientCAFile: PEM certificates of client authorities; if set, clients
+	// need a certificate.
+	ClientCAFile string `mapstructure:"client_ca_file" doc:"PEM certificates of client authorities; if set, clients need a certificate"`
 }
 
 // Validate reports every problem at once, by keys under key. It does no I/O.

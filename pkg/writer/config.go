@@ -8,35 +8,33 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	// Group: Kafka consumer group that all writers of one installation
-	// share. Spans and flows have one each.
-	Group string `mapstructure:"group" doc:"Kafka consumer group that all writers of one installation share. Spans and flows have one each."`
-	// Session: How long after its last sign of life a writer's partitions
-	// are given to others. Kafka's group.min.session.timeout.ms is the
-	// least.
-	Session time.Duration `mapstructure:"session_timeout" doc:"How long after its last sign of life a writer's partitions are given to others. Kafka's group.min.session.timeout.ms is the least."`
-	// MaxBatchRows: Rows in one INSERT at most. More make fewer parts in
-	// ClickHouse and take more memory here and there.
-	MaxBatchRows int `mapstructure:"max_batch_rows" doc:"Rows in one INSERT at most. More make fewer parts in ClickHouse and take more memory here and there."`
-	// MaxBatch: Bytes of columns in one INSERT at most, before compression.
-	MaxBatch int64 `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Bytes of columns in one INSERT at most, before compression."`
+	// Group: Kafka consumer group of all writers of one installation. Spans
+	// and flows have one each.
+	Group string `mapstructure:"group" doc:"Kafka consumer group of all writers of one installation. Spans and flows have one each."`
+	// Session: How long after its last heartbeat a writer loses its
+	// partitions. Kafka's group.min.session.timeout.ms is the minimum.
+	Session time.Duration `mapstructure:"session_timeout" doc:"How long after its last heartbeat a writer loses its partitions. Kafka's group.min.session.timeout.ms is the minimum."`
+	// MaxBatchRows: Maximum rows of one INSERT. More rows make fewer parts
+	// in ClickHouse and take more memory on both sides.
+	MaxBatchRows int `mapstructure:"max_batch_rows" doc:"Maximum rows of one INSERT. More rows make fewer parts in ClickHouse and take more memory on both sides."`
+	// MaxBatch: Maximum bytes of columns in one INSERT, before compression.
+	MaxBatch int64 `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Maximum bytes of columns in one INSERT, before compression."`
 	// MaxWait: How long a batch may wait for more rows: the delay until
-	// they can be queried when there are few. Too little makes many small
+	// rows can be queried under low traffic. Too short makes many small
 	// parts in ClickHouse.
-	MaxWait time.Duration `mapstructure:"max_batch_wait" doc:"How long a batch may wait for more rows: the delay until they can be queried when there are few. Too little makes many small parts in ClickHouse."`
-	// MemoryBytes: Memory of all batches and fetches under way together.
-	// Half of it is for partitions that are behind, which fill whole
-	// batches in turn; when the other half is used up, batches are inserted
-	// before they are full.
-	MemoryBytes int64 `mapstructure:"memory_bytes" unit:"bytes" doc:"Memory of all batches and fetches under way together. Half of it is for partitions that are behind, which fill whole batches in turn; when the other half is used up, batches are inserted before they are full."`
+	MaxWait time.Duration `mapstructure:"max_batch_wait" doc:"How long a batch may wait for more rows: the delay until rows can be queried under low traffic. Too short makes many small parts in ClickHouse."`
+	// MemoryBytes: Memory of all batches and fetches in flight. Half of it
+	// is for lagging partitions, which fill whole batches in turn; when the
+	// other half is used up, batches are inserted before they are full.
+	MemoryBytes int64 `mapstructure:"memory_bytes" unit:"bytes" doc:"Memory of all batches and fetches in flight. Half of it is for lagging partitions, which fill whole batches in turn; when the other half is used up, batches are inserted before they are full."`
 	// FetchBytes: Compressed bytes of one fetch from a partition.
 	FetchBytes int `mapstructure:"fetch_bytes" unit:"bytes" doc:"Compressed bytes of one fetch from a partition."`
-	// DedupWindow: How long after a request a copy of it, sent again by the
-	// client, is recognized by its content.
-	DedupWindow time.Duration `mapstructure:"dedup_window" doc:"How long after a request a copy of it, sent again by the client, is recognized by its content."`
-	// DedupBytes: How much of a partition's log that window reaches back at
-	// most; also what is read when a partition is taken over.
-	DedupBytes int64 `mapstructure:"dedup_bytes" unit:"bytes" doc:"How much of a partition's log that window reaches back at most; also what is read when a partition is taken over."`
+	// DedupWindow: How long after a request a client's retry of it is
+	// recognized by its content.
+	DedupWindow time.Duration `mapstructure:"dedup_window" doc:"How long after a request a client's retry of it is recognized by its content."`
+	// DedupBytes: Maximum part of a partition's log that the window covers;
+	// it is read again when a partition changes hands.
+	DedupBytes int64 `mapstructure:"dedup_bytes" unit:"bytes" doc:"Maximum part of a partition's log that the window covers; it is read again when a partition changes hands."`
 }
 
 // DefaultConfig returns the defaults.

@@ -110,10 +110,10 @@ func (s *State) create(c *agentv1.CreateGroup, at time.Time, revision uint64) Ou
 		return refuse(Malformed, "%v", err)
 	}
 	if have, ok := s.groups.find(c.Name); ok {
-		return refuse(Conflict, "an agent group named %q exists already, with the id %s", have.Name, have.ID)
+		return refuse(Conflict, "an agent group named %q already exists, with the id %s", have.Name, have.ID)
 	}
 	if have, ok := s.groups.find(c.GroupId); ok {
-		return refuse(Conflict, "an agent group with the id %s exists already, named %q", have.ID, have.Name)
+		return refuse(Conflict, "an agent group with the id %s already exists, named %q", have.ID, have.Name)
 	}
 	if len(s.groups.byID) >= MaxGroups {
 		return refuse(Conflict, "there are already %d agent groups, which is the limit", MaxGroups)
@@ -139,7 +139,7 @@ func (s *State) update(c *agentv1.UpdateConfiguration, revision uint64) Outcome 
 	}
 	before := group.Document
 	if c.Create && !before.Empty() {
-		return refuse(Conflict, "the agent group %q has a configuration already; update it", group.Name)
+		return refuse(Conflict, "the agent group %q already has a configuration; update it", group.Name)
 	}
 	// Lenient, because a newer server may have accepted keys that this one does not know.
 	after, _, err := agentconfig.ParseLenient([]byte(c.Yaml))

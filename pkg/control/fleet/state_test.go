@@ -78,11 +78,11 @@ func TestCommands(t *testing.T) {
 	same := func(c *agentv1.Command) step { return step{command: c} }
 	tests := map[string][]step{
 		"a name and an id are taken once": {
-			done(create(one, "edge")), conflict(create(other, "edge"), `"edge" exists already`),
-			conflict(create(one, "more"), "exists already"), done(create(other, "more")),
+			done(create(one, "edge")), conflict(create(other, "edge"), `"edge" already exists`),
+			conflict(create(one, "more"), "already exists"), done(create(other, "more")),
 		},
 		"a name is free again":                   {done(create(one, "edge")), done(remove(one)), done(create(other, "edge"))},
-		"the default group is there":             {conflict(create(one, "default"), "exists already"), conflict(create(fleet.DefaultGroupID, "x"), "exists already")},
+		"the default group is there":             {conflict(create(one, "default"), "already exists"), conflict(create(fleet.DefaultGroupID, "x"), "already exists")},
 		"the default group stays":                {conflict(remove(fleet.DefaultGroupID), "cannot be deleted")},
 		"the default group can be configured":    {done(update(fleet.DefaultGroupID, on))},
 		"what is not there":                      {conflict(remove(one), "no agent group"), conflict(update(one, on), "no agent group")},
