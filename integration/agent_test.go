@@ -28,7 +28,7 @@ import (
 // agentProcess is a running metaflow-agent.
 type agentProcess struct {
 	*process
-	http string // its own address
+	http string // address of its HTTP port
 }
 
 // startAgent runs an agent that keeps its data in dir.
@@ -41,8 +41,8 @@ func startAgent(t *testing.T, dir, servers string, more ...string) *agentProcess
 	return a
 }
 
-// ctl runs metaflow-ctl (or metaflow-cli) against the server at addr and returns
-// what it prints and its exit status.
+// ctl runs metaflow-ctl (or metaflow-cli) against the server at addr and
+// returns its output and exit status.
 func ctl(t *testing.T, program, addr string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
@@ -69,7 +69,7 @@ func mustCtl(t *testing.T, addr string, args ...string) string {
 	return out
 }
 
-// groupID finds the id of an agent group in what `agent-group list` prints.
+// groupID finds the id of an agent group in the output of `agent-group list`.
 func groupID(t *testing.T, list, name string) string {
 	t.Helper()
 	found := regexp.MustCompile(`(?m)^` + name + `\s+(g-[0-9a-z]{10})\b`).FindStringSubmatch(list)
@@ -79,7 +79,7 @@ func groupID(t *testing.T, list, name string) string {
 	return found[1]
 }
 
-// portOf is the port of host:port.
+// portOf returns the port of host:port.
 func portOf(t *testing.T, addr string) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(addr)
@@ -89,8 +89,8 @@ func portOf(t *testing.T, addr string) string {
 	return port
 }
 
-// enable writes the document's file, with its echo's single quotes, and has it
-// put in force: the agents of the group listen on addr's port.
+// enable applies the document's file, with its echo's single quotes: the agents
+// of the group listen on addr's port.
 func enable(t *testing.T, server, id, addr string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "agent.yaml")
@@ -101,7 +101,7 @@ func enable(t *testing.T, server, id, addr string) {
 	mustCtl(t, server, "agent-group-config", "update", id, "-f", file)
 }
 
-// listens returns nil when somebody listens at addr.
+// listens returns nil if a program listens at addr.
 func listens(addr string) error {
 	conn, err := net.DialTimeout("tcp", addr, time.Second)
 	if err != nil {
@@ -110,7 +110,7 @@ func listens(addr string) error {
 	return conn.Close()
 }
 
-// silent returns nil when nobody listens at addr.
+// silent returns nil if no program listens at addr.
 func silent(addr string) error {
 	if listens(addr) == nil {
 		return fmt.Errorf("%s is open", addr)
@@ -118,8 +118,8 @@ func silent(addr string) error {
 	return nil
 }
 
-// sender posts requests as a collector's otlphttp exporter does: again, with the same
-// bytes, until they are acknowledged.
+// sender posts requests like a collector's otlphttp exporter: it retries the
+// same bytes until they are acknowledged.
 type sender struct {
 	t    *testing.T
 	url  string
@@ -173,9 +173,9 @@ func post(ctx context.Context, url string, body []byte) (int, error) {
 	return resp.StatusCode, resp.Body.Close()
 }
 
-// The document's chapter on switching the agent on, command by command; then
-// an SDK's spans arrive with the address that they were sent from.
-func TestAgentByTheDocument(t *testing.T) {
+// The document's chapter on enabling the agent, command by command; then an
+// SDK's spans arrive with the address of their sender.
+func TestAgentFollowsDocument(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
 	port := ports.FreeAddress(t)
@@ -202,7 +202,7 @@ func TestAgentByTheDocument(t *testing.T) {
 	_, span := provider.Tracer("test").Start(t.Context(), "buy")
 	span.End()
 	if err := provider.Shutdown(t.Context()); err != nil {
-		t.Fatalf("the exporter says: %v", err)
+		t.Fatalf("export: %v", err)
 	}
 	conn := open(t, s.at.ClickHouseNative)
 	s.eventually(30*time.Second, exactly(conn, 1))
@@ -223,7 +223,7 @@ func TestAgentByTheDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out := mustCtl(t, s.at.HTTP, "agent-group-config", "update", id, "-f", off); !strings.Contains(out, portOf(t, port)) {
-		t.Errorf("the update does not say the old value:\n%s", out)
+		t.Errorf("the update does not print the old value:\n%s", out)
 	}
 	a.eventually(5*time.Second, func() error { return silent(port) })
 	if code := a.terminate(); code != 0 {
@@ -231,7 +231,7 @@ func TestAgentByTheDocument(t *testing.T) {
 	}
 }
 
-// agentState returns nil when the one agent of the server is in this state.
+// agentState returns nil if the server's only agent is in this state.
 func agentState(t *testing.T, server, state string) error {
 	t.Helper()
 	out, said, status := ctl(t, "metaflow-ctl", server, "agent", "list")
@@ -244,9 +244,9 @@ func agentState(t *testing.T, server, state string) error {
 	return nil
 }
 
-// While the server is away the agent acknowledges and keeps; kill -9 of the
-// agent loses nothing of it, and everything is stored once.
-func TestAgentSpoolsWhileTheServerIsAway(t *testing.T) {
+// While the server is down, the agent acknowledges and spools. kill -9 of the
+// agent loses none of it, and everything is stored once.
+func TestAgentSpoolsWhileServerIsDown(t *testing.T) {
 	dir, spool, port := t.TempDir(), t.TempDir(), ports.FreeAddress(t)
 	s := startStandalone(t, dir)
 	grpc := s.at.GRPC
@@ -266,7 +266,7 @@ func TestAgentSpoolsWhileTheServerIsAway(t *testing.T) {
 		c.send(ctx, 50)
 	}
 	a.kill()
-	a = startAgent(t, spool, grpc) // knows its configuration although no server is there
+	a = startAgent(t, spool, grpc) // has its configuration although no server is up
 	a.eventually(10*time.Second, func() error { return listens(port) })
 	for range 10 {
 		c.send(ctx, 50)
@@ -277,9 +277,9 @@ func TestAgentSpoolsWhileTheServerIsAway(t *testing.T) {
 	s.eventually(time.Minute, exactly(open(t, s.at.ClickHouseNative), c.sent))
 }
 
-// A port that somebody else has is said in the list of agents, and taken as soon
-// as it is free.
-func TestAgentSaysThatItsPortIsTaken(t *testing.T) {
+// A port in use is shown in the list of agents, and is opened as soon as it is
+// free.
+func TestAgentReportsPortInUse(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	taken, err := net.Listen("tcp", ":0")
 	if err != nil {
@@ -301,8 +301,9 @@ func TestAgentSaysThatItsPortIsTaken(t *testing.T) {
 	})
 }
 
-// Two replicas of the server know the same, and what one acknowledged survives it.
-func TestControlSurvivesAReplica(t *testing.T) {
+// Two replicas of the server have the same state, and an acknowledged change
+// survives the replica that acknowledged it.
+func TestControlSurvivesReplica(t *testing.T) {
 	site := newSite(t, "")
 	first, firstHTTP := site.serve("gateway,writer,control")
 	ready(first, firstHTTP)
@@ -318,7 +319,7 @@ func TestControlSurvivesAReplica(t *testing.T) {
 	enable(t, firstHTTP, id, port)
 	first.kill()
 	if out := mustCtl(t, secondHTTP, "agent-group-config", "list", id, "-o", "yaml"); !strings.Contains(out, portOf(t, port)) {
-		t.Errorf("the acknowledged update is not at the other replica:\n%s", out)
+		t.Errorf("the other replica lacks the acknowledged update:\n%s", out)
 	}
 	a.eventually(15*time.Second, func() error { return listens(port) })
 	a.eventually(15*time.Second, func() error { return agentState(t, secondHTTP, "running") })
@@ -333,8 +334,8 @@ func TestControlSurvivesAReplica(t *testing.T) {
 	first.eventually(time.Minute, exactly(open(t, site.engine.NativeAddr()), c.sent))
 }
 
-// The document's whole path: SDK, a real collector with the otlphttp exporter of
-// the document, agent, server.
+// The document's whole path: SDK, a real collector with the document's otlphttp
+// exporter, agent, server.
 func TestCollectorThroughAgent(t *testing.T) {
 	collector := collectorProgram(t)
 	s := startStandalone(t, t.TempDir())

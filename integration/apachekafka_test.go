@@ -13,7 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
-// apacheSite is a site over a real Apache Kafka.
+// apacheSite returns a site over a real Apache Kafka.
 func apacheSite(t *testing.T) (*apachekafka.Broker, *site) {
 	t.Helper()
 	kafka := apachekafka.Start(t)
@@ -33,7 +33,7 @@ log: {format: text}
 	return kafka, s
 }
 
-// Over a real Apache Kafka, which is killed in the middle of it: every
+// A real Apache Kafka is killed while requests are in flight: every
 // acknowledged span is stored exactly once.
 func TestApacheKafkaKilled(t *testing.T) {
 	kafka, s := apacheSite(t)
@@ -56,14 +56,14 @@ func TestApacheKafkaKilled(t *testing.T) {
 	select {
 	case <-middle:
 	case <-ctx.Done():
-		t.Fatal("too few requests were acknowledged before the broker was to be killed")
+		t.Fatal("too few requests were acknowledged before the kill")
 	}
 	kafka.Kill()
 	kafka.Restart()
 	sending.Wait()
 	t.Logf("%d spans acknowledged, %d requests sent more than once", c.sent, c.again)
 	if c.again == 0 {
-		t.Error("nothing was under way when the broker was killed")
+		t.Error("no request was in flight when the broker was killed")
 	}
 	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), c.sent))
 	if code := server.terminate(); code != 0 {

@@ -14,15 +14,15 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// client sends requests as an OTLP exporter does: what is not acknowledged is
-// sent again, with the same bytes, until it is.
+// client sends requests like an OTLP exporter: it retries the same bytes until
+// they are acknowledged.
 type client struct {
 	t     *testing.T
 	conn  *grpc.ClientConn
 	trace coltracepb.TraceServiceClient
 	gen   *otlptest.Generator
 	sent  int // spans acknowledged
-	again int // requests that had to be sent more than once
+	again int // requests that were sent more than once
 }
 
 func newClient(t *testing.T, addr string, seed uint64) *client {
@@ -38,7 +38,8 @@ func newClient(t *testing.T, addr string, seed uint64) *client {
 	}
 }
 
-// send exports one request of so many spans until it is acknowledged.
+// send exports one request of the given number of spans until it is
+// acknowledged.
 func (c *client) send(ctx context.Context, spans int) {
 	c.t.Helper()
 	req := c.gen.Request(spans)

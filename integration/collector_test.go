@@ -19,8 +19,8 @@ import (
 )
 
 // A record of our topic is a plain OTLP request: the collector's kafkareceiver
-// reads what our gateway writes, and our writer reads what the collector's
-// kafkaexporter writes. `make collector` builds the collector.
+// reads the gateway's records, and our writer reads those of the collector's
+// kafkaexporter. `make collector` builds the collector.
 func TestCollectorReadsAndWritesOurTopic(t *testing.T) {
 	collector := collectorProgram(t)
 	s := newSite(t, "")
@@ -65,14 +65,14 @@ service:
 	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), toUs.sent+toCollector.sent))
 	server.eventually(time.Minute, func() error {
 		if n := sink.ids(); n != toUs.sent+toCollector.sent {
-			return fmt.Errorf("the collector has read %d different spans of our topic, want %d", n, toUs.sent+toCollector.sent)
+			return fmt.Errorf("the collector read %d distinct spans of our topic, want %d", n, toUs.sent+toCollector.sent)
 		}
 		return nil
 	})
 }
 
-// collectorProgram is the collector that `make collector` builds; without one
-// the test is skipped.
+// collectorProgram returns the collector that `make collector` builds; without
+// it the test is skipped.
 func collectorProgram(t *testing.T) string {
 	t.Helper()
 	program := os.Getenv("METAFLOW_TEST_COLLECTOR")
@@ -80,7 +80,7 @@ func collectorProgram(t *testing.T) string {
 		program = filepath.Join(repository(t), ".cache", "collector", "otelcol")
 	}
 	if _, err := os.Stat(program); err != nil {
-		t.Skip("no collector: `make collector` builds one")
+		t.Skip("no collector: run `make collector`")
 	}
 	return program
 }
@@ -103,12 +103,12 @@ func runCollector(t *testing.T, program, config string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if t.Failed() {
-			t.Logf("the collector said:\n%s", said.String())
+			t.Logf("output of the collector:\n%s", said.String())
 		}
 	})
 }
 
-// sink is an OTLP receiver that remembers the ids of spans.
+// sink is an OTLP receiver that records the ids of spans.
 type sink struct {
 	coltracepb.UnimplementedTraceServiceServer
 	addr string

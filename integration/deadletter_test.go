@@ -15,9 +15,9 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// What ClickHouse refuses for its values, and what is no OTLP at all, is
-// diverted with its cause while everything else is stored; once the cause is
-// mended a replay stores the rest, once, however often it is repeated.
+// Rows that ClickHouse rejects for their values, and records that are not OTLP,
+// are diverted with their cause while everything else is stored. After the
+// cause is fixed, a replay stores the rest once, however often it is repeated.
 func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 	s := newSite(t, "")
 	server, _ := s.serveReady("gateway,writer")
@@ -35,7 +35,7 @@ func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 		list := run(t, "deadletter", "list", "--config", s.config)
 		refused = itemsOf(t, list, "VIOLATED_CONSTRAINT")
 		if !strings.Contains(list, "malformed") || refused == 0 {
-			return fmt.Errorf("the list lacks something: %s", list)
+			return fmt.Errorf("the list is incomplete: %s", list)
 		}
 		return exactly(conn, c.sent-refused)()
 	})
@@ -45,13 +45,13 @@ func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 	for range 2 {
 		said := run(t, "deadletter", "replay", "--config", s.config)
 		if want := fmt.Sprintf("%s and 0 flows sent again, 1 letter skipped", count(refused, "span")); !strings.Contains(said, want) {
-			t.Errorf("replay says %q, want %q in it", said, want)
+			t.Errorf("replay printed %q, want %q in it", said, want)
 		}
 		server.eventually(time.Minute, exactly(conn, c.sent))
 	}
 }
 
-// itemsOf sums what the listed letters with a cause hold.
+// itemsOf sums the items of the listed letters with a cause.
 func itemsOf(t *testing.T, list, cause string) (items int) {
 	t.Helper()
 	for line := range strings.Lines(list) {
@@ -74,7 +74,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// run runs the server's program to its end and returns what it says.
+// run runs the server's program to its end and returns its output.
 func run(t *testing.T, args ...string) string {
 	t.Helper()
 	p := start(t, args...)
@@ -85,7 +85,7 @@ func run(t *testing.T, args ...string) string {
 	return p.output.String()
 }
 
-// produceGarbage writes a record that is no OTLP to our topic, as another
+// produceGarbage writes a record that is not OTLP to our topic, as another
 // program might.
 func produceGarbage(t *testing.T, addr string) {
 	t.Helper()
@@ -109,8 +109,8 @@ func produceGarbage(t *testing.T, addr string) {
 	}
 }
 
-// An agent that sends spans again after any time, cut into requests as it
-// likes, says so, and none is stored twice.
+// An agent sends spans again after any time, cut into other requests, and marks
+// them as resent. None is stored twice.
 func TestResentSpansAreStoredOnce(t *testing.T) {
 	s := newSite(t, "")
 	server, _ := s.serveReady("gateway,writer")
@@ -124,10 +124,10 @@ func TestResentSpansAreStoredOnce(t *testing.T) {
 	resend := metadata.AppendToOutgoingContext(t.Context(), schema.MetadataResend, "1", schema.MetadataAgent, "node-1")
 	second.send(resend, 60)
 	second.send(resend, 140)
-	second.send(resend, 40) // these are new
+	second.send(resend, 40) // these spans are new
 	server.eventually(time.Minute, exactly(conn, 240))
 	var agents uint64
 	if err := conn.QueryRow(t.Context(), "SELECT countIf(agent_id = 'node-1') FROM metaflow.spans").Scan(&agents); err != nil || agents != 40 {
-		t.Errorf("%d spans are the agent's, want 40: %v", agents, err)
+		t.Errorf("%d spans have the agent's id, want 40: %v", agents, err)
 	}
 }

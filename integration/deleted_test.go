@@ -15,11 +15,12 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// An operator deletes rows, and the same spans come again. Whether they are stored again
-// depends on what recognizes a copy: the same bytes from a client within writer.dedup_window are
-// dropped unseen, while what an agent marks as sent again is looked up, is missing and is stored, and counts as
+// An operator deletes rows, and the same spans arrive again. Whether they are
+// stored depends on how copies are recognized: the same bytes from a client
+// within writer.dedup_window are dropped without a lookup, while spans that an
+// agent marks as resent are looked up, found missing, stored, and counted as
 // inserted once more.
-func TestDeletedSpansThatComeAgain(t *testing.T) {
+func TestDeletedSpansResent(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	conn := open(t, s.at.ClickHouseNative)
 	c := newClient(t, s.at.GRPC, 1)
@@ -82,7 +83,7 @@ func TestDeletedSpansThatComeAgain(t *testing.T) {
 	rows(spans)
 }
 
-// reverse puts the spans of a request into the opposite order.
+// reverse reverses the order of a request's spans.
 func reverse(req *coltracepb.ExportTraceServiceRequest) {
 	slices.Reverse(req.ResourceSpans)
 	for _, rs := range req.ResourceSpans {

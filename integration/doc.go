@@ -1,8 +1,9 @@
-// Package integration tests whole programs over real engines: the server as it
-// is installed, a broker and a ClickHouse that speak their protocols on real ports, clients that
-// are the OpenTelemetry SDK and the collector. What happens to a process here (kill -9,
-// an engine that goes away) is what happens to it in production.
+// Package integration tests whole programs over real engines: the server as
+// installed, a broker and a ClickHouse that serve their protocols on real
+// ports, and as clients the OpenTelemetry SDK and the collector. Faults such as
+// kill -9 or an engine that goes down happen to processes here as they do in
+// production.
 //
-// The folders below it are programs that measure: bench the cost of a
-// span and of an answer, lab the ways to store a span and what a rate of them needs.
+// The folders below it contain programs that measure: bench the cost of a span
+// and of a query, lab the storage variants and the sizing.
 package integration

@@ -14,9 +14,10 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// Times are judged by the first receipt. So what waited for eight days in a spool is stored, a dead letter
-// of ten days is replayed, and a record whose Kafka timestamp is 0 costs no span.
-func TestWhatWaitedIsStored(t *testing.T) {
+// Times are judged by the first receipt. Spans that waited eight days in a
+// spool are stored, a dead letter of ten days is replayed, and a record whose
+// Kafka timestamp is 0 loses no span.
+func TestTimesAreJudgedByFirstReceipt(t *testing.T) {
 	const day = 24 * time.Hour
 	s := newSite(t, "")
 	server, _ := s.serveReady("gateway,writer")
@@ -56,6 +57,6 @@ func TestWhatWaitedIsStored(t *testing.T) {
 		server.eventually(time.Minute, exactly(conn, 180))
 	}
 	if list := run(t, "deadletter", "list", "--config", s.config); !strings.Contains(list, "1 dead letter\n") {
-		t.Errorf("other letters than the one that was there:\n%s", list)
+		t.Errorf("letters other than the existing one:\n%s", list)
 	}
 }

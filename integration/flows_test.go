@@ -17,8 +17,9 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Flows go the way of spans: what agents send again is stored once, what ClickHouse refuses is diverted
-// and can be replayed, what no server can use is rejected with its reason.
+// Flows take the same path as spans: flows that agents send again are stored
+// once, flows that ClickHouse rejects are diverted and can be replayed, flows
+// that no server can use are rejected with a reason.
 func TestFlowsAreStoredOnce(t *testing.T) {
 	s := newSite(t, "")
 	server, _ := s.serveReady("gateway,writer")
@@ -44,9 +45,9 @@ func TestFlowsAreStoredOnce(t *testing.T) {
 		t.Fatalf("rejected: %v", p)
 	}
 	server.eventually(time.Minute, exactlyFlows(conn, 600))
-	export(agent, first) // the acknowledgement was lost, so the same bytes come again
+	export(agent, first) // the acknowledgement was lost: the same bytes come again
 	parts := gen.Request(0)
-	parts.Groups = append(parts.Groups, first.GetGroups()[:5]...) // it restarted, and cuts what it kept as it likes
+	parts.Groups = append(parts.Groups, first.GetGroups()[:5]...) // it restarted, and cuts its spool into other requests
 	export(resend, parts)
 	parts.Groups = append(first.GetGroups()[5:], gen.Request(60).GetGroups()...)
 	export(resend, parts)
@@ -58,7 +59,7 @@ func TestFlowsAreStoredOnce(t *testing.T) {
 		t.Errorf("partial success: %v", p)
 	}
 	if _, err := client.ExportFlows(as("somebody-else"), gen.Request(30)); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("an agent speaks for another: %v", err)
+		t.Errorf("flows with another agent's id: %v", err)
 	}
 	server.eventually(time.Minute, exactlyFlows(conn, 689))
 
@@ -71,7 +72,7 @@ func TestFlowsAreStoredOnce(t *testing.T) {
 	server.eventually(time.Minute, func() error {
 		list := run(t, "deadletter", "list", "--config", s.config)
 		if refused = strings.Count(list, "VIOLATED_CONSTRAINT"); refused == 0 || !strings.Contains(list, schema.TopicFlows) {
-			return fmt.Errorf("the list lacks something: %s", list)
+			return fmt.Errorf("the list is incomplete: %s", list)
 		}
 		return exactlyFlows(conn, 989-refused)()
 	})
@@ -81,19 +82,20 @@ func TestFlowsAreStoredOnce(t *testing.T) {
 	for range 2 {
 		said := run(t, "deadletter", "replay", "--config", s.config)
 		if want := fmt.Sprintf("0 spans and %d flows sent again, 0 letters skipped", refused); !strings.Contains(said, want) {
-			t.Errorf("replay says %q, want %q in it", said, want)
+			t.Errorf("replay printed %q, want %q in it", said, want)
 		}
 		server.eventually(time.Minute, exactlyFlows(conn, 989))
 	}
 }
 
-// exactlyFlows returns nil when so many flows are stored, and none of them twice.
+// exactlyFlows returns nil once the given number of flows is stored, none of
+// them twice.
 func exactlyFlows(conn driver.Conn, want int) func() error {
 	return func() error {
 		var rows, connections uint64
 		err := conn.QueryRow(context.Background(), "SELECT count(), uniqExact(agent_id, network_namespace, connection, time) FROM metaflow.flows").Scan(&rows, &connections)
 		if err == nil && (rows != uint64(want) || connections != rows) {
-			err = fmt.Errorf("%d flows stored, %d of them different, want %d", rows, connections, want)
+			err = fmt.Errorf("%d flows stored, %d distinct, want %d", rows, connections, want)
 		}
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 
 const writerGroup = "metaflow-writer"
 
-// admin returns a client that asks Kafka what an operator asks.
+// admin returns a Kafka client for the requests of an operator.
 func admin(t *testing.T, addr string) *kgo.Client {
 	t.Helper()
 	c, err := kgo.NewClient(kgo.SeedBrokers(addr))
@@ -32,7 +32,7 @@ func admin(t *testing.T, addr string) *kgo.Client {
 	return c
 }
 
-// settled returns nil once a server has nothing left to store.
+// settled returns nil once a server has stored everything.
 func settled(addr string) func() error {
 	return func() error {
 		_, metrics, err := get("http://" + addr + "/metrics")
@@ -49,7 +49,7 @@ func settled(addr string) func() error {
 			}
 		}
 		if partitions == 0 {
-			return fmt.Errorf("no partition is followed yet")
+			return fmt.Errorf("no partition is assigned yet")
 		}
 		return nil
 	}
@@ -76,8 +76,8 @@ func metric(t *testing.T, addr, name, label string) float64 {
 	return sum
 }
 
-// The group's offsets are deleted while the log has its records still: nothing is stored again,
-// and an operator is told.
+// The group's offsets are deleted while the log still has its records: nothing
+// is stored again, and the log and metrics tell operators.
 func TestOffsetsDeleted(t *testing.T) {
 	_, s := apacheSite(t)
 	server, addr := s.serveReady("gateway,writer")
@@ -110,25 +110,26 @@ func TestOffsetsDeleted(t *testing.T) {
 		t.Error(err)
 	}
 	if n := metric(t, addr, "metaflow_writer_positions_doubted_total", `why="none"`); n == 0 {
-		t.Error("nobody is told that the offsets were gone")
+		t.Error("the deleted offsets were not reported")
 	}
 	if n := metric(t, addr, "metaflow_writer_spans_duplicate_total", `by="id"`); n != 200 {
-		t.Errorf("%v spans were counted as stored before", n)
+		t.Errorf("%v spans counted as stored before", n)
 	}
 }
 
-// ClickHouse wrote down the tokens of blocks and died before their parts were in place. Who finishes
-// the plans finds the rows missing, and stores them.
+// ClickHouse recorded the tokens of blocks and died before their parts were in
+// place. The writer that finishes the plans finds the rows missing and stores
+// them.
 func TestTokensWithoutParts(t *testing.T) {
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
-	newClient(t, s.grpc, 1).send(t.Context(), 500) // a record in each partition at most
+	newClient(t, s.grpc, 1).send(t.Context(), 500) // at most one record per partition
 	server.eventually(time.Minute, exactly(open(t, s.engine.NativeAddr()), 500))
 	server.eventually(time.Minute, settled(addr))
 	if code := server.terminate(); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
-	// As if the last owner had died after its inserts and before its commits.
+	// As if the last owner had died between its inserts and its commits.
 	cl := admin(t, s.kafkaAddr)
 	planned := 0
 	for partition := range int32(6) {
@@ -137,14 +138,14 @@ func TestTokensWithoutParts(t *testing.T) {
 		}
 	}
 	if planned < 2 {
-		t.Fatalf("%d ranges are planned", planned)
+		t.Fatalf("%d ranges planned", planned)
 	}
 	s.stopEngine()
 	removeParts(t, filepath.Join(s.dir, "clickhouse"))
 	s.startEngine()
 	conn := open(t, s.engine.NativeAddr())
 	if rows, _, err := stored(conn); err != nil || rows != 0 {
-		t.Fatalf("%d rows are left, %v", rows, err)
+		t.Fatalf("%d rows left, %v", rows, err)
 	}
 	server, addr = s.serve("gateway,writer")
 	ready(server, addr)
@@ -154,11 +155,12 @@ func TestTokensWithoutParts(t *testing.T) {
 		t.Error(err)
 	}
 	if n := metric(t, addr, "metaflow_writer_tokens_without_rows_total", ""); n != float64(planned) {
-		t.Errorf("%v tokens without rows were counted, want %d", n, planned)
+		t.Errorf("%v tokens without rows counted, want %d", n, planned)
 	}
 }
 
-// planAgain commits, for a partition with one record, the plan that its insert was made under.
+// planAgain commits, for a partition with one record, the plan under which it
+// was inserted.
 func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	t.Helper()
 	fetch := kmsg.NewPtrOffsetFetchRequest()
@@ -210,7 +212,8 @@ func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	return true
 }
 
-// removeParts deletes every part of the table of spans. Its server does not run.
+// removeParts deletes every part of the table of spans. The table's server must
+// not run.
 func removeParts(t *testing.T, dataDir string) {
 	t.Helper()
 	removed := 0
@@ -233,8 +236,9 @@ func removeParts(t *testing.T, dataDir string) {
 	}
 }
 
-// A view that an operator attached to the table fails after the rows are in it.
-func TestViewOnTheTableFails(t *testing.T) {
+// A materialized view that an operator attached to the table fails after the
+// rows are inserted.
+func TestViewFails(t *testing.T) {
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
 	conn := open(t, s.engine.NativeAddr())
@@ -256,15 +260,16 @@ func TestViewOnTheTableFails(t *testing.T) {
 		t.Error(err)
 	}
 	if n := metric(t, addr, "metaflow_writer_view_failures_total", ""); n == 0 {
-		t.Error("nobody is told that the view fails")
+		t.Error("the failing view was not reported")
 	}
 	if n := metric(t, addr, "metaflow_writer_dead_letters_total", ""); n != 0 {
 		t.Errorf("%v dead letters", n)
 	}
 }
 
-// Writers are stopped for longer than their session, in the middle of whatever they do, and wake
-// when others have their partitions; and ClickHouse remembers hardly any token.
+// Writers are suspended for longer than their session, at any point of their
+// work, and resume when others own their partitions; and ClickHouse remembers
+// hardly any token.
 func TestWritersStoppedAndContinued(t *testing.T) {
 	s := newSite(t, "")
 	gateway, gatewayAddr := s.serve("gateway")
@@ -288,7 +293,7 @@ func TestWritersStoppedAndContinued(t *testing.T) {
 	for i := range 4 {
 		stopped := []*process{first, second}[i%2]
 		_ = stopped.cmd.Process.Signal(syscall.SIGSTOP)
-		<-time.After(8 * time.Second) // its session ends after 6
+		<-time.After(8 * time.Second) // the session ends after 6
 		_ = stopped.cmd.Process.Signal(syscall.SIGCONT)
 		<-time.After(time.Second)
 	}
@@ -297,7 +302,7 @@ func TestWritersStoppedAndContinued(t *testing.T) {
 	first.eventually(2*time.Minute, func() error {
 		rows, _, err := stored(conn)
 		if err == nil && rows < uint64(want) {
-			err = fmt.Errorf("%d of %d are stored", rows, want)
+			err = fmt.Errorf("%d of %d spans stored", rows, want)
 		}
 		return err
 	})
@@ -308,8 +313,8 @@ func TestWritersStoppedAndContinued(t *testing.T) {
 	t.Logf("%d spans", want)
 }
 
-// A column of an operator's own cannot be computed for some rows, and ClickHouse's error does not say that
-// their values are at fault. The others are stored.
+// An operator's own column cannot be computed for some rows, and ClickHouse's
+// error does not blame their values. The other rows are stored.
 func TestDefaultThatFailsForSomeRows(t *testing.T) {
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
@@ -323,7 +328,7 @@ func TestDefaultThatFailsForSomeRows(t *testing.T) {
 	server.eventually(time.Minute, func() error {
 		diverted := int(metric(t, addr, "metaflow_writer_spans_diverted_total", ""))
 		if diverted == 0 || diverted == c.sent {
-			return fmt.Errorf("%d spans are diverted", diverted)
+			return fmt.Errorf("%d spans diverted", diverted)
 		}
 		return exactly(conn, c.sent-diverted)()
 	})

@@ -20,15 +20,15 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
-// Was it the code, or was it the network? The WebStore, each service with a network namespace of its own,
-// has one trouble after the other, and each time one query over the worst trace says which edge it was
-// and what happened there, or that the network was clean.
+// Was it the code, or was it the network? The WebStore, each service in its own
+// network namespace, has one trouble after the other. Each time one query for
+// the worst trace must name the edge and its trouble, or a clean network.
 func TestCodeOrNetwork(t *testing.T) {
 	n, began := newNetwork(t), time.Now()
 	for _, c := range []struct {
 		name    string
 		begin   func(*netlab.Lab) error
-		failing bool // the trace to look at is one that failed, else the slowest
+		failing bool // examine a failed trace, not the slowest
 		want    []finding
 	}{
 		{name: "no trouble"},
@@ -82,7 +82,8 @@ func TestCodeOrNetwork(t *testing.T) {
 			{"frontend", "cartservice", "reset"},
 			{"frontend", "productcatalogservice", "retransmission"},
 		}
-		// Most packets were lost by nobody: an edge had trouble for one part of the time.
+		// Most periods lost no packets: an edge had trouble for a part of the
+		// time only.
 		const question = `SELECT client_service, server_service, verdict
 			FROM metaflow.network_trouble_with(minutes = 15, retransmit_percent = 0.2, window_percent = 20) ORDER BY ALL`
 		if err := wait.Poll(10*time.Second, n.server.done, n.answered(want, question)); err != nil {
@@ -91,10 +92,11 @@ func TestCodeOrNetwork(t *testing.T) {
 	})
 }
 
-// finding is what is said of an edge.
+// finding is the verdict on an edge.
 type finding struct{ Client, Server, Verdict string }
 
-// network is a shop in network namespaces, an agent that sees them and a server.
+// network is a shop in network namespaces, an agent that observes them, and a
+// server.
 type network struct {
 	lab    *netlab.Lab
 	server *standalone
@@ -104,7 +106,7 @@ type network struct {
 func newNetwork(t *testing.T) *network {
 	t.Helper()
 	if missing := netlab.Missing(); missing != "" {
-		t.Skip("the WebStore cannot be put into network namespaces: " + missing)
+		t.Skip("cannot run the WebStore in network namespaces: " + missing)
 	}
 	if err := programs.Build("..", binaries, "./deploy/demo/service"); err != nil {
 		t.Fatal(err)
@@ -135,7 +137,8 @@ func newNetwork(t *testing.T) *network {
 
 var namespacesMetric = regexp.MustCompile(`(?m)^metaflow_capture_network_namespaces (\d+)$`)
 
-// seesNamespaces returns nil when an agent knows at least so many network namespaces beside its own.
+// seesNamespaces returns nil once an agent watches at least the given number of
+// network namespaces besides its own.
 func seesNamespaces(agent string, want int) error {
 	code, body, err := get("http://" + agent + "/metrics")
 	if err != nil || code != http.StatusOK {
@@ -143,10 +146,10 @@ func seesNamespaces(agent string, want int) error {
 	}
 	found := namespacesMetric.FindStringSubmatch(body)
 	if found == nil {
-		return fmt.Errorf("nothing is captured")
+		return fmt.Errorf("capture is not running")
 	}
 	if got, _ := strconv.Atoi(found[1]); got <= want {
-		return fmt.Errorf("%d network namespaces are known, want more than %d", got, want)
+		return fmt.Errorf("%d network namespaces watched, want more than %d", got, want)
 	}
 	return nil
 }
@@ -154,11 +157,12 @@ func seesNamespaces(agent string, want int) error {
 const (
 	visitors    = 24
 	concurrency = 6
-	// slack is how far clocks may disagree for the views: trouble within this time of a span counts for it.
+	// slack is the clock tolerance of the views: trouble within this time of a
+	// span counts for it.
 	slack = time.Second
 )
 
-// check has the shop visited while it has trouble, and asks what it was.
+// check runs visits while the shop has trouble, and compares the verdicts.
 func (n *network) check(t *testing.T, begin func(*netlab.Lab) error, failing bool, want []finding) {
 	t.Helper()
 	from := time.Now()
@@ -181,12 +185,13 @@ func (n *network) check(t *testing.T, begin func(*netlab.Lab) error, failing boo
 		t.Errorf("%v\nWhat the agent saw:\n%s", err, n.troubles(from))
 	}
 	if err := n.answered(want, verdicts, n.disagree(t, traceID))(); err != nil {
-		t.Errorf("when the clocks of hosts disagree: %v", err)
+		t.Errorf("with diverging clocks: %v", err)
 	}
 	<-next
 }
 
-// recover ends all trouble and waits until all connections are closed, so that the next trouble has its own.
+// recover ends all trouble and waits until all connections are closed, so that
+// the next trouble gets its own.
 func (n *network) recover(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -204,7 +209,8 @@ func (n *network) recover(t *testing.T) {
 	}
 }
 
-// worst waits until all journeys of a time are stored and returns the one to look at.
+// worst waits until all journeys of a period are stored and returns the trace
+// to examine.
 func (n *network) worst(t *testing.T, from, to time.Time, failing bool) (traceID string) {
 	t.Helper()
 	err := wait.Poll(20*time.Second, n.server.done, func() error {
@@ -214,7 +220,7 @@ func (n *network) worst(t *testing.T, from, to time.Time, failing bool) (traceID
 			return err
 		}
 		if count != visitors {
-			return fmt.Errorf("%d journeys are stored, want %d", count, visitors)
+			return fmt.Errorf("%d journeys stored, want %d", count, visitors)
 		}
 		return nil
 	})
@@ -224,8 +230,9 @@ func (n *network) worst(t *testing.T, from, to time.Time, failing bool) (traceID
 	return traceID
 }
 
-// disagree stores a trace once more, as hosts whose clocks differ by some hundred milliseconds tell of it: half of
-// them is ahead of the agent's, half behind.
+// disagree stores a copy of a trace as hosts would report it whose clocks
+// differ by a few hundred milliseconds: half of them is ahead of the agent's
+// clock, half behind.
 func (n *network) disagree(t *testing.T, traceID string) (again string) {
 	t.Helper()
 	again = "c10c" + traceID[4:]
@@ -238,7 +245,7 @@ func (n *network) disagree(t *testing.T, traceID string) (again string) {
 	return again
 }
 
-// verdicts is the question: which edges of a trace had trouble with the network, and which?
+// verdicts returns the edges of a trace with network trouble, and the trouble.
 const verdicts = `
 WITH names AS (SELECT ip, any(service_name) AS name FROM metaflow.spans WHERE ip != toIPv6('::') GROUP BY ip)
 SELECT DISTINCT
@@ -250,7 +257,7 @@ LEFT JOIN names ON names.ip = n.peer_ip
 WHERE kind IN ('client', 'server') AND verdict != 'network clean'
 ORDER BY client, server`
 
-// ask returns what a question with three columns is answered.
+// ask returns the result of a query with three columns.
 func (n *network) ask(question string, args ...any) (found []finding, err error) {
 	rows, err := n.conn.Query(context.Background(), question, args...)
 	if err != nil {
@@ -267,7 +274,7 @@ func (n *network) ask(question string, args ...any) (found []finding, err error)
 	return found, rows.Err()
 }
 
-// answered returns nil once the answer is what is wanted.
+// answered returns nil once the query returns what is wanted.
 func (n *network) answered(want []finding, question string, args ...any) func() error {
 	return func() error {
 		got, err := n.ask(question, args...)
@@ -281,7 +288,7 @@ func (n *network) answered(want []finding, question string, args ...any) func() 
 	}
 }
 
-// troubles lists what the agent saw of trouble, for who has to understand a failure.
+// troubles lists the trouble that the agent saw, to explain a failure.
 func (n *network) troubles(from time.Time) (list string) {
 	const question = `SELECT concat(toString(time), ' ', toString(role), ' ', replaceOne(toString(ip), '::ffff:', ''), ':', toString(port), ' to ',
 			replaceOne(toString(peer_ip), '::ffff:', ''), ':', toString(peer_port), ' ', toString(end_reason), ', ', toString(retransmits), ' of ', toString(segments_sent),

@@ -11,9 +11,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// What SDKs and others send to the server by OTLP/HTTP is stored as what comes by OTLP/gRPC:
-// from an SDK that knows only OTEL_EXPORTER_OTLP_ENDPOINT, and from a client of HTTP/2 without
-// TLS that adds a slash.
+// The server stores spans sent over OTLP/HTTP like those sent over OTLP/gRPC:
+// from an SDK with only OTEL_EXPORTER_OTLP_ENDPOINT set, and from an HTTP/2
+// client without TLS that adds a slash.
 func TestStandaloneStoresOTLPHTTP(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	if s.at.OTLPHTTP == "" {
@@ -32,14 +32,14 @@ func TestStandaloneStoresOTLPHTTP(t *testing.T) {
 	client := http.Client{Transport: &http.Transport{Protocols: protocols}, Timeout: 20 * time.Second}
 	defer client.CloseIdleConnections()
 	body := otlptest.New(1, otlptest.Options{Start: time.Now().Add(-time.Minute)}).RequestBytes(50)
-	for range 2 { // as after a lost answer
+	for range 2 { // as after a lost reply
 		resp, err := client.Post("http://"+s.at.OTLPHTTP+"//v1/traces/", "application/x-protobuf", bytes.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusOK || resp.ProtoMajor != 2 {
-			t.Errorf("answered %s by %s", resp.Status, resp.Proto)
+			t.Errorf("status %s over %s", resp.Status, resp.Proto)
 		}
 	}
 	conn := open(t, s.at.ClickHouseNative)

@@ -11,14 +11,15 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
-// What a server rejects out of the spool was acknowledged, so the agent parks it with the cause. Operators see
-// that, mend the cause, here a narrow window of times, and send it again.
-func TestParkedIsSentAgain(t *testing.T) {
+// A server rejects spooled spans, which were acknowledged, so the agent parks
+// them with the cause. Operators see them, fix the cause, here a narrow window
+// of times, and send them again.
+func TestParkedRequestsAreRetried(t *testing.T) {
 	const narrow = "METAFLOW_GATEWAY_ACCEPT_PAST"
 	start := func(dir, grpc, past string) *standalone {
 		t.Setenv(narrow, past)
 		s := startStandaloneAt(t, dir, grpc)
-		_ = os.Unsetenv(narrow) // it is none of the agent's keys
+		_ = os.Unsetenv(narrow) // not a key of the agent
 		return s
 	}
 	dir, spool, port := t.TempDir(), t.TempDir(), ports.FreeAddress(t)
@@ -48,7 +49,7 @@ func TestParkedIsSentAgain(t *testing.T) {
 	})
 	s.eventually(30*time.Second, func() error { return agentState(t, s.at.HTTP, "parked list") })
 	if out, code := parked("retry"); code != 1 || !strings.Contains(out, "0 requests sent, 5 requests not stored") {
-		t.Errorf("retry before the cause is mended: status %d: %s", code, out)
+		t.Errorf("retry before the cause is fixed: status %d: %s", code, out)
 	}
 
 	s.kill()

@@ -14,7 +14,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 )
 
-// exportOne sends a request of one span that has one attribute.
+// exportOne sends a request of one span with one attribute.
 func (c *client) exportOne(ctx context.Context, number int, key, value string) {
 	c.t.Helper()
 	now := uint64(time.Now().UnixNano())
@@ -41,8 +41,8 @@ func lists(t *testing.T, s *site, text string) func() error {
 	}
 }
 
-// A record of one span is refused, the table is mended and the letter is replayed, all within the
-// window in which copies are dropped for their content.
+// A record of one span is rejected, the table is fixed and the letter is
+// replayed, all within the window in which copies are dropped by content.
 func TestReplayWithinTheWindow(t *testing.T) {
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
@@ -69,8 +69,9 @@ func TestReplayWithinTheWindow(t *testing.T) {
 	}
 }
 
-// ClickHouse repeats a value of 600 kB in its refusal: value and cause together are larger than a record may be by
-// default. The letter keeps the value, and its replay is stored.
+// ClickHouse quotes a value of 600 kB in its error: value and cause together
+// exceed the default size of a record. The letter keeps the value, and its
+// replay is stored.
 func TestLetterWhoseCauseQuotesItsValue(t *testing.T) {
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
@@ -85,16 +86,16 @@ func TestLetterWhoseCauseQuotesItsValue(t *testing.T) {
 	c.exportOne(t.Context(), 0, "k", hex.EncodeToString(large))
 	good := 0
 	server.eventually(time.Minute, func() error {
-		good++ // a row that is refused waits for one that is not
+		good++ // a rejected row waits for an accepted one
 		c.exportOne(t.Context(), good, "k", "1")
 		return lists(t, s, "Cannot parse string")()
 	})
 	server.eventually(time.Minute, exactly(conn, good))
 	if n := metric(t, addr, "metaflow_writer_dead_letters_truncated_total", ""); n > 0 {
-		t.Errorf("%v letters are without a value", n)
+		t.Errorf("%v letters lack their value", n)
 	}
 	if n := len(server.output.String()); n > 300_000 {
-		t.Errorf("the value is in the log, which has %d bytes", n)
+		t.Errorf("the log contains the value: %d bytes", n)
 	}
 	if err := conn.Exec(t.Context(), table+"DROP COLUMN my_number"); err != nil {
 		t.Fatal(err)

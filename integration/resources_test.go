@@ -28,7 +28,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// What the test cluster has: one address for a pod, which two hold one after the other, and one for a service.
+// The test cluster: one address for a pod, held by two pods in turn, and one
+// for a service.
 const (
 	podAddress     = "10.244.1.7"
 	serviceAddress = "10.96.0.10"
@@ -50,12 +51,13 @@ func maybeBeAPod() {
 	os.Exit(0)
 }
 
-// bePod connects from the address of the pod to that of the service, again and again until its input ends.
+// bePod connects from the pod's address to the service's, repeatedly until its
+// input ends.
 func bePod() error {
 	up := exec.Command("ip", "-batch", "-")
 	up.Stdin = strings.NewReader(fmt.Sprintf("link set lo up\naddr add %s/32 dev lo\naddr add %s/32 dev lo\n", podAddress, serviceAddress))
 	if out, err := up.CombinedOutput(); err != nil {
-		return fmt.Errorf("give the pod its addresses: %w: %s", err, out)
+		return fmt.Errorf("set the pod's addresses: %w: %s", err, out)
 	}
 	l, err := net.Listen("tcp", serviceAddress+":80")
 	if err != nil {
@@ -88,15 +90,16 @@ func bePod() error {
 	}
 }
 
-// startPod starts a process as container runtimes do, in a network namespace of its own and, where there are
-// control groups of version 2, in one that is called as a pod's. It says whether it could be.
+// startPod starts a process like a container runtime does: in its own network
+// namespace and, if control groups are version 2, in one named like a pod's. It
+// reports whether the control group could be created.
 func startPod(t *testing.T) (grouped bool) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("a network namespace takes root")
+		t.Skip("needs root to create a network namespace")
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("the program ip is not installed (Debian has it in iproute2)")
+		t.Skip("the program ip is not installed (Debian package iproute2)")
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), podVariable+"=1")
@@ -114,7 +117,7 @@ func startPod(t *testing.T) (grouped bool) {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skipf("the system makes no network namespaces: %v", err)
+		t.Skipf("the system cannot create network namespaces: %v", err)
 	}
 	t.Cleanup(func() {
 		_ = stdin.Close()
@@ -124,7 +127,8 @@ func startPod(t *testing.T) (grouped bool) {
 	return group != nil
 }
 
-// podGroup makes a control group for the first pod, as the kubelet and a runtime without systemd call it.
+// podGroup creates a control group for the first pod, named as by the kubelet
+// and a runtime without systemd.
 func podGroup(t *testing.T) (*os.File, error) {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
@@ -139,11 +143,11 @@ func podGroup(t *testing.T) (*os.File, error) {
 			if err := os.Mkdir(dir, 0o750); err != nil {
 				return nil, err
 			}
-			t.Cleanup(func() { _ = os.Remove(dir) }) // the innermost first, after its process ended
+			t.Cleanup(func() { _ = os.Remove(dir) }) // innermost first, after its process ended
 		}
 		return os.Open(dirs[len(dirs)-1])
 	}
-	return nil, errors.New("there are none of version 2")
+	return nil, errors.New("no control groups of version 2")
 }
 
 func newPod(uid, name string, began time.Time) *core.Pod {
@@ -158,9 +162,10 @@ func newPod(uid, name string, began time.Time) *core.Pod {
 	}
 }
 
-// A cluster with a node, an agent on it and a server. The agent asks Kubernetes, and flows say which pods and services
-// their ends were, those that come late too, when the address is another pod's by then. While Kubernetes is away the agent
-// says so, and flows go on to.
+// A cluster with a node, an agent on it and a server. The agent watches
+// Kubernetes, and flows name the pods and services at their ends, including
+// flows that arrive late, when the address already belongs to another pod.
+// While Kubernetes is down, the agent reports it and flows continue.
 func TestPodsAndServices(t *testing.T) {
 	api := kubetest.New(t)
 	hourAgo := time.Now().Add(-time.Hour).Truncate(time.Second)
@@ -177,7 +182,7 @@ func TestPodsAndServices(t *testing.T) {
 	grouped := startPod(t)
 	t.Setenv("METAFLOW_FLOW_WRITER_MAX_BATCH_WAIT", "200ms")
 	s := startStandalone(t, t.TempDir())
-	_ = os.Unsetenv("METAFLOW_FLOW_WRITER_MAX_BATCH_WAIT") // it is none of the agent's keys
+	_ = os.Unsetenv("METAFLOW_FLOW_WRITER_MAX_BATCH_WAIT") // not a key of the agent
 	conn := open(t, s.at.ClickHouseNative)
 	startAgentOfNode(t, s, api)
 	s.eventually(20*time.Second, knows(s, "pod", 1))
@@ -192,7 +197,7 @@ func TestPodsAndServices(t *testing.T) {
 	}
 	client := "client: shop/web-1 " + firstUID + " web on n1" + container + " with shop/cart   on "
 	s.eventually(20*time.Second, answers(conn, []string{client}, ends, podAddress, time.Now().UnixNano()))
-	if grouped { // else nobody can know whose process the service's end is
+	if grouped { // otherwise the process at the service's end is unknown
 		server := "server: shop/web-1 " + firstUID + " web on n1" + container + " with shop/web-1 " + firstUID + " web on n1"
 		s.eventually(20*time.Second, answers(conn, []string{server}, ends, serviceAddress, time.Now().Add(-3*time.Second).UnixNano()))
 	}
@@ -202,7 +207,7 @@ func TestPodsAndServices(t *testing.T) {
 	api.SetDown(true)
 	s.eventually(20*time.Second, func() error {
 		if list := mustCtl(t, s.at.HTTP, "agent", "list"); !strings.Contains(list, "cannot watch pods") {
-			return fmt.Errorf("the agent does not say so: %s", list)
+			return fmt.Errorf("the agent does not report it: %s", list)
 		}
 		return nil
 	})
@@ -231,7 +236,8 @@ func TestPodsAndServices(t *testing.T) {
 	s.eventually(20*time.Second, answers(conn, []string{"prod n1 alive"}, "SELECT concat(cluster, ' ', name, if(alive, ' alive', '')) AS line FROM metaflow.agents"))
 }
 
-// startAgentOfNode starts the agent of the node n1, which watches connections and asks api.
+// startAgentOfNode starts the agent of the node n1, which observes connections
+// and watches api.
 func startAgentOfNode(t *testing.T, s *standalone, api *kubetest.API) {
 	t.Helper()
 	group, config := filepath.Join(t.TempDir(), "group.yaml"), filepath.Join(t.TempDir(), "agent.yaml")
@@ -247,7 +253,7 @@ func startAgentOfNode(t *testing.T, s *standalone, api *kubetest.API) {
 	startAgent(t, t.TempDir(), s.at.GRPC, "--config", config)
 }
 
-// exportLate sends flows with the pod's address, by when they ended.
+// exportLate sends flows with the pod's address, by end time.
 func exportLate(t *testing.T, s *standalone, connections map[time.Time]uint32) {
 	t.Helper()
 	group := &agentv1.FlowGroup{NetworkNamespace: 1}
@@ -267,7 +273,7 @@ func exportLate(t *testing.T, s *standalone, connections map[time.Time]uint32) {
 	}
 }
 
-// knows returns nil once a server knows so many pods or services.
+// knows returns nil once a server knows the given number of pods or services.
 func knows(s *standalone, kind string, want int) func() error {
 	return func() error {
 		_, body, err := get("http://" + s.at.HTTP + "/metrics")
@@ -278,7 +284,7 @@ func knows(s *standalone, kind string, want int) func() error {
 	}
 }
 
-// answers returns nil once a question with one column, line, is answered so.
+// answers returns nil once a query with one column, line, returns want.
 func answers(conn driver.Conn, want []string, question string, args ...any) func() error {
 	return func() error {
 		var lines []struct {

@@ -23,8 +23,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
-// site is a broker and a ClickHouse that the tests can take away, and a
-// configuration for servers over them.
+// site is a broker and a ClickHouse that tests can stop, and a configuration
+// for servers over them.
 type site struct {
 	t          *testing.T
 	dir        string
@@ -76,8 +76,8 @@ func (s *site) stopKafka() {
 	}
 }
 
-// startEngine starts ClickHouse, and again whenever it ends unasked: a program
-// that is killed in the middle of an INSERT takes the embedded engine with it.
+// startEngine starts ClickHouse and restarts it whenever it ends by itself: a
+// program killed in the middle of an INSERT takes the embedded engine down.
 func (s *site) startEngine() {
 	s.t.Helper()
 	opts := chengine.Options{DataDir: filepath.Join(s.dir, "clickhouse"), NativePort: s.nativePort}
@@ -124,7 +124,7 @@ func (s *site) serveReady(roles string) (*process, string) {
 	return p, addr
 }
 
-// ready waits until the server says that it is.
+// ready waits until the server reports that it is ready.
 func ready(p *process, addr string) {
 	p.t.Helper()
 	p.eventually(time.Minute, func() error {
@@ -137,8 +137,8 @@ func ready(p *process, addr string) {
 }
 
 // Writers die at any moment and others take over; gateways die and clients
-// send again. In the end every acknowledged span is stored exactly once.
-func TestKilledAgainAndAgain(t *testing.T) {
+// retry. In the end every acknowledged span is stored exactly once.
+func TestRepeatedKills(t *testing.T) {
 	s := newSite(t, "")
 	gateway, _ := s.serve("gateway")
 	writer, _ := s.serveReady("writer")
@@ -155,8 +155,8 @@ func TestKilledAgainAndAgain(t *testing.T) {
 	})
 	for i := range 3 {
 		next, _ := s.serve("writer")
-		// The embedded broker never gives up a member that dies while it
-		// waits to join, as Kafka does: kill only members.
+		// The embedded broker never removes a member that dies while it waits
+		// to join, as Kafka does. So kill only members.
 		next.eventually(time.Minute, assigned(next))
 		if i == 1 {
 			gateway.kill()
@@ -175,17 +175,17 @@ func TestKilledAgainAndAgain(t *testing.T) {
 	}
 }
 
-// assigned returns nil once a writer has been given partitions.
+// assigned returns nil once a writer owns partitions.
 func assigned(p *process) func() error {
 	return func() error {
 		if !strings.Contains(p.output.String(), "partition taken over") {
-			return fmt.Errorf("no partition is assigned")
+			return fmt.Errorf("no partition assigned")
 		}
 		return nil
 	}
 }
 
-func TestClickHouseAway(t *testing.T) {
+func TestClickHouseDown(t *testing.T) {
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
 	c := newClient(t, s.grpc, 1)
@@ -194,7 +194,7 @@ func TestClickHouseAway(t *testing.T) {
 	c.send(ctx, 100)
 	s.stopEngine()
 	for range 20 {
-		c.send(ctx, 100) // goes on: Kafka keeps it
+		c.send(ctx, 100) // still works: Kafka keeps it
 	}
 	server.eventually(30*time.Second, func() error {
 		code, body, err := get("http://" + addr + "/ready")
@@ -202,7 +202,7 @@ func TestClickHouseAway(t *testing.T) {
 			return err
 		}
 		if code != http.StatusServiceUnavailable || !strings.Contains(body, "clickhouse") {
-			return fmt.Errorf("/ready says %d %s", code, body)
+			return fmt.Errorf("/ready returned %d %s", code, body)
 		}
 		return nil
 	})
@@ -211,9 +211,9 @@ func TestClickHouseAway(t *testing.T) {
 	ready(server, addr)
 }
 
-// While Kafka is away a client hears at once that it has to come back, and
-// when; what it was told is stored is stored.
-func TestKafkaAway(t *testing.T) {
+// While Kafka is down, a client is asked at once to retry, with a delay;
+// acknowledged spans are stored.
+func TestKafkaDown(t *testing.T) {
 	s := newSite(t, "")
 	server, _ := s.serveReady("gateway,writer")
 	c := newClient(t, s.grpc, 1)
@@ -226,13 +226,13 @@ func TestKafkaAway(t *testing.T) {
 		t.Errorf("export without Kafka: %v", err)
 	}
 	if !hasRetryInfo(err) {
-		t.Errorf("the answer says not when to come back: %v", err)
+		t.Errorf("the reply has no retry delay: %v", err)
 	}
 	s.startKafka()
 	for range 5 {
 		c.send(ctx, 100)
 	}
-	// The ten spans that were not acknowledged may or may not have arrived.
+	// The ten unacknowledged spans may or may not have arrived.
 	server.eventually(time.Minute, func() error {
 		rows, ids, err := stored(open(t, s.engine.NativeAddr()))
 		if err == nil && (rows != ids || rows < uint64(c.sent) || rows > uint64(c.sent)+10) {
@@ -251,8 +251,8 @@ func hasRetryInfo(err error) bool {
 	return false
 }
 
-// A server starts before its engines are there, waits for them, says for what,
-// and stops cleanly while it waits.
+// A server starts before its engines, waits for them, reports what it waits
+// for, and stops cleanly while it waits.
 func TestServerWaitsForItsEngines(t *testing.T) {
 	s := newSite(t, "")
 	s.stopKafka()
@@ -261,14 +261,14 @@ func TestServerWaitsForItsEngines(t *testing.T) {
 	server.eventually(30*time.Second, func() error {
 		code, body, err := get("http://" + addr + "/ready")
 		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "kafka") || !strings.Contains(body, "clickhouse")) {
-			err = fmt.Errorf("/ready says %d %s", code, body)
+			err = fmt.Errorf("/ready returned %d %s", code, body)
 		}
 		return err
 	})
 	impatient, _ := s.serve("writer")
 	impatient.eventually(10*time.Second, func() error {
 		if !strings.Contains(impatient.output.String(), "trying again") {
-			return fmt.Errorf("it does not say that it waits: %s", impatient.output.String())
+			return fmt.Errorf("the log does not show that it waits: %s", impatient.output.String())
 		}
 		return nil
 	})
@@ -280,14 +280,14 @@ func TestServerWaitsForItsEngines(t *testing.T) {
 	ready(server, addr)
 }
 
-// With migrations left to somebody else, a writer waits for them.
+// Without automatic migration, a writer waits for the schema.
 func TestMigrateByHand(t *testing.T) {
 	s := newSite(t, "migrate_at_start: false\n")
 	server, addr := s.serve("writer")
 	server.eventually(30*time.Second, func() error {
 		_, body, err := get("http://" + addr + "/ready")
 		if err == nil && !strings.Contains(body, "migrate up") {
-			err = fmt.Errorf("/ready says %s", body)
+			err = fmt.Errorf("/ready returned %s", body)
 		}
 		return err
 	})

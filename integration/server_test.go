@@ -23,7 +23,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
-// binaries is where TestMain builds the programs under test.
+// binaries is the directory into which TestMain builds the programs under test.
 var binaries string
 
 func TestMain(m *testing.M) {
@@ -51,7 +51,7 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// output collects what a process prints.
+// output collects the output of a process.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -83,8 +83,8 @@ func start(t *testing.T, args ...string) *process {
 	return startProgram(t, "metaflow-server", args...)
 }
 
-// startProgram runs a program. It is killed at the end of the test if it still
-// lives, and what it said is shown when the test has failed.
+// startProgram runs a program. The test kills it at its end, and shows its
+// output if it failed.
 func startProgram(t *testing.T, name string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, cmd: exec.Command(filepath.Join(binaries, name), args...), done: make(chan struct{})}
@@ -107,7 +107,8 @@ func startProgram(t *testing.T, name string, args ...string) *process {
 	return p
 }
 
-// repository is where the embedded engine's library is looked for.
+// repository returns the directory in which the embedded engine's library is
+// looked up.
 func repository(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.Abs("..")
@@ -117,13 +118,13 @@ func repository(t *testing.T) string {
 	return dir
 }
 
-// kill ends the process as kill -9 does.
+// kill ends the process like kill -9.
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
 
-// terminate asks the process to stop and returns its exit status.
+// terminate sends SIGTERM and returns the exit status.
 func (p *process) terminate() int {
 	p.t.Helper()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
@@ -136,8 +137,8 @@ func (p *process) terminate() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// eventually waits until check returns nil, and fails the test with its last
-// error when that takes too long or the process ends meanwhile.
+// eventually waits until check returns nil. It fails the test with check's last
+// error if that takes too long or the process ends first.
 func (p *process) eventually(within time.Duration, check func() error) {
 	p.t.Helper()
 	if err := wait.Poll(within, p.done, check); err != nil {
@@ -145,7 +146,7 @@ func (p *process) eventually(within time.Duration, check func() error) {
 	}
 }
 
-// addresses is what --ready-file holds.
+// addresses is the content of --ready-file.
 type addresses struct {
 	GRPC             string `json:"grpc"`
 	OTLPHTTP         string `json:"otlp_http"`
@@ -155,19 +156,19 @@ type addresses struct {
 	ClickHouseHTTP   string `json:"clickhouse_http"`
 }
 
-// standalone is a server with its engines inside.
+// standalone is a server with embedded engines.
 type standalone struct {
 	*process
 	at addresses
 }
 
-// startStandalone returns when the server is ready, on free ports.
+// startStandalone starts a server on free ports and returns when it is ready.
 func startStandalone(t *testing.T, dataDir string) *standalone {
 	t.Helper()
 	return startStandaloneAt(t, dataDir, "127.0.0.1:0")
 }
 
-// startStandaloneAt does the same with gRPC on a given address.
+// startStandaloneAt is startStandalone with gRPC on a given address.
 func startStandaloneAt(t *testing.T, dataDir, grpc string) *standalone {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready.json")
@@ -195,7 +196,8 @@ func open(t *testing.T, addr string) driver.Conn {
 	return conn
 }
 
-// stored counts the rows of metaflow.spans, and the different ids among them.
+// stored returns the number of rows of metaflow.spans, and of the distinct ids
+// among them.
 func stored(conn driver.Conn) (rows, ids uint64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -203,7 +205,7 @@ func stored(conn driver.Conn) (rows, ids uint64, err error) {
 	return rows, ids, err
 }
 
-// exactly returns nil once that many spans are stored, each once.
+// exactly returns nil once the given number of spans is stored, each once.
 func exactly(conn driver.Conn, want int) func() error {
 	return func() error {
 		rows, ids, err := stored(conn)
@@ -211,13 +213,13 @@ func exactly(conn driver.Conn, want int) func() error {
 			return err
 		}
 		if rows != uint64(want) || ids != uint64(want) {
-			return fmt.Errorf("%d rows with %d different ids are stored, want %d", rows, ids, want)
+			return fmt.Errorf("%d rows with %d distinct ids stored, want %d", rows, ids, want)
 		}
 		return nil
 	}
 }
 
-// get returns the status and the body of an HTTP address.
+// get returns the status and the body of an HTTP GET.
 func get(url string) (int, string, error) {
 	client := http.Client{Timeout: 5 * time.Second}
 	resp, err := client.Get(url)

@@ -7,16 +7,18 @@ import (
 	"time"
 )
 
-// settleWithin is what docs/guarantees.md promises, on a machine that has nothing else to do: the session
-// of the writer that died, the time in which Kafka makes a new generation, and one longest pause of each
-// that waits. Here others may keep the machine busy.
+// settleWithin is what docs/guarantees.md promises on an idle machine: the
+// session of the dead writer, the time for a new generation in Kafka, and one
+// longest backoff of each retry loop. Other work may keep the test machine
+// busy.
 const (
 	settleWithin = 30 * time.Second
 	settleSlack  = 30 * time.Second
 )
 
-// A writer dies, and Kafka and ClickHouse are away, all at once. Soon after they are back everything is
-// stored, once: nothing waits for the longest backoff of something that works again.
+// A writer dies, and Kafka and ClickHouse go down, all at once. Soon after they
+// are back, everything is stored once: no retry loop waits for a long backoff
+// although its dependency works again.
 func TestSettlesAfterSeveralFaults(t *testing.T) {
 	s := newSite(t, "")
 	gateway, gatewayAddr := s.serve("gateway")
@@ -36,7 +38,7 @@ func TestSettlesAfterSeveralFaults(t *testing.T) {
 		c.send(ctx, 50)
 	}
 	s.stopKafka()
-	<-time.After(15 * time.Second) // backoffs have grown
+	<-time.After(15 * time.Second) // let backoffs grow
 	s.startKafka()
 	s.startEngine()
 	begun := time.Now()
@@ -47,7 +49,7 @@ func TestSettlesAfterSeveralFaults(t *testing.T) {
 	second.eventually(settleWithin+settleSlack, func() error {
 		rows, _, err := stored(conn)
 		if err == nil && rows < uint64(c.sent) {
-			err = fmt.Errorf("%d of %d spans are stored", rows, c.sent)
+			err = fmt.Errorf("%d of %d spans stored", rows, c.sent)
 		}
 		return err
 	})

@@ -11,16 +11,16 @@ import (
 	"time"
 )
 
-// onlyWhenItHappens are metrics with labels that a program exposes once there is something to count.
-// TestMetricsAndAlertsExist looks for them in the code.
+// onlyWhenItHappens lists metrics with labels that a program exposes only after
+// the first event. TestMetricsAndAlertsExist looks them up in the code.
 var onlyWhenItHappens = []string{
 	"metaflow_gateway_spans_rejected_total", "metaflow_gateway_flows_rejected_total", "metaflow_clickhouse_insert_errors_total",
 	"metaflow_kafka_produce_errors_total", "metaflow_writer_retries_total", "metaflow_gateway_refused_requests_total",
 	"metaflow_writer_flows_duplicate_total",
 }
 
-// What the dashboard of the stages asks Prometheus for is what the programs tell.
-func TestStagesAskForMetricsThatAreExposed(t *testing.T) {
+// The dashboard of the stages queries only metrics that the programs expose.
+func TestStagesQueryExposedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../deploy/grafana/dashboards/stages.json")
 	if err != nil {
 		t.Fatal(err)
@@ -57,19 +57,19 @@ func TestStagesAskForMetricsThatAreExposed(t *testing.T) {
 			}
 			for _, m := range legend.FindAllStringSubmatch(q.LegendFormat, -1) {
 				if !slices.Contains(labels, m[1]) {
-					t.Errorf("%s: the legend %q names a label that %s drops", p.Title, q.LegendFormat, q.Expr)
+					t.Errorf("%s: the legend %q uses a label that %s drops", p.Title, q.LegendFormat, q.Expr)
 				}
 			}
 			names := name.FindAllString(q.Expr, -1)
 			if len(names) == 0 {
-				t.Errorf("%s: %s asks for no metric", p.Title, q.Expr)
+				t.Errorf("%s: %s queries no metric", p.Title, q.Expr)
 			}
 			for _, n := range names {
 				if slices.Contains(onlyWhenItHappens, n) {
 					continue
 				}
 				if !regexp.MustCompile(`(?m)^` + n + `[{ ]`).MatchString(told) {
-					t.Errorf("%s: no program has %s", p.Title, n)
+					t.Errorf("%s: no program exposes %s", p.Title, n)
 				}
 				for _, label := range labels {
 					if label != "instance" && !regexp.MustCompile(`(?m)^`+n+`\{[^}]*\b`+label+`="`).MatchString(told) {

@@ -20,8 +20,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
-// A newcomer's first minutes: start, send with the SDK, ask with SQL, stop,
-// start again, find everything still there.
+// A newcomer's first minutes: start, send with the SDK, query with SQL, stop,
+// start again, and find everything still there.
 func TestStandaloneKeepsSpans(t *testing.T) {
 	dir := t.TempDir()
 	s := startStandalone(t, dir)
@@ -78,13 +78,13 @@ func sendOver(t *testing.T, exporter sdktrace.SpanExporter) (traceID string) {
 	server.End()
 	client.End()
 	if err := provider.Shutdown(t.Context()); err != nil {
-		t.Fatalf("the exporter says: %v", err)
+		t.Fatalf("export: %v", err)
 	}
 	return client.SpanContext().TraceID().String()
 }
 
-// What was acknowledged survives kill -9 at any time, and is stored once,
-// although the client sends again whatever it is in doubt about.
+// Acknowledged spans survive kill -9 at any time and are stored once, although
+// the client retries whenever the outcome is unknown.
 func TestStandaloneSurvivesKill(t *testing.T) {
 	dir := t.TempDir()
 	sent := 0
@@ -98,7 +98,7 @@ func TestStandaloneSurvivesKill(t *testing.T) {
 		}
 		cancel()
 		sent += c.sent
-		time.Sleep(time.Duration(round) * 300 * time.Millisecond) //nolint:forbidigo // kills at different moments
+		time.Sleep(time.Duration(round) * 300 * time.Millisecond) //nolint:forbidigo // kill at different moments
 		s.kill()
 		if err := wait.Poll(10*time.Second, nil, func() error { return ended(engine) }); err != nil {
 			t.Errorf("the embedded ClickHouse outlived the server: %v", err)
@@ -108,8 +108,8 @@ func TestStandaloneSurvivesKill(t *testing.T) {
 	s.eventually(time.Minute, exactly(open(t, s.at.ClickHouseNative), sent))
 }
 
-// The embedded engine may die; it is started again, and what was sent meanwhile
-// is stored.
+// The embedded engine may die. It is restarted, and spans sent meanwhile are
+// stored.
 func TestStandaloneRestartsItsEngine(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	c := newClient(t, s.at.GRPC, 1)
@@ -134,7 +134,7 @@ func childOf(t *testing.T, pid int) int {
 	for _, name := range stats {
 		text, err := os.ReadFile(name)
 		if err != nil {
-			continue // it has ended meanwhile
+			continue // it ended meanwhile
 		}
 		var child, parent int
 		var state string
@@ -152,12 +152,12 @@ func childOf(t *testing.T, pid int) int {
 
 func ended(pid int) error {
 	if err := syscall.Kill(pid, 0); err != nil {
-		return nil //nolint:nilerr // no such process is what is hoped for
+		return nil //nolint:nilerr // success: there is no such process
 	}
 	return fmt.Errorf("process %d lives", pid)
 }
 
-func TestStandaloneRefusesWhatCannotWork(t *testing.T) {
+func TestStandaloneRejectsBadArguments(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "wrong.yaml")
 	if err := os.WriteFile(file, []byte("kafka:\n  partitons: 3\nwriter: {max_batch_rows: many}\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -184,7 +184,7 @@ func TestStandaloneRefusesWhatCannotWork(t *testing.T) {
 			}
 			for _, word := range tc.says {
 				if !strings.Contains(p.output.String(), word) {
-					t.Errorf("%q is not in what it says:\n%s", word, p.output.String())
+					t.Errorf("output lacks %q:\n%s", word, p.output.String())
 				}
 			}
 		})

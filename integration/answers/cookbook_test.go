@@ -20,14 +20,14 @@ var (
 	lately  = regexp.MustCompile(`minutes = (\d+)`)
 )
 
-// asOf lets a query believe that the shop's hour has just passed.
+// asOf makes a query believe that the shop's hour has just ended.
 func asOf(query string) string {
 	query = current.ReplaceAllString(query, "toDateTime('"+shop.End.Format(time.DateTime)+"', 'UTC')")
-	// The view reads the clock itself.
+	// The view itself reads the clock.
 	return lately.ReplaceAllString(query, fmt.Sprintf("minutes = $1 + %d", int(time.Since(shop.End).Minutes())))
 }
 
-// Every question of the page is answered with what the page shows.
+// Every query of the page returns what the page shows.
 func TestCookbook(t *testing.T) {
 	text, err := os.ReadFile(cookbook)
 	if err != nil {
@@ -37,14 +37,14 @@ func TestCookbook(t *testing.T) {
 	const begin, between, end = "```sql\n", "```\n```\n", "```\n"
 	parts := strings.Split(string(text), begin)
 	if len(parts) < 21 {
-		t.Errorf("there are %d questions, want 20", len(parts)-1)
+		t.Errorf("found %d queries, want 20", len(parts)-1)
 	}
 	page := parts[0]
 	for _, part := range parts[1:] {
 		query, rest, ok := strings.Cut(part, between)
 		shown, rest, closed := strings.Cut(rest, end)
 		if !ok || !closed {
-			t.Fatalf("this query has no answer below it:\n%s", part)
+			t.Fatalf("no answer below this query:\n%s", part)
 		}
 		got := db.table(asOf(query))
 		if got == "" {
@@ -54,7 +54,7 @@ func TestCookbook(t *testing.T) {
 			shown = got
 		}
 		if diff := cmp.Diff(shown, got); diff != "" {
-			t.Errorf("the page shows another answer; -update writes it (-page +ClickHouse):\n%s\nto\n%s", diff, query)
+			t.Errorf("the answer differs; run with -update (-page +ClickHouse):\n%s\nto\n%s", diff, query)
 		}
 		page += begin + query + between + shown + end + rest
 	}

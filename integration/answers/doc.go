@@ -1,8 +1,8 @@
-// Package answers tests what people ask: every query of the cookbook and of
-// every dashboard is put to a real ClickHouse that holds the hour of
-// integration/internal/shop, and has to be answered.
+// Package answers runs every query of the cookbook and of every dashboard on a
+// real ClickHouse that holds the hour of integration/internal/shop, and checks
+// the results.
 //
 //	go test ./integration/answers -update
 //
-// writes the answers into docs/query.md.
+// writes the results into docs/query.md.
 package answers

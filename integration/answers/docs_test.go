@@ -20,12 +20,13 @@ var (
 	alert  = regexp.MustCompile(`\bMetaFlow[A-Z][a-z]+[A-Za-z]*`)
 )
 
-// pages are the handwritten texts for operators, by their path in the repository.
+// pages returns the handwritten pages for operators, by their path in the
+// repository.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	paths, err := filepath.Glob(root + "/docs/*.md")
 	if err != nil || len(paths) < 7 {
-		t.Fatalf("there are only %d pages, %v", len(paths), err)
+		t.Fatalf("found only %d pages, %v", len(paths), err)
 	}
 	all := map[string]string{}
 	for _, path := range append(paths, root+"/README.md") {
@@ -34,7 +35,7 @@ func pages(t *testing.T) map[string]string {
 	return all
 }
 
-// Links between the pages lead somewhere.
+// Links between the pages resolve.
 func TestLinks(t *testing.T) {
 	for path, text := range pages(t) {
 		for _, m := range link.FindAllStringSubmatch(text, -1) {
@@ -47,17 +48,17 @@ func TestLinks(t *testing.T) {
 				target = filepath.Join(filepath.Dir(path), file)
 			}
 			if _, err := os.Stat(target); err != nil {
-				t.Errorf("%s: the link to %s leads nowhere", path, m[1])
+				t.Errorf("%s: broken link to %s", path, m[1])
 				continue
 			}
 			if heading != "" && !strings.Contains(headings(read(t, target)), "\n"+heading+"\n") {
-				t.Errorf("%s: there is no heading for %s", path, m[1])
+				t.Errorf("%s: no heading for %s", path, m[1])
 			}
 		}
 	}
 }
 
-// headings are the anchors of a page, a line each.
+// headings returns the anchors of a page, one per line.
 func headings(page string) string {
 	anchors := "\n"
 	for line := range strings.Lines(page) {
@@ -69,7 +70,7 @@ func headings(page string) string {
 	return anchors
 }
 
-// What the pages tell people to watch is there.
+// Metrics and alerts named on the pages exist.
 func TestMetricsAndAlertsExist(t *testing.T) {
 	var code strings.Builder
 	err := filepath.WalkDir(root+"/pkg", func(path string, d fs.DirEntry, err error) error {
@@ -88,7 +89,7 @@ func TestMetricsAndAlertsExist(t *testing.T) {
 	for path, text := range texts {
 		for _, name := range metric.FindAllString(text, -1) {
 			if !exposed(code.String(), name) {
-				t.Errorf("%s: no program has a metric %s", path, name)
+				t.Errorf("%s: no program exposes the metric %s", path, name)
 			}
 		}
 		if filepath.Base(path) != "operate.md" {
@@ -107,8 +108,8 @@ func TestMetricsAndAlertsExist(t *testing.T) {
 	}
 }
 
-// exposed tells whether the code names a metric as a whole, or within its
-// subsystem, with what is counted written in or put in by a variable.
+// exposed reports whether the code contains a metric's name: completely, or
+// within its subsystem, with the signal written in or inserted by a variable.
 func exposed(code, name string) bool {
 	_, rest, _ := strings.Cut(strings.TrimPrefix(name, "metaflow_"), "_")
 	pattern := "(?:" + strings.TrimSuffix(name, rest) + ")?" + rest + `"`
@@ -118,12 +119,12 @@ func exposed(code, name string) bool {
 	return regexp.MustCompile(`(?:"|\b)` + pattern).MatchString(code)
 }
 
-// The view that reads the exporter's table and ours as one.
+// The view that joins the exporter's table with ours.
 func TestBothTablesAsOne(t *testing.T) {
 	_, block, ok := strings.Cut(read(t, root+"/docs/migrate-from-otel-exporter.md"), "       CREATE VIEW")
 	block, _, closed := strings.Cut(block, "\n\n")
 	if !ok || !closed {
-		t.Fatal("the page has no view")
+		t.Fatal("the page contains no view")
 	}
 	db := open(t)
 	db.ask("CREATE DATABASE otel", nil)
@@ -131,7 +132,7 @@ func TestBothTablesAsOne(t *testing.T) {
 	db.ask("CREATE VIEW"+block, nil)
 	got := db.ask("SELECT (SELECT (count(), uniqExact(SpanId)) FROM otel.traces) = (SELECT (count(), uniqExact(SpanId)) FROM metaflow.otel_traces)", nil)
 	if got != "1\n" {
-		t.Errorf("the view of both does not have every span once (hour of %s)", shop.Start)
+		t.Errorf("the view of both tables does not contain every span once (hour of %s)", shop.Start)
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-var update = flag.Bool("update", false, "write the answers into docs/query.md")
+var update = flag.Bool("update", false, "write the results into docs/query.md")
 
 // running is the engine that all tests of this package share.
 var running struct {
@@ -62,13 +62,13 @@ func run(m *testing.M) int {
 	return code
 }
 
-// queried is a ClickHouse that holds the shop's hour.
-type queried struct {
+// engine is a ClickHouse that holds the shop's hour.
+type engine struct {
 	t      *testing.T
 	engine *chengine.Engine
 }
 
-func open(t *testing.T) queried {
+func open(t *testing.T) engine {
 	t.Helper()
 	running.once.Do(func() {
 		if running.dir, running.err = os.MkdirTemp("", "answers"); running.err == nil { //nolint:usetesting // of all tests
@@ -78,7 +78,7 @@ func open(t *testing.T) queried {
 	if running.err != nil {
 		t.Fatal(running.err)
 	}
-	return queried{t, running.engine}
+	return engine{t, running.engine}
 }
 
 func load(dir string) (*chengine.Engine, error) {
@@ -111,7 +111,7 @@ func load(dir string) (*chengine.Engine, error) {
 		}
 		refused, err := block.Append(value, columns.Source{Agent: "agent", Window: signal.WindowAt(shop.End, 24*time.Hour, time.Hour)})
 		if err != nil || len(refused) > 0 {
-			return e, fmt.Errorf("append spans: %d refused, %w", len(refused), err)
+			return e, fmt.Errorf("append spans: %d rejected, %w", len(refused), err)
 		}
 	}
 	if err := ins.Insert(ctx, 0, columns.TableSpans, "spans", block.Input(), block.Rows()); err != nil {
@@ -127,18 +127,18 @@ func load(dir string) (*chengine.Engine, error) {
 	return e, err
 }
 
-// table returns a query's result as ClickHouse draws it.
-func (q queried) table(query string) string {
+// table returns a query's result as a formatted table.
+func (q engine) table(query string) string {
 	q.t.Helper()
 	return q.ask(query, url.Values{
 		"default_format":                   {"PrettyCompactMonoBlock"},
 		"output_format_pretty_row_numbers": {"0"},
 		"output_format_pretty_color":       {"0"},
-		"max_threads":                      {"1"}, // sums of floats depend on their order
+		"max_threads":                      {"1"}, // sums of floats depend on the order
 	})
 }
 
-func (q queried) ask(query string, settings url.Values) string {
+func (q engine) ask(query string, settings url.Values) string {
 	q.t.Helper()
 	text, err := ask(q.t.Context(), q.engine, query, settings)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 )
 
-// dashboard is what of a dashboard's file is looked at.
+// dashboard holds the fields of a dashboard's file that the tests check.
 type dashboard struct {
 	UID        string
 	Title      string
@@ -52,10 +52,10 @@ type source struct{ Type, UID string }
 type query struct {
 	RefID, EditorType, QueryType, RawSQL string
 	Format                               int
-	Expr                                 string // of Prometheus
+	Expr                                 string // a Prometheus query
 }
 
-// formats are the plugin's numbers of what a query is for.
+// formats are the plugin's numbers for the purposes of a query.
 var formats = map[string]int{"timeseries": 0, "table": 1, "traces": 3}
 
 const provisioned = "../../deploy/grafana"
@@ -64,7 +64,7 @@ func dashboards(t *testing.T) map[string]dashboard {
 	t.Helper()
 	paths, err := filepath.Glob(provisioned + "/dashboards/*.json")
 	if err != nil || len(paths) < 5 {
-		t.Fatalf("there are %d dashboards, %v", len(paths), err)
+		t.Fatalf("found %d dashboards, %v", len(paths), err)
 	}
 	all := map[string]dashboard{}
 	for _, path := range paths {
@@ -77,13 +77,14 @@ func dashboards(t *testing.T) map[string]dashboard {
 	return all
 }
 
-// Every query of every dashboard is answered with rows, in the shape that its panel needs.
+// Every query of every dashboard returns rows of the shape that its panel
+// needs.
 func TestDashboards(t *testing.T) {
 	db := open(t)
 	for name, d := range dashboards(t) {
 		t.Run(name, func(t *testing.T) {
-			db := queried{t, db.engine}
-			values := map[string]string{ // of text boxes
+			db := engine{t, db.engine}
+			values := map[string]string{ // values of text boxes
 				"trace": "'d4da03547ca6bbc79fb5ae8ed3906704'", "key": "'app.user.id'", "value": "'1017'", "minutes": "15",
 			}
 			for _, v := range d.Templating.List {
@@ -100,18 +101,18 @@ func TestDashboards(t *testing.T) {
 					all = append(all, fmt.Sprintf("'%s'", row[0]))
 				}
 				if len(all) == 0 {
-					t.Errorf("the variable %s has no values", v.Name)
+					t.Errorf("variable %s has no values", v.Name)
 				}
 				values[v.Name] = strings.Join(all, ",")
 			}
 			for _, p := range d.Panels {
 				if p.Datasource.Type == "prometheus" {
-					continue // TestStagesAskForMetricsThatAreExposed of the programs
+					continue // covered by TestStagesQueryExposedMetrics
 				}
 				for _, q := range p.Targets {
 					names, rows := db.rows(asOf(expand(t, q.RawSQL, values)))
 					if len(rows) == 0 {
-						t.Errorf("%s: nothing answers %s", p.Title, q.RawSQL)
+						t.Errorf("%s: no rows from %s", p.Title, q.RawSQL)
 						continue
 					}
 					for _, problem := range unfit(p, q, names, rows) {
@@ -123,13 +124,13 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-// unfit says what a panel cannot show.
+// unfit returns the reasons why a panel cannot show a result.
 func unfit(p panel, q query, names []string, rows [][]any) (problems []string) {
 	var needed []string
 	switch {
 	case q.QueryType == "timeseries":
 		if _, err := time.Parse(time.DateTime, fmt.Sprint(rows[0][0])); err != nil {
-			problems = append(problems, "the first column is no time: "+err.Error())
+			problems = append(problems, "the first column is not a time:  "+err.Error())
 		}
 		if len(rows) < 10 {
 			problems = append(problems, fmt.Sprintf("a line of %d points", len(rows)))
@@ -146,7 +147,7 @@ func unfit(p panel, q query, names []string, rows [][]any) (problems []string) {
 	}
 	for _, name := range needed {
 		if !slices.Contains(names, name) {
-			problems = append(problems, "there is no column "+name)
+			problems = append(problems, "no column "+name)
 		}
 	}
 	return problems
@@ -157,15 +158,16 @@ var (
 	reference = regexp.MustCompile(`\$\{(\w+)(?::singlequote)?\}`)
 )
 
-// expand does what Grafana and the plugin (pkg/macros of grafana-clickhouse-datasource 4) do
-// before a query goes to ClickHouse, for the shop's hour and an interval of a minute.
+// expand expands macros like Grafana and the plugin (pkg/macros of
+// grafana-clickhouse-datasource 4), for the shop's hour and an interval of a
+// minute.
 func expand(t *testing.T, query string, values map[string]string) string {
 	t.Helper()
 	from, to := fmt.Sprintf("toDateTime(%d)", shop.Start.Unix()), fmt.Sprintf("toDateTime(%d)", shop.End.Unix())
 	query = reference.ReplaceAllStringFunc(query, func(m string) string {
 		name := reference.FindStringSubmatch(m)[1]
 		if values[name] == "" {
-			t.Errorf("nobody sets the variable %s", name)
+			t.Errorf("variable %s is not set", name)
 		}
 		return values[name]
 	})
@@ -189,20 +191,20 @@ func expand(t *testing.T, query string, values map[string]string) string {
 	})
 }
 
-// Dashboards agree with what is provisioned beside them, and with one another.
+// Dashboards are consistent with the provisioning files and with each other.
 func TestDashboardsFitTogether(t *testing.T) {
 	clickhouse, prometheus := provisionedSource(t, "metaflow.yaml"), provisionedSource(t, "prometheus.yaml")
 	all := dashboards(t)
 	variables := map[string][]string{} // by the dashboard's uid
 	for name, d := range all {
 		if _, taken := variables[d.UID]; taken || d.UID == "" || d.Title == "" {
-			t.Errorf("%s: its uid or title is missing, or somebody else's", name)
+			t.Errorf("%s: the uid or title is missing or not unique", name)
 		}
 		variables[d.UID] = []string{}
 		for _, v := range d.Templating.List {
 			variables[d.UID] = append(variables[d.UID], v.Name)
 			if v.Type == "query" && v.Datasource != clickhouse {
-				t.Errorf("%s: the variable %s asks %v", name, v.Name, v.Datasource)
+				t.Errorf("%s: variable %s queries %v", name, v.Name, v.Datasource)
 			}
 		}
 	}
@@ -215,12 +217,12 @@ func TestDashboardsFitTogether(t *testing.T) {
 			for _, q := range p.Targets {
 				if p.Datasource == prometheus {
 					if q.Expr == "" {
-						t.Errorf("%s: %s: query %s asks nothing", name, p.Title, q.RefID)
+						t.Errorf("%s: %s: query %s is empty", name, p.Title, q.RefID)
 					}
 					continue
 				}
 				if format, known := formats[q.QueryType]; !known || format != q.Format || q.EditorType != "sql" {
-					t.Errorf("%s: %s: format %d is not that of %q", name, p.Title, q.Format, q.QueryType)
+					t.Errorf("%s: %s: format %d does not match %q", name, p.Title, q.Format, q.QueryType)
 				}
 			}
 			if p.GridPos.X+p.GridPos.W > 24 {
@@ -229,19 +231,19 @@ func TestDashboardsFitTogether(t *testing.T) {
 			for _, other := range d.Panels[:i] {
 				a, b := p.GridPos, other.GridPos
 				if a.X < b.X+b.W && b.X < a.X+a.W && a.Y < b.Y+b.H && b.Y < a.Y+a.H {
-					t.Errorf("%s: %s lies on %s", name, p.Title, other.Title)
+					t.Errorf("%s: %s overlaps %s", name, p.Title, other.Title)
 				}
 			}
 		}
 		for _, m := range target.FindAllStringSubmatch(read(t, provisioned+"/dashboards/"+name), -1) {
 			if !slices.Contains(variables[m[1]], m[2]) {
-				t.Errorf("%s: a link leads to the variable %s of %s", name, m[2], m[1])
+				t.Errorf("%s: a link refers to the variable %s of %s", name, m[2], m[1])
 			}
 		}
 	}
 }
 
-// provisionedSource is the one data source of a file.
+// provisionedSource returns the only data source of a file.
 func provisionedSource(t *testing.T, file string) source {
 	t.Helper()
 	var provider struct {
@@ -257,7 +259,7 @@ func provisionedSource(t *testing.T, file string) source {
 }
 
 // rows returns a query's result as an array of arrays.
-func (q queried) rows(query string) (names []string, rows [][]any) {
+func (q engine) rows(query string) (names []string, rows [][]any) {
 	q.t.Helper()
 	var answer struct {
 		Meta []struct{ Name string }

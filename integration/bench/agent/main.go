@@ -1,12 +1,13 @@
-// Command agentbench measures what forwarding a span costs in the agent: it posts
-// requests over OTLP/HTTP, uncompressed, to an agent that forwards them over gRPC to a sink in
-// a process of its own, and reads what the operating system accounts to the agent.
+// Command agentbench measures the agent's cost of forwarding a span. It posts
+// requests over OTLP/HTTP, uncompressed, to an agent that forwards them over
+// gRPC to a sink in its own process, and reads what the operating system
+// accounts to the agent.
 //
 //	go run ./integration/bench/agent -agent bin/metaflow-agent
 //
-// With -collector an OpenTelemetry Collector does the same (otlp receiver over HTTP to otlp
-// exporter, no batching, no queue) in the same run, so that the ratio holds on a noisy
-// machine. `make collector` builds one.
+// With -collector an OpenTelemetry Collector does the same (otlp receiver over
+// HTTP to otlp exporter, no batching, no queue) in the same run, so that the
+// ratio holds on a noisy machine. `make collector` builds one.
 package main
 
 import (
@@ -32,24 +33,24 @@ type options struct {
 func main() {
 	measured.MaybeServe(sinkVariable, serveSink)
 	var o options
-	flag.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent's program")
-	flag.StringVar(&o.collector, "collector", "", "a collector's program to compare with; empty compares nothing")
+	flag.StringVar(&o.agent, "agent", "bin/metaflow-agent", "the agent `program`")
+	flag.StringVar(&o.collector, "collector", "", "a collector `program` to compare with; if empty, none")
 	flag.IntVar(&o.spans, "spans", 2_000_000, "spans to send as fast as possible")
 	flag.IntVar(&o.batch, "batch", 512, "spans in one request")
 	flag.IntVar(&o.senders, "senders", 4, "requests at a time")
-	flag.IntVar(&o.rate, "rate", 20_000, "spans a second of the second part, which is for resident memory")
-	flag.StringVar(&o.http, "agent-http", "127.0.0.1:0", "where the agent serves /metrics, and profiles with METAFLOW_HTTP_PPROF=true")
+	flag.IntVar(&o.rate, "rate", 20_000, "spans per second of the second part, which measures resident memory")
+	flag.StringVar(&o.http, "agent-http", "127.0.0.1:0", "address of the agent's /metrics, and of profiles with METAFLOW_HTTP_PPROF=true")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
 	measured.Main("agentbench", func(ctx context.Context) error { return run(ctx, o) })
 }
 
-// figures are what one program cost.
+// figures are the costs of one program.
 type figures struct {
 	name   string
-	full   float64 // CPU microseconds a span, as fast as possible
-	paced  float64 // CPU microseconds a span at the rate given
-	rss    int64   // peak resident bytes at the rate given
-	second float64 // spans a second, as fast as possible
+	full   float64 // CPU microseconds per span, as fast as possible
+	paced  float64 // CPU microseconds per span at the given rate
+	rss    int64   // peak resident bytes at the given rate
+	second float64 // spans per second, as fast as possible
 }
 
 // steadyFor is how long the rate is held.
@@ -82,7 +83,8 @@ func run(ctx context.Context, o options) error {
 	return nil
 }
 
-// requests makes a second's worth of different requests, which are sent over and over.
+// requests returns a second's worth of distinct requests, which are sent
+// repeatedly.
 func requests(o options) [][]byte {
 	g := otlptest.New(1, otlptest.Options{Start: time.Now().Add(-time.Minute), SpansPerSecond: 20_000})
 	all := make([][]byte, 40)
@@ -92,7 +94,8 @@ func requests(o options) [][]byte {
 	return all
 }
 
-// measure runs a program twice: once to its limit, once fresh at the rate.
+// measure runs a program twice: once at its limit, then a fresh one at the
+// given rate.
 func measure(ctx context.Context, o options, dir string, start func(dir string) (*target, error), load [][]byte) (f figures, err error) {
 	t, err := start(dir)
 	if err != nil {
@@ -131,7 +134,7 @@ func (t *target) stop() {
 	t.sink.Stop()
 }
 
-// drive sends the load and returns what that cost.
+// drive sends the load and returns its cost.
 func (t *target) drive(ctx context.Context, load [][]byte, o options, spans, rate int) (cpu, took time.Duration, rss int64, err error) {
 	before, err := t.program.Usage()
 	if err != nil {
@@ -139,14 +142,14 @@ func (t *target) drive(ctx context.Context, load [][]byte, o options, spans, rat
 	}
 	begun := time.Now()
 	if err := post(ctx, t.url, load, spans/o.batch, o.senders, float64(rate)/float64(o.batch)); err != nil {
-		return 0, 0, 0, fmt.Errorf("%s: %w: it said %s", t.name, err, t.program.Output.String())
+		return 0, 0, 0, fmt.Errorf("%s: %w: output: %s", t.name, err, t.program.Output.String())
 	}
 	took = time.Since(begun)
 	after, err := t.program.Usage()
 	return after.CPU - before.CPU, took, after.Peak, err
 }
 
-// startAgent runs an agent on a configuration that the sink hands out.
+// startAgent runs an agent whose configuration comes from the sink.
 func startAgent(ctx context.Context, o options, dir string) (*target, error) {
 	addr, err := measured.FreeAddr()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
-// post sends n requests of the load, at most so many a second (0 is without a
+// post sends n requests of the load, at most perSecond a second (0 means no
 // limit), and returns when each is acknowledged.
 func post(ctx context.Context, url string, load [][]byte, n, senders int, perSecond float64) error {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: senders}}

@@ -8,7 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
-	_ "google.golang.org/grpc/encoding/proto" // the codec that the sink's is made of
+	_ "google.golang.org/grpc/encoding/proto" // the codec that the sink's is based on
 	"google.golang.org/grpc/mem"
 
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
@@ -18,7 +18,7 @@ import (
 const (
 	// sinkVariable turns this program into the sink.
 	sinkVariable = "AGENTBENCH_SINK"
-	// portVariable is the port on which the sink tells agents to listen.
+	// portVariable is the port that the sink configures agents to listen on.
 	portVariable = "AGENTBENCH_PORT"
 )
 
@@ -39,10 +39,10 @@ func serveSink(addr string) error {
 	return server.Serve(listener)
 }
 
-// nothing is a message whose bytes are of no interest.
+// nothing is a message whose bytes are ignored.
 type nothing struct{}
 
-// forgetful is protobuf for every message but nothing.
+// forgetful is protobuf for every message except nothing.
 type forgetful struct{ encoding.CodecV2 }
 
 func (f forgetful) Marshal(v any) (mem.BufferSlice, error) {
@@ -59,7 +59,7 @@ func (f forgetful) Unmarshal(data mem.BufferSlice, v any) error {
 	return f.CodecV2.Unmarshal(data, v)
 }
 
-// controller hands every agent one configuration.
+// controller sends every agent the same configuration.
 type controller struct {
 	agentv1.UnimplementedControlServiceServer
 	port string
@@ -82,7 +82,7 @@ func (c controller) Connect(stream agentv1.ControlService_ConnectServer) error {
 	return err
 }
 
-// startSink returns the sink and where it listens.
+// startSink starts the sink and returns its address.
 func startSink(ctx context.Context, o options, port string) (*measured.Process, string, error) {
 	return measured.StartServing(ctx, o.verbose, sinkVariable, portVariable+"="+port)
 }

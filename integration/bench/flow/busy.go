@@ -23,12 +23,12 @@ import (
 
 const (
 	busyAddress = "127.0.0.1:8000"
-	// settle is left out after each change.
+	// settle is left out of the measurement after each change.
 	settle = time.Second
 )
 
-// serveBusy is an HTTP server and its clients, which do nothing but ask. For each line of the standard
-// input it prints how many requests were answered.
+// serveBusy runs an HTTP server and its clients, which only send requests. For
+// each line of standard input it prints the number of answered requests.
 func serveBusy(ctx context.Context, clients, fresh int) error {
 	listener, err := net.Listen("tcp4", busyAddress)
 	if err != nil {
@@ -70,7 +70,8 @@ func serveBusy(ctx context.Context, clients, fresh int) error {
 	return err
 }
 
-// ask makes so many requests over one connection, as lean as can be: it is the server and the kernel that are to work.
+// ask makes the given number of requests over one connection, with as little
+// work as possible: the server and the kernel are to be the load.
 func ask(requests int, answered *atomic.Int64) error {
 	conn, err := net.Dial("tcp4", busyAddress)
 	if err != nil {
@@ -103,14 +104,14 @@ type busyLoad struct {
 	out *bufio.Scanner
 }
 
-// speed is what a busy server did in a window.
+// speed is the performance of a busy server in a window.
 type speed struct {
-	rate  float64 // requests answered in a second
-	cost  float64 // CPU seconds of the server and its clients for each request
+	rate  float64 // requests answered per second
+	cost  float64 // CPU seconds of the server and its clients per request
 	watch float64 // CPU time of the capture, as a share of theirs
 }
 
-// answered returns how many requests were answered so far.
+// answered returns the number of requests answered so far.
 func (b *busyLoad) answered() (int64, error) {
 	if _, err := io.WriteString(b.in, "\n"); err != nil {
 		return 0, err
@@ -121,7 +122,8 @@ func (b *busyLoad) answered() (int64, error) {
 	return strconv.ParseInt(b.out.Text(), 10, 64)
 }
 
-// speed measures a window, after some time to settle. The capture is another process, or 0.
+// speed measures a window after a settling time. capture is the PID of the
+// capture, or 0.
 func (b *busyLoad) speed(ctx context.Context, window time.Duration, capture int) (s speed, err error) {
 	if err := pause(ctx, settle); err != nil {
 		return s, err
@@ -139,7 +141,8 @@ func (b *busyLoad) speed(ctx context.Context, window time.Duration, capture int)
 	return speed{rate: requests / time.Since(began).Seconds(), cost: cpu / requests, watch: (watchedAfter - watched).Seconds() / cpu}, err
 }
 
-// sample returns what was answered and the CPU time used by the server and by the capture, so far.
+// sample returns the requests answered, and the CPU time used by the server and
+// by the capture, so far.
 func (b *busyLoad) sample(capture int) (answered int64, used, watched time.Duration, err error) {
 	usage, err := measured.UsageOf(b.pid)
 	if err != nil {
@@ -167,7 +170,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// compare prints what of the throughput is left when the connections are watched.
+// compare prints how much throughput is left while the connections are
+// captured.
 func compare(ctx context.Context, clients, fresh, pairs int, window time.Duration) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -227,8 +231,9 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 	fmt.Printf("%d clients, a new connection every %d requests, %d pairs (95%% confidence)\n", clients, fresh, pairs)
 	median, low, high := estimate(lost)
 	fmt.Printf("  throughput lost       %.2f%% (%.2f to %.2f)\n", median, low, high)
-	// What else runs on the machine takes of the throughput, but little of these: what the kernel
-	// does for the capture on the server's account, and what the capture does itself.
+	// Other work on the machine affects the throughput, but hardly these: the
+	// kernel's work for the capture on the server's account, and the capture's
+	// own work.
 	median, low, high = estimate(cost)
 	fmt.Printf("  more CPU a request    %.2f%% (%.2f to %.2f)\n", median, low, high)
 	median, low, high = estimate(watch)
@@ -236,9 +241,10 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 	return nil
 }
 
-// estimate returns the median of independent values and its interval of about 95 percent confidence: the
-// ranks between which the median is by the sign test (binomial distribution, normal approximation). Other
-// work on the machine makes outliers, which a mean would follow.
+// estimate returns the median of independent values and its confidence interval
+// of about 95 percent: the ranks that contain the median by the sign test
+// (binomial distribution, normal approximation). A mean would follow the
+// outliers that other work on the machine causes.
 func estimate(values []float64) (median, low, high float64) {
 	slices.Sort(values)
 	n := len(values)

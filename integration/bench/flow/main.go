@@ -1,18 +1,21 @@
-// Command flowbench measures what watching connections costs the agent. In a network namespace of its own it
-// keeps connections open and makes new ones at a steady rate, and reads what the operating
-// system accounts to a process that captures their flow data and does with it what the agent does before it sends it.
+// Command flowbench measures the agent's cost of observing connections. In its
+// own network namespace it keeps connections open and opens new ones at a
+// steady rate. It reads what the operating system accounts to a process that
+// captures their flow data and processes the rows as the agent does before it
+// sends them.
 //
 //	go run ./integration/bench/flow -living 10000 -rate 2000
 //
-// Both ends of each connection are on this machine, so the capture sees two sockets of each; -living
-// counts sockets, -rate connections.
+// Both ends of each connection are on this machine, so the capture sees two
+// sockets of each; -living counts sockets, -rate connections.
 //
 //	go run ./integration/bench/flow -busy 64 -pairs 20
 //
-// measures instead what a busy HTTP server, on all cores, loses of its throughput to the capture: in
-// pairs of equal times beside each other, one with and one without, in changing order.
+// measures instead how much throughput a busy HTTP server, on all cores, loses
+// to the capture: in pairs of adjacent windows of equal length, one with and
+// one without capture, in random order.
 //
-// It needs root, on Linux.
+// It needs root on Linux.
 package main
 
 import (
@@ -36,19 +39,19 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 )
 
-// roleVariable says to a process that it is one of the programs under measurement.
+// roleVariable turns a process into one of the programs under measurement.
 const roleVariable = "FLOWBENCH_ROLE"
 
 func main() {
 	living := flag.Int("living", 10_000, "sockets to keep open")
-	rate := flag.Int("rate", 2000, "connections to make and close in a second")
+	rate := flag.Int("rate", 2000, "connections to open and close per second")
 	warm := flag.Duration("warm", 15*time.Second, "time before the measurement")
 	length := flag.Duration("length", 60*time.Second, "time of the measurement")
-	busy := flag.Int("busy", 0, "measure the throughput of an HTTP server with so many connections instead")
-	fresh := flag.Int("fresh", 100, "with -busy: requests after which a client makes a new connection")
+	busy := flag.Int("busy", 0, "instead, measure the throughput of an HTTP server with this many connections")
+	fresh := flag.Int("fresh", 100, "with -busy: requests after which a client opens a new connection")
 	pairs := flag.Int("pairs", 20, "with -busy: pairs of times")
 	window := flag.Duration("window", 4*time.Second, "with -busy: length of each time")
-	idle := flag.Bool("without-capture", false, "make the load, do not capture: for the difference it makes to the load")
+	idle := flag.Bool("without-capture", false, "generate the load without capturing, to compare the load's own cost")
 	measured.Main("flowbench", func(ctx context.Context) error {
 		switch os.Getenv(roleVariable) {
 		case "capture":
@@ -122,11 +125,11 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 	return nil
 }
 
-// makeNamespace makes a network namespace with a loopback device that is up.
+// makeNamespace creates a network namespace whose loopback device is up.
 func makeNamespace(ctx context.Context) (name string, remove func(), err error) {
 	name = fmt.Sprintf("flowbench%d", os.Getpid())
 	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", name).CombinedOutput(); err != nil { //nolint:gosec // the name is made here
-		return "", nil, fmt.Errorf("make network namespace: %w: %s", err, out)
+		return "", nil, fmt.Errorf("create network namespace: %w: %s", err, out)
 	}
 	remove = func() { _ = exec.Command("ip", "netns", "del", name).Run() }                                              //nolint:gosec // the name is made here
 	if out, err := exec.CommandContext(ctx, "ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:gosec // the name is made here
@@ -136,7 +139,7 @@ func makeNamespace(ctx context.Context) (name string, remove func(), err error) 
 	return name, remove, nil
 }
 
-// wait waits, and fails when one of the processes ends meanwhile.
+// wait waits for d, and fails if one of the processes ends first.
 func wait(ctx context.Context, d time.Duration, load, capturing *measured.Process) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -152,7 +155,7 @@ func wait(ctx context.Context, d time.Duration, load, capturing *measured.Proces
 	}
 }
 
-// encoder does with rows what is done before they are sent.
+// encoder does what the agent does with rows before it sends them.
 type encoder struct {
 	process                         func(*flow.Row) string
 	rows, connections, bytes, named int
@@ -188,7 +191,8 @@ func captureFlows(ctx context.Context) error {
 	return err
 }
 
-// echo answers byte by byte: io.Copy would have the kernel do it, through two more descriptors for each connection.
+// echo answers byte by byte: io.Copy would make the kernel do it, through two
+// more descriptors per connection.
 func echo(conn net.Conn) {
 	var one [1]byte
 	for {
@@ -201,7 +205,8 @@ func echo(conn net.Conn) {
 	}
 }
 
-// makeLoad keeps connections with itself open, says a byte on each about every ten seconds, and makes others.
+// makeLoad keeps connections with itself open, sends a byte on each about every
+// ten seconds, and opens others.
 func makeLoad(ctx context.Context, living, rate int) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil {
@@ -243,7 +248,7 @@ func makeLoad(ctx context.Context, living, rate int) error {
 	}
 	fmt.Fprintln(os.Stderr, "load:", len(open), "connections are open")
 
-	const turns = 100 // in a second
+	const turns = 100 // per second
 	var made, failed atomic.Int64
 	began := time.Now()
 	ticker := time.NewTicker(time.Second / turns)

@@ -14,8 +14,8 @@ import (
 // brokerVariable turns this program into the broker.
 const brokerVariable = "BENCH_BROKER"
 
-// MaybeRunEngine turns this process into an engine, when StartBroker or
-// StartClickHouse started it as one. Call it first in main.
+// MaybeRunEngine runs an engine if StartBroker or StartClickHouse started this
+// process as one. Call it first in main.
 func MaybeRunEngine() {
 	chengine.MaybeRunChild()
 	MaybeServe(brokerVariable, func(addr string) error {
@@ -26,20 +26,20 @@ func MaybeRunEngine() {
 	})
 }
 
-// StartBroker starts the embedded Kafka in a process of its own and returns its
+// StartBroker starts the embedded Kafka in its own process and returns its
 // address.
 func StartBroker(ctx context.Context, verbose bool) (*Process, string, error) {
 	return StartServing(ctx, verbose, brokerVariable)
 }
 
-// ClickHouse is an engine in a process of its own, and a connection to it.
+// ClickHouse is an engine in its own process, and a connection to it.
 type ClickHouse struct {
 	*chengine.Engine
 	Conn driver.Conn
 }
 
-// StartClickHouse starts an engine; settings are those of the connection's
-// queries. Close stops it.
+// StartClickHouse starts an engine; settings are the query settings of the
+// connection. Close stops it.
 func StartClickHouse(ctx context.Context, o chengine.Options, settings clickhouse.Settings) (*ClickHouse, error) {
 	engine, err := chengine.Start(ctx, o)
 	if err != nil {
@@ -56,7 +56,7 @@ func StartClickHouse(ctx context.Context, o chengine.Options, settings clickhous
 	return c, nil
 }
 
-// Close ends the connection and the engine.
+// Close closes the connection and stops the engine.
 func (c *ClickHouse) Close() {
 	if c.Conn != nil {
 		_ = c.Conn.Close()

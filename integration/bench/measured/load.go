@@ -7,9 +7,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Send sends n requests, from the load over and over, with so many senders at a
-// time and at most perSecond requests a second; 0 means no limit. It returns
-// once send has returned for each, or after the first error.
+// Send sends n requests, repeating the load, with the given number of
+// concurrent senders and at most perSecond requests a second; 0 means no limit.
+// It returns once send has returned for each, or after the first error.
 func Send(ctx context.Context, load [][]byte, n, senders int, perSecond float64, send func(context.Context, []byte) error) error {
 	limit := rate.NewLimiter(rate.Inf, 1)
 	if perSecond > 0 {

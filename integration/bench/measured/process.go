@@ -1,5 +1,5 @@
-// Package measured is what the benchmarks of whole programs share. It starts
-// the programs under measurement, the engines and helpers around them, sends
+// Package measured holds what the benchmarks of whole programs share. It starts
+// the programs under measurement and the engines and helpers around them, sends
 // load, reads the CPU time and memory that the operating system accounts to a
 // process, and prints the report.
 package measured
@@ -25,7 +25,7 @@ type Process struct {
 	Done   chan struct{} // closed when the program has ended
 }
 
-// Start runs a program; it dies with this one.
+// Start runs a program; it ends with this process.
 func Start(verbose bool, env []string, name string, args ...string) (*Process, error) {
 	p := &Process{Cmd: exec.Command(name, args...), Done: make(chan struct{})} //nolint:gosec // the operator names the programs
 	p.Cmd.Env = append(os.Environ(), env...)
@@ -44,7 +44,7 @@ func Start(verbose bool, env []string, name string, args ...string) (*Process, e
 	return p, nil
 }
 
-// Stop ends the program and waits for it.
+// Stop stops the program and waits for it.
 func (p *Process) Stop() {
 	_ = p.Cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -55,8 +55,8 @@ func (p *Process) Stop() {
 	}
 }
 
-// WaitListening returns when something listens on addr, and fails when the
-// program ends before or takes longer than a minute.
+// WaitListening returns when a program listens on addr. It fails if the process
+// ends first or takes longer than a minute.
 func (p *Process) WaitListening(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
 	defer cancel()
@@ -78,10 +78,10 @@ func (p *Process) WaitListening(ctx context.Context, addr string) error {
 // Usage is what the operating system accounts to a process.
 type Usage struct {
 	CPU  time.Duration
-	Peak int64 // resident bytes
+	Peak int64 // peak resident bytes
 }
 
-// Usage is that of the program, which must run.
+// Usage returns the usage of the program, which must be running.
 func (p *Process) Usage() (Usage, error) { return UsageOf(p.Cmd.Process.Pid) }
 
 // UsageOf reads /proc (proc(5): utime and stime are fields 14 and 15 of stat,
@@ -91,7 +91,8 @@ func UsageOf(pid int) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	// The command's name, field 2, may hold spaces; it ends with the last ')'.
+	// The command's name, field 2, may contain spaces; it ends with the last
+	// ')'.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	user, err1 := strconv.ParseInt(fields[11], 10, 64)
 	system, err2 := strconv.ParseInt(fields[12], 10, 64)
@@ -109,7 +110,7 @@ func UsageOf(pid int) (Usage, error) {
 	return u, nil
 }
 
-// FreeAddr returns a loopback address that nothing listens on.
+// FreeAddr returns a loopback address with a free port.
 func FreeAddr() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
 	if err != nil {

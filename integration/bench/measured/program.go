@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// listenTimeout bounds how long a program that a measurement starts takes to listen.
+// listenTimeout bounds the time until a started program listens.
 const listenTimeout = time.Minute
 
-// Main parses the flags and runs a measurement until it returns or somebody
-// interrupts it. An error goes to the standard error, and Main ends the process.
+// Main parses the flags and runs a measurement until it returns or is
+// interrupted. It prints an error to standard error and exits.
 func Main(name string, run func(context.Context) error) {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -26,15 +26,15 @@ func Main(name string, run func(context.Context) error) {
 	}
 }
 
-// Progress tells on the standard error what the measurement does now.
+// Progress prints to standard error what the measurement is doing.
 func Progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
-// MaybeServe turns this process into a helper of the measurement, when
-// StartServing started it with the variable: it serves at the variable's value
-// until somebody kills it. Helpers are processes of their own, so that the
-// measurement does not count what they cost. Call it first in main.
+// MaybeServe turns this process into a helper if StartServing started it with
+// the variable: it serves at the variable's value until it is killed. Helpers
+// are separate processes, so that the measurement does not count their cost.
+// Call it first in main.
 func MaybeServe(variable string, serve func(addr string) error) {
 	addr, ok := os.LookupEnv(variable)
 	if !ok {
@@ -44,8 +44,8 @@ func MaybeServe(variable string, serve func(addr string) error) {
 	os.Exit(1)
 }
 
-// StartServing runs this program again as the helper that MaybeServe makes of
-// it. It returns the helper and its address once it listens there.
+// StartServing runs this program again as a helper for MaybeServe. It returns
+// the helper and its address once it listens.
 func StartServing(ctx context.Context, verbose bool, variable string, env ...string) (*Process, string, error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// Figure is one row of a report: what it says of a program's result.
+// Figure is one row of a report: a value of a program's result.
 type Figure[R any] struct {
 	Name   string
-	Format string // of a float64
+	Format string // format of a float64
 	Of     func(R) float64
 }
 
-// Report writes a markdown table with a column for each program, and with the
-// ratio of the first to the second where there are two.
+// Report writes a markdown table with a column for each program, and the ratio
+// of the first to the second if there are two.
 func Report[R any](w io.Writer, programs []string, results []R, figures []Figure[R]) {
 	fmt.Fprint(w, "| figure |")
 	for _, name := range programs {
@@ -44,7 +44,7 @@ func Report[R any](w io.Writer, programs []string, results []R, figures []Figure
 	}
 }
 
-// MicrosEach returns the microseconds of CPU time that each of n took.
+// MicrosEach returns the microseconds of CPU time for each of n.
 func MicrosEach(cpu time.Duration, n int) float64 {
 	return float64(cpu.Nanoseconds()) / 1e3 / float64(n)
 }

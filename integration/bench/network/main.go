@@ -1,6 +1,6 @@
-// Command networkbench measures how fast the views over spans and flows answer: it
-// fills the tables with a day of both, ten million rows each by default, and takes the time
-// of questions as a person would ask them.
+// Command networkbench measures how fast the views over spans and flows answer:
+// it fills the tables with a day of both, ten million rows each by default, and
+// times queries as a person would run them.
 //
 //	go run ./integration/bench/network
 package main
@@ -26,14 +26,15 @@ func main() {
 	measured.MaybeRunEngine()
 	spans := flag.Int("spans", 10_000_000, "spans to store")
 	flows := flag.Int("flows", 10_000_000, "flows to store")
-	runs := flag.Int("runs", 7, "how often each question is asked")
-	data := flag.String("data", "", "keep tables and views in this `directory`, and do not make them again when they are there; empty removes them")
+	runs := flag.Int("runs", 7, "runs of each query")
+	data := flag.String("data", "", "keep tables and views in this `directory` and reuse existing ones; if empty, they are removed")
 	measured.Main("networkbench", func(ctx context.Context) error { return run(ctx, *data, *spans, *flows, *runs) })
 }
 
-// A day of calls between 40 services of three pods each: a trace has a server span, a client
-// span below it and the server span of the other end. Every pair of pods keeps ten connections,
-// of which both ends are told every minute. One edge loses packets.
+// A day of calls between 40 services of three pods each: a trace has a server
+// span, a client span below it and the server span of the other end. Every pair
+// of pods keeps ten connections; both ends report each of them every minute.
+// One edge loses packets.
 const (
 	fillSpans = `INSERT INTO metaflow.spans_local (trace_id, span_id, parent_span_id, name, kind, start_time, duration_ns, status_code, service_name, origin,
 	attributes, protocol, method, endpoint, response_code, ip, port, peer_ip, peer_port, namespace, pod, workload)
@@ -70,7 +71,7 @@ ARRAY JOIN [0, 1] AS side`
 
 const (
 	day    = 24 * time.Hour
-	pieces = 8 // INSERTs for each table, as writers make parts of some time
+	pieces = 8 // INSERTs per table, like writers that make parts over time
 )
 
 func run(ctx context.Context, dir string, spans, flows, runs int) error {
@@ -129,7 +130,7 @@ func run(ctx context.Context, dir string, spans, flows, runs int) error {
 	return ask(ctx, engine.Conn, runs)
 }
 
-// ask prints how long each question takes.
+// ask prints the duration of each query.
 func ask(ctx context.Context, conn driver.Conn, runs int) error {
 	var spans, flows uint64
 	var trace string

@@ -53,19 +53,19 @@ func (b *bench) close() {
 	_ = os.RemoveAll(b.dir)
 }
 
-// pipeline is how one system is started: a receiver that fills Kafka and a
-// writer that empties it.
+// pipeline starts one system: a receiver that fills Kafka and a writer that
+// empties it.
 type pipeline struct {
 	name     string
-	otlp     string // address that the receiver listens on
+	otlp     string // address of the receiver
 	receiver func() (*measured.Process, error)
 	writer   func() (*measured.Process, error)
-	count    string // SQL: how many spans are stored
-	once     bool   // more than were sent is an error; otherwise it is reported
-	table    string // database.table that holds them
+	count    string // SQL that counts the stored spans
+	once     bool   // duplicates are an error; otherwise they are reported
+	table    string // database.table of the spans
 }
 
-// measure sends the load and follows it stage by stage: the writer runs only
+// measure sends the load and follows it stage by stage: the writer starts only
 // after the receiver has finished.
 func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) {
 	f.name = p.name

@@ -1,14 +1,14 @@
-// Command pipelinebench measures what a span costs on its way through the
-// server, stage by stage: gateway, writer and ClickHouse, each a process of its
-// own, so that the operating system's accounting tells them apart. The broker and the
-// sender are processes of their own too, and not counted.
+// Command pipelinebench measures the cost of a span in each stage of the
+// server: gateway, writer and ClickHouse, each in its own process, so that the
+// operating system's accounting separates them. The broker and the sender are
+// separate processes too and are not counted.
 //
 //	go run ./integration/bench/pipeline -server bin/metaflow-server
 //
-// With -collector the same spans then take the way that an OpenTelemetry
-// Collector offers (otlp receiver to kafka exporter, kafka receiver to clickhouse
-// exporter) over the same broker and the same ClickHouse, in the same run, so that
-// ratios hold on a noisy machine. `make collector` builds one.
+// With -collector the same spans then take the OpenTelemetry Collector's path
+// (otlp receiver to kafka exporter, kafka receiver to clickhouse exporter) over
+// the same broker and ClickHouse, in the same run, so that ratios hold on a
+// noisy machine. `make collector` builds one.
 package main
 
 import (
@@ -23,13 +23,13 @@ import (
 func main() {
 	measured.MaybeRunEngine()
 	var o options
-	flag.StringVar(&o.server, "server", "bin/metaflow-server", "the server's program")
-	flag.StringVar(&o.collector, "collector", "", "a collector's program to compare with; empty compares nothing")
+	flag.StringVar(&o.server, "server", "bin/metaflow-server", "the server `program`")
+	flag.StringVar(&o.collector, "collector", "", "a collector `program` to compare with; if empty, none")
 	flag.IntVar(&o.spans, "spans", 1_000_000, "spans to send")
 	flag.IntVar(&o.batch, "batch", 512, "spans in one request")
 	flag.IntVar(&o.partitions, "partitions", 12, "partitions of the topic")
-	flag.IntVar(&o.senders, "senders", 4, "requests at a time")
-	flag.StringVar(&o.profiles, "profiles", "", "directory for CPU and heap profiles of our gateway and writer; taking them costs some CPU itself")
+	flag.IntVar(&o.senders, "senders", 4, "concurrent requests")
+	flag.StringVar(&o.profiles, "profiles", "", "`directory` for CPU and heap profiles of the gateway and writer; profiling itself costs some CPU")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
 	measured.Main("pipelinebench", func(ctx context.Context) error { return run(ctx, o) })
 }
@@ -40,10 +40,10 @@ type options struct {
 	verbose                           bool
 }
 
-// figures are what one pipeline cost.
+// figures are the costs of one pipeline.
 type figures struct {
 	name                        string
-	gateway, writer, clickhouse float64 // CPU microseconds a span
+	gateway, writer, clickhouse float64 // CPU microseconds per span
 	gatewayRSS, writerRSS       int64   // peak resident bytes
 	bytesPerSpan                float64 // on disk after OPTIMIZE FINAL
 	sendSeconds, writeSeconds   float64

@@ -14,7 +14,7 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
-// metaflow measures our own pipeline.
+// metaflow measures our pipeline.
 func (b *bench) metaflow(ctx context.Context) (figures, error) {
 	otlp, err := measured.FreeAddr()
 	if err != nil {
@@ -50,8 +50,9 @@ clickhouse: {addresses: [%q]}
 	})
 }
 
-// joinOnce runs a writer over the empty topic until it has committed its positions, as one that has
-// been in service has: without any, what is in the log would be looked up.
+// joinOnce runs a writer on the empty topic until it has committed its
+// positions, like a writer that has been in service. Without positions it would
+// look up the contents of the log.
 func (b *bench) joinOnce(ctx context.Context, start func() (*measured.Process, error), ops string) error {
 	writer, err := start()
 	if err != nil {
@@ -74,13 +75,14 @@ func (b *bench) joinOnce(ctx context.Context, start func() (*measured.Process, e
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the writer does not commit its positions: %w: %s", ctx.Err(), writer.Output.String())
+			return fmt.Errorf("the writer did not commit its positions: %w: %s", ctx.Err(), writer.Output.String())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// profile saves what a role does in its first seconds, and its heap then.
+// profile saves a CPU profile of a role's first seconds, and then its heap
+// profile.
 func (b *bench) profile(ctx context.Context, addr, role string) {
 	for name, path := range map[string]string{"cpu": "profile?seconds=4", "heap": "heap?seconds=4"} {
 		go func() {
@@ -91,7 +93,7 @@ func (b *bench) profile(ctx context.Context, addr, role string) {
 	}
 }
 
-// save fetches url, once something answers there, into a file.
+// save fetches url into a file, as soon as it responds.
 func save(ctx context.Context, url, file string) error {
 	for {
 		out, err := os.Create(file)
@@ -110,7 +112,7 @@ func save(ctx context.Context, url, file string) error {
 	}
 }
 
-// get writes what url answers.
+// get writes the response of url to to.
 func get(ctx context.Context, url string, to io.Writer) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {

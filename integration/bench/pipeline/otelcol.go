@@ -10,7 +10,7 @@ import (
 )
 
 // otelcol measures the collector's pipeline: lz4, acks=all and partitioned by
-// trace, as ours is; batches of 50,000 into the exporter's own schema.
+// trace, like ours; batches of 50,000 into the exporter's schema.
 func (b *bench) otelcol(ctx context.Context) (figures, error) {
 	otlp, err := measured.FreeAddr()
 	if err != nil {

@@ -24,9 +24,9 @@ func (raw) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// requests makes the load: the same bytes for every pipeline.
+// requests returns the load: the same bytes for every pipeline.
 func requests(o options) [][]byte {
-	// As fast as on a busy cluster, and ending now: within the accepted times.
+	// The rate of a busy cluster, ending now: within the accepted times.
 	const rate = 20_000
 	begin := time.Now().Add(-time.Duration(o.spans/rate)*time.Second - time.Minute)
 	g := otlptest.New(1, otlptest.Options{Start: begin, SpansPerSecond: rate})
@@ -37,7 +37,8 @@ func requests(o options) [][]byte {
 	return all
 }
 
-// send exports every request to addr and returns when each is acknowledged in full.
+// send exports every request to addr and returns when each is acknowledged in
+// full.
 func send(ctx context.Context, addr string, senders int, load [][]byte) error {
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{}), grpc.WaitForReady(true)))
@@ -50,7 +51,7 @@ func send(ctx context.Context, addr string, senders int, load [][]byte) error {
 		if err := conn.Invoke(ctx, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", request, &reply); err != nil {
 			return fmt.Errorf("export: %w", err)
 		}
-		// A reply is empty, or an empty partial_success, when all is well.
+		// A successful reply is empty or has an empty partial_success.
 		if len(reply) > 2 {
 			return fmt.Errorf("export: spans were rejected: %q", reply)
 		}

@@ -7,7 +7,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// createTopic creates a topic that takes large messages.
+// createTopic creates a topic that accepts large messages.
 func createTopic(ctx context.Context, addr, name string, partitions int) error {
 	cfg := kafka.DefaultConfig()
 	cfg.Brokers = []string{addr}

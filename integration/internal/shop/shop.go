@@ -1,11 +1,11 @@
-// Package shop is one hour of a small web shop in Kubernetes, for the tests of
-// everything that is asked of ClickHouse: spans as SDKs send them, and the flow data of their
-// connections. The same in every run, to the nanosecond.
+// Package shop simulates one hour of a small web shop in Kubernetes, for the
+// tests of queries on ClickHouse: spans as SDKs send them, and the flow data of
+// their connections. Every run is identical to the nanosecond.
 //
-// What happens in that hour: one of two pods of paymentservice runs a new version
-// that declines more cards; searches read the whole table of products; and in
-// the last quarter of the hour every tenth request from checkoutservice to
-// paymentservice loses a packet.
+// In that hour one of two pods of paymentservice runs a new version that
+// declines more cards; searches read the whole table of products; and in the
+// last quarter every tenth request from checkoutservice to paymentservice loses
+// a packet.
 package shop
 
 import (
@@ -20,18 +20,18 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 )
 
-// Hour is when it happens: [Start, End).
+// Start and End bound the hour: [Start, End).
 var (
 	Start = time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)
 	End   = Start.Add(time.Hour)
 
-	// troubleFrom is when packets begin to get lost.
+	// troubleFrom is when packet loss begins.
 	troubleFrom = End.Add(-15 * time.Minute)
 )
 
 const (
-	every          = 4 * time.Second        // a visitor's request
-	retransmission = 201 * time.Millisecond // the first timeout of Linux, and a little
+	every          = 4 * time.Second        // interval between visitors' requests
+	retransmission = 201 * time.Millisecond // Linux's first retransmission timeout, plus 1 ms
 )
 
 // pod is one instance of a service.
@@ -40,7 +40,8 @@ type pod struct {
 	port                             int
 }
 
-// Pods in the order of their services. The last two are no pods: they are not traced.
+// Pods in the order of their services. The last two are not pods: they are not
+// traced.
 var pods = []pod{
 	{"frontend", "frontend-7c9d5b8f4-2xkzp", "10.244.1.10", "node-1", "2.3.0", 8080},
 	{"frontend", "frontend-7c9d5b8f4-w8q6n", "10.244.2.10", "node-2", "2.3.0", 8080},
@@ -55,10 +56,10 @@ var pods = []pod{
 	{"", "kafka", "10.244.3.22", "node-3", "", 9092},
 }
 
-// operation is what a service does when it is asked to.
+// operation is what a service does for a request.
 type operation struct {
 	service, name, protocol string
-	work                    time.Duration // on average, calls not counted
+	work                    time.Duration // on average, without calls
 	calls                   []*operation
 }
 
@@ -84,25 +85,26 @@ var (
 	}
 )
 
-// edge is a connection that stays open all the hour: one between each two pods that call.
+// edge is a connection that stays open for the whole hour, one between each two
+// pods that call each other.
 type edge struct {
 	client, server pod
 	clientPort     int
 }
 
-// traffic is what one minute of an edge carried.
+// traffic is what an edge carried in one minute.
 type traffic struct{ requests, lost int }
 
-// Shop is the hour. Make it with New.
+// Shop is the hour. Use New.
 type Shop struct {
 	random *rand.Rand
 	spans  map[string][]*tracepb.Span // by pod
-	order  []pod                      // pods with spans
+	order  []pod                      // pods that have spans
 	flows  map[edge]map[time.Time]*traffic
 	edges  []edge
 }
 
-// New lets the hour happen.
+// New simulates the hour.
 func New() *Shop {
 	s := &Shop{random: rand.New(rand.NewPCG(1, 2)), spans: map[string][]*tracepb.Span{}, flows: map[edge]map[time.Time]*traffic{}} //nolint:gosec // the same in every run
 	for at, i := Start, 0; at.Before(End.Add(-every)); at, i = at.Add(every), i+1 {
@@ -114,15 +116,16 @@ func New() *Shop {
 	return s
 }
 
-// request is what its spans have in common.
+// request holds what the spans of a request share.
 type request struct {
 	trace    []byte
 	user     string
 	failed   bool
-	orphaned bool // a span on the way is never reported
+	orphaned bool // one span on the path is never reported
 }
 
-// serve makes the span of a server p and all below it, and returns when it ended.
+// serve creates the server span of p and everything below it, and returns its
+// end.
 func (s *Shop) serve(r *request, at time.Time, op *operation, from, p pod, parent []byte) time.Time {
 	id := s.id(8)
 	began := at
@@ -157,7 +160,7 @@ func (s *Shop) serve(r *request, at time.Time, op *operation, from, p pod, paren
 	return at
 }
 
-// call makes the client's span and all below it.
+// call creates the client span and everything below it.
 func (s *Shop) call(r *request, at time.Time, op *operation, from pod, parent []byte) time.Time {
 	id := s.id(8)
 	began := at
@@ -196,7 +199,7 @@ func (s *Shop) call(r *request, at time.Time, op *operation, from pod, parent []
 	return at
 }
 
-// consume makes the span of who takes an order from the queue.
+// consume creates the span of the consumer of a queued order.
 func (s *Shop) consume(r *request, at time.Time, broker pod, producer []byte) {
 	p := s.choose("emailservice")
 	s.report(p, &tracepb.Span{
@@ -211,7 +214,7 @@ func (s *Shop) consume(r *request, at time.Time, broker pod, producer []byte) {
 	s.carry(p, broker, at, false)
 }
 
-// Requests are the spans, a request for each pod.
+// Requests returns the spans, one request per pod.
 func (s *Shop) Requests() []*coltracepb.ExportTraceServiceRequest {
 	var all []*coltracepb.ExportTraceServiceRequest
 	for _, p := range s.order {
@@ -264,7 +267,8 @@ type Flow struct {
 	PeerPod              string `json:"peer_pod"`
 }
 
-// Flows are the flow data of both ends of every connection, minute by minute.
+// Flows returns the flow data of both ends of every connection, minute by
+// minute.
 func (s *Shop) Flows() []Flow {
 	var all []Flow
 	for i, e := range s.edges {
@@ -305,7 +309,7 @@ func (p pod) host() string {
 	return p.name
 }
 
-// choose returns some pod of a service.
+// choose returns a random pod of a service.
 func (s *Shop) choose(service string) pod {
 	var found []pod
 	for _, p := range pods {
@@ -345,7 +349,8 @@ func (s *Shop) carry(from, to pod, at time.Time, lost bool) {
 	}
 }
 
-// about is mean, give or take half of it, and three times as much now and then.
+// about returns mean plus or minus up to half of it, and occasionally three
+// times as much.
 func (s *Shop) about(mean time.Duration) time.Duration {
 	d := mean/2 + time.Duration(s.random.Int64N(int64(mean)))
 	if s.random.IntN(50) == 0 {
@@ -362,7 +367,7 @@ func (s *Shop) id(size int) []byte {
 	return b
 }
 
-// protocol is what the semantic conventions say of a call.
+// protocol returns the attributes of a call by the semantic conventions.
 func protocol(op *operation, failed bool) []*commonpb.KeyValue {
 	switch op.protocol {
 	case "http":

@@ -7,22 +7,22 @@ import (
 	"slices"
 )
 
-// Load is what is to be carried, and on which machines.
+// Load is the load to carry, and the machines that carry it.
 type Load struct {
 	SpansPerSecond      float64 `json:"spans_per_second"`
 	FlowsPerSecond      float64 `json:"flows_per_second"`
-	SpanBytes           float64 `json:"span_bytes"` // of OTLP, before compression
+	SpanBytes           float64 `json:"span_bytes"` // OTLP bytes, before compression
 	RetentionDays       float64 `json:"retention_days"`
-	Replicas            float64 `json:"replicas"` // of each Kafka partition, and of each ClickHouse shard at most two
+	Replicas            float64 `json:"replicas"` // of each Kafka partition; of each ClickHouse shard at most two
 	KafkaRetentionHours float64 `json:"kafka_retention_hours"`
 	Cores               float64 `json:"cores"`                 // of one machine
 	DiskBytes           float64 `json:"disk_bytes"`            // of one machine
-	DiskBytesPerSecond  float64 `json:"disk_bytes_per_second"` // that one machine writes
-	NetBytesPerSecond   float64 `json:"net_bytes_per_second"`  // into one machine, and out of it
-	Use                 float64 `json:"use"`                   // the share of cores, disk and network that may be busy
+	DiskBytesPerSecond  float64 `json:"disk_bytes_per_second"` // bytes per second that one machine writes
+	NetBytesPerSecond   float64 `json:"net_bytes_per_second"`  // bytes per second into and out of one machine
+	Use                 float64 `json:"use"`                   // usable share of cores, disk and network
 }
 
-// figure is a number that was measured, or how it was come by.
+// figure is a measured or assumed number, with its origin.
 type figure struct {
 	Name   string  `json:"name"`
 	Value  float64 `json:"value"`
@@ -30,7 +30,8 @@ type figure struct {
 	Source string  `json:"source"`
 }
 
-// What a span costs at each stage. Flows are taken for spans of a third of the bytes.
+// Cost of a span at each stage. A flow counts as a span with a third of the
+// bytes.
 var (
 	agentCPU      = figure{"agent, CPU a span", 2.53, "us", "make bench-agent, at 20,000 spans/s"}
 	gatewayCPU    = figure{"gateway, CPU a span", 3.17, "us", "make bench-pipeline"}
@@ -41,28 +42,28 @@ var (
 	kafkaRatio    = figure{"Kafka, bytes saved by snappy", 4.84, "times", "go test -run '^$' -bench Encode ./pkg/kafka, one record a batch"}
 	flowBytes     = figure{"Kafka, bytes of a flow before compression", 223, "bytes", "assumed to be a third of a span's"}
 	keeperCalls   = figure{"Keeper, requests a part and replica", 10, "requests", "assumed; see ProfileEvents of your ZooKeeperTransactions"}
-	// A partition is one loop that decodes and then waits for the INSERT.
+	// A partition is one loop that decodes, then waits for the INSERT.
 	partitionRate = figure{"writer, spans/s of one partition", 1e6 / (5.77 + 6.31), "spans/s", "make bench-pipeline: writer and ClickHouse after each other"}
 )
 
 var figures = []figure{agentCPU, gatewayCPU, writerCPU, clickhouseCPU, spanDisk, flowDisk, kafkaRatio, flowBytes, keeperCalls, partitionRate}
 
-// What the programs' defaults are, and what others advise.
+// The programs' defaults, and recommendations of others.
 const (
 	defaultPartitions = 12        // kafka.partitions
 	maxBatchRows      = 100_000   // writer.max_batch_rows
-	maxBatchBytes     = 24 << 20  // writer.max_batch_bytes; columns take about what OTLP took
+	maxBatchBytes     = 24 << 20  // writer.max_batch_bytes; columns take about as much as OTLP
 	batchWait         = 1.0       // seconds, writer.max_batch_wait
 	dedupWindow       = 600.0     // seconds, writer.dedup_window
 	dedupBytes        = 256 << 20 // writer.dedup_bytes
 	tokensKept        = 10_000    // inserts that a table remembers, migrations/params.go
-	tokensFor         = 300.0     // seconds that they should last: a writer's crash and another's start
-	partsAnInsert     = 2         // of the table, and of the one that a materialized view derives
-	brokerPartitions  = 4_000     // replicas of partitions on a broker, as Kafka's documentation advises
-	diskFull          = 0.8       // of a disk, so that merges have room
+	tokensFor         = 300.0     // seconds that tokens must last: a writer's crash and the next one's start
+	partsAnInsert     = 2         // in the table, and in the one that a materialized view fills
+	brokerPartitions  = 4_000     // partition replicas per broker, as recommended by Kafka's documentation
+	diskFull          = 0.8       // share of a disk, which leaves room for merges
 )
 
-// Plan is what a load needs.
+// Plan is the resources for a load.
 type Plan struct {
 	Load                  Load    `json:"load"`
 	AgentCores            float64 `json:"agent_cores"` // of all agents together
@@ -89,26 +90,26 @@ type Plan struct {
 	KeeperRequests        float64 `json:"keeper_requests"`       // a second
 }
 
-// need is how many of something one of its resources asks for.
+// need is the amount of something that one resource requires.
 type need struct {
 	because string
 	n       float64
 }
 
-// most is the need that decides.
+// most returns the greatest need.
 func most(needs ...need) (n float64, because string) {
 	m := slices.MaxFunc(needs, func(a, b need) int { return cmp.Compare(a.n, b.n) })
 	return math.Ceil(m.n), m.because
 }
 
-// copies is how many replicas a shard of ClickHouse has: two of three brokers' safety are enough,
-// since Kafka holds what is not stored.
+// copies returns the number of replicas of a ClickHouse shard: two match the
+// safety of three brokers, because Kafka holds what is not stored.
 func (l Load) copies() float64 { return min(l.Replicas, 2) }
 
-// rows are spans and flows together.
+// rows returns spans plus flows.
 func (l Load) rows() float64 { return l.SpansPerSecond + l.FlowsPerSecond }
 
-// Validate reports the first figure that no calculation can be made with.
+// Validate reports the first figure that makes a calculation impossible.
 func (l Load) Validate() error {
 	for name, v := range map[string]float64{
 		"spans-per-second": l.SpansPerSecond, "span-bytes": l.SpanBytes, "retention-days": l.RetentionDays, "replicas": l.Replicas,
@@ -128,7 +129,7 @@ func (l Load) Validate() error {
 	return nil
 }
 
-// PlanFor calculates what l needs. The load has to be valid.
+// PlanFor returns the plan for l, which must be valid.
 func PlanFor(l Load) Plan {
 	p := Plan{Load: l}
 	cores := func(rate float64, f figure) float64 { return rate * f.Value / 1e6 }
@@ -147,7 +148,8 @@ func PlanFor(l Load) Plan {
 	p.Shards, p.ShardsBecause = most(need{"one is enough", 1}, need{"CPU", p.ClickHouseCores / machine},
 		need{"disk", p.DiskPerDay * l.RetentionDays / (l.DiskBytes * diskFull)},
 		need{"inserts", inserts(l.SpansPerSecond, p.Partitions, p.RowsPerInsert) * tokensFor / tokensKept})
-	// As many partitions for each shard: a partition belongs to one.
+	// Give each shard the same number of partitions: a partition belongs to one
+	// shard.
 	p.Partitions = math.Ceil(p.Partitions/p.Shards) * p.Shards
 	p.ConsumersAtMost = p.Partitions
 	all := inserts(l.SpansPerSecond, p.Partitions, p.RowsPerInsert)
@@ -168,28 +170,30 @@ func PlanFor(l Load) Plan {
 	p.KafkaBytesPerSecond = p.GatewayBytesPerSecond / kafkaRatio.Value
 	written := p.KafkaBytesPerSecond * l.Replicas
 	p.KafkaDisk = written * 3600 * l.KafkaRetentionHours
-	// In: from gateways and leaders. Out: to followers and the writers, which is as much.
+	// In: from gateways and leaders. Out: to followers and writers, which is as
+	// much.
 	p.Brokers, p.BrokersBecause = most(need{"replicas", l.Replicas}, need{"disk's speed", written / disk}, need{"network", written / net},
 		need{"disk", p.KafkaDisk / (l.DiskBytes * diskFull)}, need{"partitions", 2 * p.Partitions * l.Replicas / brokerPartitions})
 	return p
 }
 
-// inserts is how many INSERTs of spans all partitions make in a second: one every batchWait while a
-// batch is not full before that.
+// inserts returns the INSERTs of spans per second over all partitions: one
+// every batchWait, or more if batches fill earlier.
 func inserts(rate, partitions, rows float64) float64 {
 	return max(min(rate, partitions/batchWait), rate/rows)
 }
 
-// Limit is a rate at which something of one installation with its defaults ends.
+// Limit is a rate at which an installation with defaults reaches a limit.
 type Limit struct {
 	SpansPerSecond float64 `json:"spans_per_second"`
 	What           string  `json:"what"`
 	Change         string  `json:"change"`
 }
 
-// Breaks lists what ends first as the rate grows, the first of all in front: one server with all
-// roles, one broker and one ClickHouse, each on a machine of its own, with the defaults of all keys.
-// Only the machines, the spans' bytes and the retentions of l count.
+// Breaks returns the limits of an installation with defaults, lowest rate
+// first: one server with all roles, one broker and one ClickHouse, each on its
+// own machine. Only the machines, the spans' bytes and the retentions of l
+// count.
 func Breaks(l Load) []Limit {
 	batch := math.Floor(min(maxBatchRows, maxBatchBytes/l.SpanBytes))
 	limits := []Limit{

@@ -54,7 +54,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// What breaks is told in the order in which it does, and each more of a thing moves its own limit.
+// Limits are sorted by rate, and more of a resource moves its own limit.
 func TestBreaks(t *testing.T) {
 	first := Breaks(loadOf(func(*Load) {}))
 	for i, l := range first[1:] {
@@ -63,7 +63,7 @@ func TestBreaks(t *testing.T) {
 		}
 	}
 	if what := Breaks(loadOf(func(l *Load) { l.DiskBytes = 1e11 }))[0].What; !strings.HasPrefix(what, "ClickHouse's disk") {
-		t.Errorf("with a small disk the first to break is: %s", what)
+		t.Errorf("with a small disk the first limit is: %s", what)
 	}
 }
 
@@ -80,8 +80,8 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// The page shows what the program prints.
-func TestThePageShowsTheOutput(t *testing.T) {
+// The page shows the program's output.
+func TestPageShowsOutput(t *testing.T) {
 	var out bytes.Buffer
 	if err := run(nil, &out); err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func TestThePageShowsTheOutput(t *testing.T) {
 	}
 	for _, part := range strings.Split(strings.TrimSpace(out.String()), "\n\n") {
 		if strings.HasPrefix(part, "|") && !strings.Contains(string(page), part) {
-			t.Errorf("docs/sizing.md does not have:\n%s", part)
+			t.Errorf("docs/sizing.md lacks:\n%s", part)
 		}
 	}
 	out.Reset()

@@ -60,7 +60,7 @@ func writeTables(w io.Writer, plans []Plan, breaks []Limit) error {
 	return err
 }
 
-// digits are three that count.
+// digits formats v with three significant digits.
 func digits(v float64) string {
 	if v >= 100 || v == math.Trunc(v) {
 		return fmt.Sprintf("%.0f", v)
@@ -68,7 +68,7 @@ func digits(v float64) string {
 	return fmt.Sprintf("%.3g", v)
 }
 
-// short is a number with a letter for thousands.
+// short formats a number with a letter for thousands.
 func short(v float64, unit string) string {
 	for _, step := range []struct {
 		size   float64

@@ -1,7 +1,7 @@
 package main
 
 // exporter is the table of the OpenTelemetry Collector's ClickHouse exporter,
-// with its order, indexes and codecs: what there is to be better than.
+// with its order, indexes and codecs, as the baseline.
 var exporter = variant{
 	name: "collector's exporter",
 	columns: []col{

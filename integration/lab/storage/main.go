@@ -1,14 +1,14 @@
-// Command storagelab measures what ways of storing spans cost, so that the
-// table in migrations/ is chosen by figures: bytes a span, the server's CPU a
-// span for inserts and for merges, and how long the questions take that people
-// ask of traces.
+// Command storagelab measures the costs of alternative ways to store spans, on
+// which the table in migrations/ is based: bytes per span, the server's CPU per
+// span for inserts and merges, and the duration of typical queries.
 //
 //	go run ./integration/lab/storage -spans 2000000
 //
-// It fills one staging table with WebStore-like spans (pkg/testkit/otlptest), then for
-// each variant (variants.go) reads blocks of the variant's own columns from it,
-// inserts them as a client of the native format does, and measures. CPU is that
-// of the engine's process, so other load on the machine moves only the latencies.
+// It fills one staging table with WebStore-like spans (pkg/testkit/otlptest).
+// For each variant (variants.go) it then reads blocks of the variant's columns
+// from that table, inserts them in the native format, and measures. CPU is that
+// of the engine's process, so other load on the machine affects only the
+// latencies.
 package main
 
 import (
@@ -39,12 +39,12 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	var c config
 	flags := flag.NewFlagSet("storagelab", flag.ContinueOnError)
-	flags.IntVar(&c.spans, "spans", 2_000_000, "how many spans to store")
-	flags.IntVar(&c.block, "block", 50_000, "rows of an insert")
-	flags.IntVar(&c.perHour, "per-hour", 1_000_000, "how many spans begin in an hour")
-	flags.IntVar(&c.repeat, "repeat", 7, "how often each question is asked; the median counts")
-	flags.StringVar(&c.dir, "dir", "", "data directory to keep, with its staging table; empty means a temporary one")
-	flags.StringVar(&c.only, "only", "", "comma-separated parts of the names of the variants to measure; empty means all")
+	flags.IntVar(&c.spans, "spans", 2_000_000, "number of spans to store")
+	flags.IntVar(&c.block, "block", 50_000, "rows per insert")
+	flags.IntVar(&c.perHour, "per-hour", 1_000_000, "number of spans that begin in an hour")
+	flags.IntVar(&c.repeat, "repeat", 7, "runs of each query; the median counts")
+	flags.StringVar(&c.dir, "dir", "", "data directory to keep, with its staging table; if empty, a temporary one")
+	flags.StringVar(&c.only, "only", "", "comma-separated substrings of the names of the variants to measure; if empty, all")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		if c.dir, err = os.MkdirTemp("", "storagelab"); err != nil {
 			return err
 		}
-		defer func() { _ = os.RemoveAll(c.dir) }() // left over in the temporary directory at worst
+		defer func() { _ = os.RemoveAll(c.dir) }() // at worst left in the temporary directory
 	}
 	const memory = 8 << 30 // the lab measures tables, not a tight limit
 	engine, err := chengine.Start(ctx, chengine.Options{DataDir: c.dir, MaxMemoryBytes: memory})
@@ -74,7 +74,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	return l.compare(ctx, out)
 }
 
-// compare measures each variant and prints a row as soon as it is known.
+// compare measures each variant and prints its row when it is done.
 func (l *lab) compare(ctx context.Context, out io.Writer) error {
 	fmt.Fprintf(out, "%d spans, %d rows an insert, %d spans an hour\n\n", l.spans, l.block, l.perHour)
 	fmt.Fprintln(out, "| variant | bytes/span | ids | times | attributes | resource | indexes | rest | insert us | first merge us | rewrite us | "+

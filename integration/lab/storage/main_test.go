@@ -15,7 +15,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// The variants that the decision rests on stay measurable.
+// The variants that the decision rests on can still be measured.
 func TestLabMeasures(t *testing.T) {
 	var out bytes.Buffer
 	args := []string{"-spans", "400", "-block", "150", "-repeat", "1", "-dir", t.TempDir(), "-only", "exporter,chosen"}

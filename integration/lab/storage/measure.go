@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// lab is a filled staging table and what is asked of it.
+// lab is a filled staging table and its queries.
 type lab struct {
 	config
 	server
@@ -18,8 +18,8 @@ type lab struct {
 // result is one row of the report.
 type result struct {
 	name      string
-	bytes     map[string]float64 // a span, by group
-	cpu       []time.Duration    // of the server, a span: insert, first merge, rewrite
+	bytes     map[string]float64 // bytes per span, by group
+	cpu       []time.Duration    // server CPU per span: insert, first merge, rewrite
 	latencies []latency
 }
 
@@ -73,9 +73,10 @@ func (l *lab) measure(ctx context.Context, v variant) (r result, err error) {
 	return r, nil
 }
 
-// insert copies the staging table block by block and returns the server's CPU a
-// span of the cheapest INSERT: other work on the machine only ever adds to it. The data goes over in the native format under LZ4,
-// as over the native protocol; one request becomes one part.
+// insert copies the staging table block by block and returns the server's CPU
+// per span of the cheapest INSERT: other work on the machine only adds to it.
+// The data is sent in the native format under LZ4, as over the native protocol;
+// one request becomes one part.
 func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
 	if _, err := l.ask(ctx, "SYSTEM STOP MERGES spans"); err != nil {
 		return 0, err
@@ -99,10 +100,10 @@ func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
 	return slices.Min(used) / time.Duration(min(l.block, l.spans)), nil
 }
 
-// merge merges the fresh parts of all inserts into one, whose rows lie by turns
-// in each of them, and then rewrites that a few times. It returns the server's CPU a span of
-// the former and of the cheapest of the latter. In service a span is merged about
-// three times, on its way from a part of one insert to the largest.
+// merge merges the fresh parts of all inserts into one, which interleaves their
+// rows, and then rewrites that part a few times. It returns the server's CPU
+// per span of the merge and of the cheapest rewrite. In production a span is
+// merged about three times, from the part of its insert to the largest part.
 func (l *lab) merge(ctx context.Context) (first, rewrite time.Duration, err error) {
 	before := l.cpu()
 	if _, err := l.ask(ctx, "SYSTEM START MERGES spans"); err != nil {
@@ -120,8 +121,8 @@ func (l *lab) merge(ctx context.Context) (first, rewrite time.Duration, err erro
 	return used[0] / spans, slices.Min(used[1:]) / spans, nil
 }
 
-// sizes returns the bytes a span on disk by group; what no column owns (marks of
-// the key, checksums) is in the rest, projections among the indexes.
+// sizes returns the bytes per span on disk by group. Bytes without a column
+// (marks of the key, checksums) belong to the rest, projections to the indexes.
 func (l *lab) sizes(ctx context.Context, v variant) (map[string]float64, error) {
 	text, err := l.ask(ctx, `
 		SELECT column, sum(column_bytes_on_disk) FROM system.parts_columns WHERE active AND table = 'spans' GROUP BY column
@@ -155,9 +156,9 @@ func (l *lab) sizes(ctx context.Context, v variant) (map[string]float64, error) 
 	return out, nil
 }
 
-// question is one of the report's, with values to ask it for one after another.
+// question is a query of the report, with values to run it for.
 type question struct {
-	sql    string // ? stands for the value
+	sql    string // ? is replaced by the value
 	values []string
 }
 
@@ -176,7 +177,7 @@ func (l *lab) questions(v variant) []question {
 }
 
 // sample returns a few values of an expression from all over the staging table,
-// the same for every variant: how often a value occurs decides what it costs.
+// the same for every variant: the frequency of a value determines its cost.
 func (l *lab) sample(expression string) []string {
 	sql := fmt.Sprintf("SELECT DISTINCT %s AS x FROM stage WHERE x != '' AND cityHash64(span_id) %% %d = 0 ORDER BY cityHash64(x) LIMIT 20", expression, max(1, l.spans/200))
 	text, err := l.ask(context.Background(), sql)
@@ -186,8 +187,8 @@ func (l *lab) sample(expression string) []string {
 	return strings.Split(text, "\n")
 }
 
-// time asks a question for several values: once each after the server's caches
-// were emptied, then again with them. The medians count.
+// time runs a query for several values: first with empty server caches, then
+// with warm ones. It returns the medians.
 func (l *lab) time(ctx context.Context, q question) (latency, error) {
 	var cold, warm []time.Duration
 	for i := range l.repeat {

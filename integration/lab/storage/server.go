@@ -13,24 +13,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// server is the engine as the lab sees it: HTTP and a process.
+// server is the engine as the lab uses it: HTTP and a process.
 type server struct {
 	addr string
 	pid  int
 }
 
-// settings of every query: a client's thread count as on the two cores that the
-// goals are stated for, and no cache of answers that a repeated question would hit.
+// settings of every query: the thread count of a client with two cores, for
+// which the goals are stated, and no query cache, which repeated queries would
+// hit.
 var settings = url.Values{
 	"max_threads":               {"2"},
 	"use_query_condition_cache": {"0"},
 	"async_insert":              {"0"},
 	"log_queries":               {"0"},
-	// A variant tries addresses as LowCardinality.
+	// For a variant with addresses as LowCardinality.
 	"allow_suspicious_low_cardinality_types": {"1"},
 }
 
-// do sends sql, with body as the data of an INSERT, and returns the answer.
+// do sends sql, with body as the data of an INSERT, and returns the response.
 func (s server) do(ctx context.Context, sql string, body []byte, extra ...string) ([]byte, error) {
 	params := url.Values{}
 	for k, v := range settings {
@@ -65,19 +66,20 @@ func firstLine(sql string) string {
 	return line
 }
 
-// ask returns the answer to sql as text without its last line's end.
+// ask returns the result of sql as text without the final newline.
 func (s server) ask(ctx context.Context, sql string) (string, error) {
 	b, err := s.do(ctx, sql, nil)
 	return strings.TrimSpace(string(b)), err
 }
 
-// cpu is what the process has used since it started.
+// cpu returns the CPU time that the process has used since it started.
 func (s server) cpu() time.Duration {
-	// The clock of another process: CPUCLOCK_SCHED of its complemented id.
+	// The CPU clock of another process: CPUCLOCK_SCHED with the complemented
+	// PID.
 	const sched = 2
 	var t unix.Timespec
 	if err := unix.ClockGettime(int32(^s.pid<<3|sched), &t); err != nil {
-		panic(err) // the process is gone: nothing measured would be true
+		panic(err) // the process is gone, so no measurement would be valid
 	}
 	return time.Duration(t.Nano())
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// stageDDL holds spans as they arrive, and derives the rest in SQL: the lab
-// wants plausible values in those columns, not the rules of pkg/semconv.
+// stageDDL holds spans as they arrive and derives the other columns in SQL: the
+// lab needs plausible values in those columns, not the rules of pkg/semconv.
 const stageDDL = `
 CREATE TABLE stage (
   block UInt32,
@@ -57,8 +57,8 @@ CREATE TABLE stage (
 const stageColumns = "block, trace_id, span_id, parent_span_id, trace_state, flags, name, kind, start_time, duration_ns, status_code, status_message, " +
 	"resource, scope_name, scope_version, schema_url, attributes, event_times, event_names, event_attributes, link_traces, link_spans, link_attributes"
 
-// fill makes the staging table unless a kept directory holds it already. Each
-// block is what one planned insert would hold.
+// fill creates the staging table unless a kept directory contains it. Each
+// block has the size of one planned insert.
 func (l *lab) fill(ctx context.Context, native string) error {
 	if have, err := l.ask(ctx, "SELECT count() FROM stage"); err == nil && have == strconv.Itoa(l.spans) {
 		return nil
@@ -72,7 +72,7 @@ func (l *lab) fill(ctx context.Context, native string) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }() // everything was sent by then
+	defer func() { _ = conn.Close() }() // everything is sent by then
 	g := otlptest.New(1, otlptest.Options{SpansPerSecond: max(1, l.perHour/3600)})
 	for block := range l.blocks() {
 		req := g.Request(min(l.block, l.spans-block*l.block))
@@ -88,7 +88,7 @@ func store(ctx context.Context, conn driver.Conn, block int, req *coltracepb.Exp
 	if err != nil {
 		return err
 	}
-	defer func() { _ = batch.Close() }() // after Send nothing is left to close
+	defer func() { _ = batch.Close() }() // nothing to close after Send
 	for _, rs := range req.ResourceSpans {
 		for _, ss := range rs.ScopeSpans {
 			for _, s := range ss.Spans {
@@ -124,8 +124,8 @@ func row(block int, rs *tracepb.ResourceSpans, ss *tracepb.ScopeSpans, s *tracep
 	}
 }
 
-// pairs are attributes as text in the order of the wire, as the writer keeps
-// them: a Go map would shuffle the keys of each row and spoil compression.
+// pairs holds attributes as texts in wire order, as the writer stores them: a
+// Go map would shuffle the keys of each row and spoil compression.
 type pairs struct{ keys, values []string }
 
 func texts(kvs []*commonpb.KeyValue) *pairs {
@@ -147,7 +147,7 @@ func valueText(v *commonpb.AnyValue) string {
 		return strconv.FormatFloat(v.DoubleValue, 'g', -1, 64)
 	case *commonpb.AnyValue_BoolValue:
 		return strconv.FormatBool(v.BoolValue)
-	default: // of the generated spans, lists in resources
+	default: // lists in resources of the generated spans
 		return "[]"
 	}
 }
@@ -169,7 +169,7 @@ func (i *iterator) Next() bool { i.at++; return i.at < len(i.keys) }
 func (i *iterator) Key() any   { return i.keys[i.at] }
 func (i *iterator) Value() any { return i.values[i.at] }
 
-// object is the pairs as a JSON object.
+// object returns the pairs as a JSON object.
 func (p *pairs) object() string {
 	b := []byte{'{'}
 	for i, key := range p.keys {

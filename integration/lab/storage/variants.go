@@ -6,31 +6,32 @@ import (
 	"strings"
 )
 
-// variant is one way of storing spans: a table, and how its columns are asked for.
+// variant is one way of storing spans: a table, and the expressions that query
+// its columns.
 type variant struct {
 	name     string
 	columns  []col
 	indexes  []string // INDEX and PROJECTION clauses
 	order    string
-	primary  string // empty: as order
+	primary  string // if empty, as order
 	parts    string // PARTITION BY
 	settings []string
-	insert   []string // settings of the INSERT
+	insert   []string // INSERT settings
 	asked    asked
 }
 
-// col is a column: where its values come from in the staging table, and the
-// group of the report that its bytes count for.
+// col is a column: the source of its values in the staging table, and the group
+// of the report that its bytes belong to.
 type col struct {
 	name, typ, codec string
-	from             string // empty: the column of the same name
+	from             string // if empty, the column of the same name
 	group            string
 }
 
-// asked are the conditions of the questions; ? stands for the value.
+// asked holds the conditions of the queries; ? is replaced by the value.
 type asked struct {
 	trace, service, attribute, pod, failed, time, duration string
-	list                                                   string // columns of a list of spans
+	list                                                   string // columns for a list of spans
 }
 
 // Groups of the report.
@@ -42,7 +43,7 @@ const (
 	rest       = "rest"
 )
 
-// lean are the draft's columns: ids as text, resource once, everything ZSTD(1).
+// lean is the draft's columns: ids as text, resource once, everything ZSTD(1).
 var lean = []col{
 	{"trace_id", "FixedString(32)", "ZSTD(1)", "", ids},
 	{"span_id", "FixedString(16)", "ZSTD(1)", "", ids},
@@ -101,7 +102,7 @@ var leanAsked = asked{
 	list: "trace_id, span_id, service_name, name, start_time, duration_ns, status_code, status_message",
 }
 
-// with returns v changed by each of edits, under another name.
+// with returns a copy of v with a new name, changed by each of edits.
 func (v variant) with(name string, edits ...func(*variant)) variant {
 	v.name = name
 	v.columns = slices.Clone(v.columns)
@@ -114,7 +115,7 @@ func (v variant) with(name string, edits ...func(*variant)) variant {
 	return v
 }
 
-// codec sets the codec of the named columns, or of all when there are none.
+// codec sets the codec of the named columns, or of all if no name is given.
 func codec(codec string, names ...string) func(*variant) {
 	return func(v *variant) {
 		for i := range v.columns {
@@ -171,7 +172,7 @@ const (
 	setService   = "INDEX service service_name TYPE set(100) GRANULARITY 1"
 	minmaxTime   = "INDEX time start_time TYPE minmax GRANULARITY 1"
 	inlineSizes  = "string_serialization_version='single_stream'"
-	compactParts = "min_bytes_for_wide_part=50331648" // one insert is compact, what merges make of it is not
+	compactParts = "min_bytes_for_wide_part=50331648" // inserts make compact parts, merges do not
 	noStatistics = "auto_statistics_types=''"
 	onlyOnMerge  = "materialize_skip_indexes_on_insert=0"
 	bucketedMaps = "map_serialization_version='with_buckets', map_buckets_min_avg_size=1, max_buckets_in_map=64, map_buckets_strategy='linear', map_buckets_coefficient=4"
@@ -197,8 +198,8 @@ var byTrace = variant{
 	asked:    leanAsked,
 }
 
-// packed keeps what a resource, a scope and a place in the cluster determine in
-// one JSON text each, instead of seventeen columns.
+// packed stores what a resource, a scope and a place in the cluster determine
+// as one JSON text each, instead of in seventeen columns.
 var packed = byTrace.with("all derived columns packed",
 	without("service_namespace", "service_instance_id", "cluster", "namespace", "pod", "pod_uid", "node", "workload", "agent_id", "ip",
 		"resource_schema_url", "resource_dropped_attributes_count",
@@ -213,11 +214,11 @@ var packed = byTrace.with("all derived columns packed",
 	asks(func(a *asked) { a.pod = "JSONExtractString(origin, 'pod') = '?'" }),
 )
 
-// each is chosen but for what is packed in that one.
+// each is chosen without the packed columns.
 var each = byTrace.with("derived columns each for itself", codec("T64, ZSTD(1)", "duration_ns"), typed("trace_id", "String", ""),
 	setting(compactParts), index(bloomValues), insert(onlyOnMerge))
 
-// chosen is what migrations/ create, and how the writer inserts.
+// chosen is the table that migrations/ create and the writer's way to insert.
 var chosen = each.with("chosen", setting(noStatistics),
 	without("agent_id", "service_namespace", "service_instance_id", "cluster", "node", "pod_uid",
 		"resource_schema_url", "resource_dropped_attributes_count",
@@ -298,7 +299,7 @@ var variants = []variant{
 
 func asks(change func(*asked)) func(*variant) { return func(v *variant) { change(&v.asked) } }
 
-// ddl is the variant's CREATE TABLE.
+// ddl returns the variant's CREATE TABLE.
 func (v variant) ddl() string {
 	var lines []string
 	for _, c := range v.columns {
@@ -317,7 +318,8 @@ func (v variant) ddl() string {
 	return sql
 }
 
-// sources are the expressions that read the variant's columns from the staging table.
+// sources returns the expressions that read the variant's columns from the
+// staging table.
 func (v variant) sources() string {
 	var out []string
 	for _, c := range v.columns {
