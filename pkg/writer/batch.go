@@ -29,7 +29,7 @@ type batch struct {
 	stored map[signal.Key]struct{} // what the last look-up of the block found
 	loaded *loaded                 // set while the block is bisected
 
-	duplicates, copies int // items that have no row because they were there already, by content and by id
+	duplicates, copies int // items without a row, because their content or their id was there already
 	diverted           int // items in dead letters
 }
 
@@ -59,7 +59,8 @@ func (b *batch) full(cfg *Config, maxBytes int64) bool {
 	return b.block.Rows()+b.resentItems >= cfg.MaxBatchRows || b.memory() >= maxBytes
 }
 
-// causeBytes bounds the cause in a dead letter: it may quote a value, which the letter has anyway.
+// causeBytes bounds the cause in a dead letter: it may quote a value, which the
+// letter has anyway.
 const causeBytes = 1000
 
 // divert adds a dead letter, which keeps the time by which its items were judged.
@@ -78,11 +79,13 @@ func (b *batch) noteReceived(t time.Time) {
 	}
 }
 
-// slack is how much further than the gateway's the writer's window of accepted times reaches.
+// slack is how much further than the gateway's the writer's window of accepted
+// times reaches.
 const slack = time.Hour
 
-// accept returns the window in which the items of a record must lie: around its first receipt, or any
-// time when that is not known. It depends on the record alone, so that every writer judges it alike.
+// accept returns the window in which the times of a record's items must lie:
+// around its first receipt, or any time when that is unknown. It depends on the
+// record alone, so that every writer judges it alike.
 func (w *Writer) accept(r *delivery.Record) signal.Window {
 	received, ok := r.FirstReceipt()
 	if !ok {

@@ -10,27 +10,67 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// divertRefused hands the items of r that no gateway would have accepted to the dead-letter
-// topic, those refused for the same reason in one letter: so letters stay few, and they repeat
-// what the items share no more often than there are reasons. Only other programs than ours
-// write such records.
+// divertCorrupt makes a dead letter that says that records of the log cannot be
+// read: their bytes do not match their checksum, or are no record batch.
+func (p *partition) divertCorrupt(n delivery.DivertCorrupt) {
+	p.openBatch()
+	p.batch.divert(p.claim, &delivery.Record{Offset: n.Offset}, nil, n.Err.Error())
+	p.metrics.lost.Add(float64(n.Next - n.Offset))
+}
+
+// divertRefused makes dead letters of the items of r that no gateway would have
+// accepted. Only other programs than ours write such records. Items refused for
+// the same reason share a letter: so letters stay few, and what the items of a
+// record share is repeated no more often than there are reasons.
 func (p *partition) divertRefused(r *delivery.Record, refused []signal.Refused) {
-	indexes := map[string]map[int]bool{}
-	var reasons []string // in the record's order
+	var letters letters[string]
 	for _, f := range refused {
-		if indexes[f.Reason] == nil {
-			indexes[f.Reason] = map[int]bool{}
-			reasons = append(reasons, f.Reason)
-		}
-		indexes[f.Reason][f.Index] = true
+		letters.add(f.Reason, f.Index)
 	}
-	for _, reason := range reasons {
+	for _, reason := range letters.keys {
 		cause := p.signal.Item + " refused for its " + reason
-		if n := len(indexes[reason]); n > 1 {
+		if n := len(letters.items[reason]); n > 1 {
 			cause = fmt.Sprintf("%d %s refused for their %s", n, p.signal.Items, reason)
 		}
-		p.divertItems(r, indexes[reason], cause)
+		p.divertItems(r, letters.items[reason], cause)
 	}
+}
+
+// divertRows makes dead letters of rows that ClickHouse refused. Rows of one
+// record that were refused for the same cause share a letter: so the work is that
+// of the records' bytes and not of their rows.
+func (p *partition) divertRows(refused []delivery.RefusedRow) {
+	type letter struct {
+		record int
+		cause  string
+	}
+	from := p.batch.loaded
+	var letters letters[letter]
+	for _, r := range refused {
+		row := from.rows[r.Row]
+		letters.add(letter{row.record, r.Err.Error()}, row.index)
+	}
+	for _, l := range letters.keys {
+		p.divertItems(&from.records[l.record], letters.items[l], l.cause)
+	}
+}
+
+// letters groups items by the dead letter that they share, in the order of the
+// first item of each. The zero value is ready to use.
+type letters[K comparable] struct {
+	keys  []K
+	items map[K]map[int]bool // indexes in the record
+}
+
+func (l *letters[K]) add(key K, index int) {
+	if l.items == nil {
+		l.items = make(map[K]map[int]bool)
+	}
+	if l.items[key] == nil {
+		l.items[key] = make(map[int]bool)
+		l.keys = append(l.keys, key)
+	}
+	l.items[key][index] = true
 }
 
 // divertItems makes one dead letter of some items of r.
@@ -43,34 +83,9 @@ func (p *partition) divertItems(r *delivery.Record, indexes map[int]bool, cause 
 	p.batch.divert(p.claim, r, value, cause)
 }
 
-// divertRows makes dead letters of rows that ClickHouse refused: one of those of a
-// record that were refused for the same cause, so that the work is that of the
-// records' bytes and not of their rows.
-func (p *partition) divertRows(refused []delivery.RefusedRow) {
-	type letter struct {
-		record int
-		cause  string
-	}
-	from := p.batch.loaded
-	indexes := map[letter]map[int]bool{}
-	var letters []letter // in the order of refusal
-	for _, r := range refused {
-		row := from.rows[r.Row]
-		l := letter{row.record, r.Err.Error()}
-		if indexes[l] == nil {
-			indexes[l] = map[int]bool{}
-			letters = append(letters, l)
-		}
-		indexes[l][row.index] = true
-	}
-	for _, l := range letters {
-		p.divertItems(&from.records[l.record], indexes[l], l.cause)
-	}
-}
-
-// produceLetters hands over the dead letters that Kafka does not have yet. One that is larger than
-// the topic takes must not stop the partition for ever, see divide. What Kafka took is not sent again
-// after an error.
+// produceLetters hands over the dead letters that Kafka does not have yet. A
+// letter that is larger than the topic takes must not stop the partition for
+// ever, see divide. After an error, what Kafka took is not sent again.
 func (p *partition) produceLetters(ctx context.Context) error {
 	b := p.batch
 	if b.division == nil {
@@ -91,8 +106,8 @@ func (p *partition) produceLetters(ctx context.Context) error {
 	return nil
 }
 
-// sentFirst moves the refused letters, whose ascending indexes are given, behind those that Kafka
-// took, and returns how many it took.
+// sentFirst moves the refused letters, whose ascending indexes are given, behind
+// those that Kafka took, and returns how many it took.
 func sentFirst(letters []kafka.Outgoing, refused []int) (sent int) {
 	var large []kafka.Outgoing
 	for i, letter := range letters {
@@ -121,12 +136,13 @@ type part struct {
 	refused bool
 }
 
-// aloneEnough is how many single items have to be refused in a row until the rest is left out
-// undivided: what they share may be too large by itself.
+// aloneEnough is how many single items have to be refused in a row until the rest
+// is left out undivided: what they share may be too large by itself.
 const aloneEnough = 16
 
-// divide hands over a letter that was refused: in halves, or, where it has a single item or its
-// items cannot be told apart, without its value. It goes on where it failed before.
+// divide hands over a letter that was refused: in halves, or without its value
+// when it has a single item or its items cannot be told apart. It goes on where
+// it failed before.
 func (p *partition) divide(ctx context.Context, letter *kafka.Outgoing) error {
 	d := p.batch.division
 	if len(d.parts) == 0 {

@@ -8,9 +8,9 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 )
 
-// share is the part of Config.MemoryBytes that is for the rows of one shard of
-// ClickHouse. A shard that does not answer keeps what its partitions hold, and
-// takes nothing from those of the others.
+// share is the part of Config.MemoryBytes for the rows of one shard of ClickHouse.
+// A shard that does not answer keeps what its partitions hold, and takes nothing
+// from the partitions of other shards.
 type share struct {
 	memory *semaphore.Weighted // bytes, for partitions that are not behind
 	slots  *semaphore.Weighted // whole batches, for those that are

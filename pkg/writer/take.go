@@ -9,9 +9,10 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// take decodes one record into the batch, or decides why not. One that says it may have been
-// delivered before waits, see takeResent. The window remembers such a record and never drops it:
-// it may be the replay of a dead letter, and a record that was diverted whole has the same content.
+// take decodes one record into the batch, or decides why not. A record that says
+// it may have been delivered before waits, see takeResent. The window remembers
+// such a record and never drops it: it may be the replay of a dead letter, and a
+// record that was diverted whole has the same content.
 func (p *partition) take(r *delivery.Record) {
 	b := p.batch
 	if p.window.Duplicate(r) && !r.Meta.Resend {
@@ -30,8 +31,8 @@ func (p *partition) take(r *delivery.Record) {
 	p.append(r, kept{offset: r.Offset}, nil)
 }
 
-// append decodes one record into the block, without the items that k lists as absent. keys
-// takes the keys of the others where it is not nil.
+// append decodes one record into the block, without the items that k lists as
+// absent. It adds the keys of the others to keys, unless that is nil.
 func (p *partition) append(r *delivery.Record, k kept, keys map[signal.Key]struct{}) {
 	b := p.batch
 	refused, err := b.block.Append(r.Value, p.source(r, skipping(&k, keys)))
@@ -43,16 +44,9 @@ func (p *partition) append(r *delivery.Record, k kept, keys map[signal.Key]struc
 	p.divertRefused(r, refused)
 }
 
-// divertCorrupt notes in the dead letters that records of the log cannot be read:
-// their bytes do not match their checksum, or are no record batch.
-func (p *partition) divertCorrupt(n delivery.DivertCorrupt) {
-	p.openBatch()
-	p.batch.divert(p.claim, &delivery.Record{Offset: n.Offset}, nil, n.Err.Error())
-	p.metrics.lost.Add(float64(n.Next - n.Offset))
-}
-
-// skipping leaves out the items that are absent, and notes the keys of the others where a set for
-// them is given. It is nil where there is nothing to do.
+// skipping returns a function that leaves out the items that are absent, and adds
+// the keys of the others to keys, unless that is nil. It returns nil when there is
+// nothing to do.
 func skipping(k *kept, keys map[signal.Key]struct{}) func(int, signal.Key) bool {
 	if len(k.absent) == 0 && keys == nil {
 		return nil
@@ -70,8 +64,8 @@ func skipping(k *kept, keys map[signal.Key]struct{}) func(int, signal.Key) bool 
 
 // takeResent takes the records that say they may have been delivered before into
 // the block, without the items that are stored or in the batch already. Unlike
-// the window this works however late a copy comes. One question serves all
-// records of the batch.
+// the window this works however late a copy comes. One query serves all records
+// of the batch.
 func (p *partition) takeResent(ctx context.Context) error {
 	b := p.batch
 	var keys []signal.Key
@@ -110,8 +104,8 @@ type item struct {
 	key   signal.Key
 }
 
-// items lists those of a record. A record that is malformed has none: it is found out, and
-// diverted, when it is appended.
+// items lists the items of a record that can be stored. A malformed record has
+// none; append diverts it.
 func (p *partition) items(r *delivery.Record) (items []item) {
 	scratch := p.blocks.Get().(columns.Block)
 	defer p.blocks.Put(scratch)

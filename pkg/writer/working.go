@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// working tells partitions that wait to try something again when the same has succeeded for
-// another, so that none waits for the longest backoff once its cause has gone. The zero value is ready
-// to use, by many goroutines.
+// working wakes partitions that wait to try an operation again when the same
+// operation succeeds for another. So none waits for the longest backoff once its
+// cause has gone. The zero value is ready to use, by many goroutines.
 type working struct {
 	mu      sync.Mutex
 	waiting map[string]chan struct{} // by operation; closed when it succeeds
@@ -24,8 +24,8 @@ func (w *working) succeeded(operation string) {
 	}
 }
 
-// wait returns after d, or as soon as the operation has succeeded for somebody. Its error
-// is that ctx has ended.
+// wait returns after d, or as soon as the operation succeeds for another
+// partition. Its error is that of ctx.
 func (w *working) wait(ctx context.Context, operation string, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()
