@@ -10,7 +10,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
-	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -24,7 +24,7 @@ type controls struct {
 	reports  *kafka.Producer // writes the agents' statuses
 	// Set by attach.
 	control *control.Control
-	streams *agentgrpc.Service
+	streams *rpc.ControlService
 }
 
 func newControls(c *core, know *knowledge, reports *kafka.Producer) *controls {
@@ -44,7 +44,7 @@ func (c *controls) attach(http *opshttp.Server) error {
 	if err != nil {
 		return err
 	}
-	c.streams, err = agentgrpc.New(c.control, agentgrpc.Options{
+	c.streams, err = rpc.NewControlService(c.control, rpc.ControlOptions{
 		Logger: c.log, Registerer: c.reg, MaxStreams: c.cfg.Control.MaxStreams, Authorize: c.know.guard.Check,
 	})
 	if err != nil {
@@ -80,7 +80,7 @@ func (c *controls) open(ctx context.Context, o *offer) error {
 	if err := c.ensureTopics(ctx, c.topics()...); err != nil {
 		return err
 	}
-	o.options.Register = agentgrpc.All(o.options.Register, c.streams.Register)
+	o.options.Services = append(o.options.Services, c.streams.Register)
 	o.agents = c.control
 	o.beneath = append(o.beneath, c.control.Run)
 	o.producers = append(o.producers, c.commands)

@@ -6,20 +6,24 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
-	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
-	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// gateways is the role gateway: it forwards spans and flows from the port to Kafka.
+// gateways is the role gateway: it forwards the requests of signals from
+// the port to Kafka.
 type gateways struct {
 	*core
 
-	spans, flows *kafka.Producer
+	producers []*kafka.Producer // one for each of signals
 }
 
 func newGateways(c *core) *gateways {
-	return &gateways{core: c, spans: c.newProducer(schema.TopicSpans), flows: c.newProducer(schema.TopicFlows)}
+	g := &gateways{core: c}
+	for _, sig := range signals {
+		g.producers = append(g.producers, c.newProducer(sig.Topic))
+	}
+	return g
 }
 
 func (g *gateways) topics() []string { return dataTopics }
@@ -30,25 +34,24 @@ func (g *gateways) open(ctx context.Context, o *offer) error {
 	if err := g.ensureTopics(ctx, g.topics()...); err != nil {
 		return err
 	}
-	for _, p := range []*kafka.Producer{g.spans, g.flows} {
+	for _, p := range g.producers {
 		if err := g.retry(ctx, "count the partitions", p.Look); err != nil {
 			return err
 		}
 	}
-	opts := gateway.Options{
-		MaxRecordBytes: int(g.cfg.Kafka.MaxRecordBytes), Registerer: g.reg,
-		DedupWindow: max(g.cfg.Writer.DedupWindow, g.cfg.FlowWriter.DedupWindow),
+	for i, sig := range signals {
+		gw, err := gateway.New(g.cfg.Gateway, sig, g.producers[i], gateway.Options{
+			MaxRecordBytes: int(g.cfg.Kafka.MaxRecordBytes), Agents: o.agents, Registerer: g.reg,
+			DedupWindow: max(g.cfg.Writer.DedupWindow, g.cfg.FlowWriter.DedupWindow),
+		})
+		if err != nil {
+			return err
+		}
+		o.sinks = append(o.sinks, rpc.Sink{Signal: sig, Consumer: gw})
+		if sig == traces.Signal {
+			o.overHTTP = gw
+		}
 	}
-	spans, err := gateway.New(g.cfg.Gateway, traces.Signal, g.spans, opts)
-	if err != nil {
-		return err
-	}
-	opts.Agents = o.agents
-	fromAgents, err := gateway.New(g.cfg.Gateway, flows.Signal, g.flows, opts)
-	if err != nil {
-		return err
-	}
-	o.traces, o.overHTTP, o.options.Flows = spans, spans, fromAgents
-	o.producers = append(o.producers, g.spans, g.flows)
+	o.producers = append(o.producers, g.producers...)
 	return nil
 }

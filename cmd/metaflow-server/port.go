@@ -14,7 +14,6 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
-	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -37,7 +36,7 @@ type service interface {
 
 // offer collects the services of a port.
 type offer struct {
-	traces   rpc.Consumer      // nil disables traces
+	sinks    []rpc.Sink        // of the signals that this server receives
 	overHTTP otlphttp.Consumer // nil disables OTLP/HTTP
 	options  rpc.Options       // of the other services
 	agents   gateway.Agents    // the registered agents; nil if this server does not know them
@@ -73,7 +72,7 @@ func (p *port) run(ctx context.Context) error {
 		}
 	}
 	p.know.await(ctx, "agents are refused until the owners of their ids are known")
-	receiver, err := rpc.New(p.cfg.GRPC, o.traces, o.options)
+	receiver, err := rpc.New(p.cfg.GRPC, o.sinks, o.options)
 	if err != nil {
 		return err
 	}
@@ -144,7 +143,7 @@ func (r *reports) topics() []string { return []string{schema.TopicResources} }
 func (r *reports) checks() []opshttp.Check { return nil }
 
 func (r *reports) open(_ context.Context, o *offer) error {
-	o.options.Register = agentgrpc.NewResources(r.know.resources, r.know.guard.Check).Register
+	o.options.Services = append(o.options.Services, rpc.NewResourceService(r.know.resources, r.know.guard.Check).Register)
 	o.producers = append(o.producers, r.producer)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 const (
@@ -89,7 +90,7 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
 			cfg.MaxBytesInFlight = max(agentBytesInFlight, s.maxRequestBytes)
 			scoped := &removable{Registerer: reg}
-			r, err := rpc.New(cfg, f, rpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
+			r, err := rpc.New(cfg, []rpc.Sink{{Signal: traces.Signal, Consumer: f}}, rpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
 			if err != nil {
 				scoped.remove()
 				return nil, err

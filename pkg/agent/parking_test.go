@@ -315,7 +315,7 @@ func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	srv := &countingServer{spans: map[string]int{}}
 	cfg := rpc.DefaultConfig()
 	cfg.Listen, cfg.MaxRequestBytes = "127.0.0.1:0", limit
-	server, err := rpc.New(cfg, srv, rpc.Options{})
+	server, err := rpc.New(cfg, []rpc.Sink{{Signal: traces.Signal, Consumer: srv}}, rpc.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

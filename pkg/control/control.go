@@ -56,7 +56,7 @@ type Guard interface {
 // changesAtOnce bounds the concurrent commands; further ones wait. Operators are few.
 const changesAtOnce = 32
 
-// Control implements api.Service and agentgrpc.Controller. Create it with New. Its
+// Control implements api.Service and rpc.Controller. Create it with New. Its
 // methods are safe for concurrent use and succeed once Run has read both topics.
 type Control struct {
 	cfg     Config

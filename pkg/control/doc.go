@@ -13,7 +13,7 @@
 //  2. The change is written to the log as a command, acknowledged by all in-sync
 //     replicas of Kafka.
 //  3. Every replica reads the command, computes the same outcome and wakes the
-//     streams of the agents whose configuration has changed (pkg/rpc/agentgrpc).
+//     streams of the agents whose configuration has changed (pkg/rpc).
 //  4. The replica that received the request reads its own command back and
 //     responds with the outcome.
 //

@@ -19,7 +19,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -138,7 +138,7 @@ func (st *setting) begin(t testing.TB, name string) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service, err := agentgrpc.New(r.Control, agentgrpc.Options{Logger: logger})
+	service, err := rpc.NewControlService(r.Control, rpc.ControlOptions{Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}

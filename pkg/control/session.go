@@ -12,7 +12,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -48,8 +48,8 @@ type session struct {
 	since        time.Time            // when the rival was first seen
 }
 
-// Join implements agentgrpc.Controller.
-func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string) (agentgrpc.Session, error) {
+// Join implements rpc.Controller.
+func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string) (rpc.Session, error) {
 	if err := c.awaitReplay(ctx); err != nil {
 		return nil, err
 	}
@@ -266,7 +266,7 @@ func startedBefore(a, b *agentv1.Registration) bool {
 	return cmp.Or(cmp.Compare(a.StartTimeUnixNano, b.StartTimeUnixNano), cmp.Compare(a.InstanceId, b.InstanceId)) < 0
 }
 
-// Heartbeat implements agentgrpc.Session.
+// Heartbeat implements rpc.Session.
 func (s *session) Heartbeat(h *agentv1.Heartbeat) time.Time {
 	c := s.control
 	c.mu.Lock()
@@ -302,7 +302,7 @@ func (s *session) write() {
 	s.control.enqueue(s.status)
 }
 
-// Configuration implements agentgrpc.Session.
+// Configuration implements rpc.Session.
 func (s *session) Configuration() *agentv1.Configuration {
 	c := s.control
 	c.mu.Lock()
@@ -335,20 +335,20 @@ func (s *session) wake() {
 	}
 }
 
-// Changed implements agentgrpc.Session.
+// Changed implements rpc.Session.
 func (s *session) Changed() <-chan struct{} { return s.changed }
 
-// Ended implements agentgrpc.Session.
+// Ended implements rpc.Session.
 func (s *session) Ended() <-chan struct{} { return s.ended }
 
-// Err implements agentgrpc.Session.
+// Err implements rpc.Session.
 func (s *session) Err() error {
 	s.control.mu.Lock()
 	defer s.control.mu.Unlock()
 	return s.err
 }
 
-// Leave implements agentgrpc.Session.
+// Leave implements rpc.Session.
 func (s *session) Leave() {
 	c, id := s.control, s.registration.AgentId
 	c.mu.Lock()

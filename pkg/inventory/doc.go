@@ -2,7 +2,7 @@
 //
 // # The path of a report
 //
-//  1. An agent's report reaches any replica (pkg/rpc/agentgrpc). What is new in
+//  1. An agent's report reaches any replica (pkg/rpc). What is new in
 //     it becomes records of the topic metaflow.resources: one per pod or
 //     service, each complete in itself, so that the topic can be compacted
 //     (pkg/inventory/index).

@@ -40,7 +40,7 @@ type changes struct {
 
 func (c *changes) empty() bool { return len(c.pods) == 0 && len(c.services) == 0 }
 
-// Report implements agentgrpc.Reports.
+// Report implements rpc.Reports.
 func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (rejected int, why string, err error) {
 	if err := r.Ready(ctx); err != nil {
 		return 0, "", err

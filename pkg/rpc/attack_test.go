@@ -256,7 +256,7 @@ func TestUnfinishedMessagesAreBudgeted(t *testing.T) {
 
 // The same by services that take no spans.
 func TestUnfinishedMessagesOfOtherServicesAreBudgeted(t *testing.T) {
-	srv := start(t, testConfig(), accept, rpc.Options{Register: registerControl})
+	srv := start(t, testConfig(), accept, rpc.Options{Services: []func(grpc.ServiceRegistrar){registerControl}})
 	message := make([]byte, 63<<20)
 	binary.BigEndian.PutUint32(message[1:], 63<<20)
 	for _, method := range []string{agentv1.ControlService_Connect_FullMethodName, "/grpc.health.v1.Health/Check"} {
@@ -348,7 +348,7 @@ func TestABodyHasADeadline(t *testing.T) {
 		}
 		return signal.Result{}, ctx.Err()
 	})
-	srv := start(t, cfg, consumer, rpc.Options{Registerer: reg, Register: registerControl})
+	srv := start(t, cfg, consumer, rpc.Options{Registerer: reg, Services: []func(grpc.ServiceRegistrar){registerControl}})
 	a := attack(t, "127.0.0.9", srv.Addr())
 	a.call(export)
 	a.data(a.call(export), 100, []byte{0, 0, 0, 1, 0, 1, 2, 3})

@@ -40,7 +40,7 @@ func benchmarkExport(b *testing.B, compression string) {
 		received <- len(req.Body)
 		return signal.Result{}, nil
 	})
-	srv, err := rpc.New(testConfig(), consumer, rpc.Options{ShutdownGrace: time.Nanosecond})
+	srv, err := rpc.New(testConfig(), []rpc.Sink{tracesTo(consumer)}, rpc.Options{ShutdownGrace: time.Nanosecond})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -52,10 +52,10 @@ func invoke(ctx context.Context, conn *grpc.ClientConn, method string, body []by
 // nobody has to show anything for.
 func TestOtherServicesDecodeWithinBounds(t *testing.T) {
 	taken := &reports{}
-	srv := start(t, testConfig(), accept, rpc.Options{Register: func(r grpc.ServiceRegistrar) {
+	srv := start(t, testConfig(), accept, rpc.Options{Services: []func(grpc.ServiceRegistrar){func(r grpc.ServiceRegistrar) {
 		agentv1.RegisterResourceServiceServer(r, taken)
 		agentv1.RegisterControlServiceServer(r, echo{})
-	}})
+	}}})
 	const (
 		report  = agentv1.ResourceService_Report_FullMethodName
 		check   = healthpb.Health_Check_FullMethodName
@@ -142,9 +142,9 @@ func TestOtherServicesDecodeWithinBounds(t *testing.T) {
 // Many reports that are decoded and then wait for Kafka count until they are answered.
 func TestDecodedMessagesAreBudgeted(t *testing.T) {
 	waiting, release := make(chan struct{}), make(chan struct{})
-	srv := start(t, testConfig(), accept, rpc.Options{Register: func(r grpc.ServiceRegistrar) {
+	srv := start(t, testConfig(), accept, rpc.Options{Services: []func(grpc.ServiceRegistrar){func(r grpc.ServiceRegistrar) {
 		agentv1.RegisterResourceServiceServer(r, slowReports{waiting: waiting, release: release})
-	}})
+	}}})
 	const calls = 40
 	body := bytes.Repeat([]byte{0x2a, 0}, 50_000) // 16 MB each
 	ended := make(chan error)
@@ -199,10 +199,10 @@ func (members) Authenticated(ctx context.Context) bool {
 // Who names no agent is asked for the token too, by the services that only agents call.
 func TestServicesForAgentsAreForMembers(t *testing.T) {
 	taken := &reports{}
-	srv := start(t, testConfig(), accept, rpc.Options{Auth: members{}, Register: func(r grpc.ServiceRegistrar) {
+	srv := start(t, testConfig(), accept, rpc.Options{Auth: members{}, Services: []func(grpc.ServiceRegistrar){func(r grpc.ServiceRegistrar) {
 		agentv1.RegisterResourceServiceServer(r, taken)
 		agentv1.RegisterControlServiceServer(r, echo{})
-	}})
+	}}})
 	conn := dialPrecompressed(t, srv, "identity")
 	for method, want := range map[string]codes.Code{
 		agentv1.ResourceService_Report_FullMethodName: codes.Unauthenticated,

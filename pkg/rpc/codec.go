@@ -48,11 +48,14 @@ func (m *message) release(reuse bool) {
 	}
 }
 
-// codec is protobuf for every message but an Export's request, which stays bytes. Other requests are
+// codec is protobuf for every message but an Export's request and answer, which stay bytes. Other requests are
 // decoded within bounds.
 type codec struct {
 	encoding.CodecV2
 }
+
+// response is the answer to an Export, as bytes.
+type response []byte
 
 func newCodec() codec {
 	return codec{encoding.GetCodecV2(proto.Name)}
@@ -68,4 +71,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	default:
 		return c.CodecV2.Unmarshal(data, v)
 	}
+}
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if r, ok := v.(response); ok {
+		return mem.BufferSlice{mem.SliceBuffer(r)}, nil
+	}
+	return c.CodecV2.Marshal(v)
 }

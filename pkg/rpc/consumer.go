@@ -6,6 +6,12 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
+// Sink is where the requests of a signal go.
+type Sink struct {
+	Signal   *signal.Signal
+	Consumer Consumer
+}
+
 // Consumer takes the requests of one signal. It is declared here because this
 // package is its caller.
 //

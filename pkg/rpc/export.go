@@ -2,12 +2,12 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
 	"time"
 
-	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -17,7 +17,6 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/schema"
-	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // exporter is what the hand-made service description calls.
@@ -25,70 +24,35 @@ type exporter interface {
 	answer(ctx context.Context, receive func(any) error) (any, error)
 }
 
-// signal is one method that takes what is to be stored. Its requests stay bytes.
+// service takes the requests of one signal. They stay bytes.
 type service struct {
 	*Server
-	method  string // as grpc names it
-	desc    grpc.ServiceDesc
-	consume Consumer
-	respond func(signal.Result) any // what it returns is only ever marshalled
-	metrics *signalMetrics
+	method   string // as grpc names it
+	desc     grpc.ServiceDesc
+	consumer Consumer
+	metrics  *signalMetrics
 }
 
-// newSignal takes the official service description (the name, and the file that
-// reflection serves) and gives its only method a handler that receives bytes.
-func (s *Server) newSignal(desc grpc.ServiceDesc, m *signalMetrics) *service {
-	method := desc.Methods[0].MethodName
-	desc.HandlerType = (*exporter)(nil)
-	desc.Methods = []grpc.MethodDesc{{MethodName: method, Handler: exportHandler}}
-	sig := &service{Server: s, method: "/" + desc.ServiceName + "/" + method, desc: desc, metrics: m}
-	s.services[sig.method] = sig
-	return sig
-}
-
-// traces is TraceService/Export.
-func (s *Server) traces(c Consumer) error {
-	m, err := newSignalMetrics(s.registerer, "traces")
+// newService returns the service that the signal's method is of. Its handler
+// receives bytes and answers with bytes.
+func (s *Server) newService(sink Sink) (*service, error) {
+	sig := sink.Signal
+	name, method, found := strings.Cut(strings.TrimPrefix(sig.Method, "/"), "/")
+	if !found {
+		return nil, fmt.Errorf("signal %s: method %q is not of the form /service/method", sig.Name, sig.Method)
+	}
+	m, err := newSignalMetrics(s.registerer, sig.Name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	sig := s.newSignal(coltracepb.TraceService_ServiceDesc, m)
-	sig.consume = c
-	sig.respond = func(r signal.Result) any {
-		if r == (signal.Result{}) {
-			return fullTraces
-		}
-		return &coltracepb.ExportTraceServiceResponse{PartialSuccess: &coltracepb.ExportTracePartialSuccess{
-			RejectedSpans: r.Rejected, ErrorMessage: strings.ToValidUTF8(r.Message, "?"),
-		}}
-	}
-	return nil
+	return &service{
+		Server: s, method: sig.Method, consumer: sink.Consumer, metrics: m,
+		desc: grpc.ServiceDesc{
+			ServiceName: name, HandlerType: (*exporter)(nil),
+			Methods: []grpc.MethodDesc{{MethodName: method, Handler: exportHandler}},
+		},
+	}, nil
 }
-
-// flows is FlowService/ExportFlows.
-func (s *Server) flows(c Consumer) error {
-	m, err := newSignalMetrics(s.registerer, "flows")
-	if err != nil {
-		return err
-	}
-	sig := s.newSignal(agentv1.FlowService_ServiceDesc, m)
-	sig.consume = c
-	sig.respond = func(r signal.Result) any {
-		if r == (signal.Result{}) {
-			return fullFlows
-		}
-		return &agentv1.ExportFlowsResponse{PartialSuccess: &agentv1.ExportFlowsPartialSuccess{
-			RejectedFlows: r.Rejected, ErrorMessage: strings.ToValidUTF8(r.Message, "?"),
-		}}
-	}
-	return nil
-}
-
-// Full success, shared by all answers.
-var (
-	fullTraces = &coltracepb.ExportTraceServiceResponse{}
-	fullFlows  = &agentv1.ExportFlowsResponse{}
-)
 
 //nolint:revive // the order of parameters is gRPC's
 func exportHandler(srv any, ctx context.Context, receive func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -186,16 +150,16 @@ func (s *service) receiveAndConsume(ctx context.Context, m *message, receive fun
 	}
 	s.metrics.bytes.Add(float64(len(*m.body)))
 	if len(*m.body) == 0 {
-		return s.respond(signal.Result{}), nil
+		return response{}, nil
 	}
-	result, err := s.consume.Consume(ctx, s.requestOf(ctx, *m.body))
+	result, err := s.consumer.Consume(ctx, s.requestOf(ctx, *m.body))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
 		return nil, s.statusOf(err)
 	}
-	return s.respond(result), nil
+	return response(signal.AppendResponse(nil, result)), nil
 }
 
 func (s *Server) requestOf(ctx context.Context, body []byte) signal.Request {

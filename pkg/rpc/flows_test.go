@@ -21,12 +21,6 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-type flowConsumerFunc func(context.Context, signal.Request) (signal.Result, error)
-
-func (f flowConsumerFunc) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
-	return f(ctx, req)
-}
-
 func flowRequest() *agentv1.ExportFlowsRequest {
 	return &agentv1.ExportFlowsRequest{AgentId: "agent-1", Groups: []*agentv1.FlowGroup{{Flows: []*agentv1.Flow{{Connection: 1}}}}}
 }
@@ -35,13 +29,13 @@ func TestFlowsComeAsTheyWereSent(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	var got *agentv1.ExportFlowsRequest
 	var result signal.Result
-	srv := start(t, testConfig(), accept, rpc.Options{Registerer: reg, Flows: flowConsumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
+	srv := start(t, testConfig(), accept, rpc.Options{Registerer: reg}, flowsTo(consumerFunc(func(_ context.Context, req signal.Request) (signal.Result, error) {
 		if req.Agent != "agent-1" || !req.Resend || !req.Peer.IsValid() {
 			t.Errorf("request of %q, resend %v, from %s", req.Agent, req.Resend, req.Peer)
 		}
 		got = new(agentv1.ExportFlowsRequest)
 		return result, proto.Unmarshal(req.Body, got)
-	})})
+	})))
 	conn := dial(t, srv.Addr())
 	ctx := metadata.AppendToOutgoingContext(t.Context(), schema.MetadataAgent, "agent-1", schema.MetadataResend, "1")
 	for _, result = range []signal.Result{{}, {Rejected: 3, Message: "3 flows rejected"}} {
@@ -96,9 +90,9 @@ func TestFlowsAreAnsweredAsTraces(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			srv := start(t, testConfig(), nil, rpc.Options{Flows: flowConsumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+			srv := start(t, testConfig(), nil, rpc.Options{}, flowsTo(consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 				return signal.Result{}, tc.err
-			})})
+			})))
 			_, err := agentv1.NewFlowServiceClient(dial(t, srv.Addr())).ExportFlows(t.Context(), flowRequest())
 			if status.Code(err) != tc.want {
 				t.Errorf("%v, want %s", err, tc.want)
@@ -109,9 +103,9 @@ func TestFlowsAreAnsweredAsTraces(t *testing.T) {
 		})
 	}
 	t.Run("panic", func(t *testing.T) {
-		srv := start(t, testConfig(), nil, rpc.Options{Flows: flowConsumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+		srv := start(t, testConfig(), nil, rpc.Options{}, flowsTo(consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
 			panic("boom")
-		})})
+		})))
 		if _, err := agentv1.NewFlowServiceClient(dial(t, srv.Addr())).ExportFlows(t.Context(), flowRequest()); status.Code(err) != codes.Internal {
 			t.Error(err)
 		}
@@ -133,7 +127,7 @@ func TestFlowsAreBoundedWithTraces(t *testing.T) {
 		close(entered)
 		<-leave
 		return signal.Result{}, nil
-	}), rpc.Options{Flows: flowConsumerFunc(accept)})
+	}), rpc.Options{}, flowsTo(accept))
 	done := make(chan error, 1)
 	go func() {
 		_, err := client(t, srv).Export(context.Background(), requestOf(100))

@@ -21,6 +21,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
 func TestMain(m *testing.M) {
@@ -66,9 +68,18 @@ func (r *running) wait(t *testing.T) error {
 	}
 }
 
-func start(t *testing.T, cfg rpc.Config, consumer rpc.Consumer, opts rpc.Options) *running {
+// tracesTo and flowsTo are where the requests of one signal go.
+func tracesTo(c rpc.Consumer) rpc.Sink { return rpc.Sink{Signal: traces.Signal, Consumer: c} }
+func flowsTo(c rpc.Consumer) rpc.Sink  { return rpc.Sink{Signal: flows.Signal, Consumer: c} }
+
+// start runs a server of traces, when there is a consumer of them, and of others.
+func start(t *testing.T, cfg rpc.Config, consumer rpc.Consumer, opts rpc.Options, others ...rpc.Sink) *running {
 	t.Helper()
-	srv, err := rpc.New(cfg, consumer, opts)
+	sinks := others
+	if consumer != nil {
+		sinks = append(sinks, tracesTo(consumer))
+	}
+	srv, err := rpc.New(cfg, sinks, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

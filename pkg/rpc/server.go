@@ -35,16 +35,13 @@ type Options struct {
 	// ShutdownGrace bounds the wait for running requests after Run's context
 	// ended. Default 30 s.
 	ShutdownGrace time.Duration
-	// Flows takes the requests of FlowService/ExportFlows, which are bounded and answered as
-	// those of traces are. Without it the service is left out.
-	Flows Consumer
 	// Auth is asked of every call that names an agent, and of every call of a service for agents, before
 	// its message is read. Without it everybody may speak for every agent.
 	Auth Auth
-	// Register adds services that share the port, the certificates and the
-	// connection limits. The context of their streams ends when the server begins to
-	// stop; unary calls are let finish.
-	Register func(grpc.ServiceRegistrar)
+	// Services add services that share the port, the certificates and the
+	// connection limits. The context of their streams ends when the server begins
+	// to stop; unary calls may finish.
+	Services []func(grpc.ServiceRegistrar)
 }
 
 // Auth decides about callers by the context of their calls. pkg/rpc/agentauth has one.
@@ -55,7 +52,7 @@ type Auth interface {
 	Authenticated(ctx context.Context) bool
 }
 
-// Server receives OTLP traces, and the flows of agents. Make one with New.
+// Server receives the requests of signals, and serves agents. Make one with New.
 type Server struct {
 	cfg        Config
 	services   map[string]*service // by method
@@ -80,10 +77,10 @@ type Server struct {
 }
 
 // New checks cfg and binds its address, so that a port in use is reported before
-// anything runs. It starts nothing: clients that connect early wait for Run. A Server
-// that never runs must be closed. Without a consumer the trace service is left out: whoever
-// calls it is told UNIMPLEMENTED.
-func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
+// anything runs. It starts nothing: clients that connect early wait for Run. A
+// Server that never runs must be closed. Without a sink for it the service of a
+// signal is left out: its callers are told UNIMPLEMENTED.
+func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("grpc config: %w", err)
 	}
@@ -108,7 +105,7 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	}
 	s.listener = &listener{server: s, byPeer: make(map[netip.Prefix]int)}
 	s.streams, s.endStreams = context.WithCancel(context.Background())
-	if err := s.prepare(consumer, opts.Flows); err != nil {
+	if err := s.prepare(sinks); err != nil {
 		return nil, fmt.Errorf("register grpc metrics: %w", err)
 	}
 	serverOptions, err := s.serverOptions()
@@ -124,8 +121,8 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	}
 	others := registrar{s.grpc}
 	healthpb.RegisterHealthServer(others, s.health)
-	if opts.Register != nil {
-		opts.Register(others)
+	for _, register := range opts.Services {
+		register(others)
 	}
 	if cfg.Reflection {
 		reflection.Register(others)
@@ -139,18 +136,19 @@ func New(cfg Config, consumer Consumer, opts Options) (*Server, error) {
 	return s, nil
 }
 
-// prepare makes what there is of the signals and of the metrics.
-func (s *Server) prepare(traces Consumer, flows Consumer) (err error) {
+// prepare makes the services of the signals, and the metrics.
+func (s *Server) prepare(sinks []Sink) (err error) {
 	if s.portMetrics, err = newPortMetrics(s.registerer, s); err != nil {
 		return err
 	}
-	if traces != nil {
-		err = s.traces(traces)
+	for _, sink := range sinks {
+		service, err := s.newService(sink)
+		if err != nil {
+			return err
+		}
+		s.services[service.method] = service
 	}
-	if flows != nil {
-		err = errors.Join(err, s.flows(flows))
-	}
-	return err
+	return nil
 }
 
 func (s *Server) serverOptions() ([]grpc.ServerOption, error) {

@@ -201,7 +201,7 @@ func TestOtherServicesShareThePort(t *testing.T) {
 			})
 		}}},
 	}
-	srv := start(t, testConfig(), accept, rpc.Options{Register: func(r grpc.ServiceRegistrar) { r.RegisterService(&echo, nil) }})
+	srv := start(t, testConfig(), accept, rpc.Options{Services: []func(grpc.ServiceRegistrar){func(r grpc.ServiceRegistrar) { r.RegisterService(&echo, nil) }}})
 	conn := dial(t, srv.Addr())
 	var got healthpb.HealthCheckRequest
 	err := conn.Invoke(t.Context(), "/test.Echo/Echo", &healthpb.HealthCheckRequest{Service: "hello"}, &got)
@@ -248,7 +248,7 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()
 			tc.change(&cfg)
-			srv, err := rpc.New(cfg, accept, rpc.Options{})
+			srv, err := rpc.New(cfg, []rpc.Sink{tracesTo(accept)}, rpc.Options{})
 			if err == nil {
 				srv.Close()
 				t.Fatal("New accepted it")
@@ -263,7 +263,7 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 }
 
 func TestCloseReleasesThePortOfAServerThatNeverRan(t *testing.T) {
-	srv, err := rpc.New(testConfig(), accept, rpc.Options{})
+	srv, err := rpc.New(testConfig(), []rpc.Sink{tracesTo(accept)}, rpc.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -127,7 +127,7 @@ func (sink) Consume(context.Context, signal.Request) (signal.Result, error) {
 func serveSink(addr string) {
 	cfg := rpc.DefaultConfig()
 	cfg.Listen = addr
-	srv, err := rpc.New(cfg, sink{}, rpc.Options{ShutdownGrace: time.Second})
+	srv, err := rpc.New(cfg, []rpc.Sink{{Signal: traces.Signal, Consumer: sink{}}}, rpc.Options{ShutdownGrace: time.Second})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -209,7 +209,9 @@ func TestControlStreamSharesTheConnection(t *testing.T) {
 	srv.stop()
 	srv.start(t, rpc.Options{
 		ShutdownGrace: time.Second,
-		Register:      func(r grpc.ServiceRegistrar) { agentv1.RegisterControlServiceServer(r, svc) },
+		Services: []func(grpc.ServiceRegistrar){
+			func(r grpc.ServiceRegistrar) { agentv1.RegisterControlServiceServer(r, svc) },
+		},
 	})
 	c := newClient(t, testConfig(srv.addr), upstream.Options{AgentID: "agent-7"})
 	waitReady(t, c)

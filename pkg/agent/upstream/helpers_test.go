@@ -13,6 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -76,7 +77,7 @@ func newReplica(t *testing.T, change func(*rpc.Config)) *replica {
 // start serves; after stop it serves again on the same port.
 func (r *replica) start(t *testing.T, opts rpc.Options) {
 	t.Helper()
-	srv, err := rpc.New(r.cfg, r, opts)
+	srv, err := rpc.New(r.cfg, []rpc.Sink{{Signal: traces.Signal, Consumer: r}}, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ func TestReport(t *testing.T) {
 	if _, err := c.Report(t.Context(), &agentv1.ReportRequest{}); err == nil || fault.ClassOf(err) != fault.Retryable {
 		t.Errorf("without a server: %v", err)
 	}
-	r.start(t, rpc.Options{Register: func(s grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(s, resources{}) }})
+	r.start(t, rpc.Options{Services: []func(grpc.ServiceRegistrar){func(s grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(s, resources{}) }}})
 	waitReady(t, c)
 	got, err := c.Report(t.Context(), &agentv1.ReportRequest{AgentId: "a", Pods: []*agentv1.Pod{{}, {}}})
 	if err != nil || got != (signal.Result{Rejected: 2, Message: "too many"}) {

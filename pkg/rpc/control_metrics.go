@@ -1,4 +1,4 @@
-package agentgrpc
+package rpc
 
 import (
 	"errors"
@@ -8,14 +8,14 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-type metrics struct {
+type streamMetrics struct {
 	refused        *prometheus.CounterVec
 	heartbeats     prometheus.Counter
 	configurations prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer, open *atomic.Int64) (*metrics, error) {
-	m := &metrics{
+func newStreamMetrics(reg prometheus.Registerer, open *atomic.Int64) (*streamMetrics, error) {
+	m := &streamMetrics{
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_control_streams_refused_total",
 			Help: "Streams of agents that were not let in, by gRPC status code; AlreadyExists is an agent id that another agent uses.",

@@ -1,4 +1,4 @@
-package agentgrpc
+package rpc
 
 import (
 	"context"
@@ -24,35 +24,27 @@ type Reports interface {
 	Report(ctx context.Context, r *agentv1.ReportRequest) (rejected int, why string, err error)
 }
 
-// maxReportBytes is some times what an agent sends at once.
-const maxReportBytes = 4 << 20
-
-// Resources serves ResourceService. Make it with NewResources.
-type Resources struct {
+// ResourceService serves metaflow.agent.v1.ResourceService. Make it with NewResourceService.
+type ResourceService struct {
 	agentv1.UnimplementedResourceServiceServer
 
 	reports   Reports
 	authorize Authorize
 }
 
-// NewResources returns a service that hands reports to r, of those who may speak for the agent that they
+// NewResourceService returns a service that hands reports to r, of those who may speak for the agent that they
 // name.
-func NewResources(r Reports, a Authorize) *Resources { return &Resources{reports: r, authorize: a} }
+func NewResourceService(r Reports, a Authorize) *ResourceService {
+	return &ResourceService{reports: r, authorize: a}
+}
 
 // Register adds the service to a gRPC server. It is called before the server serves.
-func (s *Resources) Register(r grpc.ServiceRegistrar) { agentv1.RegisterResourceServiceServer(r, s) }
-
-// All returns a function that adds several services to a gRPC server.
-func All(services ...func(grpc.ServiceRegistrar)) func(grpc.ServiceRegistrar) {
-	return func(r grpc.ServiceRegistrar) {
-		for _, register := range services {
-			register(r)
-		}
-	}
+func (s *ResourceService) Register(r grpc.ServiceRegistrar) {
+	agentv1.RegisterResourceServiceServer(r, s)
 }
 
 // Report implements agentv1.ResourceServiceServer.
-func (s *Resources) Report(ctx context.Context, r *agentv1.ReportRequest) (*agentv1.ReportResponse, error) {
+func (s *ResourceService) Report(ctx context.Context, r *agentv1.ReportRequest) (*agentv1.ReportResponse, error) {
 	if err := checkReport(ctx, r); err != nil {
 		return nil, status.Error(codes.InvalidArgument, statusText("report: "+err.Error()))
 	}
@@ -61,7 +53,7 @@ func (s *Resources) Report(ctx context.Context, r *agentv1.ReportRequest) (*agen
 	}
 	rejected, why, err := s.reports.Report(ctx, r)
 	if err != nil {
-		return nil, statusOf(ctx, err)
+		return nil, agentStatus(ctx, err)
 	}
 	return &agentv1.ReportResponse{Rejected: int64(rejected), ErrorMessage: statusText(why)}, nil
 }

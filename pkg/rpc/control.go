@@ -1,4 +1,4 @@
-package agentgrpc
+package rpc
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -29,8 +28,8 @@ const (
 	SendTimeout = 30 * time.Second
 )
 
-// Options are what code sets. The zero value is usable.
-type Options struct {
+// ControlOptions are what code sets. The zero value is usable.
+type ControlOptions struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	// MaxStreams bounds the streams open at a time. 0 means 10,000.
@@ -50,39 +49,41 @@ func (a Authorize) check(ctx context.Context, agent string) error {
 	return a(ctx, agent)
 }
 
-// Service serves ControlService. Make one with New.
-type Service struct {
+// ControlService serves metaflow.agent.v1.ControlService. Make one with NewControlService.
+type ControlService struct {
 	agentv1.UnimplementedControlServiceServer
 
 	controller Controller
 	authorize  Authorize
 	log        *slog.Logger
-	metrics    *metrics
+	metrics    *streamMetrics
 	max        int64
 	open       atomic.Int64
 }
 
-// New returns a Service that lets c decide. It starts nothing.
-func New(c Controller, opts Options) (*Service, error) {
+// NewControlService returns a ControlService that lets c decide. It starts nothing.
+func NewControlService(c Controller, opts ControlOptions) (*ControlService, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	if opts.MaxStreams <= 0 {
 		opts.MaxStreams = 10_000
 	}
-	s := &Service{controller: c, authorize: opts.Authorize, log: opts.Logger, max: int64(opts.MaxStreams)}
+	s := &ControlService{controller: c, authorize: opts.Authorize, log: opts.Logger, max: int64(opts.MaxStreams)}
 	var err error
-	if s.metrics, err = newMetrics(opts.Registerer, &s.open); err != nil {
+	if s.metrics, err = newStreamMetrics(opts.Registerer, &s.open); err != nil {
 		return nil, fmt.Errorf("register metrics of agents' streams: %w", err)
 	}
 	return s, nil
 }
 
 // Register adds the service to a gRPC server. It is called before the server serves.
-func (s *Service) Register(r grpc.ServiceRegistrar) { agentv1.RegisterControlServiceServer(r, s) }
+func (s *ControlService) Register(r grpc.ServiceRegistrar) {
+	agentv1.RegisterControlServiceServer(r, s)
+}
 
 // Connect implements agentv1.ControlServiceServer.
-func (s *Service) Connect(grpcStream agentv1.ControlService_ConnectServer) error {
+func (s *ControlService) Connect(grpcStream agentv1.ControlService_ConnectServer) error {
 	defer s.open.Add(-1)
 	if s.open.Add(1) > s.max {
 		s.metrics.refused.WithLabelValues(codes.ResourceExhausted.String()).Inc()
@@ -90,22 +91,22 @@ func (s *Service) Connect(grpcStream agentv1.ControlService_ConnectServer) error
 	}
 	ctx, cancel := context.WithCancel(grpcStream.Context())
 	defer cancel() // frees the goroutines that are not inside gRPC
-	st := &stream{Service: s, received: make(chan received), sending: make(chan *agentv1.ConnectResponse), sent: make(chan error, 1)}
+	st := &stream{ControlService: s, received: make(chan received), sending: make(chan *agentv1.ConnectResponse), sent: make(chan error, 1)}
 	go st.receive(ctx, grpcStream)
 	session, err := st.join(ctx)
 	if err != nil {
-		err = statusOf(ctx, err)
+		err = agentStatus(ctx, err)
 		s.metrics.refused.WithLabelValues(status.Code(err).String()).Inc()
 		return err
 	}
 	defer session.Leave()
 	go st.send(ctx, grpcStream)
-	return statusOf(ctx, st.serve(ctx, session))
+	return agentStatus(ctx, st.serve(ctx, session))
 }
 
 // stream is one call of Connect.
 type stream struct {
-	*Service
+	*ControlService
 
 	received chan received
 	sending  chan *agentv1.ConnectResponse
@@ -184,7 +185,7 @@ func (st *stream) join(ctx context.Context) (Session, error) {
 	if err := st.authorize.check(ctx, r.AgentId); err != nil {
 		return nil, err
 	}
-	return st.controller.Join(ctx, r, peerOf(ctx))
+	return st.controller.Join(ctx, r, peerText(ctx))
 }
 
 // serve is the stream from the registration to its end. nil is the agent's own end.
@@ -285,8 +286,8 @@ func (st *stream) took(o *outgoing) {
 	o.reply = nil
 }
 
-// statusOf makes the end of a stream what the agent reads.
-func statusOf(ctx context.Context, err error) error {
+// agentStatus makes the end of a stream what the agent reads.
+func agentStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -309,18 +310,7 @@ func statusOf(ctx context.Context, err error) error {
 	return status.Error(code, statusText(err.Error()))
 }
 
-// maxStatusText keeps a status, which travels in HTTP/2 headers, under the header
-// limits of proxies and clients (8 KiB is the smallest in common use).
-const maxStatusText = 1 << 10
-
-func statusText(text string) string {
-	if len(text) > maxStatusText {
-		text = text[:maxStatusText] + "..."
-	}
-	return strings.ToValidUTF8(text, "?")
-}
-
-func peerOf(ctx context.Context) string {
+func peerText(ctx context.Context) string {
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		return p.Addr.String()
 	}

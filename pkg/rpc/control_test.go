@@ -1,4 +1,4 @@
-package agentgrpc_test
+package rpc_test
 
 import (
 	"context"
@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -21,11 +20,9 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // session is an agent at a controller that remembers.
 type session struct {
@@ -96,7 +93,7 @@ type controller struct {
 
 func newController() *controller { return &controller{joined: make(chan *session, 16)} }
 
-func (c *controller) Join(_ context.Context, r *agentv1.Registration, _ string) (agentgrpc.Session, error) {
+func (c *controller) Join(_ context.Context, r *agentv1.Registration, _ string) (rpc.Session, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
@@ -150,7 +147,7 @@ func heartbeat(h *agentv1.Heartbeat) *agentv1.ConnectRequest {
 }
 
 // connect serves p until the stream ends, as gRPC does, and returns its status.
-func connect(t *testing.T, s *agentgrpc.Service, p *pipe, cancel func()) <-chan error {
+func connect(t *testing.T, s *rpc.ControlService, p *pipe, cancel func()) <-chan error {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
@@ -160,9 +157,9 @@ func connect(t *testing.T, s *agentgrpc.Service, p *pipe, cancel func()) <-chan 
 	return done
 }
 
-func newService(t *testing.T, c agentgrpc.Controller, opts agentgrpc.Options) *agentgrpc.Service {
+func newService(t *testing.T, c rpc.Controller, opts rpc.ControlOptions) *rpc.ControlService {
 	t.Helper()
-	s, err := agentgrpc.New(c, opts)
+	s, err := rpc.NewControlService(c, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,9 +177,9 @@ func TestDeadlines(t *testing.T) {
 		after time.Duration
 		text  string
 	}{
-		"says nothing": {func(*pipe, *controller) {}, agentgrpc.RegistrationTimeout, "no registration"},
+		"says nothing": {func(*pipe, *controller) {}, rpc.RegistrationTimeout, "no registration"},
 		"registers and says nothing more": {
-			func(p *pipe, _ *controller) { p.in <- register(nil) }, agentgrpc.IdleTimeout, "no heartbeat",
+			func(p *pipe, _ *controller) { p.in <- register(nil) }, rpc.IdleTimeout, "no heartbeat",
 		},
 		"falls silent": {
 			func(p *pipe, _ *controller) {
@@ -190,13 +187,13 @@ func TestDeadlines(t *testing.T) {
 				time.Sleep(50 * time.Second) //nolint:forbidigo // of the bubble
 				p.in <- heartbeat(&agentv1.Heartbeat{})
 				<-p.out
-			}, 50*time.Second + agentgrpc.IdleTimeout, "no heartbeat",
+			}, 50*time.Second + rpc.IdleTimeout, "no heartbeat",
 		},
 		"does not read": {
 			func(p *pipe, c *controller) {
 				p.in <- register(nil)
 				(<-c.joined).configure(7)
-			}, agentgrpc.SendTimeout, "did not take",
+			}, rpc.SendTimeout, "did not take",
 		},
 	}
 	for name, tc := range tests {
@@ -205,7 +202,7 @@ func TestDeadlines(t *testing.T) {
 				c := newController()
 				p, cancel := newPipe(t.Context())
 				begun := time.Now()
-				done := connect(t, newService(t, c, agentgrpc.Options{}), p, cancel)
+				done := connect(t, newService(t, c, rpc.ControlOptions{}), p, cancel)
 				tc.agent(p, c)
 				err := <-done
 				if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), tc.text) {
@@ -226,7 +223,7 @@ func TestSlowAgentGetsTheNewest(t *testing.T) {
 		c := newController()
 		c.initial = &agentv1.Configuration{Revision: 1}
 		p, cancel := newPipe(t.Context())
-		done := connect(t, newService(t, c, agentgrpc.Options{}), p, cancel)
+		done := connect(t, newService(t, c, rpc.ControlOptions{}), p, cancel)
 		p.in <- register(nil)
 		s := <-c.joined
 		synctest.Wait() // the first is under way
@@ -287,7 +284,7 @@ func TestRefusals(t *testing.T) {
 				c.err = tc.err
 				reg := prometheus.NewRegistry()
 				p, cancel := newPipe(t.Context())
-				done := connect(t, newService(t, c, agentgrpc.Options{Registerer: reg}), p, cancel)
+				done := connect(t, newService(t, c, rpc.ControlOptions{Registerer: reg}), p, cancel)
 				for _, m := range tc.say {
 					p.in <- m
 				}
@@ -311,7 +308,7 @@ func TestHeartbeatsAreCleaned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newController()
 		p, cancel := newPipe(t.Context())
-		done := connect(t, newService(t, c, agentgrpc.Options{}), p, cancel)
+		done := connect(t, newService(t, c, rpc.ControlOptions{}), p, cancel)
 		p.in <- register(nil)
 		s := <-c.joined
 		many := make([]string, 40)
@@ -333,7 +330,7 @@ func TestHeartbeatsAreCleaned(t *testing.T) {
 }
 
 // client connects over a real network.
-func client(t *testing.T, s *agentgrpc.Service) agentv1.ControlServiceClient {
+func controlClient(t *testing.T, s *rpc.ControlService) agentv1.ControlServiceClient {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -360,7 +357,7 @@ func client(t *testing.T, s *agentgrpc.Service) agentv1.ControlServiceClient {
 func TestOverTheNetwork(t *testing.T) {
 	c := newController()
 	c.initial = &agentv1.Configuration{GroupId: "g-1", Revision: 1}
-	agents := client(t, newService(t, c, agentgrpc.Options{MaxStreams: 1}))
+	agents := controlClient(t, newService(t, c, rpc.ControlOptions{MaxStreams: 1}))
 	stream, err := agents.Connect(t.Context())
 	if err != nil {
 		t.Fatal(err)

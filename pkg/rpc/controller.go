@@ -1,4 +1,4 @@
-package agentgrpc
+package rpc
 
 import (
 	"context"

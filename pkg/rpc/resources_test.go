@@ -1,4 +1,4 @@
-package agentgrpc_test
+package rpc_test
 
 import (
 	"context"
@@ -11,18 +11,18 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
-	"github.com/metaflowys/metaflow-server/pkg/rpc/agentgrpc"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// reports answers every report alike.
-type reports struct {
+// reportAnswers answers every report alike.
+type reportAnswers struct {
 	rejected int
 	err      error
 }
 
-func (r reports) Report(context.Context, *agentv1.ReportRequest) (rejected int, why string, err error) {
+func (r reportAnswers) Report(context.Context, *agentv1.ReportRequest) (rejected int, why string, err error) {
 	return r.rejected, "as the test wants it", r.err
 }
 
@@ -59,7 +59,7 @@ func TestReports(t *testing.T) {
 			if tc.id == "" {
 				ctx = t.Context()
 			}
-			resp, err := agentgrpc.NewResources(reports{rejected: 2, err: tc.answer}, nil).Report(ctx, tc.request)
+			resp, err := rpc.NewResourceService(reportAnswers{rejected: 2, err: tc.answer}, nil).Report(ctx, tc.request)
 			if status.Code(err) != tc.want {
 				t.Fatalf("%v, want %s", err, tc.want)
 			}
