@@ -35,6 +35,7 @@ type record struct {
 func (r *records) tuple(holders, fields string) (string, error) {
 	return r.declare(holders, fields, false)
 }
+
 func (r *records) array(holders, fields string) (string, error) {
 	return r.declare(holders, fields, true)
 }
