@@ -9,15 +9,15 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// TableAgents is the table whose columns Agents fills.
+// TableAgents is the table of Agents.
 const TableAgents = "agents_local"
 
-// Agents is one block of rows of agents_local. Make it with NewAgents.
+// Agents is a block of rows of agents_local. Create it with NewAgents.
 type Agents struct{ rows[agentRow] }
 
 type agentRow struct {
 	id           string
-	status       *agentv1.AgentStatus // nil when the agent was deleted
+	status       *agentv1.AgentStatus // nil if the agent was deleted
 	registration *agentv1.Registration
 	heartbeat    *agentv1.Heartbeat
 	addresses    []proto.IPv6
@@ -45,8 +45,8 @@ func NewAgents() *Agents {
 	return b
 }
 
-// Append adds the row of an agent, whose record was written at a time. A nil status says that the
-// agent was deleted.
+// Append adds the row of an agent whose record was written at recorded. A nil status
+// means that the agent was deleted.
 func (b *Agents) Append(id string, status *agentv1.AgentStatus, recorded time.Time) {
 	row := agentRow{id: id, status: status, registration: status.GetRegistration(), heartbeat: status.GetHeartbeat(), recorded: recorded}
 	for _, text := range row.registration.GetAddresses() {

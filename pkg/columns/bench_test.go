@@ -37,7 +37,7 @@ func BenchmarkAppend(b *testing.B) {
 	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
 }
 
-// BenchmarkAppendFlows does the same with requests of 512 flows.
+// BenchmarkAppendFlows decodes requests of 512 flows.
 func BenchmarkAppendFlows(b *testing.B) {
 	const flows, blockRows = 512, 50_000
 	g := otlptest.NewFlows(1, time.Time{})
@@ -60,7 +60,7 @@ func BenchmarkAppendFlows(b *testing.B) {
 	b.ReportMetric(float64(b.N*flows)/b.Elapsed().Seconds(), "flows/s")
 }
 
-// BenchmarkEncode turns a block of 50,000 spans into the bytes that are sent.
+// BenchmarkEncode encodes a block of 50,000 spans as it is sent.
 func BenchmarkEncode(b *testing.B) {
 	const blockRows = 50_000
 	g := otlptest.New(1, otlptest.Options{})

@@ -2,11 +2,10 @@ package columns
 
 import "github.com/ClickHouse/ch-go/proto"
 
-// block is the columns of one table. Each column is declared once, beside the
-// variable that holds its value while a row is appended; putRow then appends
-// one value to every declared column. Declarations come in groups of one type,
-// so putRow is a few loops without a branch or a call that depends on the
-// column.
+// block is the columns of one table. Each column is declared once, together with the
+// variable that holds its value while a row is appended; putRow then appends one value to
+// every declared column. Columns of one type form a group, so putRow is a few loops
+// without a branch or call that depends on the column.
 type block struct {
 	rows  int
 	input proto.Input
@@ -25,18 +24,18 @@ type block struct {
 	rowKeys   []binding[dict, uint32]
 }
 
-// binding is a column and the variable that its values come from.
+// binding is a column and the variable that provides its values.
 type binding[C, V any] struct {
 	to   *C
 	from *V
 }
 
-// enum declares an Enum8 that takes the number in from.
+// enum declares an Enum8 with the number in from.
 func (b *block) enum(name string, typ proto.ColumnType, from *uint32) {
 	b.enums = append(b.enums, binding[fixed, uint32]{b.fixed(name, typ, 1), from})
 }
 
-// port declares a UInt16 that takes the lower bits of from.
+// port declares a UInt16 with the lower bits of from.
 func (b *block) port(name string, from *uint32) {
 	b.ports = append(b.ports, binding[fixed, uint32]{b.fixed(name, "UInt16", 2), from})
 }
@@ -51,10 +50,10 @@ func (b *block) uint32(name string, from *uint32) {
 
 func (b *block) uint64(name string, from *uint64) *fixed { return b.eightBytes(name, "UInt64", from) }
 
-// int64 declares an Int64 that takes from in two's complement.
+// int64 declares an Int64 with from in two's complement.
 func (b *block) int64(name string, from *uint64) *fixed { return b.eightBytes(name, "Int64", from) }
 
-// time declares a DateTime64 that takes nanoseconds since the Unix epoch.
+// time declares a DateTime64 with from in nanoseconds since the Unix epoch.
 func (b *block) time(name string, from *uint64) *fixed { return b.eightBytes(name, timeType, from) }
 
 func (b *block) eightBytes(name string, typ proto.ColumnType, from *uint64) *fixed {
@@ -69,14 +68,14 @@ func (b *block) address(name string, from *[16]byte) *fixed {
 	return c
 }
 
-// fixedID declares a FixedString that takes the 8 bytes of from in hexadecimal.
+// fixedID declares a FixedString with the 8 bytes of from in hexadecimal.
 func (b *block) fixedID(name string, from *[]byte) *fixed {
 	c := b.fixed(name, "FixedString(16)", 16)
 	b.fixedIDs = append(b.fixedIDs, binding[fixed, []byte]{c, from})
 	return c
 }
 
-// id declares a String that takes the bytes of from in hexadecimal.
+// id declares a String with the bytes of from in hexadecimal.
 func (b *block) id(name string, from *[]byte) *text {
 	c := new(text)
 	b.add(name, c)
@@ -95,16 +94,15 @@ func (b *block) word(name string, from *[]byte) {
 	b.words = append(b.words, binding[dict, []byte]{b.dict(name), from})
 }
 
-// key declares a LowCardinality(String) that takes the value whose place in the
-// dictionary is in from. It is for what many rows have in common.
+// key declares a LowCardinality(String) with the value at index from in the dictionary,
+// for values that many rows share.
 func (b *block) key(name string, from *uint32) *dict {
 	c := b.dict(name)
 	b.rowKeys = append(b.rowKeys, binding[dict, uint32]{c, from})
 	return c
 }
 
-// fixed adds a column that no variable is bound to, like dict and add: the
-// caller appends to it.
+// fixed, like dict and add, adds a column without a variable: the caller appends to it.
 func (b *block) fixed(name string, typ proto.ColumnType, width int) *fixed {
 	c := newFixed(typ, width)
 	b.add(name, &c)
@@ -122,7 +120,7 @@ func (b *block) add(name string, c column) {
 	b.all = append(b.all, c)
 }
 
-// putRow appends to every bound column what its variable holds.
+// putRow appends the value of its variable to every bound column.
 func (b *block) putRow() {
 	for _, c := range b.enums {
 		c.to.putByte(byte(*c.from))
@@ -160,10 +158,10 @@ func (b *block) putRow() {
 	b.rows++
 }
 
-// Rows is the number of rows in the block.
+// Rows returns the number of rows in the block.
 func (b *block) Rows() int { return b.rows }
 
-// Bytes is the memory that the rows take, as they are sent before compression.
+// Bytes returns the size of the rows as sent, before compression.
 func (b *block) Bytes() int {
 	n := 0
 	for _, c := range b.all {
@@ -172,7 +170,7 @@ func (b *block) Bytes() int {
 	return n
 }
 
-// Input returns the columns with their names, valid until the next Append or Reset.
+// Input returns the named columns, valid until the next Append or Reset.
 func (b *block) Input() proto.Input { return b.input }
 
 func (b *block) reset() {
@@ -182,7 +180,7 @@ func (b *block) reset() {
 	}
 }
 
-// join appends the rows of another block of the table.
+// join appends the rows of another block of the same table.
 func (b *block) join(other *block) {
 	b.rows += other.rows
 	for i, c := range b.all {

@@ -16,8 +16,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Two messages that differ in every field differ in every column: none takes a
-// constant, and none is left empty.
+// Two messages that differ in every field differ in every column: no column is constant
+// or empty.
 func TestEveryColumnFollowsTheMessage(t *testing.T) {
 	tables := map[string]func(t *testing.T, variant int) proto.Input{
 		columns.TableSpans:    spanVariant,
@@ -130,7 +130,7 @@ func agentVariant(_ *testing.T, v int) proto.Input {
 		Heartbeat:        &agentv1.Heartbeat{Revision: uint64(v), Exceptions: []string{text}},
 		SeenTimeUnixNano: second, GroupId: text, Replica: text,
 	}
-	if v == 2 { // an agent that was deleted has nothing but its id
+	if v == 2 { // a deleted agent has only its id
 		status = nil
 	}
 	b := columns.NewAgents()

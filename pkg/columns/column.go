@@ -7,12 +7,12 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// The column types below hold their rows in ClickHouse's native format, ready
-// to be sent: a value is copied once, from the wire of OTLP to here.
-// They implement proto.ColInput (and proto.StateEncoder where LowCardinality
-// needs it). Their zero values, but for the type, are empty columns.
+// The column types below hold their rows in ClickHouse's native format, ready to be sent:
+// a value is copied once, from the OTLP wire to its column. They implement
+// proto.ColInput, and proto.StateEncoder where LowCardinality requires it. Apart from the
+// type, their zero values are empty columns.
 
-// column is what a block can be made of.
+// column is a column of a block.
 type column interface {
 	proto.ColInput
 	reset()
@@ -72,8 +72,8 @@ func (c *text) join(o column) {
 	c.buf, c.rows = append(c.buf, other.buf...), c.rows+other.rows
 }
 
-// put appends v and returns it where it stands now, which stays readable
-// after the column has moved on.
+// put appends v and returns the copy, which stays readable even after the column's buffer
+// has moved.
 func (c *text) put(v []byte) []byte {
 	c.buf = binary.AppendUvarint(c.buf, uint64(len(v)))
 	from := len(c.buf)
@@ -89,13 +89,13 @@ func (c *text) putHex(id []byte) {
 	c.rows++
 }
 
-// dict is a column of type LowCardinality(String): each distinct value once,
-// and a key per row.
+// dict is a column of type LowCardinality(String): each distinct value once, and a key
+// per row.
 type dict struct {
 	values text
 	known  map[string]uint32
 	keys   []uint32
-	last   []byte // the value that was added last
+	last   []byte // the value added last
 	moved  []uint32
 }
 
@@ -111,7 +111,7 @@ func (c *dict) reset() {
 	c.keys = c.keys[:0]
 }
 
-// join finds each distinct value of the other column once.
+// join looks up each distinct value of the other column once.
 func (c *dict) join(o column) {
 	other := o.(*dict)
 	c.moved = c.moved[:0]
@@ -127,7 +127,7 @@ func (c *dict) join(o column) {
 	}
 }
 
-// key returns the key of v, which it adds to the dictionary when it is new.
+// key returns the key of v and adds v to the dictionary if it is new.
 func (c *dict) key(v []byte) uint32 {
 	if k, ok := c.known[string(v)]; ok {
 		return k
@@ -138,7 +138,7 @@ func (c *dict) key(v []byte) uint32 {
 	return k
 }
 
-// keyOf is key for a value that is a string.
+// keyOf is key for a string.
 func (c *dict) keyOf(v string) uint32 {
 	if k, ok := c.known[v]; ok {
 		return k
@@ -152,13 +152,13 @@ func (c *dict) putKey(k uint32) { c.keys = append(c.keys, k) }
 // EncodeState writes the version of the LowCardinality serialization.
 func (c *dict) EncodeState(b *proto.Buffer) { b.PutInt64(1) }
 
-// EncodeColumn writes the dictionary and the keys in the narrowest type.
+// EncodeColumn writes the dictionary, and the keys in the narrowest type.
 func (c *dict) EncodeColumn(b *proto.Buffer) {
 	if len(c.keys) == 0 {
 		return
 	}
-	// The flags say that the block brings a dictionary of its own; the low
-	// byte is the type of the keys.
+	// The flags mean that the block has its own dictionary; the low byte is the type of
+	// the keys.
 	const ownDictionary = 1<<9 | 1<<10
 	width := c.width()
 	b.PutInt64(ownDictionary | int64(width))
@@ -195,12 +195,12 @@ func (c *dict) width() proto.CardinalityKey {
 	}
 }
 
-// WriteColumn is EncodeColumn into the writer's buffer.
+// WriteColumn runs EncodeColumn into the writer's buffer.
 func (c *dict) WriteColumn(w *proto.Writer) { w.ChainBuffer(c.EncodeColumn) }
 
-// nested is a column whose rows each hold any number of elements: an Array, a
-// Map, or an Array of Tuples. On the wire it is the offsets of the rows' ends
-// and then the columns of the elements, one after the other.
+// nested is a column whose rows have any number of elements: an Array, a Map, or an Array
+// of Tuples. On the wire it is the end offsets of the rows, followed by the columns of
+// the elements.
 type nested struct {
 	typ      proto.ColumnType
 	offsets  fixed
@@ -242,7 +242,7 @@ func (c *nested) join(o column) {
 	}
 }
 
-// base is the nested column that a column is built on.
+// base returns the nested column that a column is built on.
 func (c *nested) base() *nested { return c }
 
 func (c *nested) bytes() int {

@@ -1,17 +1,16 @@
-// Package columns decodes spans and flows straight from the wire into the
-// columns of their tables, in the format in which ClickHouse receives them.
+// Package columns decodes spans and flows from the wire straight into the columns of
+// their tables, in the format in which ClickHouse receives them.
 //
-// No span is built on the way: a value goes from the request's bytes to its
-// column's buffer, ids as hexadecimal text, attributes as text without loss. A
-// resource is decoded once for each block; its spans then share dictionary
-// keys. A warm block allocates nothing per span.
+// It builds no span objects: a value goes from the request's bytes to its column's
+// buffer, ids as hexadecimal text, attributes as lossless text. A resource is decoded
+// once per block; its spans share dictionary keys. A warm block allocates nothing per
+// span.
 //
-// A column is declared in one line, beside what it takes its values from:
-// NewSpans, NewFlows, NewPods, NewServices and NewAgents are the lists. A block
-// keeps the row that is appended next in variables of its own, and putRow
-// appends one value to every declared column.
+// A column is declared in one line, together with the source of its values: NewSpans,
+// NewFlows, NewPods, NewServices and NewAgents are the lists. A block keeps the row to
+// append next in variables, and putRow appends one value to every declared column.
 //
-// The package does no I/O, reads no clock and starts no goroutine. Names and
-// types of the columns are those of the tables in migrations; a test in
-// pkg/clickhouse holds the two together.
+// The package does no I/O, reads no clock and starts no goroutine. The names and types of
+// the columns are those of the tables in migrations; a test in pkg/clickhouse compares
+// them.
 package columns

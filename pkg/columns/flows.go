@@ -11,7 +11,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 )
 
-// TableFlows is the table whose columns Flows fills.
+// TableFlows is the table of Flows.
 const TableFlows = "flows_local"
 
 const (
@@ -20,30 +20,30 @@ const (
 	endType   = "Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4)"
 )
 
-// Flows is one block of rows of flows_local. Make it with NewFlows. It belongs to one
-// goroutine, and keeps its memory over Reset.
+// Flows is a block of rows of flows_local. Create it with NewFlows. It is not safe for
+// concurrent use, and Reset keeps its memory.
 type Flows struct {
 	block
 	resolve Resolver
 
-	// The row that is appended next.
+	// The row to append next.
 	flow             flows.Flow
 	networkNamespace uint64
 	ip, peerIP       [16]byte
 	agentTexts       dictKeys // agent_id, cluster, node
-	groupTexts       dictKeys // the texts of the flow's group
-	peerTexts        dictKeys // what is known of the peer
+	groupTexts       dictKeys // texts of the flow's group
+	peerTexts        dictKeys // the peer's holder
 
-	// The holder that peer has the keys of: most flows have the same peers, or
-	// nobody knows them.
+	// The holder whose keys are in peerTexts: consecutive flows often have the same peer,
+	// or an unknown one.
 	holder     index.Holder
 	holderKept bool
 
-	// The columns that Keys reads.
+	// Columns read by Keys.
 	ends, namespaces, connections, ips *fixed
 }
 
-// dictKeys are columns that take one value for many rows.
+// dictKeys are columns that have one value for many rows.
 type dictKeys struct {
 	columns []*dict
 	keys    [maxKeys]uint32 // of the next row
@@ -52,18 +52,18 @@ type dictKeys struct {
 // maxKeys bounds the columns of one dictKeys.
 const maxKeys = 16
 
-// declare adds a column to the block; columns count from 0.
+// declare adds a column to the block. Columns count from 0.
 func (d *dictKeys) declare(b *block, name string) {
 	d.columns = append(d.columns, b.key(name, &d.keys[len(d.columns)]))
 }
 
-// put makes v the value of column i in the rows that come.
+// put sets the value of column i for the following rows.
 func (d *dictKeys) put(i int, v []byte) { d.keys[i] = d.columns[i].key(v) }
 
-// putText is put for a value that is a string.
+// putText is put for a string.
 func (d *dictKeys) putText(i int, v string) { d.keys[i] = d.columns[i].keyOf(v) }
 
-// What the agent says of itself, in the order of its columns.
+// The agent's texts, in column order.
 const agentID = 0
 
 var agentColumns = [...]string{agentID: "agent_id", "cluster", "node"}
@@ -78,7 +78,7 @@ const (
 
 var groupColumns = [...]string{podUID: "pod_uid", podName: "pod", podNamespace: "namespace", podWorkload: "workload", "container_id", "container", "process"}
 
-// peerColumns are what is known of a peer.
+// peerColumns are the columns of the peer's holder.
 var peerColumns = [...]struct {
 	name string
 	of   func(*index.Holder) string
@@ -91,7 +91,7 @@ var peerColumns = [...]struct {
 	{"peer_service", func(h *index.Holder) string { return nameIf(h, index.Service) }},
 }
 
-// nameIf is the holder's name when it is of this kind.
+// nameIf returns the holder's name if it is of this kind.
 func nameIf(h *index.Holder, kind index.Kind) string {
 	if h.Kind != kind {
 		return ""
@@ -99,8 +99,8 @@ func nameIf(h *index.Holder, kind index.Kind) string {
 	return h.Name
 }
 
-// FlowsTable is the table of flows. Its blocks ask resolve, when it is not nil,
-// for the pods and services at the ends of each flow.
+// FlowsTable returns the table of flows. Its blocks call resolve, unless it is nil, for
+// the pods and services at the ends of each flow.
 func FlowsTable(resolve Resolver) Table {
 	return Table{Signal: flows.Signal, Name: TableFlows, New: func() Block { return NewFlows(resolve) }, Lookup: Lookup{
 		Time:   "time",
@@ -110,8 +110,8 @@ func FlowsTable(resolve Resolver) Table {
 	}}
 }
 
-// wantedFlows names flows by their addresses, which are a prefix of the sort
-// key, and their connections.
+// wantedFlows identifies flows by their addresses, a prefix of the sorting key, and their
+// connections.
 func wantedFlows(keys []signal.Key) proto.Input {
 	ip, connection := new(proto.ColIPv6), new(proto.ColUInt64)
 	for i := range keys {
@@ -146,9 +146,8 @@ func foundFlows() (proto.Results, func(func(signal.Key)) error) {
 		}
 }
 
-// NewFlows returns an empty block that asks resolve, when it is not nil, who
-// held the peer's address, and the local one where the agent does not name its
-// pod.
+// NewFlows returns an empty block. It calls resolve, unless nil, for the holder of the
+// peer's address, and of the local address if the agent does not name its pod.
 func NewFlows(resolve Resolver) *Flows {
 	f := &Flows{resolve: resolve}
 	f.ends = f.time("time", &f.flow.End)
@@ -188,7 +187,7 @@ func NewFlows(resolve Resolver) *Flows {
 	return f
 }
 
-// Table is the table whose columns these are.
+// Table returns the name of the table.
 func (f *Flows) Table() string { return TableFlows }
 
 // Reset empties the block and keeps its memory.
@@ -202,11 +201,11 @@ func (f *Flows) Join(o Block) {
 	f.join(&o.(*Flows).block)
 }
 
-// Resolver says who held an address at a time, in nanoseconds since the Unix
-// epoch. Many goroutines call it, for every flow, and it never blocks.
+// Resolver returns who held an address at a time, in nanoseconds since the Unix epoch. It
+// is called concurrently, for every flow, and must not block.
 type Resolver func(cluster string, address netip.Addr, at uint64) index.Holder
 
-// Keys calls f with the key of every row.
+// Keys calls each with the key of every row.
 func (f *Flows) Keys(each func(signal.Key)) {
 	var agents []string
 	ids := f.agentTexts.columns[agentID]
@@ -227,12 +226,12 @@ func (f *Flows) Keys(each func(signal.Key)) {
 	}
 }
 
-// Append decodes an ExportFlowsRequest and appends its flows. The resolver
-// decides about no row, so it may answer differently when the same flows are
+// Append decodes an ExportFlowsRequest and appends its flows. The resolver does not
+// affect which rows are stored, so it may answer differently when the same flows are
 // appended again.
 func (f *Flows) Append(value []byte, src Source) ([]signal.Refused, error) {
-	// Checked as a whole first, so that nothing has to be undone and no
-	// decoder below has to doubt what it reads.
+	// Validate the whole request first, so that nothing has to be undone and the decoders
+	// below need not check their input.
 	value, _, err := flows.Signal.Repair(nil, value)
 	if err != nil {
 		return nil, err
@@ -252,18 +251,18 @@ func (f *Flows) Append(value []byte, src Source) ([]signal.Refused, error) {
 		}
 		i = hi
 	}
-	f.flow = flows.Flow{} // it points into value
+	f.flow = flows.Flow{} // it references value
 	return a.refused, nil
 }
 
-// flowAppender is one Append under way.
+// flowAppender is the state of one Append.
 type flowAppender struct {
 	*Flows
 	src     *Source
 	head    flows.Head
 	cluster string // for the resolver
 	podUID  []byte // of the group
-	named   bool   // the group has its pod's name
+	named   bool   // the group has the name of its pod
 	agent   string // id, once Skip needs it
 	index   int
 	refused []signal.Refused
@@ -298,7 +297,7 @@ func (a *flowAppender) flowGroup(b []byte) {
 
 func (a *flowAppender) flowOf(b []byte) {
 	f := &a.flow
-	f.Read(b) // it has been checked
+	f.Read(b) // already validated
 	if reason := f.Judge(a.src.Window); reason != signal.Accepted {
 		a.refused = append(a.refused, signal.Refused{Index: a.index, Reason: flows.Signal.Label(reason)})
 		return
@@ -314,7 +313,7 @@ func (a *flowAppender) flowOf(b []byte) {
 	a.groupTexts.keys = group
 }
 
-// rowKey is the key of the row that is appended next.
+// rowKey returns the key of the row to append next.
 func (a *flowAppender) rowKey() signal.Key {
 	if a.agent == "" {
 		a.agent = string(a.head.AgentID)
@@ -323,8 +322,8 @@ func (a *flowAppender) rowKey() signal.Key {
 	return identity.Key()
 }
 
-// lookUpPod finds the pod of the end that the flow is of, where the agent does
-// not name it. Agents may know no more of a pod than its uid.
+// lookUpPod resolves the pod of the flow's local end if the agent does not name it.
+// Agents may know no more than a pod's uid.
 func (a *flowAppender) lookUpPod() {
 	if a.named || a.resolve == nil {
 		return
@@ -337,7 +336,7 @@ func (a *flowAppender) lookUpPod() {
 	}
 }
 
-// lookUpPeer finds what is known of the other end.
+// lookUpPeer resolves the holder of the peer's address.
 func (a *flowAppender) lookUpPeer() {
 	var h index.Holder
 	if a.resolve != nil {
@@ -352,7 +351,7 @@ func (a *flowAppender) lookUpPeer() {
 	}
 }
 
-// as16 is an address as the column has it: IPv4 as v4-mapped, and :: where it is unknown.
+// as16 returns an address in the column's form: IPv4 as v4-mapped, and :: if unknown.
 func as16(b []byte) (a [16]byte) {
 	if len(b) == 4 {
 		if binary.NativeEndian.Uint32(b) == 0 {

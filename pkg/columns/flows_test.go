@@ -19,8 +19,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// flowRow is what one row of a block says, read back from its native format with ch-go's
-// own decoders.
+// flowRow is one row of a block, decoded from its native format with ch-go's decoders.
 type flowRow struct {
 	Texts   map[string]string
 	Numbers map[string]uint64
@@ -143,7 +142,7 @@ func TestFlowColumns(t *testing.T) {
 	}
 }
 
-// Who the ends are is looked up where the agent does not say it.
+// The holders of the ends are resolved where the agent does not name them.
 func TestFlowEndsAreLookedUp(t *testing.T) {
 	pod := index.Holder{Kind: index.Pod, Namespace: "shop", Name: "cart-1", UID: "uid", Node: "node-1", Workload: "cart"}
 	known := map[string]index.Holder{
@@ -253,7 +252,8 @@ func TestMalformedFlowsAppendNothing(t *testing.T) {
 	}
 }
 
-// FuzzFlows: no bytes panic, and what is accepted has all its rows in all columns.
+// FuzzFlows checks that no bytes panic, and that accepted flows have all their rows in
+// all columns.
 func FuzzFlows(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(otlptest.NewFlows(1, time.Time{}).RequestBytes(3))

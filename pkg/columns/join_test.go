@@ -13,7 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// A block to which others are joined says what one block of all their requests says.
+// A joined block has the same content as one block of all requests.
 func TestJoin(t *testing.T) {
 	joined := columns.NewSpans()
 	rapid.Check(t, func(t *rapid.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// Whatever a request is made of, the work on it grows with its bytes, and so does the memory.
+// The time and memory for a request grow linearly with its bytes, whatever it contains.
 func TestWorkIsLinear(t *testing.T) {
 	const start = 1_700_000_000_000_000_000
 	small, large := otlptest.Hostile(otlptest.SmallRequest, start), otlptest.Hostile(otlptest.LargeRequest, start)
@@ -27,8 +27,8 @@ func TestWorkIsLinear(t *testing.T) {
 	}
 }
 
-// Pieces of a list count as one list wherever protobuf merges them, and what another value
-// replaced does not count.
+// Pieces of a list count as one list wherever protobuf merges them, and a replaced value
+// does not count.
 func TestListsInPieces(t *testing.T) {
 	one, two, text := marshal(t, array(integer(1))), marshal(t, array(integer(2), kvlist(kv("a", str("b"))))), marshal(t, str("x"))
 	object := marshal(t, kvlist(kv("k", boolean(true))))

@@ -8,10 +8,11 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// TablePods is the table whose columns Pods fills.
+// TablePods is the table of Pods.
 const TablePods = "pods_local"
 
-// Pods is one block of rows of pods_local: a row for each address of a pod. Make it with NewPods.
+// Pods is a block of rows of pods_local, one for each address of a pod. Create it with
+// NewPods.
 type Pods struct{ rows[podRow] }
 
 type podRow struct {
@@ -41,7 +42,7 @@ func NewPods() *Pods {
 	return b
 }
 
-// Append adds the rows of a pod, whose record was written at a time.
+// Append adds the rows of a pod whose record was written at recorded.
 func (b *Pods) Append(p *agentv1.Pod, recorded time.Time) {
 	for _, a := range p.Addresses {
 		if ip, ok := ipv6(a.Address); ok {

@@ -9,8 +9,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 )
 
-// row is what one row of a block says, read back from its native format with
-// ch-go's own decoders.
+// row is one row of a block, decoded from its native format with ch-go's decoders.
 type row struct {
 	TraceID, SpanID, ParentSpanID, TraceState string
 	Flags                                     uint32
@@ -42,7 +41,7 @@ type link struct {
 	Dropped, Flags              uint32
 }
 
-// list reads an Array of Tuples.
+// list decodes an Array of Tuples.
 type list struct {
 	offsets proto.ColUInt64
 	proto.ColTuple

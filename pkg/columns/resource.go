@@ -9,38 +9,38 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
-// resources are the columns that a span has from its resource, and the
-// resources that the block has seen.
+// resources are the columns that a span gets from its resource, and the resources that
+// the block has seen.
 //
-// What is asked for most has a column of its own; the rest stands in two JSON
-// texts, one dictionary entry each: merging parts costs ClickHouse CPU by the column.
+// The most queried attributes have their own columns. The rest is in two JSON texts, one
+// dictionary entry each, because merging parts costs ClickHouse CPU per column.
 type resources struct {
 	seen map[string]seenResource // by identity
-	keys []uint32                // of all that were seen
-	conv semconv.Resource        // of the one being decoded
+	keys []uint32                // of all seen resources
+	conv semconv.Resource        // of the resource being decoded
 
 	columns []resourceColumn
 
-	// The resource of the row that is appended next.
+	// The resource of the row to append next.
 	row [maxKeys]uint32
 	ip  [16]byte
 }
 
-// resourceColumn is a column and what a resource has in it. Its values are
-// made once for each resource of a block, whatever that costs.
+// resourceColumn is a column and its value for a resource. The value is computed once per
+// resource and block, so its cost does not matter.
 type resourceColumn struct {
 	*dict
 	value func(*resourceText) []byte
 }
 
-// resourceText is a resource as it was delivered, and what it says.
+// resourceText is a resource as delivered, with its resolved conventions.
 type resourceText struct {
 	*semconv.Resource
 	wire, schemaURL []byte
 	agent           string
 }
 
-// seenResource says where the keys of a resource stand.
+// seenResource locates the keys of a resource.
 type seenResource struct {
 	at int // in resources.keys
 	ip [16]byte
@@ -63,14 +63,14 @@ func (r *resources) declare(b *block) {
 	}
 }
 
-// reset forgets the resources; the columns reset themselves.
+// reset forgets the resources. The columns reset themselves.
 func (r *resources) reset() {
 	clear(r.seen)
 	r.keys = r.keys[:0]
 }
 
-// use makes the resource that an agent delivered that of the rows that come.
-// It decodes the resource when the block has not seen it.
+// use selects the resource of the following rows. It decodes the resource if it is new to
+// the block.
 func (r *resources) use(wire, schemaURL []byte, agent string, scratch *[]byte) {
 	id := append(identity(scratch, wire, schemaURL), agent...)
 	*scratch = id
@@ -83,7 +83,7 @@ func (r *resources) use(wire, schemaURL []byte, agent string, scratch *[]byte) {
 	r.ip = seen.ip
 }
 
-// identity builds in scratch what tells one resource or scope from another.
+// identity builds the identity of a resource or scope in scratch.
 func identity(scratch *[]byte, wire, schemaURL []byte) []byte {
 	id := binary.AppendUvarint((*scratch)[:0], uint64(len(wire)))
 	*scratch = append(append(id, wire...), schemaURL...)
@@ -99,11 +99,11 @@ func (r *resources) decode(wire, schemaURL []byte, agent string) seenResource {
 	for _, c := range r.columns {
 		r.keys = append(r.keys, c.key(c.value(&t)))
 	}
-	r.conv.Reset() // it would keep the values
+	r.conv.Reset() // it would retain the values
 	return seen
 }
 
-// origin is what few ask for.
+// origin returns the rarely queried attributes.
 func (t *resourceText) origin() []byte {
 	var dropped uint32
 	eachField(t.wire, traces.TagResourceDroppedCount, func(count []byte) { dropped = signal.Uint32(signal.Varint, count) })
@@ -119,12 +119,11 @@ func (t *resourceText) origin() []byte {
 	return o.close()
 }
 
-// scopes are the column that a span has from its instrumentation scope: all of
-// it as one JSON text.
+// scopes is the column of the instrumentation scope, as one JSON text.
 type scopes struct {
-	seen map[string]uint32 // by identity: the key
+	seen map[string]uint32 // key by identity
 	text *dict
-	key  uint32 // of the row that is appended next
+	key  uint32 // of the row to append next
 }
 
 func (s *scopes) declare(b *block) {
@@ -134,7 +133,7 @@ func (s *scopes) declare(b *block) {
 
 func (s *scopes) reset() { clear(s.seen) }
 
-// use makes the scope that of the rows that come.
+// use selects the scope of the following rows.
 func (s *scopes) use(wire, schemaURL []byte, scratch *[]byte) {
 	id := identity(scratch, wire, schemaURL)
 	key, ok := s.seen[string(id)]
@@ -169,8 +168,8 @@ func (s *scopes) decode(wire, schemaURL []byte) uint32 {
 	return s.text.key(o.close())
 }
 
-// object is a JSON object under construction. What is empty or zero is left
-// out, for that is what a reader takes a missing field for.
+// object builds a JSON object. It omits empty and zero fields, which readers treat like
+// missing ones.
 type object struct{ json []byte }
 
 func (o *object) text(name string, value []byte) {
@@ -196,7 +195,7 @@ func (o *object) name(name string) {
 	o.json = append(append(append(o.json, '"'), name...), '"', ':')
 }
 
-// close returns the object, or nothing when it has no fields.
+// close returns the object, or nil if it has no fields.
 func (o *object) close() []byte {
 	if len(o.json) > 0 {
 		o.json = append(o.json, '}')
@@ -204,9 +203,9 @@ func (o *object) close() []byte {
 	return o.json
 }
 
-// appendTextObject appends the KeyValues that stand in wire under this tag as
-// a JSON object whose values are all text, as in a Map(String, String): "" when there
-// are none. Of a key that occurs twice the last value counts, as in maps.
+// appendTextObject appends the KeyValues with this tag in wire as a JSON object of
+// strings, as in a Map(String, String); nothing if there are none. The last value of a
+// repeated key counts, as in maps.
 func appendTextObject(dst, wire []byte, keyValues signal.Tag) []byte {
 	var text []byte
 	from := len(dst)

@@ -8,11 +8,11 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// TableServices is the table whose columns Services fills.
+// TableServices is the table of Services.
 const TableServices = "services_local"
 
-// Services is one block of rows of services_local: a row for each address of a service. Make it
-// with NewServices.
+// Services is a block of rows of services_local, one for each address of a service.
+// Create it with NewServices.
 type Services struct{ rows[serviceRow] }
 
 type serviceRow struct {
@@ -41,7 +41,7 @@ func NewServices() *Services {
 	return b
 }
 
-// Append adds the rows of a service, whose record was written at a time.
+// Append adds the rows of a service whose record was written at recorded.
 func (b *Services) Append(s *agentv1.Service, recorded time.Time) {
 	row := serviceRow{Service: s, endpoints: ipv6s(s.Endpoints), recorded: recorded}
 	for _, p := range s.Ports {

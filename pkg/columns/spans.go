@@ -13,7 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
-// TableSpans is the table whose columns Spans fills.
+// TableSpans is the table of Spans.
 const TableSpans = "spans_local"
 
 const (
@@ -26,22 +26,23 @@ const (
 	kindType   = "Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5)"
 	statusType = "Enum8('unset' = 0, 'ok' = 1, 'error' = 2)"
 
-	// The largest numbers of the two enumerations.
+	// Largest numbers of the two enumerations.
 	lastKind   = 5
 	lastStatus = 2
 )
 
-// attributes is a column of type Map: a key and a text value per attribute. OTLP forbids a key to
-// occur twice in a map; where one does, the last value stands alone, as in protobuf's own maps.
+// attributes is a column of type Map: a key and a text value per attribute. OTLP forbids
+// repeated keys in a map; if a key is repeated, only its last value is kept, as in
+// protobuf maps.
 type attributes struct {
 	nested
 	keys   dict
 	values text
 
-	seen     []uint32 // by key: the last map that has it
-	current  uint32   // the one being filled, counting from 1
-	repeated bool     // a key stands in it twice
-	fromKey  int      // where its keys and values begin
+	seen     []uint32 // by key: the last map that contains it
+	current  uint32   // the map being filled, counting from 1
+	repeated bool     // the map has a repeated key
+	fromKey  int      // start of the map's keys and values
 	fromText int
 	fromRow  int
 }
@@ -64,7 +65,7 @@ func (a *attributes) begin() {
 	a.fromKey, a.fromText, a.fromRow = len(a.keys.keys), len(a.values.buf), a.values.rows
 }
 
-// putKey appends a key, whose value the caller appends.
+// putKey appends a key. The caller appends its value.
 func (a *attributes) putKey(key uint32) {
 	if int(key) == len(a.seen) {
 		a.seen = append(a.seen, 0)
@@ -82,7 +83,7 @@ func (a *attributes) end() {
 	a.endRow(len(a.keys.keys) - a.fromKey)
 }
 
-// dropRepeated leaves the last value of each key in the map.
+// dropRepeated keeps only the last value of each key in the map.
 func (a *attributes) dropRepeated() {
 	keys := a.keys.keys[a.fromKey:]
 	ends := make([]int, 0, len(keys)) // of the values; rare enough to allocate
@@ -91,7 +92,7 @@ func (a *attributes) dropRepeated() {
 		i += n + int(size)
 		ends = append(ends, i)
 	}
-	a.current++ // now seen from the end
+	a.current++ // seen from the end now
 	counts := make([]bool, len(keys))
 	for i := len(keys) - 1; i >= 0; i-- {
 		counts[i] = a.seen[keys[i]] != a.current
@@ -110,7 +111,7 @@ func (a *attributes) dropRepeated() {
 	a.repeated = false
 }
 
-// each calls f with every key and value of the map that begin started.
+// each calls f with every key and value of the current map.
 func (a *attributes) each(f func(key uint32, value []byte)) {
 	i := a.fromText
 	for _, key := range a.keys.keys[a.fromKey:] {
@@ -120,33 +121,33 @@ func (a *attributes) each(f func(key uint32, value []byte)) {
 	}
 }
 
-// Spans is one block of rows of spans_local. Make it with NewSpans. It belongs
-// to one goroutine, and keeps its memory over Reset.
+// Spans is a block of rows of spans_local. Create it with NewSpans. It is not safe for
+// concurrent use, and Reset keeps its memory.
 type Spans struct {
 	block
 
-	// The row that is appended next: the span's own fields, what the semantic
-	// conventions make of its attributes, and its resource and scope.
+	// The row to append next: the span's own fields, its resolved semantic conventions,
+	// and its resource and scope.
 	fields    spanFields
 	conv      semconv.Span
 	resources resources
 	scopes    scopes
 
-	// Columns whose values are appended where they are read.
+	// Columns whose values are appended while they are read.
 	attributes *attributes
 	events     events
 	links      links
 
-	// The columns that Keys reads.
+	// Columns read by Keys.
 	traceIDs *text
 	spanIDs  *fixed
 	starts   *fixed
 
-	convKeys []semconv.Key // of each key in attributes.keys
+	convKeys []semconv.Key // by key in attributes.keys
 	scratch  []byte
 }
 
-// events are the columns of an Array of Tuples, a row for each event.
+// events are the columns of an Array of Tuples with one element per event.
 type events struct {
 	nested
 	time       fixed
@@ -160,7 +161,7 @@ func (e *events) init() {
 	e.nested = newNested(eventsType, &e.time, &e.name, e.attributes, &e.dropped)
 }
 
-// links are the columns of an Array of Tuples, a row for each link.
+// links are the columns of an Array of Tuples with one element per link.
 type links struct {
 	nested
 	traceID, spanID, traceState text
@@ -173,7 +174,7 @@ func (l *links) init() {
 	l.nested = newNested(linksType, &l.traceID, &l.spanID, &l.traceState, l.attributes, &l.dropped, &l.flags)
 }
 
-// TracesTable is the table of traces.
+// TracesTable returns the table of traces.
 func TracesTable() Table {
 	return Table{Signal: traces.Signal, Name: TableSpans, New: func() Block { return NewSpans() }, Lookup: Lookup{
 		Time:   "start_time",
@@ -183,7 +184,7 @@ func TracesTable() Table {
 	}}
 }
 
-// wantedSpans names spans by a prefix of the sort key.
+// wantedSpans identifies spans by a prefix of the sorting key.
 func wantedSpans(keys []signal.Key) proto.Input {
 	traceID, spanID := new(proto.ColStr), &proto.ColFixedStr{Size: 16}
 	var text [32]byte
@@ -218,10 +219,10 @@ func foundSpans() (proto.Results, func(func(signal.Key)) error) {
 		}
 }
 
-// decodeHex fills dst from its text.
+// decodeHex decodes text into dst.
 func decodeHex(dst, text []byte) error {
 	if len(text) != 2*len(dst) {
-		return fmt.Errorf("it has %d characters, not %d", len(text), 2*len(dst))
+		return fmt.Errorf("%d characters, want %d", len(text), 2*len(dst))
 	}
 	_, err := hex.Decode(dst, text)
 	return err
@@ -263,7 +264,7 @@ func NewSpans() *Spans {
 	return s
 }
 
-// Table is the table whose columns these are.
+// Table returns the name of the table.
 func (s *Spans) Table() string { return TableSpans }
 
 // Keys calls f with the key of every row.
@@ -271,8 +272,8 @@ func (s *Spans) Keys(f func(signal.Key)) {
 	for i := range s.rows {
 		k := signal.Key{Time: int64(binary.LittleEndian.Uint64(s.starts.buf[8*i:]))}
 		traceID, spanID := traces.IDs(&k)
-		// What putHex wrote decodes without an error.
-		_, _ = hex.Decode(traceID, s.traceIDs.buf[33*i+1:33*i+33]) // its length stands before it
+		// putHex wrote valid hexadecimal, so decoding cannot fail.
+		_, _ = hex.Decode(traceID, s.traceIDs.buf[33*i+1:33*i+33]) // preceded by its length
 		_, _ = hex.Decode(spanID, s.spanIDs.buf[16*i:16*i+16])
 		f(k)
 	}
@@ -293,8 +294,8 @@ func (s *Spans) Join(o Block) {
 
 // Append decodes an ExportTraceServiceRequest and appends its spans.
 func (s *Spans) Append(value []byte, src Source) ([]signal.Refused, error) {
-	// Checked as a whole first, so that nothing has to be undone and no
-	// decoder below has to doubt what it reads.
+	// Validate the whole request first, so that nothing has to be undone and the decoders
+	// below need not check their input.
 	value, _, err := traces.Signal.Repair(nil, value)
 	if err != nil {
 		return nil, err
@@ -307,11 +308,11 @@ func (s *Spans) Append(value []byte, src Source) ([]signal.Refused, error) {
 		}
 		i = hi
 	}
-	s.fields = spanFields{} // they point into value
+	s.fields = spanFields{} // they reference value
 	return a.refused, nil
 }
 
-// appender is one Append under way.
+// appender is the state of one Append.
 type appender struct {
 	*Spans
 	src      *Source
@@ -321,16 +322,16 @@ type appender struct {
 	refused  []signal.Refused
 }
 
-// source is the resource or the scope of the spans that come next. It is decoded
-// when the first of them is stored.
+// source is the resource or the scope of the following spans. It is decoded when the
+// first of them is stored.
 type source struct {
 	wire, schema []byte
 	decoded      bool
 }
 
 func (a *appender) resourceSpans(b []byte) {
-	// Singular fields may stand anywhere, and more than once: then their
-	// pieces merge, which in protobuf is to concatenate them.
+	// Singular fields may appear anywhere and more than once. Protobuf then merges the
+	// pieces, which is the same as concatenating them.
 	a.resource = source{}
 	for i := 0; i < len(b); {
 		tag, lo, hi := signal.Next(b, i)
@@ -380,7 +381,8 @@ func (a *appender) scopeSpans(b []byte) {
 	}
 }
 
-// sources makes sure that resource and scope of the row that begins are decoded.
+// sources decodes the resource and the scope of the next row, if they are not decoded
+// yet.
 func (a *appender) sources() {
 	if !a.resource.decoded {
 		a.resources.use(a.resource.wire, a.resource.schema, a.src.Agent, &a.scratch)
@@ -392,13 +394,13 @@ func (a *appender) sources() {
 	}
 }
 
-// spanFields are the fields of a span, but for those that are lists.
+// spanFields are the scalar fields of a span.
 type spanFields struct {
 	traces.Head
 	name, traceState                  []byte
 	kind                              uint32
 	flags                             uint32
-	duration                          uint64 // two's complement: negative when the clock was set back
+	duration                          uint64 // two's complement: negative if the clock was set back
 	droppedAttributes                 uint32
 	droppedEvents, droppedLinks       uint32
 	statusMessage                     []byte
@@ -492,7 +494,7 @@ func (f *spanFields) readStatus(b []byte) {
 	}
 }
 
-// enum is v, or 0 where v is none of the values that the enumeration has.
+// enum returns v, or 0 if v is not a value of the enumeration.
 func enum(v, last uint64) uint32 {
 	if v > last {
 		return 0
@@ -524,15 +526,15 @@ func (a *appender) spanAttributes(b []byte, f *spanFields) {
 	}
 	if a.attributes.repeated {
 		a.attributes.dropRepeated()
-		// What is derived says what the map says.
+		// Derived columns must match the map.
 		a.conv.Reset()
 		a.attributes.each(func(key uint32, value []byte) { a.conv.Set(a.convKeys[key], value) })
 	}
 	a.attributes.end()
 }
 
-// attribute appends one KeyValue to a Map column and returns the key's place
-// in the dictionary and the value as text.
+// attribute appends one KeyValue to a Map column and returns the key's index in the
+// dictionary and the value as text.
 func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte) {
 	name, v := readKeyValue(b)
 	key = to.keys.key(name)
@@ -576,7 +578,8 @@ func (a *appender) event(b []byte) {
 		}
 		i = hi
 	}
-	// The column ends in the year 2262. What lies behind it shows as its end, not as 1969.
+	// The column ends in the year 2262. Clamp later times to its end, or they would wrap
+	// around.
 	a.events.time.putUint64(min(time, math.MaxInt64))
 	a.events.name.put(name)
 	a.events.attributes.end()

@@ -95,7 +95,7 @@ func marshal(t testing.TB, m proto.Message) []byte {
 	return b
 }
 
-// Every type of attribute keeps its value as text without loss.
+// Every type of attribute keeps its value as lossless text.
 func TestAttributeValues(t *testing.T) {
 	tests := map[string]struct {
 		value *commonpb.AnyValue
@@ -134,8 +134,8 @@ func TestAttributeValues(t *testing.T) {
 	}
 }
 
-// Protobuf allows what encoders never write: a field given twice. The last
-// one counts, and messages merge.
+// Protobuf allows what encoders never write: repeated singular fields. The last one
+// counts, and messages merge.
 func TestFieldsGivenTwice(t *testing.T) {
 	value := append(marshal(t, array(integer(1))), marshal(t, array(integer(2)))...)
 	pieces := marshal(t, &commonpb.KeyValue{Key: "list"})
@@ -170,8 +170,8 @@ func TestFieldsGivenTwice(t *testing.T) {
 	}
 }
 
-// Of a key that occurs twice the last value counts everywhere: in the maps, in JSON, and in what is
-// derived from them.
+// The last value of a repeated key counts everywhere: in maps, in JSON, and in derived
+// columns.
 func TestRepeatedKeys(t *testing.T) {
 	twice := []*commonpb.KeyValue{kv("a", integer(1)), kv("b", str("x")), kv("a", kvlist(kv("c", integer(1)), kv("c", integer(2))))}
 	span := newSpan(append(twice, kv("http.request.method", str("GET")), kv("http.response.status_code", integer(200)),
@@ -208,7 +208,7 @@ func TestRepeatedKeys(t *testing.T) {
 	}
 }
 
-// A time that the column cannot hold shows as the last one that it can.
+// A time beyond the column's range becomes the last one in range.
 func TestEventTimeBehindTheColumn(t *testing.T) {
 	span := newSpan()
 	for _, at := range []uint64{0, math.MaxInt64, math.MaxInt64 + 1, math.MaxUint64} {
@@ -223,7 +223,7 @@ func TestEventTimeBehindTheColumn(t *testing.T) {
 	}
 }
 
-// Both ends of the connection stand in the columns as the conventions read them.
+// Both ends of the connection appear in the columns as resolved by the conventions.
 func TestAddressesAndPorts(t *testing.T) {
 	span := newSpan(kv("network.local.address", str("10.0.0.1")), kv("network.local.port", integer(8080)),
 		kv("network.peer.address", str("10.0.0.2")), kv("network.peer.port", str("40001")))
@@ -234,7 +234,7 @@ func TestAddressesAndPorts(t *testing.T) {
 	}
 }
 
-// What few ask for stands in one text for each resource and agent.
+// Rarely queried attributes are in one text per resource and agent.
 func TestOrigin(t *testing.T) {
 	req := request(newSpan())
 	rs := req.GetResourceSpans()[0]
@@ -290,12 +290,12 @@ func TestAppendSkips(t *testing.T) {
 	})
 }
 
-// A block that is used again shows nothing of its first use.
+// A reused block contains nothing of its first use.
 func TestResetForgets(t *testing.T) {
 	s := columns.NewSpans()
 	for round := range 3 {
 		s.Reset()
-		for i := range 300 { // more names than one byte counts
+		for i := range 300 { // more names than fit in one byte
 			span := newSpan(kv(fmt.Sprint("key", i), str("v")))
 			span.Name = fmt.Sprint("name ", round, i)
 			if _, err := s.Append(marshal(t, request(span)), columns.Source{Window: everything}); err != nil {
@@ -312,7 +312,7 @@ func TestResetForgets(t *testing.T) {
 	}
 }
 
-// Whatever the request, the rows say what the official runtime's messages say.
+// For any request, the rows match the official runtime's messages.
 func TestAppendAgreesWithTheOfficialRuntime(t *testing.T) {
 	s := columns.NewSpans()
 	rapid.Check(t, func(t *rapid.T) {
@@ -329,7 +329,7 @@ func TestAppendAgreesWithTheOfficialRuntime(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range got { // the conventions have tests of their own
+		for i := range got { // the conventions have their own tests
 			g := &got[i]
 			g.Service, g.Pod, g.Protocol, g.Method, g.Endpoint, g.ResponseCode, g.IP, g.PeerIP, g.Port, g.PeerPort = "", "", "", "", "", "", "", "", 0, 0
 			g.Origin = ""
@@ -380,7 +380,7 @@ func expectPairs(kvs []*commonpb.KeyValue) []pair {
 	return out
 }
 
-// lastOfEachKey leaves out what a later value of the same key replaces.
+// lastOfEachKey omits values that a later value of the same key replaces.
 func lastOfEachKey(kvs []*commonpb.KeyValue) (out []*commonpb.KeyValue) {
 	last := map[string]int{}
 	for i, a := range kvs {
@@ -500,7 +500,7 @@ func quote(s string) string {
 	return `"` + b.String() + `"`
 }
 
-// words are what drawn texts are made of: all that JSON treats in its own way.
+// words are the parts of random texts: everything that JSON treats specially.
 var words = rapid.SampledFrom([]string{"", "a", "é", "\"", "\\", "\n", "日本", "service.name", strings.Repeat("long ", 60)})
 
 func drawText(t *rapid.T, label string) string {
@@ -582,9 +582,9 @@ func drawRequest(t *rapid.T) *coltracepb.ExportTraceServiceRequest {
 	return req
 }
 
-// FuzzSpans holds Append to its contract for bytes from anyone: no panic, what
-// otlp.Repair accepts is accepted, and attributes, events and links say what the official
-// runtime's messages say.
+// FuzzSpans checks Append's contract for arbitrary bytes: no panic, everything that
+// Repair accepts is accepted, and attributes, events and links match the official
+// runtime's messages.
 func FuzzSpans(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add([]byte("garbage"))

@@ -6,65 +6,60 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// Table is where ClickHouse keeps the items of a signal, a row each.
+// Table describes the ClickHouse table of a signal, with one row per item.
 type Table struct {
 	Signal *signal.Signal
 	Name   string
-	// New returns an empty block of its rows.
+	// New returns an empty block of the table's rows.
 	New func() Block
-	// Lookup finds rows by their keys.
+	// Lookup finds rows by key.
 	Lookup Lookup
 }
 
-// Block is rows of one table. It belongs to one goroutine, and keeps its memory
-// over Reset.
+// Block is a block of rows of one table. It is not safe for concurrent use, and Reset
+// keeps its memory.
 type Block interface {
-	// Table is the table of the rows.
+	// Table returns the name of the rows' table.
 	Table() string
 	Rows() int
-	// Bytes is the memory that the rows take, as they are sent before
-	// compression.
+	// Bytes returns the size of the rows as sent, before compression.
 	Bytes() int
-	// Input returns the columns with their names, valid until the next Append or
-	// Reset.
+	// Input returns the named columns, valid until the next Append or Reset.
 	Input() proto.Input
 	// Reset empties the block.
 	Reset()
-	// Append decodes a request, appends a row for each item that lies in the
-	// window, and returns the items that cannot be stored. It repairs texts that
-	// are not UTF-8. It keeps no reference to request. The error is nil or
-	// signal.ErrMalformed, and then nothing was appended. What Append decides
-	// depends on its arguments alone.
+	// Append decodes a request, appends a row for each item inside the window, and
+	// returns the items that cannot be stored. It repairs texts that are not UTF-8. It
+	// does not retain request. It returns signal.ErrMalformed if it appended nothing
+	// because the request is malformed. The outcome depends only on the arguments.
 	Append(request []byte, src Source) ([]signal.Refused, error)
-	// Join appends the rows of another block of the table, which stays as it is.
-	// A block that others were joined to appends no request before its Reset.
+	// Join appends the rows of another block of the table and does not change that block.
+	// After a Join, Reset the block before the next Append.
 	Join(other Block)
-	// Keys calls f with the key of every row. It is for the rare block in which
-	// items are looked for, not for speed.
+	// Keys calls f with the key of every row. It is for the rare lookup of a block, not
+	// for the hot path.
 	Keys(f func(signal.Key))
 }
 
-// Source says where a request came from and which of its items are wanted.
+// Source describes the origin of a request and which of its items are wanted.
 type Source struct {
 	Agent  string        // id of the delivering agent
-	Window signal.Window // in which items must lie
-	// Skip, when set, is asked for every acceptable item. Those for which it
-	// returns true are left out. index counts all items of the request from 0.
+	Window signal.Window // items outside are refused
+	// Skip, if set, is called for every acceptable item. Items for which it returns true
+	// are omitted. index counts all items of the request from 0.
 	Skip func(index int, key signal.Key) bool
 }
 
-// Lookup says how to find rows by their keys, so that the question reaches the
-// primary key.
+// Lookup describes how to find rows by key so that the query uses the primary key.
 type Lookup struct {
-	// Time is the column that holds Key.Time, which the table is sorted by.
+	// Time is the column of Key.Time, by which the table is sorted.
 	Time string
-	// Wanted returns columns of the table, by their names, with a row for each
-	// key: the rows that are looked for have these values.
+	// Wanted returns named columns of the table with one row per key: matching rows have
+	// these values.
 	Wanted func(keys []signal.Key) proto.Input
-	// Select lists expressions over the table. They make the columns that Found
-	// reads.
+	// Select lists the expressions that produce the columns of Found.
 	Select string
-	// Found returns columns to decode an answer into, and what calls f with the
-	// key of each of their rows.
+	// Found returns columns to decode a response into, and a function that calls f with
+	// the key of each row.
 	Found func() (results proto.Results, each func(f func(signal.Key)) error)
 }

@@ -9,25 +9,24 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// anyValue is an AnyValue's one value as it stands on the wire.
+// anyValue is the value of an AnyValue, still on the wire.
 type anyValue struct {
-	tag    signal.Tag // of the field that is set, 0 when none is
+	tag    signal.Tag // of the field that is set, 0 if none is
 	wire   []byte     // unless pieces is set
-	pieces *pieces    // of a list that has several, which is rare
+	pieces *pieces    // of a list in several pieces, which is rare
 }
 
-// pieces is an array or a list of KeyValues that the wire gives in several
-// pieces. Protobuf merges them: the elements of all pieces are the list's. They are
-// walked where they lie, because to join them at every level of nesting
-// would not be linear in the bytes.
+// pieces is an array or a list of KeyValues that the wire splits into several pieces.
+// Protobuf merges them: the list has the elements of all pieces. They are walked in
+// place, because joining them at every level of nesting would not be linear in the bytes.
 type pieces struct {
 	in   []byte
-	of   signal.Tag // the AnyValue is in itself when 0, else all fields of in with this tag
+	of   signal.Tag // 0 if in is the AnyValue, otherwise the tag of its pieces in in
 	tag  signal.Tag // of the list in the AnyValue
-	skip int        // so many fields with that tag do not count: another value replaced them
+	skip int        // number of leading fields with that tag that a later value replaced
 }
 
-// each calls f with every piece that counts.
+// each calls f with every piece of the list.
 func (p *pieces) each(f func(piece []byte)) {
 	skip := p.skip
 	eachField(p.in, p.of, func(anyValue []byte) {
@@ -41,8 +40,8 @@ func (p *pieces) each(f func(piece []byte)) {
 	})
 }
 
-// eachField calls f with the value of every field of b that has this tag, or with b
-// itself when the tag is 0. b must be valid.
+// eachField calls f with the value of every field of b with this tag, or with b itself if
+// the tag is 0. b must be valid.
 func eachField(b []byte, want signal.Tag, f func(value []byte)) {
 	if want == 0 {
 		f(b)
@@ -57,11 +56,10 @@ func eachField(b []byte, want signal.Tag, f func(value []byte)) {
 	}
 }
 
-// readAnyValue finds the value that counts: the last one set. Of a list that
-// is given in several pieces all pieces count, as protobuf merges them.
-// b must be valid.
+// readAnyValue returns the effective value, which is the last one set. If a list is split
+// into several pieces, all of them count, as protobuf merges them. b must be valid.
 func readAnyValue(b []byte) anyValue {
-	if len(b) > 0 { // nearly always one text
+	if len(b) > 0 { // nearly always a single string
 		tag, lo, hi := signal.Next(b, 0)
 		if hi == len(b) && tag == signal.TagAnyValueString {
 			return anyValue{tag: tag, wire: b[lo:hi]}
@@ -86,8 +84,8 @@ func readAnyValue(b []byte) anyValue {
 	return v
 }
 
-// readMergedValue is readAnyValue for an AnyValue with a list in several pieces, or that
-// is itself in several pieces: all fields of b with the tag of, one behind the other.
+// readMergedValue is readAnyValue for an AnyValue with a list in several pieces, or one
+// that is itself in several pieces: all fields of b with the tag of, concatenated.
 func readMergedValue(b []byte, of signal.Tag) anyValue {
 	var v anyValue
 	var seen struct{ array, kvlist int } // fields so far
@@ -119,12 +117,12 @@ func readMergedValue(b []byte, of signal.Tag) anyValue {
 	return v
 }
 
-// tagAnyValueStringIndex points into a table that only profiles have; in a
-// span it means nothing, but it does replace what was set before it.
+// tagAnyValueStringIndex refers to a table that only profiles have. In a span it has no
+// meaning, but it replaces an earlier value.
 const tagAnyValueStringIndex = 8<<3 | signal.Varint
 
-// appendText appends the value as text without loss: strings as they are,
-// numbers in decimal, bytes in base64, lists as JSON.
+// appendText appends the value as lossless text: strings unchanged, numbers in decimal,
+// bytes in base64, lists as JSON.
 func (v anyValue) appendText(dst []byte) []byte {
 	switch v.tag {
 	case signal.TagAnyValueString:
@@ -140,7 +138,7 @@ func (v anyValue) appendText(dst []byte) []byte {
 	}
 }
 
-// appendJSON appends the value as it stands inside a JSON list.
+// appendJSON appends the value in the form it has inside a JSON list.
 func (v anyValue) appendJSON(dst []byte) []byte {
 	switch v.tag {
 	case signal.TagAnyValueString:
@@ -151,7 +149,7 @@ func (v anyValue) appendJSON(dst []byte) []byte {
 		return strconv.AppendInt(dst, int64(signal.Uint64(v.tag, v.wire)), 10)
 	case signal.TagAnyValueDouble:
 		f := math.Float64frombits(signal.Uint64(v.tag, v.wire))
-		if math.IsNaN(f) || math.IsInf(f, 0) { // JSON has no numbers for these
+		if math.IsNaN(f) || math.IsInf(f, 0) { // JSON has no such numbers
 			dst = append(dst, '"')
 			return append(appendDouble(dst, f), '"')
 		}
@@ -168,8 +166,8 @@ func (v anyValue) appendJSON(dst []byte) []byte {
 	}
 }
 
-// appendList appends a list as JSON between brackets: of an array by
-// appendElements, of KeyValues by appendMembers.
+// appendList appends a list as JSON in brackets. appendPiece is appendElements for an
+// array and appendMembers for KeyValues.
 func (v anyValue) appendList(dst []byte, brackets string, appendPiece func(dst, piece []byte) []byte) []byte {
 	dst = append(dst, brackets[0])
 	if v.pieces == nil {
@@ -197,8 +195,8 @@ func appendElements(dst, wire []byte) []byte {
 	return dst
 }
 
-// appendObject appends a list of KeyValues as a JSON object. Of a key that occurs twice the last value
-// counts.
+// appendObject appends a list of KeyValues as a JSON object. The last value of a repeated
+// key counts.
 func (v anyValue) appendObject(dst []byte) []byte {
 	var few [16][]byte
 	var keys [][]byte
@@ -228,7 +226,7 @@ func (p *pieces) keys() (keys [][]byte) {
 	return keys
 }
 
-// appendKeys appends the key of every KeyValue that stands in wire under this tag.
+// appendKeys appends the key of every KeyValue with this tag in wire.
 func appendKeys(keys [][]byte, wire []byte, keyValues signal.Tag) [][]byte {
 	for i := 0; i < len(wire); {
 		tag, lo, hi := signal.Next(wire, i)
@@ -248,9 +246,10 @@ func appendKeys(keys [][]byte, wire []byte, keyValues signal.Tag) [][]byte {
 	return keys
 }
 
-// repeatedKeys returns where each key occurs last, nil when none occurs twice.
+// repeatedKeys returns the index of each key's last occurrence, or nil if no key is
+// repeated.
 func repeatedKeys(keys [][]byte) (last map[string]int) {
-	const few = 32 // to compare that many in pairs is faster than a map
+	const few = 32 // comparing so many in pairs is faster than a map
 	repeated := false
 	if len(keys) <= few {
 		for i := range keys {
@@ -286,8 +285,8 @@ func appendMembers(dst, wire []byte) []byte {
 	return dst
 }
 
-// eachAttribute calls f with the KeyValues that stand in wire under this tag; of a key that
-// occurs twice only with the last.
+// eachAttribute calls f with the KeyValues with this tag in wire, and only with the last
+// one of a repeated key.
 func eachAttribute(wire []byte, keyValues signal.Tag, f func(key []byte, value anyValue)) {
 	last := repeatedKeys(appendKeys(nil, wire, keyValues))
 	index := 0
@@ -300,8 +299,8 @@ func eachAttribute(wire []byte, keyValues signal.Tag, f func(key []byte, value a
 	})
 }
 
-// appendComma separates what follows from what stands before it in an open
-// JSON list or object. No value ends with a bracket that opens.
+// appendComma appends a separator unless an open JSON list or object is still empty. No
+// value ends with an opening bracket.
 func appendComma(dst []byte) []byte {
 	if last := dst[len(dst)-1]; last != '[' && last != '{' {
 		dst = append(dst, ',')
@@ -324,14 +323,14 @@ func readKeyValue(b []byte) (key []byte, value anyValue) {
 		}
 		i = hi
 	}
-	if merged { // as protobuf merges a message that is given in several pieces
+	if merged { // protobuf merges a message that is split into several pieces
 		return key, readMergedValue(b, signal.TagKeyValueValue)
 	}
 	return key, readAnyValue(wire)
 }
 
-// appendDouble appends the shortest decimal text that reads back as v, in the
-// form of ECMAScript's Number.prototype.toString, as JSON encoders use it.
+// appendDouble appends the shortest decimal text that parses back to v, in the form of
+// ECMAScript's Number.prototype.toString, as JSON encoders use it.
 func appendDouble(dst []byte, v float64) []byte {
 	if abs := math.Abs(v); abs != 0 && (abs < 1e-6 || abs >= 1e21) {
 		return strconv.AppendFloat(dst, v, 'g', -1, 64)

@@ -11,13 +11,13 @@ var v4Prefix = [12]byte{10: 0xff, 11: 0xff}
 
 func (a address) isV4() bool { return [12]byte(a[:12]) == v4Prefix }
 
-// unspecified reports whether a names nobody: :: or 0.0.0.0.
+// unspecified reports whether a is :: or 0.0.0.0.
 func (a address) unspecified() bool {
 	return a == address{} || a == address{10: 0xff, 11: 0xff}
 }
 
-// shared reports whether a cannot tell one host from another: unspecified,
-// loopback, link-local and multicast addresses.
+// shared reports whether a does not identify one host: unspecified, loopback, link-local
+// and multicast addresses.
 func (a address) shared() bool {
 	if a.unspecified() {
 		return true

@@ -65,8 +65,8 @@ func TestParseEndpoint(t *testing.T) {
 	}
 }
 
-// FuzzParseAddress holds parseAddress to its contract: for text from anyone it accepts
-// what net/netip accepts, means the same by it, and never panics.
+// FuzzParseAddress checks parseAddress's contract for arbitrary text: it accepts what
+// net/netip accepts, with the same result, and never panics.
 func FuzzParseAddress(f *testing.F) {
 	for _, seed := range []string{
 		"", "0.0.0.0", "255.255.255.255", "1.2.3", "1.2.3.4.5", "01.2.3.4", "::", "::1", "1::", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:1.2.3.4", "::ffff:1.2.3.4%a",
@@ -86,8 +86,8 @@ func FuzzParseAddress(f *testing.F) {
 	})
 }
 
-// FuzzParseEndpoint holds parseEndpoint to what net/netip reads as an address
-// with a port, unless the port is 0 or is written with more than five digits.
+// FuzzParseEndpoint compares parseEndpoint with net/netip's reading of an address with a
+// port, unless the port is 0 or has more than five digits.
 func FuzzParseEndpoint(f *testing.F) {
 	for _, seed := range []string{"1.2.3.4:5", "[::1]:65535", "[::1%z]:1", "[1.2.3.4]:5", "::1:5", "1.2.3.4:05", ":1", "[]:1"} {
 		f.Add(seed)

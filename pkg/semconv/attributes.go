@@ -17,9 +17,9 @@ func (a *attributes) reset() {
 	a.count = 0
 }
 
-// set remembers value for k and reports whether it did: an empty value says
-// nothing. OTLP forbids a name to occur twice; the last value that is not empty wins here, and a caller that
-// wants the last value to win leaves the earlier ones out, as pkg/columns does.
+// set remembers value for k and reports whether it did. It ignores empty values. OTLP
+// forbids repeated names; here the last value that is not empty wins. A caller that wants
+// the last value to win must omit the earlier ones, as pkg/columns does.
 func (a *attributes) set(k Key, value []byte) bool {
 	if k == keyUnknown || k >= keyCount || len(value) == 0 {
 		return false

@@ -33,10 +33,10 @@ func (s *Span) databaseMethod() []byte {
 	return s.statementVerb(a.pick(keyDBQueryText, keyDBStatement))
 }
 
-// statementVerb returns the verb of a statement in upper case: the command for
-// Redis and what speaks its protocol, else a well-known verb of SQL. A
-// statement that begins otherwise, with a comment or as JSON, gives nil, for
-// its first word might be anybody's data.
+// statementVerb returns the verb of a statement in upper case: the command for Redis and
+// compatible systems, otherwise a well-known verb of SQL. It returns nil for a statement
+// that begins otherwise, with a comment or as JSON, because its first word may be user
+// data.
 func (s *Span) statementVerb(statement []byte) []byte {
 	word := firstWord(statement)
 	if len(word) > longestVerb || !isWord(word) {
@@ -66,8 +66,7 @@ func (s *Span) statementVerb(statement []byte) []byte {
 	return nil
 }
 
-// firstWord returns what stands before the first white space, semicolon or
-// bracket.
+// firstWord returns the text before the first white space, semicolon or bracket.
 func firstWord(text []byte) []byte {
 	for i, c := range text {
 		switch c {
@@ -78,8 +77,8 @@ func firstWord(text []byte) []byte {
 	return text
 }
 
-// databaseEndpoint names what was called as closely as the attributes allow
-// without looking into a statement.
+// databaseEndpoint returns the most specific name of the called object that the
+// attributes give without looking into a statement.
 func (s *Span) databaseEndpoint() []byte {
 	a := &s.attributes
 	namespace := a.pick(keyDBNamespace, keyDBRedisIndex)

@@ -16,8 +16,8 @@ func (s *Span) resolveHTTP(name []byte) {
 	s.ResponseCode = s.httpStatus()
 }
 
-// httpProtocol is http for whatever HTTP attributes describe. url.* describe
-// any URL, so alone they count for the scheme they name.
+// httpProtocol returns http for whatever HTTP attributes describe. url.* attributes
+// describe any URL, so alone they only count for the scheme they name.
 func (s *Span) httpProtocol() []byte {
 	if s.evidence&familyHTTP.defining() != 0 {
 		return protocolHTTP
@@ -47,9 +47,9 @@ func (s *Span) httpStatus() []byte {
 	return nil
 }
 
-// httpEndpoint prefers what an instrumentation says is of low cardinality: the
-// route, the template, then the name, which the specification wants to be so
-// and which old instrumentations made of method and route.
+// httpEndpoint prefers low-cardinality attributes: the route, the template, then the
+// name, which should have low cardinality by the specification and which old
+// instrumentations built from method and route.
 func (s *Span) httpEndpoint(name []byte) []byte {
 	if route := s.attributes.values[keyHTTPRoute]; route != nil {
 		return route
@@ -80,7 +80,7 @@ func (s *Span) pathOfName(name []byte) []byte {
 	return nil
 }
 
-// httpPath returns the path that was requested, nil when nothing tells it.
+// httpPath returns the requested path, or nil if no attribute has it.
 func (s *Span) httpPath() []byte {
 	for k := keyURLPath; k <= keyHTTPURL; k++ {
 		if v := s.attributes.values[k]; v != nil {
@@ -90,8 +90,8 @@ func (s *Span) httpPath() []byte {
 	return nil
 }
 
-// templatePath returns the path of a URL template. What is appended to it may
-// be a query as such or, in the form of RFC 6570, an expression: "{?page}".
+// templatePath returns the path of a URL template. The rest may be a plain query or an
+// expression of RFC 6570: "{?page}".
 func templatePath(template []byte) []byte {
 	return bytes.TrimSuffix(splitURL(template).path, []byte("{"))
 }

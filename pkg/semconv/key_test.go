@@ -24,7 +24,7 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// A Key that no Lookup returned says nothing and does no harm.
+// A Key that no Lookup returned is ignored.
 func TestSetForeignKey(t *testing.T) {
 	var s Span
 	s.Set(keyCount, []byte("x"))

@@ -1,14 +1,13 @@
 package semconv
 
-// source names one place where attributes give an address and the port that
-// belongs to it.
+// source is a pair of attributes with an address and its port.
 type source struct {
 	address, port Key
-	// strict keeps the port for the address beside it: it belongs to a party that may
-	// not be the one at the other end of the socket.
+	// strict uses the port only with the address beside it: it belongs to a party that
+	// may not be the other end of the socket.
 	strict bool
-	// hearsay marks what OpenTracing left open: proxies write the address of
-	// their own caller there, whatever the span's kind.
+	// hearsay marks attributes that OpenTracing left undefined: proxies write the address
+	// of their own caller there, whatever the span's kind.
 	hearsay bool
 }
 
@@ -101,13 +100,13 @@ func (s *Span) resolveNetwork(kind Kind, family family, own address) {
 	}
 }
 
-// isProxy reports whether a proxy made the span that, as Envoy does, writes its caller's address to
-// peer.address in every span, those of its own calls included.
+// isProxy reports whether the span comes from a proxy such as Envoy, which writes its
+// caller's address to peer.address in every span, including those of its own calls.
 func (s *Span) isProxy() bool {
 	return s.attributes.has(keyUpstreamAddress) || s.attributes.has(keyUpstreamCluster) || s.attributes.has(keyUpstreamClusterName)
 }
 
-// namesItself reports whether hearsay gives the span's own address for its peer.
+// namesItself reports whether hearsay gives the span's own address as its peer.
 func (s *Span) namesItself() bool {
 	if s.IP == (address{}) {
 		return false
@@ -122,8 +121,8 @@ func (s *Span) namesItself() bool {
 	return false
 }
 
-// find returns the first address among sources, with the port that belongs to
-// it or else the first that one of the sources has. It leaves hearsay out unless that is believed.
+// find returns the first address among sources, with its port or else the first port of
+// any source. It skips hearsay unless believeHearsay is set.
 func (s *Span) find(sources []source, believeHearsay bool) (ip address, port uint16) {
 	spare := uint16(0)
 	for i := range sources {
@@ -158,8 +157,8 @@ func (s *Span) find(sources []source, believeHearsay bool) (ip address, port uin
 	return ip, spare
 }
 
-// completeFromURL adds what the URL says of the server that was called. The
-// conventions leave out the port where it is the default of the scheme.
+// completeFromURL adds the called server from the URL. The conventions omit the scheme's
+// default port.
 func (s *Span) completeFromURL(family family) {
 	if s.PeerPort != 0 && s.PeerIP != [16]byte{} {
 		return

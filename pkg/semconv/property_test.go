@@ -11,8 +11,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/semconv"
 )
 
-// storyKeys and storyValues are what the stories are made of: drawn at random
-// they give spans that nobody instrumented so.
+// storyKeys and storyValues are the parts of random spans, most of which no
+// instrumentation would write.
 var storyKeys, storyValues = func() (keys, values []string) {
 	for _, story := range spanStories {
 		for i := 0; i < len(story.attrs); i += 2 {
@@ -53,8 +53,8 @@ func (p pairs) shuffled(seed uint64) pairs {
 	return out
 }
 
-// Whatever the attributes, the order they come in changes nothing, and a Span
-// that was used before gives what a new one gives.
+// The order of the attributes does not matter, and a reused Span gives the same results
+// as a new one.
 func TestSpanProperties(t *testing.T) {
 	var used semconv.Span
 	rapid.Check(t, func(t *rapid.T) {

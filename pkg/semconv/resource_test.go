@@ -61,7 +61,7 @@ var resourceStories = map[string]struct {
 }
 
 func TestResource(t *testing.T) {
-	var r semconv.Resource // one for all: nothing may remain of the story before
+	var r semconv.Resource // shared, so nothing of the previous case may remain
 	for name, story := range resourceStories {
 		t.Run(name, func(t *testing.T) {
 			r.Reset()

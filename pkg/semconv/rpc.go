@@ -31,9 +31,9 @@ func (s *Span) resolveRPC(name []byte) {
 	}
 }
 
-// methodOfTransport finds a fully-qualified method where no RPC attribute has
-// it: in the span's name, which the conventions make of it, or in the path of
-// the HTTP request, which is where gRPC and Connect transmit it.
+// methodOfTransport looks for a fully-qualified method if no RPC attribute has one: in
+// the span's name, which the conventions derive from it, or in the path of the HTTP
+// request, where gRPC and Connect transmit it.
 func (s *Span) methodOfTransport(name []byte) []byte {
 	method := trimSlash(name)
 	if slash := bytes.IndexByte(method, '/'); slash > 0 && slash+1 < len(method) && !bytes.ContainsAny(method, " ?:") {
@@ -42,8 +42,8 @@ func (s *Span) methodOfTransport(name []byte) []byte {
 	return trimSlash(s.httpPath())
 }
 
-// trimSlash takes the slash off that gRPC puts before a full method. It gives
-// nil when nothing is left.
+// trimSlash removes the slash that gRPC puts before a full method. It returns nil if
+// nothing is left.
 func trimSlash(method []byte) []byte {
 	if len(method) > 0 && method[0] == '/' {
 		method = method[1:]

@@ -13,8 +13,8 @@ const (
 	Consumer
 )
 
-// Span collects what the attributes of one span say. The zero value is ready
-// to use; use it for one span after another, with Reset between them.
+// Span collects the attributes of one span. The zero value is ready to use. Call Reset
+// between spans.
 //
 // The exported fields are valid from Resolve to Reset. Addresses are IPv6,
 // IPv4 as v4-mapped; they are zero, like ports, when unknown.
@@ -33,8 +33,8 @@ type Span struct {
 	joined []byte                // Endpoint
 }
 
-// Reset makes s as good as new, but for the memory it has set aside. It
-// invalidates the results and lets go of every value that was added.
+// Reset returns s to its zero state, but keeps its memory. It invalidates the results and
+// releases all added values.
 func (s *Span) Reset() {
 	s.attributes.reset()
 	s.evidence = 0
@@ -98,8 +98,8 @@ func (s *Span) protocol(value []byte) []byte {
 	return protocolWord(&s.word, value)
 }
 
-// errorType is the class of a failure (error.type, since 1.22): a status, an
-// exception's type, or _OTHER, which the status of the span says better.
+// errorType returns the class of a failure (error.type, since 1.22): a status or an
+// exception's type. It ignores _OTHER, which the span's status expresses better.
 func (s *Span) errorType() []byte {
 	if v := s.attributes.values[keyErrorType]; string(v) != "_OTHER" {
 		return v
@@ -114,8 +114,8 @@ func (s *Span) resolveGraphQL() {
 	s.Endpoint = s.attributes.values[keyGraphQLOperationName]
 }
 
-// resolveFaaS follows the conventions for function as a service. What runs
-// inside a function says which one by its resource; only a caller names another.
+// resolveFaaS follows the conventions for function as a service. A function's own spans
+// identify it by their resource; only a caller names another function.
 func (s *Span) resolveFaaS() {
 	s.Protocol = protocolFaaS
 	s.Method = s.attributes.values[keyFaaSTrigger]

@@ -416,7 +416,7 @@ var spanStories = map[string]spanStory{
 }
 
 func TestSpan(t *testing.T) {
-	var s semconv.Span // one for all: nothing may remain of the story before
+	var s semconv.Span // shared, so nothing of the previous case may remain
 	for name, story := range spanStories {
 		t.Run(name, func(t *testing.T) {
 			if diff := cmp.Diff(story.want, story.resolve(&s)); diff != "" {
