@@ -223,7 +223,7 @@ func removeParts(t *testing.T, dataDir string) {
 		}
 		columns, missing := os.ReadFile(filepath.Join(path, "columns.txt"))
 		if missing != nil || !strings.Contains(string(columns), "`parent_span_id`") {
-			return nil //nolint:nilerr // it is no part, or not one of the table
+			return nil //nolint:nilerr // not a part, or not of this table
 		}
 		removed++
 		if err := os.RemoveAll(path); err != nil {

@@ -17,38 +17,43 @@ import (
 )
 
 const (
-	// drainWorkers are requests from the spool under way at a time: enough to
-	// reach the rate with small requests over a network of some milliseconds.
+	// drainWorkers is the number of requests in flight from the spool: enough
+	// to reach the drain rate with small requests over a network with a latency
+	// of some milliseconds.
 	drainWorkers = 8
-	// retryDelay is how long a worker waits after a failure that names no time.
+	// retryDelay is how long a worker waits after a failure without a retry
+	// delay.
 	retryDelay = time.Second
-	// triesInOrder is how often a request is tried before those behind it are looked at.
+	// triesInOrder is the number of attempts for a request before younger ones
+	// may pass it.
 	triesInOrder = 3
-	// asideAfter is how long a request fails while others are accepted until it is put aside: longer than an
-	// overload that hits requests by chance.
-	asideAfter = 30 * time.Second
+	// parkAfter is how long a request fails while others are accepted before it
+	// is parked: longer than an overload that hits requests by chance.
+	parkAfter = 30 * time.Second
 )
 
-// drainer sends what the spool of a pipe holds, and puts aside what servers do not take.
+// drainer sends the spooled requests of a pipe, and parks those that servers
+// reject.
 type drainer struct {
 	*pipe
 	limit   *rate.Limiter // bytes per second, unpacked
 	parking Parking
 	held    holding
 
-	retryDelay, asideAfter, holdFailed, holdParked, holdTick, parkedInterval time.Duration // tests are less patient
+	retryDelay, parkAfter, holdFailed, holdParked, holdTick, parkedInterval time.Duration // shortened by tests
 }
 
 func newDrainer(p *pipe, parking Parking) *drainer {
 	return &drainer{
 		pipe: p, limit: rate.NewLimiter(rate.Inf, 0), parking: parking,
-		retryDelay: retryDelay, asideAfter: asideAfter, holdFailed: holdFailed, holdParked: holdParked, holdTick: time.Second, parkedInterval: parkedInterval,
+		retryDelay: retryDelay, parkAfter: parkAfter, holdFailed: holdFailed, holdParked: holdParked, holdTick: time.Second, parkedInterval: parkedInterval,
 	}
 }
 
-// setRate bounds what is sent from the spool; live traffic does not count.
+// setRate bounds the rate of sending from the spool, in uncompressed bytes;
+// live traffic does not count.
 func (d *drainer) setRate(bytesPerSecond int64) {
-	d.limit.SetBurst(int(bytesPerSecond)) // a second's worth: no request that is larger waits for ever, see take
+	d.limit.SetBurst(int(bytesPerSecond)) // a second's worth; take splits larger requests
 	d.limit.SetLimit(rate.Limit(bytesPerSecond))
 }
 
@@ -60,7 +65,7 @@ func (d *drainer) run(ctx context.Context) error {
 			for {
 				if err := d.one(ctx); err != nil {
 					if ctx.Err() != nil {
-						return nil //nolint:nilerr // a stop that was asked for
+						return nil //nolint:nilerr // an orderly stop
 					}
 					return err
 				}
@@ -74,7 +79,8 @@ func (d *drainer) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// one sends the oldest request, or gives it back. Its error ends the drainer.
+// one sends the oldest request, or returns it to the spool. Its error ends the
+// drainer.
 func (d *drainer) one(ctx context.Context) error {
 	if err := d.up.WaitReady(ctx); err != nil {
 		return err
@@ -87,9 +93,9 @@ func (d *drainer) one(ctx context.Context) error {
 		return err
 	}
 	body, err := d.codec.unpack(entry.Body)
-	if err != nil { // its checksum was right, so it was written so
+	if err != nil { // the checksum matched, so it was written this way
 		d.metrics.lostRequests.Inc()
-		return d.park(ctx, entry, parked.Head{Cause: fmt.Sprintf("it cannot be unpacked: %v", err)})
+		return d.park(ctx, entry, parked.Head{Cause: fmt.Sprintf("cannot unpack: %v", err)})
 	}
 	if err := d.take(ctx, len(body)); err != nil {
 		d.spool.Return(entry)
@@ -99,7 +105,7 @@ func (d *drainer) one(ctx context.Context) error {
 	res, doubtful, err := d.export(ctx, body, upstream.ExportOptions{Resend: entry.Resend, Received: entry.Received, Compress: d.compress.Load()})
 	entry.Resend = entry.Resend || doubtful
 	switch {
-	case err == nil && res.Rejected > 0: // nobody waits for an answer any more
+	case err == nil && res.Rejected > 0: // no sender waits for the reply any more
 		d.metrics.forwarded(pathSpool, n, res.Rejected)
 		entry.Resend = true
 		return d.park(ctx, entry, parked.Head{Items: n, Refused: res.Rejected, Cause: partlyRefused(res, n).Error()})
@@ -115,14 +121,16 @@ func (d *drainer) one(ctx context.Context) error {
 	return d.again(ctx, entry, n, err)
 }
 
-// again keeps a request for later that may be accepted then. It is tried first, because a server that is away refuses all
-// alike. A request that fails again and again lets those behind it pass. When a server accepts those, the
-// trouble is with this one: it waits in the folder of parked requests until its cause is mended.
+// again schedules another attempt for a request that may be accepted later. The
+// request is tried first, because servers that are down reject all requests
+// alike. After several failures it lets younger requests pass. If a server
+// accepts those, this request itself is the problem: it waits in the folder of
+// parked requests until the cause is fixed.
 func (d *drainer) again(ctx context.Context, entry spool.Entry, n int, err error) error {
 	if entry.Tries++; entry.Tries == 1 {
 		entry.Since = time.Now()
 	}
-	if time.Since(entry.Since) >= d.asideAfter && d.accepted.Load() > entry.Since.UnixNano() {
+	if time.Since(entry.Since) >= d.parkAfter && d.accepted.Load() > entry.Since.UnixNano() {
 		return d.park(ctx, entry, parked.Head{Items: n, Refused: int64(n), Cause: err.Error(), Waits: true})
 	}
 	if entry.Tries < triesInOrder || !d.held.fill(&held{entry: entry, due: time.Now().Add(d.holdFailed)}) {
@@ -132,27 +140,27 @@ func (d *drainer) again(ctx context.Context, entry spool.Entry, n int, err error
 	return retry.Sleep(ctx, d.retryDelay)
 }
 
-// done frees entry. What cannot be freed is sent again after a restart, which
-// the server is told.
+// done releases entry. If that fails, the entry is sent again after a restart,
+// marked as resent.
 func (d *drainer) done(entry spool.Entry) error {
 	if err := d.spool.Done(entry); err != nil {
-		d.log.Error("a request that was sent could not be removed from the spool", slog.Any("error", err))
+		d.log.Error("cannot remove a sent request from the spool", slog.Any("error", err))
 	}
 	return nil
 }
 
-// take waits until n bytes may be sent.
+// take blocks until n bytes may be sent.
 func (d *drainer) take(ctx context.Context, n int) error {
 	for n > 0 {
 		part := min(n, d.limit.Burst())
-		if part == 0 { // no rate is set yet
+		if part == 0 { // no rate set yet
 			return nil
 		}
 		if err := d.limit.WaitN(ctx, part); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			continue // a lower rate was set in between
+			continue // the rate was lowered meanwhile
 		}
 		n -= part
 	}

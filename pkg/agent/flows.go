@@ -10,11 +10,11 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 )
 
-// maxFlows bounds one request: about 200 kB of flows.
+// maxFlows bounds the flows of one request, which has then about 200 kB.
 const maxFlows = 2000
 
-// flowSender makes requests of rows of flow data and takes them into the pipe of
-// flows. It implements capture.Consumer; one goroutine calls it.
+// flowSender turns rows of flow data into requests and forwards them through
+// the pipe of flows. It implements capture.Consumer; one goroutine calls it.
 type flowSender struct {
 	*pipe
 	agentID, cluster, node string
@@ -26,14 +26,15 @@ type flowSender struct {
 	order                  []ownership
 }
 
-// ownership is what the rows of one FlowGroup have in common.
+// ownership is what the rows of one FlowGroup share.
 type ownership struct {
 	namespace uint64
 	cgroup.Owner
 	process string
 }
 
-// Consume implements capture.Consumer. A request that is refused is no reason to keep back the others.
+// Consume implements capture.Consumer. A rejected request does not hold back
+// the others.
 func (s *flowSender) Consume(ctx context.Context, rows []flow.Row) (taken int, err error) {
 	for chunk := range slices.Chunk(rows, maxFlows) {
 		_, refused := s.forward(ctx, s.request(chunk), len(chunk))
@@ -45,8 +46,8 @@ func (s *flowSender) Consume(ctx context.Context, rows []flow.Row) (taken int, e
 	return taken, err
 }
 
-// request returns an ExportFlowsRequest, valid until the next call. Rows keep their
-// order within each owner.
+// request returns an ExportFlowsRequest, valid until the next call. Rows keep
+// their order within each owner.
 func (s *flowSender) request(rows []flow.Row) []byte {
 	if s.groups == nil {
 		s.groups = map[ownership]*[]byte{}
@@ -55,7 +56,7 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 	for i := range rows {
 		key := ownership{rows[i].Namespace, s.owner(&rows[i]), s.process(&rows[i])}
 		if key.process == "" {
-			key.process = key.Unit // which is the next best name, and often the same
+			key.process = key.Unit // the next best name, and often the same
 		}
 		group := s.groups[key]
 		if group == nil {
@@ -80,8 +81,8 @@ func (s *flowSender) request(rows []flow.Row) []byte {
 	return b
 }
 
-// podOf is what is known of a pod: its uid at least. Servers find out more by its address where Kubernetes has not
-// said anything here yet.
+// podOf returns a pod, or only its UID if Kubernetes has not reported it yet.
+// Servers then look the pod up by its address.
 func (s *flowSender) podOf(uid string) Pod {
 	if uid == "" {
 		return Pod{}

@@ -15,7 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// flowsRig is a sender of flows over fake servers and a real spool.
+// flowsRig returns a sender of flows with fake servers and a real spool.
 func flowsRig(t *testing.T) (*flowSender, *rig) {
 	t.Helper()
 	r := newRig(t, 8<<20)
@@ -39,13 +39,13 @@ func rows(n int) []flow.Row {
 	return all
 }
 
-// What is made by hand is what protobuf reads: every row once, under its owner.
+// protobuf reads the hand-encoded request: every row once, under its owner.
 func TestRowsBecomeRequests(t *testing.T) {
 	s, _ := flowsRig(t)
-	for range 2 { // memory is used again
+	for range 2 { // memory is reused
 		body := s.request(rows(100))
 		if n := flows.Signal.Count(body); n != 100 {
-			t.Errorf("%d flows are counted", n)
+			t.Errorf("counted %d flows", n)
 		}
 		var req agentv1.ExportFlowsRequest
 		if err := proto.Unmarshal(body, &req); err != nil {
@@ -65,13 +65,14 @@ func TestRowsBecomeRequests(t *testing.T) {
 			}
 		}
 		if len(seen) != 100 {
-			t.Errorf("%d different flows", len(seen))
+			t.Errorf("%d distinct flows", len(seen))
 		}
 	}
 }
 
-// What Kubernetes says of a pod goes with its flows; of a static pod the uid too, which its control groups do
-// not have. Of pods that Kubernetes has not told of yet there is the uid.
+// A pod's flows carry what Kubernetes reports of it; for a static pod also the
+// UID, which its control groups lack. Pods that Kubernetes has not reported yet
+// have only the UID.
 func TestRowsOfPods(t *testing.T) {
 	s, _ := flowsRig(t)
 	s.owner = func(row *flow.Row) cgroup.Owner { return cgroup.Owner{PodUID: []string{"hash", "young"}[row.Cookie%2]} }
@@ -94,7 +95,7 @@ func TestRowsOfPods(t *testing.T) {
 	}
 }
 
-// A process is known by its name, or else by the unit of systemd that it belongs to.
+// A process has its own name, or else that of its systemd unit.
 func TestRowsOfProcesses(t *testing.T) {
 	s, _ := flowsRig(t)
 	s.owner = func(*flow.Row) cgroup.Owner { return cgroup.Owner{Unit: "web.service"} }
@@ -104,11 +105,12 @@ func TestRowsOfProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(req.Groups) != 2 || req.Groups[0].Process != "web.service" || req.Groups[1].Process != "nginx" {
-		t.Errorf("the groups are %v", req.Groups)
+		t.Errorf("groups %v", req.Groups)
 	}
 }
 
-// Rows that no server takes are spooled; what is refused is an error, for capture to count.
+// Rows are spooled while no server is reachable; rejected rows are an error,
+// for capture to count.
 func TestFlowsAreSpooled(t *testing.T) {
 	s, r := flowsRig(t)
 	r.servers.set(0, true)
@@ -118,6 +120,6 @@ func TestFlowsAreSpooled(t *testing.T) {
 	r.servers.set(0, false)
 	r.servers.refuse = fault.As(fault.Rejected, errors.New("no"))
 	if taken, err := s.Consume(context.Background(), rows(maxFlows+1)); err == nil || taken != 0 || r.servers.refused != 2 {
-		t.Errorf("Consume of what servers refuse = %d, %v, in %d requests, want 2", taken, err, r.servers.refused)
+		t.Errorf("Consume of rejected rows = %d, %v, in %d requests, want 2", taken, err, r.servers.refused)
 	}
 }

@@ -13,23 +13,23 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
-// forwarder takes what the listeners receive into the pipe of spans.
+// forwarder forwards the requests of the listeners through the pipe of spans.
 type forwarder struct {
 	*pipe
-	host    netip.Addr // of this host as others see it; may be unknown
+	host    netip.Addr // this host's address as others see it; may be unknown
 	config  atomic.Pointer[agentconfig.Config]
-	group   atomic.Pointer[string] // name of the agent group, for errors
-	buffers sync.Pool              // of *[]byte, for requests that an address is added to
+	group   atomic.Pointer[string] // the agent group's name, for errors
+	buffers sync.Pool              // *[]byte, for requests to which an address is added
 }
 
-// Consume acknowledges the request with a nil error. It keeps nothing of its
-// body. Both receivers of OTLP call it.
+// Consume acknowledges the request with a nil error. It does not keep the
+// request's body. Both OTLP receivers call it.
 func (f *forwarder) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	cfg := f.config.Load()
 	if cfg.Integration.FeatureControl.TraceIntegrationDisabled {
 		f.metrics.refuse(reasonDisabled)
 		return signal.Result{}, fault.As(fault.Rejected, fmt.Errorf(
-			"traces are switched off: inputs.integration.feature_control.trace_integration_disabled is set for agent group %q", *f.group.Load()))
+			"traces are disabled: inputs.integration.feature_control.trace_integration_disabled is set for agent group %q", *f.group.Load()))
 	}
 	scratch, _ := f.buffers.Get().(*[]byte)
 	if scratch == nil {
@@ -47,8 +47,8 @@ func (f *forwarder) Consume(ctx context.Context, req signal.Request) (signal.Res
 	return f.forward(ctx, out, f.signal.Count(out))
 }
 
-// addressOf is what is added as the address of a sender. Loopback is this host,
-// but says so to nobody else.
+// addressOf returns the address to add for a sender. Loopback means this host,
+// but only on this host.
 func (f *forwarder) addressOf(peer netip.Addr) netip.Addr {
 	peer = peer.Unmap()
 	if peer.IsLoopback() && f.host.IsValid() {

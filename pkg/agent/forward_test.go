@@ -25,17 +25,19 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// fakeServers takes requests, or not, or takes them and does not say so.
+// fakeServers accepts requests, rejects them, or stores them and loses the
+// acknowledgement.
 type fakeServers struct {
 	mu      sync.Mutex
 	random  *rand.Rand
-	trouble float64 // share of the calls that fail
+	trouble float64 // share of failing calls
 	away    bool
-	refuse  error                                    // the answer to everything
-	answer  func(body []byte) (signal.Result, error) // when it is set, to each request
-	refused int                                      // how often it was given
-	stored  map[string][]bool                        // resend of each delivery, by body
-	// received is when the first try of a body said it was received. All must say the same.
+	refuse  error                                    // the reply to every request
+	answer  func(body []byte) (signal.Result, error) // if set, replies to each request
+	refused int                                      // number of rejections
+	stored  map[string][]bool                        // resend mark of each delivery, by body
+	// received is the receipt time of the first attempt, by body; all attempts
+	// must have the same.
 	received map[string]time.Time
 	differ   bool
 }
@@ -78,7 +80,7 @@ func (s *fakeServers) Export(_ context.Context, _ *signal.Signal, body []byte, o
 	if !fails || s.random.Float64() < 0.5 {
 		s.stored[string(body)] = append(s.stored[string(body)], opts.Resend)
 	}
-	if fails { // an error that upstream does not know is doubtful
+	if fails { // upstream does not know this error, so the outcome is unknown
 		return signal.Result{}, errors.New("connection reset by peer")
 	}
 	return signal.Result{}, nil
@@ -90,7 +92,7 @@ func (s *fakeServers) set(trouble float64, away bool) {
 	s.trouble, s.away = trouble, away
 }
 
-// rig is a forwarder over fake servers and a real spool.
+// rig is a forwarder with fake servers and a real spool.
 type rig struct {
 	*forwarder
 	servers *fakeServers
@@ -99,7 +101,7 @@ type rig struct {
 	parking Parking
 }
 
-// parked is how many requests are parked.
+// parked returns the number of parked requests.
 func (r *rig) parked(t *testing.T) int {
 	t.Helper()
 	n, _, err := r.parking.Folder.Usage()
@@ -145,12 +147,12 @@ func requestOf(body []byte, peer netip.Addr) signal.Request {
 
 var sender = netip.MustParseAddr("10.1.2.3")
 
-// Whatever the servers do, what was acknowledged reaches them, and a request that
-// reaches them again says so.
+// Whatever the servers do, acknowledged requests reach them, and a request that
+// reaches them again is marked as resent.
 func TestAcknowledgedReachesTheServers(t *testing.T) {
 	r := newRig(t, 64<<20)
 	d := newDrainer(r.pipe, r.parking)
-	d.holdFailed, d.holdTick, d.parkedInterval, d.asideAfter = time.Millisecond, time.Millisecond, time.Millisecond, 100*time.Millisecond
+	d.holdFailed, d.holdTick, d.parkedInterval, d.parkAfter = time.Millisecond, time.Millisecond, time.Millisecond, 100*time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	drained := make(chan error, 1)
 	go func() { drained <- d.run(ctx) }()
@@ -190,24 +192,24 @@ func TestAcknowledgedReachesTheServers(t *testing.T) {
 	for _, body := range acknowledged {
 		deliveries := r.servers.stored[body]
 		if len(deliveries) == 0 {
-			t.Fatal("a request that was acknowledged has reached no server")
+			t.Fatal("an acknowledged request reached no server")
 		}
 		for _, resend := range deliveries[1:] {
 			if !resend {
-				t.Fatal("a request reached the servers again without saying so")
+				t.Fatal("a request reached the servers again without the resend mark")
 			}
 		}
 	}
 	if r.servers.differ {
-		t.Error("two tries of one request said that it was received at different times")
+		t.Error("two attempts of one request have different receipt times")
 	}
 	if len(acknowledged) != 200 {
-		t.Errorf("%d requests were acknowledged, want all 200", len(acknowledged))
+		t.Errorf("%d requests acknowledged, want 200", len(acknowledged))
 	}
 }
 
-// With a full spool and no server the sender is asked to come back, and told when.
-func TestAFullSpoolIsSaid(t *testing.T) {
+// With a full spool and no server the sender gets a retry delay.
+func TestFullSpoolAsksToRetry(t *testing.T) {
 	r := newRig(t, 1<<20)
 	r.servers.set(0, true)
 	gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
@@ -223,8 +225,8 @@ func TestAFullSpoolIsSaid(t *testing.T) {
 	}
 }
 
-// What the server refuses for good is refused, not spooled.
-func TestRefusedForGood(t *testing.T) {
+// A request that the server rejects permanently is rejected, not spooled.
+func TestPermanentRejection(t *testing.T) {
 	r := newRig(t, 1<<20)
 	r.servers.refuse = fault.As(fault.Rejected, errors.New("no"))
 	_, err := r.Consume(t.Context(), requestOf(otlptest.New(1, otlptest.Options{Start: time.Now()}).RequestBytes(1), sender))
@@ -233,8 +235,8 @@ func TestRefusedForGood(t *testing.T) {
 	}
 }
 
-// A sender on this host is known to others by the host's address.
-func TestALoopbackSenderHasTheHostsAddress(t *testing.T) {
+// A sender on this host gets the host's address.
+func TestLoopbackSenderGetsHostAddress(t *testing.T) {
 	r := newRig(t, 1<<20)
 	if got := r.addressOf(netip.MustParseAddr("127.0.0.1")).String(); got != "127.0.0.1" {
 		t.Errorf("unknown host: %s", got)
@@ -246,11 +248,12 @@ func TestALoopbackSenderHasTheHostsAddress(t *testing.T) {
 		}
 	}
 	if got := outboundAddress("127.0.0.1:1"); got.String() != "127.0.0.1" {
-		t.Errorf("by loopback this host is reached as %s", got)
+		t.Errorf("address of the route over loopback: %s", got)
 	}
 }
 
-// A text that is not UTF-8 is repaired on its way, so that servers of any version take the request.
+// A text that is not UTF-8 is repaired on its way, so that servers of any
+// version accept the request.
 func TestBadTextIsRepaired(t *testing.T) {
 	r := newRig(t, 1<<20)
 	body := append(otlptest.New(1, otlptest.Options{}).RequestBytes(3), 0x0a, 3, 0x1a, 1, 0xff)
@@ -267,14 +270,14 @@ func TestBadTextIsRepaired(t *testing.T) {
 	}
 }
 
-func TestGarbageIsRefused(t *testing.T) {
+func TestMalformedRequestIsRejected(t *testing.T) {
 	r := newRig(t, 1<<20)
 	if _, err := r.Consume(t.Context(), requestOf([]byte("garbage"), sender)); fault.ClassOf(err) != fault.Rejected {
 		t.Errorf("consume = %v", err)
 	}
 }
 
-func TestTracesSwitchedOffAreRefusedWithTheGroup(t *testing.T) {
+func TestDisabledTracesAreRejectedWithGroup(t *testing.T) {
 	r := newRig(t, 1<<20)
 	cfg := agentconfig.Default()
 	cfg.Integration.FeatureControl.TraceIntegrationDisabled = true

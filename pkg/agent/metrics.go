@@ -11,29 +11,30 @@ const (
 	subsystem = "agent"
 )
 
-// Why a request was not acknowledged.
+// Reasons for not acknowledging a request.
 const (
-	reasonDisabled    = "disabled"     // traces are switched off by the group's configuration
+	reasonDisabled    = "disabled"     // the group's configuration disables traces
 	reasonMalformed   = "malformed"    // not OTLP
-	reasonServer      = "server"       // the server refused it for good
-	reasonSpoolFull   = "spool_full"   // and no server could be reached
-	reasonSpoolBroken = "spool_failed" // the disk failed, and no server could be reached
+	reasonServer      = "server"       // the server rejected it permanently
+	reasonSpoolFull   = "spool_full"   // the spool is full, and no server could be reached
+	reasonSpoolBroken = "spool_failed" // the spool's disk failed, and no server could be reached
 )
 
-// How items reached a server.
+// Paths of items to a server.
 const (
 	pathLive   = "live"
 	pathSpool  = "spool"
 	pathParked = "parked"
 )
 
-// pipeMetrics follow every item of one signal: received = forwarded live + rejected live + spooled +
-// failed, and spooled = forwarded from the spool + parked + what the spool holds. What is parked leaves the folder as
-// forwarded by that path, or lost, or by an operator's hand.
+// pipeMetrics counts every item of one signal: received = forwarded live +
+// rejected live + spooled + failed, and spooled = forwarded from the spool +
+// parked + in the spool. Parked items leave the folder as forwarded by that
+// path, as lost, or removed by an operator.
 type pipeMetrics struct {
 	receivedItems, receivedBytes prometheus.Counter
 	forwardedItems               *prometheus.CounterVec // by path
-	rejectedItems                *prometheus.CounterVec // by path: refused by the server one by one
+	rejectedItems                *prometheus.CounterVec // by path: rejected item by item
 	spooled, failed              prometheus.Counter
 	parked, lost                 prometheus.Counter
 	refused                      *prometheus.CounterVec
@@ -48,23 +49,23 @@ func newPipeMetrics(reg prometheus.Registerer, sig *signal.Signal) *pipeMetrics 
 	vector := func(name, help, label string, values ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, []string{label})
 		for _, value := range values {
-			v.WithLabelValues(value) // shown as 0 from the start
+			v.WithLabelValues(value) // expose 0 from the start
 		}
 		return v
 	}
 	bytes, requests := sig.Prefix+"received_bytes_total", sig.Prefix+"requests_total"
 	m := &pipeMetrics{
-		receivedItems:  counter("received_"+items+"_total", "What valid requests held: "+items+"."),
+		receivedItems:  counter("received_"+items+"_total", "Received in valid requests: "+items+"."),
 		receivedBytes:  counter(bytes, "Bytes of valid requests with "+items+", after decompression."),
-		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by the path they took: "+items+".", "path", pathLive, pathSpool, pathParked),
-		rejectedItems:  vector("rejected_"+items+"_total", "Rejected one by one (partial success): "+items+".", "path", pathLive, pathSpool, pathParked),
-		spooled:        counter("spooled_"+items+"_total", "Put into the spool: "+items+"."),
-		failed:         counter("failed_"+items+"_total", "Of valid requests that were not acknowledged; the sender has them still: "+items+"."),
-		parked:         counter("parked_"+items+"_total", "Acknowledged from the spool, then not taken by servers, and put into the folder of parked requests: "+items+"."),
-		lost:           counter("lost_"+items+"_total", "Acknowledged from the spool, and then removed from the folder of parked requests for their age: "+items+"."),
+		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by path: "+items+".", "path", pathLive, pathSpool, pathParked),
+		rejectedItems:  vector("rejected_"+items+"_total", "Rejected by a server item by item (partial success), by path: "+items+".", "path", pathLive, pathSpool, pathParked),
+		spooled:        counter("spooled_"+items+"_total", "Appended to the spool: "+items+"."),
+		failed:         counter("failed_"+items+"_total", "In valid requests that were not acknowledged; the sender still has them: "+items+"."),
+		parked:         counter("parked_"+items+"_total", "Acknowledged, then rejected by servers out of the spool and parked: "+items+"."),
+		lost:           counter("lost_"+items+"_total", "Acknowledged, then removed from the parked requests because of their age: "+items+"."),
 		refused: vector("refused_"+requests, "Requests with "+items+" that were not acknowledged, by reason.", "reason",
 			reasonDisabled, reasonMalformed, reasonServer, reasonSpoolFull, reasonSpoolBroken),
-		lostRequests: counter("lost_"+requests, "Requests with "+items+" in the spool that could not be unpacked; they are parked as they are."),
+		lostRequests: counter("lost_"+requests, "Spooled requests with "+items+" that cannot be unpacked; they are parked unchanged."),
 	}
 	if reg != nil {
 		reg.MustRegister(m.receivedItems, m.receivedBytes, m.forwardedItems, m.rejectedItems, m.spooled, m.failed, m.parked, m.lost, m.refused, m.lostRequests)
@@ -84,7 +85,7 @@ func (m *pipeMetrics) forwarded(path string, n int, rejected int64) {
 
 func (m *pipeMetrics) refuse(reason string) { m.refused.WithLabelValues(reason).Inc() }
 
-// metrics are of the agent itself.
+// metrics are the metrics of the agent itself.
 type metrics struct {
 	controlled  prometheus.Gauge
 	revision    prometheus.Gauge
@@ -96,8 +97,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
 	}
 	m := &metrics{
-		controlled:  gauge("control_connected", "1 while the stream of configuration to a server is open."),
-		revision:    gauge("configuration_revision", "Revision of the configuration in force; 0 before the first."),
+		controlled:  gauge("control_connected", "1 while a control stream to a server is open."),
+		revision:    gauge("configuration_revision", "Revision of the current configuration; 0 before the first."),
 		clockOffset: gauge("clock_offset_seconds", "This host's clock minus the server's, at the last heartbeat."),
 	}
 	if reg != nil {

@@ -21,44 +21,48 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 )
 
-// Parking is where requests go that were acknowledged and that servers do not take. All signals share it.
+// Parking configures where acknowledged requests go that servers reject. All
+// signals share it.
 type Parking struct {
 	Folder *parked.Folder // nil keeps them in the spool
-	MaxAge time.Duration  // after which they are removed, and counted as lost; 0 is never
+	MaxAge time.Duration  // age at which they are removed and counted as lost; 0 means never
 }
 
 const (
-	// parkedInterval is how often parked requests that wait for their servers to be mended are tried.
+	// parkedInterval is the interval between attempts to send parked requests
+	// that wait.
 	parkedInterval = 30 * time.Second
-	// failuresInRow ends a round: the trouble is not with these requests alone.
+	// failuresInRow ends a round: so many failures are not caused by single
+	// requests.
 	failuresInRow = 3
 	encodingZstd  = "zstd"
 )
 
-// park puts a request of the spool into the folder. refused is how many of its items are not stored. When there is
-// no room the request is held: nothing that was acknowledged is dropped.
+// park moves a spooled request to the folder. h.Refused is the number of its
+// items that are not stored. If there is no room, the request is held:
+// acknowledged data is never dropped.
 func (d *drainer) park(ctx context.Context, entry spool.Entry, h parked.Head) error {
 	h.Signal, h.Received, h.Encoding = d.signal.Items, entry.Received, encodingZstd
 	err := d.putAside(h, entry.Body)
 	if err == nil {
-		d.log.ErrorContext(ctx, "a request of the spool is parked", slog.Int64(h.Signal, h.Refused), slog.Bool("waits", h.Waits),
+		d.log.ErrorContext(ctx, "parked a spooled request", slog.Int64(h.Signal, h.Refused), slog.Bool("waits", h.Waits),
 			slog.Time("received", h.Received), slog.String("cause", h.Cause))
 		return d.done(entry)
 	}
 	if d.held.fill(&held{entry: entry, head: &h, due: time.Now().Add(d.holdParked)}) {
-		d.log.ErrorContext(ctx, "a request of the spool cannot be parked and stays there", slog.Any("error", err), slog.String("cause", h.Cause))
+		d.log.ErrorContext(ctx, "cannot park a spooled request, keeping it in the spool", slog.Any("error", err), slog.String("cause", h.Cause))
 		return nil
 	}
 	d.held.block(1)
 	defer d.held.block(-1)
-	d.log.ErrorContext(ctx, "no more can be drained: what servers refuse cannot be parked", slog.Any("error", err), slog.String("cause", h.Cause))
+	d.log.ErrorContext(ctx, "draining is blocked: cannot park the requests that servers reject", slog.Any("error", err), slog.String("cause", h.Cause))
 	d.spool.Return(entry)
 	return retry.Sleep(ctx, d.holdParked)
 }
 
 func (d *drainer) putAside(h parked.Head, body []byte) error {
 	if d.parking.Folder == nil {
-		return errors.New("no folder is configured")
+		return errors.New("no folder configured")
 	}
 	if err := d.parking.Folder.Put(h, body); err != nil {
 		return err
@@ -67,33 +71,37 @@ func (d *drainer) putAside(h parked.Head, body []byte) error {
 	return nil
 }
 
-// Bounds of what is held in memory while the spool keeps it: enough to look past the requests that
-// servers refuse, little beside what the agent takes otherwise.
+// Bounds of the requests held in memory while the spool keeps them: enough to
+// get past the requests that servers reject, and little compared with the
+// agent's other memory.
 const (
 	maxHeld      = 256
 	maxHeldBytes = 16 << 20
-	// holdFailed is how long a request is held that failed again and again; others may pass meanwhile.
+	// holdFailed is how long a request is held that failed repeatedly; others
+	// may pass meanwhile.
 	holdFailed = 5 * time.Second
-	// holdParked is how long one is held for which there is no room in the folder.
+	// holdParked is how long a request is held for which the folder has no
+	// room.
 	holdParked = 10 * time.Second
 )
 
-// held is a request that is handed out and neither under way nor done.
+// held is a request that is handed out but neither in flight nor done.
 type held struct {
 	entry spool.Entry
-	head  *parked.Head // set when it waits for room in the folder
+	head  *parked.Head // set if it waits for room in the folder
 	due   time.Time
 }
 
-// holding is what a drainer holds. It loses nothing when the process ends: the spool has it.
+// holding is the set of held requests. It loses nothing when the process ends:
+// the spool has them.
 type holding struct {
 	mu      sync.Mutex
 	all     []*held
 	bytes   int
-	waiting int // workers that found no room
+	waiting int // workers for whose request there was no room
 }
 
-// fill takes h when there is room.
+// fill adds h if there is room.
 func (s *holding) fill(h *held) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,7 +113,7 @@ func (s *holding) fill(h *held) bool {
 	return true
 }
 
-// due takes out what has been held long enough.
+// due removes and returns the requests that have been held long enough.
 func (s *holding) due(now time.Time) []*held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,7 +135,7 @@ func (s *holding) block(n int) {
 	s.waiting += n
 }
 
-// unparked is how many requests wait for room in the folder.
+// unparked returns the number of requests that wait for room in the folder.
 func (s *holding) unparked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,14 +148,15 @@ func (s *holding) unparked() int {
 	return n
 }
 
-// blocked is how many requests cannot even be held.
+// blocked returns the number of requests that do not even fit into memory.
 func (s *holding) blocked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.waiting
 }
 
-// release gives back, or parks, what has been held long enough, until ctx ends.
+// release returns or parks the requests that have been held long enough, until
+// ctx ends.
 func (d *drainer) release(ctx context.Context) {
 	for retry.Sleep(ctx, d.holdTick) == nil {
 		for _, h := range d.held.due(time.Now()) {
@@ -156,7 +165,7 @@ func (d *drainer) release(ctx context.Context) {
 				d.spool.Return(h.entry)
 			case d.putAside(*h.head, h.entry.Body) == nil:
 				_ = d.done(h.entry)
-			case h.head.Waits: // its cause may be mended by now
+			case h.head.Waits: // the cause may be fixed by now
 				d.spool.Return(h.entry)
 			default:
 				h.due = time.Now().Add(d.holdParked)
@@ -168,16 +177,17 @@ func (d *drainer) release(ctx context.Context) {
 	}
 }
 
-// retryParked tries the parked requests of its signal that wait, and removes what is too old, until ctx ends.
+// retryParked sends the parked requests of its signal that wait, and removes
+// those that are too old, until ctx ends.
 func (d *drainer) retryParked(ctx context.Context) {
-	after := "" // the name of the one that was tried last, so that all have their turn
+	after := "" // name of the request tried last, so that all get their turn
 	for retry.Sleep(ctx, d.parkedInterval) == nil {
 		if err := d.expire(time.Now()); err != nil {
-			d.log.ErrorContext(ctx, "parked requests cannot be removed", slog.Any("error", err))
+			d.log.ErrorContext(ctx, "cannot remove parked requests", slog.Any("error", err))
 		}
 		names, err := d.parking.Folder.Waiting(d.signal.Items)
 		if err != nil {
-			d.log.ErrorContext(ctx, "parked requests cannot be listed", slog.Any("error", err))
+			d.log.ErrorContext(ctx, "cannot list parked requests", slog.Any("error", err))
 			continue
 		}
 		if i := slices.IndexFunc(names, func(name string) bool { return name > after }); i > 0 {
@@ -199,11 +209,11 @@ func (d *drainer) retryParked(ctx context.Context) {
 			switch {
 			case err == nil:
 				failed = 0
-				d.log.InfoContext(ctx, "a parked request is delivered", slog.String("file", name), slog.Int(h.Signal, h.Items))
-			case fault.ClassOf(err) == fault.Rejected: // for good: it waits no more
+				d.log.InfoContext(ctx, "delivered a parked request", slog.String("file", name), slog.Int(h.Signal, h.Items))
+			case fault.ClassOf(err) == fault.Rejected: // permanent: it waits no more
 				h.Waits, h.Cause = false, err.Error()
 				if err := d.parking.replace(h); err != nil {
-					d.log.ErrorContext(ctx, "a parked request cannot be written again", slog.Any("error", err))
+					d.log.ErrorContext(ctx, "cannot rewrite a parked request", slog.Any("error", err))
 				}
 			default:
 				failed++
@@ -221,8 +231,9 @@ func (d *drainer) readParked(name string) (h parked.Head, body []byte, err error
 	return h, body, err
 }
 
-// sendParked sends a parked request and removes it when all of it is stored. An error of class
-// fault.Rejected says that it is not, and never will be as it is.
+// sendParked sends a parked request and removes it if all of it is stored. An
+// error of class fault.Rejected means that the request will never be stored as
+// it is.
 func (d *drainer) sendParked(ctx context.Context, h parked.Head, body []byte, compress bool) error {
 	n := d.signal.Count(body)
 	res, _, err := d.export(ctx, body, upstream.ExportOptions{Resend: true, Received: h.Received, Compress: compress})
@@ -241,7 +252,7 @@ func partlyRefused(res signal.Result, n int) error {
 	return fmt.Errorf("%d of %d rejected: %s", res.Rejected, n, res.Message)
 }
 
-// replace writes a parked request again with another head.
+// replace rewrites a parked request with another head.
 func (p Parking) replace(h parked.Head) error {
 	_, body, err := p.Folder.Get(h.Name)
 	if err != nil {
@@ -260,35 +271,35 @@ func (d *drainer) expire(now time.Time) error {
 	}
 	names, err := d.parking.Folder.ParkedBefore(now.Add(-d.parking.MaxAge), d.signal.Items)
 	for _, name := range names {
-		h, _, _ := d.parking.Folder.Get(name) // a damaged one goes too, uncounted
+		h, _, _ := d.parking.Folder.Get(name) // a damaged request is removed too, uncounted
 		if removeErr := d.parking.Folder.Remove(name); removeErr != nil {
 			err = errors.Join(err, removeErr)
 			continue
 		}
 		d.metrics.lost.Add(float64(h.Refused))
-		d.log.Error("a parked request is removed for its age", slog.String("file", name), slog.Int64(h.Signal, h.Refused), slog.String("cause", h.Cause))
+		d.log.Error("removed an expired parked request", slog.String("file", name), slog.Int64(h.Signal, h.Refused), slog.String("cause", h.Cause))
 	}
 	return err
 }
 
-// RetryReport says what RetryParked did.
+// RetryReport is the result of RetryParked.
 type RetryReport struct {
-	Sent, Items int           // requests that are stored now, and what they held
-	Failed      []parked.Head // that are not, with the cause of now
+	Sent, Items int           // stored requests and their items
+	Failed      []parked.Head // requests not stored, with the latest cause
 }
 
-// RetryOptions are of RetryParked.
+// RetryOptions are the options of RetryParked.
 type RetryOptions struct {
 	Logger  *slog.Logger
-	Keep    func(parked.Head) bool // which requests
-	Timeout time.Duration          // how long it waits for a server
+	Keep    func(parked.Head) bool // selects the requests
+	Timeout time.Duration          // how long to wait for a server
 }
 
-// signals are those that an agent parks requests of.
+// signals are the signals whose requests an agent parks.
 var signals = []*signal.Signal{traces.Signal, flows.Signal}
 
-// RetryParked sends parked requests and removes those that a server has stored. It is for an operator who has
-// mended the cause; an agent may be running.
+// RetryParked sends parked requests and removes those that a server has stored,
+// for an operator who has fixed the cause. An agent may be running.
 func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts RetryOptions) (RetryReport, error) {
 	log, keep := opts.Logger, opts.Keep
 	codec, err := newCodec()
@@ -336,7 +347,7 @@ func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts R
 	return report, nil
 }
 
-// plural is n with its noun.
+// plural formats n with its noun.
 func plural(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -344,7 +355,8 @@ func plural(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// registerParked exposes what the folder holds, and what it has no room for.
+// registerParked registers metrics of the folder and of requests without room
+// in it.
 func registerParked(reg prometheus.Registerer, folder *parked.Folder, drainers []*drainer) {
 	if reg == nil {
 		return
@@ -356,16 +368,16 @@ func registerParked(reg prometheus.Registerer, folder *parked.Folder, drainers [
 		n, _, _ := folder.Usage()
 		return float64(n)
 	})
-	gauge("parked_bytes", "Bytes that the folder of parked requests takes.", func() float64 {
+	gauge("parked_bytes", "Bytes of the folder of parked requests.", func() float64 {
 		_, bytes, _ := folder.Usage()
 		return float64(bytes)
 	})
-	gauge("unparked_requests", "Requests that servers refuse and that stay in the spools, because there is no room to park them.", func() float64 {
+	gauge("unparked_requests", "Rejected requests that stay in the spools because there is no room to park them.", func() float64 {
 		n := 0
 		for _, d := range drainers {
 			n += d.held.unparked()
 		}
 		return float64(n)
 	})
-	gauge("parked_max_bytes", "Bytes that the folder of parked requests may take.", func() float64 { return float64(folder.MaxBytes()) })
+	gauge("parked_max_bytes", "Bound of the bytes of the folder of parked requests.", func() float64 { return float64(folder.MaxBytes()) })
 }

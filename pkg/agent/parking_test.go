@@ -34,7 +34,7 @@ import (
 func draining(t *testing.T, r *rig) *drainer {
 	t.Helper()
 	d := newDrainer(r.pipe, r.parking)
-	d.retryDelay, d.holdTick, d.parkedInterval, d.asideAfter = time.Millisecond, time.Millisecond, time.Millisecond, 20*time.Millisecond
+	d.retryDelay, d.holdTick, d.parkedInterval, d.parkAfter = time.Millisecond, time.Millisecond, time.Millisecond, 20*time.Millisecond
 	d.holdFailed, d.holdParked = 10*time.Millisecond, 10*time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -54,7 +54,7 @@ func (s *fakeServers) answers(f func([]byte) (signal.Result, error)) {
 	s.answer = f
 }
 
-// spoolRequests puts n requests into the spool and returns them.
+// spoolRequests appends n requests to the spool and returns them.
 func spoolRequests(t *testing.T, r *rig, n int) (bodies [][]byte) {
 	t.Helper()
 	r.servers.set(0, true)
@@ -69,7 +69,7 @@ func spoolRequests(t *testing.T, r *rig, n int) (bodies [][]byte) {
 	return bodies
 }
 
-// refusing answers err, or res, for one of the requests.
+// refusing returns err or res for one of the requests.
 func refusing(body []byte, res signal.Result, err error) func([]byte) (signal.Result, error) {
 	return func(b []byte) (signal.Result, error) {
 		if bytes.Equal(b, body) {
@@ -79,9 +79,10 @@ func refusing(body []byte, res signal.Result, err error) func([]byte) (signal.Re
 	}
 }
 
-// What was acknowledged is never dropped: what a server refuses out of the spool, wholly or in part, is
-// parked with the cause, and an operator sends it again once the cause is mended.
-func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
+// Acknowledged data is never dropped: a request that a server rejects out of
+// the spool, wholly or in part, is parked with the cause, and an operator sends
+// it again after the cause is fixed.
+func TestRejectedSpooledRequestIsParked(t *testing.T) {
 	tests := map[string]struct {
 		res     signal.Result
 		err     error
@@ -100,7 +101,7 @@ func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 			wait.Until(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 			heads, err := r.parking.Folder.List()
 			if err != nil || len(heads) != 1 {
-				t.Fatalf("%d are parked: %v", len(heads), err)
+				t.Fatalf("%d requests parked: %v", len(heads), err)
 			}
 			h := heads[0]
 			if h.Signal != traces.Signal.Items || h.Items != 5 || h.Refused != tc.refused || h.Waits || !strings.Contains(h.Cause, "no such data") || time.Since(h.Received) > time.Hour {
@@ -122,7 +123,7 @@ func TestRefusedOutOfTheSpoolIsParked(t *testing.T) {
 			}
 			deliveries := r.servers.stored[string(bodies[3])]
 			if n := len(deliveries); n == 0 || !deliveries[n-1] {
-				t.Errorf("it was delivered as %v, want the last time as sent again", deliveries)
+				t.Errorf("resend marks %v, want the last one set", deliveries)
 			}
 		})
 	}
@@ -136,21 +137,22 @@ func (wayOf) ExportFlows(context.Context, []byte, upstream.ExportOptions) (signa
 	return signal.Result{}, errors.New("not here")
 }
 
-// Requests that a server cannot take for the moment do not hold up those behind them. They are parked while
-// others pass, and delivered by themselves once an operator has mended the cause.
-func TestRequestsThatFailLetOthersPass(t *testing.T) {
+// Requests that fail temporarily do not hold up younger ones. They are parked
+// while others pass, and the agent delivers them once an operator has fixed the
+// cause.
+func TestFailingRequestsLetOthersPass(t *testing.T) {
 	r := newRig(t, 16<<20)
 	bodies := spoolRequests(t, r, 60)
 	var mu sync.Mutex
 	mended := false
-	troubled := map[string]bool{}
-	for _, b := range bodies[:3*drainWorkers] { // more than are under way at a time, and the oldest
-		troubled[string(b)] = true
+	failing := map[string]bool{}
+	for _, b := range bodies[:3*drainWorkers] { // the oldest, and more than are in flight at once
+		failing[string(b)] = true
 	}
 	r.servers.answers(func(b []byte) (signal.Result, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if troubled[string(b)] && !mended {
+		if failing[string(b)] && !mended {
 			return signal.Result{}, fault.As(fault.Overload, errors.New("max.message.bytes of the topic is too small"))
 		}
 		return signal.Result{}, nil
@@ -162,27 +164,28 @@ func TestRequestsThatFailLetOthersPass(t *testing.T) {
 		defer r.servers.mu.Unlock()
 		return len(r.servers.stored)
 	}
-	wait.Until(t, "the others are delivered", func() bool { return delivered() == len(bodies)-len(troubled) })
-	wait.Until(t, "the troubled ones are parked", func() bool {
+	wait.Until(t, "the others are delivered", func() bool { return delivered() == len(bodies)-len(failing) })
+	wait.Until(t, "the failing requests are parked", func() bool {
 		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
 		return r.disk.Len() == 0
 	})
-	if n := r.parked(t); n != len(troubled) {
-		t.Errorf("%d are parked, want %d", n, len(troubled))
+	if n := r.parked(t); n != len(failing) {
+		t.Errorf("%d requests parked, want %d", n, len(failing))
 	}
 	mu.Lock()
 	mended = true
 	mu.Unlock()
 	wait.Until(t, "all are delivered", func() bool { return delivered() == len(bodies) && r.parked(t) == 0 })
-	for b := range troubled {
+	for b := range failing {
 		if d := r.servers.stored[b]; len(d) != 1 || !d[0] {
-			t.Errorf("delivered as %v, want once and as sent again", d)
+			t.Errorf("resend marks %v, want one, set", d)
 		}
 	}
 }
 
-// With a full folder what servers refuse stays in the spool, and is parked when there is room.
-func TestAFullFolderKeepsInTheSpool(t *testing.T) {
+// With a full folder rejected requests stay in the spool, and are parked when
+// there is room.
+func TestFullFolderKeepsRequestsInSpool(t *testing.T) {
 	r := newRig(t, 16<<20)
 	var err error
 	if r.parking.Folder, err = parked.Open(r.parking.Folder.Dir(), 10<<10); err != nil {
@@ -197,20 +200,21 @@ func TestAFullFolderKeepsInTheSpool(t *testing.T) {
 	r.servers.set(0, false)
 	wait.Until(t, "all others are delivered", func() bool { return r.disk.Len() == 1 && d.held.unparked() == 1 })
 	if testutil.ToFloat64(r.metrics.parked) != 0 || testutil.ToFloat64(r.metrics.lost) != 0 {
-		t.Error("it is counted as parked or lost")
+		t.Error("the request is counted as parked or lost")
 	}
 	heads, err := r.parking.Folder.List()
 	if err != nil || len(heads) != 1 {
-		t.Fatalf("%d are parked: %v", len(heads), err)
+		t.Fatalf("%d requests parked: %v", len(heads), err)
 	}
 	if err := r.parking.Folder.Remove(heads[0].Name); err != nil {
 		t.Fatal(err)
 	}
-	wait.Until(t, "it is parked", func() bool { return r.disk.Len() == 0 && r.parked(t) == 1 })
+	wait.Until(t, "the request is parked", func() bool { return r.disk.Len() == 0 && r.parked(t) == 1 })
 }
 
-// With a full folder, what may be accepted later is tried again out of the spool.
-func TestAFullFolderStopsNoRetry(t *testing.T) {
+// With a full folder, requests that may be accepted later are retried out of
+// the spool.
+func TestFullFolderDoesNotStopRetries(t *testing.T) {
 	r := newRig(t, 16<<20)
 	var err error
 	if r.parking.Folder, err = parked.Open(r.parking.Folder.Dir(), 0); err != nil {
@@ -220,15 +224,16 @@ func TestAFullFolderStopsNoRetry(t *testing.T) {
 	r.servers.answers(refusing(bodies[0], signal.Result{}, fault.As(fault.Overload, errors.New("not now"))))
 	d := draining(t, r)
 	r.servers.set(0, false)
-	wait.Until(t, "all others are delivered, and this one is to be parked", func() bool {
+	wait.Until(t, "the others are delivered, and this request waits to be parked", func() bool {
 		r.accepted.Store(time.Now().UnixNano()) // as if others went on, live
 		return r.disk.Len() == 1 && d.held.unparked() == 1
 	})
 	r.servers.answers(func([]byte) (signal.Result, error) { return signal.Result{}, nil })
-	wait.Until(t, "it is delivered", func() bool { return r.disk.Len() == 0 })
+	wait.Until(t, "the request is delivered", func() bool { return r.disk.Len() == 0 })
 }
 
-// An operator may bound how long parked requests are kept. Then they are counted as lost.
+// MaxAge bounds how long parked requests are kept; expired ones are counted as
+// lost.
 func TestParkedAge(t *testing.T) {
 	r := newRig(t, 1<<20)
 	now := time.Now()
@@ -243,7 +248,7 @@ func TestParkedAge(t *testing.T) {
 	}{{0, 2}, {30 * time.Minute, 1}} {
 		r.parking.MaxAge = tc.age
 		if err := newDrainer(r.pipe, r.parking).expire(now); err != nil || r.parked(t) != tc.left {
-			t.Errorf("age %s: %d are left, %v", tc.age, r.parked(t), err)
+			t.Errorf("age %s: %d requests left, %v", tc.age, r.parked(t), err)
 		}
 	}
 	if got := testutil.ToFloat64(r.metrics.lost); got != 3 {
@@ -251,8 +256,9 @@ func TestParkedAge(t *testing.T) {
 	}
 }
 
-// Spans that no server ever stores are rejected before the others are acknowledged into the spool.
-func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
+// Spans that no server ever stores are rejected before the others are spooled
+// and acknowledged.
+func TestUnstorableSpansAreRejectedBeforeSpooling(t *testing.T) {
 	r := newRig(t, 1<<20)
 	r.servers.set(0, true)
 	span := func(trace byte) *tracepb.Span {
@@ -280,12 +286,13 @@ func TestUnusableSpansAreToldBeforeTheSpool(t *testing.T) {
 	wait.Until(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 	for b := range r.servers.stored {
 		if traces.Signal.Count([]byte(b)) != 2 {
-			t.Errorf("%d spans were delivered", traces.Signal.Count([]byte(b)))
+			t.Errorf("%d spans delivered", traces.Signal.Count([]byte(b)))
 		}
 	}
 }
 
-// countingServer takes requests up to a size over gRPC and counts their spans.
+// countingServer accepts requests up to a size over gRPC and counts their
+// spans.
 type countingServer struct {
 	mu    sync.Mutex
 	spans map[string]int
@@ -308,9 +315,11 @@ func (s *countingServer) Consume(_ context.Context, req signal.Request) (signal.
 	return signal.Result{}, nil
 }
 
-// A request within the agent's limit that the sender's address lifts over the server's goes there in
-// pieces, live as from the spool. One span that no server takes is refused to the sender, and parked out of the spool.
-func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
+// A request within the agent's limit that exceeds the server's, because of the
+// added sender's address, is sent in pieces, live and from the spool. A single
+// span that is too large for any server is rejected to the sender, and parked
+// out of the spool.
+func TestTooLargeRequestIsSentInPieces(t *testing.T) {
 	const limit = 4 << 20
 	srv := &countingServer{spans: map[string]int{}}
 	cfg := rpc.DefaultConfig()
@@ -384,16 +393,16 @@ func TestTooLargeForTheServerGoesInPieces(t *testing.T) {
 	draining(t, r)
 	wait.Until(t, "an empty spool", func() bool { return r.disk.Len() == 0 })
 	if n := r.parked(t); n != 1 {
-		t.Errorf("%d are parked, want the one that is too large for any server", n)
+		t.Errorf("%d requests parked, want the one that is too large for any server", n)
 	}
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	for id, n := range srv.spans {
 		if n != 1 {
-			t.Errorf("span %s came %d times", id, n)
+			t.Errorf("span %s arrived %d times", id, n)
 		}
 	}
 	if len(srv.spans) != want {
-		t.Errorf("%d spans came, want %d", len(srv.spans), want)
+		t.Errorf("%d spans arrived, want %d", len(srv.spans), want)
 	}
 }

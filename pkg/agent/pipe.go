@@ -17,18 +17,19 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// Servers is the way to the servers. pkg/agent/upstream satisfies it.
+// Servers sends requests to the servers. pkg/agent/upstream implements it.
 type Servers interface {
 	// Ready reports whether some server can be reached at the moment.
 	Ready() bool
 	// WaitReady returns nil once a server can be reached, or the error of ctx
 	// once that has ended.
 	WaitReady(ctx context.Context) error
-	// Export sends a request of sig to a server and returns nil once it is stored.
+	// Export sends a request of sig to a server and returns nil once it is
+	// stored.
 	Export(ctx context.Context, sig *signal.Signal, body []byte, opts upstream.ExportOptions) (signal.Result, error)
 }
 
-// Spool keeps requests on disk. pkg/agent/spool satisfies it.
+// Spool stores requests on disk. pkg/agent/spool implements it.
 type Spool interface {
 	Append(ctx context.Context, entry spool.Entry) error
 	Next(ctx context.Context) (spool.Entry, error)
@@ -38,29 +39,29 @@ type Spool interface {
 	SetMaxBytes(n int64)
 }
 
-// pipe takes the requests of one signal to a server, or to the spool of that
-// signal.
+// pipe sends the requests of one signal to a server, or appends them to the
+// spool of that signal.
 type pipe struct {
 	signal   *signal.Signal
-	foreign  bool // others made the requests, so some items may be ones that no server stores
+	foreign  bool // other programs made the requests, so they may contain items that no server stores
 	up       Servers
 	spool    Spool
 	codec    *codec
 	log      *slog.Logger
 	metrics  *pipeMetrics
 	liveTime time.Duration
-	compress atomic.Bool  // towards the servers
-	rest     rest         // while a server asked for one
-	accepted atomic.Int64 // when a server took a request last, in nanoseconds since the Unix epoch
+	compress atomic.Bool  // compress requests to servers
+	rest     rest         // active while a server asked for a pause
+	accepted atomic.Int64 // when a server last accepted a request, in nanoseconds since the Unix epoch
 }
 
-// leastCut is the size of requests that are never taken apart: no server has a lower limit, and what is
-// refused below it is refused for something else.
+// leastCut is the size below which requests are never cut: no server has a lower
+// limit, so a smaller request is rejected for another reason.
 const leastCut = 1 << 20
 
-// export sends body, in pieces when it is too large for a server. doubtful tells after an error whether a
-// server may have stored some of it.
-func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOptions) (res signal.Result, doubtful bool, err error) {
+// export sends body, in pieces if it is too large for a server. After an error,
+// outcomeUnknown reports whether a server may have stored some of it.
+func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOptions) (res signal.Result, outcomeUnknown bool, err error) {
 	res, err = p.up.Export(ctx, p.signal, body, opts)
 	if err == nil {
 		p.accepted.Store(time.Now().UnixNano())
@@ -71,18 +72,18 @@ func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOpti
 	}
 	pieces, rejected, message, cutErr := p.cut(body)
 	if cutErr != nil || len(pieces) == 1 && rejected == 0 {
-		return res, false, fault.As(fault.Rejected, err) // one item that no server takes
+		return res, false, fault.As(fault.Rejected, err) // a single item too large for any server
 	}
 	res = signal.Result{Rejected: rejected, Message: message}
 	stored := false
 	for _, piece := range pieces {
-		part, unsure, partErr := p.export(ctx, piece, opts)
+		part, unknown, partErr := p.export(ctx, piece, opts)
 		switch {
 		case fault.ClassOf(partErr) == fault.Rejected:
 			part = signal.Result{Rejected: int64(p.signal.Count(piece)), Message: partErr.Error()}
 			err = partErr
 		case partErr != nil:
-			return signal.Result{}, stored || unsure, partErr
+			return signal.Result{}, stored || unknown, partErr
 		default:
 			stored = true
 		}
@@ -97,12 +98,11 @@ func (p *pipe) export(ctx context.Context, body []byte, opts upstream.ExportOpti
 	return res, false, nil
 }
 
-// cut takes a request apart that is too large for a server, each piece about
-// half of it. It leaves out, counts and explains the items that no server stores
-// at any time.
+// cut splits a request that is too large for a server into pieces of about half
+// its size. It drops, counts and explains the items that no server ever stores.
 func (p *pipe) cut(body []byte) (pieces [][]byte, rejected int64, message string, err error) {
 	size := len(body)/2 + 1
-	records, left, err := p.signal.NewSplitter().Cut(body, size) // rare, and large: its memory is not kept
+	records, left, err := p.signal.NewSplitter().Cut(body, size) // rare and large: its memory is not reused
 	for _, r := range records {
 		pieces = append(pieces, r.Value)
 	}
@@ -112,26 +112,27 @@ func (p *pipe) cut(body []byte) (pieces [][]byte, rejected int64, message string
 	return pieces, left.Total(), message, err
 }
 
-// sift returns body without the items that no server stores at any time, and
-// the answer about those to the sender.
+// sift returns body without the items that no server ever stores, and the
+// result about those for the sender.
 func (p *pipe) sift(body []byte) ([]byte, signal.Result) {
 	records, left, err := p.signal.NewSplitter().Cut(body, math.MaxInt)
 	if err != nil || left.Total() == 0 {
 		return body, signal.Result{}
 	}
 	kept := []byte{}
-	for _, r := range records { // one, or none
+	for _, r := range records { // at most one
 		kept = r.Value
 	}
 	return kept, signal.Result{Rejected: left.Total(), Message: p.signal.Explain(&left, signal.Anytime, math.MaxInt)}
 }
 
-// spoolFullDelay is what senders are asked to wait when the spool is full: room
-// comes when the drainer has sent a segment of it, which takes seconds at least.
+// spoolFullDelay is the retry delay for senders when the spool is full: it has
+// room again when the drainer has sent a segment, which takes seconds at least.
 const spoolFullDelay = 10 * time.Second
 
-// forward sends body, a request of n items, to a server, and to the spool when no
-// server takes it. It acknowledges them with a nil error and keeps nothing of body.
+// forward sends body, a request of n items, to a server, or spools it if no
+// server accepts it. It acknowledges them with a nil error and does not keep
+// body.
 func (p *pipe) forward(ctx context.Context, body []byte, n int) (signal.Result, error) {
 	p.metrics.received(n, len(body))
 	res, err := p.sendOrSpool(ctx, body, n)
@@ -142,11 +143,11 @@ func (p *pipe) forward(ctx context.Context, body []byte, n int) (signal.Result, 
 }
 
 func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Result, error) {
-	received := time.Now() // it goes with every try, so that servers judge all of them alike
-	doubtful := false
+	received := time.Now() // sent with every attempt, so that servers judge them all alike
+	outcomeUnknown := false
 	if p.up.Ready() && !p.rest.active() {
 		live, cancel := context.WithTimeout(ctx, p.liveTime)
-		res, unsure, err := p.export(live, body, upstream.ExportOptions{Received: received, Compress: p.compress.Load()})
+		res, unknown, err := p.export(live, body, upstream.ExportOptions{Received: received, Compress: p.compress.Load()})
 		cancel()
 		switch {
 		case err == nil:
@@ -155,14 +156,14 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Resu
 		case fault.ClassOf(err) == fault.Rejected:
 			p.metrics.refuse(reasonServer)
 			return signal.Result{}, err
-		case ctx.Err() != nil: // the sender has gone, and will send again
+		case ctx.Err() != nil: // the sender is gone, and will retry
 			return signal.Result{}, err
 		}
 		p.rest.begin(err)
-		doubtful = unsure
+		outcomeUnknown = unknown
 	}
-	// The sender learns now, while it waits for the answer, what no server will
-	// store.
+	// Reject items that no server will store now, while the sender waits for
+	// the reply.
 	var res signal.Result
 	if p.foreign {
 		body, res = p.sift(body)
@@ -172,7 +173,7 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Resu
 		p.metrics.forwarded(pathLive, int(res.Rejected), res.Rejected)
 		return res, nil
 	}
-	err := p.spool.Append(ctx, spool.Entry{Body: p.codec.pack(body), Resend: doubtful, Received: received})
+	err := p.spool.Append(ctx, spool.Entry{Body: p.codec.pack(body), Resend: outcomeUnknown, Received: received})
 	switch {
 	case err == nil:
 		p.metrics.spooled.Add(float64(n))
@@ -180,15 +181,15 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Resu
 		return res, nil
 	case errors.Is(err, spool.ErrFull):
 		p.metrics.refuse(reasonSpoolFull)
-		return signal.Result{}, &busyError{fault.As(fault.Overload, errors.New("no server can be reached and the spool is full")), spoolFullDelay}
+		return signal.Result{}, &busyError{fault.As(fault.Overload, errors.New("no server can be reached, and the spool is full")), spoolFullDelay}
 	default:
 		p.metrics.refuse(reasonSpoolBroken)
-		p.log.ErrorContext(ctx, "a request could not be spooled", slog.Any("error", err))
-		return signal.Result{}, &busyError{fault.As(fault.Overload, fmt.Errorf("no server can be reached, and the spool: %w", err)), spoolFullDelay}
+		p.log.ErrorContext(ctx, "cannot spool a request", slog.Any("error", err))
+		return signal.Result{}, &busyError{fault.As(fault.Overload, fmt.Errorf("no server can be reached, and the spool failed: %w", err)), spoolFullDelay}
 	}
 }
 
-// busyError asks the sender to come back.
+// busyError asks the sender to retry later.
 type busyError struct {
 	error
 	after time.Duration
@@ -196,22 +197,23 @@ type busyError struct {
 
 func (e *busyError) Unwrap() error { return e.error }
 
-// RetryAfter is how long the sender should wait.
+// RetryAfter returns how long the sender should wait.
 func (e *busyError) RetryAfter() time.Duration { return e.after }
 
-// rest is a pause that a server asked for: requests go straight to the spool.
+// rest is a pause that a server asked for; meanwhile requests go straight to
+// the spool.
 type rest struct{ until atomic.Int64 }
 
 func (r *rest) active() bool { return time.Now().UnixNano() < r.until.Load() }
 
-// begin starts a rest when err asks for one.
+// begin starts a pause if err asks for one.
 func (r *rest) begin(err error) {
 	if after, ok := upstream.RetryAfter(err); ok {
 		r.until.Store(time.Now().Add(after).UnixNano())
 	}
 }
 
-// wait returns when no rest is active, or with the error of ctx.
+// wait blocks until no pause is active, or returns the error of ctx.
 func (r *rest) wait(ctx context.Context) error {
 	for {
 		left := time.Until(time.Unix(0, r.until.Load()))
