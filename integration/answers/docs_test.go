@@ -116,6 +116,9 @@ func exposed(code, name string) bool {
 	for _, items := range []string{"spans", "flows"} {
 		pattern = strings.Replace(pattern, items, `(?:`+items+`|(?:"\s*\+\s*)?[\w.()]+\s*\+\s*")`, 1)
 	}
+	if after, ok := strings.CutPrefix(rest, "flows_"); ok && strings.Contains(code, `.Prefix+"`+after+`"`) {
+		return true // the prefix is the signal's
+	}
 	return regexp.MustCompile(`(?:"|\b)` + pattern).MatchString(code)
 }
 
