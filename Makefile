@@ -1,4 +1,4 @@
-# MetaFlow. `make help` lists what there is to make.
+# MetaFlow. `make help` lists the targets.
 
 GO       ?= go
 BIN      := bin
@@ -32,20 +32,20 @@ demo: build engine ## run the WebStore through the whole pipeline and print the 
 demo-spring-boot: build engine ## run a Spring Boot shop with the Java agent through the whole pipeline (needs a JDK and Maven)
 	$(GO) run ./deploy/demo/spring-boot/runner
 
-run: build engine ## run everything in the foreground, to go on playing (data in .cache/standalone)
+run: build engine ## run everything in the foreground for your own use (data in .cache/standalone)
 	$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)
 
-kafka: ## fetch Apache Kafka, for the tests that run on a real one (needs Maven and Java)
+kafka: ## fetch Apache Kafka for the tests that run against it (needs Maven and Java)
 	@deploy/kafka/fetch.sh .cache/kafka
 
 kafka-if-possible:
 	@if command -v mvn >/dev/null && command -v java >/dev/null; then \
-		deploy/kafka/fetch.sh .cache/kafka || echo "tests on Apache Kafka are skipped: it could not be fetched"; \
+		deploy/kafka/fetch.sh .cache/kafka || echo "skipping tests against Apache Kafka: it could not be fetched"; \
 	else \
-		echo "tests on Apache Kafka are skipped: they need Maven and Java (mvn, java) on the PATH"; \
+		echo "skipping tests against Apache Kafka: they need Maven and Java (mvn, java) on the PATH"; \
 	fi
 
-# The integration tests build the server anew, which go's cache of results cannot see.
+# The integration tests build the programs themselves, which Go's test cache does not notice.
 test: engine kafka-if-possible ## run the tests
 	$(GO) test -count 1 -timeout 15m ./...
 	cd deploy/deploytest && $(GO) test -count 1 -timeout 10m ./...
@@ -53,7 +53,7 @@ test: engine kafka-if-possible ## run the tests
 race: engine kafka-if-possible ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
 
-integration: engine kafka-if-possible collector ## run the tests of whole programs, with a real collector too
+integration: engine kafka-if-possible collector ## run the tests of whole programs, including those with a real collector
 	$(GO) test -count 1 -v -timeout 30m ./integration/
 
 collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that tests and benchmarks compare with (3 minutes)
@@ -61,7 +61,7 @@ collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that te
 .cache/collector/otelcol: integration/collector/builder.yaml
 	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
 
-kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, on which the tests then try the chart and all manifests (10 minutes)
+kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, to which the tests then apply the chart and all manifests (10 minutes)
 
 # helm asks the server for its version.
 .cache/kubernetes/kube-apiserver: deploy/deploytest/kubernetes/go.mod
@@ -73,20 +73,20 @@ bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
 	$(MAKE) bench-pipeline bench-agent bench-network
 
-bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline; beside the collector's if `make collector` built one
+bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline, and of the collector's if `make collector` built one
 	$(GO) run ./integration/bench/pipeline -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
 
-bench-agent: build ## measure CPU per span and memory of the agent; beside the collector's if `make collector` built one
+bench-agent: build ## measure CPU per span and memory of the agent, and of the collector if `make collector` built one
 	$(GO) run ./integration/bench/agent -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"
 
-bench-capture: ## measure what watching connections costs the agent and a busy server (needs root)
+bench-capture: ## measure the cost of capturing connections for the agent and for a busy server (needs root)
 	$(GO) run ./integration/bench/flow
 	$(GO) run ./integration/bench/flow -busy 64
 
-bench-network: engine ## measure how fast the views over spans and flows answer, over ten million rows of each
+bench-network: engine ## measure queries on the views over spans and flows, with ten million rows of each
 	$(GO) run ./integration/bench/network
 
-storage-lab: engine ## measure the ways to store spans that migrations/STORAGE.md compares
+storage-lab: engine ## measure the storage variants that migrations/STORAGE.md compares
 	$(GO) run ./integration/lab/storage
 
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
@@ -103,7 +103,7 @@ lint: ## run the linters, and check that go.mod and go.sum are tidy
 	$(GO) run $(LINTER) run ./...
 	cd deploy/deploytest && $(GO) vet ./... && $(GO) run $(LINTER) run ./...
 
-generate: ## write again what is made from sources: the Go code of schema/, its rendered tables, and what programs print
+generate: ## regenerate the Go code of schema/, its rendered tables, and the goldens of program output
 	$(GO) run $(BUF) generate
 	$(GO) test ./migrations ./pkg/config ./pkg/agentconfig ./deploy/demo/runner -update
 	$(GO) test -p 1 ./cmd/metaflow-server ./cmd/metaflow-agent ./cmd/metaflow-ctl -update
@@ -113,7 +113,7 @@ generate: ## write again what is made from sources: the Go code of schema/, its 
 packages: ## build deb and rpm packages of the programs for this machine's architecture into bin/packages/
 	deploy/systemd/packages.sh $(BIN)/packages
 
-check: lint test ## what a change must pass
+check: lint test ## run everything that a change must pass
 
-clean: ## remove what was built and the data of `make run`, but not the fetched engine
+clean: ## remove build results and the data of `make run`, but not the fetched engine
 	rm -rf $(BIN) $(DATA_DIR)

@@ -28,20 +28,20 @@ const (
 // Process is a running program. Use [Start]. Its methods are safe for
 // concurrent use.
 type Process struct {
-	Name string // used in messages
-	cmd  *exec.Cmd
-	said *tail
-	done chan struct{}
-	end  error // exit error; set before done is closed
+	Name   string // used in messages
+	cmd    *exec.Cmd
+	output *tail
+	done   chan struct{}
+	end    error // exit error; set before done is closed
 }
 
 // Start runs a program. If env is nil, the program has the environment of this
 // process.
 func Start(name string, env []string, program string, args ...string) (*Process, error) {
 	cmd := exec.Command(program, args...) //nolint:gosec // the user names it
-	p := &Process{Name: name, cmd: cmd, said: &tail{}, done: make(chan struct{})}
+	p := &Process{Name: name, cmd: cmd, output: &tail{}, done: make(chan struct{})}
 	cmd.Env = env
-	cmd.Stdout, cmd.Stderr = p.said, p.said
+	cmd.Stdout, cmd.Stderr = p.output, p.output
 	cmd.SysProcAttr = attributes()
 	// Do not wait for descendants that keep the output open.
 	cmd.WaitDelay = time.Second
@@ -74,12 +74,12 @@ func (p *Process) supervise(started chan<- error) {
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // LastOutput returns the last lines that the program printed.
-func (p *Process) LastOutput() string { return p.said.String() }
+func (p *Process) LastOutput() string { return p.output.String() }
 
 // EarlyExit returns the error for a program that should still run. Call it
 // after Done is closed.
 func (p *Process) EarlyExit() error {
-	return fmt.Errorf("%s ended too early (%v); its last output:\n%s", p.Name, p.cmd.ProcessState, p.said)
+	return fmt.Errorf("%s ended too early (%v); its last output:\n%s", p.Name, p.cmd.ProcessState, p.output)
 }
 
 // Await polls check until it returns true. It fails if check fails, the program
@@ -98,7 +98,7 @@ func (p *Process) Await(ctx context.Context, check func() (bool, error)) error {
 		case <-p.done:
 			return p.EarlyExit()
 		case <-ctx.Done():
-			return fmt.Errorf("%w; its last output:\n%s", context.Cause(ctx), p.said)
+			return fmt.Errorf("%w; its last output:\n%s", context.Cause(ctx), p.output)
 		}
 	}
 }
@@ -118,10 +118,10 @@ func (p *Process) Stop() error {
 	case <-time.After(stopLimit):
 		_ = p.cmd.Process.Kill()
 		<-p.done
-		return fmt.Errorf("%s did not stop within %v of SIGTERM and was killed; its last output:\n%s", p.Name, stopLimit, p.said)
+		return fmt.Errorf("%s did not stop within %v of SIGTERM and was killed; its last output:\n%s", p.Name, stopLimit, p.output)
 	}
 	if p.end != nil && p.cmd.ProcessState.ExitCode() != terminated {
-		return fmt.Errorf("%s did not stop cleanly (%w); its last output:\n%s", p.Name, p.end, p.said)
+		return fmt.Errorf("%s did not stop cleanly (%w); its last output:\n%s", p.Name, p.end, p.output)
 	}
 	return nil
 }
