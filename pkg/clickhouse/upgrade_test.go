@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -92,17 +93,19 @@ func upgradeUnderAWriter(t *testing.T, cfg Config, released string, nodes ...*DB
 	}
 	upgraded := definitions(t, nodes[0])
 
-	// What a migration of the large tables would do.
-	distributed := []string{"_local"}
+	// What a migration of the large tables would do. A Distributed table never
+	// has a column that the table below it lacks.
+	suffixes := []string{"_local"}
 	if len(nodes) > 1 {
-		distributed = append(distributed, "_distributed")
+		suffixes = append(suffixes, "_distributed")
 	}
 	for _, change := range []string{"ADD COLUMN IF NOT EXISTS later LowCardinality(String) CODEC(ZSTD(1))", "DROP COLUMN IF EXISTS later"} {
-		for _, table := range []string{"spans", "flows"} {
-			for _, suffix := range distributed {
+		for _, suffix := range suffixes {
+			for _, table := range []string{"spans", "flows"} {
 				each(change, func(d *DB) error { return d.exec(ctx, "ALTER TABLE "+db+"."+table+suffix+" "+change) })
 			}
 		}
+		slices.Reverse(suffixes)
 	}
 
 	for v := migrations.Latest(); v > releasedVersion; v-- {
