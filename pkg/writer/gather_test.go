@@ -64,7 +64,7 @@ func send(logs []*partitionLog, first int) {
 // A minute at a steady rate: how many INSERTs there are does not depend on the partitions, and no
 // row waits for longer than max_batch_wait.
 func TestInsertsOfASteadyMinute(t *testing.T) {
-	const minute, requestSpans = 60, 100
+	const minute, requests = 60, 5 // each second
 	for _, rate := range []int{500, 5_000, 20_000} {
 		for _, partitions := range []int{12, 48} {
 			t.Run(fmt.Sprintf("%d spans/s, %d partitions", rate, partitions), func(t *testing.T) {
@@ -72,17 +72,20 @@ func TestInsertsOfASteadyMinute(t *testing.T) {
 					store := newTable()
 					logs := newPartitions(store, partitions)
 					stop := handle(newSteadyWriter(t, store), logs)
-					// A gateway makes a record for each partition of each request.
+					// A gateway makes a record of each request for each partition.
 					number := 0
-					for range minute * rate / requestSpans {
-						<-time.After(time.Second * requestSpans / time.Duration(rate))
-						for i := range requestSpans {
-							log := logs[(number+i*7)%partitions]
+					for range minute * requests {
+						<-time.After(time.Second / requests)
+						spans := make([][]int, partitions)
+						for range rate / requests {
+							spans[number%partitions] = append(spans[number%partitions], number)
+							number++
+						}
+						for i, log := range logs {
 							log.mu.Lock()
-							log.append(time.Now(), request(time.Now(), number+i), false)
+							log.append(time.Now(), request(time.Now(), spans[i]...), false)
 							log.mu.Unlock()
 						}
-						number += requestSpans
 					}
 					<-time.After(2 * time.Second)
 					stop()
