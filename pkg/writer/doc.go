@@ -11,9 +11,10 @@
 //
 //	resume.go   read the committed position, rebuild the deduplication window from the log
 //	            before it, read the range of a standing plan again
-//	fetch.go    fetch, within the memory that the writer has
+//	fetch.go    fetch, within the memory that the writer has; ticks.go: until the next tick
 //	take.go     decode records into a block, leave out copies
 //	store.go    commit a plan, insert under a token, look rows up, commit the end
+//	gather.go   join what partitions insert at the same moment
 //	letters.go  hand what cannot be stored to the dead-letter topic
 //
 // # Why nothing is lost and nothing is stored twice
@@ -38,6 +39,26 @@
 // The token of the range is a second line of defence. It also lets a block be
 // sent again for a short while without a look, so that the views that depend on
 // the table get it too.
+//
+// # One INSERT for many partitions
+//
+// Partitions that keep up store at common ticks (ticks.go). What they store at a
+// tick goes out in one INSERT for each shard (gather.go), so the number of parts
+// in ClickHouse depends on writers and shards and not on partitions. The machine
+// of each partition does not know: it plans its own range, gets the outcome of
+// the INSERT that carried its rows, and after an error looks its own rows up.
+//
+//   - Rows go out under the leases of all their partitions. The id of the INSERT
+//     lists the partitions, so that [Store.Settle] of any of them ends it.
+//   - The plan of such a range has a version that older programs refuse: they
+//     could not end the INSERT.
+//   - The same block is sent again only by the gatherer, and as a whole. Once it
+//     gives up, each partition looks its rows up, and they gather again.
+//   - When ClickHouse refuses rows of it, each partition tries its own block
+//     alone.
+//
+// A partition that is behind fills whole batches in a slot, and inserts them
+// alone.
 //
 // # What is a duplicate
 //
