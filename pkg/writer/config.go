@@ -19,10 +19,10 @@ type Config struct {
 	MaxBatchRows int `mapstructure:"max_batch_rows" doc:"Maximum rows of one INSERT. More rows make fewer parts in ClickHouse and take more memory on both sides."`
 	// MaxBatch: Maximum bytes of columns in one INSERT, before compression.
 	MaxBatch int64 `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Maximum bytes of columns in one INSERT, before compression."`
-	// MaxWait is the longest time from the acknowledgement of a request until
-	// its rows can be queried, while the writer keeps up. A writer makes about
-	// one INSERT in that time for each shard, whatever the number of
-	// partitions. Too short makes many small parts in ClickHouse.
+	// MaxWait: Longest time from the acknowledgement of a request until its
+	// rows can be queried, while the writer keeps up. A writer makes about one
+	// INSERT in that time for each shard, whatever the number of partitions.
+	// Too short makes many small parts in ClickHouse.
 	MaxWait time.Duration `mapstructure:"max_batch_wait" doc:"Longest time from the acknowledgement of a request until its rows can be queried, while the writer keeps up. A writer makes about one INSERT in that time for each shard, whatever the number of partitions. Too short makes many small parts in ClickHouse."`
 	// MemoryBytes: Memory of all batches and fetches in flight. Half of it
 	// is for lagging partitions, which fill whole batches in turn; when the
