@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -162,7 +163,7 @@ func TestCountersOfFlowsAddUp(t *testing.T) {
 		"metaflow_gateway_flows_requests_foreign_total":   1,
 		"metaflow_gateway_spans_received_total":           0,
 	} {
-		if got := gather(t, reg, name); got != want {
+		if got := prom.Value(t, reg, name); got != want {
 			t.Errorf("%s = %v, want %v", name, got, want)
 		}
 	}

@@ -15,19 +15,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
-
-// eventually waits until check succeeds.
-func eventually(t *testing.T, check func() error) {
-	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
-	for err := check(); err != nil; err = check() {
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		<-time.After(50 * time.Millisecond)
-	}
-}
 
 // admin changes topics as Kafka's own tools do.
 type admin struct{ *kgo.Client }
@@ -103,7 +92,7 @@ func TestGatewaysFollowTheTopic(t *testing.T) {
 			await := func(partitions int) {
 				t.Helper()
 				for _, p := range producers {
-					eventually(t, func() error {
+					wait.NoError(t, func() error {
 						if n := p.Layout().Partitions; n != partitions {
 							return fmt.Errorf("a gateway sees %d partitions, want %d", n, partitions)
 						}
@@ -120,7 +109,7 @@ func TestGatewaysFollowTheTopic(t *testing.T) {
 			admin.grow(t, topic, 6)
 			await(6)
 			for _, g := range gateways {
-				eventually(t, func() error { return consume(g) })
+				wait.NoError(t, func() error { return consume(g) })
 			}
 			perPartition := 0
 			for p := range 6 {
@@ -147,20 +136,20 @@ func TestGatewaysFollowTheTopic(t *testing.T) {
 
 			admin.delete(t, topic)
 			for _, p := range producers {
-				eventually(t, func() error {
+				wait.NoError(t, func() error {
 					if p.Ready(t.Context()) == nil {
 						return errors.New("a gateway is ready without its topic")
 					}
 					return nil
 				})
 			}
-			eventually(t, func() error {
+			wait.NoError(t, func() error {
 				return client.EnsureTopics(t.Context(), kafka.Topic{Name: topic, Partitions: 2})
 			})
 			await(2)
 			for i, g := range gateways {
-				eventually(t, func() error { return consume(g) })
-				eventually(t, func() error { return producers[i].Ready(t.Context()) })
+				wait.NoError(t, func() error { return consume(g) })
+				wait.NoError(t, func() error { return producers[i].Ready(t.Context()) })
 			}
 			for p := range 2 {
 				if len(records(t, client, topic, p)) < 2 {

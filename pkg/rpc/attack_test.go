@@ -21,6 +21,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -201,16 +203,6 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// eventually waits until done, some seconds at most.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); <-time.After(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
 // Twenty-four calls announce 63 MiB each and leave their message without its end. What does not fit into the
 // budget is refused before it is sent, and others are served beside the rest.
 func TestUnfinishedMessagesAreBudgeted(t *testing.T) {
@@ -245,7 +237,7 @@ func TestUnfinishedMessagesAreBudgeted(t *testing.T) {
 	if grew := heap() - before - length; grew > cfg.MaxBytesInFlight+64<<20 {
 		t.Errorf("the heap grew by %d MiB, the budget is %d", grew>>20, cfg.MaxBytesInFlight>>20)
 	}
-	if got := metric(t, reg, "metaflow_gateway_bytes_in_flight", ""); got < float64(count(&sent))*length {
+	if got := prom.Value(t, reg, "metaflow_gateway_bytes_in_flight"); got < float64(count(&sent))*length {
 		t.Errorf("bytes_in_flight is %v while %d messages of %d bytes arrive", got, count(&sent), length)
 	}
 	if got := accepted(t, clientFrom(t, "127.0.0.2", srv.Addr()), 20); got != 20 {
@@ -306,10 +298,10 @@ func TestCallsWithoutABodyLeaveRoom(t *testing.T) {
 			seen++
 		}
 	}
-	eventually(t, "all calls are admitted or refused", func() bool {
-		return int(metric(t, reg, "metaflow_gateway_requests_in_flight", "")+
-			metric(t, reg, "metaflow_gateway_refused_requests_total", "peer_bytes_in_flight")+
-			metric(t, reg, "metaflow_gateway_refused_requests_total", "peer_requests_in_flight")) == seen
+	wait.Until(t, "all calls are admitted or refused", func() bool {
+		return int(prom.Value(t, reg, "metaflow_gateway_requests_in_flight")+
+			prom.Value(t, reg, "metaflow_gateway_refused_requests_total", "peer_bytes_in_flight")+
+			prom.Value(t, reg, "metaflow_gateway_refused_requests_total", "peer_requests_in_flight")) == seen
 	})
 	if got := accepted(t, clientFrom(t, "127.0.0.2", srv.Addr()), 20); got != 20 {
 		t.Errorf("%d of 20 honest requests were stored", got)
@@ -328,7 +320,7 @@ func TestCallsWithoutABodyEnd(t *testing.T) {
 		}
 	}
 	same := clientFrom(t, "127.0.0.9", srv.Addr())
-	eventually(t, "an honest request of the same address is stored", func() bool {
+	wait.Until(t, "an honest request of the same address is stored", func() bool {
 		_, err := same.Export(t.Context(), requestOf(20_000))
 		return err == nil
 	})
@@ -353,8 +345,8 @@ func TestABodyHasADeadline(t *testing.T) {
 	a.call(export)
 	a.data(a.call(export), 100, []byte{0, 0, 0, 1, 0, 1, 2, 3})
 	a.data(a.call("/grpc.health.v1.Health/Check"), 100, []byte{0, 0})
-	eventually(t, "the calls are ended", func() bool { return metric(t, reg, "metaflow_grpc_late_requests_total", "") == 3 })
-	eventually(t, "they count no longer", func() bool { return metric(t, reg, "metaflow_gateway_requests_in_flight", "") == 0 })
+	wait.Until(t, "the calls are ended", func() bool { return prom.Value(t, reg, "metaflow_grpc_late_requests_total") == 3 })
+	wait.Until(t, "they count no longer", func() bool { return prom.Value(t, reg, "metaflow_gateway_requests_in_flight") == 0 })
 
 	stream, err := dial(t, srv.Addr()).NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, export)
 	if err != nil {
@@ -381,7 +373,7 @@ func TestTinyFramesEndTheConnection(t *testing.T) {
 	if err := a.hungUp(); err == nil || errors.Is(err, net.ErrClosed) {
 		t.Errorf("the connection ended with %v", err)
 	}
-	if got := metric(t, reg, "metaflow_grpc_tiny_frames_total", ""); got != 1 {
+	if got := prom.Value(t, reg, "metaflow_grpc_tiny_frames_total"); got != 1 {
 		t.Errorf("counted %v", got)
 	}
 }
@@ -436,19 +428,19 @@ func TestConnectionsAreLimited(t *testing.T) {
 	for range 3 {
 		attack(t, "127.0.0.9", srv.Addr())
 	}
-	eventually(t, "they are open", func() bool { return metric(t, reg, "metaflow_grpc_connections", "") == 3 })
+	wait.Until(t, "they are open", func() bool { return prom.Value(t, reg, "metaflow_grpc_connections") == 3 })
 	_ = attack(t, "127.0.0.9", srv.Addr()).hungUp()
 	attack(t, "127.0.0.8", srv.Addr())
 	last := attack(t, "127.0.0.7", srv.Addr())
-	eventually(t, "they are open", func() bool { return metric(t, reg, "metaflow_grpc_connections", "") == 5 })
+	wait.Until(t, "they are open", func() bool { return prom.Value(t, reg, "metaflow_grpc_connections") == 5 })
 	_ = attack(t, "127.0.0.6", srv.Addr()).hungUp()
 	for _, bound := range []string{"connections", "peer_connections"} {
-		if got := metric(t, reg, "metaflow_grpc_refused_connections_total", bound); got != 1 {
+		if got := prom.Value(t, reg, "metaflow_grpc_refused_connections_total", bound); got != 1 {
 			t.Errorf("%v connections refused for %s, want 1", got, bound)
 		}
 	}
 	last.Close()
-	eventually(t, "one is closed", func() bool { return metric(t, reg, "metaflow_grpc_connections", "") == 4 })
+	wait.Until(t, "one is closed", func() bool { return prom.Value(t, reg, "metaflow_grpc_connections") == 4 })
 	if got := accepted(t, clientFrom(t, "127.0.0.6", srv.Addr()), 1); got != 1 {
 		t.Error("a connection is refused after another one was closed")
 	}

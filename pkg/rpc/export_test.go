@@ -27,6 +27,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -156,10 +157,10 @@ func TestAnswerFollowsTheConsumer(t *testing.T) {
 					t.Errorf("%s: asked to retry after %s, want about %s", compression, delay, mean)
 				}
 			}
-			if got := metric(t, reg, "metaflow_gateway_requests_total", tc.want.String()); got != float64(len(compressions)) {
+			if got := prom.Value(t, reg, "metaflow_gateway_requests_total", tc.want.String()); got != float64(len(compressions)) {
 				t.Errorf("counted %v requests, want %d", got, len(compressions))
 			}
-			if got := metric(t, reg, "metaflow_gateway_request_duration_seconds", ""); got != float64(len(compressions)) {
+			if got := prom.Value(t, reg, "metaflow_gateway_request_duration_seconds"); got != float64(len(compressions)) {
 				t.Errorf("timed %v requests, want %d", got, len(compressions))
 			}
 		})
@@ -199,10 +200,10 @@ func TestPanicIsInternalAndTheServerLives(t *testing.T) {
 	if _, err := cli.Export(t.Context(), requestOf(100)); err != nil {
 		t.Errorf("Export after a panic = %v", err)
 	}
-	if got := metric(t, reg, "metaflow_gateway_panics_total", ""); got != 1 {
+	if got := prom.Value(t, reg, "metaflow_gateway_panics_total"); got != 1 {
 		t.Errorf("counted %v panics, want 1", got)
 	}
-	if got := metric(t, reg, "metaflow_gateway_bytes_in_flight", ""); got != 0 {
+	if got := prom.Value(t, reg, "metaflow_gateway_bytes_in_flight"); got != 0 {
 		t.Errorf("%v bytes in flight after the panic, want 0", got)
 	}
 }
@@ -299,7 +300,7 @@ func TestSpansUnderTheIDOfAnotherAreRefused(t *testing.T) {
 	if _, err := cli.Export(ctx, requestOf(100)); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("Export = %v, want PERMISSION_DENIED", err)
 	}
-	if got := metric(t, reg, "metaflow_grpc_unauthorized_calls_total", codes.PermissionDenied.String()); got != 1 {
+	if got := prom.Value(t, reg, "metaflow_grpc_unauthorized_calls_total", codes.PermissionDenied.String()); got != 1 {
 		t.Errorf("counted %v", got)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
@@ -143,23 +142,4 @@ func retryDelay(err error) (delay time.Duration, ok bool) {
 		}
 	}
 	return 0, false
-}
-
-// metric returns the value of a counter or gauge, or the count of a histogram.
-func metric(t *testing.T, reg prometheus.Gatherer, name, label string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() != name || label != "" && m.GetLabel()[0].GetValue() != label {
-				continue
-			}
-			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	t.Fatalf("no metric %s{%s}", name, label)
-	return 0
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 func refuseAll(t *testing.T) consumerFunc {
@@ -50,7 +51,7 @@ func TestRequestOverTheLimitIsRefusedForGood(t *testing.T) {
 			if _, ok := retryDelay(err); ok {
 				t.Error("a request that will never fit was answered with RetryInfo")
 			}
-			if got := metric(t, reg, "metaflow_gateway_requests_total", codes.ResourceExhausted.String()); got != 1 {
+			if got := prom.Value(t, reg, "metaflow_gateway_requests_total", codes.ResourceExhausted.String()); got != 1 {
 				t.Errorf("counted %v refusals, want 1", got)
 			}
 		})
@@ -207,11 +208,11 @@ func TestOverTheBoundClientsAreAskedToComeBack(t *testing.T) {
 			if err := <-first; err != nil {
 				t.Errorf("Export after the bound was left = %v", err)
 			}
-			if got := metric(t, reg, "metaflow_gateway_refused_requests_total", tc.label); got != 1 {
+			if got := prom.Value(t, reg, "metaflow_gateway_refused_requests_total", tc.label); got != 1 {
 				t.Errorf("counted %v refusals by %s, want 1", got, tc.label)
 			}
 			for _, gauge := range []string{"metaflow_gateway_bytes_in_flight", "metaflow_gateway_requests_in_flight"} {
-				if got := metric(t, reg, gauge, ""); got != 0 {
+				if got := prom.Value(t, reg, gauge); got != 0 {
 					t.Errorf("%s is %v when nothing is in flight", gauge, got)
 				}
 			}

@@ -2,17 +2,10 @@ package rpc_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
 	"os"
-	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -24,89 +17,19 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
-// authority signs certificates for one test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T) authority {
-	t.Helper()
-	a := authority{}
-	a.cert, a.key = issue(t, a, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	})
-	return a
-}
-
-// issue signs template with the authority, or with itself when that is zero.
-func issue(t *testing.T, a authority, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert, key
-}
-
-// leaf returns files with a certificate for 127.0.0.1, usable on both sides.
-func (a authority) leaf(t *testing.T) (certFile, keyFile string) {
-	t.Helper()
-	cert, key := issue(t, a, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "leaf"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	})
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return writePEM(t, "CERTIFICATE", cert.Raw), writePEM(t, "PRIVATE KEY", der)
-}
-
-func writePEM(t *testing.T, kind string, der []byte) string {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "file.pem")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
-
-func (a authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
 func TestWhoMayConnect(t *testing.T) {
-	ours, theirs := newAuthority(t), newAuthority(t)
-	certFile, keyFile := ours.leaf(t)
-	caFile := writePEM(t, "CERTIFICATE", ours.cert.Raw)
-	withClientCert := func(a authority) credentials.TransportCredentials {
-		cert, err := tls.LoadX509KeyPair(a.leaf(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return credentials.NewTLS(&tls.Config{RootCAs: ours.pool(), Certificates: []tls.Certificate{cert}})
+	ours, theirs := certs.NewAuthority(t), certs.NewAuthority(t)
+	certFile, keyFile := ours.Leaf(t, "leaf").Files(t)
+	caFile := ours.File(t)
+	withClientCert := func(a *certs.Authority) credentials.TransportCredentials {
+		return credentials.NewTLS(&tls.Config{RootCAs: ours.Pool(), Certificates: []tls.Certificate{a.Leaf(t, "leaf").TLS(t)}})
 	}
-	anonymous := credentials.NewTLS(&tls.Config{RootCAs: ours.pool()})
+	anonymous := credentials.NewTLS(&tls.Config{RootCAs: ours.Pool()})
 
 	plain := tlsconfig.Server{}
 	oneWay := tlsconfig.Server{CertFile: certFile, KeyFile: keyFile}
@@ -124,7 +47,7 @@ func TestWhoMayConnect(t *testing.T) {
 		"no certificate to mutual TLS": {mutual, anonymous, codes.Unavailable},
 		"a stranger's certificate":     {mutual, withClientCert(theirs), codes.Unavailable},
 		"our certificate":              {mutual, withClientCert(ours), codes.OK},
-		"TLS that trusts another CA":   {oneWay, credentials.NewTLS(&tls.Config{RootCAs: theirs.pool()}), codes.Unavailable},
+		"TLS that trusts another CA":   {oneWay, credentials.NewTLS(&tls.Config{RootCAs: theirs.Pool()}), codes.Unavailable},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -163,24 +86,16 @@ func (p *pausing) Write(b []byte) (int, error) {
 
 // A client has begun its handshake when its authority is removed, and ends it afterwards.
 func TestAHandshakeDoesNotOutliveItsAuthority(t *testing.T) {
-	staying, leaving := newAuthority(t), newAuthority(t)
+	staying, leaving := certs.NewAuthority(t), certs.NewAuthority(t)
 	cfg := testConfig()
-	cfg.TLS.CertFile, cfg.TLS.KeyFile = staying.leaf(t)
-	cfg.TLS.ClientCAFile = writePEM(t, "CERTIFICATE", staying.cert.Raw)
-	both := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: staying.cert.Raw}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaving.cert.Raw})...)
-	only, err := os.ReadFile(cfg.TLS.ClientCAFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(cfg.TLS.ClientCAFile, both, 0o600); err != nil {
+	cfg.TLS.CertFile, cfg.TLS.KeyFile = staying.Leaf(t, "leaf").Files(t)
+	cfg.TLS.ClientCAFile = staying.File(t)
+	if err := os.WriteFile(cfg.TLS.ClientCAFile, slices.Concat(staying.PEM, leaving.PEM), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	srv := start(t, cfg, accept, rpc.Options{})
-	certificate, err := tls.LoadX509KeyPair(leaving.leaf(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	secured := credentials.NewTLS(&tls.Config{RootCAs: staying.pool(), Certificates: []tls.Certificate{certificate}})
+	certificate := leaving.Leaf(t, "leaf").TLS(t)
+	secured := credentials.NewTLS(&tls.Config{RootCAs: staying.Pool(), Certificates: []tls.Certificate{certificate}})
 	slow := &pausing{first: make(chan struct{}), may: make(chan struct{})}
 	dials := 0
 	conn := dial(t, srv.Addr(), grpc.WithTransportCredentials(secured), grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
@@ -197,10 +112,10 @@ func TestAHandshakeDoesNotOutliveItsAuthority(t *testing.T) {
 		ended <- err
 	}()
 	<-slow.first
-	if err := os.WriteFile(cfg.TLS.ClientCAFile, only, 0o600); err != nil {
+	if err := os.WriteFile(cfg.TLS.ClientCAFile, staying.PEM, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the removal is in force", func() bool {
+	wait.Until(t, "the removal is in force", func() bool {
 		_, err := coltracepb.NewTraceServiceClient(dial(t, srv.Addr(), grpc.WithTransportCredentials(secured))).Export(t.Context(), requestOf(100))
 		return err != nil
 	})

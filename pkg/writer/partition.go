@@ -12,6 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // partition follows one partition: its machine decides, and the methods here and
@@ -107,7 +108,7 @@ func (p *partition) moment(ctx context.Context) delivery.Moment {
 func withGrace(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	graceful, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		_ = sleep(graceful, grace)
+		_ = retry.Sleep(graceful, grace)
 		cancel()
 	})
 	return graceful, func() { stop(); cancel() }
@@ -262,19 +263,8 @@ func (p *partition) wait(ctx context.Context, w delivery.Wait) error {
 	p.metrics.retries.WithLabelValues(operation).Inc()
 	p.log.Warn("retrying after a failure", "operation", operation, "error", w.Err, "attempt", w.Attempt, "delay", w.Delay)
 	least := min(w.Delay, leastPause)
-	if err := sleep(ctx, least); err != nil {
+	if err := retry.Sleep(ctx, least); err != nil {
 		return err
 	}
 	return p.working.wait(ctx, operation, w.Delay-least)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

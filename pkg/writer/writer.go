@@ -12,6 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
@@ -143,7 +144,7 @@ const lagInterval = 5 * time.Second
 // watchLag measures how far the partition is behind until ctx ends, also while ClickHouse or
 // Kafka keep its goroutine waiting.
 func (p *partition) watchLag(ctx context.Context) {
-	for sleep(ctx, lagInterval) == nil {
+	for retry.Sleep(ctx, lagInterval) == nil {
 		if end, err := p.claim.End(ctx); err == nil {
 			p.metrics.lag(p.claim.Partition(), end-p.committed.Load())
 		}

@@ -14,7 +14,7 @@ import (
 
 const (
 	// Patience is how long a test waits for what takes no time by itself.
-	Patience = time.Minute
+	Patience = 2 * time.Minute
 	interval = 5 * time.Millisecond
 )
 
