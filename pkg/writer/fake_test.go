@@ -339,7 +339,7 @@ type table struct {
 	broken error        // of every insert
 	hangs  bool         // until the context of the insert ends
 	away   map[int]bool // shards that do not answer
-	// outcome is that of the next inserts: "", "fails", "busy", "limit", "doubtful", "partly",
+	// outcome is that of the next inserts: "", "fails", "busy", "limit", "answer lost", "partly",
 	// "crash", "mended", which ends all poison, "view fails" and "view busy", after the rows are
 	// stored, and "token only" and "token busy", when ClickHouse writes down the token without the
 	// rows.
@@ -463,7 +463,7 @@ func (s *table) InsertGuarded(ctx context.Context, guard clickhouse.Guard, shard
 	put()
 	s.rows = append(s.rows, rows)
 	switch outcome {
-	case "doubtful":
+	case "answer lost":
 		return errors.New("timeout")
 	case "view fails":
 		return fault.As(fault.Rejected, errors.New("cannot parse in view"))

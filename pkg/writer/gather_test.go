@@ -308,7 +308,7 @@ func testExactlyOnceTogether(t *testing.T, sample *sample) {
 			}
 			writers := []*writer.Writer{newWriter(), newWriter()}
 			outcomes := []string{
-				"", "", "", "", "fails", "busy", "limit", "doubtful", "partly", "crash", "mended", "view fails", "view busy",
+				"", "", "", "", "fails", "busy", "limit", "answer lost", "partly", "crash", "mended", "view fails", "view busy",
 				"token only", "token busy", "runs on",
 			}
 			for range rapid.IntRange(1, 6).Draw(t, "generations") {

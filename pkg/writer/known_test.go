@@ -92,7 +92,7 @@ func TestOffsetsThatProveNothing(t *testing.T) {
 					t.Errorf("spans (-want +got):\n%s", diff)
 				}
 				if n := value("metaflow_writer_positions_doubted_total", "why="+tc.why); n != 1 {
-					t.Errorf("%v takeovers were counted as doubtful", n)
+					t.Errorf("%v takeovers were counted as doubted", n)
 				}
 				if n := value("metaflow_writer_spans_inserted_total"); n != 1 {
 					t.Errorf("%v spans were counted as inserted", n)
@@ -331,7 +331,7 @@ func TestLookupsThatSeeNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store := newLog(), newTable()
 		log.append(time.Now(), request(time.Now(), 1), false)
-		store.outcome, store.blind = []string{"doubtful"}, true
+		store.outcome, store.blind = []string{"answer lost"}, true
 		follow(newWriter(t, store, &letters{}), log, 10*time.Minute)
 		if n := store.spans[spanID(1)]; n > 2 || !log.finished() {
 			t.Errorf("stored %d times, finished: %v", n, log.finished())
@@ -403,7 +403,7 @@ func TestRefusedRowsAlone(t *testing.T) {
 	}
 }
 
-// The table refuses everything, and is mended while a block is being taken apart: the rows that
+// The table refuses everything, and is mended while a block is bisected: the rows that
 // were refused before are good.
 func TestMendedInTheMiddle(t *testing.T) {
 	for _, after := range []int{1, 5, 20, 37, 60} {

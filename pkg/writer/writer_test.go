@@ -267,7 +267,7 @@ func TestMendedAfterTheFirstPiece(t *testing.T) {
 
 // Retention deletes records of a block of which pieces are stored. What is left
 // makes other pieces, of which some spans are stored already.
-func TestRetentionWhileApart(t *testing.T) {
+func TestRetentionWhileBisecting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, store, dead := newLog(), newTable(), &letters{}
 		for i := range 4 {
@@ -725,7 +725,7 @@ func testExactlyOnce(t *testing.T, sample *sample) {
 					log.append(at, request(begin, spans...), false)
 				}
 			}
-			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "", "", "fails", "doubtful", "crash", "mended", "view fails", "token only", "runs on"}), 0, 30).Draw(t, "outcomes")
+			store.outcome = rapid.SliceOfN(rapid.SampledFrom([]string{"", "", "", "", "fails", "answer lost", "crash", "mended", "view fails", "token only", "runs on"}), 0, 30).Draw(t, "outcomes")
 			faults := []string{"", "", "stale leader", "out of range", "throttled"}
 			if shrinks {
 				faults = append(faults, "retention")
