@@ -1,4 +1,4 @@
--- What stores the spans. Writers insert here, into the shard of the partition.
+-- The table of spans. Writers insert here, into the shard of the partition.
 CREATE TABLE IF NOT EXISTS {{.Database}}.spans_local{{.OnCluster}}
 (
     -- Hex text: 14.3 bytes for all three ids under ZSTD(1), 14.0 as bytes. The type
@@ -18,12 +18,12 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.spans_local{{.OnCluster}}
     status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2) CODEC(ZSTD(1)),
     status_message String CODEC(ZSTD(1)),
     service_name LowCardinality(String) CODEC(ZSTD(1)),
-    -- JSON object, one dictionary entry a resource: 0.35 bytes a span; as a Map in
-    -- each row it costs 4.6 more and doubles the CPU of an insert.
+    -- JSON object, one dictionary entry per resource: 0.35 bytes a span; as a Map in each
+    -- row it costs 4.6 more and doubles the CPU of an insert.
     resource LowCardinality(String) CODEC(ZSTD(1)),
-    -- JSON objects too, of what few ask for: the agent and the rest of what is known
-    -- of the resource, and the scope. Each column of its own costs CPU at every merge,
-    -- whatever it holds: these thirteen as two save a third of it.
+    -- JSON objects, too, with rarely queried values: the agent, the rest of the resource,
+    -- and the scope. Each column costs CPU at every merge, whatever it contains:
+    -- combining these thirteen into two saves a third of it.
     origin LowCardinality(String) CODEC(ZSTD(1)),
     scope LowCardinality(String) CODEC(ZSTD(1)),
     attributes Map(LowCardinality(String), String) CODEC(ZSTD(1)),
@@ -54,10 +54,10 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.spans_local{{.OnCluster}}
     pod LowCardinality(String) CODEC(ZSTD(1)),
     workload LowCardinality(String) CODEC(ZSTD(1)),
 
-    -- In each hour one granule may hold the trace by the primary key; the filter
-    -- rules out all but one. About 370 traces a granule, so 0.1 bytes a span.
+    -- In each hour one granule may contain the trace by the primary key; the filter rules
+    -- out all but one of them. About 370 traces a granule, so 0.1 bytes a span.
     INDEX trace_id trace_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    -- For attributes['key'] = 'value'. Through a view, servers that know map keys as
+    -- For attributes['key'] = 'value'. Through a view, servers that read map keys as
     -- subcolumns use it only with optimize_functions_to_subcolumns = 0.
     -- A trace's spans share values, so a filter rules out nearly all granules.
     -- 1.3 bytes a span. Keys add nothing to it; concatenated pairs cost more CPU;
@@ -66,36 +66,36 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.spans_local{{.OnCluster}}
 )
 ENGINE = {{engine "MergeTree"}}
 PARTITION BY toDate(start_time)
--- A trace in one piece: ids take 14 bytes instead of 28. The hour first, so that a
--- question about hours reads those; start_time last: span_id there costs 7 bytes
--- a span, because times, pods and attributes no longer follow the order of calls.
+-- Keeps a trace in one piece: ids take 14 bytes instead of 28. The hour comes first, so
+-- that a query about hours reads only those; start_time is last: span_id there costs 7
+-- bytes a span, because times, pods and attributes no longer follow the order of calls.
 ORDER BY (toStartOfHour(start_time), trace_id, start_time)
--- Without start_time: ClickHouse would hold a question about times against that
--- column, which the order of traces scatters, and no longer against the hour.
+-- Without start_time: ClickHouse would compare a query's times with that column, which
+-- the order of traces scatters, and no longer with the hour.
 PRIMARY KEY (toStartOfHour(start_time), trace_id)
 {{ttl "start_time" .SpansRetention}}
 SETTINGS
 {{- if .AutoStatistics}}
-    -- Statistics of every column at every merge cost a tenth of its CPU, and no
-    -- query here is planned by them.
+    -- Statistics of every column cost a tenth of the CPU of every merge, and no query
+    -- here is planned by them.
     auto_statistics_types = '',
 {{- end}}
 {{- if .StringSerialization}}
-    -- The length of a string before it, not in a stream of its own: 11 bytes a span
-    -- less and less CPU, for the values of small maps repeat as a whole.
+    -- Stores the length of a string before it rather than in a separate stream: 11 bytes
+    -- a span less and less CPU, because small maps repeat as a whole.
     string_serialization_version = 'single_stream',
 {{- end}}
-    -- Above the largest insert (writer.max_batch_bytes), below what merges make of a
-    -- few: a fresh part is one file instead of some two hundred, which halves the CPU of
-    -- an insert, and merges write wide parts, which they can do column by column.
+    -- Above the largest insert (writer.max_batch_bytes), below the merge of a few: a
+    -- fresh part is one file instead of some two hundred, which halves the CPU of an
+    -- insert, and merges write wide parts, column by column.
     min_bytes_for_wide_part = 50331648,
     ttl_only_drop_parts = 1,
     {{deduplication}};
 
 {{- if .Cluster}}
 
--- The rows of all shards. Read-only for MetaFlow itself; the sharding key is
--- for whoever else inserts, so that a trace stays in one piece.
+-- The rows of all shards. MetaFlow itself only reads it; the sharding key keeps the
+-- traces of other inserters in one piece.
 CREATE TABLE IF NOT EXISTS {{.Database}}.spans_distributed{{.OnCluster}} AS {{.Database}}.spans_local
 ENGINE = Distributed('{{.Cluster}}', '{{.Database}}', 'spans_local', cityHash64(trace_id));
 {{- end}}

@@ -1,1 +1,1 @@
--- Its views go before this.
+-- Its views are dropped before this.

@@ -1,1 +1,1 @@
--- It came with views alone: views/otel_traces.sql.
+-- This version only added views: views/otel_traces.sql.

@@ -1,8 +1,8 @@
--- What stores the flow data: a row for each connection and interval, from the
--- viewpoint of one end. Counters are what the interval added.
+-- The table of flow data: one row per connection and interval, from the viewpoint of one
+-- end. Counters are the increments of the interval.
 CREATE TABLE IF NOT EXISTS {{.Database}}.flows_local{{.OnCluster}}
 (
-    -- When the interval ended: the time by which rows are kept and found.
+    -- The end of the interval: the time for retention and lookups.
     time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
     start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
     role Enum8('unknown' = 0, 'client' = 1, 'server' = 2) CODEC(ZSTD(1)),
@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.flows_local{{.OnCluster}}
     port UInt16 CODEC(ZSTD(1)),
     peer_ip IPv6 CODEC(ZSTD(1)),
     peer_port UInt16 CODEC(ZSTD(1)),
-    -- On its node these two are of one end of one connection and no other.
+    -- On their node these two identify one end of one connection.
     network_namespace UInt64 CODEC(ZSTD(1)),
     connection UInt64 CODEC(ZSTD(1)),
     state Enum8('unknown' = 0, 'living' = 1, 'closed' = 2) CODEC(ZSTD(1)),
@@ -39,8 +39,8 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.flows_local{{.OnCluster}}
     container LowCardinality(String) CODEC(ZSTD(1)),
     container_id LowCardinality(String) CODEC(ZSTD(1)),
     process LowCardinality(String) CODEC(ZSTD(1)),
-    -- Who held peer_ip at the time, as far as the metadata of pods knew it when the row was
-    -- written; a service when the address is a service's.
+    -- The holder of peer_ip at that time, as far as pod metadata was known when the row
+    -- was written; a service if the address is a service's.
     peer_node LowCardinality(String) CODEC(ZSTD(1)),
     peer_namespace LowCardinality(String) CODEC(ZSTD(1)),
     peer_pod LowCardinality(String) CODEC(ZSTD(1)),
@@ -49,12 +49,12 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.flows_local{{.OnCluster}}
     peer_service LowCardinality(String) CODEC(ZSTD(1)),
 
     INDEX pod_uid pod_uid TYPE bloom_filter(0.01) GRANULARITY 1,
-    -- For filters on functions of the time, which the hour of the key does not answer.
+    -- For filters on functions of the time, which the hour of the key does not cover.
     INDEX time time TYPE minmax GRANULARITY 1
 )
 ENGINE = {{engine "MergeTree"}}
 PARTITION BY toDate(time)
--- A span is joined by its time and its own address, then by its peer's.
+-- A span is joined by its time and its own address, then by its peer's address.
 ORDER BY (toStartOfHour(time), ip, peer_ip, time)
 PRIMARY KEY (toStartOfHour(time), ip, peer_ip)
 {{ttl "time" .FlowsRetention}}

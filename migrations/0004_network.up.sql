@@ -1,4 +1,4 @@
--- Which service speaks from which address, hour by hour, as the spans themselves say.
+-- The service at each address, per hour, as the spans themselves report it.
 CREATE TABLE IF NOT EXISTS {{.Database}}.service_addresses_local{{.OnCluster}}
 (
     hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
@@ -19,8 +19,8 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.service_addresses_distributed{{.OnClust
 ENGINE = Distributed('{{.Cluster}}', '{{.Database}}', 'service_addresses_local', cityHash64(ip));
 {{- end}}
 
--- Which addresses the agents tell of, hour by hour, and whose they are: a pod may have more
--- addresses than its spans know.
+-- The addresses that agents report, per hour, with their pods: a pod may have more
+-- addresses than its spans show.
 CREATE TABLE IF NOT EXISTS {{.Database}}.flow_addresses_local{{.OnCluster}}
 (
     hour DateTime('UTC') CODEC(Delta(4), ZSTD(1)),

@@ -1,5 +1,5 @@
--- What Kubernetes said of pods: a row for each of a pod's addresses. Every node of a cluster has
--- all rows, so that spans and flows of any shard find them.
+-- Pods as reported by Kubernetes, one row per address. Every node of a cluster has all
+-- rows, so that spans and flows of any shard find them.
 CREATE TABLE IF NOT EXISTS {{.Database}}.pods_local{{.OnCluster}}
 (
     cluster LowCardinality(String) CODEC(ZSTD(1)),
@@ -10,12 +10,12 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.pods_local{{.OnCluster}}
     node LowCardinality(String) CODEC(ZSTD(1)),
     workload LowCardinality(String) CODEC(ZSTD(1)),
     workload_kind LowCardinality(String) CODEC(ZSTD(1)),
-    -- The pod shares the addresses of its node.
+    -- The pod shares its node's addresses.
     host_network Bool CODEC(ZSTD(1)),
     valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    -- While the pod has the address: the last second that a DateTime can tell.
+    -- While the pod has the address: the last second of a DateTime.
     valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
-    -- When the pod was reported last. Those that live are reported every few hours.
+    -- The last report of the pod. Live pods are reported every few hours.
     seen DateTime64(9, 'UTC') CODEC(ZSTD(1)),
     -- The newest row of a pod's address counts.
     recorded DateTime64(9, 'UTC') CODEC(ZSTD(1))
@@ -25,7 +25,7 @@ ORDER BY (cluster, ip, uid)
 {{ttl "seen" .PodsRetention}}
 SETTINGS {{deduplication}};
 
--- The services of Kubernetes, by each address under which they are reached.
+-- The services of Kubernetes, one row per address.
 CREATE TABLE IF NOT EXISTS {{.Database}}.services_local{{.OnCluster}}
 (
     cluster LowCardinality(String) CODEC(ZSTD(1)),
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS {{.Database}}.services_local{{.OnCluster}}
     namespace LowCardinality(String) CODEC(ZSTD(1)),
     service String CODEC(ZSTD(1)),
     ports Array(UInt16) CODEC(ZSTD(1)),
-    -- The addresses of its pods, at most a thousand.
+    -- The addresses of its pods, a thousand at most.
     endpoints Array(IPv6) CODEC(ZSTD(1)),
     valid_from DateTime64(9, 'UTC') CODEC(ZSTD(1)),
     valid_to DateTime64(9, 'UTC') CODEC(ZSTD(1)),
@@ -45,7 +45,7 @@ ORDER BY (cluster, ip, namespace, service, valid_from)
 {{ttl "seen" .PodsRetention}}
 SETTINGS {{deduplication}};
 
--- The agents, as metaflow-ctl agent list knows them.
+-- The agents, as in metaflow-ctl agent list.
 CREATE TABLE IF NOT EXISTS {{.Database}}.agents_local{{.OnCluster}}
 (
     agent_id String CODEC(ZSTD(1)),

@@ -1,7 +1,7 @@
 CREATE DATABASE IF NOT EXISTS {{.Database}}{{.OnCluster}};
 
--- One row for each time that a migration was run, in either direction; the
--- newest of a version says whether it is in force.
+-- One row for each run of a migration in either direction; the newest row of a version
+-- shows whether it is applied.
 CREATE TABLE IF NOT EXISTS {{.Database}}.schema_migrations{{.OnCluster}}
 (
     version UInt32,

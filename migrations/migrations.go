@@ -16,9 +16,8 @@ import (
 //go:embed *.sql views
 var files embed.FS
 
-// Migration is one numbered step of the tables, rendered. Up and Down hold one
-// statement per element, without the closing semicolon; none when the step is
-// about views alone.
+// Migration is one rendered step of the tables. Up and Down have one statement per
+// element, without the closing semicolon. They are empty if the step only changes views.
 type Migration struct {
 	Version uint32
 	Name    string
@@ -26,7 +25,7 @@ type Migration struct {
 	Down    []string
 }
 
-// Render returns every migration for p, in order of version.
+// Render returns every migration for p, ordered by version.
 func Render(p Params) ([]Migration, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
@@ -34,8 +33,8 @@ func Render(p Params) ([]Migration, error) {
 	return render(files, p)
 }
 
-// Bootstrap returns the statements that must have run before the record of
-// migrations can be read: the database and the table of that record.
+// Bootstrap returns the statements that must run before the record of migrations can be
+// read: the database and the table of that record.
 func Bootstrap(p Params) ([]string, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
@@ -43,7 +42,7 @@ func Bootstrap(p Params) ([]string, error) {
 	return renderFile(files, "bootstrap.sql", p)
 }
 
-// Latest is the version that a migrated database has.
+// Latest returns the version of a fully migrated database.
 func Latest() uint32 {
 	names, err := fs.Glob(files, "*.up.sql")
 	if err != nil {
@@ -120,10 +119,10 @@ func renderFile(fsys fs.FS, name string, p Params) ([]string, error) {
 	return split(numbered), nil
 }
 
-var errNoStatement = errors.New("it holds no statement, and no view came with it")
+var errNoStatement = errors.New("it has no statement and adds no view")
 
-// split cuts SQL into statements at semicolons that end a line, and drops
-// comments that fill a line and lines that a template action left empty.
+// split splits SQL into statements at semicolons that end a line, and drops whole-line
+// comments and lines that a template action left empty.
 func split(sql string) []string {
 	var statements []string
 	var open []string

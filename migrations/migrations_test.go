@@ -31,8 +31,8 @@ var installations = map[string]struct {
 	},
 }
 
-// The rendered DDL stands in schema/, where people read what MetaFlow's tables
-// are without running a template in their heads.
+// schema/ contains the rendered DDL, so that people can read the tables without rendering
+// templates.
 func TestRenderedTables(t *testing.T) {
 	for name, tc := range installations {
 		t.Run(name, func(t *testing.T) {
@@ -55,8 +55,8 @@ func TestRenderedTables(t *testing.T) {
 	}
 }
 
-// What a migration may say. Any replica may run any statement again at any
-// time, also after a crash in the middle of a file.
+// The statements that a migration may contain. Any replica may run any statement again at
+// any time, even after a crash in the middle of a file.
 var (
 	tableStatement = regexp.MustCompile(`^(CREATE (DATABASE|TABLE) IF NOT EXISTS|DROP TABLE IF EXISTS) (?P<table>\S+)`)
 	alterStatement = regexp.MustCompile(`^ALTER TABLE (?P<table>\S+)( ON CLUSTER '\S+')? (` +
@@ -66,8 +66,8 @@ var (
 	viewStatement  = regexp.MustCompile(`^(CREATE OR REPLACE VIEW|CREATE MATERIALIZED VIEW IF NOT EXISTS|DROP VIEW IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? MODIFY (QUERY|COMMENT)) `)
 )
 
-// effect says what a statement of a numbered migration makes (+1), removes (-1)
-// or changes (0), or why no migration may hold it.
+// effect returns whether a statement of a numbered migration creates (+1), removes (-1)
+// or changes (0) an object, or an error if no migration may contain it.
 func effect(statement string) (object string, sign int, err error) {
 	if m := tableStatement.FindStringSubmatch(statement); m != nil {
 		if strings.HasPrefix(statement, "DROP") {
@@ -174,8 +174,8 @@ func TestEveryStatementNamesTheCluster(t *testing.T) {
 	}
 }
 
-// What goes up comes down: each object that a migration makes, it also drops,
-// and what it changes, it changes back.
+// A migration down drops every object that the migration up creates, and reverts every
+// change.
 func TestDownDropsWhatUpMakes(t *testing.T) {
 	for name, tc := range installations {
 		t.Run(name, func(t *testing.T) {
@@ -201,8 +201,8 @@ func TestDownDropsWhatUpMakes(t *testing.T) {
 	}
 }
 
-// The schema at version 5 is the one that was released: its tables stay as
-// they are, and whoever changes a view keeps the old form in views/until_0005.
+// Version 5 is a released schema: its tables stay as they are, and a changed view keeps
+// its old form in views/until_0005.
 func TestReleasedSchemaStays(t *testing.T) {
 	shards := installations["cluster"].params
 	shards.Topology = PerShard
@@ -224,7 +224,7 @@ func TestReleasedSchemaStays(t *testing.T) {
 	}
 }
 
-// byObject returns statements by what they create, without what may differ.
+// byObject returns statements by the object that they create, normalized for comparison.
 func byObject(statements []string) map[string]string {
 	comment := regexp.MustCompile(` COMMENT '[^']*'$`)
 	found := map[string]string{}
@@ -341,13 +341,13 @@ func TestFilesAreNumberedWithoutGaps(t *testing.T) {
 	}
 }
 
-// upStatements are what a new installation runs.
+// upStatements are the statements of a new installation.
 func upStatements(t *testing.T, p Params) []string {
 	t.Helper()
 	return statementsAt(t, p, Latest())
 }
 
-// statementsAt are what makes the schema of a version.
+// statementsAt are the statements of the schema at a version.
 func statementsAt(t *testing.T, p Params, version uint32) []string {
 	t.Helper()
 	statements, err := Bootstrap(p)
@@ -376,7 +376,7 @@ func viewsAt(t *testing.T, p Params, version uint32) []View {
 	return views
 }
 
-// viewStatements are all that is ever run about views.
+// viewStatements are all statements about views.
 func viewStatements(t *testing.T, p Params) []string {
 	t.Helper()
 	var statements []string

@@ -9,38 +9,39 @@ import (
 	"time"
 )
 
-// Topology says how tables come to be on the nodes of a cluster.
+// Topology selects how tables are created on the nodes of a cluster.
 type Topology uint8
 
 const (
-	// Replicated sends every statement ON CLUSTER and makes Replicated tables.
-	// It needs ClickHouse Keeper.
+	// Replicated runs every statement ON CLUSTER and creates Replicated tables. It
+	// requires ClickHouse Keeper.
 	Replicated Topology = iota
-	// PerShard makes plain tables under each Distributed one and names no
-	// cluster in the DDL: whoever uses it runs the statements on each node.
-	// For engines without Keeper, such as those of tests.
+	// PerShard creates plain tables under each Distributed table and names no cluster in
+	// the DDL: the caller runs the statements on each node. It is for engines without
+	// Keeper, such as those of tests.
 	PerShard
 )
 
-// Params is what a migration may depend on. The zero value is not valid:
-// Database is required.
+// Params are the inputs of a migration. The zero value is not valid: Database is
+// required.
 type Params struct {
 	Database string
-	// Cluster is a name in remote_servers. Empty: one node, or nodes that need
-	// no DDL of their own.
+	// Cluster is a name in remote_servers. Empty means one node, or nodes that need no
+	// DDL of their own.
 	Cluster  string
 	Topology Topology // only with Cluster
-	// SpansRetention is how long spans are kept, counted from their start. Zero
-	// keeps them for ever.
+	// SpansRetention is how long spans are kept, from their start. Zero keeps them
+	// forever.
 	SpansRetention time.Duration
-	// FlowsRetention is the same for flow data, counted from the end of a row's interval.
+	// FlowsRetention is how long flow data is kept, from the end of a row's interval.
+	// Zero keeps it forever.
 	FlowsRetention time.Duration
-	// StringSerialization is whether the server knows the table setting
-	// string_serialization_version. Those that do not store strings as we want
-	// them anyway.
+	// StringSerialization means that the server supports the table setting
+	// string_serialization_version. Older servers store strings in the desired form
+	// anyway.
 	StringSerialization bool
-	// AutoStatistics is whether the server knows the table setting
-	// auto_statistics_types. Those that do not make no statistics by themselves.
+	// AutoStatistics means that the server supports the table setting
+	// auto_statistics_types. Older servers create no statistics by themselves.
 	AutoStatistics bool
 }
 
@@ -49,10 +50,10 @@ var (
 	safeCluster  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
 )
 
-// SafeDatabase reports whether name can stand in SQL without quotes.
+// SafeDatabase reports whether name needs no quotes in SQL.
 func SafeDatabase(name string) bool { return safeDatabase.MatchString(name) }
 
-// SafeCluster reports whether name can stand between single quotes in SQL.
+// SafeCluster reports whether name is safe between single quotes in SQL.
 func SafeCluster(name string) bool { return safeCluster.MatchString(name) }
 
 func (p Params) validate() error {
@@ -68,8 +69,8 @@ func (p Params) validate() error {
 	return nil
 }
 
-// PodsRetention is how long pods and services are kept after they were reported last: as long as any span or
-// flow that may ask for them.
+// PodsRetention is how long pods and services are kept after their last report: as long
+// as any span or flow that may refer to them.
 func (p Params) PodsRetention() time.Duration {
 	if p.SpansRetention == 0 || p.FlowsRetention == 0 {
 		return 0
@@ -79,8 +80,8 @@ func (p Params) PodsRetention() time.Duration {
 
 func (p Params) replicated() bool { return p.Cluster != "" && p.Topology == Replicated }
 
-// OnCluster is the clause that makes a statement run on every node, with a
-// space before it, or nothing.
+// OnCluster returns the clause that runs a statement on every node, with a leading space,
+// or "".
 func (p Params) OnCluster() string {
 	if !p.replicated() {
 		return ""
@@ -88,42 +89,43 @@ func (p Params) OnCluster() string {
 	return " ON CLUSTER '" + p.Cluster + "'"
 }
 
-// Spans is the table that the views over spans read.
+// Spans returns the table that the views over spans read.
 func (p Params) Spans() string { return p.all("spans") }
 
-// Flows is the table that the views over flow data read.
+// Flows returns the table that the views over flow data read.
 func (p Params) Flows() string { return p.all("flows") }
 
-// ServiceAddresses is the table of services by address, of all nodes.
+// ServiceAddresses returns the table of services by address, for all nodes.
 func (p Params) ServiceAddresses() string { return p.all("service_addresses") }
 
-// FlowAddresses is the table of addresses that agents tell of, of all nodes.
+// FlowAddresses returns the table of addresses reported by agents, for all nodes.
 func (p Params) FlowAddresses() string { return p.all("flow_addresses") }
 
-// Thresholds are what the views over spans and flows take for bad: as they stand in SQL, numbers or
-// parameters of the view.
+// Thresholds are the limits above which the views over spans and flows report a problem,
+// as SQL: numbers or parameters of the view.
 type Thresholds struct {
 	Params
-	// SlackMS is how far the clocks of hosts may disagree, in milliseconds.
+	// SlackMS is the tolerated clock difference between hosts, in milliseconds.
 	SlackMS string
-	// RetransmitPercent of all segments is too many to be sent again.
+	// RetransmitPercent is the tolerated share of retransmitted segments.
 	RetransmitPercent string
-	// WindowPercent of the time that there was anything to send is too much to wait for
-	// the receiver to read.
+	// WindowPercent is the tolerated share of the busy time spent waiting for the
+	// receiver's window.
 	WindowPercent string
 }
 
-// Thresholds are those of the views that take none. Half a percent of loss halves the throughput of a
-// connection over a wide area (Mathis et al. 1997: it falls with the square root of the loss); one percent is
-// above what tail loss probes make of a clean network.
+// Thresholds returns the limits of the views without parameters. Half a percent of loss
+// halves the throughput of a wide-area connection (Mathis et al. 1997: it falls with the
+// square root of the loss); one percent is more than tail loss probes cause on a clean
+// network.
 func (p Params) Thresholds() Thresholds { return Thresholds{p, "1000", "1", "20"} }
 
-// AsParameters are those of the views that take all of them.
+// AsParameters returns the limits of the views that take them as parameters.
 func (p Params) AsParameters() Thresholds {
 	return Thresholds{p, "{slack_ms:UInt32}", "{retransmit_percent:Float64}", "{window_percent:Float64}"}
 }
 
-// all is the table with the rows of all shards.
+// all returns the table with the rows of all shards.
 func (p Params) all(name string) string {
 	if p.Cluster != "" {
 		return p.Database + "." + name + "_distributed"
@@ -142,18 +144,18 @@ func (p Params) funcs() template.FuncMap {
 	}
 }
 
-// sharded are the tables that shards hold parts of. In a cluster each has a
-// Distributed table beside it.
+// sharded are the tables whose rows are divided among shards. In a cluster each has a
+// Distributed table.
 var sharded = []string{"spans", "flows", "service_addresses", "flow_addresses"}
 
-// addColumn adds a column to a table, whose name stands without its suffix, and
-// to the Distributed table beside it.
+// addColumn adds a column to a table, named without its suffix, and to its Distributed
+// table.
 func (p Params) addColumn(table, definition string) string {
 	return strings.Join(p.alterAll(table, "ADD COLUMN IF NOT EXISTS "+definition), ";\n")
 }
 
-// dropColumn undoes addColumn. The Distributed table goes first, which reads
-// the other.
+// dropColumn reverts addColumn. The Distributed table goes first, because it reads the
+// other.
 func (p Params) dropColumn(table, column string) string {
 	alters := p.alterAll(table, "DROP COLUMN IF EXISTS "+column)
 	slices.Reverse(alters)
@@ -172,14 +174,14 @@ func (p Params) alterAll(table, change string) []string {
 	return alters
 }
 
-// engine is a table engine of one shard: the replicas of a shard hold the same
-// rows, and shards hold different ones.
+// engine returns a table engine of one shard: the replicas of a shard have the same rows,
+// and shards have different ones.
 func (p Params) engine(name string, args ...string) string {
 	return p.engineAt(name, "'/clickhouse/tables/{shard}/{database}/{table}'", "'{replica}'", args)
 }
 
-// engineShared is a table engine whose rows every node of the cluster holds,
-// whatever its shard.
+// engineShared returns a table engine whose rows every node of the cluster has, whatever
+// its shard.
 func (p Params) engineShared(name string, args ...string) string {
 	return p.engineAt(name, "'/clickhouse/tables/all/{database}/{table}'", "'{shard}-{replica}'", args)
 }
@@ -195,24 +197,25 @@ func (p Params) engineAt(name, path, replica string, args []string) string {
 	return name + "(" + strings.Join(args, ", ") + ")"
 }
 
-// dedupBlocks is how many inserted blocks a new table remembers by their tokens, ClickHouse's
-// own figure for replicated tables. A server with many partitions asks for more, see
+// dedupBlocks is how many inserted blocks a new table remembers by token, ClickHouse's
+// own default for replicated tables. A server with many partitions needs more, see
 // DeduplicationWindow.
 const dedupBlocks = 10000
 
-// DeduplicationWindow is how many blocks a table must remember for writers of so many
-// partitions: those of ten minutes, when each partition inserts once a second. A writer sends
-// a block again without a look for half a minute (pkg/writer), and an insert ends within two
-// (query_timeout and the time to connect); the rest is for partitions that insert more often.
+// DeduplicationWindow returns how many blocks a table must remember for writers of so
+// many partitions: those of ten minutes, if each partition inserts once a second. A
+// writer retries a block without a lookup for half a minute (pkg/writer), and an insert
+// ends within two (query_timeout and the time to connect); the rest is for partitions
+// that insert more often.
 func DeduplicationWindow(partitions int) int64 {
 	return max(dedupBlocks, 600*int64(partitions))
 }
 
-// dedupWindow is how long a replicated table remembers them. Servers of
-// different versions come with anything from an hour to a week.
+// dedupWindow is how long a replicated table remembers blocks. Defaults of server
+// versions range from an hour to a week.
 const dedupWindow = 7 * 24 * time.Hour
 
-// deduplication is the settings under which a block sent twice with the same
+// deduplication returns the settings under which a block that is sent twice with one
 // token is stored once.
 func (p Params) deduplication() string {
 	if p.replicated() {
@@ -222,8 +225,8 @@ func (p Params) deduplication() string {
 	return fmt.Sprintf("non_replicated_deduplication_window = %d", dedupBlocks)
 }
 
-// TTL is the expression that ends a row's life keep after the time in column,
-// in the form in which ClickHouse shows it, or "" to keep it for ever.
+// TTL returns the expression that expires a row keep after the time in column, in the
+// form in which ClickHouse shows it, or "" to keep it forever.
 func TTL(column string, keep time.Duration) string {
 	if keep <= 0 {
 		return ""

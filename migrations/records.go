@@ -10,10 +10,10 @@ import (
 
 // records number the fields of tuples and arrays in one file.
 //
-// ClickHouse analyses a question twice before it reads a row, and named tuples
-// cost most of that time. So the server gets positions (a.1.12), and the file
-// has names (a.s.peer_port): it declares what a tuple is made of, in order, and
-// which names hold one.
+// ClickHouse analyzes a query twice before it reads a row, and named tuples account for
+// most of that time. So the server gets positions (a.1.12) and the file has names
+// (a.s.peer_port): it declares the fields of a tuple, in order, and the names that hold
+// one.
 //
 //	{{record "s, x" `
 //	    id = toString(span_id)
@@ -22,7 +22,7 @@ import (
 //
 // From then on {{values "s"}} is toString(span_id), peer_port, and s.peer_port
 // is s.2. {{array ...}} does the same for arrays, whose elements are s[2].
-// A field that has the name of another record holds that record.
+// A field with the name of another record holds that record.
 type records []record
 
 type record struct {
@@ -40,7 +40,7 @@ func (r *records) array(holders, fields string) (string, error) {
 	return r.declare(holders, fields, true)
 }
 
-// declare adds a record; it leaves nothing in the text.
+// declare adds a record. It renders as nothing.
 func (r *records) declare(holders, fields string, array bool) (string, error) {
 	rec := record{array: array}
 	for name := range strings.SplitSeq(holders, ",") {
@@ -65,7 +65,7 @@ func (r *records) declare(holders, fields string, array bool) (string, error) {
 	return "", nil
 }
 
-// valuesOf lists what a record is made of, in order.
+// valuesOf lists the values of a record's fields, in order.
 func (r *records) valuesOf(holder string) (string, error) {
 	for _, rec := range *r {
 		if slices.Contains(rec.holders, holder) {
@@ -77,8 +77,8 @@ func (r *records) valuesOf(holder string) (string, error) {
 
 var fieldPath = regexp.MustCompile(`\b([a-z_]+)((?:\.[a-z_]+)+)\b`)
 
-// number replaces the names of fields by their positions. Names that hold no
-// record stay: they are columns of tables.
+// number replaces the names of fields by their positions. It keeps names that hold no
+// record: they are table columns.
 func (r *records) number(sql string) (string, error) {
 	if len(*r) == 0 {
 		return sql, nil
@@ -104,8 +104,8 @@ func (r *records) holds(name string) bool {
 	return slices.ContainsFunc(*r, func(rec record) bool { return slices.Contains(rec.holders, name) })
 }
 
-// positions is the path of fields below a holder. A name may hold records of
-// several kinds in different places; the field tells which.
+// positions returns the path of fields below a holder. A name may hold records of several
+// kinds in different places; the field selects the kind.
 func (r *records) positions(holder string, fields []string) (string, error) {
 	if len(fields) == 0 {
 		return "", nil

@@ -11,9 +11,8 @@ import (
 	"strings"
 )
 
-// viewFiles are the files of views/ and the version that each came with. They
-// stand in the order in which their views are made: a view reads only tables
-// and views of the lines before it.
+// viewFiles are the files of views/ and the version that added each. They are in the
+// order of creation: a view reads only tables and views of the lines before it.
 var viewFiles = []struct {
 	name  string
 	since uint32
@@ -30,7 +29,7 @@ var viewFiles = []struct {
 	{"agents", 5},
 }
 
-// bringsViews reports whether a view came with this version.
+// bringsViews reports whether a version added a view.
 func bringsViews(fsys fs.FS, version uint32) bool {
 	for _, f := range viewFiles {
 		if _, err := fs.Stat(fsys, "views/"+f.name+".sql"); err == nil && f.since == version {
@@ -40,22 +39,21 @@ func bringsViews(fsys fs.FS, version uint32) bool {
 	return false
 }
 
-// View is a view in the form that it has at one version of the schema.
+// View is the form of a view at one version of the schema.
 type View struct {
 	Name string
-	// Form stands in the view's comment, and changes with every other character
-	// of its definition.
+	// Form identifies the definition: it is part of the view's comment and changes with
+	// every character.
 	Form string
-	// Replace brings the view into this form, whether it exists or not. Each
-	// statement may be run again. Between them no insert is held up or lost: a
-	// materialized view gets another query while it stays.
+	// Replace brings the view into this form, whether it exists or not. Each statement
+	// can be run again. Inserts are neither blocked nor lost in between: a materialized
+	// view stays and gets another query.
 	Replace []string
 	// Drop removes the view.
 	Drop string
 }
 
-// Views returns the views that belong to a version of the schema, in the order
-// in which they are made.
+// Views returns the views of a schema version in the order of creation.
 func Views(p Params, version uint32) ([]View, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
@@ -84,8 +82,8 @@ func Views(p Params, version uint32) ([]View, error) {
 	return views, nil
 }
 
-// formAt returns the file with the form that a view had at a version: that of
-// the lowest until_NNNN that is not below the version, else the current one.
+// formAt returns the file with a view's form at a version: that of the lowest until_NNNN
+// that is not below the version, otherwise the current one.
 func formAt(fsys fs.FS, view string, version uint32) (string, error) {
 	old, err := fs.Glob(fsys, "views/until_*/"+view+".sql")
 	if err != nil {
@@ -119,7 +117,7 @@ func viewOf(create string, p Params) (View, error) {
 	if !ok {
 		return View{}, fmt.Errorf("view %s has no line that begins with AS", v.Name)
 	}
-	// The comment comes last: it says that the view has the query.
+	// The comment comes last: it confirms that the view has the query.
 	v.Replace = append(v.Replace,
 		"ALTER TABLE "+name+" MODIFY QUERY "+query,
 		"ALTER TABLE "+name+" MODIFY COMMENT '"+v.Form+"'")

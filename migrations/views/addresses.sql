@@ -1,5 +1,5 @@
--- Which service speaks from which address, and which addresses agents report. Each view fills a
--- table whenever rows are inserted into another.
+-- The service at each address, and the addresses that agents report. Each view fills its
+-- table when rows are inserted into its source.
 CREATE MATERIALIZED VIEW IF NOT EXISTS {{.Database}}.service_addresses_of_spans{{.OnCluster}} TO {{.Database}}.service_addresses_local
 AS SELECT toStartOfHour(start_time) AS hour, ip, service_name, count() AS spans
 FROM {{.Database}}.spans_local

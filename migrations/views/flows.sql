@@ -1,4 +1,4 @@
--- What people query.
+-- The public view of flow data.
 CREATE OR REPLACE VIEW {{.Database}}.flows{{.OnCluster}}
 AS SELECT
     time,

@@ -1,8 +1,8 @@
--- The edges of the last minutes whose network is bad, the worst first.
+-- The edges of the last minutes with network problems, worst first.
 {{- define "network_trouble"}}
 WITH
-    -- Resets are how some applications close idle connections: where there were requests and none of them failed,
-    -- they did no harm.
+    -- Some applications close idle connections with resets: if there were requests and
+    -- none failed, the resets did no harm.
     if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
 SELECT
     client_service,

@@ -1,5 +1,5 @@
--- The columns and types of the table that the OpenTelemetry Collector's
--- ClickHouse exporter writes, for tools made for that one.
+-- The columns and types of the table of the OpenTelemetry Collector's ClickHouse
+-- exporter, for tools made for that table.
 CREATE OR REPLACE VIEW {{.Database}}.otel_traces{{.OnCluster}}
 (
     Timestamp DateTime64(9),
@@ -50,8 +50,8 @@ AS SELECT
     links.attributes AS `Links.Attributes`
 FROM {{.Spans}};
 
--- From when to when a trace went on. The exporter fills a table for this; here
--- it is read from the spans, which are sorted so that a trace is found by its id.
+-- The first and last time of a trace. The exporter fills a table for this; here the view
+-- reads the spans, which are sorted so that a trace is found by its id.
 CREATE OR REPLACE VIEW {{.Database}}.otel_traces_trace_id_ts{{.OnCluster}}
 (
     TraceId String,

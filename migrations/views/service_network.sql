@@ -1,5 +1,5 @@
--- Requests between services beside what the network did, per minute. A filter on
--- minute reaches the tables.
+-- Requests between services together with network metrics, per minute. A filter on minute
+-- reaches the tables.
 CREATE OR REPLACE VIEW {{.Database}}.service_network{{.OnCluster}}
 (
     minute DateTime('UTC'),
@@ -33,7 +33,7 @@ CREATE OR REPLACE VIEW {{.Database}}.service_network{{.OnCluster}}
 AS
 WITH
     toIPv6('::') AS unknown,
-    -- Who speaks from an address, hour by hour: the service with the most spans.
+    -- The service of an address per hour: the one with the most spans.
     names AS (
         SELECT hour, ip, argMax(service_name, n) AS name
         FROM (SELECT hour, ip, service_name, sum(spans) AS n FROM {{.ServiceAddresses}} GROUP BY hour, ip, service_name)
@@ -72,8 +72,9 @@ SELECT
     ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, served)[1], 0) / 1e6 AS server_p50_ms,
     ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, served)[2], 0) / 1e6 AS server_p90_ms,
     ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, served)[3], 0) / 1e6 AS server_p99_ms,
-    -- Each connection is seen from both of its ends: what both count is taken from the client's, and
-    -- what only the sender knows (segments, retransmits, waiting) from both.
+    -- Both ends report each connection: values that both ends count are taken from the
+    -- client, and values that only the sender knows (segments, retransmits, waiting) from
+    -- both.
     sumForEachIf(sums, NOT served)[1] AS connections,
     sumForEachIf(sums, NOT served)[2] AS connect_failures,
     greatest(sumForEachIf(sums, NOT served)[3], sumForEachIf(sums, served)[3]) AS resets,
@@ -102,7 +103,7 @@ FROM
     LEFT JOIN names AS own ON own.hour = toStartOfHour(minute) AND own.ip = sockets.ip
     LEFT JOIN names AS other ON other.hour = toStartOfHour(minute) AND other.ip = sockets.peer_ip
 )
--- A client that no span names is outside of what is traced, or a probe. A server without spans (a
--- database) goes by its address.
+-- A client without spans is outside the traced services, or a probe. A server without
+-- spans (a database) is identified by its address.
 WHERE client != '' AND server != ''
 GROUP BY minute, client, server;

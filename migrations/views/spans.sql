@@ -1,6 +1,6 @@
--- What people query. The list of columns holds the types whatever stores them;
--- a filter on a column that stands under its own name below reaches the primary
--- key and the indexes of spans_local.
+-- The public view of spans. The list of columns fixes the types, whatever the storage; a
+-- filter on a column that appears under its own name below reaches the primary key and
+-- the indexes of spans_local.
 CREATE OR REPLACE VIEW {{.Database}}.spans{{.OnCluster}}
 (
     trace_id String,

@@ -1,9 +1,9 @@
 -- The spans of one trace, each with the flow data of its own connection. Parameterized views have no
 -- defaults, so there are two: one with the thresholds written in, one with all of them to be given.
 --
--- ClickHouse analyses the whole question twice before it reads a row, and names, lambdas and columns
--- are what costs then. So spans and results are tuples without names, which the records below give
--- their names here; make generate writes the numbered form into schema/tables.sql.
+-- ClickHouse analyzes the whole query twice before it reads a row, and names, lambdas and
+-- columns are what this costs. So spans and results are unnamed tuples, whose fields the
+-- records below name; make generate writes the numbered form into schema/tables.sql.
 
 {{- /* A span of the trace. */ -}}
 {{- record "s, x, other" `
@@ -71,11 +71,11 @@ others. */ -}}
 {{- define "trace_network"}}
 WITH
     toIntervalMillisecond({{.SlackMS}}) AS slack,
-    -- An interval's row is made at its end: at most this long after a span within it.
+    -- An interval's row is written at its end: at most this long after a span within it.
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
-    -- The trace, read once: a scalar is computed before the rest, and what is derived from it finds
-    -- the granules of the flow data.
+    -- The trace, read once: a scalar is computed before the rest, and values derived from
+    -- it find the granules of the flow data.
     (
         SELECT (
             groupArray(({{values "s"}})),
@@ -89,7 +89,7 @@ WITH
     read.latest AS latest,
     read.own_addresses AS own,
     read.pods AS pods,
-    -- What agents told of these addresses and pods.
+    -- The agents' reports of these addresses and pods.
     (
         SELECT groupUniqArray(({{values "told"}}))
         FROM {{.FlowAddresses}}
@@ -160,12 +160,12 @@ FROM
     (
         SELECT
             any(c.s) AS s, any(c.role) AS role, any(c.other_span_id) AS other_span_id, any(c.wanted_peer) AS wanted_peer,
-            -- The nearest match counts; farther ones only when there is none.
+            -- The nearest match counts; farther ones count only if there is none.
             multiIf(
                 f.peer_ip = unknown, '',
                 NOT (f.ip = c.s.ip OR (c.s.pod_uid != '' AND f.pod_uid = c.s.pod_uid)), '',
                 c.s.cluster != '' AND f.cluster != '' AND f.cluster != c.s.cluster, '',
-                -- The port of the server's end, as far as both know it.
+                -- The port of the server's end, as far as both sides know it.
                 c.role = 'client' AND c.s.peer_port != 0 AND f.peer_port != c.s.peer_port, '',
                 c.role = 'server' AND c.s.port != 0 AND f.port != c.s.port, '',
                 f.start_time > c.until, '',
@@ -181,7 +181,8 @@ FROM
         (
             SELECT
                 s,
-                -- A producer's and a consumer's sockets are those of a client of the broker.
+                -- The sockets of a producer and a consumer are those of a client of the
+                -- broker.
                 multiIf(s.kind = 'server', 'server', s.kind IN ('client', 'producer', 'consumer'), 'client', 'unknown') AS role,
                 -- The span at the other end of the call.
                 arrayFirst(x -> multiIf(s.kind = 'server', x.span_id = s.parent_span_id AND x.kind = 'client',
