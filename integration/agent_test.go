@@ -50,21 +50,21 @@ func ctl(t *testing.T, program, addr string, args ...string) (stdout, stderr str
 		t.Fatal(err)
 	}
 	cmd := exec.Command(filepath.Join(binaries, program), append(args, "-i", host, "--api-port", port)...)
-	var out, said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &said
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err = cmd.Run()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return out.String(), said.String(), cmd.ProcessState.ExitCode()
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
 // mustCtl runs metaflow-ctl and fails the test unless it succeeds.
 func mustCtl(t *testing.T, addr string, args ...string) string {
 	t.Helper()
-	out, said, status := ctl(t, "metaflow-ctl", addr, args...)
+	out, stderr, status := ctl(t, "metaflow-ctl", addr, args...)
 	if status != 0 {
-		t.Fatalf("metaflow-ctl %v: status %d: %s", args, status, said)
+		t.Fatalf("metaflow-ctl %v: status %d: %s", args, status, stderr)
 	}
 	return out
 }
@@ -180,9 +180,9 @@ func TestAgentFollowsDocument(t *testing.T) {
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
 	port := ports.FreeAddress(t)
 
-	list, said, status := ctl(t, "metaflow-cli", s.at.HTTP, "agent-group", "list")
+	list, stderr, status := ctl(t, "metaflow-cli", s.at.HTTP, "agent-group", "list")
 	if status != 0 || !strings.HasPrefix(list, "NAME") {
-		t.Fatalf("metaflow-cli agent-group list: status %d, %q %q", status, list, said)
+		t.Fatalf("metaflow-cli agent-group list: status %d, %q %q", status, list, stderr)
 	}
 	id := groupID(t, list, "default")
 	a.eventually(10*time.Second, func() error { return agentState(t, s.at.HTTP, "running") })
@@ -234,9 +234,9 @@ func TestAgentFollowsDocument(t *testing.T) {
 // agentState returns nil if the server's only agent is in this state.
 func agentState(t *testing.T, server, state string) error {
 	t.Helper()
-	out, said, status := ctl(t, "metaflow-ctl", server, "agent", "list")
+	out, stderr, status := ctl(t, "metaflow-ctl", server, "agent", "list")
 	if status != 0 {
-		return fmt.Errorf("status %d: %s", status, said)
+		return fmt.Errorf("status %d: %s", status, stderr)
 	}
 	if !strings.Contains(strings.ToLower(out), state) {
 		return fmt.Errorf("no agent is %s:\n%s", state, out)

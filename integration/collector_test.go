@@ -92,9 +92,9 @@ func runCollector(t *testing.T, program, config string) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var said output
+	var output output
 	cmd := exec.Command(program, "--config", file)
-	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -103,7 +103,7 @@ func runCollector(t *testing.T, program, config string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if t.Failed() {
-			t.Logf("output of the collector:\n%s", said.String())
+			t.Logf("output of the collector:\n%s", output.String())
 		}
 	})
 }

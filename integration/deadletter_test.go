@@ -43,9 +43,9 @@ func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		said := run(t, "deadletter", "replay", "--config", s.config)
-		if want := fmt.Sprintf("%s and 0 flows sent again, 1 letter skipped", count(refused, "span")); !strings.Contains(said, want) {
-			t.Errorf("replay printed %q, want %q in it", said, want)
+		output := run(t, "deadletter", "replay", "--config", s.config)
+		if want := fmt.Sprintf("%s and 0 flows sent again, 1 letter skipped", count(refused, "span")); !strings.Contains(output, want) {
+			t.Errorf("replay printed %q, want %q in it", output, want)
 		}
 		server.eventually(time.Minute, exactly(conn, c.sent))
 	}

@@ -80,9 +80,9 @@ func TestFlowsAreStoredOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		said := run(t, "deadletter", "replay", "--config", s.config)
-		if want := fmt.Sprintf("0 spans and %d flows sent again, 0 letters skipped", refused); !strings.Contains(said, want) {
-			t.Errorf("replay printed %q, want %q in it", said, want)
+		output := run(t, "deadletter", "replay", "--config", s.config)
+		if want := fmt.Sprintf("0 spans and %d flows sent again, 0 letters skipped", refused); !strings.Contains(output, want) {
+			t.Errorf("replay printed %q, want %q in it", output, want)
 		}
 		server.eventually(time.Minute, exactlyFlows(conn, 989))
 	}

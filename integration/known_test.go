@@ -182,7 +182,7 @@ func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	if offset != 1 {
 		return false
 	}
-	said, ok, err := delivery.ParseCommit(offset, metadata)
+	recorded, ok, err := delivery.ParseCommit(offset, metadata)
 	if err != nil || !ok {
 		t.Fatalf("committed %d %q: %v", offset, metadata, err)
 	}
@@ -194,11 +194,11 @@ func planAgain(t *testing.T, cl *kgo.Client, partition int32) bool {
 	}
 	defer reader.Close()
 	first := reader.PollFetches(t.Context()).Records()[0].Timestamp.UnixMilli()
-	said.Plan = delivery.Plan{To: 1, First: first}
-	text := said.Metadata(0)
+	recorded.Plan = delivery.Plan{To: 1, First: first}
+	text := recorded.Metadata(0)
 	commit := kmsg.NewPtrOffsetCommitRequest()
 	commit.Group, commit.Generation = writerGroup, -1
-	id, err := kafka.ParseTopicID(said.Topic)
+	id, err := kafka.ParseTopicID(recorded.Topic)
 	if err != nil {
 		t.Fatal(err)
 	}

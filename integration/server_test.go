@@ -101,7 +101,7 @@ func startProgram(t *testing.T, name string, args ...string) *process {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("%s %v said:\n%s", name, args, p.output.String())
+			t.Logf("output of %s %v:\n%s", name, args, p.output.String())
 		}
 	})
 	return p

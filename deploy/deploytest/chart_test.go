@@ -140,14 +140,14 @@ func lintChart(t *testing.T, text string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var said []string
+	var messages []string
 	for _, m := range lint.All(chartDir, values, "observability", true).Messages {
 		// An icon would be an address outside the cluster.
 		if m.Severity > support.InfoSev || !strings.Contains(m.Error(), "icon is recommended") {
-			said = append(said, m.Error())
+			messages = append(messages, m.Error())
 		}
 	}
-	return said
+	return messages
 }
 
 // Without a given password, the chart generates a random one.

@@ -34,7 +34,7 @@ func TestChartIsRestricted(t *testing.T) {
 				}
 			}
 			if token := w.template.Spec.AutomountServiceAccountToken; token == nil || *token {
-				t.Errorf("%s: %s is given a token of the API", name, w)
+				t.Errorf("%s: %s has a token of the API", name, w)
 			}
 			for _, c := range slices.Concat(w.template.Spec.InitContainers, w.template.Spec.Containers) {
 				ours := strings.HasPrefix(c.Image, "metaflowys/")

@@ -13,8 +13,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// This file is what a new signal brings: its wire form, its columns and its
-// table. A request is
+// This file defines a new signal: its wire form, its columns and its table. A
+// request is
 //
 //	message ExportReadingsRequest { repeated Reading readings = 1; }
 //	message Reading { fixed64 time_unix_nano = 1; bytes id = 2; uint64 value = 3; }
@@ -26,7 +26,7 @@ const (
 	tagValue = 3<<3 | signal.Varint
 )
 
-// Why a reading cannot be stored.
+// Reasons why a reading cannot be stored.
 const (
 	badID signal.Reason = 1 + iota
 	badTime
@@ -148,7 +148,7 @@ var table = columns.Table{
 	},
 }
 
-// block is rows of readings_local.
+// block holds rows of readings_local.
 type block struct {
 	time  *proto.ColDateTime64
 	id    proto.ColFixedStr

@@ -1,5 +1,5 @@
 // Package newsignal takes a signal that no program knows through the whole
-// pipeline, to show what a new signal needs and that it needs nothing else.
+// pipeline, to show that a new signal needs nothing but its own definition.
 package newsignal
 
 import (
@@ -34,14 +34,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// pipeline is all parts that readings pass.
+// pipeline holds the components that readings pass through.
 type pipeline struct {
 	agent    *upstream.Client
 	kafka    *kafka.Client
 	producer *kafka.Producer
 }
 
-// startPipeline wires the parts up as a program does.
+// startPipeline connects the components like a program does.
 func startPipeline(t *testing.T, engine *chengine.Engine) *pipeline {
 	t.Helper()
 	must := func(err error) {
@@ -110,7 +110,7 @@ func startPipeline(t *testing.T, engine *chengine.Engine) *pipeline {
 	return p
 }
 
-// send has an agent send a request until a server takes it.
+// send makes an agent send a request until a server accepts it.
 func (p *pipeline) send(t *testing.T, req []byte, resend bool) (res signal.Result) {
 	t.Helper()
 	if err := p.agent.WaitReady(t.Context()); err != nil {
@@ -123,8 +123,8 @@ func (p *pipeline) send(t *testing.T, req []byte, resend bool) (res signal.Resul
 	return res
 }
 
-// Readings go from an agent over a server, a gateway, Kafka and a writer into
-// ClickHouse, once each, however often the agent sends them.
+// Readings pass from an agent through a server, a gateway, Kafka and a writer
+// into ClickHouse, once each, however often the agent sends them.
 func TestNewSignalIsStoredExactlyOnce(t *testing.T) {
 	engine := chtest.Start(t, chengine.Options{})
 	conn := chtest.Open(t, engine)
@@ -136,7 +136,7 @@ func TestNewSignalIsStoredExactlyOnce(t *testing.T) {
 	now := time.Now()
 	bad := reading{time: uint64(now.UnixNano()), id: []byte("short")}
 	first := bad.append(request(now, 1, 2, 3))
-	for range 2 { // the second has the same content
+	for range 2 { // the second request has the same content
 		res := p.send(t, first, false)
 		if res.Rejected != 1 || !strings.Contains(res.Message, "1 readings rejected: id is not 8 bytes; the first: reading 3 (counted from 0; id 73686f7274)") {
 			t.Errorf("answer %+v", res)
@@ -156,10 +156,10 @@ func TestNewSignalIsStoredExactlyOnce(t *testing.T) {
 		})
 	}
 	stored(3)
-	p.send(t, request(now, 2, 3, 4), true) // with another content, so the writer looks its readings up
+	p.send(t, request(now, 2, 3, 4), true) // another content: the writer looks the readings up
 	stored(4)
 
-	// Another program writes what no gateway accepts.
+	// Another program writes records that no gateway accepts.
 	err := p.producer.Produce(t.Context(), []kafka.Outgoing{{Value: bad.append(nil)}})
 	if err != nil {
 		t.Fatal(err)

@@ -73,7 +73,7 @@ func (c *control) run(ctx context.Context) error {
 		if time.Since(begun) > steady { // servers end old streams, to rebalance them
 			delay = againDelay
 		}
-		_ = retry.Sleep(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // spreads load, is no secret
+		_ = retry.Sleep(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // jitter, not security
 	}
 	return nil
 }

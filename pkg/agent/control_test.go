@@ -119,20 +119,20 @@ func (s *fakeStream) nextBeat(t *testing.T) *agentv1.Heartbeat {
 // report, after the server's first answer and not before.
 func TestEveryStreamReportsAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		told := 0
-		s, _, stop := sessionWith(t, func() { told++ })
+		reports := 0
+		s, _, stop := sessionWith(t, func() { reports++ })
 		defer stop()
 		for n := range 3 {
 			stream := <-s.streams
 			synctest.Wait()
-			if told != n {
-				t.Errorf("%d reports before stream %d was answered", told, n+1)
+			if reports != n {
+				t.Errorf("%d reports before stream %d was answered", reports, n+1)
 			}
 			stream.down <- configuration("g", 1)
 			stream.down <- configuration("g", 2)
 			synctest.Wait()
-			if told != n+1 {
-				t.Errorf("%d reports after %d streams", told, n+1)
+			if reports != n+1 {
+				t.Errorf("%d reports after %d streams", reports, n+1)
 			}
 			close(stream.down)
 		}

@@ -1,6 +1,6 @@
 // Package agent implements metaflow-agent: it forwards traces from the
 // collectors of its node, and flow data of the node's connections, to a server,
-// as the configuration of its agent group says.
+// as configured by its agent group.
 //
 // # The path of a request
 //

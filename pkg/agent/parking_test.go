@@ -110,15 +110,15 @@ func TestRejectedSpooledRequestIsParked(t *testing.T) {
 			if got := testutil.ToFloat64(r.metrics.parked); got != float64(tc.refused) || testutil.ToFloat64(r.metrics.lost) != 0 {
 				t.Errorf("%v spans counted as parked, want %d", got, tc.refused)
 			}
-			for _, mended := range []bool{false, true} {
-				if mended {
+			for _, fixed := range []bool{false, true} {
+				if fixed {
 					r.servers.answers(func([]byte) (signal.Result, error) { return signal.Result{}, nil })
 				}
 				report, err := RetryParked(t.Context(), r.parking.Folder, wayOf{r.servers}, RetryOptions{
 					Logger: slog.New(slog.DiscardHandler), Keep: func(parked.Head) bool { return true }, Timeout: time.Minute,
 				})
-				if err != nil || (report.Sent == 1) != mended || len(report.Failed) == report.Sent || (r.parked(t) == 0) != mended {
-					t.Errorf("mended %v: RetryParked = %+v, %v", mended, report, err)
+				if err != nil || (report.Sent == 1) != fixed || len(report.Failed) == report.Sent || (r.parked(t) == 0) != fixed {
+					t.Errorf("fixed %v: RetryParked = %+v, %v", fixed, report, err)
 				}
 			}
 			deliveries := r.servers.stored[string(bodies[3])]
@@ -144,7 +144,7 @@ func TestFailingRequestsLetOthersPass(t *testing.T) {
 	r := newRig(t, 16<<20)
 	bodies := spoolRequests(t, r, 60)
 	var mu sync.Mutex
-	mended := false
+	fixed := false
 	failing := map[string]bool{}
 	for _, b := range bodies[:3*drainWorkers] { // the oldest, and more than are in flight at once
 		failing[string(b)] = true
@@ -152,7 +152,7 @@ func TestFailingRequestsLetOthersPass(t *testing.T) {
 	r.servers.answers(func(b []byte) (signal.Result, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if failing[string(b)] && !mended {
+		if failing[string(b)] && !fixed {
 			return signal.Result{}, fault.As(fault.Overload, errors.New("max.message.bytes of the topic is too small"))
 		}
 		return signal.Result{}, nil
@@ -173,7 +173,7 @@ func TestFailingRequestsLetOthersPass(t *testing.T) {
 		t.Errorf("%d requests parked, want %d", n, len(failing))
 	}
 	mu.Lock()
-	mended = true
+	fixed = true
 	mu.Unlock()
 	wait.Until(t, "all are delivered", func() bool { return delivered() == len(bodies) && r.parked(t) == 0 })
 	for b := range failing {

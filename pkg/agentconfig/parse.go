@@ -133,7 +133,7 @@ func (r *reader) text(text []byte) {
 	}
 }
 
-// syntaxError is how the parser of YAML says where.
+// syntaxError splits an error of the YAML parser into line and message.
 var syntaxError = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?(.*)`)
 
 func (r *reader) notYAML(err error) {

@@ -242,7 +242,7 @@ func (l *Lab) command(service, command string) (string, error) {
 		return "", fmt.Errorf("send command to %s: no such service", service)
 	}
 	if _, err := io.WriteString(p.stdin, command+"\n"); err != nil {
-		return "", fmt.Errorf("tell %s: %w", service, err)
+		return "", fmt.Errorf("send command to %s: %w", service, err)
 	}
 	answer, err := p.answer()
 	if err != nil || strings.HasPrefix(answer, "error: ") {

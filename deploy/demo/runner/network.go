@@ -141,11 +141,11 @@ const callsQuery = `SELECT service_name AS caller,
        if(peer_service_name != '', peer_service_name, replaceOne(toString(any(peer_ip)), '::ffff:', '')) AS callee,
        count() AS calls, max(duration_ns) / 1e6 AS slowest_ms, argMax(gap_ns, duration_ns) / 1e6 AS gap_ms,
        max(retransmits + peer_retransmits) AS sent_again, max(rtt_us) / 1e3 AS rtt_ms,
-       countIf(matched = '') AS without_flow, argMax(if(verdict = '', unmatched, verdict), verdict != 'network clean') AS said
+       countIf(matched = '') AS without_flow, argMax(if(verdict = '', unmatched, verdict), verdict != 'network clean') AS outcome
 FROM metaflow.trace_network(trace_id = '%s')
 WHERE kind = 'client'
 GROUP BY caller, peer_service_name
-ORDER BY said = 'network clean', slowest_ms DESC`
+ORDER BY outcome = 'network clean', slowest_ms DESC`
 
 // hop is one row of the answer: the calls of a trace from one service to
 // another.

@@ -53,7 +53,6 @@ func (t *terminal) style(style, text string) string {
 	return "\x1b[" + style + "m" + text + "\x1b[0m"
 }
 
-// printf and println leave it to the terminal whether somebody still reads.
-
+// printf and println ignore write errors: the terminal may be closed.
 func (t *terminal) printf(format string, args ...any) { _, _ = fmt.Fprintf(t.w, format, args...) }
 func (t *terminal) println(line string)               { _, _ = fmt.Fprintln(t.w, line) }

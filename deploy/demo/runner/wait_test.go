@@ -12,7 +12,7 @@ import (
 )
 
 func TestAwaitStored(t *testing.T) {
-	away := errors.New("clickhouse is away")
+	down := errors.New("clickhouse is down")
 	type answer struct {
 		n   uint64
 		err error
@@ -26,9 +26,9 @@ func TestAwaitStored(t *testing.T) {
 		"all stored at once":                {[]answer{{100, nil}}, nil, "", 0},
 		"stored one after another":          {[]answer{{0, nil}, {40, nil}, {40, nil}, {90, nil}, {100, nil}}, []uint64{40, 90}, "", 4 * storedPoll},
 		"more than expected":                {[]answer{{101, nil}}, nil, "", 0},
-		"clickhouse is away for a while":    {[]answer{{40, nil}, {0, away}, {0, away}, {100, nil}}, []uint64{40}, "", 3 * storedPoll},
+		"clickhouse is down for a while":    {[]answer{{40, nil}, {0, down}, {0, down}, {100, nil}}, []uint64{40}, "", 3 * storedPoll},
 		"some are never stored":             {[]answer{{0, nil}, {99, nil}}, []uint64{99}, "99 of 100 acknowledged spans are stored, and nothing was added for 10s", storedPoll + 10*time.Second},
-		"clickhouse does not come back":     {[]answer{{0, away}}, nil, "the last query failed: clickhouse is away", 10 * time.Second},
+		"clickhouse stays down":             {[]answer{{0, down}}, nil, "the last query failed: clickhouse is down", 10 * time.Second},
 		"nothing is stored, without errors": {[]answer{{0, nil}}, nil, "0 of 100 acknowledged spans", 10 * time.Second},
 	}
 	for name, tc := range tests {

@@ -72,7 +72,7 @@ func TestStartSingleErrors(t *testing.T) {
 	listen := netip.MustParseAddrPort("127.0.0.1:0")
 	tests := map[string]struct {
 		options SingleOptions
-		says    string
+		want    string
 	}{
 		"a peer":     {SingleOptions{Service: cartService, Listen: listen, Endpoint: "127.0.0.1:1"}, "no address of its peer redis"},
 		"a service":  {SingleOptions{Service: "bookkeeping", Listen: listen, Endpoint: "127.0.0.1:1"}, "no such service"},
@@ -80,8 +80,8 @@ func TestStartSingleErrors(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			if _, err := StartSingle(t.Context(), tc.options); err == nil || !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("StartSingle = %v, want an error with %q", err, tc.says)
+			if _, err := StartSingle(t.Context(), tc.options); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("StartSingle = %v, want an error with %q", err, tc.want)
 			}
 		})
 	}

@@ -213,7 +213,7 @@ func compare(ctx context.Context, clients, fresh, pairs int, window time.Duratio
 		var on, off speed
 		first, second := with, without
 		one, other := &on, &off
-		if rand.IntN(2) == 0 { //nolint:gosec // is no secret
+		if rand.IntN(2) == 0 { //nolint:gosec // not a secret
 			first, second, one, other = without, with, &off, &on
 		}
 		if *one, err = first(); err != nil {

@@ -401,15 +401,15 @@ func TestNetworkTrouble(t *testing.T) {
 			t.Errorf("client's row %+v", r)
 		}
 		// Dumps now show the client's end as FIN-WAIT-2. The row of another
-		// connection that lives for three of them says that they have run.
+		// connection that lives for three dumps shows that they have run.
 		other := client.mustDial(server.serve("tcp", v4(8021), discard))
 		defer other.Close()
-		beside := at(client, flow.RoleClient, netip.AddrPortFrom(server.address, 8021))
+		second := at(client, flow.RoleClient, netip.AddrPortFrom(server.address, 8021))
 		for n := range 3 {
 			if _, err := other.Write([]byte("x")); err != nil {
 				t.Fatal(err)
 			}
-			s.await(t, "other connection", beside, func(r flow.Row) bool { return r.BytesSent == uint64(n+1) })
+			s.await(t, "other connection", second, func(r flow.Row) bool { return r.BytesSent == uint64(n+1) })
 		}
 		if r, n := s.sum(at(client, flow.RoleClient, to)); n != 1 || r.ConnectFailures != 0 || r.Connections != 1 {
 			t.Errorf("%d rows of the client, together %+v", n, r)

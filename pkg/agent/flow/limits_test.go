@@ -79,8 +79,8 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// A listener that no dump shows any more still tells the role for
-// listenerMemory, and no longer.
+// After the last dump that showed a listener, it implies the role for another
+// listenerMemory.
 func TestListenerMemory(t *testing.T) {
 	role := func(after time.Duration) Role {
 		table := opened(Config{})
@@ -134,21 +134,21 @@ func TestDeadConnectionsMakeRoom(t *testing.T) {
 			all = append(all, living(uint64(i+1), 100))
 		}
 		dump(table, 1, all...)
-		for second := 2; second < 5; second++ { // missed twice, then looked at as dead
+		for second := 2; second < 5; second++ { // missed twice, then checked as dead
 			dump(table, second, all[1:]...)
 		}
 		return table.Stats().Connections
 	}
-	if n := remembered(5); n != 6 { // of 8, with the dead one
+	if n := remembered(5); n != 6 { // 8, including the dead one
 		t.Errorf("at three quarters: %d connections, want 6", n)
 	}
-	if n := remembered(6); n != 6 { // without it
+	if n := remembered(6); n != 6 { // without the dead one
 		t.Errorf("above three quarters: %d connections, want 6", n)
 	}
 }
 
-// No more than maxUnresolved connections wait for the listening ports; then
-// those that the table knows decide.
+// At most maxUnresolved connections wait for the listening ports; beyond that,
+// the known ports decide.
 func TestUnresolvedAreBounded(t *testing.T) {
 	table := opened(Config{MaxRows: 4 * maxUnresolved})
 	for i := range maxUnresolved {
@@ -170,7 +170,7 @@ func TestUnresolvedAreBounded(t *testing.T) {
 	}
 }
 
-// A tenth of the busy time is trouble, less is not.
+// A tenth of the busy time is trouble; less is not.
 func TestTroubledByTheReceiversWindow(t *testing.T) {
 	for limited, want := range map[uint64]bool{0: false, 99: false, 100: true, 101: true} {
 		c := conn{seen: 1}
@@ -181,8 +181,8 @@ func TestTroubledByTheReceiversWindow(t *testing.T) {
 	}
 }
 
-// Living connections wait for room: no row is made over the bound, and none is
-// counted as lost.
+// At the bound, rows of living connections are delayed, and not counted as
+// lost.
 func TestRowsOfLivingConnectionsWaitForRoom(t *testing.T) {
 	table := opened(Config{MaxRows: 2, ReportInterval: time.Second})
 	dump(table, 5, living(1, 100), living(2, 100), living(3, 100))
@@ -196,7 +196,7 @@ func TestRowsOfLivingConnectionsWaitForRoom(t *testing.T) {
 	}
 }
 
-// What Flush has no room for is lost and counted.
+// Rows for which Flush has no room are lost and counted.
 func TestFlushIsBounded(t *testing.T) {
 	table := opened(Config{MaxRows: 2, ReportInterval: time.Hour})
 	dump(table, 5, living(1, 100), living(2, 100), living(3, 100))
@@ -206,7 +206,8 @@ func TestFlushIsBounded(t *testing.T) {
 	}
 }
 
-// Rows of a socket end a nanosecond apart at least, and no more than needed.
+// Rows of a socket end at least a nanosecond apart, and no later than
+// necessary.
 func TestRowEndsAfterTheOneBefore(t *testing.T) {
 	c := conn{reported: 100, minRTT: UnknownRTT}
 	sp := &space{}
@@ -244,8 +245,8 @@ func TestSentOnOldKernels(t *testing.T) {
 	}
 }
 
-// A connection that was idle since a dead one was forgotten may be that one, so
-// its end is not reported; one that was active later is another.
+// A connection that was idle since a dead one was forgotten may be the same, so
+// its end is not reported; a connection that was active later is another one.
 func TestIdleSinceTheForgottenIsUnclear(t *testing.T) {
 	for idle, want := range map[uint32]uint64{1999: 0, 2000: 1, 2001: 1} {
 		table := opened(Config{})
@@ -260,8 +261,8 @@ func TestIdleSinceTheForgottenIsUnclear(t *testing.T) {
 	}
 }
 
-// A row before the trouble is made only when the last dump is newer than the
-// last row, and while there is room.
+// A row for the time before the trouble is added only if the last dump is newer
+// than the last row, and while there is room.
 func TestRowBeforeTrouble(t *testing.T) {
 	for name, tc := range map[string]struct {
 		c    conn

@@ -110,9 +110,9 @@ func (s *Socket) disconnected() bool {
 
 // sent returns the payload bytes sent, each byte counted once.
 //
-// The kernel counts a segment as sent even when a queue of its own host drops
-// it, and does not count the next attempt as a retransmission. So sent also
-// limits the result to what the peer acknowledged and what still waits for an
+// The kernel counts a segment as sent even when a queue of its host drops it,
+// and does not count the next attempt as a retransmission. So sent also limits
+// the result to what the peer acknowledged and what still waits for an
 // acknowledgement.
 func (s *Socket) sent() uint64 {
 	i := &s.Info

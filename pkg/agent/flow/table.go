@@ -350,7 +350,7 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 			end = EndReset // the kernel cleared the socket's counters
 		}
 		if end == EndReset && c.peerClosed {
-			end = EndOrderly // the peer had said that it sends nothing more
+			end = EndOrderly // the peer had already sent its FIN
 		}
 	}
 	t.finish(sp, c, at, end)
@@ -497,8 +497,8 @@ func (t *Table) troubled(c *conn, s *Socket) bool {
 		limited != 0 && limited >= (now.Busy-c.counters.Busy)/10
 }
 
-// reportBefore appends a row of what the last dump showed, so that the row of
-// the trouble that followed covers the trouble alone.
+// reportBefore appends a row up to the last dump, so that the row of the
+// trouble since then covers only the trouble.
 func (t *Table) reportBefore(sp *space, c *conn) {
 	if c.seen > c.reported && c.counters != c.base && len(t.rows) < t.cfg.maxRows() {
 		t.report(sp, c, c.seen)

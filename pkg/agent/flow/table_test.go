@@ -544,9 +544,9 @@ func TestNoTwoRowsOfASocketEndTogether(t *testing.T) {
 	})
 }
 
-// A pool keeps the end open that the peer has closed. The kernel then lists the
-// peer's end as FIN-WAIT-2 without tcp_info, under the cookie of the socket
-// that it destroyed. It is no new connection.
+// A connection pool keeps its end open after the peer closed. The kernel then
+// lists the peer's end as FIN-WAIT-2 without tcp_info, under the cookie of the
+// socket that it destroyed. It is not a new connection.
 func TestMiniSocketIsNoConnection(t *testing.T) {
 	tab := opened(Config{})
 	s := living(5, 1000)
@@ -563,8 +563,8 @@ func TestMiniSocketIsNoConnection(t *testing.T) {
 	want(t, tab, short{To: 15, Local: cl, Peer: sv, Role: RoleClient, Closed: true, Reason: EndOrderly, Connections: 1, Sent: 1000, Received: 500})
 }
 
-// A server closed an idle connection, and the client's pool closes its end a
-// minute later: nobody waits for the answer, which is a reset.
+// A server closes an idle connection, and the client's pool closes its end a
+// minute later. The peer answers with a reset, for which nobody waits.
 func TestResetAfterThePeersFIN(t *testing.T) {
 	for name, tc := range map[string]struct {
 		state State
@@ -592,8 +592,8 @@ func TestResetAfterThePeersFIN(t *testing.T) {
 	}
 }
 
-// A queue of the own host dropped segments, which the kernel counts as sent and
-// whose repetition it does not count.
+// A queue of the host dropped segments. The kernel counts them as sent and does
+// not count their repetition.
 func TestLocalDrops(t *testing.T) {
 	tab := opened(Config{})
 	s := living(5, 1000)
