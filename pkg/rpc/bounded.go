@@ -17,22 +17,23 @@ import (
 )
 
 const (
-	// maxReportBytes is some times the largest message that an agent sends, a report of pods.
+	// maxReportBytes is several times an agent's largest message, a report of pods.
 	maxReportBytes = 4 << 20
-	// maxConnectBytes is some times a registration with many addresses.
+	// maxConnectBytes is several times a registration with many addresses.
 	maxConnectBytes = 64 << 10
-	// maxSmallBytes is for health and reflection, whose requests hold one name.
+	// maxSmallBytes bounds requests for health and reflection, which contain one name.
 	maxSmallBytes = 4 << 10
-	// maxDecodedBytes bounds what a message takes in memory once it is decoded. A report of a
-	// megabyte takes two to eight times its length.
+	// maxDecodedBytes bounds the memory of a decoded message. A report of a megabyte
+	// takes two to eight times its length.
 	maxDecodedBytes = 16 << 20
-	// decodedMessageBytes and decodedValueBytes are what protobuf allocates for a nested message, and
-	// for a string or bytes beside their content, slices that grow included.
+	// decodedMessageBytes and decodedValueBytes are protobuf's allocations for a nested
+	// message, and for a string or bytes field besides its content, including growing
+	// slices.
 	decodedMessageBytes = 320
 	decodedValueBytes   = 48
 )
 
-// maxOtherBytes returns how long a message of a method that takes no spans or flows may be.
+// maxOtherBytes returns the maximum message length of a method that is not an export.
 func maxOtherBytes(method string) int {
 	switch method {
 	case agentv1.ResourceService_Report_FullMethodName:
@@ -44,7 +45,7 @@ func maxOtherBytes(method string) int {
 	}
 }
 
-// agentServices is what the names of all methods begin with that only agents call.
+// agentServices is the common prefix of all methods that only agents call.
 var agentServices = "/" + strings.TrimSuffix(agentv1.ResourceService_ServiceDesc.ServiceName, "ResourceService")
 
 // registrar registers services whose messages are bounded before they are decoded.
@@ -70,14 +71,14 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, service any) {
 	r.Server.RegisterService(&bound, service)
 }
 
-// bounded receives a message of a service that takes no spans or flows.
+// bounded receives a message of a service that is not an export.
 type bounded struct {
 	call    *call
 	into    any
-	refused error // a status; gRPC would make an internal error of what a codec returns
+	refused error // a status; gRPC would turn a codec's error into an internal one
 }
 
-// receiveBounded receives into v what fits.
+// receiveBounded receives a message within the bounds into v.
 func (k *call) receiveBounded(receive func(any) error, v any) error {
 	b := &bounded{call: k, into: v}
 	if err := receive(b); err != nil {
@@ -86,7 +87,7 @@ func (k *call) receiveBounded(receive func(any) error, v any) error {
 	return b.refused
 }
 
-// take decodes data once it is known that the result fits.
+// take decodes data if the result is within the bounds.
 func (b *bounded) take(data mem.BufferSlice) error {
 	if limit := b.call.maxBytes(); data.Len() > limit {
 		b.refused = tooLong(data.Len(), limit)
@@ -114,11 +115,11 @@ func tooLong(length, limit int) error {
 	return status.Errorf(codes.ResourceExhausted, "a message of %d bytes is larger than the %d allowed", length, limit)
 }
 
-// maxNesting is deeper than any message that is received. What is nested deeper counts as text.
+// maxNesting is deeper than any received message. Deeper messages count as text.
 const maxNesting = 16
 
-// decodedBytes estimates what a message takes in memory from its bytes, and allocates nothing. It stops at the
-// first byte that is no protobuf.
+// decodedBytes estimates the memory of a message from its bytes, without allocating. It
+// stops at the first malformed byte.
 func decodedBytes(d protoreflect.MessageDescriptor, b []byte, depth int) int {
 	size := decodedMessageBytes
 	for len(b) > 0 {
@@ -133,7 +134,7 @@ func decodedBytes(d protoreflect.MessageDescriptor, b []byte, depth int) int {
 		field := d.Fields().ByNumber(number)
 		switch {
 		case kind != protowire.BytesType || field == nil:
-			size += 2 * (n + protowire.SizeTag(number)) // of an unknown field the bytes are kept
+			size += 2 * (n + protowire.SizeTag(number)) // protobuf keeps the bytes of an unknown field
 		case field.Message() != nil && depth < maxNesting:
 			nested, _ := protowire.ConsumeBytes(b[:n])
 			size += decodedBytes(field.Message(), nested, depth+1)

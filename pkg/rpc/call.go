@@ -15,41 +15,42 @@ import (
 )
 
 const (
-	// callBytes is what gRPC holds for a call of which nothing but headers has come.
+	// callBytes is gRPC's memory for a call of which only the headers have arrived.
 	callBytes   = 8 << 10
-	prefixBytes = 5 // of a gRPC message: compressed or not, and the length
+	prefixBytes = 5 // of a gRPC message: the compression flag and the length
 )
 
-// call is one call from its headers to its end: what it counts for, and how far its message has come.
+// call tracks one call from its headers to its end: its share of the budget and the
+// progress of its message.
 type call struct {
 	conn      *conn
 	method    string
-	service   *service       // nil for services that take no spans or flows
-	peer      *inflight.Peer // what the call is counted for
+	service   *service       // nil for services that are not exports
+	peer      *inflight.Peer // the peer that the call counts for
 	streaming bool           // the client may send any number of messages
-	base      int64          // granted beside the message, for headers
+	base      int64          // granted besides the message, for headers
 	cancel    context.CancelFunc
-	deadline  *time.Timer // for the message that is awaited
+	deadline  *time.Timer // for the expected message
 
-	// Of the goroutine that reads the connection.
+	// Owned by the goroutine that reads the connection.
 	prefix   [prefixBytes]byte
 	have     int // of prefix
-	left     int // bytes of the message still to come
-	size     int // bytes of it that have come
-	frames   int // that they came in
+	left     int // bytes of the message still to arrive
+	size     int // bytes of it that have arrived
+	frames   int // frames of those bytes
 	messages int
-	stopped  bool // the call was refused, and what else comes is not looked at
+	stopped  bool // the call was refused; further bytes are ignored
 
 	mu      sync.Mutex
 	granted int64
-	failure error // why the server gave the call up; a status
+	failure error // why the server ended the call; a status
 	answers answerer
-	held    bool // a handler runs, and gives back what is granted when it returns
-	settled bool // what was granted is given back
+	held    bool // a handler is running and returns the grant when it ends
+	settled bool // the grant was returned
 }
 
-// answerer is gRPC's stream, which takes a status at any time. A handler that waits for the rest
-// of a message cannot give one: gRPC would answer that the call was cancelled.
+// answerer is gRPC's stream, which accepts a status at any time. A handler that waits for
+// the rest of a message cannot send one: gRPC would report the call as canceled.
 type answerer interface {
 	WriteStatus(st *status.Status) error
 }
@@ -62,7 +63,8 @@ func callOf(ctx context.Context) *call {
 	return c
 }
 
-// open admits a call whose headers have come. It runs in the goroutine that reads the connection.
+// open admits a call whose headers have arrived. It runs in the goroutine that reads the
+// connection.
 func (c *conn) open(ctx context.Context, info *tap.Info, sig *service) (context.Context, inflight.Refusal) {
 	k := &call{conn: c, method: info.FullMethodName, service: sig, streaming: c.server.streaming[info.FullMethodName]}
 	var why inflight.Refusal
@@ -107,7 +109,7 @@ func headerBytes(info *tap.Info) (n int64) {
 	return n
 }
 
-// late gives up a call whose message does not come.
+// late ends a call whose message does not arrive in time.
 func (k *call) late() {
 	k.conn.server.lateBodies.Inc()
 	k.fail(status.Errorf(codes.DeadlineExceeded, "the request did not arrive within %s", k.conn.server.cfg.BodyTimeout))
@@ -123,12 +125,12 @@ func (k *call) fail(err error) {
 	answers := k.answers
 	k.mu.Unlock()
 	if first && answers != nil {
-		_ = answers.WriteStatus(status.Convert(err)) // fails only when the stream has ended
+		_ = answers.WriteStatus(status.Convert(err)) // fails only if the stream has ended
 	}
 	k.cancel()
 }
 
-// cause is err, or the reason when it was the server that gave the call up.
+// cause returns err, or the reason if the server ended the call.
 func (k *call) cause(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -138,7 +140,7 @@ func (k *call) cause(err error) error {
 	return err
 }
 
-// receive follows the bytes of the call's messages.
+// receive tracks the bytes of the call's messages.
 func (k *call) receive(p []byte) {
 	if k.stopped {
 		return
@@ -163,7 +165,7 @@ func (k *call) receive(p []byte) {
 	}
 }
 
-// announced charges a message of which only the length has come.
+// announced charges a message of which only the length has arrived.
 func (k *call) announced(length uint32) {
 	s := k.conn.server
 	k.messages++
@@ -172,7 +174,7 @@ func (k *call) announced(length uint32) {
 		k.stop(status.Error(codes.InvalidArgument, "a second message in a call that takes one"))
 		return
 	case int64(length) > s.cfg.MaxRequestBytes:
-		k.stopped = true // gRPC refuses it, and reads nothing of it
+		k.stopped = true // gRPC refuses it and reads none of it
 		return
 	case k.service == nil && k.prefix[0] != 0:
 		k.stop(status.Error(codes.Unimplemented, "compressed messages are taken by the export methods only"))
@@ -197,8 +199,9 @@ func (k *call) stop(err error) {
 	k.fail(err)
 }
 
-// charge has the budget grant what a message of this length takes while it arrives. What a
-// compressed one takes afterwards is known when it is decompressed; the estimate stands until then.
+// charge makes the budget grant what a message of this length takes while it arrives. The
+// size of a compressed message is known only after decompression; until then the estimate
+// stands.
 func (k *call) charge(length int64) (why inflight.Refusal) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -221,11 +224,11 @@ func (k *call) charge(length int64) (why inflight.Refusal) {
 	return why
 }
 
-// maxBytes is how long a message may be of a call that takes no spans or flows.
+// maxBytes returns the maximum message length of a call that is not an export.
 func (k *call) maxBytes() int { return maxOtherBytes(k.method) }
 
-// decoded charges what a message of a call that takes no spans or flows takes once it is decoded. The
-// largest one of the call counts until its end.
+// decoded charges the decoded size of a message of a call that is not an export. The
+// largest message counts until the call ends.
 func (k *call) decoded(size int64) (why inflight.Refusal) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -239,7 +242,7 @@ func (k *call) decoded(size int64) (why inflight.Refusal) {
 	return why
 }
 
-// resize is for the handler, which knows how large its request is.
+// resize charges the actual size of a request. The handler calls it.
 func (k *call) resize(size int64) (why inflight.Refusal) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -249,7 +252,7 @@ func (k *call) resize(size int64) (why inflight.Refusal) {
 	return why
 }
 
-// refusal is what the client is told when a bound was reached.
+// refusal returns the status for an exceeded bound.
 func (k *call) refusal(why inflight.Refusal) error {
 	if k.service != nil {
 		return k.service.refused(why)
@@ -257,7 +260,7 @@ func (k *call) refusal(why inflight.Refusal) error {
 	return k.conn.server.refusedOther(why)
 }
 
-// complete runs when the last byte of a message has come.
+// complete is called when the last byte of a message has arrived.
 func (k *call) complete() {
 	k.deadline.Stop()
 	k.size, k.frames = 0, 0
@@ -267,8 +270,8 @@ func (k *call) tooManyFrames() bool {
 	return k.frames > tinyFrames && k.size < k.frames*tinyFrameBytes
 }
 
-// hold keeps what is granted until release. When it returns an error the call has ended, and must
-// not be served.
+// hold keeps the grant until release. After an error the call has ended and must not be
+// served.
 func (k *call) hold(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -283,7 +286,7 @@ func (k *call) hold(ctx context.Context) error {
 	return nil
 }
 
-// release gives back what is granted, after hold.
+// release returns the grant after hold.
 func (k *call) release() {
 	k.mu.Lock()
 	k.held = false
@@ -291,7 +294,7 @@ func (k *call) release() {
 	k.leave()
 }
 
-// ended runs when the context of the call has ended.
+// ended is called when the context of the call has ended.
 func (k *call) ended() {
 	k.deadline.Stop()
 	k.mu.Lock()

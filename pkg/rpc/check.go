@@ -12,8 +12,8 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Bounds of what agents say: some times what a healthy one needs, and little enough to
-// keep of every agent.
+// Bounds for agent messages: several times what a healthy agent needs, and little enough
+// to keep for every agent.
 const (
 	maxMessageBytes   = 64 << 10
 	maxIDBytes        = 128
@@ -30,8 +30,8 @@ func checkSize(m *agentv1.ConnectRequest) error {
 	return nil
 }
 
-// checkRegistration says everything that is wrong with r, and cuts the addresses of hosts
-// that have very many.
+// checkRegistration returns every problem of r, and truncates the addresses of hosts with
+// very many.
 func checkRegistration(r *agentv1.Registration) error {
 	errs := []error{
 		checkID("agent_id", r.AgentId),
@@ -54,7 +54,7 @@ func checkRegistration(r *agentv1.Registration) error {
 	return errors.Join(errs...)
 }
 
-// checkID keeps ids fit for keys, paths and shells.
+// checkID ensures that ids are safe in keys, paths and shells.
 func checkID(field, id string) error {
 	switch {
 	case id == "":
@@ -81,10 +81,10 @@ func checkText(field, text string) error {
 	return nil
 }
 
-// unprintable characters could move the cursor of an operator's terminal.
+// unprintable reports whether r could move the cursor of an operator's terminal.
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// cleanHeartbeat cuts and cleans what is meant for people.
+// cleanHeartbeat truncates and cleans the texts for people.
 func cleanHeartbeat(h *agentv1.Heartbeat) {
 	h.Exceptions = h.Exceptions[:min(len(h.Exceptions), maxExceptions)]
 	for i, text := range h.Exceptions {

@@ -8,17 +8,17 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
-// message receives the bytes of one Export.
+// message receives the bytes of one export.
 type message struct {
 	server  *Server
 	call    *call
-	body    *[]byte          // nil until received, or when refused
-	refused inflight.Refusal // set when the size, once known, did not fit
+	body    *[]byte          // nil until received, or if refused
+	refused inflight.Refusal // set if the actual size did not fit
 }
 
-// take copies data, which gRPC holds in many small buffers and reclaims when
-// this returns, into one. gRPC looks for a second message after the first, and
-// fails the call when there is one: then take is called again.
+// take copies data into one buffer, because gRPC holds it in many small ones and reclaims
+// them when take returns. gRPC looks for a second message after the first and fails the
+// call if there is one: then it calls take again.
 func (m *message) take(data mem.BufferSlice) {
 	if m.body != nil || m.refused != "" {
 		return
@@ -35,12 +35,12 @@ func (m *message) take(data mem.BufferSlice) {
 	data.CopyTo(*m.body)
 }
 
-// largeCopy is from where on only so many requests are copied at a time as there are processors:
-// a request that is being copied is held twice, and counted once.
+// largeCopy is the size from which at most one request per processor is copied at a time:
+// a request being copied takes twice its size and counts once.
 const largeCopy = 256 << 10
 
-// release gives everything back. The body is kept from reuse when somebody may
-// still read it.
+// release returns everything. Without reuse the body is not pooled, because another
+// goroutine may still read it.
 func (m *message) release(reuse bool) {
 	m.call.release()
 	if m.body != nil && reuse {
@@ -48,13 +48,13 @@ func (m *message) release(reuse bool) {
 	}
 }
 
-// codec is protobuf for every message but an Export's request and answer, which stay bytes. Other requests are
-// decoded within bounds.
+// codec encodes protobuf, except for the requests and responses of exports, which stay
+// bytes. It decodes other requests within bounds.
 type codec struct {
 	encoding.CodecV2
 }
 
-// response is the answer to an Export, as bytes.
+// response is the response to an export, as bytes.
 type response []byte
 
 func newCodec() codec {

@@ -14,8 +14,8 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip" // first, so that the faster one registered below replaces it
 )
 
-// gRPC finds compressors by name in a table of the process; it can be written
-// only while packages initialize.
+// gRPC looks up compressors by name in a global table that may be written only during
+// initialization.
 func init() {
 	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for _, c := range []*compressor{
@@ -28,11 +28,11 @@ func init() {
 	}
 }
 
-// maxZstdWindow is what the zstd specification asks every decoder to support.
-// A frame may demand far more memory than it holds data: such frames are refused.
+// maxZstdWindow is the window that the zstd specification asks every decoder to support.
+// A frame may declare a window far larger than its data; such frames are refused.
 const maxZstdWindow = 8 << 20
 
-// resettable is how the readers of all formats are used again.
+// resettable is a reusable reader of any format.
 type resettable interface {
 	io.Reader
 	Reset(r io.Reader) error
@@ -45,10 +45,9 @@ type resettableWriter interface {
 
 // compressor implements encoding.Compressor with pooled readers and writers.
 //
-// gRPC decompresses a message only after it has all of its compressed bytes, so
-// decompressing is pure computation: more of it at a time than there are processors
-// would not be faster, but would hold more memory. slots bounds it, for all
-// formats together.
+// gRPC decompresses a message only after all of its compressed bytes have arrived, so
+// decompression is pure computation: running more than one per processor would only use
+// more memory. slots bounds it for all formats together.
 type compressor struct {
 	name      string
 	newReader func() (resettable, error)
@@ -99,7 +98,7 @@ func (c *compressor) Compress(w io.Writer) (io.WriteCloser, error) {
 	return z, nil
 }
 
-// decompression is one message being decompressed. gRPC closes it exactly once.
+// decompression is the decompression of one message. gRPC closes it exactly once.
 type decompression struct {
 	resettable
 	owner *compressor
@@ -122,9 +121,8 @@ func (z *compression) Close() error {
 	return err
 }
 
-// gzipReader puts a buffer before the decoder, which has a fast path for this
-// very type; what gRPC passes would cost it a call through an interface for every
-// byte.
+// gzipReader puts a buffer in front of the decoder, which has a fast path for this type;
+// gRPC's reader would cost an interface call per byte.
 type gzipReader struct {
 	gzip.Reader
 	source *bufio.Reader
@@ -141,8 +139,7 @@ func newGzipReader() (resettable, error) {
 
 func newGzipWriter() (resettableWriter, error) { return gzip.NewWriterLevel(nil, gzip.BestSpeed) }
 
-// One at a time, so that the decoder starts no goroutines that would have to be
-// stopped.
+// With concurrency 1 the decoder starts no goroutines that would have to be stopped.
 func newZstdReader() (resettable, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 }
@@ -151,7 +148,7 @@ func newZstdWriter() (resettableWriter, error) {
 	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(512<<10))
 }
 
-// snappyReader gives snappy.Reader the Reset of the others.
+// snappyReader adapts the Reset of snappy.Reader.
 type snappyReader struct{ *snappy.Reader }
 
 func (r snappyReader) Reset(src io.Reader) error {

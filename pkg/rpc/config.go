@@ -60,7 +60,7 @@ type Config struct {
 	TLS        tlsconfig.Server `mapstructure:"tls"`
 }
 
-// Keepalive finds dead connections and turns away clients that ping too often.
+// Keepalive detects dead connections and disconnects clients that ping too often.
 type Keepalive struct {
 	// Time: a connection silent for this long is pinged.
 	Time time.Duration `mapstructure:"time" doc:"a connection silent for this long is pinged"`
@@ -96,15 +96,15 @@ func DefaultConfig() Config {
 	}
 }
 
-// Limits are the bounds of requests in flight.
+// Limits returns the bounds of requests in flight.
 func (c Config) Limits() inflight.Limits {
 	return inflight.Limits{
 		RequestBytes: c.MaxRequestBytes, Bytes: c.MaxBytesInFlight, Requests: c.MaxRequestsInFlight, PeerShare: c.PeerShare,
 	}
 }
 
-// maxOtherBytesInFlight is for headers and messages of all calls but exports: some KiB for the stream of
-// each of 10,000 agents, and the reports of pods.
+// maxOtherBytesInFlight bounds headers and messages of all calls but exports: some KiB
+// for the stream of each of 10,000 agents, and the reports of pods.
 const maxOtherBytesInFlight = 160 << 20
 
 func (c Config) otherLimits() inflight.Limits {

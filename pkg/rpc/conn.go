@@ -16,7 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 )
 
-// HTTP/2's framing, as far as it is followed.
+// The parts of HTTP/2 framing that conn follows.
 const (
 	prefaceBytes     = 24
 	frameHeaderBytes = 9
@@ -25,24 +25,25 @@ const (
 )
 
 const (
-	// readBufferBytes is what every connection holds, so it is small; payloads are read past it.
+	// readBufferBytes is small because every connection holds it; payloads are read past
+	// it.
 	readBufferBytes = 32 << 10
-	// tinyFrames and tinyFrameBytes tell the frames of an attack from those of a client: gRPC
-	// keeps some 60 bytes for each, so frames of a byte would make a message cost that many times
-	// its length.
+	// tinyFrames and tinyFrameBytes distinguish an attack's frames from a client's: gRPC
+	// keeps some 60 bytes per frame, so one-byte frames would cost that many times a
+	// message's length.
 	tinyFrames     = 256
 	tinyFrameBytes = 128
 )
 
 var errTinyFrames = errors.New("the client sends a message in too many small frames")
 
-// conn is a connection whose HTTP/2 frames are followed while gRPC reads them. gRPC reads a
-// message whole before anybody may look at it; conn sees the length of each message before its
-// bytes, and charges it to the budget.
+// conn is a connection whose HTTP/2 frames are followed while gRPC reads them. gRPC reads
+// a message completely before any handler sees it; conn sees the length of each message
+// before its bytes and charges it to the budget.
 //
-// gRPC must read without a buffer of its own (grpc.ReadBufferSize(0)): then the frame whose bytes
-// were handed out last is the one that gRPC handles, and stream names its stream while the
-// tap handler runs. All but calls belongs to the goroutine that reads.
+// gRPC must read without its own buffer (grpc.ReadBufferSize(0)): then the frame whose
+// bytes were handed out last is the one that gRPC handles, and stream is its stream id
+// while the tap handler runs. The reading goroutine owns everything but calls.
 type conn struct {
 	net.Conn
 
@@ -52,17 +53,17 @@ type conn struct {
 	exports *inflight.Peer // part of Server.budget
 	others  *inflight.Peer // part of Server.others
 
-	preface int // bytes of the client's preface still to come
+	preface int // bytes of the client's preface still to arrive
 	header  [frameHeaderBytes]byte
 	have    int    // of header
 	stream  uint32 // of the newest frame
-	payload int    // bytes of that frame still to come
-	padded  bool   // the next byte of the payload is the padding's length
+	payload int    // bytes of that frame still to arrive
+	padded  bool   // the next byte of the payload is the padding length
 	padding int    // bytes at the end of the payload
-	call    *call  // that the payload is data of; nil for other frames, and for calls that have ended
+	call    *call  // the call whose data the payload is; nil for other frames and ended calls
 
 	closing sync.Once
-	forget  func() // nil when the connection is plain text
+	forget  func() // nil for plain text
 
 	mu    sync.Mutex
 	calls map[uint32]*call
@@ -86,7 +87,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close also gives back what the connection counts for. Calls in flight leave by themselves.
+// Close also returns the connection's share of the budgets. Calls in flight return theirs
+// themselves.
 func (c *conn) Close() error {
 	c.closing.Do(func() {
 		c.exports.Close()
@@ -98,7 +100,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// follow looks at bytes in the order in which they came.
+// follow processes bytes in the order of arrival.
 func (c *conn) follow(p []byte) error {
 	if n := min(len(p), c.preface); n > 0 {
 		c.preface -= n
@@ -124,7 +126,7 @@ func (c *conn) follow(p []byte) error {
 	return nil
 }
 
-// begin reads the header of a frame.
+// begin parses the header of a frame.
 func (c *conn) begin() {
 	c.payload = int(c.header[0])<<16 | int(c.header[1])<<8 | int(c.header[2])
 	c.stream = binary.BigEndian.Uint32(c.header[5:]) &^ (1 << 31)
@@ -138,7 +140,7 @@ func (c *conn) begin() {
 	c.mu.Unlock()
 }
 
-// data takes some of a frame's payload.
+// data processes a part of a frame's payload.
 func (c *conn) data(p []byte) error {
 	if c.call == nil {
 		c.payload -= len(p)
@@ -160,7 +162,7 @@ func (c *conn) data(p []byte) error {
 	return nil
 }
 
-// guarded makes a conn of every connection whose handshake is done.
+// guarded wraps every connection after its handshake in a conn.
 type guarded struct {
 	credentials.TransportCredentials
 	server *Server
@@ -185,13 +187,13 @@ func (g guarded) Clone() credentials.TransportCredentials {
 	return guarded{g.TransportCredentials.Clone(), g.server}
 }
 
-// authInfo is what TLS says of a peer, with the connection.
+// authInfo is the TLS state of a peer, with the connection.
 type authInfo struct {
 	credentials.AuthInfo
 	conn *conn
 }
 
-// TLS returns what TLS says of the peer, the zero value in plain text.
+// TLS returns the TLS state of the peer, or the zero value for plain text.
 func (a authInfo) TLS() tls.ConnectionState {
 	if info, ok := a.AuthInfo.(credentials.TLSInfo); ok {
 		return info.State

@@ -20,26 +20,27 @@ import (
 )
 
 const (
-	// RegistrationTimeout frees what a client holds that opens a stream and says nothing.
+	// RegistrationTimeout disconnects a client that opens a stream and sends nothing.
 	RegistrationTimeout = 10 * time.Second
 	// IdleTimeout is six heartbeats.
 	IdleTimeout = time.Minute
-	// SendTimeout is for the largest configuration over a slow line.
+	// SendTimeout allows the largest configuration over a slow line.
 	SendTimeout = 30 * time.Second
 )
 
-// ControlOptions are what code sets. The zero value is usable.
+// ControlOptions are set by code. The zero value is usable.
 type ControlOptions struct {
-	Logger     *slog.Logger          // nil logs nothing
-	Registerer prometheus.Registerer // nil registers nothing
-	// MaxStreams bounds the streams open at a time. 0 means 10,000.
+	Logger     *slog.Logger          // nil discards
+	Registerer prometheus.Registerer // nil does not register the metrics
+	// MaxStreams bounds the concurrent streams. 0 means 10,000.
 	MaxStreams int
-	// Authorize returns nil when the caller of a stream may speak for an agent, else a status.
-	// nil lets everybody.
+	// Authorize returns nil if the caller of a stream may speak for an agent, otherwise a
+	// status. Nil admits every caller.
 	Authorize Authorize
 }
 
-// Authorize decides by the context of a call whether its caller may speak for an agent: nil, or a status.
+// Authorize decides from the context of a call whether its caller may speak for an agent.
+// It returns nil or a status.
 type Authorize func(ctx context.Context, agent string) error
 
 func (a Authorize) check(ctx context.Context, agent string) error {
@@ -49,7 +50,8 @@ func (a Authorize) check(ctx context.Context, agent string) error {
 	return a(ctx, agent)
 }
 
-// ControlService serves metaflow.agent.v1.ControlService. Make one with NewControlService.
+// ControlService implements metaflow.agent.v1.ControlService. Create it with
+// NewControlService.
 type ControlService struct {
 	agentv1.UnimplementedControlServiceServer
 
@@ -61,7 +63,7 @@ type ControlService struct {
 	open       atomic.Int64
 }
 
-// NewControlService returns a ControlService that lets c decide. It starts nothing.
+// NewControlService returns a ControlService that calls c. It starts nothing.
 func NewControlService(c Controller, opts ControlOptions) (*ControlService, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -77,7 +79,7 @@ func NewControlService(c Controller, opts ControlOptions) (*ControlService, erro
 	return s, nil
 }
 
-// Register adds the service to a gRPC server. It is called before the server serves.
+// Register adds the service to a gRPC server. Call it before the server serves.
 func (s *ControlService) Register(r grpc.ServiceRegistrar) {
 	agentv1.RegisterControlServiceServer(r, s)
 }
@@ -90,7 +92,7 @@ func (s *ControlService) Connect(grpcStream agentv1.ControlService_ConnectServer
 		return status.Errorf(codes.ResourceExhausted, "this server has %d agents connected, which is its limit", s.max)
 	}
 	ctx, cancel := context.WithCancel(grpcStream.Context())
-	defer cancel() // frees the goroutines that are not inside gRPC
+	defer cancel() // ends the goroutines that are not inside gRPC
 	st := &stream{ControlService: s, received: make(chan received), sending: make(chan *agentv1.ConnectResponse), sent: make(chan error, 1)}
 	go st.receive(ctx, grpcStream)
 	session, err := st.join(ctx)
@@ -110,15 +112,15 @@ type stream struct {
 
 	received chan received
 	sending  chan *agentv1.ConnectResponse
-	sent     chan error // of the message given to sending last
+	sent     chan error // result of the last message given to sending
 }
 
 type received struct {
 	message *agentv1.ConnectRequest
-	err     error // io.EOF when the agent is done
+	err     error // io.EOF when the agent has closed the stream
 }
 
-// receive hands on what comes until something goes wrong.
+// receive forwards messages until an error occurs.
 func (st *stream) receive(ctx context.Context, from agentv1.ControlService_ConnectServer) {
 	for {
 		m, err := from.Recv()
@@ -133,19 +135,19 @@ func (st *stream) receive(ctx context.Context, from agentv1.ControlService_Conne
 	}
 }
 
-// send sends what it is given, one message after the other.
+// send sends messages one after another.
 func (st *stream) send(ctx context.Context, to agentv1.ControlService_ConnectServer) {
 	for {
 		select {
 		case m := <-st.sending:
-			st.sent <- to.Send(m) // nobody gives another one before this is read
+			st.sent <- to.Send(m) // the next message comes only after this is read
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// The ends of a stream that are not the agent's, nor the controller's.
+// Reasons for the end of a stream other than the agent's or the controller's.
 var (
 	errNoRegistration = status.Errorf(codes.DeadlineExceeded, "no registration within %s", RegistrationTimeout)
 	errIdle           = status.Errorf(codes.DeadlineExceeded, "no heartbeat within %s", IdleTimeout)
@@ -188,7 +190,8 @@ func (st *stream) join(ctx context.Context) (Session, error) {
 	return st.controller.Join(ctx, r, peerText(ctx))
 }
 
-// serve is the stream from the registration to its end. nil is the agent's own end.
+// serve runs the stream from the registration to its end. It returns nil if the agent
+// closed it.
 func (st *stream) serve(ctx context.Context, session Session) error {
 	idle := time.NewTimer(IdleTimeout)
 	defer idle.Stop()
@@ -196,7 +199,7 @@ func (st *stream) serve(ctx context.Context, session Session) error {
 	slow.Stop()
 	defer slow.Stop()
 	next := outgoing{configuration: session.Configuration()}
-	sending := st.sending // nil while a message is under way
+	sending := st.sending // nil while a message is being sent
 	for {
 		to := sending
 		message := next.peek()
@@ -253,19 +256,18 @@ func (st *stream) take(session Session, m *agentv1.ConnectRequest, next *outgoin
 		sent := h.TimeUnixNano
 		now := session.Heartbeat(h)
 		next.reply = &agentv1.HeartbeatReply{AgentTimeUnixNano: sent, ServerTimeUnixNano: uint64(now.UnixNano())}
-	default: // of a newer agent
+	default: // from a newer agent
 	}
 	return nil
 }
 
-// outgoing is what is to be sent next. It has room for one of each kind: only the newest of
-// each is of use.
+// outgoing is the next message of each kind. Only the newest one of a kind matters.
 type outgoing struct {
 	configuration *agentv1.Configuration
 	reply         *agentv1.HeartbeatReply
 }
 
-// peek returns the message to send, nil when there is none.
+// peek returns the next message to send, or nil.
 func (o *outgoing) peek() *agentv1.ConnectResponse {
 	switch {
 	case o.configuration != nil:
@@ -276,7 +278,7 @@ func (o *outgoing) peek() *agentv1.ConnectResponse {
 	return nil
 }
 
-// took says that what peek returned is under way.
+// took records that the result of peek is being sent.
 func (st *stream) took(o *outgoing) {
 	if o.configuration != nil {
 		st.metrics.configurations.Inc()
@@ -286,13 +288,13 @@ func (st *stream) took(o *outgoing) {
 	o.reply = nil
 }
 
-// agentStatus makes the end of a stream what the agent reads.
+// agentStatus converts the end of a stream to the status for the agent.
 func agentStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return errStopping // nobody reads it unless the server stops
+		return errStopping // read only if the server stops
 	}
 	if _, ok := status.FromError(err); ok {
 		return err

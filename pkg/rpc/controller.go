@@ -7,30 +7,29 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Controller decides about agents. It is declared here because this package is
-// its caller.
+// Controller manages agents. It is declared here because this package calls it.
 type Controller interface {
-	// Join takes an agent in that connects from peer. It may wait a few seconds, at most until
-	// ctx ends. The class of an error (pkg/fault) decides the status of the stream:
+	// Join admits an agent that connects from peer. It may wait a few seconds, at most
+	// until ctx ends. The fault class of an error selects the status of the stream:
 	// Fenced is ALREADY_EXISTS, Rejected INVALID_ARGUMENT, Overload RESOURCE_EXHAUSTED,
-	// Retryable UNAVAILABLE. The error's text goes to the agent.
+	// Retryable UNAVAILABLE. The agent receives the error's text.
 	Join(ctx context.Context, r *agentv1.Registration, peer string) (Session, error)
 }
 
-// Session is an agent that is connected. No method blocks.
+// Session is a connected agent. No method blocks.
 type Session interface {
-	// Heartbeat takes what the agent says of itself, which becomes the session's, and
-	// returns the server's clock.
+	// Heartbeat records the agent's heartbeat, which the session then owns, and returns
+	// the server's clock.
 	Heartbeat(h *agentv1.Heartbeat) time.Time
-	// Configuration returns what the agent is to have; nil when there is nothing to tell it.
-	// The result must not be changed.
+	// Configuration returns the agent's configuration, or nil if there is nothing to
+	// send. The result must not be changed.
 	Configuration() *agentv1.Configuration
-	// Changed receives a value after Configuration may have another result.
+	// Changed receives a value after Configuration may have changed.
 	Changed() <-chan struct{}
-	// Ended is closed when the stream has to end, and Err says why, with a class as
-	// Join's errors have.
+	// Ended is closed when the stream must end. Err returns the reason, classified like
+	// Join's errors.
 	Ended() <-chan struct{}
 	Err() error
-	// Leave says that the stream has ended.
+	// Leave reports that the stream has ended.
 	Leave()
 }

@@ -1,13 +1,15 @@
-// Package agentauth decides whether who calls may speak for an agent.
+// Package agentauth decides whether a caller may speak for an agent.
 //
-// An agent shows what it has: the token of the installation (control.agent_tokens), a certificate that
-// TLS has verified, and a secret that it made at its first start and keeps in its state directory. An id is
-// bound to the secret it was first registered with, or else to the name in the certificate; from then on
-// nobody without it may use the id. Bindings are records of metaflow.resources beside those of agents, so every
-// replica of every role knows them. A deleted agent's id is free again.
+// An agent presents what it has: the installation's token (control.agent_tokens), a
+// certificate verified by TLS, and a secret that it generates at its first start and
+// keeps in its state directory. An id is bound to the secret with which it was first
+// registered, or else to the name in the certificate; from then on no client without it
+// may use the id. Bindings are records of metaflow.resources next to those of agents, so
+// every replica of every role knows them. Deleting an agent frees its id.
 //
-// The package keeps no secret, only hashes. It does no I/O: somebody who follows the topic gives it the
-// records, and somebody with a producer writes those that it makes. A Guard may be used by many goroutines.
+// The package stores hashes, never secrets. It does no I/O: a follower of the topic
+// passes it the records, and a producer writes the records that it creates. A Guard is
+// safe for concurrent use.
 package agentauth
 
 import (
@@ -30,26 +32,27 @@ import (
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
-// Guard knows the bindings. Make one with New.
+// Guard holds the bindings. Create it with New.
 type Guard struct {
 	tokens [][sha256.Size]byte
 	mutual bool
 
 	mu     sync.RWMutex
-	caught bool               // bound is complete: the records were read to their end
+	caught bool               // bound is complete: the topic was read to its end
 	bound  map[string]binding // by agent id
 }
 
-// binding is the value of a record.
+// binding is the value of a binding record.
 type binding struct {
-	// Credential is a hash in hexadecimal, empty for an agent that showed nothing.
+	// Credential is a hash in hexadecimal, empty for an agent without credentials.
 	Credential string `json:"credential"`
-	// Joined is when the id was registered first, in seconds since the Unix epoch.
+	// Joined is when the id was first registered, in seconds since the Unix epoch.
 	Joined int64 `json:"joined"`
 }
 
-// New returns a Guard that knows no binding, and lets nobody speak for an agent before CaughtUp. With tokens, who speaks for an agent must show one of them.
-// mutual says that TLS lets in only clients with a certificate.
+// New returns a Guard without bindings, which admits no agent before CaughtUp. With
+// tokens, a caller that speaks for an agent must present one of them. mutual means that
+// TLS accepts only clients with a certificate.
 func New(tokens []string, mutual bool) *Guard {
 	g := &Guard{mutual: mutual, bound: make(map[string]binding)}
 	for _, t := range tokens {
@@ -58,7 +61,7 @@ func New(tokens []string, mutual bool) *Guard {
 	return g
 }
 
-// Observe takes a record of the topic; those of other kinds change nothing.
+// Observe applies a record of the topic. It ignores records of other kinds.
 func (g *Guard) Observe(key, value []byte) {
 	id, ok := strings.CutPrefix(string(key), schema.KeyBinding)
 	if !ok {
@@ -71,19 +74,19 @@ func (g *Guard) Observe(key, value []byte) {
 		return
 	}
 	var b binding
-	if json.Unmarshal(value, &b) == nil { // else it is of a newer server
+	if json.Unmarshal(value, &b) == nil { // otherwise it is from a newer server
 		g.bound[id] = b
 	}
 }
 
-// CaughtUp says that Observe was given every record there is.
+// CaughtUp reports that Observe has received every record.
 func (g *Guard) CaughtUp() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.caught = true
 }
 
-// Forget goes back to before the first record.
+// Forget removes all bindings, as before the first record.
 func (g *Guard) Forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -91,8 +94,9 @@ func (g *Guard) Forget() {
 	clear(g.bound)
 }
 
-// Check returns nil when the caller of a gRPC call may speak for an agent, else a status: UNAVAILABLE while
-// it is not known what ids are bound. An empty agent is nobody's, and may always be spoken for.
+// Check returns nil if the caller of a gRPC call may speak for an agent, otherwise a
+// status: UNAVAILABLE while the bindings are not known. Every caller may speak for an
+// empty agent.
 func (g *Guard) Check(ctx context.Context, agent string) error {
 	if agent == "" {
 		return nil
@@ -107,7 +111,7 @@ func (g *Guard) Check(ctx context.Context, agent string) error {
 	return judge(agent, caught, b, credentialsOf(ctx))
 }
 
-// judge returns nil when who shows credentials may speak for an agent.
+// judge returns nil if a caller with these credentials may speak for an agent.
 func judge(agent string, caught bool, b binding, shown []string) error {
 	if !caught {
 		return status.Errorf(codes.Unavailable, "this server has not read yet whom the agent id %q belongs to", agent)
@@ -124,8 +128,8 @@ func judge(agent string, caught bool, b binding, shown []string) error {
 		"the agent id %q belongs to an agent with another secret or certificate; 'metaflow-ctl agent release' frees it", agent)
 }
 
-// Authenticated tells whether the caller has proved to belong to the installation. Where nothing is
-// configured to prove it by, everybody counts as such.
+// Authenticated reports whether the caller has proved that it belongs to the
+// installation. Without configured credentials, every caller counts as authenticated.
 func (g *Guard) Authenticated(ctx context.Context) bool {
 	if len(g.tokens) > 0 {
 		return g.knows(first(ctx, schema.MetadataToken))
@@ -142,9 +146,10 @@ func (g *Guard) knows(token string) bool {
 	return found == 1
 }
 
-// Bind binds an agent that is let in to the strongest that it shows, at once for this replica. It returns the
-// record of the binding, and whether that is news to write for the others. It fails as Check does, and changes
-// nothing then: the id may have been bound since Check was asked.
+// Bind binds an admitted agent to its strongest credential, effective at once on this
+// replica. It returns the binding record and whether it must be written for the other
+// replicas. It fails like Check, and then changes nothing: the id may have been bound
+// since Check.
 func (g *Guard) Bind(ctx context.Context, agent string, now time.Time) (value []byte, news bool, err error) {
 	shown := credentialsOf(ctx)
 	g.mu.Lock()
@@ -167,7 +172,7 @@ func (g *Guard) Bind(ctx context.Context, agent string, now time.Time) (value []
 	return value, news || !known, nil
 }
 
-// Joined returns when an agent was registered first; ok is false when that is not known.
+// Joined returns when an agent was first registered. ok is false if that is unknown.
 func (g *Guard) Joined(agent string) (at time.Time, ok bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -175,7 +180,7 @@ func (g *Guard) Joined(agent string) (at time.Time, ok bool) {
 	return time.Unix(b.Joined, 0), ok && b.Joined > 0
 }
 
-// credentialsOf returns the hashes of what a caller shows, the strongest first.
+// credentialsOf returns the hashes of a caller's credentials, strongest first.
 func credentialsOf(ctx context.Context) (shown []string) {
 	if secret := first(ctx, schema.MetadataSecret); secret != "" {
 		shown = append(shown, hashed("secret", secret))
@@ -191,7 +196,7 @@ func hashed(kind, text string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// certificateOf returns what TLS has verified, nil when there is nothing.
+// certificateOf returns the certificate verified by TLS, or nil.
 func certificateOf(ctx context.Context) *x509.Certificate {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -207,7 +212,7 @@ func certificateOf(ctx context.Context) *x509.Certificate {
 	return nil
 }
 
-// nameOf returns what stays the same when a certificate is renewed.
+// nameOf returns the part of a certificate that survives its renewal.
 func nameOf(c *x509.Certificate) string {
 	switch {
 	case c == nil:
