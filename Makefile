@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-agent bench-capture bench-network storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-network storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,10 +71,13 @@ kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API serve
 
 bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline) and the agent (bench-agent)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
-	$(MAKE) bench-pipeline bench-agent bench-network
+	$(MAKE) bench-pipeline bench-steady bench-agent bench-network
 
 bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline, and of the collector's if `make collector` built one
 	$(GO) run ./integration/bench/pipeline -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
+
+bench-steady: build engine ## measure CPU per span, INSERTs, parts, delays and memory at steady rates; beside the collector's if `make collector` built one (an hour)
+	$(GO) run ./integration/bench/steady -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)" $(STEADY)
 
 bench-agent: build ## measure CPU per span and memory of the agent, and of the collector if `make collector` built one
 	$(GO) run ./integration/bench/agent -agent $(BIN)/metaflow-agent -collector "$(wildcard .cache/collector/otelcol)"

@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/integration/bench/chain"
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // bench holds what both pipelines use.
@@ -43,6 +45,41 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	return b, nil
 }
 
+// requests makes the load: the same bytes for every chain.
+func requests(o options) [][]byte {
+	// As fast as on a busy cluster, and ending now: within the accepted times.
+	const rate = 20_000
+	begin := time.Now().Add(-time.Duration(o.spans/rate)*time.Second - time.Minute)
+	g := otlptest.New(1, otlptest.Options{Start: begin, SpansPerSecond: rate})
+	var all [][]byte
+	for sent := 0; sent < o.spans; sent += o.batch {
+		all = append(all, g.RequestBytes(min(o.batch, o.spans-sent)))
+	}
+	return all
+}
+
+// send exports every request to addr and returns when each is acknowledged in full.
+func (b *bench) send(ctx context.Context, addr string) error {
+	exporter, err := chain.Dial(addr)
+	if err != nil {
+		return err
+	}
+	defer exporter.Close()
+	return measured.Send(ctx, b.load, len(b.load), b.senders, 0, exporter.Export)
+}
+
+// start starts one program of a chain, and takes profiles of ours.
+func (b *bench) start(ctx context.Context, c chain.Chain, role string, start chain.Start) (*measured.Process, error) {
+	ops, err := measured.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	if b.profiles != "" && c.Once {
+		go b.profile(ctx, ops, role)
+	}
+	return start(ops)
+}
+
 func (b *bench) close() {
 	if b.engine != nil {
 		b.engine.Close()
@@ -53,29 +90,17 @@ func (b *bench) close() {
 	_ = os.RemoveAll(b.dir)
 }
 
-// pipeline starts one system: a receiver that fills Kafka and a writer that
-// empties it.
-type pipeline struct {
-	name     string
-	otlp     string // address of the receiver
-	receiver func() (*measured.Process, error)
-	writer   func() (*measured.Process, error)
-	count    string // SQL that counts the stored spans
-	once     bool   // duplicates are an error; otherwise they are reported
-	table    string // database.table of the spans
-}
-
 // measure sends the load and follows it stage by stage: the writer starts only
 // after the receiver has finished.
-func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) {
-	f.name = p.name
-	measured.Progress("%s: sending", p.name)
-	receiver, err := p.receiver()
+func (b *bench) measure(ctx context.Context, c chain.Chain) (f figures, err error) {
+	f.name = c.Name
+	measured.Progress("%s: sending", c.Name)
+	receiver, err := b.start(ctx, c, "gateway", c.Receiver)
 	if err != nil {
 		return f, err
 	}
 	defer receiver.Stop()
-	if err := receiver.WaitListening(ctx, p.otlp); err != nil {
+	if err := receiver.WaitListening(ctx, c.OTLP); err != nil {
 		return f, err
 	}
 	before, err := receiver.Usage()
@@ -83,7 +108,7 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 		return f, err
 	}
 	begun := time.Now()
-	if err := send(ctx, p.otlp, b.senders, b.load); err != nil {
+	if err := b.send(ctx, c.OTLP); err != nil {
 		return f, err
 	}
 	f.sendSeconds = time.Since(begun).Seconds()
@@ -94,18 +119,18 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 	f.gateway, f.gatewayRSS = b.perSpan(after.CPU-before.CPU), after.Peak
 	receiver.Stop()
 
-	measured.Progress("%s: writing", p.name)
+	measured.Progress("%s: writing", c.Name)
 	engineBefore, err := measured.UsageOf(b.engine.PID())
 	if err != nil {
 		return f, err
 	}
 	begun = time.Now()
-	writer, err := p.writer()
+	writer, err := b.start(ctx, c, "writer", c.Writer)
 	if err != nil {
 		return f, err
 	}
 	defer writer.Stop()
-	if err := b.waitStored(ctx, p, writer); err != nil {
+	if err := b.waitStored(ctx, c, writer); err != nil {
 		return f, err
 	}
 	f.writeSeconds = time.Since(begun).Seconds()
@@ -123,21 +148,21 @@ func (b *bench) measure(ctx context.Context, p pipeline) (f figures, err error) 
 	}
 	f.clickhouse = b.perSpan(engineAfter.CPU - engineBefore.CPU)
 	writer.Stop()
-	f.bytesPerSpan, err = b.onDisk(ctx, p)
+	f.bytesPerSpan, err = b.onDisk(ctx, c)
 	return f, err
 }
 
 func (b *bench) perSpan(cpu time.Duration) float64 { return measured.MicrosEach(cpu, b.spans) }
 
-func (b *bench) waitStored(ctx context.Context, p pipeline, writer *measured.Process) error {
+func (b *bench) waitStored(ctx context.Context, c chain.Chain, writer *measured.Process) error {
 	for {
 		var n uint64
-		err := b.engine.Conn.QueryRow(ctx, p.count).Scan(&n)
+		err := b.engine.Conn.QueryRow(ctx, c.Count()).Scan(&n)
 		if err == nil && n >= uint64(b.spans) {
-			if extra := n - uint64(b.spans); extra > 0 && p.once {
+			if extra := n - uint64(b.spans); extra > 0 && c.Once {
 				return fmt.Errorf("%d spans stored twice", extra)
 			} else if extra > 0 {
-				measured.Progress("%s: %d spans stored twice", p.name, extra)
+				measured.Progress("%s: %d spans stored twice", c.Name, extra)
 			}
 			return nil
 		}
@@ -151,11 +176,11 @@ func (b *bench) waitStored(ctx context.Context, p pipeline, writer *measured.Pro
 	}
 }
 
-func (b *bench) onDisk(ctx context.Context, p pipeline) (float64, error) {
-	if err := b.engine.Conn.Exec(ctx, "OPTIMIZE TABLE "+p.table+" FINAL"); err != nil {
+func (b *bench) onDisk(ctx context.Context, c chain.Chain) (float64, error) {
+	if err := b.engine.Conn.Exec(ctx, "OPTIMIZE TABLE "+c.Table+" FINAL"); err != nil {
 		return 0, err
 	}
 	var bytes, rows uint64
-	err := b.engine.Conn.QueryRow(ctx, "SELECT sum(bytes_on_disk), sum(rows) FROM system.parts WHERE active AND concat(database, '.', table) = $1", p.table).Scan(&bytes, &rows)
+	err := b.engine.Conn.QueryRow(ctx, "SELECT sum(bytes_on_disk), sum(rows) FROM system.parts WHERE active AND concat(database, '.', table) = $1", c.Table).Scan(&bytes, &rows)
 	return float64(bytes) / float64(max(rows, 1)), err
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/metaflowys/metaflow-server/integration/bench/chain"
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
@@ -55,17 +56,29 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer b.close()
-	ours, err := b.metaflow(ctx)
+	site := chain.Site{Dir: b.dir, Kafka: b.kafka, ClickHouse: b.engine, Partitions: o.partitions, Verbose: o.verbose}
+	ours, err := site.MetaFlow(o.server, o.profiles != "")
+	if err == nil {
+		err = site.JoinOnce(ctx, ours)
+	}
 	if err != nil {
 		return fmt.Errorf("metaflow: %w", err)
 	}
-	all := []figures{ours}
+	chains := []chain.Chain{ours}
 	if o.collector != "" {
-		theirs, err := b.otelcol(ctx)
+		theirs, err := site.OTelCol(ctx, o.collector)
 		if err != nil {
 			return fmt.Errorf("collector: %w", err)
 		}
-		all = append(all, theirs)
+		chains = append(chains, theirs)
+	}
+	var all []figures
+	for _, c := range chains {
+		f, err := b.measure(ctx, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.Name, err)
+		}
+		all = append(all, f)
 	}
 	report(os.Stdout, o, all)
 	return nil

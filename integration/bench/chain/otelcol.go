@@ -1,4 +1,4 @@
-package main
+package chain
 
 import (
 	"context"
@@ -9,16 +9,17 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
-// otelcol measures the collector's pipeline: lz4, acks=all and partitioned by
-// trace, like ours; batches of 50,000 into the exporter's schema.
-func (b *bench) otelcol(ctx context.Context) (figures, error) {
+// OTelCol returns the chain of a collector's program: lz4, acks=all and
+// partitioned by trace, like ours; batches of 50,000 or a second into the
+// exporter's schema.
+func (s *Site) OTelCol(ctx context.Context, collector string) (Chain, error) {
 	otlp, err := measured.FreeAddr()
 	if err != nil {
-		return figures{}, err
+		return Chain{}, err
 	}
 	const topic = "otlp_spans"
-	if err := createTopic(ctx, b.kafka, topic, b.partitions); err != nil {
-		return figures{}, err
+	if err := createTopic(ctx, s.Kafka, topic, s.Partitions); err != nil {
+		return Chain{}, err
 	}
 	receive := fmt.Sprintf(`
 receivers:
@@ -33,7 +34,7 @@ exporters:
 service:
   telemetry: {metrics: {level: none}, logs: {level: warn}}
   pipelines: {traces: {receivers: [otlp], exporters: [kafka]}}
-`, otlp, b.kafka, topic)
+`, otlp, s.Kafka, topic)
 	write := fmt.Sprintf(`
 receivers:
   kafka:
@@ -52,21 +53,18 @@ exporters:
 service:
   telemetry: {metrics: {level: none}, logs: {level: warn}}
   pipelines: {traces: {receivers: [kafka], processors: [batch], exporters: [clickhouse]}}
-`, b.kafka, topic, b.engine.NativeAddr())
-	run := func(name, yaml string) func() (*measured.Process, error) {
-		return func() (*measured.Process, error) {
-			file := filepath.Join(b.dir, name+".yaml")
+`, s.Kafka, topic, s.ClickHouse.NativeAddr())
+	run := func(name, yaml string) Start {
+		return func(string) (*measured.Process, error) {
+			file := filepath.Join(s.Dir, name+".yaml")
 			if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 				return nil, err
 			}
-			return measured.Start(b.verbose, nil, b.collector, "--config", file)
+			return measured.Start(s.Verbose, nil, collector, "--config", file)
 		}
 	}
-	if err := b.engine.Conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS otel"); err != nil {
-		return figures{}, err
+	if err := s.ClickHouse.Conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS otel"); err != nil {
+		return Chain{}, err
 	}
-	return b.measure(ctx, pipeline{
-		name: "collector", otlp: otlp, receiver: run("receive", receive), writer: run("write", write),
-		count: "SELECT count() FROM otel.otel_traces", table: "otel.otel_traces",
-	})
+	return Chain{Name: "collector", OTLP: otlp, Receiver: run("receive", receive), Writer: run("write", write), Table: "otel.otel_traces"}, nil
 }
