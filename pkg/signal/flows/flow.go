@@ -54,6 +54,11 @@ type Flow struct {
 // Flow. As everywhere in protobuf, the last occurrence of a field counts.
 func (f *Flow) Read(b []byte) bool {
 	*f = Flow{}
+	return f.read(b)
+}
+
+// read is Read into a zero Flow.
+func (f *Flow) read(b []byte) bool {
 	for i := 0; i < len(b); {
 		tag, lo, hi := signal.Next(b, i)
 		if hi < 0 {

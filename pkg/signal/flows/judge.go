@@ -38,7 +38,7 @@ const MaxCounter = 1 << 50
 
 func judge(flow []byte, w signal.Window) (v signal.Verdict, ok bool) {
 	var f Flow
-	if !f.Read(flow) {
+	if !f.read(flow) {
 		return v, false
 	}
 	if v.Reason = f.Judge(w); v.Reason == signal.Accepted {

@@ -126,7 +126,7 @@ func describe(span []byte, reason signal.Reason) (which, has string) {
 	var name []byte
 	head.read(span)
 	signal.Each(span, TagSpanName, func(b []byte) { name = b })
-	switch reason {
+	switch reason { //nolint:exhaustive // the ids are shown already
 	case BadParentSpanID:
 		has = "parent_span_id " + shownID(head.ParentSpanID)
 	case BadStartTime:
