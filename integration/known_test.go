@@ -120,7 +120,11 @@ func TestOffsetsDeleted(t *testing.T) {
 // ClickHouse recorded the tokens of blocks and died before their parts were in
 // place. The writer that finishes the plans finds the rows missing and stores
 // them.
+//
+// Batches of one byte are full at once, and too large to share an INSERT: so
+// ClickHouse knows the token of each range.
 func TestTokensWithoutParts(t *testing.T) {
+	t.Setenv("METAFLOW_WRITER_MAX_BATCH_BYTES", "1")
 	s := newSite(t, "")
 	server, addr := s.serveReady("gateway,writer")
 	newClient(t, s.grpc, 1).send(t.Context(), 500) // at most one record per partition
