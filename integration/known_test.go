@@ -80,7 +80,7 @@ func metric(t *testing.T, addr, name, label string) float64 {
 // is stored again, and the log and metrics tell operators.
 func TestOffsetsDeleted(t *testing.T) {
 	_, s := apacheSite(t)
-	server, addr := s.serveReady("gateway,writer")
+	server, _ := s.serveReady("gateway,writer")
 	c := newClient(t, s.grpc, 1)
 	for range 4 {
 		c.send(t.Context(), 50)
@@ -103,7 +103,7 @@ func TestOffsetsDeleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, addr = s.serve("gateway,writer")
+	server, addr := s.serve("gateway,writer")
 	ready(server, addr)
 	server.eventually(time.Minute, settled(addr))
 	if err := exactly(conn, 200)(); err != nil {

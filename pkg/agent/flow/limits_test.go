@@ -70,10 +70,10 @@ func TestExtendBounds(t *testing.T) {
 func TestIdle(t *testing.T) {
 	for _, tc := range []struct {
 		sent, received uint32
-		want           time.Duration
+		want           int64 // milliseconds
 	}{{0, 0, 30}, {1, 0, 20}, {0, 1, 10}, {1, 1, 10}} {
 		s := Socket{Info: Info{SegmentsSent: tc.sent, SegmentsReceived: tc.received, LastAck: 30, LastSent: 20, LastReceived: 10}}
-		if got := s.idle(); got != tc.want*time.Millisecond {
+		if got := s.idle(); got.Milliseconds() != tc.want {
 			t.Errorf("%d segments sent, %d received: idle for %s, want %dms", tc.sent, tc.received, got, tc.want)
 		}
 	}
