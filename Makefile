@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-network storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,7 +71,7 @@ kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API serve
 
 bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline) and the agent (bench-agent)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
-	$(MAKE) bench-pipeline bench-steady bench-agent bench-network
+	$(MAKE) bench-pipeline bench-steady bench-agent bench-queries
 
 bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline, and of the collector's if `make collector` built one
 	$(GO) run ./integration/bench/pipeline -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
@@ -86,8 +86,8 @@ bench-capture: ## measure the cost of capturing connections for the agent and fo
 	$(GO) run ./integration/bench/flow
 	$(GO) run ./integration/bench/flow -busy 64
 
-bench-network: engine ## measure queries on the views over spans and flows, with ten million rows of each
-	$(GO) run ./integration/bench/network
+bench-queries: engine ## measure answers among fifty million spans and flows, beside the collector's schema (an hour, 20 GB of disk); QUERIES='-rows 2000000' takes less
+	$(GO) run ./integration/bench/queries $(QUERIES)
 
 storage-lab: engine ## measure the storage variants that migrations/STORAGE.md compares
 	$(GO) run ./integration/lab/storage

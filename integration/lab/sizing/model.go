@@ -38,7 +38,7 @@ var (
 	writerCPU     = figure{"writer, CPU a span", 5.77, "us", "make bench-pipeline"}
 	clickhouseCPU = figure{"ClickHouse, inserts and merges, CPU a span", 6.31, "us", "make bench-pipeline"}
 	spanDisk      = figure{"ClickHouse, disk a span", 47.4, "bytes", "make bench-pipeline"}
-	flowDisk      = figure{"ClickHouse, disk a flow", 47.4, "bytes", "assumed to be a span's; the regular rows of integration/bench/network take 3"}
+	flowDisk      = figure{"ClickHouse, disk a flow", 47.4, "bytes", "assumed to be a span's; the regular rows of integration/bench/queries take 11"}
 	kafkaRatio    = figure{"Kafka, bytes saved by snappy", 4.84, "times", "go test -run '^$' -bench Encode ./pkg/kafka, one record a batch"}
 	flowBytes     = figure{"Kafka, bytes of a flow before compression", 223, "bytes", "assumed to be a third of a span's"}
 	keeperCalls   = figure{"Keeper, requests a part and replica", 10, "requests", "assumed; see ProfileEvents of your ZooKeeperTransactions"}
