@@ -94,7 +94,7 @@ func (d *DB) Wait(ctx context.Context) error {
 	err := retry.Do(ctx, pings, d.Ping, func(f retry.Failure) {
 		if time.Since(logged) >= waitBetweenLines {
 			logged = time.Now()
-			d.log.Warn("waiting for ClickHouse", "addresses", d.addresses(), "for", time.Since(start).Round(time.Second), "cause", f.Err)
+			d.log.Warn("waiting for ClickHouse", slog.String("addresses", d.addresses()), slog.Duration("for", time.Since(start).Round(time.Second)), slog.Any("error", f.Err))
 		}
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -206,7 +207,7 @@ func (d *DB) step(ctx context.Context, m migrations.Migration, up bool) error {
 	if err != nil {
 		return fmt.Errorf("record migration %04d_%s: %w", m.Version, m.Name, readable(err))
 	}
-	d.log.Info("migrated", "direction", direction, "version", m.Version, "name", m.Name, "took", time.Since(start))
+	d.log.Info("migrated", slog.String("direction", direction), slog.Any("version", m.Version), slog.String("name", m.Name), slog.Duration("took", time.Since(start)))
 	return nil
 }
 

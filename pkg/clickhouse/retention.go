@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -68,13 +69,13 @@ func (d *DB) retainTable(ctx context.Context, p migrations.Params, table, want s
 	from := strings.Join(have, "; ")
 	slices.Sort(wanted)
 	if wanted = slices.Compact(wanted); len(wanted) > 1 {
-		d.log.Warn("nodes have different TTL rules; the retention stays as it is", "table", table, "found", from, "wanted", want)
+		d.log.Warn("nodes have different TTL rules; the retention stays as it is", slog.String("table", table), slog.String("found", from), slog.String("wanted", want))
 		return nil
 	}
 	if err := d.exec(ctx, alterTTL(p, table, wanted[0])); err != nil {
 		return fmt.Errorf("change retention of %s.%s: %w", p.Database, table, err)
 	}
-	d.log.Info("changed retention", "table", table, "from", from, "to", wanted[0])
+	d.log.Info("changed retention", slog.String("table", table), slog.String("from", from), slog.String("to", wanted[0]))
 	return nil
 }
 

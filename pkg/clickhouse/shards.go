@@ -188,7 +188,7 @@ func (s *shards) refresh(ctx context.Context, maxAge time.Duration) error {
 	if s.count() == 0 {
 		return err
 	}
-	s.log.Warn("cannot refresh the cluster, keeping the known replicas", "cluster", s.cluster, "cause", err)
+	s.log.Warn("cannot refresh the cluster, keeping the known replicas", slog.String("cluster", s.cluster), slog.Any("error", err))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.read = time.Now()

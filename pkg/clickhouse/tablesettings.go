@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"strconv"
 	"strings"
@@ -57,7 +58,7 @@ func (d *DB) EnsureTableSettings(ctx context.Context, partitions int) error {
 		if err := d.exec(ctx, alter); err != nil {
 			return fmt.Errorf("change table settings: %s: %w", alter, err)
 		}
-		d.log.Info("changed table settings", "statement", alter)
+		d.log.Info("changed table settings", slog.String("statement", alter))
 	}
 	return nil
 }

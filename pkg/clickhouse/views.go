@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/metaflowys/metaflow-server/migrations"
 )
@@ -22,7 +23,7 @@ func (d *DB) replaceViews(ctx context.Context, views []migrations.View) error {
 		if err := d.execAll(ctx, "replace view "+d.cfg.Database+"."+v.Name, v.Replace); err != nil {
 			return err
 		}
-		d.log.Info("replaced view", "view", v.Name)
+		d.log.Info("replaced view", slog.String("view", v.Name))
 	}
 	return nil
 }

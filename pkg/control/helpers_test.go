@@ -113,7 +113,7 @@ func (st *setting) start(t testing.TB, name string) *replica {
 func (st *setting) begin(t testing.TB, name string) *replica {
 	t.Helper()
 	kcfg := kafkaConfig(st)
-	logger := slog.New(slog.NewTextHandler(t.Output(), nil)).With("replica", name)
+	logger := slog.New(slog.NewTextHandler(t.Output(), nil)).With(slog.String("replica", name))
 	client, err := kafka.New(kcfg, kafka.Options{Logger: logger})
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -27,6 +26,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is what an operator may set.
@@ -79,8 +79,8 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("accept_delayed: %s is negative", c.AcceptDelayed))
 	}
 	if c.HTTPListen != "" {
-		if _, _, err := net.SplitHostPort(c.HTTPListen); err != nil {
-			errs = append(errs, fmt.Errorf("http_listen: %w", err))
+		if err := values.CheckListen(c.HTTPListen); err != nil {
+			errs = append(errs, fmt.Errorf("http_listen: %q %w", c.HTTPListen, err))
 		}
 		if c.HTTPMaxConnections <= 0 {
 			errs = append(errs, fmt.Errorf("http_max_connections: %d is not positive", c.HTTPMaxConnections))

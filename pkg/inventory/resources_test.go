@@ -48,7 +48,7 @@ func (w *world) client(name string) (*kafka.Client, *slog.Logger) {
 	w.t.Helper()
 	cfg := kafka.DefaultConfig()
 	cfg.Brokers = []string{w.broker}
-	log := slog.New(slog.NewTextHandler(w.t.Output(), nil)).With("replica", name)
+	log := slog.New(slog.NewTextHandler(w.t.Output(), nil)).With(slog.String("replica", name))
 	c, err := kafka.New(cfg, kafka.Options{Logger: log})
 	if err != nil {
 		w.t.Fatal(err)

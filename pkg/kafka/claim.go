@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -110,7 +111,7 @@ func (c *Claim) commit(ctx context.Context, p Position) error {
 		c.group.commitUnknown.Store(true)
 		c.group.client.metrics.unknownCommits.WithLabelValues(c.group.id).Inc()
 		c.group.log.Warn("commit got no response, rejoining the group under a new id",
-			"partition", c.partition, "offset", p.Offset, "error", err)
+			slog.Int("partition", c.partition), slog.Int64("offset", p.Offset), slog.Any("error", err))
 		return fault.As(fault.Fenced, fmt.Errorf("%w: %w", ErrCommitUnknown, err))
 	case topicUnknown(err):
 		return errors.Join(err, c.changed(ctx))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -270,14 +271,14 @@ func (f *fetcher) fetch(ctx context.Context, offset int64, minBytes, maxBytes in
 			return batch, nil
 		case errors.As(err, &throttled):
 			f.throttled = time.Now().Add(throttled.wait)
-			f.client.log.Debug("broker quota exhausted", "topic", f.topic, "partition", f.partition, "wait", throttled.wait)
+			f.client.log.Debug("broker quota exhausted", slog.String("topic", f.topic), slog.Int("partition", f.partition), slog.Duration("wait", throttled.wait))
 		case leaderMoved(err):
 			f.known = false
 			if lookedUp {
 				return Batch{}, f.because(offset, err)
 			}
 		case damaged(err) && attempt < damagedFetches:
-			f.client.log.Warn("damaged record batch, fetching it again", "error", err)
+			f.client.log.Warn("damaged record batch, fetching it again", slog.Any("error", err))
 			f.client.metrics.damaged.WithLabelValues(f.topic).Inc()
 			f.client.transport.CloseIdleConnections()
 			maxBytes = 2*maxBytes + defaultMaxBatchBytes

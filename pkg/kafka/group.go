@@ -122,7 +122,7 @@ func (c *Client) NewGroup(id, topic string, opts GroupOptions) *Group {
 	}
 	return &Group{
 		client: c, id: id, topic: topic, opts: opts, watch: watchInterval,
-		log: c.log.With("group", id, "topic", topic),
+		log: c.log.With(slog.String("group", id), slog.String("topic", topic)),
 	}
 }
 
@@ -169,10 +169,10 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 		g.client.refreshOnError(err)
 		g.patient = timedOut(err) && !g.patient
 		if timedOut(err) { // the other members are slow, or a connection is dead
-			g.log.Info("asking the consumer group again", "error", err)
+			g.log.Info("asking the consumer group again", slog.Any("error", err))
 			continue
 		}
-		g.log.Warn("joining the consumer group again", "error", err)
+		g.log.Warn("joining the consumer group again", slog.Any("error", err))
 		_ = retry.Sleep(ctx, backoff.Pause(attempt+1))
 	}
 	return nil
@@ -201,7 +201,7 @@ type generation struct {
 // follow runs the handlers of one generation until it ends. It returns the cause of the
 // end, or nil if ctx ended.
 func (g *Group) follow(ctx context.Context, gen generation, handle Handler) error {
-	g.log.Info("partitions assigned", "generation", gen.id, "partitions", gen.partitions, "topic_id", gen.view.id)
+	g.log.Info("partitions assigned", slog.Int("generation", gen.id), slog.Any("partitions", gen.partitions), slog.Any("topic_id", gen.view.id))
 	g.client.metrics.rebalances.WithLabelValues(g.id).Inc()
 	assigned := g.client.metrics.assigned.WithLabelValues(g.id)
 	assigned.Set(float64(len(gen.partitions)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -158,13 +159,13 @@ func (p *Producer) report(logged map[string]time.Time, now time.Time) {
 		}
 		logged[name] = now
 		p.client.log.Error("kafka does not store records; clients have to retry",
-			"topic", p.topic, "cause", name, "error", c.err, "partitions", c.partitions, "since", c.since)
+			slog.String("topic", p.topic), slog.String("cause", name), slog.Any("error", c.err), slog.Any("partitions", c.partitions), slog.Time("since", c.since))
 	}
 	for name := range logged {
 		if found[name] == nil {
 			delete(logged, name)
 			p.metrics.failing.DeleteLabelValues(name)
-			p.client.log.Info("kafka stores records again", "topic", p.topic, "cause", name)
+			p.client.log.Info("kafka stores records again", slog.String("topic", p.topic), slog.String("cause", name))
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -36,7 +37,7 @@ func (p *Producer) Look(ctx context.Context) error {
 	if change != "" {
 		p.metrics.changes.WithLabelValues(change).Inc()
 		p.client.log.Warn("topic changed; retried requests may reach other partitions, so the writers look up all new records",
-			"topic", p.topic, "change", change, "partitions", len(state.partitions), "before", len(before.partitions))
+			slog.String("topic", p.topic), slog.String("change", change), slog.Int("partitions", len(state.partitions)), slog.Int("before", len(before.partitions)))
 		p.client.refresh() // the library routes requests by its own cache
 	}
 	return err

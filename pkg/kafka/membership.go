@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -107,8 +108,8 @@ func (g *Group) see(view topicState) {
 	}
 	change := before.changeTo(view)
 	g.client.metrics.topicChanges.WithLabelValues(g.id, change).Inc()
-	g.log.Warn("topic changed", "change", change, "topic_id", view.id, "partitions", len(view.partitions),
-		"topic_id_before", before.id, "partitions_before", len(before.partitions))
+	g.log.Warn("topic changed", slog.String("change", change), slog.Any("topic_id", view.id), slog.Int("partitions", len(view.partitions)),
+		slog.Any("topic_id_before", before.id), slog.Int("partitions_before", len(before.partitions)))
 }
 
 // joinGroup asks for membership. The coordinator responds when all members have asked or
@@ -186,7 +187,7 @@ func (g *Group) leave(ctx context.Context) {
 	})
 	if err != nil {
 		g.log.Warn("cannot leave the group; its other members wait for the session timeout",
-			"error", err, "session_timeout", g.opts.SessionTimeout)
+			slog.Any("error", err), slog.Duration("session_timeout", g.opts.SessionTimeout))
 	}
 	g.member = ""
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -39,7 +40,7 @@ func (c *Client) WatchSettings(ctx context.Context, replicated bool, topics ...T
 			return
 		case err != nil && err.Error() != trouble:
 			trouble = err.Error()
-			c.log.Warn("cannot compare topic settings", "error", err)
+			c.log.Warn("cannot compare topic settings", slog.Any("error", err))
 		case err == nil:
 			trouble = ""
 			c.reportDifferences(differences, said)
@@ -58,7 +59,7 @@ func (c *Client) reportDifferences(differences []Difference, said map[string]str
 		if said[name] != d.Found {
 			said[name] = d.Found
 			c.log.Warn("topic setting differs from what is needed",
-				"topic", d.Topic, "key", d.Key, "found", d.Found, "needed", d.Needed, "breaks", d.Breaks)
+				slog.String("topic", d.Topic), slog.String("key", d.Key), slog.String("found", d.Found), slog.String("needed", d.Needed), slog.String("breaks", d.Breaks))
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -90,7 +91,7 @@ func (c *Client) ensureTopic(ctx context.Context, t Topic) error {
 	}
 	switch {
 	case err == nil:
-		c.log.Info("topic created", "topic", t.Name, "partitions", t.Partitions, "replication", t.Replication)
+		c.log.Info("topic created", slog.String("topic", t.Name), slog.Int("partitions", t.Partitions), slog.Int("replication", t.Replication))
 		return nil
 	case errors.Is(err, kafkago.TopicAlreadyExists):
 		return c.awaitTopic(ctx, t)
@@ -117,7 +118,7 @@ func (c *Client) awaitTopic(ctx context.Context, t Topic) error {
 func (c *Client) comparePartitions(t Topic, have int) {
 	if have != t.Partitions {
 		c.log.Warn("existing topic keeps a number of partitions that differs from the configured one",
-			"topic", t.Name, "partitions", have, "configured", t.Partitions)
+			slog.String("topic", t.Name), slog.Int("partitions", have), slog.Int("configured", t.Partitions))
 	}
 }
 

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // Config is what an operator may set. Start from DefaultConfig.
@@ -121,8 +121,8 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		errs = append(errs, fmt.Errorf("listen: %w", err))
+	if err := values.CheckListen(c.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("listen: %q %w", c.Listen, err))
 	}
 	check(c.MaxRequestBytes > 0 && c.MaxRequestBytes <= math.MaxInt32,
 		"max_request_bytes: %d is not between 1 and %d", c.MaxRequestBytes, math.MaxInt32)

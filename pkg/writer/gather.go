@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -287,7 +288,7 @@ func (g *gatherer) tryJoined(offers []*offer) (again bool, err error) {
 			return attempt > 1, joinedError(err, len(offers))
 		}
 		g.writer.metrics.retries.WithLabelValues("insert").Inc()
-		g.writer.log.Warn("inserting the same rows again", "partitions", partitions, "attempt", attempt, "error", err)
+		g.writer.log.Warn("inserting the same rows again", slog.Any("partitions", partitions), slog.Int("attempt", attempt), slog.Any("error", err))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -200,7 +201,7 @@ func (p *partition) leaveOut(ctx context.Context, letter *kafka.Outgoing) error 
 	}
 	err := p.dead.Produce(ctx, []kafka.Outgoing{truncated(letter, refusal)})
 	if err == nil {
-		p.log.Error("kafka refuses a dead letter, so its value is left out", "error", refusal, "bytes", len(letter.Value))
+		p.log.Error("kafka refuses a dead letter, so its value is left out", slog.Any("error", refusal), slog.Int("bytes", len(letter.Value)))
 		p.metrics.truncated.Inc()
 	}
 	return err

@@ -44,7 +44,7 @@ type partition struct {
 }
 
 func newPartition(w *Writer, claim Claim) *partition {
-	p := &partition{Writer: w, claim: claim, log: w.log.With("topic", claim.Topic(), "partition", claim.Partition())}
+	p := &partition{Writer: w, claim: claim, log: w.log.With(slog.String("topic", claim.Topic()), slog.Int("partition", claim.Partition()))}
 	followed := delivery.Partition{
 		Topic: claim.Topic(), Number: claim.Partition(), Shards: w.store.Shards(), Unique: rand.Text,
 	}
@@ -84,7 +84,7 @@ func (p *partition) run(ctx context.Context) {
 		}
 		if stop, ok := action.(delivery.Stop); ok {
 			if stop.Err != nil {
-				p.log.Warn("giving up the partition", "error", stop.Err)
+				p.log.Warn("giving up the partition", slog.Any("error", stop.Err))
 			}
 			return
 		}
@@ -213,18 +213,18 @@ func (p *partition) heed(note delivery.Note) {
 	case delivery.Doubted:
 		p.metrics.doubts.WithLabelValues(string(n.Why)).Inc()
 		p.log.Warn("the committed offset does not say what is stored; looking up what is in the log",
-			"why", n.Why, "offset", n.From, "log_start", n.Start, "log_end", n.End)
+			slog.Any("why", n.Why), slog.Int64("offset", n.From), slog.Int64("log_start", n.Start), slog.Int64("log_end", n.End))
 	case delivery.PlanDropped:
 		p.log.Error("the planned range is of records that the log no longer has; going on without the plan",
-			"from", n.From, "to", n.To, "planned_time", time.UnixMilli(n.PlannedFirst), "time", time.UnixMilli(n.First))
+			slog.Int64("from", n.From), slog.Int64("to", n.To), slog.Time("planned_first_time", time.UnixMilli(n.PlannedFirst)), slog.Time("first_time", time.UnixMilli(n.First)))
 	case delivery.RangeResumed:
 		p.metrics.resumed.Inc()
 	case delivery.RecordsLost:
 		p.metrics.lost.Add(float64(n.Start - n.From))
 		p.log.Error("records are gone from the log before they were read: its retention is shorter than the outage",
-			"offset", n.From, "log_start", n.Start, "log_end", n.End)
+			slog.Int64("offset", n.From), slog.Int64("log_start", n.Start), slog.Int64("log_end", n.End))
 	case delivery.RowsFound:
-		p.log.Info("rows are stored already", "range", n.Token, "stored", n.Found, "missing", n.Missing)
+		p.log.Info("rows are stored already", slog.String("range", n.Token), slog.Int("stored", n.Found), slog.Int("missing", n.Missing))
 	case delivery.TokenWithoutRows:
 		p.metrics.tokensWithoutRows.Inc()
 	case delivery.ViewsWork:
@@ -235,9 +235,9 @@ func (p *partition) heed(note delivery.Note) {
 		p.share.viewsFail.Store(true)
 		p.metrics.viewFailures.Inc()
 		p.log.Error("the insert failed after its rows were stored: a view that depends on the table may lack them",
-			"table", p.batch.block.Table(), "rows", n.Found, "error", n.Err)
+			slog.String("table", p.batch.block.Table()), slog.Int("rows", n.Found), slog.Any("error", n.Err))
 	case delivery.Bisecting:
-		p.log.Warn("ClickHouse refused the block, so its rows are tried", "error", n.Err)
+		p.log.Warn("ClickHouse refused the block, so its rows are tried", slog.Any("error", n.Err))
 	case delivery.Stored:
 		p.stored(n)
 	}
@@ -261,7 +261,7 @@ func (p *partition) wait(ctx context.Context, w delivery.Wait) error {
 	p.share.gatherer.forget(p)
 	operation := p.operation(w.Operation)
 	p.metrics.retries.WithLabelValues(operation).Inc()
-	p.log.Warn("retrying after a failure", "operation", operation, "error", w.Err, "attempt", w.Attempt, "delay", w.Delay)
+	p.log.Warn("retrying after a failure", slog.String("operation", operation), slog.Any("error", w.Err), slog.Int("attempt", w.Attempt), slog.Duration("delay", w.Delay))
 	least := min(w.Delay, leastPause)
 	if err := retry.Sleep(ctx, least); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
@@ -15,8 +16,8 @@ func (p *partition) takenOver(n delivery.TakenOver) {
 	p.behind, p.logEnd = n.End > n.From, n.End
 	p.committed.Store(n.From)
 	p.metrics.lag(p.claim.Partition(), n.End-n.From)
-	p.log.Info("partition taken over", "offset", n.From, "planned_to", n.PlannedTo, "unsure_to", n.Unsure,
-		"behind", n.End-n.From, "window_records", p.window.Len())
+	p.log.Info("partition taken over", slog.Int64("offset", n.From), slog.Int64("planned_to", n.PlannedTo), slog.Int64("unsure_to", n.Unsure),
+		slog.Int64("behind", n.End-n.From), slog.Int("window_records", p.window.Len()))
 }
 
 // readTime returns the timestamp of the record at offset, in milliseconds, or 0
@@ -147,7 +148,7 @@ func (p *partition) read(ctx context.Context, from, to int64, f func(*delivery.R
 			continue // the broker holds us back, which says nothing of the log
 		}
 		if empty++; empty >= goneAfter {
-			p.log.Error("records that were there are gone from the log", "from", from, "to", to, "high_watermark", fetched.HighWatermark)
+			p.log.Error("records that were there are gone from the log", slog.Int64("from", from), slog.Int64("to", to), slog.Int64("high_watermark", fetched.HighWatermark))
 			p.metrics.lost.Add(float64(to - from))
 			return epoch, nil
 		}

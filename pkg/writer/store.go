@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
@@ -205,6 +206,6 @@ func (p *partition) stored(n delivery.Stored) {
 	b := p.batch
 	p.metrics.stored(b, n)
 	if len(b.dead) > 0 {
-		p.log.Warn("diverted to the dead-letter topic", "records", len(b.dead)+b.deadMore, "from", n.From, "to", n.To)
+		p.log.Warn("diverted to the dead-letter topic", slog.Int("records", len(b.dead)+b.deadMore), slog.Int64("from", n.From), slog.Int64("to", n.To))
 	}
 }

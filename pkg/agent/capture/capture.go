@@ -255,6 +255,6 @@ func (c *Capture) consume(ctx context.Context, rows []flow.Row) {
 	c.metrics.rows.Add(float64(taken))
 	if lost := len(rows) - taken; lost > 0 {
 		c.metrics.lost.Add(float64(lost))
-		c.log.WarnContext(ctx, "flow data lost", "rows", lost, "error", err)
+		c.log.WarnContext(ctx, "flow data lost", slog.Int("rows", lost), slog.Any("error", err))
 	}
 }

@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -227,7 +228,7 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 			l.readDestroyed(ctx, s)
 			l.table.Close(now, inode)
 			l.close(s)
-			l.c.log.DebugContext(ctx, "network namespace gone", "inode", inode)
+			l.c.log.DebugContext(ctx, "network namespace gone", slog.Uint64("inode", inode))
 		}
 		delete(l.spaces, inode)
 	}
@@ -240,7 +241,7 @@ func asOf(now, earlier time.Time) time.Time { return now.Add(earlier.Sub(now)) }
 
 func (l *loop) reportExceptions(ctx context.Context, sentences []string) {
 	for _, s := range l.c.setExceptions(sentences) {
-		l.c.log.WarnContext(ctx, "flow data is incomplete", "reason", s)
+		l.c.log.WarnContext(ctx, "flow data is incomplete", slog.String("reason", s))
 	}
 }
 
@@ -283,7 +284,7 @@ func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) 
 	if granted < l.c.opts.ReceiveBuffer/2 {
 		s.problem = "Flow data may lack short connections during bursts: a receive buffer beyond net.core.rmem_max needs the capability CAP_NET_ADMIN."
 	}
-	l.c.log.DebugContext(ctx, "watching network namespace", "inode", s.ns.Inode, "name", s.ns.Name, "pids", s.ns.PIDs, "pod_uid", s.ns.Owner.PodUID)
+	l.c.log.DebugContext(ctx, "watching network namespace", slog.Uint64("inode", s.ns.Inode), slog.String("name", s.ns.Name), slog.Any("pids", s.ns.PIDs), slog.String("pod_uid", s.ns.Owner.PodUID))
 	l.table.Open(since, s.ns.Inode, adopt)
 	l.dump(ctx, s)
 	// Spread the dumps of namespaces that were found together.
@@ -293,7 +294,7 @@ func (l *loop) open(ctx context.Context, s *space, since time.Time, adopt bool) 
 // fail closes a namespace after an unexpected kernel error; a later scan opens
 // it again.
 func (l *loop) fail(ctx context.Context, s *space, err error) {
-	l.c.log.WarnContext(ctx, "cannot watch network namespace", "inode", s.ns.Inode, "error", err)
+	l.c.log.WarnContext(ctx, "cannot watch network namespace", slog.Uint64("inode", s.ns.Inode), slog.Any("error", err))
 	l.close(s)
 	l.table.Flush(l.clock, s.ns.Inode)
 	l.table.Forget(s.ns.Inode)
@@ -312,7 +313,7 @@ func (l *loop) readDestroyed(ctx context.Context, s *space) {
 		switch {
 		case errors.Is(err, sockdiag.ErrOverrun), errors.Is(err, sockdiag.ErrMalformed):
 			l.c.metrics.overruns.Inc()
-			l.c.log.WarnContext(ctx, "destroy notifications were lost", "namespace", inode, "error", err)
+			l.c.log.WarnContext(ctx, "destroy notifications were lost", slog.Uint64("namespace", inode), slog.Any("error", err))
 			l.table.Overrun(inode)
 			if next := s.dumped.Add(overrunPause); next.Before(s.nextDump) {
 				s.nextDump = next

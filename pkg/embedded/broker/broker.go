@@ -158,9 +158,9 @@ type logger struct{ log *slog.Logger }
 func (l logger) Logf(level kfake.LogLevel, msg string, args ...any) {
 	switch level {
 	case kfake.LogLevelError:
-		l.log.Error("embedded kafka is in trouble", "error", fmt.Sprintf(msg, args...))
+		l.log.Error("embedded kafka is in trouble", slog.String("error", fmt.Sprintf(msg, args...)))
 	case kfake.LogLevelWarn:
-		l.log.Warn("embedded kafka warns", "warning", fmt.Sprintf(msg, args...))
+		l.log.Warn("embedded kafka warns", slog.String("warning", fmt.Sprintf(msg, args...)))
 	default: // what it calls information is about every request
 	}
 }

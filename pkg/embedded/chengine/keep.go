@@ -44,7 +44,7 @@ func startUntil(ctx context.Context, o Options, worth func(error) bool) (e *Engi
 		}
 		return err
 	}, func(f retry.Failure) {
-		o.Logger.Error("clickhouse engine did not start, retrying", "error", f.Err, "after", f.Pause)
+		o.Logger.Error("clickhouse engine did not start, retrying", slog.Any("error", f.Err), slog.Duration("after", f.Pause))
 	})
 	return e, err
 }
@@ -78,7 +78,7 @@ func Keep(ctx context.Context, e *Engine, o Options) error {
 		if failures > 0 {
 			pause = restarts.Pause(failures)
 		}
-		o.Logger.Error("clickhouse engine ended, restarting it", "error", e.Err(), "after", pause)
+		o.Logger.Error("clickhouse engine ended, restarting it", slog.Any("error", e.Err()), slog.Duration("after", pause))
 		if retry.Sleep(ctx, pause) != nil {
 			return nil // stopped while no engine ran
 		}

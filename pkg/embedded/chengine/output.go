@@ -52,7 +52,7 @@ func (o *output) flush() {
 
 func (o *output) emit(line []byte) {
 	if text := strings.TrimSpace(string(line)); text != "" {
-		o.log.Warn("clickhouse engine", "output", text)
+		o.log.Warn("clickhouse engine", slog.String("output", text))
 	}
 }
 
