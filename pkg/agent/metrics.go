@@ -2,6 +2,7 @@ package agent
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
@@ -43,18 +44,19 @@ type pipeMetrics struct {
 
 func newPipeMetrics(reg prometheus.Registerer, sig *signal.Signal) *pipeMetrics {
 	items := sig.Items
+	f := promauto.With(reg)
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
+		return f.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
 	}
 	vector := func(name, help, label string, values ...string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, []string{label})
+		v := f.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, []string{label})
 		for _, value := range values {
 			v.WithLabelValues(value) // expose 0 from the start
 		}
 		return v
 	}
 	bytes, requests := sig.Prefix+"received_bytes_total", sig.Prefix+"requests_total"
-	m := &pipeMetrics{
+	return &pipeMetrics{
 		receivedItems:  counter("received_"+items+"_total", "Received in valid requests: "+items+"."),
 		receivedBytes:  counter(bytes, "Bytes of valid requests with "+items+", after decompression."),
 		forwardedItems: vector("forwarded_"+items+"_total", "Acknowledged by a server, by path: "+items+".", "path", pathLive, pathSpool, pathParked),
@@ -67,10 +69,6 @@ func newPipeMetrics(reg prometheus.Registerer, sig *signal.Signal) *pipeMetrics 
 			reasonDisabled, reasonMalformed, reasonServer, reasonSpoolFull, reasonSpoolBroken),
 		lostRequests: counter("lost_"+requests, "Spooled requests with "+items+" that cannot be unpacked; they are parked unchanged."),
 	}
-	if reg != nil {
-		reg.MustRegister(m.receivedItems, m.receivedBytes, m.forwardedItems, m.rejectedItems, m.spooled, m.failed, m.parked, m.lost, m.refused, m.lostRequests)
-	}
-	return m
 }
 
 func (m *pipeMetrics) received(n, bytes int) {
@@ -93,16 +91,13 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
+		return f.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
 	}
-	m := &metrics{
+	return &metrics{
 		controlled:  gauge("control_connected", "1 while a control stream to a server is open."),
 		revision:    gauge("configuration_revision", "Revision of the current configuration; 0 before the first."),
 		clockOffset: gauge("clock_offset_seconds", "This host's clock minus the server's, at the last heartbeat."),
 	}
-	if reg != nil {
-		reg.MustRegister(m.controlled, m.revision, m.clockOffset)
-	}
-	return m
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/parked"
 	"github.com/metaflowys/metaflow-server/pkg/agent/spool"
@@ -358,11 +359,9 @@ func plural(n int, noun string) string {
 // registerParked registers metrics of the folder and of requests without room
 // in it.
 func registerParked(reg prometheus.Registerer, folder *parked.Folder, drainers []*drainer) {
-	if reg == nil {
-		return
-	}
-	gauge := func(name, help string, f func() float64) {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, f))
+	f := promauto.With(reg)
+	gauge := func(name, help string, of func() float64) {
+		f.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, of)
 	}
 	gauge("parked_requests", "Requests in the folder of parked requests.", func() float64 {
 		n, _, _ := folder.Usage()

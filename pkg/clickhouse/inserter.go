@@ -52,10 +52,7 @@ func NewInserter(cfg Config, opts InserterOptions) (*Inserter, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMetrics(opts.Registerer)
-	if err != nil {
-		return nil, err
-	}
+	m := newMetrics(opts.Registerer)
 	return &Inserter{
 		database: cfg.Database,
 		timeout:  cfg.QueryTimeout,

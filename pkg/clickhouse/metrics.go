@@ -1,11 +1,10 @@
 package clickhouse
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
@@ -18,35 +17,25 @@ type metrics struct {
 }
 
 // newMetrics registers the metrics with reg, unless reg is nil.
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	return &metrics{
+		seconds: f.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "metaflow", Subsystem: "clickhouse", Name: "insert_duration_seconds",
 			Help: "Time of one insert, from encoding to ClickHouse's response.",
 			// An insert of a full batch takes some 100 ms; 60 s is the default
 			// query_timeout.
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"table", "outcome"}),
-		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
+		rows: f.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "metaflow", Subsystem: "clickhouse", Name: "inserted_rows_total",
 			Help: "Rows that ClickHouse acknowledged, including those it had already stored.",
 		}, []string{"table"}),
-		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+		failures: f.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "metaflow", Subsystem: "clickhouse", Name: "insert_errors_total",
 			Help: "Failed inserts, by fault class and by ClickHouse's name of the error.",
 		}, []string{"table", "class", "code"}),
 	}
-	if reg == nil {
-		return m, nil
-	}
-	var errs []error
-	for _, c := range []prometheus.Collector{m.seconds, m.rows, m.failures} {
-		errs = append(errs, reg.Register(c))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("register metrics: %w", err)
-	}
-	return m, nil
 }
 
 func (m *metrics) observe(table string, rows int, took time.Duration, err error) {

@@ -113,10 +113,7 @@ func New(cfg Config, opts Options) (*Control, error) {
 		bindings:  map[string][]byte{},
 		built:     map[string]*agentv1.Configuration{},
 	}
-	var err error
-	if c.metrics, err = newMetrics(opts.Registerer, c); err != nil {
-		return nil, fmt.Errorf("register control metrics: %w", err)
-	}
+	c.metrics = newMetrics(opts.Registerer, c)
 	return c, nil
 }
 

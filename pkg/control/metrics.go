@@ -1,9 +1,8 @@
 package control
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
@@ -19,44 +18,44 @@ type metrics struct {
 	refusedNew     prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer, c *Control) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, c *Control) *metrics {
+	f := promauto.With(reg)
 	m := &metrics{
-		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+		commands: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_control_commands_total",
 			Help: "Commands read from the log of changes, by outcome, including those from before the start.",
 		}, []string{"outcome"}),
-		unreadable: prometheus.NewCounterVec(prometheus.CounterOpts{
+		unreadable: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_control_records_unreadable_total",
 			Help: "Malformed records that were skipped, by topic.",
 		}, []string{"topic"}),
-		statuses: prometheus.NewCounter(prometheus.CounterOpts{
+		statuses: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_control_statuses_written_total",
 			Help: "Agent statuses that Kafka has acknowledged.",
 		}),
-		statusFailures: prometheus.NewCounter(prometheus.CounterOpts{
+		statusFailures: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_control_status_failures_total",
 			Help: "Failed attempts to write agent statuses.",
 		}),
-		fromMemory: prometheus.NewCounter(prometheus.CounterOpts{
+		fromMemory: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_control_reads_from_memory_total",
 			Help: "Reads served from memory because Kafka was unreachable.",
 		}),
+		refusedNew: f.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_control_new_agents_refused_total",
+			Help: "Registrations of new agents refused because too many came from their address.",
+		}),
 	}
-	m.refusedNew = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "metaflow_control_new_agents_refused_total",
-		Help: "Registrations of new agents refused because too many came from their address.",
-	})
 	for _, outcome := range []string{changedOutcome, sameOutcome, refusedOutcome, repeatedOutcome} {
 		m.commands.WithLabelValues(outcome)
 	}
 	for _, topic := range []string{schema.TopicControl, schema.TopicResources} {
 		m.unreadable.WithLabelValues(topic)
 	}
-	if reg == nil {
-		return m, nil
+	if reg != nil {
+		reg.MustRegister(&agentsCollector{c})
 	}
-	return m, errors.Join(reg.Register(m.commands), reg.Register(m.unreadable), reg.Register(m.statuses),
-		reg.Register(m.statusFailures), reg.Register(m.fromMemory), reg.Register(m.refusedNew), reg.Register(&agentsCollector{c}))
+	return m
 }
 
 // Outcomes of commands, as label values.

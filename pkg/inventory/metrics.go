@@ -1,9 +1,8 @@
 package inventory
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 type metrics struct {
@@ -12,19 +11,20 @@ type metrics struct {
 	unreadable prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer, r *Resources) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, r *Resources) *metrics {
+	f := promauto.With(reg)
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		return f.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	m := &metrics{
 		written:    counter("metaflow_resources_written_total", "Records of pods and services that Kafka has acknowledged."),
 		rejected:   counter("metaflow_resources_rejected_total", "Pods and services in reports that were rejected for good."),
 		unreadable: counter("metaflow_resources_records_unreadable_total", "Malformed records that were skipped."),
 	}
-	if reg == nil {
-		return m, nil
+	if reg != nil {
+		reg.MustRegister(&collector{r})
 	}
-	return m, errors.Join(reg.Register(m.written), reg.Register(m.rejected), reg.Register(m.unreadable), reg.Register(&collector{r}))
+	return m
 }
 
 var objectsDesc = prometheus.NewDesc("metaflow_resources_objects", "Known pods and services, including ended ones; every replica counts all of them.", []string{"kind"}, nil)

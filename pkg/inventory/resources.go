@@ -73,10 +73,7 @@ func New(cfg Config, opts Options) (*Resources, error) {
 		opts.Now = time.Now
 	}
 	r := &Resources{cfg: cfg, opts: opts, log: opts.Logger, index: index.New(), caught: make(chan struct{})}
-	var err error
-	if r.metrics, err = newMetrics(opts.Registerer, r); err != nil {
-		return nil, fmt.Errorf("register metrics of resources: %w", err)
-	}
+	r.metrics = newMetrics(opts.Registerer, r)
 	return r, nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	protobuf "google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
@@ -69,16 +70,10 @@ func NewTables(to Inserter, opts TablesOptions) (*Tables, error) {
 	if opts.Gather <= 0 {
 		opts.Gather = gatherFor
 	}
-	t := &Tables{to: to, log: opts.Logger, gather: opts.Gather, unreadable: prometheus.NewCounter(prometheus.CounterOpts{
+	t := &Tables{to: to, log: opts.Logger, gather: opts.Gather, unreadable: promauto.With(opts.Registerer).NewCounter(prometheus.CounterOpts{
 		Name: "metaflow_resources_rows_unreadable_total",
 		Help: "Malformed records that are missing from the tables pods, services and agents.",
 	})}
-	if opts.Registerer == nil {
-		return t, nil
-	}
-	if err := opts.Registerer.Register(t.unreadable); err != nil {
-		return nil, fmt.Errorf("register metrics of the tables of resources: %w", err)
-	}
 	return t, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // Metrics are the metrics of one port, across the Servers that serve it: a port that
@@ -25,33 +26,34 @@ type Metrics struct {
 // NewMetrics creates the metrics and registers them with reg, unless reg is nil. It
 // panics if they are already registered.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	f := promauto.With(reg)
 	m := &Metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+		requests: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_requests_total",
 			Help: "OTLP/HTTP requests answered, by status code.",
 		}, []string{"code"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+		refused: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_refused_requests_total",
 			Help: "OTLP/HTTP requests refused before they reached the consumer, by reason.",
 		}, []string{"reason"}),
-		unread: prometheus.NewCounterVec(prometheus.CounterOpts{
+		unread: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_json_left_out_total",
 			Help: "Spans rejected and resource and scope values omitted from JSON requests because a value could not be read.",
 		}, []string{"what"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+		bytes: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_received_bytes_total",
 			Help: "Bytes of completely received OTLP/HTTP request bodies, on the wire and after decompression.",
 		}, []string{"form"}),
-		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+		duration: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "metaflow_otlphttp_request_duration_seconds",
 			Help:    "Time from the headers of an OTLP/HTTP request to its response.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, as for the gateway
 		}),
-		panics: prometheus.NewCounter(prometheus.CounterOpts{
+		panics: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_panics_total",
 			Help: "Requests whose handler panicked.",
 		}),
-		evicted: prometheus.NewCounterVec(prometheus.CounterOpts{
+		evicted: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_otlphttp_evicted_connections_total",
 			Help: "Idle connections closed because there were too many, in total or from one address, by exceeded bound.",
 		}, []string{"bound"}),
@@ -71,16 +73,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, form := range []string{formWire, formPlain} {
 		m.bytes.WithLabelValues(form)
 	}
-	if reg != nil {
-		reg.MustRegister(m.requests, m.refused, m.unread, m.bytes, m.duration, m.panics, m.evicted,
-			m.gauge("bytes_in_flight", "Bytes of OTLP/HTTP requests not yet answered, including estimates for unread bodies.",
-				func(s *Server) int64 { n, _ := s.budget.InFlight(); return n }),
-			m.gauge("requests_in_flight", "OTLP/HTTP requests not yet answered.",
-				func(s *Server) int64 { _, n := s.budget.InFlight(); return int64(n) }),
-			m.gauge("connections", "Open connections, including idle ones.",
-				func(s *Server) int64 { return int64(s.connections.count()) }),
-		)
+	gauge := func(name, help string, of func(*Server) int64) {
+		f.NewGaugeFunc(prometheus.GaugeOpts{Name: "metaflow_otlphttp_" + name, Help: help}, func() float64 {
+			if s := m.current.Load(); s != nil {
+				return float64(of(s))
+			}
+			return 0
+		})
 	}
+	gauge("bytes_in_flight", "Bytes of OTLP/HTTP requests not yet answered, including estimates for unread bodies.",
+		func(s *Server) int64 { n, _ := s.budget.InFlight(); return n })
+	gauge("requests_in_flight", "OTLP/HTTP requests not yet answered.",
+		func(s *Server) int64 { _, n := s.budget.InFlight(); return int64(n) })
+	gauge("connections", "Open connections, including idle ones.",
+		func(s *Server) int64 { return int64(s.connections.count()) })
 	return m
 }
 
@@ -89,16 +95,6 @@ const (
 	formWire  = "wire"
 	formPlain = "decompressed"
 )
-
-// gauge returns a gauge of the server that currently serves the port.
-func (m *Metrics) gauge(name, help string, of func(*Server) int64) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "metaflow_otlphttp_" + name, Help: help}, func() float64 {
-		if s := m.current.Load(); s != nil {
-			return float64(of(s))
-		}
-		return 0
-	})
-}
 
 func (m *Metrics) answered(r *reply, took time.Duration) {
 	m.requests.WithLabelValues(strconv.Itoa(r.status)).Inc()

@@ -1,9 +1,8 @@
 package k8s
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // Values of the metric's label outcome.
@@ -18,13 +17,14 @@ type metrics struct {
 	watchErrors *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer, w *Watcher) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, w *Watcher) *metrics {
+	f := promauto.With(reg)
 	m := &metrics{
-		reports: prometheus.NewCounterVec(prometheus.CounterOpts{
+		reports: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_kubernetes_reports_total",
 			Help: "Reports of pods and services sent to servers, by outcome; failed ones are retried.",
 		}, []string{"outcome"}),
-		watchErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+		watchErrors: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_kubernetes_watch_errors_total",
 			Help: "Errors while listing, watching or holding the lease, by resource; the last known state stays valid.",
 		}, []string{"resource"}),
@@ -35,28 +35,23 @@ func newMetrics(reg prometheus.Registerer, w *Watcher) (*metrics, error) {
 	for _, resource := range []string{"pods", "services", "endpointslices", leases} {
 		m.watchErrors.WithLabelValues(resource)
 	}
-	if reg == nil {
-		return m, nil
+	gauge := func(name, help string, of func() float64) {
+		f.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, of)
 	}
-	gauge := func(name, help string, f func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
-	}
-	return m, errors.Join(
-		reg.Register(m.reports), reg.Register(m.watchErrors),
-		reg.Register(gauge("metaflow_kubernetes_pods", "Pods that exist on this node.",
-			func() float64 { return float64(len(w.pods.GetStore().ListKeys())) })),
-		reg.Register(gauge("metaflow_kubernetes_unreported", "Changed pods and services that were not reported yet.",
-			func() float64 {
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				return float64(len(w.news) + len(w.changed))
-			})),
-		reg.Register(gauge("metaflow_kubernetes_follows_services", "1 while this agent holds the lease and watches the services of its cluster.",
-			func() float64 {
-				if w.leadingNow() {
-					return 1
-				}
-				return 0
-			})),
-	)
+	gauge("metaflow_kubernetes_pods", "Pods that exist on this node.",
+		func() float64 { return float64(len(w.pods.GetStore().ListKeys())) })
+	gauge("metaflow_kubernetes_unreported", "Changed pods and services that were not reported yet.",
+		func() float64 {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return float64(len(w.news) + len(w.changed))
+		})
+	gauge("metaflow_kubernetes_follows_services", "1 while this agent holds the lease and watches the services of its cluster.",
+		func() float64 {
+			if w.leadingNow() {
+				return 1
+			}
+			return 0
+		})
+	return m
 }

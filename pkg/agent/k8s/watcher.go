@@ -137,9 +137,7 @@ func New(cfg Config, opts Options) (*Watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.metrics, err = newMetrics(opts.Registerer, w); err != nil {
-		return nil, fmt.Errorf("register kubernetes metrics: %w", err)
-	}
+	w.metrics = newMetrics(opts.Registerer, w)
 	return w, nil
 }
 

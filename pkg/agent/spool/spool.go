@@ -117,12 +117,12 @@ func Open(cfg Config, opts Options) (_ *Spool, err error) {
 	s := &Spool{
 		dir:      dir,
 		log:      opts.Logger,
-		metrics:  newMetrics(),
 		syncing:  make(chan struct{}, 1),
 		maxBytes: cfg.MaxBytes,
 		out:      make(map[position]Entry),
 		wake:     make(chan struct{}),
 	}
+	s.metrics = newMetrics(opts.Registerer, s)
 	defer func() {
 		if err != nil {
 			dir.Close()
@@ -133,9 +133,6 @@ func Open(cfg Config, opts Options) (_ *Spool, err error) {
 	}()
 	if err := s.load(); err != nil {
 		return nil, err
-	}
-	if err := s.metrics.register(opts.Registerer, s); err != nil {
-		return nil, fmt.Errorf("register spool metrics: %w", err)
 	}
 	return s, nil
 }

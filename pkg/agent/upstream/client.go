@@ -54,7 +54,8 @@ func New(cfg Config, opts Options) (*Client, error) {
 	if opts.LookupHost == nil {
 		opts.LookupHost = net.DefaultResolver.LookupHost
 	}
-	c := &Client{cfg: cfg, log: opts.Logger, metrics: newMetrics(), plain: metadata.MD{}}
+	c := &Client{cfg: cfg, log: opts.Logger, plain: metadata.MD{}}
+	c.metrics = newMetrics(opts.Registerer, c)
 	if opts.AgentID != "" {
 		c.plain.Set(schema.MetadataAgent, opts.AgentID)
 	}
@@ -101,10 +102,6 @@ func New(cfg Config, opts Options) (*Client, error) {
 	)
 	if err != nil {
 		return nil, fmt.Errorf("create client of %v: %w", cfg.Addresses, err)
-	}
-	if err := c.metrics.register(opts.Registerer, c); err != nil {
-		c.conn.Close()
-		return nil, fmt.Errorf("register upstream metrics: %w", err)
 	}
 	return c, nil
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -20,26 +21,27 @@ type metrics struct {
 // codeNotReady is the code label of requests for which no server was connected.
 const codeNotReady = "NotReady"
 
-func newMetrics() *metrics {
+func newMetrics(reg prometheus.Registerer, c *Client) *metrics {
+	f := promauto.With(reg)
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+		requests: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_upstream_requests_total",
 			Help: "Requests with spans or flows sent to servers, by gRPC status code of the reply; NotReady if no server was connected.",
 		}, []string{"code"}),
-		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+		bytes: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_upstream_sent_bytes_total",
 			Help: "Bytes of requests that servers accepted, before compression.",
 		}),
-		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+		duration: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "metaflow_upstream_request_duration_seconds",
 			Help:    "Time from sending a request to its reply.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // 0.5 ms to 16 s, like the server's
 		}),
-		addresses: prometheus.NewGauge(prometheus.GaugeOpts{
+		addresses: f.NewGauge(prometheus.GaugeOpts{
 			Name: "metaflow_upstream_addresses",
 			Help: "Known server addresses, reachable or not.",
 		}),
-		lookupErrors: prometheus.NewCounter(prometheus.CounterOpts{
+		lookupErrors: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_upstream_lookup_errors_total",
 			Help: "Failed lookups of server names.",
 		}),
@@ -48,14 +50,7 @@ func newMetrics() *metrics {
 		m.requests.WithLabelValues(code.String())
 	}
 	m.requests.WithLabelValues(codeNotReady)
-	return m
-}
-
-func (m *metrics) register(reg prometheus.Registerer, c *Client) error {
-	if reg == nil {
-		return nil
-	}
-	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "metaflow_upstream_ready",
 		Help: "1 while a connection to some server is up.",
 	}, func() float64 {
@@ -64,8 +59,7 @@ func (m *metrics) register(reg prometheus.Registerer, c *Client) error {
 		}
 		return 0
 	})
-	return errors.Join(reg.Register(m.requests), reg.Register(m.bytes), reg.Register(m.duration),
-		reg.Register(m.addresses), reg.Register(m.lookupErrors), reg.Register(ready))
+	return m
 }
 
 func (m *metrics) exported(err error, size int, took time.Duration) {
