@@ -218,7 +218,7 @@ func TestReleasedSchemaStays(t *testing.T) {
 			}
 			want, got := byObject(split(string(released))), byObject(statementsAt(t, p, 5))
 			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("(-released +rendered):\n%s", diff)
+				t.Errorf("the released schema changed; if you edited a view, copy its released form to migrations/views/until_0005 (-released +rendered):\n%s", diff)
 			}
 		})
 	}
