@@ -47,7 +47,7 @@ func drawnFloors(t *testing.T) map[string][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, picture, found := strings.Cut(string(text), "## Who may import whom\n\n")
+	_, picture, found := strings.Cut(string(text), "## Import rules\n\n")
 	if !found {
 		t.Fatal("ARCHITECTURE.md has no picture of who may import whom")
 	}
