@@ -20,9 +20,9 @@ type Config struct {
 	// MaxBatch: Maximum bytes of columns in one INSERT, before compression.
 	MaxBatch int64 `mapstructure:"max_batch_bytes" unit:"bytes" doc:"Maximum bytes of columns in one INSERT, before compression."`
 	// MaxWait: Longest time from the acknowledgement of a request until its
-	// rows can be queried, while the writer keeps up. A writer makes about one
-	// INSERT in that time for each shard, whatever the number of partitions.
-	// Too short makes many small parts in ClickHouse.
+	// rows can be queried, while the writer keeps up. A writer makes about
+	// one INSERT in that time for each shard, whatever the number of
+	// partitions. Too short makes many small parts in ClickHouse.
 	MaxWait time.Duration `mapstructure:"max_batch_wait" doc:"Longest time from the acknowledgement of a request until its rows can be queried, while the writer keeps up. A writer makes about one INSERT in that time for each shard, whatever the number of partitions. Too short makes many small parts in ClickHouse."`
 	// MemoryBytes: Memory of all batches and fetches in flight. Half of it
 	// is for lagging partitions, which fill whole batches in turn; when the
