@@ -133,17 +133,18 @@ func (m *Machine) insert() {
 // the insert fail.
 const RepeatFor = 30 * time.Second
 
-// repeats reports whether the block may be sent again as it is. Wall clock and
-// monotonic clock must both say so: one stands still while a machine is
-// suspended, and the other may be set.
+// repeats reports whether the block may be sent again as it is.
 func (m *Machine) repeats() bool {
 	b := &m.block
-	if b.tried.IsZero() || !b.answered || m.at.ViewsFail {
-		return false
-	}
-	now := m.at.Time
-	wall := now.Round(0).Sub(b.tried.Round(0))
-	return now.Sub(b.tried) < RepeatFor && 0 <= wall && wall < RepeatFor
+	return !b.tried.IsZero() && b.answered && !m.at.ViewsFail && MayRepeat(b.tried, m.at.Time)
+}
+
+// MayRepeat reports whether less than RepeatFor has passed since a block was first
+// tried. Wall clock and monotonic clock must both say so: one stands still while a
+// machine is suspended, and the other may be set.
+func MayRepeat(tried, now time.Time) bool {
+	wall := now.Round(0).Sub(tried.Round(0))
+	return now.Sub(tried) < RepeatFor && 0 <= wall && wall < RepeatFor
 }
 
 // send inserts the block as a whole.

@@ -283,8 +283,8 @@ func (g *gatherer) tryJoined(offers []*offer) (again bool, err error) {
 			tooMuch++
 		}
 		repeat := clickhouse.Answered(err) && fault.ClassOf(err) != fault.Rejected && tooMuch < delivery.TooMuchEnough &&
-			time.Since(begun) < delivery.RepeatFor && !g.share.viewsFail.Load()
-		if !repeat || retry.Sleep(ctx, repeatPause.Pause(attempt)) != nil {
+			!g.share.viewsFail.Load()
+		if !repeat || retry.Sleep(ctx, repeatPause.Pause(attempt)) != nil || !delivery.MayRepeat(begun, time.Now()) {
 			return attempt > 1, joinedError(err, len(offers))
 		}
 		g.writer.metrics.retries.WithLabelValues("insert").Inc()
