@@ -41,6 +41,7 @@ type gatherer struct {
 type offer struct {
 	partition *partition
 	ctx       context.Context //nolint:containedctx // of the call that this value is
+	owned     context.Context //nolint:containedctx // ends when the partition is given up: nothing is sent again
 	token     string
 	block     columns.Block
 	tick      time.Time // others are waited for until all are there that come for it; zero: for a moment
@@ -261,11 +262,14 @@ func (g *gatherer) insertJoined(offers []*offer) {
 func (g *gatherer) tryJoined(offers []*offer) (again bool, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	repeating, stop := context.WithCancel(ctx)
+	defer stop()
 	block := g.take()
 	defer g.put(block)
 	partitions, tokens := make([]int, len(offers)), make([]string, len(offers))
 	for i, o := range offers {
 		defer context.AfterFunc(o.ctx, cancel)()
+		defer context.AfterFunc(o.owned, stop)()
 		partitions[i], tokens[i] = o.partition.claim.Partition(), o.token
 		block.Join(o.block)
 	}
@@ -284,7 +288,7 @@ func (g *gatherer) tryJoined(offers []*offer) (again bool, err error) {
 		}
 		repeat := clickhouse.Answered(err) && fault.ClassOf(err) != fault.Rejected && tooMuch < delivery.TooMuchEnough &&
 			!g.share.viewsFail.Load()
-		if !repeat || retry.Sleep(ctx, repeatPause.Pause(attempt)) != nil || !delivery.MayRepeat(begun, time.Now()) {
+		if !repeat || retry.Sleep(repeating, repeatPause.Pause(attempt)) != nil || !delivery.MayRepeat(begun, time.Now()) {
 			return attempt > 1, joinedError(err, len(offers))
 		}
 		g.writer.metrics.retries.WithLabelValues("insert").Inc()
@@ -343,8 +347,9 @@ func (g *gatherer) put(block columns.Block) {
 
 // insertBatch stores the block of the batch: with the blocks of other partitions, unless it is
 // large, or a repetition that must be the same to the byte, or one of several that ClickHouse refused
-// together. again says that it was sent more than once.
-func (p *partition) insertBatch(ctx context.Context, token string, block columns.Block) (again bool, err error) {
+// together. again says that it was sent more than once. When owned ends, the INSERT under way is the
+// last one.
+func (p *partition) insertBatch(owned, ctx context.Context, token string, block columns.Block) (again bool, err error) {
 	if p.bulk || p.alone {
 		err := p.insertAlone(ctx, token, block)
 		if !errors.Is(err, clickhouse.ErrExpired) { // else nothing was sent
@@ -352,7 +357,7 @@ func (p *partition) insertBatch(ctx context.Context, token string, block columns
 		}
 		return false, err
 	}
-	o := &offer{partition: p, ctx: ctx, token: token, block: block, done: make(chan outcome, 1)}
+	o := &offer{partition: p, ctx: ctx, owned: owned, token: token, block: block, done: make(chan outcome, 1)}
 	fresh := !p.offered
 	if p.offered = true; fresh && p.due() {
 		o.tick = p.tick

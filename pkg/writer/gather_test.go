@@ -171,6 +171,38 @@ func TestTooManyParts(t *testing.T) {
 	})
 }
 
+// Partitions are given up while ClickHouse answers with errors. Nothing is sent again, so the other
+// members of the group do not wait. The next owner stores the rows.
+func TestGivenUpWhileThereAreTooManyParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newTable()
+		logs := newPartitions(store, 12)
+		stop := handle(newSteadyWriter(t, store), logs)
+		<-time.After(ticking)
+		store.mu.Lock()
+		store.broken = tooManyParts
+		store.mu.Unlock()
+		send(logs, 0)
+		<-time.After(3 * time.Second)
+		begun := time.Now()
+		stop()
+		if took := time.Since(begun); took > 10*time.Millisecond {
+			t.Errorf("the partitions were given up after %s", took)
+		}
+		if store.inserts < 2 {
+			t.Errorf("%d INSERTs before", store.inserts)
+		}
+		store.broken = nil
+		defer handle(newSteadyWriter(t, store), logs)()
+		<-time.After(10 * time.Second)
+		store.mu.Lock()
+		defer store.mu.Unlock()
+		if len(store.spans) != 12 {
+			t.Errorf("%d spans are stored", len(store.spans))
+		}
+	})
+}
+
 // A view fails for a moment after the rows are stored. The same block is sent again, so that the
 // view gets it, and nothing is stored twice.
 func TestViewThatFailsForAMoment(t *testing.T) {

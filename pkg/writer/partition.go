@@ -147,7 +147,7 @@ func (p *partition) perform(ctx, graceful context.Context, action delivery.Actio
 	case delivery.Load:
 		e.Rows, err = p.loadRows(ctx)
 	case delivery.Insert:
-		e.Again, err = p.insert(graceful, a.Token, a.Rows)
+		e.Again, err = p.insert(ctx, graceful, a.Token, a.Rows)
 	case delivery.ProduceLetters:
 		err = p.produceLetters(graceful)
 	case delivery.Wait:

@@ -25,11 +25,11 @@ func (p *partition) commit(ctx context.Context, a delivery.CommitOffset) error {
 
 // insert stores the block, or with rows some of what was loaded. again says that
 // the block was sent more than once.
-func (p *partition) insert(ctx context.Context, token string, rows []int) (again bool, err error) {
+func (p *partition) insert(owned, ctx context.Context, token string, rows []int) (again bool, err error) {
 	if rows != nil {
 		return false, p.insertRows(ctx, token, rows)
 	}
-	return p.insertBatch(ctx, token, p.batch.block)
+	return p.insertBatch(owned, ctx, token, p.batch.block)
 }
 
 // lookUp returns those of the rows that are not stored, numbered as they are in
