@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 
@@ -52,7 +53,10 @@ func upgradeUnderAWriter(t *testing.T, cfg Config, released string, nodes ...*DB
 	ctx, stop := context.WithCancel(t.Context())
 	g, ctx := errgroup.WithContext(ctx)
 	t.Cleanup(stop)
-	w := &upgradeWriter{ins: newInserter(t, cfg), shards: len(nodes), start: time.Now().Add(-time.Hour)}
+	w := &upgradeWriter{ins: newInserter(t, cfg), shards: len(nodes), start: time.Now().Add(-time.Hour), released: map[string]bool{}}
+	for name := range strings.SplitSeq(queryText(t, nodes[0], "SELECT concat(table, '.', name) FROM system.columns WHERE database = '"+db+"'"), "\n") {
+		w.released[name] = true
+	}
 	if err := w.ins.Discover(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +79,8 @@ func upgradeUnderAWriter(t *testing.T, cfg Config, released string, nodes ...*DB
 		t.Helper()
 		for _, d := range nodes {
 			if err := f(d); err != nil {
-				t.Fatalf("%s: %v", what, err)
+				stop()
+				t.Fatalf("%s: %v; writer and readers: %v", what, err, g.Wait())
 			}
 		}
 		goOn()
@@ -218,11 +223,13 @@ func readViews(ctx context.Context, d *DB) error {
 }
 
 // upgradeWriter inserts spans and flows as a writer of the released version
-// does: under tokens, and again when the outcome is not known.
+// does: only the columns of that version, under tokens, and again when the
+// outcome is not known.
 type upgradeWriter struct {
 	ins          *Inserter
 	shards       int
 	start        time.Time
+	released     map[string]bool // table.column
 	spans, flows int
 	blocks       atomic.Int64
 }
@@ -257,8 +264,9 @@ func (w *upgradeWriter) run(ctx context.Context) error {
 func (w *upgradeWriter) insert(i int, b columns.Block) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	input := slices.DeleteFunc(slices.Clone(b.Input()), func(c proto.InputColumn) bool { return !w.released[b.Table()+"."+c.Name] })
 	for {
-		err := w.ins.Insert(ctx, i%w.shards, b.Table(), fmt.Sprint(b.Table(), " ", i), b.Input(), b.Rows())
+		err := w.ins.Insert(ctx, i%w.shards, b.Table(), fmt.Sprint(b.Table(), " ", i), input, b.Rows())
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
