@@ -202,7 +202,7 @@ func TestDownDropsWhatUpMakes(t *testing.T) {
 }
 
 // Version 5 is a released schema: its tables stay as they are, and a changed view keeps
-// its old form in views/until_0005.
+// its old form in views/until_NNNN.
 func TestReleasedSchemaStays(t *testing.T) {
 	shards := installations["cluster"].params
 	shards.Topology = PerShard
@@ -218,7 +218,7 @@ func TestReleasedSchemaStays(t *testing.T) {
 			}
 			want, got := byObject(split(string(released))), byObject(statementsAt(t, p, 5))
 			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("the released schema changed; if you edited a view, copy its released form to migrations/views/until_0005 (-released +rendered):\n%s", diff)
+				t.Errorf("the released schema changed; if you edited a view, copy its old form to migrations/views/until_NNNN, NNNN being the last version that has it (-released +rendered):\n%s", diff)
 			}
 		})
 	}
