@@ -26,6 +26,9 @@ type wire struct {
 	*net.TCPConn
 	once sync.Once
 	err  error
+
+	mu     sync.Mutex
+	closed bool // deadlines stay as Close sets them
 }
 
 // dialWire connects, and encrypts unless certificates is nil. The returned connection
@@ -42,12 +45,38 @@ func dialWire(ctx context.Context, addr string, certificates *tlsconfig.Source) 
 // Close may be called during reads and writes, which then fail at once with a timeout.
 func (w *wire) Close() error {
 	w.once.Do(func() {
-		_ = w.SetDeadline(time.Unix(1, 0)) // wakes them
+		w.mu.Lock()
+		w.closed = true
+		w.mu.Unlock()
+		_ = w.TCPConn.SetDeadline(time.Unix(1, 0)) // wakes them
 		if w.CloseWrite() == nil {
-			_ = w.SetReadDeadline(time.Now().Add(lingerTimeout))
+			_ = w.TCPConn.SetReadDeadline(time.Now().Add(lingerTimeout))
 			_, _ = io.Copy(io.Discard, w.TCPConn)
 		}
 		w.err = w.TCPConn.Close()
 	})
 	return w.err
+}
+
+// SetReadDeadline fails once Close has begun. The client removes its deadline after a read
+// that failed; then Close would wait for ever for a server that hangs.
+func (w *wire) SetReadDeadline(t time.Time) error {
+	return w.unlessClosed(w.TCPConn.SetReadDeadline, t)
+}
+
+// SetWriteDeadline fails like SetReadDeadline.
+func (w *wire) SetWriteDeadline(t time.Time) error {
+	return w.unlessClosed(w.TCPConn.SetWriteDeadline, t)
+}
+
+// SetDeadline fails like SetReadDeadline.
+func (w *wire) SetDeadline(t time.Time) error { return w.unlessClosed(w.TCPConn.SetDeadline, t) }
+
+func (w *wire) unlessClosed(set func(time.Time) error, t time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return net.ErrClosed
+	}
+	return set(t)
 }
