@@ -130,20 +130,20 @@ func foundFlows() (proto.Results, func(func(signal.Key)) error) {
 		ip                    proto.ColIPv6
 	)
 	return proto.Results{
-		{Name: "agent_id", Data: agent},
-		{Name: "network_namespace", Data: &namespace},
-		{Name: "connection", Data: &connection},
-		{Name: "end", Data: &end},
-		{Name: "ip", Data: &ip},
-	}, func(f func(signal.Key)) error {
-		for i := range end.Rows() {
-			identity := flows.Identity{
-				Agent: agent.Row(i), NetworkNamespace: namespace.Row(i), Connection: connection.Row(i), End: end.Row(i), IP: ip.Row(i),
+			{Name: "agent_id", Data: agent},
+			{Name: "network_namespace", Data: &namespace},
+			{Name: "connection", Data: &connection},
+			{Name: "end", Data: &end},
+			{Name: "ip", Data: &ip},
+		}, func(f func(signal.Key)) error {
+			for i := range end.Rows() {
+				identity := flows.Identity{
+					Agent: agent.Row(i), NetworkNamespace: namespace.Row(i), Connection: connection.Row(i), End: end.Row(i), IP: ip.Row(i),
+				}
+				f(identity.Key())
 			}
-			f(identity.Key())
+			return nil
 		}
-		return nil
-	}
 }
 
 // NewFlows returns an empty block. It calls resolve, unless nil, for the holder of the

@@ -14,6 +14,7 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/bench/chain"
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -239,7 +240,9 @@ func (b *bench) send(ctx context.Context, duration time.Duration) error {
 	next, end := time.Now(), time.Now().Add(duration)
 	for next.Before(end) && ctx.Err() == nil {
 		request := b.spans.RequestBytes(batch)
-		time.Sleep(time.Until(next))
+		if err := retry.Sleep(ctx, time.Until(next)); err != nil {
+			break
+		}
 		g.Go(func() error {
 			if err := b.exporter.Export(ctx, request); err != nil {
 				return err

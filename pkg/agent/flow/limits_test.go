@@ -21,8 +21,14 @@ func TestTimedOutAfterTwoUnanswered(t *testing.T) {
 		unanswered, probes uint8
 		want               End
 	}{
-		{0, 0, EndReset}, {1, 0, EndReset}, {0, 1, EndReset}, {1, 1, EndReset},
-		{2, 0, EndTimedOut}, {0, 2, EndTimedOut}, {2, 2, EndTimedOut}, {3, 0, EndTimedOut},
+		{0, 0, EndReset},
+		{1, 0, EndReset},
+		{0, 1, EndReset},
+		{1, 1, EndReset},
+		{2, 0, EndTimedOut},
+		{0, 2, EndTimedOut},
+		{2, 2, EndTimedOut},
+		{3, 0, EndTimedOut},
 	} {
 		if got := cutOff(tc.unanswered, tc.probes).end(RoleClient); got != tc.want {
 			t.Errorf("%d unanswered, %d probes: end %d, want %d", tc.unanswered, tc.probes, got, tc.want)

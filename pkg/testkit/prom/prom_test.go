@@ -21,8 +21,11 @@ func TestValue(t *testing.T) {
 		labels []string
 		want   float64
 	}{
-		{"requests_total", nil, 7}, {"requests_total", []string{"a"}, 3}, {"requests_total", []string{"ok"}, 5},
-		{"requests_total", []string{"ok", "b"}, 4}, {"seconds", nil, 2},
+		{"requests_total", nil, 7},
+		{"requests_total", []string{"a"}, 3},
+		{"requests_total", []string{"ok"}, 5},
+		{"requests_total", []string{"ok", "b"}, 4},
+		{"seconds", nil, 2},
 	} {
 		if got := Value(t, reg, tc.name, tc.labels...); got != tc.want {
 			t.Errorf("%s %q = %v, want %v", tc.name, tc.labels, got, tc.want)
