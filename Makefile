@@ -71,7 +71,7 @@ kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API serve
 
 bench: engine ## run the Go benchmarks, then the whole pipeline (bench-pipeline) and the agent (bench-agent)
 	$(GO) test -run '^$$' -bench . -benchmem ./pkg/...
-	$(MAKE) bench-pipeline bench-steady bench-agent bench-queries
+	$(MAKE) bench-pipeline bench-agent bench-queries
 
 bench-pipeline: build engine ## measure CPU per span and stage, memory and disk of the whole pipeline, and of the collector's if `make collector` built one
 	$(GO) run ./integration/bench/pipeline -server $(BIN)/metaflow-server -collector "$(wildcard .cache/collector/otelcol)"
