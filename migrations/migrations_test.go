@@ -22,11 +22,11 @@ var installations = map[string]struct {
 	golden string
 }{
 	"one node": {
-		Params{Database: "metaflow", SpansRetention: 30 * 24 * time.Hour, FlowsRetention: 7 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true},
+		Params{Database: "metaflow", SpansRetention: 30 * 24 * time.Hour, FlowsRetention: 7 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true, MergeSelectorBase: true},
 		"tables.sql",
 	},
 	"cluster": {
-		Params{Database: "metaflow", Cluster: "metaflow", SpansRetention: 30 * 24 * time.Hour, FlowsRetention: 7 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true},
+		Params{Database: "metaflow", Cluster: "metaflow", SpansRetention: 30 * 24 * time.Hour, FlowsRetention: 7 * 24 * time.Hour, StringSerialization: true, AutoStatistics: true, MergeSelectorBase: true},
 		"tables.cluster.sql",
 	},
 }
@@ -61,8 +61,8 @@ var (
 	tableStatement = regexp.MustCompile(`^(CREATE (DATABASE|TABLE) IF NOT EXISTS|DROP TABLE IF EXISTS) (?P<table>\S+)`)
 	alterStatement = regexp.MustCompile(`^ALTER TABLE (?P<table>\S+)( ON CLUSTER '\S+')? (` +
 		`ADD (?P<add>COLUMN|INDEX|PROJECTION|CONSTRAINT) IF NOT EXISTS|DROP (?P<drop>COLUMN|INDEX|PROJECTION|CONSTRAINT) IF EXISTS|` +
-		`(?P<modify>MODIFY) (COLUMN IF EXISTS|SETTING)) (?P<name>[\w.]+)`)
-	anotherCommand = regexp.MustCompile(`,\s*(ADD|DROP|MODIFY|RENAME|CLEAR|MATERIALIZE|UPDATE|DELETE|COMMENT)\b`)
+		`(?P<modify>MODIFY|RESET) (COLUMN IF EXISTS|SETTING)) (?P<name>[\w.]+)`)
+	anotherCommand = regexp.MustCompile(`,\s*(ADD|DROP|MODIFY|RESET|RENAME|CLEAR|MATERIALIZE|UPDATE|DELETE|COMMENT)\b`)
 	viewStatement  = regexp.MustCompile(`^(CREATE OR REPLACE VIEW|CREATE MATERIALIZED VIEW IF NOT EXISTS|DROP VIEW IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? MODIFY (QUERY|COMMENT)) `)
 )
 

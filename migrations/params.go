@@ -43,6 +43,9 @@ type Params struct {
 	// AutoStatistics means that the server supports the table setting
 	// auto_statistics_types. Older servers create no statistics by themselves.
 	AutoStatistics bool
+	// MergeSelectorBase means that the server supports the table setting
+	// merge_selector_base. Older servers merge as they always did.
+	MergeSelectorBase bool
 }
 
 var (

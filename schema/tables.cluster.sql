@@ -230,6 +230,10 @@ SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_windo
 
 ALTER TABLE metaflow.services_local ON CLUSTER 'metaflow' ADD COLUMN IF NOT EXISTS endpoint_count UInt32 CODEC(T64, ZSTD(1)) AFTER endpoints;
 
+ALTER TABLE metaflow.spans_local ON CLUSTER 'metaflow' MODIFY SETTING merge_selector_base = 12;
+
+ALTER TABLE metaflow.flows_local ON CLUSTER 'metaflow' MODIFY SETTING merge_selector_base = 12;
+
 CREATE OR REPLACE VIEW metaflow.spans ON CLUSTER 'metaflow'
 (
     trace_id String,

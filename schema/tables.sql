@@ -218,6 +218,10 @@ SETTINGS non_replicated_deduplication_window = 10000;
 
 ALTER TABLE metaflow.services_local ADD COLUMN IF NOT EXISTS endpoint_count UInt32 CODEC(T64, ZSTD(1)) AFTER endpoints;
 
+ALTER TABLE metaflow.spans_local MODIFY SETTING merge_selector_base = 12;
+
+ALTER TABLE metaflow.flows_local MODIFY SETTING merge_selector_base = 12;
+
 CREATE OR REPLACE VIEW metaflow.spans
 (
     trace_id String,

@@ -41,12 +41,8 @@ const ddlTimeout = 3 * time.Minute
 // is ahead of this program stay as they are. It waits for nothing: call Wait
 // before.
 func (d *DB) Migrate(ctx context.Context, keep Retention) error {
-	p := d.params(keep)
-	var err error
-	if p.StringSerialization, err = d.knowsTableSetting(ctx, "string_serialization_version"); err != nil {
-		return err
-	}
-	if p.AutoStatistics, err = d.knowsTableSetting(ctx, "auto_statistics_types"); err != nil {
+	p, err := d.paramsOfServer(ctx, keep)
+	if err != nil {
 		return err
 	}
 	all, err := migrations.Render(p)
@@ -85,7 +81,11 @@ func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 // back to the form of the version below before tables lose what the newer form
 // reads.
 func (d *DB) MigrateDown(ctx context.Context) (*MigrationStatus, error) {
-	all, err := migrations.Render(d.params(Retention{}))
+	p, err := d.paramsOfServer(ctx, Retention{})
+	if err != nil {
+		return nil, err
+	}
+	all, err := migrations.Render(p)
 	if err != nil {
 		return nil, err
 	}
@@ -259,6 +259,22 @@ func (d *DB) applied(ctx context.Context) (map[uint32]MigrationStatus, error) {
 		return nil, fmt.Errorf("read migrations: %w", readable(err))
 	}
 	return found, nil
+}
+
+// paramsOfServer returns the parameters with the table settings that the server knows.
+func (d *DB) paramsOfServer(ctx context.Context, keep Retention) (migrations.Params, error) {
+	p := d.params(keep)
+	for name, known := range map[string]*bool{
+		"string_serialization_version": &p.StringSerialization,
+		"auto_statistics_types":        &p.AutoStatistics,
+		"merge_selector_base":          &p.MergeSelectorBase,
+	} {
+		var err error
+		if *known, err = d.knowsTableSetting(ctx, name); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
 }
 
 func (d *DB) knowsTableSetting(ctx context.Context, name string) (bool, error) {

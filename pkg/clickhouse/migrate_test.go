@@ -202,7 +202,7 @@ func TestRenderedSQLParses(t *testing.T) {
 	d := openDB(t, testConfig(t))
 	for name, p := range map[string]migrations.Params{
 		"one node":    {Database: "metaflow", SpansRetention: time.Hour},
-		"for ever":    {Database: "metaflow", StringSerialization: true, AutoStatistics: true},
+		"for ever":    {Database: "metaflow", StringSerialization: true, AutoStatistics: true, MergeSelectorBase: true},
 		"cluster":     {Database: "metaflow", Cluster: "prod-1.eu", SpansRetention: time.Hour},
 		"shards only": {Database: "metaflow", Cluster: "prod", Topology: migrations.PerShard},
 	} {
