@@ -100,7 +100,7 @@ func (p *partition) fetchInto(ctx context.Context, offset int64, maxBytes int, e
 	if p.behind && !p.bulk && (p.batch == nil || !p.full()) {
 		// Only who has as much left as a whole fetch has brought has fallen behind.
 		p.behind = left >= e.Next-offset && maxBytes >= p.share.fetchBytes
-		p.grown = p.share.fetchMemory()
+		p.grown = int64(maxBytes) * fetchFactor // the next fetch may take twice as much
 	}
 	p.logEnd = max(fetched.LogEnd, fetched.HighWatermark)
 	e.End = p.logEnd

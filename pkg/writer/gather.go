@@ -22,8 +22,8 @@ import (
 // judges it as if they had gone out alone.
 //
 // A partition that stores at a tick waits until all others that may have rows for the tick are
-// there, but no longer than patience. A block that is full, or that must give back memory, waits
-// for nobody, and takes along those that wait.
+// there, but no longer than patience. A block that must give back memory waits for a moment. A
+// block that is full waits for nobody, and takes along those that wait.
 type gatherer struct {
 	writer *Writer
 	share  *share
@@ -362,7 +362,7 @@ func (p *partition) insertBatch(owned, ctx context.Context, token string, block 
 	if p.offered = true; fresh && p.due() {
 		o.tick = p.tick
 	}
-	out := p.share.gatherer.insert(o, fresh && o.tick.IsZero())
+	out := p.share.gatherer.insert(o, fresh && p.full())
 	p.alone = errors.Is(out.err, errRefusedTogether) || !out.joined && clickhouse.Answered(out.err)
 	if out.err == nil && !o.tick.IsZero() {
 		p.ticks.stored(time.Since(o.tick))
