@@ -33,7 +33,7 @@ type Entry struct {
 	delivery.DeadLetter
 	At    Position
 	Time  time.Time // when it was diverted
-	Items int       // 0 when the value is no request of its topic
+	Items int       // 0 if the value is not a request of its topic
 	Value []byte    // valid during the call that it is given to
 }
 
@@ -96,12 +96,12 @@ func entry(partition int, batch *kafka.Batch, i int, signals []*signal.Signal) E
 	return e
 }
 
-// Report says what a replay did.
+// Report counts what a replay did.
 type Report struct {
 	Letters int            // read
 	Items   map[string]int // items sent, by topic
-	Copies  int            // letters left out because one with the same value was sent: what is refused again is diverted again
-	Skipped int            // letters that cannot be replayed: their value is no request of their topic, or is left out
+	Copies  int            // letters left out because a letter with the same value was sent
+	Skipped int            // letters that cannot be replayed: their value is missing, or is not a request of their topic
 	Refused int            // items that no writer would take
 }
 
@@ -116,7 +116,7 @@ type Target struct {
 // Replay sends the items of every dead letter for which keep is true to the
 // topic that they come from, if that is the topic of a target. Of letters with
 // the same value it sends one, so that the letters do not double each time while
-// ClickHouse still refuses them. What it has sent when it fails stays sent.
+// ClickHouse still refuses them. When it fails, letters that it has sent stay sent.
 func Replay(ctx context.Context, log Log, topic string, to []Target, keep func(Entry) bool) (Report, error) {
 	report := Report{Items: make(map[string]int)}
 	var signals []*signal.Signal

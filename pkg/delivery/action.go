@@ -36,7 +36,7 @@ type (
 	// Epoch.
 	TakeRange struct{ From, To int64 }
 	// TakeResent looks up the records that may have been delivered before, and
-	// takes what is missing of them into the batch.
+	// takes the missing ones into the batch.
 	TakeResent struct{}
 )
 
@@ -115,7 +115,7 @@ func Operation(a Action) string {
 }
 
 // graceful reports whether an action may still begin while the partition is
-// being given up, because it ends what is under way.
+// being given up, because it ends the work in flight.
 func graceful(a Action) bool {
 	switch a := a.(type) {
 	case Insert, ProduceLetters, Stop:
@@ -138,7 +138,7 @@ const (
 	Failed
 	// LogChanged means that the log is not as it was when the batch was read.
 	LogChanged
-	// TopicChanged means that the topic was deleted, or made anew.
+	// TopicChanged means that the topic was deleted or created again.
 	TopicChanged
 	// Fenced means that the partition is somebody else's, or may be.
 	Fenced
@@ -148,7 +148,7 @@ const (
 const (
 	// OutOfRange means that the log does not have the offset.
 	OutOfRange Outcome = iota + 10
-	// Corrupt means that nobody can read the records of [Offset, Next).
+	// Corrupt means that the records of [Offset, Next) cannot be read.
 	Corrupt
 )
 
@@ -197,13 +197,13 @@ type Batch struct {
 // Moment is what holds when an action has ended.
 type Moment struct {
 	Time time.Time // with its reading of the monotonic clock, if there is one
-	// Stopping says that the partition is being given up: only the block under way
+	// Stopping means that the partition is being given up: only the block under way
 	// may still be stored.
 	Stopping bool
 	// Accepted counts the blocks that the partition's shard has taken from any
 	// partition of this writer.
 	Accepted int64
-	// ViewsFail says that the shard's last answer was a [ViewFailed], not a
+	// ViewsFail means that the shard's last answer was a [ViewFailed], not a
 	// [ViewsWork].
 	ViewsFail bool
 }
@@ -218,7 +218,7 @@ type (
 	Drop struct{}
 	// SetShard makes the rows go to another shard. There is no batch.
 	SetShard struct{ Shard int }
-	// Seek says what the next fetch from Offset rests on: the record before was of
+	// Seek sets what the next fetch from Offset checks: the record before was of
 	// this leader epoch, or -1 takes the log as it is.
 	Seek struct {
 		Offset int64
@@ -245,45 +245,45 @@ type (
 	// TakenOver says where the partition goes on. Records before Unsure may be
 	// stored already.
 	TakenOver struct{ From, PlannedTo, Unsure, End int64 }
-	// Doubted says that the committed offset does not tell what is stored from From on.
+	// Doubted reports that the committed offset does not prove what is stored from From on.
 	Doubted struct {
 		Why              Doubt
 		From, Start, End int64
 	}
-	// PlanDropped says that the log does not have the planned records any more.
+	// PlanDropped reports that the log does not have the planned records any more.
 	PlanDropped struct{ From, To, PlannedFirst, First int64 }
-	// RangeResumed says that the range of an earlier owner's plan was read again.
+	// RangeResumed reports that the planned range of an earlier owner was read again.
 	RangeResumed struct{}
-	// RecordsLost says that retention deleted [From, Start) before it was read.
+	// RecordsLost reports that retention deleted [From, Start) before it was read.
 	RecordsLost struct{ From, Start, End int64 }
-	// RowsFound says that rows of the block were stored already.
+	// RowsFound reports that rows of the block were stored already.
 	RowsFound struct {
 		Token          string
 		Found, Missing int
 	}
-	// TokenWithoutRows says that ClickHouse knows a token and lacks rows of it.
+	// TokenWithoutRows reports that ClickHouse knows a token but lacks its rows.
 	TokenWithoutRows struct{}
-	// ViewsWork says that an insert succeeded at once.
+	// ViewsWork reports that an insert succeeded at once.
 	ViewsWork struct{}
-	// ViewFailed says that an insert failed after its rows were stored, so that a view
+	// ViewFailed reports that an insert failed after its rows were stored, so that a view
 	// that depends on the table may lack them.
 	ViewFailed struct {
 		Found int
 		Err   error
 	}
-	// Bisecting says that ClickHouse refused the block, so that its rows are tried.
+	// Bisecting reports that ClickHouse refused the block, and its rows are tried.
 	Bisecting struct{ Err error }
-	// Stored says that everything before the committed offset is stored or diverted.
+	// Stored reports that everything before the committed offset is stored or diverted.
 	Stored struct {
-		Rows        int // of the batch, whoever stored them
-		UnsureFound int // of Rows, how many were stored by nobody knows whom
+		Rows        int // of the batch, stored by any writer
+		UnsureFound int // part of Rows: stored by an unknown writer
 		Refused     int // of Rows, how many were diverted
 		Letters     int
 		From, To    int64
 	}
 )
 
-// Doubt is why a committed offset does not say what is stored.
+// Doubt is the reason why a committed offset does not prove what is stored.
 type Doubt string
 
 // The reasons for a doubt.

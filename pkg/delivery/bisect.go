@@ -171,7 +171,7 @@ func (m *Machine) tryOthers(then func()) {
 		})
 }
 
-// errTable says that the table refuses everything.
+// errTable means that the table refuses everything.
 var errTable = errors.New("the table takes nothing else either, so it is the table's trouble")
 
 // giveUp forgets the block: its rows wait for others, of the records after them

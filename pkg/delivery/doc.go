@@ -7,7 +7,7 @@
 // were sent before ([Meta]).
 //
 // A writer commits a [Commit] as the metadata of its offset before it inserts
-// the records that follow. Whoever owns the partition after a crash reads it
+// the records that follow. The owner of the partition after a crash reads it
 // with [ParseCommit], and knows up to where records may be stored already. It
 // looks their rows up and inserts those that are missing, under the token of
 // the planned [Range]. A commit also names the topic's id, because an offset
@@ -22,8 +22,8 @@
 // A [Machine] makes the decisions of one partition: where to go on after a
 // takeover (resume.go), what to fetch (fetch.go), what to announce, insert, look
 // up and commit (store.go), and which rows are at fault when ClickHouse refuses
-// a block (bisect.go). It is told what happened ([Event]) and the time
-// ([Moment]), and says what to do next ([Action]). The stories in testdata tell
+// a block (bisect.go). It receives an [Event] and the time
+// ([Moment]), and returns the next [Action]. The stories in testdata tell
 // each race step by step.
 //
 // The package does no I/O, reads no clock and starts no goroutine. The formats of

@@ -3,7 +3,7 @@ package delivery
 import "fmt"
 
 // fetch takes what the log has next into the batch. Where it does not begin at
-// the end of the last fetch, the claim must be told what it rests on: the log may
+// the end of the last fetch, the claim must know the epoch before it: the log may
 // have lost its end in between, and got other records at the same offsets.
 func (m *Machine) fetch() {
 	if m.elsewhere {
@@ -62,7 +62,7 @@ func (m *Machine) retryFetch(e Event) {
 }
 
 // skipLost goes on at the start of the log when retention has deleted what
-// nobody has read. When Kafka has lost the end of the log, what is still there
+// nobody has read. When Kafka has lost the end of the log, the rest of it
 // is read again from the committed offset.
 func (m *Machine) skipLost(e Event) {
 	switch {

@@ -2,7 +2,7 @@ package delivery
 
 import "time"
 
-// Partition is what a [Machine] is told of its partition.
+// Partition describes the partition of a [Machine].
 type Partition struct {
 	Topic  string
 	Number int
@@ -41,7 +41,7 @@ type Machine struct {
 	next   int64     // offset to fetch next
 	epoch  int32     // leader epoch of the last record before next; -1 when unknown
 	logEnd int64     // as far as the last fetch knew
-	// elsewhere says that the last fetch did not end at next.
+	// elsewhere means that the last fetch did not end at next.
 	elsewhere bool
 	unsure    int64 // records before this offset may be stored already
 
@@ -49,7 +49,7 @@ type Machine struct {
 	held      Batch // what the caller's batch holds
 	bisection bisection
 	// refusedAt is Moment.Accepted when rows were refused and nothing else was
-	// taken; what was taken since tells that these rows are at fault. Negative
+	// taken; if others were taken since, these rows are at fault. Negative
 	// while there are none.
 	refusedAt int64
 }
@@ -134,7 +134,7 @@ func (m *Machine) startOver(e Event) {
 func (m *Machine) stop(err error) { m.do(Stop{err}, nil, nil) }
 
 // MaxBackoff is the longest pause between two attempts, and so the longest that
-// a partition needs to notice that what was away is back.
+// a partition needs to notice that an engine is back.
 const MaxBackoff = 5 * time.Second
 
 // backoff doubles from 100 ms to MaxBackoff: short enough to notice a restarted

@@ -48,7 +48,7 @@ type Plan struct {
 	// Shard is where the range goes: tokens are known only there. Negative means the
 	// partition's current shard.
 	Shard int
-	// Joined says that the INSERT may carry rows of other partitions too. An older program
+	// Joined means that the INSERT may carry rows of other partitions too. An older program
 	// cannot end such an INSERT, so it must not take the plan over.
 	Joined bool
 }
@@ -104,7 +104,7 @@ func (c Commit) Metadata(from int64) string {
 
 // ParseCommit reads the metadata of a commit at offset from. ok is false when it is not ours:
 // nothing was committed, or an operator or another program did, so that nothing is known
-// of what is stored after it. Words of a version that this program does not know are an error,
+// about the rows after it. A version that this program does not know is an error,
 // because ignoring them could store a block twice.
 func ParseCommit(from int64, metadata string) (c Commit, ok bool, err error) {
 	word, rest, _ := strings.Cut(metadata, " ")

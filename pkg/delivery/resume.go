@@ -14,7 +14,7 @@ type place struct {
 	otherTopic bool // from is an offset of another topic of the same name
 }
 
-// takeOver finds where the last owner stopped, and finishes what it planned.
+// takeOver finds where the last owner stopped, and finishes its plan.
 //
 // A committed offset proves that everything before it is stored only if one of
 // our writers committed it, in this log, and the log has not lost records since.
@@ -27,7 +27,7 @@ func (m *Machine) takeOver(Event) {
 	m.do(ReadPosition{}, m.readPosition, m.startOver)
 }
 
-// readPosition parses what was committed with the offset.
+// readPosition parses the metadata of the committed offset.
 func (m *Machine) readPosition(e Event) {
 	commit, ours, err := ParseCommit(e.Offset, e.Metadata)
 	if err != nil {
@@ -42,7 +42,7 @@ func (m *Machine) readPosition(e Event) {
 	m.do(ReadBounds{}, m.judgePosition, m.startOver)
 }
 
-// judgePosition tells whether the offset is a position in this log at all.
+// judgePosition decides whether the offset is a position in this log.
 func (m *Machine) judgePosition(e Event) {
 	p := &m.place
 	p.start, p.end = e.Start, e.End
@@ -84,7 +84,7 @@ func (m *Machine) judgeEpoch(e Event) {
 	m.rebuildWindow()
 }
 
-// doubt goes on from an offset as if nothing were known of what is stored after
+// doubt goes on from an offset without trusting anything about the rows after
 // it. Where the log has nothing after it, there is nothing to report.
 func (m *Machine) doubt(why Doubt, from int64, epoch int32, unsure int64) {
 	p := &m.place
@@ -118,8 +118,8 @@ func (m *Machine) settlePlan() {
 	})
 }
 
-// judgePlan tells whether the log is still the one that the plan was made for. A
-// topic may be made anew, and a log may lose its end and get another. The
+// judgePlan decides whether the log is still the one of the plan. A
+// topic may be created again, and a log may lose its end and get another. The
 // planned records are gone then, and the offsets of the range stand for others.
 func (m *Machine) judgePlan(e Event) {
 	p := &m.place
@@ -128,7 +128,7 @@ func (m *Machine) judgePlan(e Event) {
 		m.note(PlanDropped{From: p.from, To: p.plan.To, PlannedFirst: p.plan.First, First: e.First})
 	}
 	if !same || p.plan.To > p.end {
-		// The range cannot be formed as it was planned. What is there of it is unsure.
+		// The planned range cannot be formed again. Its remaining records are unsure.
 		p.unsure, p.plan = max(p.unsure, p.plan.To), Plan{}
 		m.setShard(m.partition.ownShard())
 	}

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// block is the range under way and what is known of its rows.
+// block is the range under way, and the state of its rows.
 type block struct {
 	open     bool
 	from, to int64 // offsets [from, to)
 	before   int32 // leader epoch of the last record before from
 	first    int64 // as in Range
 
-	// maybeStored says that rows may be stored already: by an owner before us, or by
+	// maybeStored means that rows may be stored already: by an owner before us, or by
 	// an earlier attempt.
 	maybeStored bool
 	planned     bool      // an earlier owner planned this very range, and may have used its token
@@ -25,7 +25,7 @@ type block struct {
 
 	rows        int // when it was announced
 	found       int // of the rows, how many were left out because they are stored
-	unsureFound int // of found, how many were stored by nobody knows whom
+	unsureFound int // part of found: rows that an unknown writer stored
 	refused     int // rows in dead letters
 }
 
@@ -77,7 +77,7 @@ func (m *Machine) takeResent(then func()) {
 	m.persist(TakeResent{}, func(Event) { then() })
 }
 
-// commit makes offset, and what is planned there, what the group knows of the
+// commit makes offset, and the plan there, the position of the
 // partition. epoch is that of the last record before offset.
 func (m *Machine) commit(offset int64, epoch int32, plan Plan, then func(Event)) {
 	c := Commit{Topic: m.partition.TopicID, Plan: plan}
@@ -279,7 +279,7 @@ func (m *Machine) keepMissing(failed func(Event), then func()) {
 	}, failed)
 }
 
-// rereads says that the next action reads the records of the block again. The log
+// rereads means that the next action reads the records of the block again. The log
 // may have lost its end since, and got other records at the same offsets: then
 // those are inserted, and others are passed over. So m.epoch stays that of the
 // records that were judged. By it the next fetch notices the loss, or else the

@@ -126,7 +126,7 @@ type Agents interface {
 type Options struct {
 	MaxRecordBytes int                   // larger parts are split; an item that does not fit is rejected
 	DedupWindow    time.Duration         // in which the writers recognize equal records
-	Agents         Agents                // nil means that nobody knows where agents are
+	Agents         Agents                // nil disables the check of where agents connect from
 	Now            func() time.Time      // nil means time.Now
 	Registerer     prometheus.Registerer // nil means none
 }
@@ -171,7 +171,7 @@ func New(cfg Config, sig *signal.Signal, producer Producer, opts Options) (*Gate
 
 // Consume stores the items of req in Kafka. A nil error means that every item
 // but those counted in the result is durable. An error of class fault.Rejected
-// means that req is no request of the signal, or not of the agent that it names.
+// means that req is not a request of the signal, or does not come from the agent that it names.
 func (g *Gateway) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
 	w := g.work.Get().(*work)
 	defer g.work.Put(w)

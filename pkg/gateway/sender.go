@@ -111,7 +111,7 @@ func (s *sender) split(value []byte, size int) ([][]byte, error) {
 	return values, err
 }
 
-// parts splits a record that the topic refused. The error says that it cannot be split.
+// parts splits a record that the topic refused. It returns an error if the record cannot be split.
 func (s *sender) parts(r *request, whole *kafka.Outgoing, refused error) ([]kafka.Outgoing, error) {
 	size := len(whole.Value)
 	values, err := s.split(whole.Value, size/2)

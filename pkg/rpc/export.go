@@ -172,7 +172,7 @@ func (s *Server) requestOf(ctx context.Context, body []byte) signal.Request {
 	}
 }
 
-// receivedOf returns the zero time for what is no time.
+// receivedOf returns the zero time for an invalid time.
 func receivedOf(ctx context.Context) time.Time {
 	ns, err := strconv.ParseInt(firstValue(ctx, schema.MetadataReceived), 10, 64)
 	if err != nil || ns <= 0 {

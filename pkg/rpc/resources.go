@@ -15,10 +15,10 @@ import (
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
-// Reports takes what agents say of pods and services. It is declared here because this package
+// Reports accepts reports of pods and services from agents. It is declared here because this package
 // is its caller.
 type Reports interface {
-	// Report returns when what it accepts is stored. rejected is how many pods and services will never
+	// Report returns once everything it accepts is stored. rejected is how many pods and services will never
 	// be accepted, and why says so. An error is for all of the report; its class decides the status as it does for
 	// Controller.Join.
 	Report(ctx context.Context, r *agentv1.ReportRequest) (rejected int, why string, err error)
@@ -58,7 +58,7 @@ func (s *ResourceService) Report(ctx context.Context, r *agentv1.ReportRequest) 
 	return &agentv1.ReportResponse{Rejected: int64(rejected), ErrorMessage: statusText(why)}, nil
 }
 
-// checkReport says what is wrong with a report as a whole.
+// checkReport returns an error if a report as a whole is invalid.
 func checkReport(ctx context.Context, r *agentv1.ReportRequest) error {
 	if n := proto.Size(r); n > maxReportBytes {
 		return fmt.Errorf("%d bytes are more than the %d allowed", n, maxReportBytes)

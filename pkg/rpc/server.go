@@ -48,7 +48,7 @@ type Options struct {
 type Auth interface {
 	// Check returns nil when the caller may speak for an agent, else a status. It does not block.
 	Check(ctx context.Context, agent string) error
-	// Authenticated tells whether the caller belongs to the installation.
+	// Authenticated reports whether the caller belongs to the installation.
 	Authenticated(ctx context.Context) bool
 }
 
@@ -203,11 +203,11 @@ const (
 // Addr is where the server listens, with the port that was picked.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Budget bounds what is in flight. Others that receive for the same consumer may be bounded
+// Budget bounds the requests in flight. Others that receive for the same consumer may be bounded
 // by it too, so that the bounds are of all of them together.
 func (s *Server) Budget() *inflight.Budget { return s.budget }
 
-// Trusted tells whether a client of a TLS connection under the server's certificates would be let in now: nil, or
+// Trusted reports whether the server would now accept a client of a TLS connection under its certificates: nil, or
 // why not. Others that share the certificates may ask it for every request. In plain text it is nil.
 func (s *Server) Trusted(state tls.ConnectionState) error {
 	if s.acceptor == nil {
@@ -216,7 +216,7 @@ func (s *Server) Trusted(state tls.ConnectionState) error {
 	return s.acceptor.Trusted(state)
 }
 
-// SetServing sets what the gRPC health service says of the whole server and of
+// SetServing sets the status that the gRPC health service reports for the whole server and for
 // the services that take data. A new Server is serving. After Run's context ended it says
 // not serving, whatever is set.
 func (s *Server) SetServing(serving bool) {

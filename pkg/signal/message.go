@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Message says what to check in a message: which of its length-delimited fields
+// Message lists what to check in a message: which of its length-delimited fields
 // are text and which are messages themselves. Every other field only has to be
 // well-formed.
 type Message struct {
@@ -148,7 +148,7 @@ func plainNumber(b []byte) bool {
 	}
 }
 
-// validText is utf8.Valid, faster for what is ASCII, as nearly all is.
+// validText is utf8.Valid with a fast path for ASCII, the usual case.
 func validText(b []byte) bool {
 	const high = 0x8080808080808080
 	rest := b

@@ -25,15 +25,15 @@ type Rule struct {
 	// Label names a violation in metrics, dead letters and answers: it is the
 	// field's name, where there is one.
 	Label string
-	// Violated tells a sender what is wrong, and what would be right. Empty means
+	// Violated describes the error for a sender, and the expected value. Empty means
 	// that the time which Label names does not lie in the window.
 	Violated string
 }
 
-// Verdict says whether an item can be stored, and where.
+// Verdict holds whether an item can be stored, and where.
 type Verdict struct {
 	Reason Reason
-	// Late says that Reason is about time alone: at another time of receipt the
+	// Late means that Reason concerns time only: at another time of receipt the
 	// item would be accepted. So the content hash covers it.
 	Late bool
 	// Hash chooses the item's partition, when it is accepted or late. It is part

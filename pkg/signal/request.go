@@ -16,9 +16,9 @@ type Request struct {
 	Body []byte
 	// Agent is the id that the client gave in its metadata, empty when none.
 	Agent string
-	// Resend says that the client may have delivered the same before.
+	// Resend means that the client may have delivered the same data before.
 	Resend bool
-	// Received is when the client says that it took the request from its own
+	// Received is the time at which the client took the request from its own
 	// sender, zero when it does not say.
 	Received time.Time
 	// Peer is the client's address, invalid when it is not an IP's.

@@ -19,7 +19,7 @@ type Signal struct {
 	// number below 16.
 	Message *Message
 	Path    []Tag
-	// Envelope says that every record repeats the request's own fields, which
+	// Envelope means that every record repeats the request's own fields, which
 	// its groups stand beside. Otherwise records go without them.
 	Envelope bool
 
@@ -27,8 +27,8 @@ type Signal struct {
 	// where requests name none; otherwise the id must be that of the caller.
 	Sender func(req []byte) []byte
 
-	// Judge reads an item, says whether it can be stored, and where. It reports
-	// false when the item is no well-formed message, or a text in it is not
+	// Judge reads an item and decides whether it can be stored, and where. It reports
+	// false if the item is not a well-formed message, or a text in it is not
 	// UTF-8. It keeps nothing of item.
 	Judge func(item []byte, w Window) (Verdict, bool)
 	// Rules are what items must comply with, at most 14.

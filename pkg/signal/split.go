@@ -134,7 +134,7 @@ func (s *Splitter) Cut(req []byte, maxBytes int) ([]Record, Rejected, error) {
 	return s.records, rejected, nil
 }
 
-// walkOrRepair walks req, or what it is when repaired, which it returns.
+// walkOrRepair walks req, or its repaired form, and returns what it walked.
 func (s *Splitter) walkOrRepair(req []byte, opts *Options) ([]byte, Rejected, error) {
 	var rejected Rejected
 	if s.walk(req, opts, &rejected) {
@@ -382,7 +382,7 @@ func (s *Splitter) overhead(g int) int {
 	return size
 }
 
-// writeRecord writes the runs gathered, of so many items, as one record. The
+// writeRecord writes the gathered runs, which hold that many items, as one record. The
 // late ones of them are only in its Content.
 func (s *Splitter) writeRecord(req []byte, p, items, late int) {
 	if items == late {

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// ErrMalformed says that bytes are not the protobuf message that they should be.
+// ErrMalformed means that bytes are not the expected protobuf message.
 var ErrMalformed = errors.New("malformed protobuf")
 
 // Tag is a field's number and wire type as they stand on the wire:

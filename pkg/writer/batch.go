@@ -10,7 +10,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// batch is what is gathered of a range of records.
+// batch holds the rows and dead letters of a range of records.
 type batch struct {
 	received time.Time // in Kafka, of the oldest record that says so
 	block    columns.Block

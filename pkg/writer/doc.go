@@ -22,7 +22,7 @@
 // The committed offset never passes a record that is not stored, diverted or a
 // duplicate. So nothing is lost as long as the offset is a position in this very
 // log: it carries the id of the topic and the leader epoch of the record before
-// it, which tell a topic that was made anew and a log that lost its end.
+// it, which reveal a topic that was created again and a log that lost its end.
 //
 // Nothing is stored twice because rows are inserted without a look only where
 // they cannot be stored yet: on the first attempt for a range that comes after a

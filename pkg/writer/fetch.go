@@ -10,7 +10,7 @@ import (
 )
 
 // fetch takes what the log has next into the batch, or waits for it as long as
-// the batch may wait, and tells whether the batch is to be stored.
+// the batch may wait, and reports whether the batch is due.
 func (p *partition) fetch(ctx context.Context, offset int64, e *delivery.Event) error {
 	e.Offset, e.Next, e.End, e.Epoch = -1, offset, p.logEnd, -1
 	reserved, ok, err := p.reserve(ctx)
@@ -98,7 +98,7 @@ func (p *partition) fetchInto(ctx context.Context, offset int64, maxBytes int, e
 	left := fetched.HighWatermark - e.Next
 	p.behind = left > 0
 	if p.behind && !p.bulk && (p.batch == nil || !p.full()) {
-		// Only who has as much left as a whole fetch has brought has fallen behind.
+		// A partition is behind only if at least a whole fetch is left.
 		p.behind = left >= e.Next-offset && maxBytes >= p.share.fetchBytes
 		p.grown = int64(maxBytes) * fetchFactor // the next fetch may take twice as much
 	}

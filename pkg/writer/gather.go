@@ -18,7 +18,7 @@ import (
 
 // gatherer joins what the partitions of a shard store at the same moment into one INSERT, so that
 // the number of INSERTs, and of parts in ClickHouse, does not grow with the partitions. It knows
-// nothing of what is stored: each partition gets the outcome of the INSERT that had its rows, and
+// nothing about the rows: each partition gets the outcome of the INSERT that had its rows, and
 // judges it as if they had gone out alone.
 //
 // A partition that stores at a tick waits until all others that may have rows for the tick are
@@ -33,7 +33,7 @@ type gatherer struct {
 	mu      sync.Mutex
 	coming  map[time.Time]int // by tick: partitions that may have rows for it
 	waiting []*offer
-	timer   *time.Timer // closes the group that waits; nil while nobody does
+	timer   *time.Timer // closes the waiting group; nil while none waits
 }
 
 // offer is the block of one partition that is to be stored. Its partition does not touch the
@@ -140,7 +140,7 @@ func (g *gatherer) closeWithin(d time.Duration) {
 	g.timer = timer
 }
 
-// closeComplete sends the group when nobody comes for whom one of it waits.
+// closeComplete sends the group once no partition is expected that it waits for.
 func (g *gatherer) closeComplete() {
 	var last time.Time
 	for _, o := range g.waiting {
@@ -308,7 +308,7 @@ func joinedError(err error, partitions int) error {
 	return fmt.Errorf("with %d other partitions: %w", partitions-1, err)
 }
 
-// errRefusedTogether says that ClickHouse refused rows of several partitions; which ones is found
+// errRefusedTogether means that ClickHouse refused rows of several partitions; which ones is found
 // out by each with its own.
 var errRefusedTogether = errors.New("refused together")
 

@@ -123,7 +123,7 @@ func sentFirst(letters []kafka.Outgoing, refused []int) (sent int) {
 	return sent
 }
 
-// division is what is left to do of a letter that was refused for its size.
+// division holds the remaining parts of a letter that was refused for its size.
 type division struct {
 	parts   []part // a stack, the next one last
 	alone   int    // parts that could not be divided since Kafka took one

@@ -73,7 +73,7 @@ func (p *partition) close() {
 }
 
 // run does what the machine decides until the machine gives the partition up.
-// When ctx ends, what is under way may still succeed within the grace.
+// When ctx ends, the action under way may still succeed within the grace period.
 func (p *partition) run(ctx context.Context) {
 	graceful, cancel := withGrace(ctx, min(p.opts.Grace, p.claim.Grace()))
 	defer cancel()

@@ -91,7 +91,7 @@ func (p *partition) takeRange(ctx context.Context, from, to int64) (epoch int32,
 	})
 }
 
-// errLogChanged says that records which were read before are not in the log any
+// errLogChanged means that records that were read before are not in the log any
 // more.
 var errLogChanged = errors.New("the log is not as it was when the batch was read")
 

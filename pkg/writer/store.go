@@ -12,7 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
-// commit makes an offset, and what is said with it, what the group knows of the
+// commit makes an offset and its metadata the position of the
 // partition.
 func (p *partition) commit(ctx context.Context, a delivery.CommitOffset) error {
 	a.Commit.Plan.Joined = a.Commit.Plan.To != 0 && !p.bulk

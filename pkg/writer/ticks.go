@@ -8,7 +8,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 )
 
-// ticks are the moments at which the partitions of a writer store what they have. They do so
+// ticks are the moments at which the partitions of a writer store their rows. They do so
 // together, so that their rows go out in one INSERT.
 //
 // A record that comes right after a tick waits for the next one, and then until its rows are
@@ -28,7 +28,7 @@ func (t *ticks) next(now time.Time) time.Time {
 	defer t.mu.Unlock()
 	if !now.Before(t.last) {
 		every := t.wait - min(t.took, t.wait/2)
-		if t.last = t.last.Add(every); !now.Before(t.last) { // the first one, or nobody has asked for long
+		if t.last = t.last.Add(every); !now.Before(t.last) { // the first call, or the first for a long time
 			t.last = now.Add(every)
 		}
 	}

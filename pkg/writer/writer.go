@@ -28,13 +28,13 @@ type Claim interface {
 	Lease() time.Time
 	// TopicID tells the topic from others of the same name; zero where the brokers cannot.
 	TopicID() kafka.TopicID
-	// Position returns the committed offset and what was said with it; the offset is
+	// Position returns the committed offset and its metadata; the offset is
 	// negative when the group has none.
 	Position(ctx context.Context) (kafka.Position, error)
 	// CommitPosition fails with class fault.Fenced once the partition is somebody else's, or
 	// may be.
 	CommitPosition(ctx context.Context, position kafka.Position) error
-	// Seek says what the next Fetch from an offset rests on, see kafka.Claim.
+	// Seek sets the leader epoch that the next Fetch checks, see kafka.Claim.
 	Seek(position kafka.Position)
 	// EpochEnd returns where the log of a leader epoch ends, negative when that is unknown.
 	EpochEnd(ctx context.Context, epoch int32) (int64, error)

@@ -1,6 +1,6 @@
 // Package agentauth decides whether a caller may speak for an agent.
 //
-// An agent presents what it has: the installation's token (control.agent_tokens), a
+// An agent presents its credentials: the installation's token (control.agent_tokens), a
 // certificate verified by TLS, and a secret that it generates at its first start and
 // keeps in its state directory. An id is bound to the secret with which it was first
 // registered, or else to the name in the certificate; from then on no client without it

@@ -26,7 +26,7 @@ var (
 	request = signal.NewMessage([]int{1, 2, 3}, map[int]*signal.Message{4: group})
 )
 
-// Head is what a request says of its sender.
+// Head describes the sender of a request.
 type Head struct {
 	AgentID, Cluster, Node []byte // point into the request
 }
@@ -51,7 +51,7 @@ func (h *Head) Read(req []byte) {
 	}
 }
 
-// AppendHead appends what a request says of its sender.
+// AppendHead appends the description of a sender.
 func AppendHead(b []byte, agentID, cluster, node string) []byte {
 	b = appendText(b, TagRequestAgentID, agentID)
 	b = appendText(b, TagRequestCluster, cluster)

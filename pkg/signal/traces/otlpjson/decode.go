@@ -26,7 +26,7 @@ func Decode(body []byte) (out []byte, problems Problems, err error) {
 	return d.finish(), d.problems, nil
 }
 
-// check says what is wrong with body as JSON, and where.
+// check returns the first syntax error of body, with its place.
 func check(body []byte) error {
 	if json.Valid(body) {
 		return nil

@@ -69,7 +69,7 @@ func parseDouble(text []byte) (bits uint64, ok bool) {
 	return 0, false
 }
 
-// parseInt reads a whole number of so many bits.
+// parseInt reads a signed integer of the given number of bits.
 func parseInt(text []byte, bits int) (v int64, ok bool) {
 	negative, size, ok := whole(text)
 	limit := uint64(1) << (bits - 1)
@@ -83,7 +83,7 @@ func parseInt(text []byte, bits int) (v int64, ok bool) {
 	}
 }
 
-// parseUint reads a whole number of so many bits without a sign.
+// parseUint reads an unsigned integer of the given number of bits.
 func parseUint(text []byte, bits int) (v uint64, ok bool) {
 	negative, size, ok := whole(text)
 	if !ok || negative && size != 0 || bits < 64 && size >= 1<<bits {

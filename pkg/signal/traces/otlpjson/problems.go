@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Problems says what of a request could not be read and is left out.
+// Problems lists the parts of a request that could not be read and were left out.
 type Problems struct {
 	Spans  int64 // spans with a bad value
 	Values int64 // attributes and fields of resources and scopes
@@ -20,7 +20,7 @@ const (
 	maxShown = 48 // bytes of a value, and of a span's name
 )
 
-// Message tells the sender what was left out and why; it is empty when nothing was. It has less than 2 kB.
+// Message describes for the sender what was left out, and why, in less than 2 kB. It is empty if nothing was.
 func (p *Problems) Message() string {
 	if p.Spans == 0 && p.Values == 0 {
 		return ""

@@ -13,7 +13,7 @@ type scanner struct {
 	scratch []byte // of the last string that had escapes
 }
 
-// next skips white space and returns the byte that follows, which says what kind of value begins. It is 0 at the end.
+// next skips white space and returns the byte that follows, which shows the kind of the value. At the end it returns 0.
 func (s *scanner) next() byte {
 	for ; s.i < len(s.b); s.i++ {
 		switch c := s.b[s.i]; c {

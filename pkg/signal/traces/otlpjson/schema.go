@@ -23,7 +23,7 @@ const (
 	kindDouble
 )
 
-// what says what a value of a kind has to be.
+// what describes the values that a kind accepts.
 var what = [...]string{
 	kindMessage: "an object", kindText: "a string", kindHex: "hexadecimal", kindBase64: "base64", kindBool: "true or false",
 	kindEnum: "a number or name of its enum", kindInt64: "a whole number of 64 bits", kindUint32: "a whole number of 32 bits without a sign",
@@ -48,7 +48,7 @@ type field struct {
 type role uint8
 
 const (
-	partOfWhole role = iota // what it is in
+	partOfWhole role = iota // rejects the message around it
 	alone                   // the field, or the element of it that is bad
 	spans                   // the element of it that is bad: a span
 )

@@ -42,7 +42,7 @@ func (w *writer) fixed64(number protowire.Number, v uint64) {
 	w.buf = protowire.AppendFixed64(protowire.AppendTag(w.buf, number, protowire.Fixed64Type), v)
 }
 
-// finish returns what was written with the lengths in their places.
+// finish inserts the lengths and returns the message.
 func (w *writer) finish() []byte {
 	out := make([]byte, 0, len(w.buf)+w.inserted)
 	from := 0
