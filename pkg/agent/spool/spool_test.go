@@ -100,7 +100,13 @@ func next(t testing.TB, s *spool.Spool) spool.Entry {
 // tryNext returns false if no entry is available.
 func tryNext(t testing.TB, s *spool.Spool) (spool.Entry, bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	return nextWithin(t, s, time.Millisecond)
+}
+
+// nextWithin takes the next entry, if there is one by then.
+func nextWithin(t testing.TB, s *spool.Spool, d time.Duration) (spool.Entry, bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	e, err := s.Next(ctx)
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -502,8 +508,8 @@ func TestNothingIsLost(t *testing.T) {
 				rt.Fatalf("%d entries after a restart, want at least %d", s.Len(), len(waiting))
 			}
 		}
-		take := func() bool {
-			e, ok := tryNext(t, s)
+		take := func(within time.Duration) bool {
+			e, ok := nextWithin(t, s, within)
 			if !ok {
 				return false
 			}
@@ -532,7 +538,7 @@ func TestNothingIsLost(t *testing.T) {
 				}
 				added++
 			},
-			"take": func(*rapid.T) { take() },
+			"take": func(*rapid.T) { take(time.Millisecond) },
 			"done": func(rt *rapid.T) {
 				if len(out) == 0 {
 					rt.Skip()
@@ -573,7 +579,7 @@ func TestNothingIsLost(t *testing.T) {
 		closeIt(t, s)
 		restart()
 		for s.Len() > 0 {
-			if !take() {
+			if !take(time.Minute) {
 				rt.Fatalf("%d entries remain but none is handed out", s.Len())
 			}
 			e := out[len(out)-1]
