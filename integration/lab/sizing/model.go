@@ -147,12 +147,14 @@ func PlanFor(l Load) Plan {
 	p.Partitions = max(defaultPartitions, math.Ceil(l.SpansPerSecond/(partitionRate.Value*l.Use)))
 	p.Shards, p.ShardsBecause = most(need{"one is enough", 1}, need{"CPU", p.ClickHouseCores / machine},
 		need{"disk", p.DiskPerDay * l.RetentionDays / (l.DiskBytes * diskFull)},
-		need{"inserts", inserts(l.SpansPerSecond, p.Partitions, p.RowsPerInsert) * tokensFor / tokensKept})
+		need{"inserts", l.SpansPerSecond / p.RowsPerInsert * tokensFor / tokensKept})
 	// Give each shard the same number of partitions: a partition belongs to one
 	// shard.
 	p.Partitions = math.Ceil(p.Partitions/p.Shards) * p.Shards
 	p.ConsumersAtMost = p.Partitions
-	all := inserts(l.SpansPerSecond, p.Partitions, p.RowsPerInsert)
+	p.WriterCores = cores(l.rows(), writerCPU)
+	p.Writers, _ = most(need{"two, so that one may be away", 2}, need{"CPU", p.WriterCores / machine})
+	all := inserts(l.SpansPerSecond, min(p.Writers*p.Shards, p.Partitions), p.RowsPerInsert)
 	p.InsertsPerShard = all / p.Shards
 	p.RowsPerInsert = l.SpansPerSecond / all
 	p.PartsPerShard = p.InsertsPerShard * partsAnInsert
@@ -164,9 +166,6 @@ func PlanFor(l Load) Plan {
 		p.KeeperRequests = p.PartsPerShard * p.Shards * l.copies() * keeperCalls.Value
 	}
 
-	p.WriterCores = cores(l.rows(), writerCPU)
-	p.Writers, _ = most(need{"two, so that one may be away", 2}, need{"CPU", p.WriterCores / machine})
-
 	p.KafkaBytesPerSecond = p.GatewayBytesPerSecond / kafkaRatio.Value
 	written := p.KafkaBytesPerSecond * l.Replicas
 	p.KafkaDisk = written * 3600 * l.KafkaRetentionHours
@@ -177,10 +176,10 @@ func PlanFor(l Load) Plan {
 	return p
 }
 
-// inserts returns the INSERTs of spans per second over all partitions: one
-// every batchWait, or more if batches fill earlier.
-func inserts(rate, partitions, rows float64) float64 {
-	return max(min(rate, partitions/batchWait), rate/rows)
+// inserts is how many INSERTs of spans all writers make in a second: each makes
+// one for each shard every batchWait, unless what it has is full before.
+func inserts(rate, groups, rows float64) float64 {
+	return max(min(rate, groups/batchWait), rate/rows)
 }
 
 // Limit is a rate at which an installation with defaults reaches a limit.

@@ -36,7 +36,7 @@ func TestPlan(t *testing.T) {
 		"a day of spans":                            {func(*Load) {}, func(p Plan) float64 { return p.DiskPerDay }, 4.095e12},
 		"two copies of a month":                     {func(*Load) {}, func(p Plan) float64 { return p.Disk }, 245.7e12},
 		"one copy is not replicated":                {func(l *Load) { l.Replicas = 1 }, func(p Plan) float64 { return p.ReplicationPerShard + p.KeeperRequests }, 0},
-		"few spans wait for a second":               {func(l *Load) { l.SpansPerSecond = 12e3 }, func(p Plan) float64 { return p.RowsPerInsert }, 1000},
+		"few spans wait for a second":               {func(l *Load) { l.SpansPerSecond = 12e3 }, func(p Plan) float64 { return p.RowsPerInsert }, 6000},
 		"hardly any spans are an insert each":       {func(l *Load) { l.SpansPerSecond = 2 }, func(p Plan) float64 { return p.InsertsPerShard }, 2},
 		"Kafka keeps a day of each replica":         {func(*Load) {}, func(p Plan) float64 { return p.KafkaDisk }, 35.8e12},
 		"brokers for a slow disk, whose size does":  {func(l *Load) { l.DiskBytesPerSecond = 50e6 }, func(p Plan) float64 { return p.Brokers }, 21},
