@@ -267,7 +267,7 @@ func TestServerWaitsForItsEngines(t *testing.T) {
 	})
 	impatient, _ := s.serve("writer")
 	impatient.eventually(10*time.Second, func() error {
-		if !strings.Contains(impatient.output.String(), "trying again") {
+		if !strings.Contains(impatient.output.String(), "retrying") {
 			return fmt.Errorf("the log does not show that it waits: %s", impatient.output.String())
 		}
 		return nil
