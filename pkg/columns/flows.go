@@ -129,21 +129,22 @@ func foundFlows() (proto.Results, func(func(signal.Key)) error) {
 		end                   proto.ColInt64
 		ip                    proto.ColIPv6
 	)
-	return proto.Results{
-			{Name: "agent_id", Data: agent},
-			{Name: "network_namespace", Data: &namespace},
-			{Name: "connection", Data: &connection},
-			{Name: "end", Data: &end},
-			{Name: "ip", Data: &ip},
-		}, func(f func(signal.Key)) error {
-			for i := range end.Rows() {
-				identity := flows.Identity{
-					Agent: agent.Row(i), NetworkNamespace: namespace.Row(i), Connection: connection.Row(i), End: end.Row(i), IP: ip.Row(i),
-				}
-				f(identity.Key())
+	results := proto.Results{
+		{Name: "agent_id", Data: agent},
+		{Name: "network_namespace", Data: &namespace},
+		{Name: "connection", Data: &connection},
+		{Name: "end", Data: &end},
+		{Name: "ip", Data: &ip},
+	}
+	return results, func(f func(signal.Key)) error {
+		for i := range end.Rows() {
+			identity := flows.Identity{
+				Agent: agent.Row(i), NetworkNamespace: namespace.Row(i), Connection: connection.Row(i), End: end.Row(i), IP: ip.Row(i),
 			}
-			return nil
+			f(identity.Key())
 		}
+		return nil
+	}
 }
 
 // NewFlows returns an empty block. It calls resolve, unless nil, for the holder of the
