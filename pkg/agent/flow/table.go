@@ -226,7 +226,8 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		t.size++
 		sp.remember(local, peer)
 	}
-	if t.troubled(c, s) {
+	counters := c.next(s)
+	if c.troubledSince(counters) {
 		t.reportBefore(sp, c)
 		c.troubled = true
 	}
@@ -236,7 +237,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	if s.Inode != 0 { // a socket that closes slowly belongs to no process any more
 		c.inode = s.Inode
 	}
-	c.update(s)
+	c.update(s, counters)
 	if c.role == RoleUnknown {
 		c.role = s.role()
 	}
@@ -338,7 +339,7 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 		c.established = c.established || s.established()
 		c.counters.Retransmits = max(c.counters.Retransmits, countersOf(s).Retransmits)
 	} else {
-		c.update(s)
+		c.update(s, c.next(s))
 		if r := s.role(); r != RoleUnknown && c.role == RoleUnknown {
 			c.role = r
 		}
@@ -410,7 +411,7 @@ func (t *Table) reportWhole(sp *space, s *Socket, start, at int64) {
 	if c.local.Addr().IsUnspecified() {
 		c.local = netip.AddrPortFrom(sp.localFor(c.peer.Addr()), c.local.Port())
 	}
-	c.update(s)
+	c.update(s, c.next(s))
 	t.finish(sp, &c, at, s.end(sp.roleOf(c.role, c.local)))
 }
 
@@ -484,14 +485,13 @@ func (t *Table) remove(sp *space, cookie uint64) {
 	t.size--
 }
 
-// troubled reports whether the socket was in trouble since the dump that showed
-// c last: segments were retransmitted, or the receiver's window held the sender
-// back for a tenth of the time.
-func (t *Table) troubled(c *conn, s *Socket) bool {
+// troubledSince reports whether the connection was in trouble since the dump
+// that showed it last, when its counters are now: segments were retransmitted,
+// or the receiver's window held the sender back for a tenth of the time.
+func (c *conn) troubledSince(now Counters) bool {
 	if c.seen == 0 || c.dead {
 		return false
 	}
-	now := c.counters.advance(countersOf(s))
 	limited := now.ReceiveWindowLimited - c.counters.ReceiveWindowLimited
 	return now.Retransmits != c.counters.Retransmits ||
 		limited != 0 && limited >= (now.Busy-c.counters.Busy)/10
@@ -573,9 +573,12 @@ func (c *conn) row(sp *space, at int64) Row {
 	return row
 }
 
-// update raises the connection's counters to those of its socket.
-func (c *conn) update(s *Socket) {
-	c.counters = c.counters.advance(countersOf(s))
+// next returns the connection's counters raised to those of its socket.
+func (c *conn) next(s *Socket) Counters { return c.counters.advance(countersOf(s)) }
+
+// update takes over the state of the socket, and its counters from next.
+func (c *conn) update(s *Socket, counters Counters) {
+	c.counters = counters
 	c.acked = max(c.acked, s.Info.BytesAcked)
 	c.established = c.established || s.established()
 	if s.Info.RTT != 0 {
