@@ -12,6 +12,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -219,23 +220,17 @@ const settleInterval = 500 * time.Millisecond
 // may also be an earlier start of the same agent whose end is still in flight through
 // Kafka. So the decision waits for as long as Join waits for that end.
 func (c *Control) settleRivals(ctx context.Context) error {
-	tick := time.NewTicker(settleInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
+	retry.Every(ctx, settleInterval, func() {
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		now := c.opts.Now()
 		for _, s := range c.sessions {
 			if s.rival != nil && now.Sub(s.since) >= releaseTimeout {
 				c.settle(s, now)
 			}
 		}
-		c.mu.Unlock()
-	}
+	})
+	return nil
 }
 
 // settle decides between s and its rival. The caller holds mu.

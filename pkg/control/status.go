@@ -153,16 +153,8 @@ func (c *Control) writeSome(ctx context.Context, taken []outgoing) error {
 // forgetLost periodically deletes agents that have been lost for long. Every replica does
 // so; deleting twice does no harm.
 func (c *Control) forgetLost(ctx context.Context) error {
-	tick := time.NewTicker(forgetInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-		c.forgetOnce(ctx)
-	}
+	retry.Every(ctx, forgetInterval, func() { c.forgetOnce(ctx) })
+	return nil
 }
 
 func (c *Control) forgetOnce(ctx context.Context) {

@@ -13,6 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/inventory/index"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -187,21 +188,15 @@ func (r *Resources) write(ctx context.Context, c *changes) error {
 // sweep ends objects that are no longer reported and forgets those that ended long ago.
 // Every replica does so; doing it twice does no harm.
 func (r *Resources) sweep(ctx context.Context) error {
-	tick := time.NewTicker(sweepInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
+	retry.Every(ctx, sweepInterval, func() {
 		if r.Ready(ctx) != nil {
-			continue
+			return
 		}
 		if err := r.sweepOnce(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("cannot write the end of stale pods and services, retrying", slog.Any("error", err))
 		}
-	}
+	})
+	return nil
 }
 
 func (r *Resources) sweepOnce(ctx context.Context) error {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 const (
@@ -134,18 +136,11 @@ func (p *Producer) Ready(ctx context.Context) error {
 
 // watch refreshes the topic and reports failures until ctx ends.
 func (p *Producer) watch(ctx context.Context) {
-	tick := time.NewTicker(lookInterval)
-	defer tick.Stop()
 	logged := make(map[string]time.Time) // when each cause was last logged
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	retry.Every(ctx, lookInterval, func() {
 		_ = p.Look(ctx) // complaints returns the error
 		p.report(logged, time.Now())
-	}
+	})
 }
 
 // report logs each failure when it begins, every failureReminder while it lasts, and when

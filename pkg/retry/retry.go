@@ -1,4 +1,5 @@
-// Package retry repeats what may succeed later, with growing pauses.
+// Package retry repeats what may succeed later, with growing pauses, and what has
+// to be done at every interval.
 //
 // The caller decides which errors are worth another attempt, and says what to
 // log. The package starts no goroutine and writes no log.
@@ -83,6 +84,20 @@ func Stop(err error) error { return &stopError{err} }
 type stopError struct{ error }
 
 func (e *stopError) Unwrap() error { return e.error }
+
+// Every calls f at each interval, from the first one on, until ctx ends.
+func Every(ctx context.Context, interval time.Duration, f func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			f()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
 
 // Sleep waits for d and returns nil, or returns the error of ctx as soon as it
 // ends.

@@ -3,6 +3,7 @@ package retry
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,6 +127,19 @@ func TestSleep(t *testing.T) {
 		defer cancel()
 		if err := Sleep(ctx, time.Hour); !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != 2*time.Second {
 			t.Errorf("Sleep = %v after %s", err, time.Since(begun))
+		}
+	})
+}
+
+func TestEvery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 3500*time.Millisecond)
+		defer cancel()
+		begun := time.Now()
+		var at []time.Duration
+		Every(ctx, time.Second, func() { at = append(at, time.Since(begun)) })
+		if want := []time.Duration{time.Second, 2 * time.Second, 3 * time.Second}; !slices.Equal(at, want) {
+			t.Errorf("called after %v, want %v", at, want)
 		}
 	})
 }
