@@ -52,18 +52,13 @@ func realQuota(t *testing.T, brokers []string) {
 	claim := startMemberOf(t, client, name, nil).await(1)[0]
 	limit(25_000)
 	// The broker answers before it applies the quota.
-	for deadline := time.Now().Add(time.Minute); ; {
+	wait.Until(t, "the quota is in force", func() bool {
 		b, err := claim.Fetch(t.Context(), 0, 50_000, 20*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b.Throttled {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the quota never took effect")
-		}
-	}
+		return b.Throttled
+	})
 	begun := time.Now()
 	read, throttled := 0, 0
 	for next := int64(0); next < 20; {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 const (
@@ -125,7 +126,7 @@ func (b *busyLoad) answered() (int64, error) {
 // speed measures a window after a settling time. capture is the PID of the
 // capture, or 0.
 func (b *busyLoad) speed(ctx context.Context, window time.Duration, capture int) (s speed, err error) {
-	if err := pause(ctx, settle); err != nil {
+	if err := retry.Sleep(ctx, settle); err != nil {
 		return s, err
 	}
 	began := time.Now()
@@ -133,7 +134,7 @@ func (b *busyLoad) speed(ctx context.Context, window time.Duration, capture int)
 	if err != nil {
 		return s, err
 	}
-	if err := pause(ctx, window); err != nil {
+	if err := retry.Sleep(ctx, window); err != nil {
 		return s, err
 	}
 	after, usedAfter, watchedAfter, err := b.sample(capture)
@@ -157,17 +158,6 @@ func (b *busyLoad) sample(capture int) (answered int64, used, watched time.Durat
 	}
 	answered, err = b.answered()
 	return answered, used, watched, err
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // compare prints how much throughput is left while the connections are
