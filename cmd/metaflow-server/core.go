@@ -13,8 +13,14 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema"
 )
+
+// signals are those that this program receives and stores.
+var signals = []*signal.Signal{traces.Signal, flows.Signal}
 
 // core is shared by all roles.
 type core struct {

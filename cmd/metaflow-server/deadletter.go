@@ -14,14 +14,8 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/deadletter"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/signal"
-	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
-	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/schema"
 )
-
-// signals are those that this program takes and stores.
-var signals = []*signal.Signal{traces.Signal, flows.Signal}
 
 var kafkaFlags = map[string]string{"kafka-brokers": "kafka.brokers"}
 

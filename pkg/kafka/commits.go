@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -66,13 +67,12 @@ func (s *commits) send(ctx context.Context, partition int, p Position) (sent boo
 func (s *commits) withdraw(call *commitCall) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i, c := range s.queue {
-		if c == call {
-			s.queue = append(s.queue[:i], s.queue[i+1:]...)
-			return true
-		}
+	i := slices.Index(s.queue, call)
+	if i < 0 {
+		return false
 	}
-	return false
+	s.queue = slices.Delete(s.queue, i, i+1)
+	return true
 }
 
 // run sends what is queued until there is nothing.
