@@ -62,18 +62,46 @@ var (
 	alterStatement = regexp.MustCompile(`^ALTER TABLE (?P<table>\S+)( ON CLUSTER '\S+')? (` +
 		`ADD (?P<add>COLUMN|INDEX|PROJECTION|CONSTRAINT) IF NOT EXISTS|DROP (?P<drop>COLUMN|INDEX|PROJECTION|CONSTRAINT) IF EXISTS|` +
 		`(?P<modify>MODIFY|RESET) (COLUMN IF EXISTS|SETTING)) (?P<name>[\w.]+)`)
+	// A column joins the sorting key in the ALTER that adds it, and leaves it in one of its
+	// own. ClickHouse changes both at once, and again changes nothing.
+	keyStatement   = regexp.MustCompile(`^ALTER TABLE (?P<table>\S+)( ON CLUSTER '\S+')? (ADD COLUMN IF NOT EXISTS (?P<name>\w+) [^,]+, )?MODIFY ORDER BY \([\w, ]+\)$`)
 	anotherCommand = regexp.MustCompile(`,\s*(ADD|DROP|MODIFY|RESET|RENAME|CLEAR|MATERIALIZE|UPDATE|DELETE|COMMENT)\b`)
 	viewStatement  = regexp.MustCompile(`^(CREATE OR REPLACE VIEW|CREATE MATERIALIZED VIEW IF NOT EXISTS|DROP VIEW IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? MODIFY (QUERY|COMMENT)) `)
 )
 
+// commands splits an ALTER that only adds columns, or only drops columns, into one
+// statement per column. ClickHouse does all or nothing of it.
+func commands(statement string) []string {
+	for _, command := range []string{"ADD COLUMN IF NOT EXISTS ", "DROP COLUMN IF EXISTS "} {
+		parts := strings.Split(statement, ",\n    "+command)
+		table, _, ok := strings.Cut(parts[0], command)
+		if !ok || len(parts) == 1 {
+			continue
+		}
+		for i, part := range parts[1:] {
+			parts[i+1] = table + command + part
+		}
+		return parts
+	}
+	return []string{statement}
+}
+
 // effect returns whether a statement of a numbered migration creates (+1), removes (-1)
-// or changes (0) an object, or an error if no migration may contain it.
+// or changes (0) an object, or an error if no migration may contain it. A sorting key is
+// part of its column: object is empty when only the key changes.
 func effect(statement string) (object string, sign int, err error) {
 	if m := tableStatement.FindStringSubmatch(statement); m != nil {
 		if strings.HasPrefix(statement, "DROP") {
 			return m[3], -1, nil
 		}
 		return m[3], 1, nil
+	}
+	if m := keyStatement.FindStringSubmatch(statement); m != nil {
+		name := m[keyStatement.SubexpIndex("name")]
+		if name == "" {
+			return "", 0, nil
+		}
+		return "COLUMN " + m[1] + " " + name, 1, nil
 	}
 	m := alterStatement.FindStringSubmatch(statement)
 	if m == nil {
@@ -109,8 +137,10 @@ func TestEveryStatementMayRunAgain(t *testing.T) {
 				statements = append(append(statements, m.Up...), m.Down...)
 			}
 			for _, s := range statements {
-				if _, _, err := effect(s); err != nil {
-					t.Errorf("%s: %v", firstLine(s), err)
+				for _, s := range commands(s) {
+					if _, _, err := effect(s); err != nil {
+						t.Errorf("%s: %v", firstLine(s), err)
+					}
 				}
 			}
 			for _, s := range viewStatements(t, tc.params) {
@@ -132,6 +162,12 @@ func TestRulesForStatements(t *testing.T) {
 		"ALTER TABLE m.t ADD PROJECTION IF NOT EXISTS p (SELECT a ORDER BY a)":                   1,
 		"ALTER TABLE m.t MODIFY COLUMN IF EXISTS a UInt64":                                       0,
 		"ALTER TABLE m.t MODIFY SETTING ttl_only_drop_parts = 1, min_bytes_for_wide_part = 1000": 0,
+		"ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Int8, MODIFY ORDER BY (b, a)":                1,
+		"ALTER TABLE m.t MODIFY ORDER BY (b)":                                                    0,
+	}
+	if got := commands("ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Enum8('x' = 1, 'y' = 2),\n    ADD COLUMN IF NOT EXISTS b Int8"); len(got) != 2 ||
+		got[0] != "ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Enum8('x' = 1, 'y' = 2)" || got[1] != "ALTER TABLE m.t ADD COLUMN IF NOT EXISTS b Int8" {
+		t.Errorf("commands: %q", got)
 	}
 	for statement, want := range allowed {
 		if _, sign, err := effect(statement); err != nil || sign != want {
@@ -144,6 +180,7 @@ func TestRulesForStatements(t *testing.T) {
 		"ALTER TABLE m.t ADD COLUMN a Int8",
 		"ALTER TABLE m.t DROP COLUMN a",
 		"ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Int8, ADD COLUMN b Int8",
+		"ALTER TABLE m.t ADD COLUMN IF NOT EXISTS a Int8,\n    DROP COLUMN IF EXISTS b",
 		"ALTER TABLE m.t RENAME COLUMN IF EXISTS a TO b", // a writer of the version before still fills a
 		"ALTER TABLE m.t UPDATE a = a + 1 WHERE 1",
 		"ALTER TABLE m.t MODIFY TTL b + toIntervalDay(1)", // removes the rules of operators
@@ -186,12 +223,17 @@ func TestDownDropsWhatUpMakes(t *testing.T) {
 			for _, m := range all {
 				made, dropped := map[string]int{}, map[string]int{}
 				for _, s := range m.Up {
-					object, sign, _ := effect(s)
-					made[object] += sign
+					for _, s := range commands(s) {
+						object, sign, _ := effect(s)
+						made[object] += sign
+					}
 				}
 				for _, s := range m.Down {
-					object, sign, _ := effect(s)
-					dropped[object] -= sign
+					for _, s := range commands(s) {
+						if object, sign, _ := effect(s); object != "" {
+							dropped[object] -= sign
+						}
+					}
 				}
 				if diff := cmp.Diff(made, dropped); diff != "" {
 					t.Errorf("migration %d (-made +dropped):\n%s", m.Version, diff)

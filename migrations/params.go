@@ -151,21 +151,23 @@ func (p Params) funcs() template.FuncMap {
 // Distributed table.
 var sharded = []string{"spans", "flows", "service_addresses", "flow_addresses"}
 
-// addColumn adds a column to a table, named without its suffix, and to its Distributed
-// table.
-func (p Params) addColumn(table, definition string) string {
-	return strings.Join(p.alterAll(table, "ADD COLUMN IF NOT EXISTS "+definition), ";\n")
+// addColumn adds columns to a table, named without its suffix, and to its Distributed
+// table. ClickHouse adds all columns of a statement at once.
+func (p Params) addColumn(table string, definitions ...string) string {
+	return strings.Join(p.alterAll(table, "ADD COLUMN IF NOT EXISTS ", definitions), ";\n")
 }
 
 // dropColumn reverts addColumn. The Distributed table goes first, because it reads the
-// other.
-func (p Params) dropColumn(table, column string) string {
-	alters := p.alterAll(table, "DROP COLUMN IF EXISTS "+column)
+// other. One statement drops all columns: a part that is inserted while one column is
+// dropped may keep it, and the mutation that drops the next one would fail on it.
+func (p Params) dropColumn(table string, columns ...string) string {
+	alters := p.alterAll(table, "DROP COLUMN IF EXISTS ", columns)
 	slices.Reverse(alters)
 	return strings.Join(alters, ";\n")
 }
 
-func (p Params) alterAll(table, change string) []string {
+func (p Params) alterAll(table, command string, arguments []string) []string {
+	change := command + strings.Join(arguments, ",\n    "+command)
 	suffixes := []string{"_local"}
 	if p.Cluster != "" && slices.Contains(sharded, table) {
 		suffixes = append(suffixes, "_distributed")

@@ -234,6 +234,54 @@ ALTER TABLE metaflow.spans_local ON CLUSTER 'metaflow' MODIFY SETTING merge_sele
 
 ALTER TABLE metaflow.flows_local ON CLUSTER 'metaflow' MODIFY SETTING merge_selector_base = 12;
 
+ALTER TABLE metaflow.flows_local ON CLUSTER 'metaflow' ADD COLUMN IF NOT EXISTS protocol Enum8('tcp' = 0, 'dns' = 1) CODEC(ZSTD(1)) AFTER role,
+    ADD COLUMN IF NOT EXISTS peer_name LowCardinality(String) CODEC(ZSTD(1)) AFTER peer_port,
+    ADD COLUMN IF NOT EXISTS translated_ip IPv6 CODEC(ZSTD(1)) AFTER peer_name,
+    ADD COLUMN IF NOT EXISTS translated_port UInt16 CODEC(ZSTD(1)) AFTER translated_ip,
+    ADD COLUMN IF NOT EXISTS translated_peer_ip IPv6 CODEC(ZSTD(1)) AFTER translated_port,
+    ADD COLUMN IF NOT EXISTS translated_peer_port UInt16 CODEC(ZSTD(1)) AFTER translated_peer_ip,
+    ADD COLUMN IF NOT EXISTS refused UInt32 CODEC(T64, ZSTD(1)) AFTER connect_failures,
+    ADD COLUMN IF NOT EXISTS gave_up UInt32 CODEC(T64, ZSTD(1)) AFTER timeouts,
+    ADD COLUMN IF NOT EXISTS rtt_usual_us UInt32 CODEC(T64, ZSTD(1)) AFTER rtt_min_us,
+    ADD COLUMN IF NOT EXISTS rtt_max_us UInt32 CODEC(T64, ZSTD(1)) AFTER rtt_usual_us,
+    ADD COLUMN IF NOT EXISTS queue_us UInt32 CODEC(T64, ZSTD(1)) AFTER rtt_max_us,
+    ADD COLUMN IF NOT EXISTS retransmit_timeout_us UInt64 CODEC(T64, ZSTD(1)) AFTER busy_us,
+    ADD COLUMN IF NOT EXISTS unread_bytes UInt64 CODEC(T64, ZSTD(1)) AFTER retransmit_timeout_us,
+    ADD COLUMN IF NOT EXISTS unsent_bytes UInt64 CODEC(T64, ZSTD(1)) AFTER unread_bytes,
+    ADD COLUMN IF NOT EXISTS accept_queue_full UInt32 CODEC(T64, ZSTD(1)) AFTER unsent_bytes,
+    ADD COLUMN IF NOT EXISTS queries UInt32 CODEC(T64, ZSTD(1)) AFTER accept_queue_full,
+    ADD COLUMN IF NOT EXISTS query_failures UInt32 CODEC(T64, ZSTD(1)) AFTER queries,
+    ADD COLUMN IF NOT EXISTS queries_unanswered UInt32 CODEC(T64, ZSTD(1)) AFTER query_failures,
+    ADD COLUMN IF NOT EXISTS query_time_us UInt64 CODEC(T64, ZSTD(1)) AFTER queries_unanswered,
+    ADD COLUMN IF NOT EXISTS query_time_max_us UInt32 CODEC(T64, ZSTD(1)) AFTER query_time_us,
+    ADD COLUMN IF NOT EXISTS query_code LowCardinality(String) CODEC(ZSTD(1)) AFTER query_time_max_us;
+
+ALTER TABLE metaflow.flows_distributed ON CLUSTER 'metaflow' ADD COLUMN IF NOT EXISTS protocol Enum8('tcp' = 0, 'dns' = 1) CODEC(ZSTD(1)) AFTER role,
+    ADD COLUMN IF NOT EXISTS peer_name LowCardinality(String) CODEC(ZSTD(1)) AFTER peer_port,
+    ADD COLUMN IF NOT EXISTS translated_ip IPv6 CODEC(ZSTD(1)) AFTER peer_name,
+    ADD COLUMN IF NOT EXISTS translated_port UInt16 CODEC(ZSTD(1)) AFTER translated_ip,
+    ADD COLUMN IF NOT EXISTS translated_peer_ip IPv6 CODEC(ZSTD(1)) AFTER translated_port,
+    ADD COLUMN IF NOT EXISTS translated_peer_port UInt16 CODEC(ZSTD(1)) AFTER translated_peer_ip,
+    ADD COLUMN IF NOT EXISTS refused UInt32 CODEC(T64, ZSTD(1)) AFTER connect_failures,
+    ADD COLUMN IF NOT EXISTS gave_up UInt32 CODEC(T64, ZSTD(1)) AFTER timeouts,
+    ADD COLUMN IF NOT EXISTS rtt_usual_us UInt32 CODEC(T64, ZSTD(1)) AFTER rtt_min_us,
+    ADD COLUMN IF NOT EXISTS rtt_max_us UInt32 CODEC(T64, ZSTD(1)) AFTER rtt_usual_us,
+    ADD COLUMN IF NOT EXISTS queue_us UInt32 CODEC(T64, ZSTD(1)) AFTER rtt_max_us,
+    ADD COLUMN IF NOT EXISTS retransmit_timeout_us UInt64 CODEC(T64, ZSTD(1)) AFTER busy_us,
+    ADD COLUMN IF NOT EXISTS unread_bytes UInt64 CODEC(T64, ZSTD(1)) AFTER retransmit_timeout_us,
+    ADD COLUMN IF NOT EXISTS unsent_bytes UInt64 CODEC(T64, ZSTD(1)) AFTER unread_bytes,
+    ADD COLUMN IF NOT EXISTS accept_queue_full UInt32 CODEC(T64, ZSTD(1)) AFTER unsent_bytes,
+    ADD COLUMN IF NOT EXISTS queries UInt32 CODEC(T64, ZSTD(1)) AFTER accept_queue_full,
+    ADD COLUMN IF NOT EXISTS query_failures UInt32 CODEC(T64, ZSTD(1)) AFTER queries,
+    ADD COLUMN IF NOT EXISTS queries_unanswered UInt32 CODEC(T64, ZSTD(1)) AFTER query_failures,
+    ADD COLUMN IF NOT EXISTS query_time_us UInt64 CODEC(T64, ZSTD(1)) AFTER queries_unanswered,
+    ADD COLUMN IF NOT EXISTS query_time_max_us UInt32 CODEC(T64, ZSTD(1)) AFTER query_time_us,
+    ADD COLUMN IF NOT EXISTS query_code LowCardinality(String) CODEC(ZSTD(1)) AFTER query_time_max_us;
+
+ALTER TABLE metaflow.flow_addresses_local ON CLUSTER 'metaflow' ADD COLUMN IF NOT EXISTS owner UInt64 CODEC(ZSTD(1)) AFTER pod_uid, MODIFY ORDER BY (hour, ip, pod_uid, owner);
+
+ALTER TABLE metaflow.flow_addresses_distributed ON CLUSTER 'metaflow' ADD COLUMN IF NOT EXISTS owner UInt64 CODEC(ZSTD(1)) AFTER pod_uid;
+
 CREATE OR REPLACE VIEW metaflow.spans ON CLUSTER 'metaflow'
 (
     trace_id String,
@@ -411,11 +459,16 @@ AS SELECT
     time AS end_time,
     agent_id,
     role,
-    'tcp' AS protocol,
+    protocol,
     ip,
     port,
     peer_ip,
     peer_port,
+    peer_name,
+    translated_ip,
+    translated_port,
+    translated_peer_ip,
+    translated_peer_port,
     cluster,
     namespace,
     pod,
@@ -437,8 +490,10 @@ AS SELECT
     end_reason,
     connections,
     connect_failures,
+    refused,
     resets,
     timeouts,
+    gave_up,
     bytes_sent,
     bytes_received,
     segments_sent,
@@ -446,11 +501,24 @@ AS SELECT
     retransmitted_bytes,
     rtt_us,
     rtt_min_us,
+    rtt_usual_us,
+    rtt_max_us,
+    queue_us,
     receive_window_limited_us,
     send_buffer_limited_us,
-    busy_us
+    busy_us,
+    retransmit_timeout_us,
+    unread_bytes,
+    unsent_bytes,
+    accept_queue_full,
+    queries,
+    query_failures,
+    queries_unanswered,
+    query_time_us,
+    query_time_max_us,
+    query_code
 FROM metaflow.flows_distributed
-COMMENT 'made by metaflow-server, form 0d46bafc1d18b265';
+COMMENT 'made by metaflow-server, form 26293c4eb2835066';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.service_addresses_of_spans ON CLUSTER 'metaflow' TO metaflow.service_addresses_local
 AS SELECT toStartOfHour(start_time) AS hour, ip, service_name, count() AS spans
@@ -460,10 +528,10 @@ GROUP BY hour, ip, service_name
 COMMENT 'made by metaflow-server, form 037cb7b88f226769';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.flow_addresses_of_flows ON CLUSTER 'metaflow' TO metaflow.flow_addresses_local
-AS SELECT toStartOfHour(time) AS hour, ip, pod_uid, count() AS flows
+AS SELECT toStartOfHour(time) AS hour, ip, pod_uid, cityHash64(agent_id, network_namespace) AS owner, count() AS flows
 FROM metaflow.flows_local
-GROUP BY hour, ip, pod_uid
-COMMENT 'made by metaflow-server, form 4f7fa89ebaf4067e';
+GROUP BY hour, ip, pod_uid, owner
+COMMENT 'made by metaflow-server, form abef6ca3830f9cb6';
 
 CREATE OR REPLACE VIEW metaflow.trace_network ON CLUSTER 'metaflow' AS
 WITH

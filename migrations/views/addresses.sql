@@ -7,6 +7,6 @@ WHERE ip != toIPv6('::') AND service_name != ''
 GROUP BY hour, ip, service_name;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS {{.Database}}.flow_addresses_of_flows{{.OnCluster}} TO {{.Database}}.flow_addresses_local
-AS SELECT toStartOfHour(time) AS hour, ip, pod_uid, count() AS flows
+AS SELECT toStartOfHour(time) AS hour, ip, pod_uid, cityHash64(agent_id, network_namespace) AS owner, count() AS flows
 FROM {{.Database}}.flows_local
-GROUP BY hour, ip, pod_uid;
+GROUP BY hour, ip, pod_uid, owner;

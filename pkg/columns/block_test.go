@@ -90,6 +90,10 @@ func flowVariant(t *testing.T, v int) proto.Input {
 			PeerAddress: []byte{10, 0, 1, byte(v)}, PeerPort: n, Role: agentv1.FlowRole(v), State: agentv1.FlowState(v), End: agentv1.FlowEnd(v), Connection: m,
 			Connections: n - 1, ConnectFailures: n - 1, Resets: n - 1, Timeouts: n - 1, BytesSent: m, BytesReceived: m, Retransmits: m,
 			RetransmittedBytes: m, SegmentsSent: m, RttUs: n, RttMinUs: n, ReceiveWindowLimitedUs: m, SendBufferLimitedUs: m, BusyUs: m,
+			Protocol: agentv1.FlowProtocol(v - 1), PeerName: []byte(text), TranslatedAddress: []byte{10, 0, 2, byte(v)}, TranslatedPort: n,
+			TranslatedPeerAddress: []byte{10, 0, 3, byte(v)}, TranslatedPeerPort: n, RttUsualUs: n, RttMaxUs: n, QueueUs: n, Refused: n - 1, GaveUp: n - 1,
+			AcceptQueueFull: n, UnreadBytes: m, UnsentBytes: m, RetransmitTimeoutUs: m, Queries: n, QueryFailures: n, QueriesUnanswered: n,
+			QueryTimeUs: m, QueryTimeMaxUs: n, QueryCode: []byte(text),
 		}},
 	}}}
 	holder := index.Holder{Kind: []index.Kind{index.Pod, index.Service}[v-1], Node: text, Namespace: text, Name: text, UID: text, Workload: text}

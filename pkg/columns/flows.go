@@ -18,6 +18,8 @@ const (
 	roleType  = "Enum8('unknown' = 0, 'client' = 1, 'server' = 2)"
 	stateType = "Enum8('unknown' = 0, 'living' = 1, 'closed' = 2)"
 	endType   = "Enum8('unknown' = 0, 'orderly' = 1, 'reset' = 2, 'timed out' = 3, 'connect failed' = 4)"
+
+	protocolType = "Enum8('tcp' = 0, 'dns' = 1)"
 )
 
 // Flows is a block of rows of flows_local. Create it with NewFlows. It is not safe for
@@ -30,6 +32,8 @@ type Flows struct {
 	flow             flows.Flow
 	networkNamespace uint64
 	ip, peerIP       [16]byte
+	translated       [16]byte
+	translatedPeer   [16]byte
 	agentTexts       dictKeys // agent_id, cluster, node
 	groupTexts       dictKeys // texts of the flow's group
 	peerTexts        dictKeys // the peer's holder
@@ -176,6 +180,27 @@ func NewFlows(resolve Resolver) *Flows {
 	f.uint64("receive_window_limited_us", &f.flow.ReceiveWindowLimited)
 	f.uint64("send_buffer_limited_us", &f.flow.SendBufferLimited)
 	f.uint64("busy_us", &f.flow.Busy)
+	f.enum("protocol", protocolType, &f.flow.Protocol)
+	f.word("peer_name", &f.flow.PeerName)
+	f.address("translated_ip", &f.translated)
+	f.port("translated_port", &f.flow.TranslatedPort)
+	f.address("translated_peer_ip", &f.translatedPeer)
+	f.port("translated_peer_port", &f.flow.TranslatedPeerPort)
+	f.uint32("rtt_usual_us", &f.flow.UsualRTT)
+	f.uint32("rtt_max_us", &f.flow.MaxRTT)
+	f.uint32("queue_us", &f.flow.Queue)
+	f.uint32("refused", &f.flow.Refused)
+	f.uint32("gave_up", &f.flow.GaveUp)
+	f.uint32("accept_queue_full", &f.flow.AcceptQueueFull)
+	f.uint64("unread_bytes", &f.flow.UnreadBytes)
+	f.uint64("unsent_bytes", &f.flow.UnsentBytes)
+	f.uint64("retransmit_timeout_us", &f.flow.RetransmitTimeout)
+	f.uint32("queries", &f.flow.Queries)
+	f.uint32("query_failures", &f.flow.QueryFailures)
+	f.uint32("queries_unanswered", &f.flow.QueriesUnanswered)
+	f.uint64("query_time_us", &f.flow.QueryTime)
+	f.uint32("query_time_max_us", &f.flow.MaxQueryTime)
+	f.word("query_code", &f.flow.QueryCode)
 	for _, name := range agentColumns {
 		f.agentTexts.declare(&f.block, name)
 	}
@@ -304,6 +329,7 @@ func (a *flowAppender) flowOf(b []byte) {
 		return
 	}
 	a.ip, a.peerIP = as16(f.Local), as16(f.Peer)
+	a.translated, a.translatedPeer = as16(f.Translated), as16(f.TranslatedPeer)
 	if a.src.Skip != nil && a.src.Skip(a.index, a.rowKey()) {
 		return
 	}
@@ -354,13 +380,15 @@ func (a *flowAppender) lookUpPeer() {
 
 // as16 returns an address in the column's form: IPv4 as v4-mapped, and :: if unknown.
 func as16(b []byte) (a [16]byte) {
-	if len(b) == 4 {
+	switch len(b) {
+	case 0:
+	case 4:
 		if binary.NativeEndian.Uint32(b) == 0 {
 			return a
 		}
 		a[10], a[11] = 0xff, 0xff
 		copy(a[12:], b)
-	} else {
+	default:
 		copy(a[:], b)
 	}
 	return a

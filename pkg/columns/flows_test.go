@@ -98,6 +98,10 @@ func TestFlowColumns(t *testing.T) {
 				PeerAddress: netip.MustParseAddr("2001:db8::1").AsSlice(), PeerPort: 443, Role: 1, State: 2, End: 3, Connection: 1<<64 - 1,
 				Connections: 1, ConnectFailures: 1, Resets: 1, Timeouts: 1, BytesSent: 11, BytesReceived: 12, Retransmits: 13,
 				RetransmittedBytes: 14, SegmentsSent: 15, RttUs: 16, RttMinUs: 17, ReceiveWindowLimitedUs: 18, SendBufferLimitedUs: 19, BusyUs: 20,
+				Protocol: 1, PeerName: []byte("cart.shop.svc"), TranslatedAddress: []byte{10, 0, 0, 3}, TranslatedPort: 21,
+				TranslatedPeerAddress: netip.MustParseAddr("2001:db8::3").AsSlice(), TranslatedPeerPort: 22, RttUsualUs: 23, RttMaxUs: 24, QueueUs: 25,
+				Refused: 1, GaveUp: 1, AcceptQueueFull: 26, UnreadBytes: 27, UnsentBytes: 28, RetransmitTimeoutUs: 29,
+				Queries: 30, QueryFailures: 31, QueriesUnanswered: 32, QueryTimeUs: 33, QueryTimeMaxUs: 34, QueryCode: []byte("NXDOMAIN"),
 			}},
 		},
 		{Flows: []*agentv1.Flow{{
@@ -121,18 +125,22 @@ func TestFlowColumns(t *testing.T) {
 				"agent_id": "agent-1", "cluster": "test", "node": "node-1", "pod_uid": "uid", "pod": "cart-1", "namespace": "shop", "workload": "cart",
 				"container_id": "c0ffee", "container": "server", "process": "java", "ip": "10.0.0.1", "peer_ip": "2001:db8::1",
 				"peer_node": "node-2", "peer_namespace": "edge", "peer_pod": "pod 2001:db8::1", "peer_pod_uid": "other", "peer_workload": "proxy",
-				"role": "client", "state": "closed", "end_reason": "timed out",
+				"role": "client", "state": "closed", "end_reason": "timed out", "protocol": "dns", "peer_name": "cart.shop.svc", "query_code": "NXDOMAIN",
+				"translated_ip": "10.0.0.3", "translated_peer_ip": "2001:db8::3",
 			},
 			map[string]uint64{
 				"start_time": start, "time": end, "port": 40000, "peer_port": 443, "network_namespace": 1 << 63, "connection": 1<<64 - 1,
 				"connections": 1, "connect_failures": 1, "resets": 1, "timeouts": 1, "bytes_sent": 11, "bytes_received": 12, "retransmits": 13,
 				"retransmitted_bytes": 14, "segments_sent": 15, "rtt_us": 16, "rtt_min_us": 17, "receive_window_limited_us": 18, "send_buffer_limited_us": 19, "busy_us": 20,
+				"translated_port": 21, "translated_peer_port": 22, "rtt_usual_us": 23, "rtt_max_us": 24, "queue_us": 25, "refused": 1, "gave_up": 1,
+				"accept_queue_full": 26, "unread_bytes": 27, "unsent_bytes": 28, "retransmit_timeout_us": 29, "queries": 30, "query_failures": 31,
+				"queries_unanswered": 32, "query_time_us": 33, "query_time_max_us": 34,
 			},
 		},
 		{
 			map[string]string{
 				"agent_id": "agent-1", "cluster": "test", "node": "node-1", "ip": "::", "peer_ip": "10.0.0.2",
-				"role": "server", "state": "living", "end_reason": "connect failed",
+				"role": "server", "state": "living", "end_reason": "connect failed", "protocol": "tcp", "translated_ip": "::", "translated_peer_ip": "::",
 			},
 			map[string]uint64{"start_time": start, "time": start, "port": 1, "connection": 1},
 		},
@@ -189,7 +197,7 @@ func TestFlowEndsAreLookedUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := readFlows(t, f)[0].Texts
-			for _, name := range []string{"agent_id", "ip", "peer_ip", "role", "state", "end_reason"} {
+			for _, name := range []string{"agent_id", "ip", "peer_ip", "role", "state", "end_reason", "protocol", "translated_ip", "translated_peer_ip"} {
 				delete(got, name)
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {

@@ -30,6 +30,15 @@ const (
 	EndConnectFailed
 )
 
+// Protocol is what a row is about.
+type Protocol uint8
+
+// Protocols, with the numbers of FlowProtocol in metaflow.agent.v1.
+const (
+	ProtocolTCP Protocol = iota
+	ProtocolDNS
+)
+
 // Counters of a connection only grow. Those of a Row cover its own period;
 // summed over all rows of a connection they equal the connection's totals.
 type Counters struct {
@@ -48,10 +57,30 @@ type Counters struct {
 	// ReceiveWindowLimited and SendBufferLimited are the parts of it during
 	// which the peer's window or the send buffer limited the transfer.
 	Busy, ReceiveWindowLimited, SendBufferLimited uint64
+	// RetransmitTimeout is the time in microseconds for which the connection
+	// stood still until retransmission timers expired and the peer answered
+	// again. Kernels before 6.7 do not report it.
+	RetransmitTimeout uint64
 }
 
-// Row holds the activity of one end of one connection over a period.
+// Queries counts DNS queries of one client for one name to one resolver.
+type Queries struct {
+	// Asked counts questions, Failed the answers with an error code, Unanswered
+	// the questions that got no answer in time.
+	Asked, Failed, Unanswered uint32
+	// Time is the sum of the times to the answers, MaxTime the longest,
+	// in microseconds.
+	Time    uint64
+	MaxTime uint32
+	// Code is the last error code by name.
+	Code string
+}
+
+// Row holds the activity of one end of one connection over a period. Rows about
+// DNS queries, full accept queues and addresses use a part of the fields; schema/
+// describes the kinds.
 type Row struct {
+	Protocol Protocol
 	// Start and End are Unix times in nanoseconds. The kernel does not record
 	// when a connection began, so the first row starts at the latest moment at
 	// which the connection surely did not exist, which is the dump before it.
@@ -72,16 +101,37 @@ type Row struct {
 	// before the connection was observed. That happens only to failed connects
 	// and resets.
 	Local, Peer netip.AddrPort
-	Role        Role
-	Closed      bool // the connection's last row, as far as the Table can know
-	Reason      End
+	// PeerName is the name that the namespace resolved to Peer before it
+	// connected, or the name in DNS questions.
+	PeerName string
+	// Translated is Local as the peer sees it, TranslatedPeer the peer behind a
+	// translated Peer. The zero AddrPort means not translated, or unknown.
+	Translated, TranslatedPeer netip.AddrPort
+
+	Role   Role
+	Closed bool // the connection's last row, as far as the Table can know
+	Reason End
 
 	// Connections is 1 in the first row of an established connection that began
 	// while the table was watching. The other three are 1 in the last row when
 	// Reason is that kind of end.
 	Connections, ConnectFailures, Resets, Timeouts uint32
+	// Refused is 1 with ConnectFailures when the peer answered that nothing
+	// listens. GaveUp is 1 in the last row when the local end was closed while
+	// it waited for an answer.
+	Refused, GaveUp uint32
+	// AcceptQueueFull counts the dumps that showed a full accept queue.
+	AcceptQueueFull uint32
 	Counters
-	RTT, MinRTT uint32 // microseconds, measured at End; 0 when unknown
+	// RTT is the smoothed round trip time at End, MinRTT and MaxRTT are the
+	// extremes of the period as far as dumps show them, and UsualRTT is that of
+	// the edge over the last hours. Queue is the part of MaxRTT that this
+	// connection's own bytes cause. Microseconds, 0 when unknown.
+	RTT, MinRTT, MaxRTT, UsualRTT, Queue uint32
+	// UnreadBytes is the most that lay unread over two dumps in a row,
+	// UnsentBytes the most that a dump showed waiting for its first transmission.
+	UnreadBytes, UnsentBytes uint64
+	Queries                  Queries
 }
 
 // countersOf returns the totals of a socket's connection since it began.
@@ -101,6 +151,7 @@ func countersOf(s *Socket) Counters {
 		Busy:                 i.Busy,
 		ReceiveWindowLimited: i.ReceiveWindowLimited,
 		SendBufferLimited:    i.SendBufferLimited,
+		RetransmitTimeout:    i.RetransmitTimeout,
 	}
 }
 
@@ -118,6 +169,7 @@ func (c Counters) advance(o Counters) Counters {
 		Busy:                 max(c.Busy, o.Busy),
 		ReceiveWindowLimited: max(c.ReceiveWindowLimited, o.ReceiveWindowLimited),
 		SendBufferLimited:    max(c.SendBufferLimited, o.SendBufferLimited),
+		RetransmitTimeout:    max(c.RetransmitTimeout, o.RetransmitTimeout),
 	}
 }
 
@@ -143,5 +195,6 @@ func (c Counters) sub(o Counters) Counters {
 		Busy:                 c.Busy - o.Busy,
 		ReceiveWindowLimited: c.ReceiveWindowLimited - o.ReceiveWindowLimited,
 		SendBufferLimited:    c.SendBufferLimited - o.SendBufferLimited,
+		RetransmitTimeout:    c.RetransmitTimeout - o.RetransmitTimeout,
 	}
 }

@@ -88,6 +88,9 @@ type Info struct {
 	// which the peer's window or the send buffer limited the transfer.
 	// Microseconds.
 	Busy, ReceiveWindowLimited, SendBufferLimited uint64
+	// RetransmitTimeout is the time for which the connection stood still until
+	// retransmission timers expired and the peer answered again. Microseconds.
+	RetransmitTimeout uint64
 	// LastSent, LastReceived and LastAck are the times since payload was last
 	// sent, payload last arrived and an acknowledgement last arrived.
 	// Milliseconds; meaningless before the first.

@@ -460,6 +460,16 @@ func (t *Table) ClockStepped(by time.Duration) {
 	}
 }
 
+// Add appends a row of another source, about addresses or DNS queries. At the
+// bound of waiting rows it drops and counts the row.
+func (t *Table) Add(row Row) {
+	if len(t.rows) >= t.cfg.maxRows() {
+		t.stats.Dropped++
+		return
+	}
+	t.rows = append(t.rows, row)
+}
+
 // Take appends the finished rows to dst and removes them from the table.
 func (t *Table) Take(dst []Row) []Row {
 	dst = append(dst, t.rows...)

@@ -26,8 +26,11 @@ func TestAppendWire(t *testing.T) {
 				Counters: Counters{
 					BytesSent: 13, BytesReceived: 14, Retransmits: 15, RetransmittedBytes: 16,
 					SegmentsSent: 17, Busy: 18, ReceiveWindowLimited: 19, SendBufferLimited: 20,
+					RetransmitTimeout: 23,
 				},
-				RTT: 21, MinRTT: 22,
+				RTT: 21, MinRTT: 22, MaxRTT: 24, UsualRTT: 25, Queue: 26, Refused: 27, GaveUp: 28, AcceptQueueFull: 29, UnreadBytes: 30, UnsentBytes: 31,
+				Protocol: ProtocolDNS, PeerName: "cart.shop.svc", Translated: ap("192.0.2.1:32"), TranslatedPeer: ap("[2001:db8::2]:33"),
+				Queries: Queries{Asked: 34, Failed: 35, Unanswered: 36, Time: 37, MaxTime: 38, Code: "NXDOMAIN"},
 			},
 			&agentv1.Flow{
 				StartTimeUnixNano: 1, EndTimeUnixNano: 2, Connection: 4,
@@ -37,6 +40,10 @@ func TestAppendWire(t *testing.T) {
 				Connections: 9, ConnectFailures: 10, Resets: 11, Timeouts: 12,
 				BytesSent: 13, BytesReceived: 14, Retransmits: 15, RetransmittedBytes: 16, SegmentsSent: 17,
 				BusyUs: 18, ReceiveWindowLimitedUs: 19, SendBufferLimitedUs: 20, RttUs: 21, RttMinUs: 22,
+				RetransmitTimeoutUs: 23, RttMaxUs: 24, RttUsualUs: 25, QueueUs: 26, Refused: 27, GaveUp: 28, AcceptQueueFull: 29, UnreadBytes: 30, UnsentBytes: 31,
+				Protocol: agentv1.FlowProtocol_FLOW_PROTOCOL_DNS, PeerName: []byte("cart.shop.svc"), TranslatedAddress: []byte{192, 0, 2, 1}, TranslatedPort: 32,
+				TranslatedPeerAddress: []byte{0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2}, TranslatedPeerPort: 33,
+				Queries: 34, QueryFailures: 35, QueriesUnanswered: 36, QueryTimeUs: 37, QueryTimeMaxUs: 38, QueryCode: []byte("NXDOMAIN"),
 			},
 		},
 		"little": {

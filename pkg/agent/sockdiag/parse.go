@@ -106,6 +106,7 @@ func parseInfo(b []byte, i *flow.Info) {
 	i.Delivered = f.u32(192)
 	i.BytesSent, i.BytesRetransmitted = f.u64(200), f.u64(208)
 	i.Duplicates = f.u32(216)
+	i.RetransmitTimeout = 1000 * uint64(f.u32(244))
 }
 
 // fields reads numbers at offsets; beyond its end it reads 0.

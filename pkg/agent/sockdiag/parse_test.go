@@ -69,6 +69,7 @@ func TestParse(t *testing.T) {
 			SegmentsReceived: uint32(at(152, 4)), SegmentsSent: uint32(at(156, 4)),
 			Busy: at(168, 8), ReceiveWindowLimited: at(176, 8), SendBufferLimited: at(184, 8),
 			Delivered: uint32(at(192, 4)), BytesSent: at(200, 8), BytesRetransmitted: at(208, 8), Duplicates: uint32(at(216, 4)),
+			RetransmitTimeout: 1000 * at(244, 4),
 		},
 	}
 	compare := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
@@ -81,7 +82,7 @@ func TestParse(t *testing.T) {
 	}
 
 	want.Info.BytesSent, want.Info.BytesRetransmitted, want.Info.Delivered = 0, 0, 0
-	want.Info.Duplicates = 0
+	want.Info.Duplicates, want.Info.RetransmitTimeout = 0, 0
 	want.Info.SendBufferLimited, want.Info.ReceiveWindowLimited, want.Info.Busy = 0, 0, 0
 	want.Info.MinRTT = flow.UnknownRTT
 	want.Info.SegmentsReceived, want.Info.SegmentsSent = 0, 0

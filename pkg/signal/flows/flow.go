@@ -32,6 +32,27 @@ const (
 	tagReceiveWindowLimited = 22<<3 | signal.Varint
 	tagSendBufferLimited    = 23<<3 | signal.Varint
 	tagBusy                 = 24<<3 | signal.Varint
+	tagProtocol             = 25<<3 | signal.Varint
+	tagPeerName             = 26<<3 | signal.Bytes
+	tagTranslated           = 27<<3 | signal.Bytes
+	tagTranslatedPort       = 28<<3 | signal.Varint
+	tagTranslatedPeer       = 29<<3 | signal.Bytes
+	tagTranslatedPeerPort   = 30<<3 | signal.Varint
+	tagUsualRTT             = 31<<3 | signal.Varint
+	tagMaxRTT               = 32<<3 | signal.Varint
+	tagQueue                = 33<<3 | signal.Varint
+	tagRefused              = 34<<3 | signal.Varint
+	tagGaveUp               = 35<<3 | signal.Varint
+	tagAcceptQueueFull      = 36<<3 | signal.Varint
+	tagUnreadBytes          = 37<<3 | signal.Varint
+	tagUnsentBytes          = 38<<3 | signal.Varint
+	tagRetransmitTimeout    = 39<<3 | signal.Varint
+	tagQueries              = 40<<3 | signal.Varint
+	tagQueryFailures        = 41<<3 | signal.Varint
+	tagQueriesUnanswered    = 42<<3 | signal.Varint
+	tagQueryTime            = 43<<3 | signal.Varint
+	tagMaxQueryTime         = 44<<3 | signal.Varint
+	tagQueryCode            = 45<<3 | signal.Bytes
 )
 
 // Flow is one Flow of metaflow.agent.v1. Once read, its addresses point into the
@@ -48,6 +69,18 @@ type Flow struct {
 	BytesSent, BytesReceived                       uint64
 	Retransmits, RetransmittedBytes, SegmentsSent  uint64
 	ReceiveWindowLimited, SendBufferLimited, Busy  uint64
+
+	Protocol                                    uint32 // number of FlowProtocol
+	PeerName                                    []byte
+	Translated, TranslatedPeer                  []byte // empty, or 4 or 16 bytes
+	TranslatedPort, TranslatedPeerPort          uint32
+	UsualRTT, MaxRTT, Queue                     uint32
+	Refused, GaveUp, AcceptQueueFull            uint32
+	UnreadBytes, UnsentBytes, RetransmitTimeout uint64
+	Queries, QueryFailures, QueriesUnanswered   uint32
+	QueryTime                                   uint64
+	MaxQueryTime                                uint32
+	QueryCode                                   []byte
 }
 
 // Read decodes b into f, of which nothing remains, and reports whether b is a
@@ -113,6 +146,48 @@ func (f *Flow) read(b []byte) bool {
 			f.SendBufferLimited = signal.Uint64(tag, value)
 		case tagBusy:
 			f.Busy = signal.Uint64(tag, value)
+		case tagProtocol:
+			f.Protocol = signal.Uint32(tag, value)
+		case tagPeerName:
+			f.PeerName = value
+		case tagTranslated:
+			f.Translated = value
+		case tagTranslatedPort:
+			f.TranslatedPort = signal.Uint32(tag, value)
+		case tagTranslatedPeer:
+			f.TranslatedPeer = value
+		case tagTranslatedPeerPort:
+			f.TranslatedPeerPort = signal.Uint32(tag, value)
+		case tagUsualRTT:
+			f.UsualRTT = signal.Uint32(tag, value)
+		case tagMaxRTT:
+			f.MaxRTT = signal.Uint32(tag, value)
+		case tagQueue:
+			f.Queue = signal.Uint32(tag, value)
+		case tagRefused:
+			f.Refused = signal.Uint32(tag, value)
+		case tagGaveUp:
+			f.GaveUp = signal.Uint32(tag, value)
+		case tagAcceptQueueFull:
+			f.AcceptQueueFull = signal.Uint32(tag, value)
+		case tagUnreadBytes:
+			f.UnreadBytes = signal.Uint64(tag, value)
+		case tagUnsentBytes:
+			f.UnsentBytes = signal.Uint64(tag, value)
+		case tagRetransmitTimeout:
+			f.RetransmitTimeout = signal.Uint64(tag, value)
+		case tagQueries:
+			f.Queries = signal.Uint32(tag, value)
+		case tagQueryFailures:
+			f.QueryFailures = signal.Uint32(tag, value)
+		case tagQueriesUnanswered:
+			f.QueriesUnanswered = signal.Uint32(tag, value)
+		case tagQueryTime:
+			f.QueryTime = signal.Uint64(tag, value)
+		case tagMaxQueryTime:
+			f.MaxQueryTime = signal.Uint32(tag, value)
+		case tagQueryCode:
+			f.QueryCode = value
 		}
 		i = hi
 	}
@@ -145,6 +220,27 @@ func (f *Flow) Append(b []byte) []byte {
 	b = appendNumber(b, tagReceiveWindowLimited, f.ReceiveWindowLimited)
 	b = appendNumber(b, tagSendBufferLimited, f.SendBufferLimited)
 	b = appendNumber(b, tagBusy, f.Busy)
+	b = appendNumber(b, tagProtocol, uint64(f.Protocol))
+	b = appendOptional(b, tagPeerName, f.PeerName)
+	b = appendOptional(b, tagTranslated, f.Translated)
+	b = appendNumber(b, tagTranslatedPort, uint64(f.TranslatedPort))
+	b = appendOptional(b, tagTranslatedPeer, f.TranslatedPeer)
+	b = appendNumber(b, tagTranslatedPeerPort, uint64(f.TranslatedPeerPort))
+	b = appendNumber(b, tagUsualRTT, uint64(f.UsualRTT))
+	b = appendNumber(b, tagMaxRTT, uint64(f.MaxRTT))
+	b = appendNumber(b, tagQueue, uint64(f.Queue))
+	b = appendNumber(b, tagRefused, uint64(f.Refused))
+	b = appendNumber(b, tagGaveUp, uint64(f.GaveUp))
+	b = appendNumber(b, tagAcceptQueueFull, uint64(f.AcceptQueueFull))
+	b = appendNumber(b, tagUnreadBytes, f.UnreadBytes)
+	b = appendNumber(b, tagUnsentBytes, f.UnsentBytes)
+	b = appendNumber(b, tagRetransmitTimeout, f.RetransmitTimeout)
+	b = appendNumber(b, tagQueries, uint64(f.Queries))
+	b = appendNumber(b, tagQueryFailures, uint64(f.QueryFailures))
+	b = appendNumber(b, tagQueriesUnanswered, uint64(f.QueriesUnanswered))
+	b = appendNumber(b, tagQueryTime, f.QueryTime)
+	b = appendNumber(b, tagMaxQueryTime, uint64(f.MaxQueryTime))
+	b = appendOptional(b, tagQueryCode, f.QueryCode)
 	return b
 }
 
@@ -158,6 +254,14 @@ func appendNumber(b []byte, tag signal.Tag, v uint64) []byte {
 		return b
 	}
 	return protowire.AppendVarint(protowire.AppendVarint(b, uint64(tag)), v)
+}
+
+// appendOptional appends nothing for an empty value, as protobuf does.
+func appendOptional(b []byte, tag signal.Tag, v []byte) []byte {
+	if len(v) == 0 {
+		return b
+	}
+	return append(protowire.AppendVarint(protowire.AppendVarint(b, uint64(tag)), uint64(len(v))), v...)
 }
 
 func appendBytes(b []byte, tag signal.Tag, v []byte) []byte {

@@ -112,6 +112,13 @@ func read(f *agentv1.Flow) *flows.Flow {
 		RTT: f.GetRttUs(), MinRTT: f.GetRttMinUs(), BytesSent: f.GetBytesSent(), BytesReceived: f.GetBytesReceived(),
 		Retransmits: f.GetRetransmits(), RetransmittedBytes: f.GetRetransmittedBytes(), SegmentsSent: f.GetSegmentsSent(),
 		ReceiveWindowLimited: f.GetReceiveWindowLimitedUs(), SendBufferLimited: f.GetSendBufferLimitedUs(), Busy: f.GetBusyUs(),
+		Protocol: uint32(f.GetProtocol()), PeerName: f.GetPeerName(),
+		Translated: f.GetTranslatedAddress(), TranslatedPort: f.GetTranslatedPort(), TranslatedPeer: f.GetTranslatedPeerAddress(), TranslatedPeerPort: f.GetTranslatedPeerPort(),
+		UsualRTT: f.GetRttUsualUs(), MaxRTT: f.GetRttMaxUs(), Queue: f.GetQueueUs(),
+		Refused: f.GetRefused(), GaveUp: f.GetGaveUp(), AcceptQueueFull: f.GetAcceptQueueFull(),
+		UnreadBytes: f.GetUnreadBytes(), UnsentBytes: f.GetUnsentBytes(), RetransmitTimeout: f.GetRetransmitTimeoutUs(),
+		Queries: f.GetQueries(), QueryFailures: f.GetQueryFailures(), QueriesUnanswered: f.GetQueriesUnanswered(),
+		QueryTime: f.GetQueryTimeUs(), MaxQueryTime: f.GetQueryTimeMaxUs(), QueryCode: f.GetQueryCode(),
 	}
 }
 
@@ -163,6 +170,16 @@ func TestBothEndsMeet(t *testing.T) {
 func TestJudge(t *testing.T) {
 	mappedZero := netip.MustParseAddr("::ffff:0.0.0.0").AsSlice()
 	forgotten := func(f *agentv1.Flow) { f.LocalAddress, f.PeerPort = make([]byte, 4), 0 }
+	listener := func(f *agentv1.Flow) {
+		f.LocalAddress, f.LocalPort, f.PeerAddress, f.PeerPort = make([]byte, 16), 80, make([]byte, 16), 0
+		f.Role, f.AcceptQueueFull = agentv1.FlowRole_FLOW_ROLE_SERVER, 1
+	}
+	address := func(f *agentv1.Flow) {
+		f.LocalPort, f.PeerAddress, f.PeerPort, f.Role = 0, make([]byte, 16), 0, agentv1.FlowRole_FLOW_ROLE_UNSPECIFIED
+	}
+	query := func(f *agentv1.Flow) {
+		f.Protocol, f.LocalPort, f.PeerPort, f.PeerName = agentv1.FlowProtocol_FLOW_PROTOCOL_DNS, 0, 53, []byte("cart.shop.svc")
+	}
 	tests := map[string]struct {
 		edit func(*agentv1.Flow)
 		want signal.Reason
@@ -195,6 +212,31 @@ func TestJudge(t *testing.T) {
 		"an end of the future":             {func(f *agentv1.Flow) { f.End = 5 }, flows.BadEnum},
 		"no connection":                    {func(f *agentv1.Flow) { f.Connection = 0 }, flows.BadConnection},
 		"two connections in one":           {func(f *agentv1.Flow) { f.Connections = 2 }, flows.BadCounter},
+		"a listener":                       {listener, signal.Accepted},
+		"a listener at an address":         {func(f *agentv1.Flow) { listener(f); f.LocalAddress = []byte{10, 0, 0, 1} }, signal.Accepted},
+		"a listener without a port":        {func(f *agentv1.Flow) { listener(f); f.LocalPort = 0 }, flows.BadPort},
+		"a listener that is not full":      {func(f *agentv1.Flow) { listener(f); f.AcceptQueueFull = 0 }, flows.BadAddress},
+		"an address":                       {address, signal.Accepted},
+		"an address that is none":          {func(f *agentv1.Flow) { address(f); f.LocalAddress = make([]byte, 4) }, flows.BadAddress},
+		"queries":                          {query, signal.Accepted},
+		"queries from one port":            {func(f *agentv1.Flow) { query(f); f.LocalPort = 40000 }, signal.Accepted},
+		"queries to nobody":                {func(f *agentv1.Flow) { query(f); f.PeerAddress = make([]byte, 4) }, flows.BadAddress},
+		"queries to port 0":                {func(f *agentv1.Flow) { query(f); f.PeerPort = 0 }, flows.BadPort},
+		"a protocol of the future":         {func(f *agentv1.Flow) { f.Protocol = 2 }, flows.BadEnum},
+		"the longest name":                 {func(f *agentv1.Flow) { f.PeerName = bytes.Repeat([]byte("n"), flows.MaxName) }, signal.Accepted},
+		"too long a name":                  {func(f *agentv1.Flow) { f.PeerName = bytes.Repeat([]byte("n"), flows.MaxName+1) }, flows.BadName},
+		"a name that is not UTF-8":         {func(f *agentv1.Flow) { f.PeerName = []byte("a\xff") }, flows.BadName},
+		"a name with a line break":         {func(f *agentv1.Flow) { f.PeerName = []byte("a\nb") }, flows.BadName},
+		"too long a code":                  {func(f *agentv1.Flow) { f.QueryCode = bytes.Repeat([]byte("n"), flows.MaxName+1) }, flows.BadName},
+		"translated": {func(f *agentv1.Flow) {
+			f.TranslatedAddress, f.TranslatedPeerAddress = make([]byte, 16), []byte{10, 0, 0, 7}
+		}, signal.Accepted},
+		"translated to five bytes":         {func(f *agentv1.Flow) { f.TranslatedAddress = []byte{1, 2, 3, 4, 5} }, flows.BadTranslation},
+		"the peer translated to two bytes": {func(f *agentv1.Flow) { f.TranslatedPeerAddress = []byte{1, 2} }, flows.BadTranslation},
+		"translated to a port of 17 bits":  {func(f *agentv1.Flow) { f.TranslatedPort = 65536 }, flows.BadTranslation},
+		"refused twice":                    {func(f *agentv1.Flow) { f.Refused = 2 }, flows.BadCounter},
+		"gave up twice":                    {func(f *agentv1.Flow) { f.GaveUp = 2 }, flows.BadCounter},
+		"unread bytes that were negative":  {func(f *agentv1.Flow) { f.UnreadBytes = 1<<64 - 5 }, flows.BadCounter},
 		"a counter that was negative":      {func(f *agentv1.Flow) { f.BytesReceived = 1<<64 - 5 }, flows.BadCounter},
 	}
 	for name, tc := range tests {
@@ -419,6 +461,9 @@ func FuzzSplit(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(marshal(f, newRequest(newFlow(1), newFlow(2, func(f *agentv1.Flow) { f.PeerPort = 0 }))))
 	f.Add(otlptest.NewFlows(1, now).RequestBytes(3))
+	f.Add(marshal(f, newRequest(newFlow(1, func(f *agentv1.Flow) {
+		f.Protocol, f.PeerName, f.QueryCode, f.TranslatedAddress = agentv1.FlowProtocol_FLOW_PROTOCOL_DNS, []byte("a\xffb"), []byte("NXDOMAIN"), []byte{1, 2}
+	}))))
 	f.Add([]byte{0x0b, 0x0c})                                // an empty group
 	f.Add([]byte{0x0a, 0x01, 'a', 0x22, 0, 0x0a, 0x01, 'b'}) // a field given twice, a group between
 	f.Add([]byte{0x0a, 0x01, 0xff})
