@@ -30,7 +30,7 @@ func TestTimedOutAfterTwoUnanswered(t *testing.T) {
 		{2, 2, EndTimedOut},
 		{3, 0, EndTimedOut},
 	} {
-		if got := cutOff(tc.unanswered, tc.probes).end(RoleClient); got != tc.want {
+		if got := cutOff(tc.unanswered, tc.probes).outcome(RoleClient).end; got != tc.want {
 			t.Errorf("%d unanswered, %d probes: end %d, want %d", tc.unanswered, tc.probes, got, tc.want)
 		}
 	}
@@ -181,7 +181,7 @@ func TestTroubledByTheReceiversWindow(t *testing.T) {
 	for limited, want := range map[uint64]bool{0: false, 99: false, 100: true, 101: true} {
 		c := conn{seen: 1}
 		s := Socket{Info: Info{Busy: 1000, ReceiveWindowLimited: limited}}
-		if got := c.troubledSince(c.next(&s)); got != want {
+		if got := c.troubledSince(c.next(&s), &s, 0); got != want {
 			t.Errorf("limited for %d of 1000 us: troubled %t", limited, got)
 		}
 	}

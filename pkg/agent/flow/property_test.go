@@ -70,6 +70,8 @@ func (m *modelSocket) work(sent, again, twice, received uint32) {
 	i.Delivered++
 	i.Busy += 4000
 	i.ReceiveWindowLimited += 1000
+	i.RetransmitTimeout += uint64(again)
+	m.s.ReceiveQueue, i.Unsent, i.InFlight = received, sent, again
 }
 
 // TestRowsAddUp: whatever sockets do, and however dumps and destroy
@@ -118,6 +120,8 @@ func TestRowsAddUp(t *testing.T) {
 				sum.ConnectFailures += r.ConnectFailures
 				sum.Resets += r.Resets
 				sum.Timeouts += r.Timeouts
+				sum.Refused += r.Refused
+				sum.GaveUp += r.GaveUp
 				sum.Counters = Counters{
 					BytesSent:            sum.BytesSent + r.BytesSent,
 					BytesReceived:        sum.BytesReceived + r.BytesReceived,
@@ -127,6 +131,7 @@ func TestRowsAddUp(t *testing.T) {
 					Busy:                 sum.Busy + r.Busy,
 					ReceiveWindowLimited: sum.ReceiveWindowLimited + r.ReceiveWindowLimited,
 					SendBufferLimited:    sum.SendBufferLimited + r.SendBufferLimited,
+					RetransmitTimeout:    sum.RetransmitTimeout + r.RetransmitTimeout,
 				}
 			}
 		}
@@ -260,6 +265,9 @@ func TestRowsAddUp(t *testing.T) {
 			}
 			if n := sum.Resets + sum.Timeouts + sum.ConnectFailures; n > 1 {
 				t.Fatalf("connection %+v ended %d times", key, n)
+			}
+			if sum.Refused > sum.ConnectFailures || sum.GaveUp > 1 || sum.GaveUp+sum.Resets+sum.Timeouts+sum.ConnectFailures > 1 {
+				t.Fatalf("connection %+v ended in two ways: %+v", key, sum)
 			}
 			want := m.known.sub(before[key])
 			if !m.cleared && sum.Counters != want {

@@ -1,6 +1,9 @@
 package flow
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // State is the state of a TCP socket, with the kernel's numbers.
 type State uint8
@@ -80,6 +83,11 @@ type Info struct {
 	BytesSent, BytesRetransmitted uint64
 	SegmentsSent                  uint32 // transmissions of segments with payload
 	SegmentsReceived              uint32 // with payload
+	// PacketsReceived counts all segments received, also those without payload.
+	PacketsReceived uint32
+	// Unsent is the number of bytes in the send queue that were never sent,
+	// InFlight the number of segments that were sent and not acknowledged.
+	Unsent, InFlight uint32
 	// Delivered counts the segments that arrived, including the SYN or SYN-ACK:
 	// it is not 0 once a connection is established.
 	Delivered uint32
@@ -146,32 +154,67 @@ func (s *Socket) ackedControl() (n uint64, known bool) {
 	return saturatingSub(i.BytesAcked, s.sent()), true
 }
 
-// end derives from a destroyed socket's final counters how its connection
+// outcome derives from a destroyed socket's final counters how its connection
 // ended.
 //
 // The end is orderly when the peer acknowledged the FIN; otherwise the
 // connection was cut off. The kernel does not record why. But a peer that
 // resets a connection does so in answer to a segment, while a peer that is gone
-// leaves retransmissions or probes unanswered.
-func (s *Socket) end(role Role) End {
+// leaves retransmissions or probes unanswered. A reset that could cut nothing
+// off is an orderly end too: see cutNothing.
+func (s *Socket) outcome(role Role) outcome {
 	i := &s.Info
 	if !s.established() {
-		return EndConnectFailed
+		return outcome{end: EndConnectFailed, refused: s.refused()}
 	}
 	if s.disconnected() {
-		return EndReset
+		return aborted(role)
 	}
 	n, known := s.ackedControl()
-	if known && (n >= 2 || n == 1 && role == RoleServer) {
-		return EndOrderly
+	switch {
+	case known && (n >= 2 || n == 1 && role == RoleServer):
+		// If nothing came, not even the peer's FIN, this end closed first.
+		asked := role == RoleClient && s.awaitsAnswer()
+		return outcome{end: EndOrderly, gaveUp: asked && i.BytesReceived == 0, asked: asked && i.SegmentsReceived > 0}
+	case !known && s.SendQueue == 0:
+		return outcome{} // an old kernel, or local drops: nothing shows whether the FIN was acknowledged
+	case i.Unanswered >= timedOutAfter || i.Probes >= timedOutAfter:
+		return outcome{end: EndTimedOut}
+	case role == RoleClient && s.ReceiveQueue > farewellBytes:
+		return outcome{end: EndReset, gaveUp: true} // it closed with an answer unread, which its own kernel turned into a reset
+	case s.cutNothing(role):
+		return outcome{end: EndOrderly}
+	default:
+		return outcome{end: EndReset}
 	}
-	if !known && s.SendQueue == 0 {
-		return EndUnknown // an old kernel, or local drops: nothing shows whether the FIN was acknowledged
+}
+
+// aborted is the outcome of a connection whose process closed it with SO_LINGER
+// 0, or whose listening socket was closed before it was accepted.
+func aborted(role Role) outcome {
+	return outcome{end: EndReset, gaveUp: role == RoleClient}
+}
+
+// farewellBytes is the most that a server is expected to send when it closes an
+// idle connection: close_notify of TLS, GOAWAY of HTTP/2, and the FIN.
+const farewellBytes = 512
+
+// idleBeforeReset is the time without payload after which a client's connection
+// rests between two requests rather than between two segments of an answer.
+const idleBeforeReset = time.Second
+
+// cutNothing reports whether nothing was under way on a connection that was
+// reset: the peer had acknowledged everything and the last payload was the
+// answer, or the peer's FIN had arrived, which a server does not read while it
+// works.
+func (s *Socket) cutNothing(role Role) bool {
+	if role == RoleServer {
+		return s.ReceiveQueue == 1 || s.SendQueue <= 1 && s.awaitsAnswer() || s.Info.SegmentsSent+s.Info.SegmentsReceived == 0
 	}
-	if i.Unanswered >= timedOutAfter || i.Probes >= timedOutAfter {
-		return EndTimedOut
+	if s.Info.SegmentsSent+s.Info.SegmentsReceived == 0 {
+		return true
 	}
-	return EndReset
+	return s.SendQueue <= 1 && !s.awaitsAnswer() && s.idle() >= idleBeforeReset
 }
 
 // timedOutAfter is the number of consecutive unanswered retransmissions or
@@ -219,4 +262,27 @@ func saturatingSub(a, b uint64) uint64 {
 // peerClosed reports whether the peer has sent its FIN.
 func (s *Socket) peerClosed() bool {
 	return s.State == StateCloseWait || s.State == StateLastAck || s.State == StateClosing
+}
+
+// refused reports whether the peer answered a failed connect. A blocking connect
+// has cleared the number of packets when it fails; then the SYN was answered
+// unless it was repeated.
+func (s *Socket) refused() bool {
+	return s.Info.PacketsReceived > 0 || s.disconnected() && s.Info.Unanswered == 0
+}
+
+// awaitsAnswer reports whether payload was sent after the last was received.
+func (s *Socket) awaitsAnswer() bool {
+	i := &s.Info
+	return i.SegmentsSent > 0 && (i.SegmentsReceived == 0 || i.LastSent < i.LastReceived)
+}
+
+// unread returns the payload bytes that the process has not read. In both
+// counts the kernel includes the peer's FIN.
+func (s *Socket) unread() uint64 {
+	n := uint64(s.ReceiveQueue)
+	if n > 0 && s.peerClosed() {
+		n--
+	}
+	return n
 }

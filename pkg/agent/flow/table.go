@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"math"
 	"net/netip"
 	"time"
 )
@@ -45,6 +46,9 @@ type Table struct {
 	rows   []Row
 	size   int // connections in all spaces
 	stats  Stats
+
+	edges      map[edgeKey]*edge
+	edgesSwept int64
 }
 
 // space is one network namespace.
@@ -53,6 +57,7 @@ type space struct {
 	conns      map[uint64]*conn // by cookie
 	listeners  map[netip.AddrPort]listenSocket
 	unresolved []unresolved
+	held       map[uint64]held // by cookie
 
 	generation     uint32 // number of the current or last dump
 	dumpBegan      int64  // start of the current or last dump
@@ -61,6 +66,14 @@ type space struct {
 	overrun        bool   // notifications were lost since the last dump
 	forgottenUntil int64  // latest report time of dead connections that were removed
 	locals         [2]local
+}
+
+// held is the last row of a client's connection that ended orderly after the
+// client had asked something. If the next dump shows that the peer still keeps
+// its end open, the client gave up; otherwise the peer may have hung up.
+type held struct {
+	row        Row
+	generation uint32 // number of the last dump at the time
 }
 
 // listenSocket is a listening socket: when a dump last showed it, and its
@@ -90,7 +103,13 @@ type conn struct {
 	acked       uint64 // Info.BytesAcked
 	counters    Counters
 	base        Counters // totals already reported
+	unread      uint64   // bytes unread at the last dump
+	read        uint64   // bytes read by then
 	rtt, minRTT uint32
+	delivered   uint32 // Info.Delivered
+	edge        *edge
+	began       int64 // the latest time at which it did not exist, 0 if adopted
+	period      period
 	role        Role
 	established bool
 	counted     bool // in Row.Connections
@@ -99,6 +118,13 @@ type conn struct {
 	peerClosed  bool // a dump showed that the peer had sent its FIN
 	troubled    bool // the last dump showed trouble since the one before: report it now
 	misses      uint8
+	slowSteps   uint8 // consecutive dumps that showed trouble other than loss
+}
+
+// period holds what dumps showed since a connection's last row.
+type period struct {
+	minRTT, maxRTT, queue uint32 // microseconds, 0 if not measured
+	unread, unsent        uint64
 }
 
 // unresolved is a connection known only by a destroy notification that does not
@@ -112,7 +138,7 @@ type unresolved struct {
 // New returns an empty table.
 func New(cfg Config) *Table {
 	cfg.Exclude = unmapPrefixes(cfg.Exclude)
-	return &Table{cfg: cfg, spaces: map[uint64]*space{}}
+	return &Table{cfg: cfg, spaces: map[uint64]*space{}, edges: map[edgeKey]*edge{}}
 }
 
 // Configure changes the configuration. When the exclusions change, connections
@@ -144,6 +170,7 @@ func (t *Table) Open(since time.Time, namespace uint64, adopt bool) {
 		inode:      namespace,
 		conns:      map[uint64]*conn{},
 		listeners:  map[netip.AddrPort]listenSocket{},
+		held:       map[uint64]held{},
 		knownUntil: since.UnixNano(),
 		adopt:      adopt,
 	}
@@ -153,6 +180,7 @@ func (t *Table) Open(since time.Time, namespace uint64, adopt bool) {
 // which continue.
 func (t *Table) Forget(namespace uint64) {
 	if sp := t.spaces[namespace]; sp != nil {
+		t.release(sp, true)
 		t.size -= len(sp.conns)
 		delete(t.spaces, namespace)
 	}
@@ -172,6 +200,7 @@ func (t *Table) Close(now time.Time, namespace uint64) {
 		}
 		t.remove(sp, cookie)
 	}
+	t.release(sp, true)
 	delete(t.spaces, namespace)
 }
 
@@ -195,7 +224,12 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	local, peer := unmap(s.Local), unmap(s.Peer)
 	if s.State == StateListen {
 		sp.listeners[local] = listenSocket{at, s.Inode}
+		t.observeQueue(sp, s, local, at)
 		return
+	}
+	if h, ok := sp.held[s.Cookie]; ok && s.Mini && s.State == StateFinWait2 {
+		h.row.GaveUp = 1
+		sp.held[s.Cookie] = h
 	}
 	if s.Mini || peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
 		return
@@ -216,9 +250,9 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 			t.stats.Untracked++
 			return
 		}
-		c = &conn{cookie: s.Cookie, local: local, peer: peer, reported: sp.knownUntil, minRTT: UnknownRTT}
+		c = &conn{cookie: s.Cookie, local: local, peer: peer, reported: sp.knownUntil, began: sp.knownUntil, minRTT: UnknownRTT}
 		if sp.adopt {
-			c.base, c.reported = countersOf(s), at
+			c.base, c.reported, c.began = countersOf(s), at, 0
 			c.counted = s.established()
 			c.counters = c.base
 		}
@@ -227,7 +261,8 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		sp.remember(local, peer)
 	}
 	counters := c.next(s)
-	if c.troubledSince(counters) {
+	unread := c.unreadSince(s)
+	if c.troubledSince(counters, s, unread) {
 		t.reportBefore(sp, c)
 		c.troubled = true
 	}
@@ -237,10 +272,30 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	if s.Inode != 0 { // a socket that closes slowly belongs to no process any more
 		c.inode = s.Inode
 	}
-	c.update(s, counters)
 	if c.role == RoleUnknown {
 		c.role = s.role()
 	}
+	if c.edge == nil && s.Info.MinRTT != UnknownRTT {
+		c.edge = t.edgeOf(sp, sp.roleOf(c.role, c.local), local, peer, at)
+		c.sample(s.Info.MinRTT, at)
+	}
+	c.measure(s)
+	c.period.unread = max(c.period.unread, unread)
+	c.unread, c.read = s.unread(), s.Info.BytesReceived-uint64(s.ReceiveQueue)
+	c.update(s, counters)
+}
+
+// observeQueue reports a listening socket whose accept queue is full. For such a
+// socket ReceiveQueue is the number of connections that wait for accept, and
+// SendQueue the limit, which the kernel lets one more exceed.
+func (t *Table) observeQueue(sp *space, s *Socket, local netip.AddrPort, at int64) {
+	if s.ReceiveQueue <= s.SendQueue || s.SendQueue == 0 || t.cfg.excludes(local, local) {
+		return
+	}
+	t.Add(Row{
+		Start: min(sp.knownUntil, at), End: at, Namespace: sp.inode, Cookie: s.Cookie, Cgroup: s.Cgroup, UID: s.UID, Inode: s.Inode,
+		Local: local, Peer: netip.AddrPortFrom(netip.IPv6Unspecified(), 0), Role: RoleServer, AcceptQueueFull: 1,
+	})
 }
 
 // EndDump ends a dump. Every socket destroyed before the dump began must have
@@ -258,6 +313,7 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 		memory = 0 // make room for living connections
 	}
 	t.resolve(sp)
+	t.release(sp, false)
 	for cookie, c := range sp.conns {
 		switch {
 		case c.generation == sp.generation:
@@ -339,22 +395,27 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 		c.established = c.established || s.established()
 		c.counters.Retransmits = max(c.counters.Retransmits, countersOf(s).Retransmits)
 	} else {
+		c.measure(s)
 		c.update(s, c.next(s))
 		if r := s.role(); r != RoleUnknown && c.role == RoleUnknown {
 			c.role = r
 		}
 	}
-	end := EndConnectFailed
+	role := sp.roleOf(c.role, c.local)
+	last := outcome{end: EndConnectFailed, refused: s.refused()}
 	if c.established {
-		end = s.end(sp.roleOf(c.role, c.local))
-		if end == EndConnectFailed {
-			end = EndReset // the kernel cleared the socket's counters
+		last = s.outcome(role)
+		if last.end == EndConnectFailed { // the kernel cleared the socket's counters
+			last = aborted(role)
 		}
-		if end == EndReset && c.peerClosed {
-			end = EndOrderly // the peer had already sent its FIN
+		if c.peerClosed {
+			last.gaveUp, last.asked = false, false
+			if last.end == EndReset {
+				last.end = EndOrderly // the peer had already sent its FIN
+			}
 		}
 	}
-	t.finish(sp, c, at, end)
+	t.finish(sp, c, at, last)
 	t.remove(sp, s.Cookie)
 }
 
@@ -406,13 +467,18 @@ func (t *Table) resolve(sp *space) {
 func (t *Table) reportWhole(sp *space, s *Socket, start, at int64) {
 	c := conn{
 		cookie: s.Cookie, local: unmap(s.Local), peer: unmap(s.Peer), cgroup: s.Cgroup, uid: s.UID,
-		reported: start, minRTT: UnknownRTT, role: s.role(),
+		reported: start, began: start, minRTT: UnknownRTT, role: s.role(),
 	}
 	if c.local.Addr().IsUnspecified() {
 		c.local = netip.AddrPortFrom(sp.localFor(c.peer.Addr()), c.local.Port())
 	}
+	role := sp.roleOf(c.role, c.local)
+	if s.Info.MinRTT != UnknownRTT && !s.disconnected() {
+		c.edge = t.edgeOf(sp, role, c.local, c.peer, at)
+		c.measure(s)
+	}
 	c.update(s, c.next(s))
-	t.finish(sp, &c, at, s.end(sp.roleOf(c.role, c.local)))
+	t.finish(sp, &c, at, s.outcome(role))
 }
 
 // Flush reports every living connection of the namespace that was active since
@@ -424,6 +490,7 @@ func (t *Table) Flush(now time.Time, namespace uint64) {
 		return
 	}
 	t.resolve(sp)
+	t.release(sp, true)
 	for _, c := range sp.conns {
 		if c.dead || c.counters == c.base && (c.counted || !c.established) {
 			continue
@@ -448,6 +515,9 @@ func (t *Table) ClockStepped(by time.Duration) {
 		for _, c := range sp.conns {
 			c.seen += int64(by)
 			c.reported += int64(by)
+			if c.began != 0 {
+				c.began += int64(by)
+			}
 		}
 		for l, socket := range sp.listeners {
 			socket.seen += int64(by)
@@ -495,16 +565,114 @@ func (t *Table) remove(sp *space, cookie uint64) {
 	t.size--
 }
 
+// maxSteps is the number of consecutive dumps with trouble other than loss that
+// are reported each in a row of its own. Later ones join the rows of the report
+// interval: what lasts is no burst, and a row for each dump tells nothing more.
+const maxSteps = 12
+
 // troubledSince reports whether the connection was in trouble since the dump
 // that showed it last, when its counters are now: segments were retransmitted,
-// or the receiver's window held the sender back for a tenth of the time.
-func (c *conn) troubledSince(now Counters) bool {
+// the receiver's window held the sender back for a tenth of the time, the
+// process left bytes unread, or the round trip time is above its usual.
+func (c *conn) troubledSince(now Counters, s *Socket, unread uint64) bool {
 	if c.seen == 0 || c.dead {
 		return false
 	}
 	limited := now.ReceiveWindowLimited - c.counters.ReceiveWindowLimited
-	return now.Retransmits != c.counters.Retransmits ||
-		limited != 0 && limited >= (now.Busy-c.counters.Busy)/10
+	if now.Retransmits != c.counters.Retransmits {
+		return true
+	}
+	if limited != 0 && limited >= (now.Busy-c.counters.Busy)/10 || unread > 0 || c.edge.slow(c.certainRTT(s)) {
+		c.slowSteps = min(c.slowSteps+1, maxSteps+1)
+		return c.slowSteps <= maxSteps
+	}
+	c.slowSteps = 0
+	return false
+}
+
+// unreadSince returns the bytes that the process left unread since the last
+// dump, though they waited then already. At a client's end they count only if
+// more than what servers send unasked: TLS session tickets, pings, farewells.
+func (c *conn) unreadSince(s *Socket) uint64 {
+	if c.seen == 0 || c.unread == 0 || s.Info.BytesReceived-uint64(s.ReceiveQueue) != c.read {
+		return 0
+	}
+	n := min(c.unread, s.unread())
+	if c.role != RoleServer && (n <= unaskedBytes || c.peerClosed || s.peerClosed()) {
+		return 0
+	}
+	return n
+}
+
+// unaskedBytes is the most that a server is expected to send to a client that
+// asked nothing.
+const unaskedBytes = 4096
+
+// certainRTT returns a round trip time that the network surely needed since the
+// last dump, or 0 if nothing was measured. The kernel's minimum of five minutes
+// is one. The smoothed round trip time is another, without what it still holds
+// of times before the last dump, and without what the peer may have added by
+// delaying acknowledgements.
+func (c *conn) certainRTT(s *Socket) uint32 {
+	i := &s.Info
+	if c.seen != 0 && i.BytesAcked <= c.acked {
+		return 0
+	}
+	rtt := float64(i.RTT)
+	if c.seen != 0 && c.rtt > i.RTT {
+		// Each measurement counts for an eighth; about every second segment
+		// brings one.
+		before := math.Pow(7./8, float64(max(1, (i.Delivered-c.delivered)/2)))
+		rtt = (rtt - before*float64(c.rtt)) / (1 - before)
+	}
+	certain := uint32(max(0, rtt-delayedACK))
+	if i.MinRTT != UnknownRTT {
+		certain = max(certain, i.MinRTT)
+	}
+	return certain
+}
+
+// measure adds the socket's round trip times and queues to the period.
+func (c *conn) measure(s *Socket) {
+	i, p := &s.Info, &c.period
+	p.unsent = max(p.unsent, uint64(i.Unsent))
+	certain := c.certainRTT(s)
+	if i.RTT == 0 || certain == 0 {
+		return
+	}
+	if i.MinRTT != UnknownRTT && (i.MinRTT != c.minRTT || c.began == c.reported) {
+		p.minRTT = least(p.minRTT, i.MinRTT) // measured in this period
+	}
+	p.minRTT = least(p.minRTT, i.RTT)
+	rtt, slow := i.RTT, c.edge.slow(certain)
+	if !slow && c.edge.slow(rtt) {
+		rtt = max(certain, c.edge.usual) // only earlier times, or delayed acknowledgements, make it more
+	}
+	if rtt <= p.maxRTT {
+		return
+	}
+	p.maxRTT, p.queue = rtt, 0
+	if slow && (i.Unsent > 0 || i.InFlight > initialWindow) && !c.edge.slow(i.MinRTT) {
+		p.queue = rtt - c.edge.usual
+	}
+}
+
+// initialWindow is the number of segments that every connection may have under
+// way (RFC 6928). More of them can fill the queue before a bottleneck.
+const initialWindow = 10
+
+func least(a, b uint32) uint32 {
+	if a == 0 {
+		return b
+	}
+	return min(a, b)
+}
+
+// sample adds a measured minimum to the history of the edge.
+func (c *conn) sample(rtt uint32, at int64) {
+	if c.edge != nil && rtt != UnknownRTT {
+		c.edge.add(rtt, at)
+	}
 }
 
 // reportBefore appends a row up to the last dump, so that the row of the
@@ -520,27 +688,44 @@ func (t *Table) report(sp *space, c *conn, at int64) {
 	t.rows = append(t.rows, c.row(sp, at))
 }
 
+// outcome is how a connection ended.
+type outcome struct {
+	end End
+	// gaveUp: the own process closed it while it waited for an answer. asked:
+	// it did if it closed before the peer.
+	gaveUp, asked bool
+	refused       bool // the peer answered the failed connect
+}
+
+// maxHeld bounds the rows that wait for the next dump, in each namespace.
+const maxHeld = 1024
+
 // finish appends the last row of a connection. After an earlier last row it
 // appends another only when something changed.
-func (t *Table) finish(sp *space, c *conn, at int64, end End) {
+func (t *Table) finish(sp *space, c *conn, at int64, last outcome) {
 	again := c.dead
 	if again {
-		if end == EndConnectFailed {
+		if last.end == EndConnectFailed {
 			return // already reported
 		}
 		at = c.reported
 	}
 	if c.failed {
-		end = EndUnknown // already counted as a failed connect
+		last = outcome{} // already counted as a failed connect
 	}
 	row := c.row(sp, at)
-	row.Closed, row.Reason = true, end
-	switch end {
+	row.Closed, row.Reason = true, last.end
+	switch last.end {
 	case EndConnectFailed:
 		row.ConnectFailures = 1
+		if last.refused {
+			row.Refused = 1
+		}
 		c.failed, c.counted = true, true
 	case EndReset:
-		row.Resets = 1
+		if !last.gaveUp {
+			row.Resets = 1
+		}
 	case EndTimedOut:
 		row.Timeouts = 1
 	case EndUnknown, EndOrderly:
@@ -548,11 +733,24 @@ func (t *Table) finish(sp *space, c *conn, at int64, end End) {
 			return
 		}
 	}
-	if len(t.rows) >= t.cfg.maxRows() {
-		t.stats.Dropped++
+	if last.gaveUp {
+		row.GaveUp = 1
+	}
+	if last.asked && !again && len(sp.held) < maxHeld {
+		sp.held[c.cookie] = held{row, sp.generation}
 		return
 	}
-	t.rows = append(t.rows, row)
+	t.Add(row)
+}
+
+// release appends the held rows that a whole dump has followed, or all.
+func (t *Table) release(sp *space, all bool) {
+	for cookie, h := range sp.held {
+		if all || h.generation != sp.generation {
+			t.Add(h.row)
+			delete(sp.held, cookie)
+		}
+	}
 }
 
 // row returns the connection's activity since its last row, and marks it
@@ -566,11 +764,17 @@ func (c *conn) row(sp *space, at int64) Row {
 		// A guessed role is not kept: the next dump may show the real one.
 		Local: c.local, Peer: c.peer, Role: sp.roleOf(c.role, c.local),
 		Counters: c.counters.sub(c.base),
-		RTT:      c.rtt,
+		RTT:      c.rtt, MinRTT: c.period.minRTT, MaxRTT: c.period.maxRTT, Queue: c.period.queue,
+		UnreadBytes: c.period.unread, UnsentBytes: c.period.unsent,
 	}
-	if c.minRTT != UnknownRTT {
+	if row.MinRTT == 0 && c.minRTT != UnknownRTT {
 		row.MinRTT = c.minRTT
 	}
+	if c.edge != nil {
+		row.UsualRTT = c.edge.usual
+		c.sample(c.minRTT, row.End)
+	}
+	c.period = period{}
 	if row.Inode == 0 && row.Role == RoleServer {
 		socket, _ := sp.listener(c.local)
 		row.Inode = socket.inode
@@ -590,6 +794,7 @@ func (c *conn) next(s *Socket) Counters { return c.counters.advance(countersOf(s
 func (c *conn) update(s *Socket, counters Counters) {
 	c.counters = counters
 	c.acked = max(c.acked, s.Info.BytesAcked)
+	c.delivered = s.Info.Delivered
 	c.established = c.established || s.established()
 	if s.Info.RTT != 0 {
 		c.rtt = s.Info.RTT
@@ -613,11 +818,11 @@ func (c *conn) replacedBy(s *Socket, local, peer netip.AddrPort) bool {
 
 // guessEnd returns the end of a connection whose destroy notification was not
 // seen.
-func guessEnd(c *conn) End {
+func guessEnd(c *conn) outcome {
 	if !c.established {
-		return EndConnectFailed
+		return outcome{end: EndConnectFailed}
 	}
-	return EndUnknown
+	return outcome{}
 }
 
 // idle returns the time since the connection last showed activity.
