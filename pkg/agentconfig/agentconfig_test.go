@@ -413,7 +413,7 @@ func TestDiff(t *testing.T) {
 	before := parse(t, "inputs: {integration: {enabled: true}, flow: {exclude_ports: [1, 2-3]}}\noutputs: {spool: {max_bytes: 2MiB}}")
 	after := parse(t, "outputs: {spool: {max_bytes: 3000000}}\ninputs: {integration: {enabled: true, listen_port: 38086}, flow: {dump_interval: 90s, exclude_cidrs: [10.0.0.0/8, '::/0']}}")
 	want := []agentconfig.Change{
-		{Key: "inputs.flow.dump_interval", Old: "10s", New: "1m30s"},
+		{Key: "inputs.flow.dump_interval", Old: "5s", New: "1m30s"},
 		{Key: "inputs.flow.exclude_cidrs", Old: `[127.0.0.0/8, "::1/128"]`, New: `[10.0.0.0/8, "::/0"]`},
 		{Key: "inputs.flow.exclude_ports", Old: "[1, 2-3]", New: "[]"},
 		{Key: "outputs.spool.max_bytes", Old: "2MiB", New: "3000000"},

@@ -108,7 +108,7 @@ func Default() Config {
 			DrainBytesPerSecond: 16 << 20,
 		},
 		Flow: Flow{
-			DumpInterval: 10 * time.Second, ReportInterval: time.Minute,
+			DumpInterval: 5 * time.Second, ReportInterval: time.Minute,
 			ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 		},
 	}

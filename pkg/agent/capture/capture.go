@@ -20,9 +20,12 @@ const (
 	// tick needs larger receive buffers; a shorter one costs a system call per
 	// namespace each time.
 	tick = 200 * time.Millisecond
-	// scanInterval is the time between two scans for namespaces, at 4 us a
-	// process.
-	scanInterval = 2 * time.Second
+	// scanInterval is the time between two scans for namespaces, so that those
+	// that live a second are found. A scan takes 4 us a process; the interval is
+	// at least scanCost times as long, but not longer than maxScanInterval.
+	scanInterval    = 500 * time.Millisecond
+	maxScanInterval = 2 * time.Second
+	scanCost        = 200
 	// batchInterval is the longest that rows wait for a batch to fill;
 	// batchRows rows make a batch at once.
 	batchInterval = time.Second
@@ -164,13 +167,22 @@ func (c *Capture) Owner(r *flow.Row) cgroup.Owner {
 }
 
 // Process returns the name of the process that holds a row's socket, or "" if
-// it is unknown. For connections shorter than the dump interval it returns the
-// listener's process, and "" at the client's end. It does no I/O.
+// it is unknown. For connections that no dump showed it returns the listener's
+// process at the server's end; at the client's end it returns the name of all
+// processes of the network namespace if they share one, as in a pod with one
+// program. It does no I/O.
 func (c *Capture) Process(r *flow.Row) string {
-	if r.Inode == 0 {
+	if r.Inode != 0 {
+		return c.procs.name(r.Inode)
+	}
+	if r.Role != flow.RoleClient {
 		return ""
 	}
-	return c.procs.name(r.Inode)
+	name := c.procs.soleName(r.Namespace)
+	if name == "" {
+		c.procs.requestScanFor(r.Namespace)
+	}
+	return name
 }
 
 // watched is a namespace that some scan found.

@@ -40,6 +40,8 @@ type loop struct {
 	spaces  map[uint64]*space
 	clock   time.Time // the last reading
 	scanned time.Time // zero before the first scan
+	// scanPause is the time from one scan to the next.
+	scanPause time.Duration
 	batched time.Time
 	stats   flow.Stats // the totals at the last count
 }
@@ -152,8 +154,9 @@ func (l *loop) now() time.Time {
 
 // turn scans for namespaces and reads each of them, as far as that is due.
 func (l *loop) turn(ctx context.Context, now time.Time) {
-	if now.Sub(l.scanned) >= scanInterval {
+	if now.Sub(l.scanned) >= l.scanPause {
 		l.scan(ctx, now)
+		l.scanPause = min(max(scanInterval, scanCost*time.Since(now)), maxScanInterval)
 	}
 	for inode, s := range l.spaces {
 		if s.conn == nil || ctx.Err() != nil {

@@ -49,7 +49,20 @@ const processesException = "Flow data lacks the process names of other users' co
 type sockets struct {
 	now    map[uint32]string
 	before map[uint32]string // the previous scan's, for sockets that are closed
+
+	sole, soleBefore map[uint64]sole // by network namespace
 }
+
+// sole is the name that all processes of a network namespace share.
+type sole struct {
+	name    string
+	several bool // there is no such name
+	sockets bool // one of the processes holds a socket
+}
+
+// holds reports whether the connections of the namespace can only be those of
+// processes with the name.
+func (s sole) holds() bool { return !s.several && s.sockets }
 
 func newProcesses(proc string) *processes {
 	if proc == "" {
@@ -70,11 +83,32 @@ func (p *processes) name(inode uint32) string {
 	return s.before[inode]
 }
 
+// soleName returns the name of all processes in a network namespace if they
+// share one and hold sockets, as two scans in a row saw it, and "" otherwise.
+// It names the connections that no dump saw.
+func (p *processes) soleName(namespace uint64) string {
+	s := p.seen.Load()
+	if now := s.sole[namespace]; now.holds() && now == s.soleBefore[namespace] {
+		return now.name
+	}
+	return ""
+}
+
 // requestScan requests a scan. It does not block.
 func (p *processes) requestScan() {
 	select {
 	case p.due <- struct{}{}:
 	default:
+	}
+}
+
+// requestScanFor requests a scan if the last two did not know the namespace.
+func (p *processes) requestScanFor(namespace uint64) {
+	s := p.seen.Load()
+	_, now := s.sole[namespace]
+	_, before := s.soleBefore[namespace]
+	if !now || !before {
+		p.requestScan()
 	}
 }
 
@@ -101,7 +135,9 @@ func (p *processes) run(ctx context.Context, interval func() time.Duration) {
 // comes last, because it creates sockets for others and keeps them.
 func (p *processes) scan() {
 	visited, refused := 0, 0
-	found := make(map[uint32]string, len(p.seen.Load().now))
+	last := p.seen.Load()
+	found := make(map[uint32]string, len(last.now))
+	inside := make(map[uint64]sole, len(last.sole))
 	if dir, err := os.Open(p.proc); err == nil {
 		defer dir.Close()
 		for {
@@ -111,7 +147,7 @@ func (p *processes) scan() {
 					continue
 				}
 				visited++
-				if p.addSockets(found, pid) {
+				if p.add(found, inside, pid) {
 					refused++
 				}
 			}
@@ -119,20 +155,39 @@ func (p *processes) scan() {
 				break // usually the end of the directory
 			}
 		}
-		p.addSockets(found, "1")
+		p.add(found, inside, "1")
 	}
 	// A few processes may be inaccessible even with the privileges.
 	p.refused.Store(refused > visited/refusedShare)
-	p.seen.Store(&sockets{now: found, before: p.seen.Load().now})
+	p.seen.Store(&sockets{now: found, before: last.now, sole: inside, soleBefore: last.sole})
+}
+
+// add adds the sockets of a process, and the process to those inside its network
+// namespace. It reports whether access was refused.
+func (p *processes) add(found map[uint32]string, inside map[uint64]sole, pid string) (refused bool) {
+	holds, refused := p.addSockets(found, pid)
+	var st unix.Stat_t
+	if unix.Stat(p.proc+"/"+pid+"/ns/net", &st) != nil {
+		return refused // it ended, or is not accessible
+	}
+	all, known := inside[st.Ino]
+	switch name := p.nameOf(pid); {
+	case name == "":
+	case !known:
+		inside[st.Ino] = sole{name: name, sockets: holds, several: refused}
+	default:
+		inside[st.Ino] = sole{name: all.name, sockets: all.sockets || holds, several: all.several || refused || name != all.name}
+	}
+	return refused
 }
 
 // addSockets adds the sockets of one process that no other process holds yet,
-// and reports whether access was refused. Other errors mean that the process
-// ended.
-func (p *processes) addSockets(found map[uint32]string, pid string) (refused bool) {
+// and reports whether it holds any, and whether access was refused. Other errors
+// mean that the process ended.
+func (p *processes) addSockets(found map[uint32]string, pid string) (holds, refused bool) {
 	dir, err := os.Open(p.proc + "/" + pid + "/fd")
 	if err != nil {
-		return errors.Is(err, fs.ErrPermission)
+		return false, errors.Is(err, fs.ErrPermission)
 	}
 	defer dir.Close()
 	var name string
@@ -149,12 +204,13 @@ func (p *processes) addSockets(found map[uint32]string, pid string) (refused boo
 			if !ok {
 				continue
 			}
+			holds = true
 			if _, known := found[inode]; known {
 				continue
 			}
 			if name == "" {
 				if name = p.nameOf(pid); name == "" {
-					return false // the process ended
+					return holds, false // the process ended
 				}
 			}
 			found[inode] = name
@@ -163,7 +219,7 @@ func (p *processes) addSockets(found map[uint32]string, pid string) (refused boo
 			break
 		}
 	}
-	return refused
+	return holds, refused
 }
 
 // socketInode parses the link of a socket's descriptor, "socket:[4026531840]".

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 )
 
@@ -58,6 +59,56 @@ func TestProcesses(t *testing.T) {
 	check(map[uint32]string{10: "systemd", 12: "nginx", 15: "sshd"}) // rows of ended processes may still come
 	p.scan()
 	check(map[uint32]string{12: "", 15: "sshd"})
+}
+
+// A connection that no dump saw has the name of its namespace's processes, if
+// it can be no other.
+func TestSoleNames(t *testing.T) {
+	proc := fakeProc{t, t.TempDir()}
+	namespace := map[string]uint64{}
+	for _, name := range []string{"one", "workers", "two", "shell"} {
+		file := filepath.Join(proc.dir, name)
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		namespace[name] = info.Sys().(*syscall.Stat_t).Ino
+	}
+	process := func(pid int, in, comm string, links ...string) {
+		proc.process(pid, comm, links...)
+		dir := filepath.Join(proc.dir, strconv.Itoa(pid), "ns")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Link(filepath.Join(proc.dir, in), filepath.Join(dir, "net")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	process(10, "one", "java", "socket:[1]")
+	process(20, "workers", "gunicorn", "socket:[2]")
+	process(21, "workers", "gunicorn", "socket:[2]")
+	process(30, "two", "nginx", "socket:[3]")
+	process(31, "two", "curl")
+	process(40, "shell", "sh", "pipe:[4]") // it may start anything
+	p := newProcesses(proc.dir)
+	check := func(want map[string]string) {
+		t.Helper()
+		for in, name := range want {
+			if got := p.soleName(namespace[in]); got != name {
+				t.Errorf("%s: %q, want %q", in, got, name)
+			}
+		}
+	}
+	p.scan()
+	check(map[string]string{"one": "", "workers": "", "two": "", "shell": ""})
+	p.scan()
+	check(map[string]string{"one": "java", "workers": "gunicorn", "two": "", "shell": ""})
+	process(11, "one", "jstack")
+	p.scan()
+	check(map[string]string{"one": "", "workers": "gunicorn"})
 }
 
 // The cost of a scan grows with the descriptors.
