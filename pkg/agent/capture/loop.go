@@ -42,8 +42,8 @@ type loop struct {
 	scanned time.Time // zero before the first scan
 	// scanPause is the time from one scan to the next.
 	scanPause time.Duration
-	batched time.Time
-	stats   flow.Stats // the totals at the last count
+	batched   time.Time
+	stats     flow.Stats // the totals at the last count
 }
 
 func newLoop(c *Capture, out chan<- []flow.Row, back <-chan []flow.Row) *loop {

@@ -110,6 +110,11 @@ func TestGaveUp(t *testing.T) {
 	hungUp.Info.BytesReceived = 1
 	answered := asked
 	answered.Info.LastReceived = 50
+	tick := asked
+	tick.Info.LastSent, tick.Info.SegmentsSent, tick.Info.SegmentsReceived = 2000, 4, 3
+	tickAnswered := tick
+	tickAnswered.Info.SegmentsReceived = 4
+	mini.Cookie = 6 // its own
 	for name, tc := range map[string]struct {
 		last Socket
 		next []Socket // in the dump after
@@ -119,7 +124,9 @@ func TestGaveUp(t *testing.T) {
 		"the peer hung up at the first question":     {hungUp, nil, 0},
 		"no answer to a later question, peer open":   {asked, []Socket{mini}, 1},
 		"no answer to a later question, peer closed": {asked, nil, 0},
-		"answered": {answered, []Socket{mini}, 0},
+		"answered":                      {answered, []Socket{mini}, 0},
+		"asked at once after an answer": {tick, []Socket{mini}, 1},
+		"answered at once":              {tickAnswered, []Socket{mini}, 0},
 	} {
 		tab := opened(Config{})
 		destroy(tab, 5, tc.last)
@@ -149,7 +156,7 @@ func TestGaveUp(t *testing.T) {
 		tab := opened(Config{})
 		for i := range uint64(maxHeld + 3) {
 			s := asked
-			s.Cookie = i + 1
+			s.Cookie, s.Local = i+1, netip.AddrPortFrom(s.Local.Addr(), uint16(i+1))
 			destroy(tab, 5, s)
 		}
 		if n := tab.Pending(); n != 3 {

@@ -271,10 +271,15 @@ func (s *Socket) refused() bool {
 	return s.Info.PacketsReceived > 0 || s.disconnected() && s.Info.Unanswered == 0
 }
 
-// awaitsAnswer reports whether payload was sent after the last was received.
+// awaitsAnswer reports whether payload was sent after the last was received. The
+// kernel's clock has ticks of some milliseconds. Within one tick, only an
+// exchange of single segments shows its order.
 func (s *Socket) awaitsAnswer() bool {
 	i := &s.Info
-	return i.SegmentsSent > 0 && (i.SegmentsReceived == 0 || i.LastSent < i.LastReceived)
+	if i.SegmentsSent == 0 || i.SegmentsReceived == 0 || i.LastSent != i.LastReceived {
+		return i.SegmentsSent > 0 && (i.SegmentsReceived == 0 || i.LastSent < i.LastReceived)
+	}
+	return i.SegmentsSent == i.SegmentsReceived+1
 }
 
 // unread returns the payload bytes that the process has not read. In both

@@ -57,7 +57,7 @@ type space struct {
 	conns      map[uint64]*conn // by cookie
 	listeners  map[netip.AddrPort]listenSocket
 	unresolved []unresolved
-	held       map[uint64]held // by cookie
+	held       map[ends]held
 
 	generation     uint32 // number of the current or last dump
 	dumpBegan      int64  // start of the current or last dump
@@ -67,6 +67,10 @@ type space struct {
 	forgottenUntil int64  // latest report time of dead connections that were removed
 	locals         [2]local
 }
+
+// ends are the addresses of a connection. The kernel gives a mini-socket a cookie
+// of its own if nobody asked for that of the socket before.
+type ends struct{ local, peer netip.AddrPort }
 
 // held is the last row of a client's connection that ended orderly after the
 // client had asked something. If the next dump shows that the peer still keeps
@@ -170,7 +174,7 @@ func (t *Table) Open(since time.Time, namespace uint64, adopt bool) {
 		inode:      namespace,
 		conns:      map[uint64]*conn{},
 		listeners:  map[netip.AddrPort]listenSocket{},
-		held:       map[uint64]held{},
+		held:       map[ends]held{},
 		knownUntil: since.UnixNano(),
 		adopt:      adopt,
 	}
@@ -227,9 +231,11 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		t.observeQueue(sp, s, local, at)
 		return
 	}
-	if h, ok := sp.held[s.Cookie]; ok && s.Mini && s.State == StateFinWait2 {
-		h.row.GaveUp = 1
-		sp.held[s.Cookie] = h
+	if s.Mini && s.State == StateFinWait2 && len(sp.held) > 0 {
+		if h, ok := sp.held[ends{local, peer}]; ok {
+			h.row.GaveUp = 1
+			sp.held[ends{local, peer}] = h
+		}
 	}
 	if s.Mini || peer.Port() == 0 || s.State == StateTimeWait || s.State == StateSynReceived || s.State == StateClose {
 		return
@@ -736,8 +742,9 @@ func (t *Table) finish(sp *space, c *conn, at int64, last outcome) {
 	if last.gaveUp {
 		row.GaveUp = 1
 	}
-	if last.asked && !again && len(sp.held) < maxHeld {
-		sp.held[c.cookie] = held{row, sp.generation}
+	key := ends{c.local, c.peer}
+	if _, taken := sp.held[key]; last.asked && !again && !taken && len(sp.held) < maxHeld {
+		sp.held[key] = held{row, sp.generation}
 		return
 	}
 	t.Add(row)
@@ -745,10 +752,10 @@ func (t *Table) finish(sp *space, c *conn, at int64, last outcome) {
 
 // release appends the held rows that a whole dump has followed, or all.
 func (t *Table) release(sp *space, all bool) {
-	for cookie, h := range sp.held {
+	for key, h := range sp.held {
 		if all || h.generation != sp.generation {
 			t.Add(h.row)
-			delete(sp.held, cookie)
+			delete(sp.held, key)
 		}
 	}
 }
