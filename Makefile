@@ -13,7 +13,7 @@ DATA_DIR ?= .cache/standalone
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +45,21 @@ kafka-if-possible:
 		echo "skipping tests against Apache Kafka: they need Maven and Java (mvn, java) on the PATH"; \
 	fi
 
+netlab: build engine netlab-programs ## try the answers about networks on real programs in network namespaces (needs root; half an hour); NETLAB='-run loss' takes less
+	$(GO) run ./integration/netlab $(NETLAB)
+
+netlab-programs: ## fetch the real programs of netlab: nginx, PostgreSQL, Redis, Flask, express, gRPC (needs Debian's apt-get, Python and Node.js)
+	@integration/netlab/fetch.sh .cache/netlab
+
+netlab-programs-if-possible:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && command -v python3 >/dev/null && command -v npm >/dev/null; then \
+		integration/netlab/fetch.sh .cache/netlab || echo "skipping the lab of real programs: they could not be fetched"; \
+	else \
+		echo "skipping the lab of real programs: it needs root, apt-get, Python and Node.js with npm"; \
+	fi
+
 # The integration tests build the programs themselves, which Go's test cache does not notice.
-test: engine kafka-if-possible ## run the tests
+test: engine kafka-if-possible netlab-programs-if-possible ## run the tests
 	$(GO) test -count 1 -timeout 15m ./...
 	cd deploy/deploytest && $(GO) test -count 1 -timeout 10m ./...
 

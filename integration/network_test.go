@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/namespaces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/programs"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
@@ -105,7 +106,7 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	if missing := netlab.Missing(); missing != "" {
+	if missing := namespaces.Missing(); missing != "" {
 		t.Skip("cannot run the WebStore in network namespaces: " + missing)
 	}
 	if err := programs.Build("..", binaries, "./deploy/demo/service"); err != nil {

@@ -11,7 +11,7 @@
 // machine itself has only the end of one veth pair, which disappears with the
 // rest.
 //
-// It needs root and the programs ip and nft; [Missing] reports what is missing.
+// It needs root and the programs ip and nft; [namespaces.Missing] reports what is missing.
 package netlab
 
 import (
@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/webstore"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/namespaces"
 )
 
 const (
@@ -78,7 +79,7 @@ type process struct {
 
 // Start creates the network and starts the shop. ctx bounds only the start.
 func Start(ctx context.Context, o Options) (_ *Lab, err error) {
-	if missing := Missing(); missing != "" {
+	if missing := namespaces.Missing(); missing != "" {
 		return nil, errors.New("start lab: " + missing)
 	}
 	if o.Output == nil {
@@ -154,7 +155,7 @@ func (l *Lab) launchServices(o Options) error {
 // launch starts a program in its own network namespace.
 func launch(name string, output io.Writer, program string, args ...string) (*process, error) {
 	p := &process{name: name, cmd: exec.Command(program, args...)} //nolint:gosec // the caller chooses the program
-	isolate(p.cmd)
+	namespaces.Isolate(p.cmd)
 	p.cmd.Stderr = output
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
@@ -182,7 +183,7 @@ func (l *Lab) connect() error {
 		fmt.Fprintf(&bridge, "link set %s alias %s\nlink set %s master bridge up\n", port, name, port)
 	}
 	fmt.Fprintf(&cables, "addr add %s/24 dev %s\nlink set %s up\n", l.Host(), outside, outside)
-	if err := feed(cables.String(), "ip", "-batch", "-"); err != nil {
+	if err := namespaces.Feed(cables.String(), "ip", "-batch", "-"); err != nil {
 		return err
 	}
 	if err := l.hub.inside(bridge.String(), "ip", "-batch", "-"); err != nil {
@@ -197,19 +198,9 @@ func (l *Lab) connect() error {
 	return nil
 }
 
-// feed runs a program with the given input and waits for it.
-func feed(input, program string, args ...string) error {
-	cmd := exec.Command(program, args...) //nolint:gosec // ip and nft
-	cmd.Stdin = strings.NewReader(input)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("run %s: %w: %s", cmd, err, out)
-	}
-	return nil
-}
-
 // inside runs a program in the namespace of p.
 func (p *process) inside(input, program string, args ...string) error {
-	return enter(p.cmd.Process.Pid, func() error { return feed(input, program, args...) })
+	return namespaces.Enter(p.cmd.Process.Pid, func() error { return namespaces.Feed(input, program, args...) })
 }
 
 func (l *Lab) awaitReady(ctx context.Context) error {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/deploy/demo/netlab"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/namespaces"
 )
 
 // The edge that loses packets, how many it loses, and the number of visitors.
@@ -33,7 +34,7 @@ func network(ctx context.Context, o options, path *path, db *database, out *term
 	if path.agent == nil {
 		return nil
 	}
-	if missing := netlab.Missing(); missing != "" {
+	if missing := namespaces.Missing(); missing != "" {
 		out.example(missing)
 		return nil
 	}

@@ -1,4 +1,4 @@
-package netlab
+package namespaces
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Missing returns what a lab lacks on this machine, or "".
+// Missing returns what this machine lacks, or "".
 func Missing() string {
 	if os.Geteuid() != 0 {
 		return "network namespaces need root"
@@ -22,22 +22,22 @@ func Missing() string {
 		}
 	}
 	probe := exec.Command("true")
-	isolate(probe)
+	Isolate(probe)
 	if err := probe.Run(); err != nil {
 		return fmt.Sprintf("the system cannot create network namespaces: %v", err)
 	}
 	return ""
 }
 
-// isolate starts a program in its own network namespace, and terminates it with
+// Isolate starts a program in its own network namespace, and terminates it with
 // this process.
-func isolate(cmd *exec.Cmd) {
+func Isolate(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 }
 
-// enter runs f in the network namespace of a process. Programs that f starts
+// Enter runs f in the network namespace of a process. Programs that f starts
 // are inside too.
-func enter(pid int, f func() error) (err error) {
+func Enter(pid int, f func() error) (err error) {
 	other, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func enter(pid int, f func() error) (err error) {
 		return fmt.Errorf("enter network namespace of process %d: %w", pid, err)
 	}
 	// Restore the thread instead of ending it: it may be the one that started
-	// the services, which end with it.
+	// other programs, which end with it.
 	defer func() {
 		back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)
 		if back == nil {

@@ -1,0 +1,438 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// truth is an edge that a query must name, and the words for the cause of which
+// it must say one.
+type truth struct {
+	client, server string
+	causes         []string
+	// spanless edges have no span that could tell, only flows.
+	spanless bool
+}
+
+// trial is one case of the table.
+type trial struct {
+	name  string
+	story string
+	// paths are requested through nginx perSecond times a second by default 6
+	// clients at once.
+	paths     []string
+	perSecond float64
+	atOnce    int
+	seconds   int // how long; long and short replace it in those forms
+	long      int
+	short     int // 0: not part of the short form
+	// begin starts the fault before the requests; during runs beside them. All
+	// faults end with the requests.
+	begin  func(l *lab) error
+	during func(ctx context.Context, l *lab, d time.Duration) error
+	// want is empty where nothing may be named.
+	want []truth
+	// anyOf says that one of want suffices, such as a line about the node in
+	// place of its edges.
+	anyOf bool
+	// known says what is wrong today; the case does not fail the run.
+	known string
+}
+
+const (
+	order      = "/order/%d"
+	orderDB    = "/order/%d?parts=db"
+	orderStock = "/order/%d?parts=stock"
+	priceOne   = "/price/%d"
+)
+
+// The words for causes, as the views say them.
+var (
+	loss       = []string{"retransmission", "slow handshake", "timed out", "connect failed"}
+	reset      = []string{"reset"}
+	refused    = []string{"connect refused"}
+	swallowed  = []string{"connect failed"}
+	slow       = []string{"slow network"}
+	capped     = []string{"slow queue", "slow network", "retransmission"}
+	notRead    = []string{"receiver does not read", "receiver's window full"}
+	queueFull  = []string{"accept queue full"}
+	slowDNS    = []string{"slow DNS"}
+	failingDNS = []string{"DNS failed"}
+)
+
+// losing returns a fault that drops packets between two hosts, in thousandths.
+func losing(thousandths int, pairs ...[2]string) func(*lab) error {
+	return func(l *lab) error {
+		var rules []string
+		for _, p := range pairs {
+			rules = append(rules, both(l.hosts[p[0]].ip, l.hosts[p[1]].ip, lose(thousandths))...)
+		}
+		return l.faults.set(rules...)
+	}
+}
+
+func edge(client, server string, causes []string) []truth {
+	return []truth{{client: client, server: server, causes: causes}}
+}
+
+// names is what is wrong in every case today.
+const names = "spans that name their peer by a host name match no flow"
+
+// cases returns the truth table.
+func cases() []trial {
+	all := table()
+	for i := range all {
+		if all[i].known == "" {
+			all[i].known = names
+		}
+	}
+	return all
+}
+
+func table() []trial {
+	return []trial{
+		{name: "clean", story: "nothing is wrong", paths: []string{order, order, priceOne, orderDB}, seconds: 40, short: 6, long: 300},
+		{
+			name: "loss-orders", story: "2% loss between api and orders", paths: []string{order + "?size=4000"}, seconds: 20, short: 8,
+			begin: losing(20, [2]string{"api", "orders"}), want: edge("api", "orders", loss),
+		},
+		{
+			name: "sleep-beside-loss", story: "orders sleeps 600 ms; 1.5% loss beside it harms few", paths: []string{orderDB + "&sleep=600"}, seconds: 20,
+			begin: losing(15, [2]string{"api", "orders"}), want: edge("api", "orders", loss), anyOf: true,
+		},
+		{name: "sleep", story: "orders sleeps 600 ms: the code", paths: []string{orderDB + "&sleep=600"}, seconds: 15},
+		{
+			name: "loss-nginx", story: "5% loss between nginx, which has no SDK, and api", paths: []string{orderDB}, seconds: 20,
+			begin: losing(50, [2]string{"nginx", "api"}), want: []truth{{client: "nginx", server: "api", causes: loss, spanless: true}},
+		},
+		{
+			name: "proxy", story: "api asks orders through nginx; nothing is wrong", paths: []string{orderDB + "&via=nginx"}, seconds: 15,
+		},
+		{
+			name: "loss-behind-proxy", story: "api asks orders through nginx; 5% loss between nginx and orders", paths: []string{orderDB + "&via=nginx"}, seconds: 20,
+			begin: losing(50, [2]string{"nginx", "orders"}), want: []truth{{client: "nginx", server: "orders", causes: loss, spanless: true}},
+		},
+		{
+			name: "loss-db", story: "5% loss to PostgreSQL, by host name", paths: []string{orderDB + "&size=4000"}, seconds: 20,
+			begin: losing(50, [2]string{"orders", "db"}), want: edge("orders", "db", loss),
+		},
+		{
+			name: "loss-cache", story: "5% loss to Redis, by host name", paths: []string{"/order/%d?parts=cache&size=4000"}, seconds: 20,
+			begin: losing(50, [2]string{"orders", "cache"}), want: edge("orders", "cache", loss),
+		},
+		{
+			name: "refused", story: "nothing listens at the port that orders asks", paths: []string{orderStock + "&stock=stock:3999"}, seconds: 12, short: 5,
+			want: edge("orders", "stock", refused),
+		},
+		{
+			name: "swallowed", story: "SYNs from orders to stock are dropped", paths: []string{orderStock}, seconds: 20,
+			begin: func(l *lab) error { return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, swallow)) },
+			want:  edge("orders", "stock", append([]string{"slow handshake"}, swallowed...)),
+		},
+		{
+			name: "reset-mid-answer", story: "connections are reset in the middle of an answer", paths: []string{orderStock + "&size=300000"}, seconds: 15,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, "tcp dport 3000 tcp flags & (syn | fin | rst) == 0 numgen random mod 1000 < 8 reject with tcp reset"))
+			},
+			want: edge("orders", "stock", reset),
+		},
+		{
+			name: "price-six", story: "six gRPC calls at a time on one connection; 3% loss", paths: []string{priceOne + "?calls=6"}, seconds: 20,
+			begin: losing(30, [2]string{"api", "price"}), want: edge("api", "price", loss),
+		},
+		{
+			name: "burst", story: "one pooled connection, loss only in the middle third", paths: []string{priceOne + "?calls=2"}, seconds: 45, long: 120,
+			during: middle(func(l *lab) error { return losing(80, [2]string{"api", "price"})(l) }), want: edge("api", "price", loss),
+		},
+		{
+			name: "short-burst", story: "10% loss for a tenth of the time", paths: []string{orderDB}, seconds: 60, long: 540,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.between(ctx, d*45/100, d/10, losing(100, [2]string{"orders", "db"}))
+			},
+			want: edge("orders", "db", loss),
+		},
+		{
+			name: "delay", story: "80 ms more between api and orders", paths: []string{orderDB}, seconds: 20, short: 8,
+			begin: func(l *lab) error {
+				return l.faults.delay(40*time.Millisecond, [2]*host{l.hosts["api"], l.hosts["orders"]})
+			},
+			want: edge("api", "orders", slow),
+		},
+		{
+			name: "ipv6", story: "orders asks stock over IPv6, which no resource names", paths: []string{orderStock + "&stock=stock6:3000"}, seconds: 15,
+		},
+		{
+			name: "ipv6-loss", story: "4% loss between orders and stock over IPv6", paths: []string{orderStock + "&stock=stock6:3000&size=4000"}, seconds: 20,
+			begin: func(l *lab) error {
+				return l.faults.set(both(l.hosts["orders"].ip6, l.hosts["stock"].ip6, lose(40))...)
+			},
+			want: edge("orders", "stock", loss),
+		},
+		{
+			name: "virtual", story: "stock behind a virtual address, as kube-proxy makes it", paths: []string{orderStock + "&stock=stock-service"}, seconds: 15,
+		},
+		{
+			name: "virtual-loss", story: "4% loss behind the virtual address", paths: []string{orderStock + "&stock=stock-service&size=4000"}, seconds: 20,
+			begin: losing(40, [2]string{"orders", "stock"}), want: edge("orders", "stock", loss),
+		},
+		{
+			name: "virtual-swallowed", story: "SYNs to the virtual address are dropped", paths: []string{orderStock + "&stock=stock-service"}, seconds: 20,
+			begin: func(l *lab) error { return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, swallow)) },
+			want:  edge("orders", "stock", append([]string{"slow handshake"}, swallowed...)),
+		},
+		{
+			name: "masquerade-loss", story: "the node hides orders behind its own address; 4% loss to stock", paths: []string{orderStock + "&size=4000"}, seconds: 20,
+			begin: func(l *lab) error {
+				orders, stock := l.hosts["orders"].ip, l.hosts["stock"].ip
+				hide := masquerade + fmt.Sprintf("ip saddr %s ip daddr %s masquerade", orders, stock)
+				return l.faults.set(append(both(orders, stock, lose(40)), hide)...)
+			},
+			want: edge("orders", "stock", loss),
+		},
+		{
+			name: "two-faults", story: "loss to PostgreSQL, and stock refuses", paths: []string{orderDB, orderStock + "&stock=stock:3999"}, seconds: 20,
+			begin: losing(50, [2]string{"orders", "db"}), want: append(edge("orders", "db", loss), edge("orders", "stock", refused)...),
+		},
+		{
+			name: "dns-slow", story: "the resolver takes 700 ms for orders", paths: []string{orderStock}, seconds: 15,
+			begin: func(l *lab) error { return l.dns.trouble(l.hosts["orders"], 700*time.Millisecond, 0, false) },
+			want:  edge("orders", "stock", slowDNS),
+		},
+		{
+			name: "dns-fails", story: "the resolver answers SERVFAIL to orders", paths: []string{orderStock}, seconds: 15,
+			begin: func(l *lab) error { return l.dns.trouble(l.hosts["orders"], 0, dnsmessage.RCodeServerFailure, false) },
+			want:  edge("orders", "stock", failingDNS),
+		},
+		{
+			name: "dns-silent", story: "the resolver does not answer orders", paths: []string{orderStock}, seconds: 25,
+			begin: func(l *lab) error { return l.dns.trouble(l.hosts["orders"], 0, 0, true) },
+			want:  edge("orders", "stock", append(append([]string{}, failingDNS...), slowDNS...)),
+		},
+		{
+			name: "stopped", story: "price is stopped for some seconds and reads nothing", paths: []string{priceOne + "?calls=2"}, seconds: 20,
+			during: func(ctx context.Context, l *lab, d time.Duration) error { return l.freeze(ctx, "price", d/4, d/3) },
+			want:   edge("api", "price", notRead),
+		},
+		{
+			name: "accept-queue", story: "reports is stopped, and its accept queue is full", paths: []string{"/report?%d"}, seconds: 25, perSecond: 6, atOnce: 12,
+			during: func(ctx context.Context, l *lab, d time.Duration) error { return l.freeze(ctx, "reports", d/6, d/2) },
+			want:   edge("api", "reports", queueFull),
+		},
+		{
+			name: "own-timeout", story: "api gives up after 300 ms, while orders sleeps 600 ms", paths: []string{orderDB + "&sleep=600&timeout=300"}, seconds: 15,
+		},
+		{
+			name: "idle-pool", story: "pooled connections that stock closes after five idle seconds", paths: []string{orderStock + "&pool=1"}, seconds: 45, perSecond: 0.15, atOnce: 1,
+		},
+		{
+			name: "idle-client", story: "clients close first, and the server keeps its end open", paths: []string{orderDB}, seconds: 30,
+			during: halfClosed,
+		},
+		{
+			name: "egress-cap", story: "stock's egress is capped at 4 Mbit/s, and its answers are large", paths: []string{orderStock + "&size=120000"}, seconds: 25, perSecond: 5,
+			begin: func(l *lab) error {
+				return l.hosts["stock"].run("", "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "200ms")
+			},
+			want: edge("orders", "stock", capped),
+		},
+		{
+			name: "probes", story: "health probes connect, ask and reset", paths: []string{orderDB}, seconds: 20, during: probes,
+		},
+		{
+			name: "paced-bulk", story: "a bulk transfer that the receiver paces", paths: []string{orderDB}, seconds: 25, during: bulk,
+		},
+		{
+			name: "proxy-closes", story: "nginx renews its connections to api under load", paths: []string{priceOne}, seconds: 15, perSecond: 40, atOnce: 8,
+		},
+		{
+			name: "clock", story: "stock's clock is 400 ms ahead; nothing is wrong", paths: []string{orderStock}, seconds: 15,
+			begin: func(l *lab) error { return l.restart("stock", "+0.4s") },
+		},
+		{
+			name: "clock-loss", story: "stock's clock is 400 ms ahead; 4% loss to it", paths: []string{orderStock + "&size=4000"}, seconds: 20,
+			begin: func(l *lab) error { return losing(40, [2]string{"orders", "stock"})(l) }, want: edge("orders", "stock", loss),
+		},
+		{
+			name: "node", story: "5% loss on everything that orders sends or receives", paths: []string{order + "?size=4000"}, seconds: 25,
+			begin: losing(50, [2]string{"orders", "api"}, [2]string{"orders", "db"}, [2]string{"orders", "cache"}, [2]string{"orders", "stock"}, [2]string{"orders", "dns"}),
+			want:  []truth{{client: "orders", server: "db", causes: loss}, {client: "orders", server: "cache", causes: loss}, {client: "orders", server: "stock", causes: loss}, {client: "api", server: "orders", causes: loss}},
+			anyOf: true,
+		},
+	}
+}
+
+// between runs a fault for some time, after some time.
+func (l *lab) between(ctx context.Context, from, long time.Duration, fault func(*lab) error) error {
+	if !after(ctx, from) {
+		return nil
+	}
+	if err := fault(l); err != nil {
+		return err
+	}
+	l.faultFrom = time.Now()
+	after(ctx, long)
+	l.faultUntil = time.Now()
+	return l.faults.heal()
+}
+
+// middle returns a fault for the middle third of the time.
+func middle(fault func(*lab) error) func(context.Context, *lab, time.Duration) error {
+	return func(ctx context.Context, l *lab, d time.Duration) error { return l.between(ctx, d/3, d/3, fault) }
+}
+
+// freeze stops a program for some time, after some time.
+func (l *lab) freeze(ctx context.Context, name string, from, long time.Duration) error {
+	if !after(ctx, from) {
+		return nil
+	}
+	l.faultFrom = time.Now()
+	if err := l.programs[name].signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	after(ctx, long)
+	l.faultUntil = time.Now()
+	return l.programs[name].signal(syscall.SIGCONT)
+}
+
+// restart starts a service again, with a clock that is off.
+func (l *lab) restart(name, offset string) error {
+	old := l.programs[name]
+	if err := old.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	<-old.done
+	found, err := filepath.Glob(filepath.Join(l.o.programs, "debian/usr/lib/*/faketime/libfaketimeMT.so.1"))
+	if err != nil || len(found) != 1 {
+		return fmt.Errorf("find libfaketime: %d files, %w", len(found), err)
+	}
+	library, err := filepath.Abs(found[0])
+	if err != nil {
+		return err
+	}
+	env := append(old.env, "LD_PRELOAD="+library, "FAKETIME="+offset, "FAKETIME_DONT_FAKE_MONOTONIC=1")
+	if err := l.launch(name, l.hosts[name], 0, env, old.argv...); err != nil {
+		return err
+	}
+	return l.await(name, func() error { return l.listening(l.hosts[name], 3000) })
+}
+
+// halfClosed makes connections that the client ends at once and whose other end
+// the server keeps, as an idle pool does that nobody looks at.
+func halfClosed(ctx context.Context, l *lab, _ time.Duration) error {
+	listener, err := l.hosts["sink"].listen(7000)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	var mu sync.Mutex
+	var kept []net.Conn
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range kept {
+			_ = c.Close()
+		}
+	}()
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			kept = append(kept, c)
+			mu.Unlock()
+		}
+	}()
+	for after(ctx, time.Second) {
+		c, err := l.hosts["batch"].dial(fmt.Sprintf("%s:7000", l.hosts["sink"].ip))
+		if err != nil {
+			return err
+		}
+		_, err = c.Write([]byte("hello"))
+		if err := c.Close(); err != nil {
+			return err
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// probes does what a kubelet does: it connects and resets, or asks for a health
+// page, every second.
+func probes(ctx context.Context, l *lab, _ time.Duration) error {
+	for after(ctx, time.Second) {
+		for name, port := range map[string]int{"api": 3000, "orders": 8000, "stock": 3000, "db": 5432, "cache": 6379, "price": 50051} {
+			c, err := net.Dial("tcp", netip.AddrPortFrom(l.hosts[name].ip, uint16(port)).String())
+			if err != nil {
+				return err
+			}
+			if port == 3000 || port == 8000 {
+				if _, err := io.WriteString(c, "GET /health HTTP/1.0\r\n\r\n"); err == nil {
+					_ = c.SetReadDeadline(time.Now().Add(time.Second))
+					_, _ = io.Copy(io.Discard, c)
+				}
+			} else if t, ok := c.(*net.TCPConn); ok {
+				_ = t.SetLinger(0) // closes with a reset
+			}
+			_ = c.Close()
+		}
+	}
+	return nil
+}
+
+// bulk sends as fast as the receiver reads, which is a megabyte a second.
+func bulk(ctx context.Context, l *lab, _ time.Duration) error {
+	listener, err := l.hosts["sink"].listen(7001)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	go func() {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for after(ctx, 100*time.Millisecond) {
+			if _, err := io.CopyN(io.Discard, c, 100_000); err != nil {
+				return
+			}
+		}
+	}()
+	c, err := l.hosts["batch"].dial(fmt.Sprintf("%s:7001", l.hosts["sink"].ip))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
+	defer stop()
+	chunk := make([]byte, 64<<10)
+	for {
+		if _, err := c.Write(chunk); err != nil {
+			return nil // the time is over
+		}
+	}
+}
+
+// healAll ends every fault.
+func (l *lab) healAll() error {
+	if err := l.dns.trouble(nil, 0, 0, false); err != nil {
+		return err
+	}
+	_ = l.hosts["stock"].run("", "tc", "qdisc", "del", "dev", "eth0", "root") // there may be none
+	return l.faults.heal()
+}
