@@ -57,8 +57,8 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("spool.dir: %w", err)
 	}
-	if cfg.Server.Token != "" && !cfg.Server.TLS.Enabled {
-		log.Warn("server.token is sent in plain text; set server.tls")
+	if (cfg.Server.Token != "" || cfg.Server.TokenFile != "") && !cfg.Server.TLS.Enabled {
+		log.Warn("the agent's token is sent in plain text; set server.tls")
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -24,6 +24,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -298,7 +299,11 @@ func TestYAMLIsJSON(t *testing.T) {
 }
 
 func TestReachingTheServer(t *testing.T) {
-	handler := api.NewHandler(newMemory(), api.HandlerOptions{Token: "hunter2"})
+	required, err := tokens.Open(nil, tokens.List{Key: "token", Values: []string{"hunter2"}, Label: api.RoleWrite})
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := api.NewHandler(newMemory(), api.HandlerOptions{Tokens: required})
 	overTLS := httptest.NewTLSServer(handler)
 	t.Cleanup(overTLS.Close)
 	overTLS.Config.ErrorLog = nil

@@ -18,6 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 // environment is the program's input besides the command line.
@@ -39,21 +40,23 @@ var formats = []string{formatTable, formatYAML, formatJSON}
 type options struct {
 	env environment
 
-	ip       string
-	port     uint16
-	timeout  time.Duration
-	output   string
-	token    string
-	tls      bool
-	caFile   string
-	certFile string
-	keyFile  string
-	insecure bool
+	ip      string
+	port    uint16
+	timeout time.Duration
+	output  string
+	token   string
+	// tokenFile holds the token, if token is empty.
+	tokenFile string
+	tls       bool
+	caFile    string
+	certFile  string
+	keyFile   string
+	insecure  bool
 }
 
 // flagOf maps each environment variable to the flag that it replaces.
 var flagOf = map[string]string{
-	"METAFLOW_CTL_IP": "ip", "METAFLOW_CTL_API_PORT": "api-port", "METAFLOW_CTL_TOKEN": "token",
+	"METAFLOW_CTL_IP": "ip", "METAFLOW_CTL_API_PORT": "api-port", "METAFLOW_CTL_TOKEN": "token", "METAFLOW_CTL_TOKEN_FILE": "token-file",
 	"METAFLOW_CTL_TLS": "tls", "METAFLOW_CTL_CA_FILE": "ca-file", "METAFLOW_CTL_INSECURE_SKIP_VERIFY": "insecure-skip-verify",
 	"METAFLOW_CTL_CERT_FILE": "cert-file", "METAFLOW_CTL_KEY_FILE": "key-file",
 }
@@ -80,6 +83,7 @@ Exit status: 0 on success, 1 on failure, 2 if the command line is invalid.`, nam
 	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "timeout of one request")
 	flags.StringVarP(&o.output, "output", "o", formatTable, "output `format`: table, yaml or json")
 	flags.StringVar(&o.token, "token", "", "`secret` of the server's configuration, if it has one; prefer $METAFLOW_CTL_TOKEN, which other users cannot see")
+	flags.StringVar(&o.tokenFile, "token-file", "", "`file` that holds the token, in place of --token; also $METAFLOW_CTL_TOKEN_FILE")
 	flags.BoolVar(&o.tls, "tls", false, "use HTTPS")
 	flags.StringVar(&o.caFile, "ca-file", "", "PEM `file` with the certificates of authorities to trust, instead of the system's; implies --tls")
 	flags.StringVar(&o.certFile, "cert-file", "", "PEM `file` with the client certificate, if the server requires one; implies --tls, needs --key-file")
@@ -113,6 +117,8 @@ func (o *options) complete(cmd *cobra.Command) error {
 		return program.Usage("--timeout %v is not positive", o.timeout)
 	case strings.ContainsAny(o.ip, "/ "):
 		return program.Usage("--ip %q is neither an address nor a name", o.ip)
+	case o.token != "" && o.tokenFile != "":
+		return program.Usage("--token and --token-file: give one of them")
 	case (o.certFile == "") != (o.keyFile == ""):
 		return program.Usage("--cert-file %q and --key-file %q: one needs the other", o.certFile, o.keyFile)
 	}
@@ -121,7 +127,11 @@ func (o *options) complete(cmd *cobra.Command) error {
 
 // client returns a client of the server that the flags name.
 func (o *options) client() (*api.Client, error) {
-	co := api.ClientOptions{Token: o.token, Timeout: o.timeout}
+	token, err := tokens.OpenFile("read --token-file", o.token, o.tokenFile)
+	if err != nil {
+		return nil, err
+	}
+	co := api.ClientOptions{Token: token.Token(), Timeout: o.timeout}
 	scheme := "http"
 	if o.tls || o.caFile != "" || o.certFile != "" || o.insecure {
 		scheme = "https"

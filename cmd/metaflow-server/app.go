@@ -25,7 +25,9 @@ type app struct {
 
 	know  *knowledge
 	roles []role
-	http  *opshttp.Server
+	// operated is the role control; nil without it.
+	operated *controls
+	http     *opshttp.Server
 }
 
 // role is a part of the server. A new role has started nothing.
@@ -58,7 +60,6 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 		}
 	}()
 	var services []service
-	var operated *controls // by operators over HTTP; nil without the role
 	if !cfg.servesPort() {
 		a.know, err = newKnowledge(c, nil)
 	} else {
@@ -67,8 +68,8 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 		r.know = a.know
 		services = append(services, r)
 		if cfg.has(roleControl) {
-			operated = newControls(c, a.know, r.producer)
-			services = append(services, operated)
+			a.operated = newControls(c, a.know, r.producer)
+			services = append(services, a.operated)
 		}
 		if cfg.has(roleGateway) {
 			services = append(services, newGateways(c))
@@ -91,8 +92,8 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 	if a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: c.reg, Checks: a.checks()}); err != nil {
 		return nil, err
 	}
-	if operated != nil {
-		err = operated.attach(a.http)
+	if a.operated != nil {
+		err = a.operated.attach(a.http)
 	}
 	return a, err
 }
@@ -150,10 +151,21 @@ func (a *app) runRoles(ctx context.Context) error {
 		topics = append(topics, r.topics()...)
 		g.Go(func() error { return r.run(ctx) })
 	}
+	g.Go(func() error {
+		a.tokens.run(ctx, a.recheckAgents)
+		return nil
+	})
 	slices.Sort(topics)
 	g.Go(func() error {
 		a.kafka.WatchSettings(ctx, !a.single, a.topicsNamed(slices.Compact(topics)...)...)
 		return nil
 	})
 	return g.Wait()
+}
+
+// recheckAgents ends the streams of agents whose tokens were revoked.
+func (a *app) recheckAgents() {
+	if a.operated != nil {
+		a.operated.control.Recheck()
+	}
 }

@@ -92,6 +92,13 @@ func (s *server) Validate() error {
 	if s.Resources.Group == s.Writer.Group || s.Resources.Group == s.FlowWriter.Group {
 		errs = append(errs, fmt.Errorf("resources.group: %q is writer.group or flow_writer.group too", s.Resources.Group))
 	}
+	agentsProve := s.Control.AgentsNeedTokens() || s.GRPC.TLS.ClientCAFile != ""
+	if (len(s.Gateway.BearerTokens) > 0 || s.Gateway.BearerTokensFile != "") && !agentsProve {
+		errs = append(errs, errors.New("gateway.bearer_tokens: set, but anybody may send as a new agent: set control.agent_tokens, control.group_tokens or grpc.tls.client_ca_file too"))
+	}
+	if s.Control.CertificateGroups && s.GRPC.TLS.ClientCAFile == "" {
+		errs = append(errs, errors.New("control.certificate_groups: true, but without grpc.tls.client_ca_file no agent has a certificate"))
+	}
 	if s.ShutdownGrace <= 0 {
 		errs = append(errs, fmt.Errorf("shutdown_grace: %s is not positive", s.ShutdownGrace))
 	}

@@ -51,7 +51,7 @@ func (c *controls) attach(http *opshttp.Server) error {
 		return err
 	}
 	http.Handle("/v1/", api.NewHandler(c.control, api.HandlerOptions{
-		Logger: c.log, Token: c.cfg.Control.Token, AnonymousWrites: c.cfg.Control.AllowAnonymousWrites,
+		Logger: c.log, Tokens: c.tokens.operators, AnonymousWrites: c.cfg.Control.AllowAnonymousWrites,
 	}))
 	return nil
 }

@@ -30,6 +30,7 @@ type core struct {
 	kafka *kafka.Client
 	// producers are those that calls to the port need.
 	producers []*kafka.Producer
+	tokens    admission
 
 	// Only standalone and tests set the following, before the app runs.
 
@@ -48,6 +49,9 @@ func newCore(cfg *server, log *slog.Logger) (*core, error) {
 	c := &core{cfg: cfg, log: log, reg: prometheus.NewRegistry(), listening: func(_, _ net.Addr) {}}
 	c.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
+	if c.tokens, err = newAdmission(cfg, log); err != nil {
+		return nil, err
+	}
 	c.kafka, err = kafka.New(cfg.Kafka, kafka.Options{Logger: log, Registerer: c.reg})
 	return c, err
 }

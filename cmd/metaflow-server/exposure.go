@@ -24,9 +24,9 @@ func (s *server) exposures() []string {
 	warn(http && s.HTTP.Pprof, "http.pprof serves profiles to everybody who reaches %s", s.HTTP.Listen)
 	warn(http && s.has(roleControl) && s.Control.AllowAnonymousWrites,
 		"control.allow_anonymous_writes lets everybody who reaches %s configure all agents; set control.token instead", s.HTTP.Listen)
-	warn(grpc && len(s.Control.AgentTokens) == 0 && s.GRPC.TLS.ClientCAFile == "",
-		"everybody who reaches grpc.listen %s may register a new agent; set control.agent_tokens or grpc.tls.client_ca_file", s.GRPC.Listen)
-	warn(grpc && len(s.Control.AgentTokens) > 0 && s.GRPC.TLS.CertFile == "", "control.agent_tokens travel in plain text; set grpc.tls")
+	warn(grpc && !s.Control.AgentsNeedTokens() && s.GRPC.TLS.ClientCAFile == "",
+		"everybody who reaches grpc.listen %s may register a new agent; set control.group_tokens, control.agent_tokens or grpc.tls.client_ca_file", s.GRPC.Listen)
+	warn(grpc && s.Control.AgentsNeedTokens() && s.GRPC.TLS.CertFile == "", "the tokens of agents (control.agent_tokens, control.group_tokens) travel in plain text; set grpc.tls")
 	return found
 }
 

@@ -17,7 +17,7 @@ func TestExposuresAreReported(t *testing.T) {
 		"TLS": {func(s *server) {
 			s.GRPC.TLS, s.HTTP.TLS = tlsconfig.Server{CertFile: "a", KeyFile: "b", ClientCAFile: "c"}, tlsconfig.Server{CertFile: "a", KeyFile: "b"}
 		}, nil},
-		"tokens in plain text": {func(s *server) { s.HTTP.Listen = "127.0.0.1:1"; s.Control.AgentTokens = []string{"hush"} }, []string{"grpc.listen", "control.agent_tokens travel"}},
+		"tokens in plain text": {func(s *server) { s.HTTP.Listen = "127.0.0.1:1"; s.Control.AgentTokens = []string{"hush"} }, []string{"grpc.listen", ") travel in plain text"}},
 		"OTLP over HTTP": {func(s *server) {
 			s.GRPC.Listen, s.HTTP.Listen, s.Gateway.HTTPListen = "127.0.0.1:1", "127.0.0.1:2", "0.0.0.0:4318"
 		}, []string{"gateway.http_listen"}},

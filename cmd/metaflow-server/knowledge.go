@@ -24,7 +24,7 @@ type knowledge struct {
 // newKnowledge returns a reader of the topic. reports is the producer of a server that
 // accepts reports of pods, otherwise nil.
 func newKnowledge(c *core, reports *kafka.Producer) (*knowledge, error) {
-	guard := agentauth.New(c.cfg.Control.AgentTokens, c.cfg.GRPC.TLS.ClientCAFile != "")
+	guard := c.tokens.guard(c.cfg)
 	opts := inventory.Options{Log: c.kafka, Logger: c.log, Registerer: c.reg, Also: guard, Joined: guard.Joined}
 	if reports != nil {
 		opts.Producer = reports

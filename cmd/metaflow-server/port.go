@@ -65,6 +65,7 @@ func (p *port) close() {}
 func (p *port) run(ctx context.Context) error {
 	o := offer{options: rpc.Options{
 		Logger: p.log, Registerer: p.reg, ShutdownGrace: p.cfg.ShutdownGrace, Auth: p.know.guard,
+		Bearer: p.tokens.bearers, BearerKey: gateway.BearerKey,
 	}}
 	for _, s := range p.services {
 		if err := s.open(ctx, &o); err != nil {
@@ -113,7 +114,7 @@ func (p *port) newOTLPHTTP(traces otlphttp.Consumer, receiver *rpc.Server) (*otl
 	}
 	s, err := otlphttp.New(p.cfg.otlpHTTP(), traces, otlphttp.Options{
 		Logger: p.log, Metrics: otlphttp.NewMetrics(p.reg), ShutdownGrace: p.cfg.ShutdownGrace, TLS: certificates,
-		Budget: receiver.Budget(), Trusted: receiver.Trusted,
+		Budget: receiver.Budget(), Trusted: receiver.Trusted, Bearer: p.tokens.bearers, BearerKey: gateway.BearerKey,
 	})
 	switch {
 	case err != nil && p.cfg.Gateway.HTTPListen == p.spareHTTP && errors.Is(err, syscall.EADDRINUSE):

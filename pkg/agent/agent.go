@@ -116,7 +116,9 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 	if opts.Parked.Folder != nil {
 		registerParked(opts.Registerer, opts.Parked.Folder, a.drainers)
 	}
-	a.listeners = newListeners(cfg.BindAddress, a.forwarder, opts.Registerer, opts.Logger, a.exceptions)
+	if a.listeners, err = newListeners(cfg, a.forwarder, opts.Registerer, opts.Logger, a.exceptions); err != nil {
+		return nil, err
+	}
 	a.control = &control{
 		up: up, log: opts.Logger, metrics: a.metrics, exceptions: a.exceptions,
 		hello: &agentv1.Registration{

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
@@ -13,7 +15,15 @@ import (
 type Config struct {
 	// BindAddress: IP address of the listeners that the agent group's
 	// configuration opens; if empty, all addresses of the host.
-	BindAddress string `mapstructure:"bind_address" doc:"IP address of the listeners that the agent group's configuration opens; if empty, all addresses of the host"`
+	BindAddress string           `mapstructure:"bind_address" doc:"IP address of the listeners that the agent group's configuration opens; if empty, all addresses of the host"`
+	TLS         tlsconfig.Server `mapstructure:"tls"`
+	// BearerTokens: tokens of which senders to those listeners must present
+	// one, as Authorization: Bearer TOKEN; list several during a rotation.
+	// If empty, none is required.
+	BearerTokens []string `mapstructure:"bearer_tokens" doc:"tokens of which senders to those listeners must present one, as Authorization: Bearer TOKEN; list several during a rotation. If empty, none is required" secret:"true"`
+	// BearerTokensFile: file with further bearer_tokens, one a line; read
+	// again within seconds when it changes.
+	BearerTokensFile string `mapstructure:"bearer_tokens_file" doc:"file with further bearer_tokens, one a line; read again within seconds when it changes"`
 	// LiveTimeout: how long a request waits for a server before the agent
 	// spools it; keep it below the senders' timeout, which is 10s by
 	// OpenTelemetry's default.
@@ -34,5 +44,14 @@ func (c Config) Validate() error {
 	if c.LiveTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("live_timeout: %s is not positive", c.LiveTimeout))
 	}
-	return errors.Join(errs...)
+	bearers := c.bearers()
+	bearers.Key = "bearer_tokens"
+	return errors.Join(append(errs, bearers.Validate(), c.TLS.Validate("tls"))...)
+}
+
+// bearerKey is the key of the bearer tokens.
+const bearerKey = "otlp.bearer_tokens" //nolint:gosec // the name of a key, no credential
+
+func (c Config) bearers() tokens.List {
+	return tokens.List{Key: bearerKey, Values: c.BearerTokens, File: c.BearerTokensFile}
 }

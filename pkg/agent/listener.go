@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 const (
@@ -60,11 +62,22 @@ type listeners struct {
 	exceptions *exceptions
 	wanted     chan *agentconfig.Config // capacity 1: the latest configuration
 	endpoints  []*endpoint
+	bearers    *tokens.Set
 	failed     chan *endpoint // an endpoint whose receiver ended by itself
 }
 
-func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slog.Logger, e *exceptions) *listeners {
-	address := func(port int) string { return net.JoinHostPort(bind, strconv.Itoa(port)) }
+// newListeners reads the certificates and tokens of local once, so that a mistake shows at
+// the start.
+func newListeners(local Config, f *forwarder, reg prometheus.Registerer, log *slog.Logger, e *exceptions) (*listeners, error) {
+	address := func(port int) string { return net.JoinHostPort(local.BindAddress, strconv.Itoa(port)) }
+	bearers, err := tokens.Open(log, local.bearers())
+	if err != nil {
+		return nil, err
+	}
+	certificates, err := local.TLS.Acceptor("otlp.tls", log, "h2", "http/1.1")
+	if err != nil {
+		return nil, err
+	}
 	metrics := otlphttp.NewMetrics(reg)
 	overHTTPPort := &endpoint{
 		key: "inputs.integration.listen_port",
@@ -77,7 +90,11 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 			cfg := otlphttp.DefaultConfig()
 			cfg.Listen, cfg.MaxRequestBytes, cfg.CORS = address(s.port), s.maxRequestBytes, s.cors
 			cfg.MaxBytesInFlight = max(cfg.MaxBytesInFlight, s.maxRequestBytes)
-			return otlphttp.New(cfg, f, otlphttp.Options{Logger: log, Metrics: metrics, ShutdownGrace: listenerGrace})
+			opts := otlphttp.Options{Logger: log, Metrics: metrics, ShutdownGrace: listenerGrace, Bearer: bearers, BearerKey: bearerKey}
+			if certificates != nil {
+				opts.TLS, opts.Trusted = certificates.Config(), certificates.Trusted
+			}
+			return otlphttp.New(cfg, f, opts)
 		},
 	}
 	overGRPCPort := &endpoint{
@@ -87,10 +104,12 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 		},
 		open: func(s settings) (receiver, error) {
 			cfg := rpc.DefaultConfig()
-			cfg.Listen, cfg.MaxRequestBytes = address(s.port), s.maxRequestBytes
+			cfg.Listen, cfg.MaxRequestBytes, cfg.TLS = address(s.port), s.maxRequestBytes, local.TLS
 			cfg.MaxBytesInFlight = max(agentBytesInFlight, s.maxRequestBytes)
 			scoped := &removable{Registerer: reg}
-			r, err := rpc.New(cfg, []rpc.Sink{{Signal: traces.Signal, Consumer: f}}, rpc.Options{Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace})
+			r, err := rpc.New(cfg, []rpc.Sink{{Signal: traces.Signal, Consumer: f}}, rpc.Options{
+				Logger: log, Registerer: scoped.orNil(), ShutdownGrace: listenerGrace, Bearer: bearers, BearerKey: bearerKey,
+			})
 			if err != nil {
 				scoped.remove()
 				return nil, err
@@ -99,10 +118,10 @@ func newListeners(bind string, f *forwarder, reg prometheus.Registerer, log *slo
 		},
 	}
 	return &listeners{
-		log: log, exceptions: e,
+		log: log, exceptions: e, bearers: bearers,
 		wanted: make(chan *agentconfig.Config, 1), failed: make(chan *endpoint),
 		endpoints: []*endpoint{overHTTPPort, overGRPCPort},
-	}
+	}, nil
 }
 
 // agentBytesInFlight bounds the OTLP/gRPC requests in flight in an agent, which
@@ -133,6 +152,11 @@ func (l *listeners) configure(cfg *agentconfig.Config) {
 
 // run keeps the ports as configured until ctx ends, then closes them.
 func (l *listeners) run(ctx context.Context) error {
+	following, stop := context.WithCancel(ctx)
+	var files sync.WaitGroup
+	defer files.Wait()
+	defer stop()
+	files.Go(func() { l.bearers.Run(following, nil) })
 	retry := time.NewTicker(bindRetry)
 	defer retry.Stop()
 	for {

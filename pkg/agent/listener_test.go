@@ -2,26 +2,46 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
 // openListeners runs listeners on loopback until the test ends.
-func openListeners(t *testing.T) *listeners {
+func openListeners(t *testing.T, edit func(*Config)) *listeners {
 	t.Helper()
 	r := newRig(t, 1<<20)
-	l := newListeners("127.0.0.1", r.forwarder, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), newExceptions())
+	local := DefaultConfig()
+	local.BindAddress = "127.0.0.1"
+	if edit != nil {
+		edit(&local)
+	}
+	l, err := newListeners(local, r.forwarder, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), newExceptions())
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.run(ctx) }()
@@ -63,7 +83,7 @@ func opens(t *testing.T, port int, want bool) {
 
 // Ports are opened, moved, closed and reopened as configured.
 func TestPortsFollowTheConfiguration(t *testing.T) {
-	l := openListeners(t)
+	l := openListeners(t, nil)
 	one, two, grpc := ports.Free(t), ports.Free(t), ports.Free(t)
 	l.configure(integration(one, 0))
 	opens(t, one, true)
@@ -86,7 +106,7 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 
 // Web pages may send from the configured origins only, also after these change.
 func TestWebPagesFollowTheConfiguration(t *testing.T) {
-	l := openListeners(t)
+	l := openListeners(t, nil)
 	port := ports.Free(t)
 	preflight := func(origin string) int {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, "http://127.0.0.1:"+strconv.Itoa(port)+"/v1/traces", http.NoBody)
@@ -128,7 +148,7 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 
 // A port in use is an exception, and is opened once it is free.
 func TestPortInUseIsRetried(t *testing.T) {
-	l := openListeners(t)
+	l := openListeners(t, nil)
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +176,10 @@ func awaitExceptions(t *testing.T, l *listeners, want int) {
 
 // The last of many configurations counts, however fast they arrive.
 func TestConfigureDoesNotWait(t *testing.T) {
-	l := newListeners("127.0.0.1", newRig(t, 1<<20).forwarder, nil, slog.New(slog.DiscardHandler), newExceptions())
+	l, err := newListeners(DefaultConfig(), newRig(t, 1<<20).forwarder, nil, slog.New(slog.DiscardHandler), newExceptions())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for port := range 100 {
 		l.configure(integration(port, 0))
 	}
@@ -167,5 +190,80 @@ func TestConfigureDoesNotWait(t *testing.T) {
 		}
 	default:
 		t.Error("no configuration is pending")
+	}
+}
+
+// The agent's ports ask for TLS and for a bearer token where the host says so.
+func TestPortsAskForTLSAndTokens(t *testing.T) {
+	authority := certs.NewAuthority(t)
+	dir := t.TempDir()
+	file := func(name string, data []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	leaf := authority.Leaf(t, "agent")
+	l := openListeners(t, func(c *Config) {
+		c.TLS = tlsconfig.Server{CertFile: file("cert.pem", leaf.Cert), KeyFile: file("key.pem", leaf.Key)}
+		c.BearerTokensFile = file("tokens", []byte("one\n"))
+	})
+	port, grpcPort := ports.Free(t), ports.Free(t)
+	l.configure(integration(port, grpcPort))
+	opens(t, port, true)
+	opens(t, grpcPort, true)
+	encrypted := &tls.Config{RootCAs: authority.Pool(), MinVersion: tls.VersionTLS12}
+	transport := &http.Transport{TLSClientConfig: encrypted.Clone()}
+	defer transport.CloseIdleConnections()
+	post := func(scheme, token string) int {
+		url := scheme + "://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) + "/v1/traces"
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-protobuf")
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := (&http.Client{Transport: transport}).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	if got := post("https", "one"); got != http.StatusOK {
+		t.Errorf("with TLS and the token: %d", got)
+	}
+	if got := post("https", "two"); got != http.StatusUnauthorized {
+		t.Errorf("with another token: %d", got)
+	}
+	if got := post("http", "one"); got != http.StatusBadRequest {
+		t.Errorf("in plain text: %d", got)
+	}
+	conn, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", strconv.Itoa(grpcPort)), grpc.WithTransportCredentials(credentials.NewTLS(encrypted)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for token, want := range map[string]codes.Code{"one": codes.OK, "two": codes.Unauthenticated} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+		_, err := coltracepb.NewTraceServiceClient(conn).Export(ctx, &coltracepb.ExportTraceServiceRequest{})
+		if status.Code(err) != want || err != nil && !strings.Contains(err.Error(), "otlp.bearer_tokens") {
+			t.Errorf("OTLP/gRPC with the token %q: %v, want %s", token, err, want)
+		}
+	}
+}
+
+func TestMistakesOfTheHostShowAtTheStart(t *testing.T) {
+	for key, edit := range map[string]func(*Config){
+		"otlp.tls.cert_file":      func(c *Config) { c.TLS = tlsconfig.Server{CertFile: "/no/cert", KeyFile: "/no/key"} },
+		"otlp.bearer_tokens_file": func(c *Config) { c.BearerTokensFile = "/no/tokens" },
+	} {
+		local := DefaultConfig()
+		edit(&local)
+		_, err := newListeners(local, newRig(t, 1<<20).forwarder, nil, slog.New(slog.DiscardHandler), newExceptions())
+		if err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("%v does not name %s", err, key)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ type guard struct {
 	mu      sync.Mutex
 	refusal error
 	bound   map[string]bool
+	closed  []string // groups that nobody may join
 }
 
 const record = `{"credential":"c","joined":1}`
@@ -34,6 +36,15 @@ func (g *guard) Bind(_ context.Context, agent string, _ time.Time) (value []byte
 	news = !g.bound[agent]
 	g.bound[agent] = true
 	return []byte(record), news, nil
+}
+
+func (g *guard) MayJoin(_ context.Context, _ string, group ...string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if slices.ContainsFunc(group, func(name string) bool { return slices.Contains(g.closed, name) }) {
+		return status.Error(codes.PermissionDenied, "its token is for another group")
+	}
+	return nil
 }
 
 func (g *guard) Joined(string) (time.Time, bool) { return time.Time{}, false }
@@ -102,4 +113,40 @@ func TestIDOfLiveAgentStaysBound(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A token is revoked while its agents are connected: their streams end, other groups'
+// agents stay, and nobody joins with it any more.
+func TestRevokingEndsStreams(t *testing.T) {
+	st := newSetting(t)
+	g := &guard{bound: map[string]bool{}}
+	st.guard = g
+	r := st.start(t, "r")
+	for _, name := range []string{"shop", "bank"} {
+		if _, err := r.CreateGroup(t.Context(), name, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := func(id, group string) *agentv1.Registration {
+		reg := registration(id, "1")
+		reg.Group = group
+		return reg
+	}
+	shop, bank := connect(t, r, of("one", "shop")), connect(t, r, of("two", "bank"))
+	shop.configuration()
+	bank.configuration()
+	g.mu.Lock()
+	g.closed = []string{"shop"}
+	g.mu.Unlock()
+	r.Recheck()
+	if m, err := shop.receive(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("the agent of the revoked token gets %v, %v, want PERMISSION_DENIED", m, err)
+	}
+	if m, err := connect(t, r, of("three", "shop")).receive(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a new agent with it gets %v, %v, want PERMISSION_DENIED", m, err)
+	}
+	bank.beat(&agentv1.Heartbeat{})
+	await(t, r, "the end of the stream", func(list []api.Agent) bool {
+		return slices.ContainsFunc(list, func(a api.Agent) bool { return a.ID == "one" && a.Replica == "" })
+	})
 }

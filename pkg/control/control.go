@@ -46,6 +46,9 @@ type Options struct {
 
 // Guard binds agent ids to their owners. pkg/rpc/agentauth implements it.
 type Guard interface {
+	// MayJoin returns nil if the caller may join an agent group that has these names,
+	// otherwise a status.
+	MayJoin(ctx context.Context, agent string, group ...string) error
 	// Bind returns the binding record of an agent that is admitted, and whether it must
 	// be written. An error means that the agent must not be admitted.
 	Bind(ctx context.Context, agent string, now time.Time) (value []byte, news bool, err error)

@@ -15,6 +15,8 @@ type joins map[string]time.Time
 
 func (joins) Bind(context.Context, string, time.Time) ([]byte, bool, error) { return nil, false, nil }
 
+func (joins) MayJoin(context.Context, string, ...string) error { return nil }
+
 func (j joins) Joined(agent string) (time.Time, bool) { at, ok := j[agent]; return at, ok }
 
 func TestShortLivedAgentsAreForgottenSoon(t *testing.T) {

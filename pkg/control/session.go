@@ -38,6 +38,8 @@ type session struct {
 	binding      []byte        // record of the id's binding; nil without a Guard
 	changed      chan struct{} // capacity 1
 	ended        chan struct{}
+	// mayJoin returns nil while the credentials of the stream are good for its group.
+	mayJoin func() error
 
 	err          error // why the session was ended
 	group        string
@@ -123,6 +125,9 @@ func (c *Control) holder(r *agentv1.Registration) *agentv1.AgentStatus {
 // admit creates the session of r and ends the one it replaces. The caller holds mu.
 func (c *Control) admit(ctx context.Context, r *agentv1.Registration, peer string) (*session, error) {
 	id := r.AgentId
+	if err := c.mayJoin(ctx, r); err != nil {
+		return nil, err
+	}
 	known := c.state.Status(id) != nil || c.sessions[id] != nil
 	// An agent whose first record is in flight counts in the sessions.
 	if !known && max(c.state.AgentCount(), len(c.sessions)) >= c.cfg.MaxAgents {
@@ -143,12 +148,40 @@ func (c *Control) admit(ctx context.Context, r *agentv1.Registration, peer strin
 	s := &session{
 		control: c, registration: r, peer: peer, binding: binding,
 		changed: make(chan struct{}, 1), ended: make(chan struct{}),
+		mayJoin: func() error { return c.mayJoin(ctx, r) },
 	}
 	c.sessions[id] = s
 	s.updateStatus(nil)
 	s.write()
 	c.log.Debug("agent connected", slog.String("agent_id", id), slog.String("name", r.Name), slog.String("peer", peer))
 	return s, nil
+}
+
+// mayJoin returns nil if the caller in ctx may join the group that r names. The caller
+// holds mu.
+func (c *Control) mayJoin(ctx context.Context, r *agentv1.Registration) error {
+	if c.opts.Guard == nil {
+		return nil
+	}
+	names := []string{cmp.Or(r.Group, fleet.DefaultGroupName)}
+	if group, ok := c.state.GroupOf(r); ok {
+		names = append(names, group.ID, group.Name)
+	}
+	return c.opts.Guard.MayJoin(ctx, r.AgentId, names...)
+}
+
+// Recheck ends the streams of agents whose token or certificate is no longer good for
+// their group. Call it after the Guard's tokens have changed.
+func (c *Control) Recheck() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, s := range c.sessions {
+		if err := s.mayJoin(); err != nil {
+			c.log.Warn("agent disconnected, its token is not accepted any more", slog.String("agent_id", id), slog.String("peer", s.peer))
+			c.end(s, err)
+			c.leave(s)
+		}
+	}
 }
 
 // bind binds the id of an admitted agent to its credential and enqueues the record. The
@@ -352,9 +385,15 @@ func (s *session) Leave() {
 		return // another session has the id now
 	}
 	delete(c.sessions, id)
-	c.broadcast() // a waiting Join may take the id
 	c.log.Debug("agent disconnected", slog.String("agent_id", id), slog.String("name", s.registration.Name), slog.String("peer", s.peer))
-	known := c.state.Status(id)
+	c.leave(s)
+}
+
+// leave enqueues that the agent of a removed session is gone, unless it has connected to
+// another replica. The caller holds mu.
+func (c *Control) leave(s *session) {
+	c.broadcast() // a waiting Join may take the id
+	known := c.state.Status(s.registration.AgentId)
 	if fleet.Alive(known, c.opts.Now()) && known.Replica != c.opts.Replica &&
 		known.Registration.InstanceId == s.registration.InstanceId && known.SeenTimeUnixNano > s.status.SeenTimeUnixNano {
 		return // it has connected to another replica since

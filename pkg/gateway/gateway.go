@@ -26,6 +26,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
@@ -55,7 +56,23 @@ type Config struct {
 	// longest idle one is closed. Each takes 20 to 30 KB.
 	HTTPMaxConnections int         `mapstructure:"http_max_connections" doc:"Maximum connections of OTLP/HTTP; beyond it the longest idle one is closed. Each takes 20 to 30 KB."`
 	HTTPCORS           cors.Policy `mapstructure:"http_cors"`
+	// BearerTokens: Tokens of which OTLP clients other than agents must
+	// send one, as authorization: Bearer TOKEN, over gRPC and HTTP; list
+	// several during a rotation. If empty, none is required. They need
+	// tokens or certificates of agents too.
+	BearerTokens []string `mapstructure:"bearer_tokens" doc:"Tokens of which OTLP clients other than agents must send one, as authorization: Bearer TOKEN, over gRPC and HTTP; list several during a rotation. If empty, none is required. They need tokens or certificates of agents too." secret:"true"`
+	// BearerTokensFile: File with further bearer_tokens, one a line; read
+	// again within seconds when it changes.
+	BearerTokensFile string `mapstructure:"bearer_tokens_file" doc:"File with further bearer_tokens, one a line; read again within seconds when it changes."`
 }
+
+// Bearers returns where the bearer tokens come from.
+func (c Config) Bearers() tokens.List {
+	return tokens.List{Key: BearerKey, Values: c.BearerTokens, File: c.BearerTokensFile}
+}
+
+// BearerKey is the key of the bearer tokens.
+const BearerKey = "gateway.bearer_tokens" //nolint:gosec // the name of a key, no credential
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
@@ -86,7 +103,9 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("http_max_connections: %d is not positive", c.HTTPMaxConnections))
 		}
 	}
-	return errors.Join(append(errs, c.HTTPCORS.Validate("http_cors"))...)
+	bearers := c.Bearers()
+	bearers.Key = "bearer_tokens"
+	return errors.Join(append(errs, bearers.Validate(), c.HTTPCORS.Validate("http_cors"))...)
 }
 
 // firstReceipt returns the time by which req is judged, and which its records

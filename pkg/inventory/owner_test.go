@@ -41,13 +41,26 @@ func TestPodsBelongToTheAgentOfTheirNode(t *testing.T) {
 	}
 	report(t, one, w.complete("n1", w.pod("a", "10.0.0.1")))
 
-	// The node's agent has lost its id. The new id becomes the node's when the former one
-	// is disconnected.
+	for _, cluster := range []string{"", "test"} {
+		r := from("a-n1", "n9", w.pod("b", "10.0.0.9"))
+		r.Cluster = cluster
+		if _, _, err := one.Report(t.Context(), r); err == nil {
+			t.Errorf("an agent of prod reports for the cluster %q", cluster)
+		}
+	}
+
+	// The node's agent restarts, and another takes its name meanwhile. The new id becomes
+	// the node's when the former one has been away for long.
 	register(t, one, "a-new", "n1")
 	if _, _, err := one.Report(t.Context(), from("a-new", "n1")); err == nil {
 		t.Error("two agents report for a node at once")
 	}
 	w.advance(2 * time.Minute)
+	register(t, one, "a-new", "n1")
+	if _, _, err := one.Report(t.Context(), from("a-new", "n1")); err == nil {
+		t.Error("another agent takes a node over while its own restarts")
+	}
+	w.advance(keptFor)
 	register(t, one, "a-new", "n1")
 	if _, _, err := one.Report(t.Context(), from("a-new", "n1")); err != nil {
 		t.Errorf("the node's new agent: %v", err)

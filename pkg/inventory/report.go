@@ -73,7 +73,7 @@ func (r *Resources) Report(ctx context.Context, report *agentv1.ReportRequest) (
 		p.Cluster, p.Node, p.SeenTimeUnixNano = report.Cluster, report.Node, at
 		known := r.index.Pod(report.Cluster, p.Uid)
 		if !of.mayMove(known, report) {
-			refuse("pod", p.Namespace+"/"+p.Name, fmt.Errorf("it runs on the node %q, whose agent is connected", known.Node))
+			refuse("pod", p.Namespace+"/"+p.Name, fmt.Errorf("it runs on the node %q, which has another agent", known.Node))
 			continue
 		}
 		if known == nil && !room() {

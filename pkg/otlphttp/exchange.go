@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces/otlpjson"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 const (
@@ -78,6 +79,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f, answer = s.formOf(r)
 	}
 	if answer == nil {
+		answer = s.refuseStranger(r)
+	}
+	if answer == nil {
 		answer = x.answer(r, f)
 	}
 	s.metrics.answered(answer, time.Since(start))
@@ -107,6 +111,15 @@ func (s *Server) refuseUntrusted(h http.Header, r *http.Request) *reply {
 	}
 	h.Set("Connection", "close") // sends GOAWAY on HTTP/2
 	return s.refuse(http.StatusForbidden, code.Code_PERMISSION_DENIED, untrusted, "%v", err)
+}
+
+// refuseStranger refuses a request without one of the bearer tokens.
+func (s *Server) refuseStranger(r *http.Request) *reply {
+	if s.bearer == nil || s.bearer.Match(tokens.Bearer(r.Header.Get("Authorization"))).Known() {
+		return nil
+	}
+	return s.refuse(http.StatusUnauthorized, code.Code_UNAUTHENTICATED, unauthorized,
+		"the bearer token is missing or wrong: send one of %s as Authorization: Bearer TOKEN", s.bearerKey)
 }
 
 // answer passes a request of form f to the consumer and returns the reply.

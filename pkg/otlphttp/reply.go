@@ -27,21 +27,23 @@ const maxMessageBytes = 1 << 10
 type reason string
 
 const (
-	badPath     reason = "path"
-	badMethod   reason = "method"
-	badOrigin   reason = "origin"
-	untrusted   reason = "client_certificate"
-	badType     reason = "content_type"
-	badEncoding reason = "content_encoding"
-	tooLarge    reason = "too_large"
-	tooSlow     reason = "too_slow"
-	brokenOff   reason = "broken_off"
-	malformed   reason = "malformed"
-	stopping    reason = "stopping"
+	badPath   reason = "path"
+	badMethod reason = "method"
+	badOrigin reason = "origin"
+	untrusted reason = "client_certificate"
+	// unauthorized is a missing or wrong bearer token.
+	unauthorized reason = "bearer_token"
+	badType      reason = "content_type"
+	badEncoding  reason = "content_encoding"
+	tooLarge     reason = "too_large"
+	tooSlow      reason = "too_slow"
+	brokenOff    reason = "broken_off"
+	malformed    reason = "malformed"
+	stopping     reason = "stopping"
 )
 
 var reasons = func() []reason {
-	all := []reason{badPath, badMethod, badOrigin, untrusted, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping}
+	all := []reason{badPath, badMethod, badOrigin, untrusted, unauthorized, badType, badEncoding, tooLarge, tooSlow, brokenOff, malformed, stopping}
 	for _, why := range inflight.Refusals {
 		all = append(all, reason(why))
 	}
@@ -121,6 +123,8 @@ func (r *reply) write(w http.ResponseWriter, f form) {
 	switch r.status {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", strconv.FormatInt(seconds(jitter(r.retryAfter)), 10))
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", "Bearer")
 	case http.StatusMethodNotAllowed:
 		h.Set("Allow", r.allow)
 	case http.StatusUnsupportedMediaType:

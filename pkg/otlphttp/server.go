@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 // maxHeaderBytes is far more than exporters send, including tokens and baggage, and
@@ -41,6 +42,10 @@ type Options struct {
 	// connection's client would no longer be accepted: its authority may have been
 	// removed since the handshake. Nil trusts all.
 	Trusted func(tls.ConnectionState) error
+	// Bearer are the tokens of which a request needs one: Authorization: Bearer TOKEN. Nil
+	// asks for none. BearerKey names them in refusals.
+	Bearer    *tokens.Set
+	BearerKey string
 	// Budget bounds the bytes and requests in flight, possibly shared with other servers.
 	// Its limits should match the Config. Nil creates one from the Config.
 	Budget *inflight.Budget
@@ -53,6 +58,8 @@ type Server struct {
 	log         *slog.Logger
 	grace       time.Duration
 	trusted     func(tls.ConnectionState) error
+	bearer      *tokens.Set
+	bearerKey   string
 	metrics     *Metrics
 	budget      *inflight.Budget
 	buffers     inflight.Buffers
@@ -100,6 +107,8 @@ func newServer(cfg Config, consumer Consumer, opts Options, listener net.Listene
 		log:            opts.Logger,
 		grace:          opts.ShutdownGrace,
 		trusted:        opts.Trusted,
+		bearer:         opts.Bearer,
+		bearerKey:      opts.BearerKey,
 		metrics:        opts.Metrics,
 		budget:         opts.Budget,
 		decoders:       newDecoders(runtime.GOMAXPROCS(0)),

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -84,20 +85,31 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 // authorize holds a call to the agent that its metadata names. Calls of the services for agents are
 // for members of the installation, also when they name no agent.
 func (s *Server) authorize(ctx context.Context, method string) (err error) {
-	if s.auth == nil {
-		return nil
+	agent := ""
+	if s.auth != nil {
+		agent = firstValue(ctx, schema.MetadataAgent)
 	}
-	if agent := firstValue(ctx, schema.MetadataAgent); agent != "" {
+	switch {
+	case agent != "":
 		err = s.auth.Check(ctx, agent)
-	} else if strings.HasPrefix(method, agentServices) && !s.auth.Authenticated(ctx) {
-		err = status.Error(codes.Unauthenticated,
-			"this service is for agents of this installation: show one of control.agent_tokens, or a certificate where those are asked for")
+	case s.auth != nil && strings.HasPrefix(method, agentServices):
+		if !s.auth.Authenticated(ctx) {
+			err = status.Error(codes.Unauthenticated,
+				"this service is for agents of this installation: show one of control.agent_tokens or control.group_tokens, or a certificate where those are asked for")
+		}
+	case s.bearer != nil && s.services[method] != nil:
+		if !s.bearer.Match(tokens.Bearer(firstValue(ctx, metadataAuthorization))).Known() {
+			err = status.Errorf(codes.Unauthenticated, "the bearer token is missing or wrong: send one of %s as authorization: Bearer TOKEN", s.bearerKey)
+		}
 	}
 	if err != nil {
 		s.unauthorized.WithLabelValues(status.Code(err).String()).Inc()
 	}
 	return err
 }
+
+// metadataAuthorization is the key under which clients send bearer tokens.
+const metadataAuthorization = "authorization"
 
 // checkContentType refuses encodings other than protobuf, which gRPC would take
 // for protobuf and call malformed.

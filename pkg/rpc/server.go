@@ -26,6 +26,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 // Options are what code sets. The zero value is usable.
@@ -38,6 +39,11 @@ type Options struct {
 	// Auth is asked of every call that names an agent, and of every call of a service for agents, before
 	// its message is read. Without it everybody may speak for every agent.
 	Auth Auth
+	// Bearer are the tokens of which an export needs one, unless it is an agent's that Auth
+	// has checked: authorization: Bearer TOKEN. Nil asks for none. BearerKey names them in
+	// refusals.
+	Bearer    *tokens.Set
+	BearerKey string
 	// Services add services that share the port, the certificates and the
 	// connection limits. The context of their streams ends when the server begins
 	// to stop; unary calls may finish.
@@ -67,6 +73,8 @@ type Server struct {
 	streaming map[string]bool // methods whose clients may send many messages
 	listener  *listener
 	auth      Auth
+	bearer    *tokens.Set
+	bearerKey string
 	acceptor  *tlsconfig.Acceptor // nil when connections are plain text
 	grpc      *grpc.Server
 	health    *health.Server
@@ -96,6 +104,8 @@ func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 		log:        opts.Logger,
 		registerer: opts.Registerer,
 		auth:       opts.Auth,
+		bearer:     opts.Bearer,
+		bearerKey:  opts.BearerKey,
 		grace:      opts.ShutdownGrace,
 		budget:     inflight.New(cfg.Limits()),
 		others:     inflight.New(cfg.otherLimits()),

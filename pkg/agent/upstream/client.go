@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -42,6 +43,18 @@ type Client struct {
 	plain, resend metadata.MD
 }
 
+// withToken is per-call credentials: the token, which may change.
+type withToken struct{ token *tokens.FileToken }
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (w withToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{schema.MetadataToken: w.token.Token()}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials. In plain text the
+// program warns at its start.
+func (withToken) RequireTransportSecurity() bool { return false }
+
 // New validates cfg, reads its certificates and returns a Client that has not
 // dialled yet. The caller must close it.
 func New(cfg Config, opts Options) (*Client, error) {
@@ -62,9 +75,6 @@ func New(cfg Config, opts Options) (*Client, error) {
 	if opts.Secret != "" {
 		c.plain.Set(schema.MetadataSecret, opts.Secret)
 	}
-	if cfg.Token != "" {
-		c.plain.Set(schema.MetadataToken, cfg.Token)
-	}
 	c.resend = metadata.Join(c.plain, metadata.Pairs(schema.MetadataResend, "1"))
 
 	certificates, err := cfg.TLS.Source("tls", opts.Logger)
@@ -75,7 +85,15 @@ func New(cfg Config, opts Options) (*Client, error) {
 	if certificates != nil {
 		creds = &reloading{TransportCredentials: credentials.NewTLS(certificates.Config()), source: certificates}
 	}
-	c.conn, err = grpc.NewClient(scheme+":///servers",
+	var more []grpc.DialOption
+	if cfg.Token != "" || cfg.TokenFile != "" {
+		token, err := tokens.OpenFile("server.token_file", cfg.Token, cfg.TokenFile)
+		if err != nil {
+			return nil, err
+		}
+		more = append(more, grpc.WithPerRPCCredentials(withToken{token}))
+	}
+	c.conn, err = grpc.NewClient(scheme+":///servers", append(more,
 		grpc.WithResolvers(&replicas{cfg: cfg, lookupHost: opts.LookupHost, log: opts.Logger, metrics: c.metrics}),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		grpc.WithDisableServiceConfig(),
@@ -98,8 +116,7 @@ func New(cfg Config, opts Options) (*Client, error) {
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableRetry(),
 		grpc.WithNoProxy(), // servers are nearby; a web proxy would only hide where requests go
-		grpc.WithUserAgent("metaflow-agent"),
-	)
+		grpc.WithUserAgent("metaflow-agent"))...)
 	if err != nil {
 		return nil, fmt.Errorf("create client of %v: %w", cfg.Addresses, err)
 	}

@@ -27,9 +27,13 @@ type Config struct {
 	// new servers.
 	ResolveInterval time.Duration `mapstructure:"resolve_interval" doc:"interval between lookups of server names, which find new servers"`
 	Keepalive       Keepalive     `mapstructure:"keepalive"`
-	// Token: one of the servers' control.agent_tokens; use it with TLS.
-	Token string           `mapstructure:"token" doc:"one of the servers' control.agent_tokens; use it with TLS" secret:"true"`
-	TLS   tlsconfig.Client `mapstructure:"tls"`
+	// Token: one of the servers' control.group_tokens of the agent's group
+	// (without GROUP:), or of their control.agent_tokens; use it with TLS.
+	Token string `mapstructure:"token" doc:"one of the servers' control.group_tokens of the agent's group (without GROUP:), or of their control.agent_tokens; use it with TLS" secret:"true"`
+	// TokenFile: file that holds the token, in place of token; read again
+	// within seconds when it changes.
+	TokenFile string           `mapstructure:"token_file" doc:"file that holds the token, in place of token; read again within seconds when it changes"`
+	TLS       tlsconfig.Client `mapstructure:"tls"`
 }
 
 // Keepalive configures the detection of dead connections.
@@ -83,5 +87,6 @@ func (c Config) Validate() error {
 	check(c.ResolveInterval >= time.Second, "resolve_interval: %s is less than 1s", c.ResolveInterval)
 	check(c.Keepalive.Time >= leastKeepalive, "keepalive.time: %s is less than %s", c.Keepalive.Time, leastKeepalive)
 	check(c.Keepalive.Timeout >= time.Second, "keepalive.timeout: %s is less than 1s", c.Keepalive.Timeout)
+	check(c.Token == "" || c.TokenFile == "", "token_file: %q, but token is set too: give one of them", c.TokenFile)
 	return errors.Join(append(errs, c.TLS.Validate("tls"))...)
 }

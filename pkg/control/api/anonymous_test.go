@@ -40,7 +40,7 @@ func TestAnonymousWrites(t *testing.T) {
 		"a change for an IPv6 address of loopback":    {method: http.MethodPatch, from: here, host: "[::1]:20417", want: 200},
 		"a look from afar by the server's name":       {method: http.MethodGet, from: afar, host: "metaflow.example:20417", want: 200},
 		"a change from afar that is asked for":        {opts: api.HandlerOptions{AnonymousWrites: true}, method: http.MethodPatch, from: afar, want: 200},
-		"a change from here without the token":        {opts: api.HandlerOptions{Token: "hush"}, method: http.MethodPatch, from: here, want: 401},
+		"a change from here without the token":        {opts: api.HandlerOptions{Tokens: writing(t, "hush")}, method: http.MethodPatch, from: here, want: 401},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

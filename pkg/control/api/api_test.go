@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -104,11 +106,37 @@ func dial(t *testing.T, opts api.ClientOptions) *api.Client {
 	return client
 }
 
+// writing returns tokens of the role write, and the token r of the role read beside them.
+func writing(t *testing.T, values ...string) *tokens.Set {
+	t.Helper()
+	values = slices.DeleteFunc(values, func(v string) bool { return v == "" })
+	if len(values) == 0 {
+		return nil
+	}
+	s, err := tokens.Open(nil, tokens.List{Key: "w", Values: values, Label: api.RoleWrite}, tokens.List{Key: "r", Values: []string{"r"}, Label: api.RoleRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A token for reading reads all, and one for writing does so too.
+func TestBothRolesRead(t *testing.T) {
+	url := serve(t, &scripted{}, api.HandlerOptions{Tokens: writing(t, "s", "next")})
+	for _, token := range []string{"r", "s", "next"} {
+		for _, path := range []string{"/v1/agents", "/v1/agents/x", "/v1/agent-groups", "/v1/agent-group-configs", "/v1/agent-group-configs/x"} {
+			if res, body := send(t, http.MethodGet, url+path, http.Header{"Authorization": {"bearer " + token}}, nil); res.StatusCode != http.StatusOK {
+				t.Errorf("GET %s by %q: %d %s", path, token, res.StatusCode, body)
+			}
+		}
+	}
+}
+
 // Client passes every request to the service unchanged and returns its response
 // unchanged.
 func TestClientIsTheServiceBehindTheHandler(t *testing.T) {
 	script := &scripted{}
-	client := dial(t, api.ClientOptions{BaseURL: serve(t, script, api.HandlerOptions{Token: "s"}) + "/", Token: "s"})
+	client := dial(t, api.ClientOptions{BaseURL: serve(t, script, api.HandlerOptions{Tokens: writing(t, "s")}) + "/", Token: "s"})
 	update := func(opts api.UpdateOptions) func(context.Context, api.Service) (any, error) {
 		return func(ctx context.Context, s api.Service) (any, error) {
 			return s.UpdateConfiguration(ctx, "shop", []byte("ü: [\x00"), opts)
@@ -235,6 +263,10 @@ func TestHandlerRefuses(t *testing.T) {
 		"no token":                             {method: "GET", path: "/v1/agents", token: "s", status: 401, says: "the token is missing"},
 		"the wrong token":                      {method: "GET", path: "/v1/agents", token: "s", header: http.Header{"Authorization": {"Bearer t"}}, status: 401, says: "missing or wrong"},
 		"a path that is none, without a token": {method: "GET", path: "/v1/x", token: "s", status: 401, says: "the token is missing"},
+		"a change by a token for reading":      {method: "PUT", path: "/v1/agent-group-configs/x", token: "s", header: http.Header{"Authorization": {"Bearer r"}}, status: 403, says: "change nothing: use control.token"},
+		"a dry run by a token for reading":     {method: "PUT", path: "/v1/agent-group-configs/x?dry_run=true", token: "s", header: http.Header{"Authorization": {"Bearer r"}}, status: 403, says: "change nothing"},
+		"a deletion by a token for reading":    {method: "DELETE", path: "/v1/agents/x", token: "s", header: http.Header{"Authorization": {"Bearer r"}}, status: 403, says: "change nothing"},
+		"a token of another scheme":            {method: "GET", path: "/v1/agents", token: "s", header: http.Header{"Authorization": {"Basic s"}}, status: 401, says: "missing or wrong"},
 		"another site's page":                  {method: "POST", path: "/v1/agent-groups", header: http.Header{"Sec-Fetch-Site": {"cross-site"}}, status: 403, says: "cross-site"},
 		"a group that is no JSON":              {method: "POST", path: "/v1/agent-groups", body: strings.NewReader("shop"), status: 400, says: "not a group as JSON"},
 		"a group with more":                    {method: "POST", path: "/v1/agent-groups", body: strings.NewReader(`{"namee":"x"}`), status: 400, says: `unknown field \"namee\"`},
@@ -246,7 +278,7 @@ func TestHandlerRefuses(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			script := &scripted{}
-			res, body := send(t, tc.method, serve(t, script, api.HandlerOptions{Token: tc.token})+tc.path, tc.header, tc.body)
+			res, body := send(t, tc.method, serve(t, script, api.HandlerOptions{Tokens: writing(t, tc.token)})+tc.path, tc.header, tc.body)
 			if res.StatusCode != tc.status || !strings.Contains(body, tc.says) || !strings.Contains(body, `"code":"`) {
 				t.Errorf("%d %s, want %d with %q", res.StatusCode, body, tc.status, tc.says)
 			}

@@ -3,8 +3,6 @@ package api
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,6 +17,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
+	"github.com/metaflowys/metaflow-server/pkg/tokens"
 )
 
 // Paths of the API, shared by handler and client.
@@ -45,12 +44,19 @@ const (
 // HandlerOptions are set by code. The zero value is usable.
 type HandlerOptions struct {
 	Logger *slog.Logger // nil discards
-	// Token is required in every request. If empty, no token is required: everybody may
-	// read, and only the server's own host may make changes.
-	Token string
-	// AnonymousWrites allows changes from everybody when Token is empty.
+	// Tokens are those that requests need, with RoleRead or RoleWrite as label. If nil, no
+	// token is required: everybody may read, and only the server's own host may make
+	// changes.
+	Tokens *tokens.Set
+	// AnonymousWrites allows changes from everybody when Tokens is nil.
 	AnonymousWrites bool
 }
+
+// Roles of tokens.
+const (
+	RoleRead  = "read"
+	RoleWrite = "write" // reads too
+)
 
 // NewHandler returns a handler for everything under /v1/. It holds no resources. It
 // refuses cross-site requests of browsers, so that an API without a token is not open to
@@ -61,12 +67,8 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 	}
 	hostname, _ := os.Hostname() // without it, only localhost and addresses are accepted
 	h := &handler{
-		service: s, log: opts.Logger, anonymousWrites: opts.AnonymousWrites, hostname: hostname,
+		service: s, log: opts.Logger, tokens: opts.Tokens, anonymousWrites: opts.AnonymousWrites, hostname: hostname,
 		lists: make(chan struct{}, listsAtOnce),
-	}
-	if opts.Token != "" {
-		token := sha256.Sum256([]byte(opts.Token))
-		h.token = token[:]
 	}
 	mux := http.NewServeMux()
 	h.route(mux, agentsPath, methods{http.MethodGet: h.listAgents})
@@ -94,7 +96,7 @@ func NewHandler(s Service, opts HandlerOptions) http.Handler {
 type handler struct {
 	service         Service
 	log             *slog.Logger
-	token           []byte // hash of the token; nil if none is required
+	tokens          *tokens.Set // nil if none is required
 	anonymousWrites bool
 	hostname        string
 	lists           chan struct{} // one element for each list in progress
@@ -180,14 +182,15 @@ func (h *handler) answer(e endpoint, r *http.Request) (answer any, err error) {
 }
 
 func (h *handler) authorize(r *http.Request) error {
-	if h.token == nil {
+	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if h.tokens == nil {
 		if !h.anonymousWrites && overLoopback(r) && !h.named(r.Host) {
 			return &Problem{
 				Status: http.StatusForbidden, Code: CodeForbidden,
 				Message: "without a token, requests over loopback must be for localhost or this host's name, not for " + strconv.Quote(r.Host) + ": set control.token",
 			}
 		}
-		if h.anonymousWrites || r.Method == http.MethodGet || r.Method == http.MethodHead || fromThisHost(r) {
+		if h.anonymousWrites || reads || fromThisHost(r) {
 			return nil
 		}
 		return &Problem{
@@ -195,10 +198,17 @@ func (h *handler) authorize(r *http.Request) error {
 			Message: "without a token, changes are accepted only from the server's own host: set control.token, or control.allow_anonymous_writes",
 		}
 	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	sum := sha256.Sum256([]byte(token))
-	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], h.token) != 1 {
-		return &Problem{Status: http.StatusUnauthorized, Code: CodeUnauthorized, Message: "the token is missing or wrong"}
+	switch m := h.tokens.Match(tokens.Bearer(r.Header.Get("Authorization"))); {
+	case !m.Known():
+		return &Problem{
+			Status: http.StatusUnauthorized, Code: CodeUnauthorized,
+			Message: "the token is missing or wrong: send one of control.token, or of control.read_tokens to read",
+		}
+	case m.Label != RoleWrite && !reads:
+		return &Problem{
+			Status: http.StatusForbidden, Code: CodeForbidden,
+			Message: "this token is one of control.read_tokens, which change nothing: use control.token",
+		}
 	}
 	return nil
 }

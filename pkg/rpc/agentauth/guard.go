@@ -1,10 +1,11 @@
 // Package agentauth decides whether a caller may speak for an agent.
 //
-// An agent presents its credentials: the installation's token (control.agent_tokens), a
-// certificate verified by TLS, and a secret that it generates at its first start and
-// keeps in its state directory. An id is bound to the secret with which it was first
-// registered, or else to the name in the certificate; from then on no client without it
-// may use the id. Bindings are records of metaflow.resources next to those of agents, so
+// An agent presents its credentials: a token of its agent group (control.group_tokens) or
+// of the installation (control.agent_tokens), a certificate verified by TLS, and a secret
+// that it generates at its first start and keeps in its state directory. Token and
+// certificate decide which groups it may join. An id is bound to the secret with which it
+// was first registered, or else to the name in the certificate; from then on no client
+// without it may use the id. Bindings are records of metaflow.resources next to those of agents, so
 // every replica of every role knows them. Deleting an agent frees its id.
 //
 // The package stores hashes, never secrets. It does no I/O: a follower of the topic
@@ -20,6 +21,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -34,8 +36,7 @@ import (
 
 // Guard holds the bindings. Create it with New.
 type Guard struct {
-	tokens [][sha256.Size]byte
-	mutual bool
+	opts Options
 
 	mu     sync.RWMutex
 	caught bool               // bound is complete: the topic was read to its end
@@ -50,15 +51,22 @@ type binding struct {
 	Joined int64 `json:"joined"`
 }
 
-// New returns a Guard without bindings, which admits no agent before CaughtUp. With
-// tokens, a caller that speaks for an agent must present one of them. mutual means that
-// TLS accepts only clients with a certificate.
-func New(tokens []string, mutual bool) *Guard {
-	g := &Guard{mutual: mutual, bound: make(map[string]binding)}
-	for _, t := range tokens {
-		g.tokens = append(g.tokens, sha256.Sum256([]byte(t)))
-	}
-	return g
+// Options are what the configuration asks of agents. With the zero value everybody may
+// speak for an agent that is not bound.
+type Options struct {
+	// Tokens returns whether a token is known, and whether it is good for an agent group
+	// that has these names. If set, an agent must present such a token.
+	Tokens func(token string, groups ...string) (known, good bool)
+	// Mutual means that TLS accepts only clients with a certificate.
+	Mutual bool
+	// CertificateGroups means that a certificate is for the agent groups that its
+	// subject's organizations name. It replaces a token.
+	CertificateGroups bool
+}
+
+// New returns a Guard without bindings, which admits no agent before CaughtUp.
+func New(opts Options) *Guard {
+	return &Guard{opts: opts, bound: make(map[string]binding)}
 }
 
 // Observe applies a record of the topic. It ignores records of other kinds.
@@ -101,9 +109,8 @@ func (g *Guard) Check(ctx context.Context, agent string) error {
 	if agent == "" {
 		return nil
 	}
-	if len(g.tokens) > 0 && !g.knows(first(ctx, schema.MetadataToken)) {
-		return status.Errorf(codes.Unauthenticated,
-			"agent %q shows no token of this installation: give it one of control.agent_tokens as server.token", agent)
+	if g.asks() && !g.Authenticated(ctx) {
+		return g.stranger(agent)
 	}
 	g.mu.RLock()
 	caught, b := g.caught, g.bound[agent]
@@ -128,22 +135,57 @@ func judge(agent string, caught bool, b binding, shown []string) error {
 		"the agent id %q belongs to an agent with another secret or certificate; 'metaflow-ctl agent release' frees it", agent)
 }
 
+// asks reports whether agents must show a token or a certificate of a group.
+func (g *Guard) asks() bool { return g.opts.Tokens != nil || g.opts.CertificateGroups }
+
+func (g *Guard) stranger(agent string) error {
+	if !g.opts.CertificateGroups {
+		return status.Errorf(codes.Unauthenticated,
+			"agent %q shows no token of this installation: give it one of control.group_tokens or control.agent_tokens as server.token", agent)
+	}
+	return status.Errorf(codes.Unauthenticated,
+		"agent %q shows no token of this installation and no certificate with an agent group as organization: give it one of control.group_tokens as server.token, or another server.tls.cert_file", agent)
+}
+
 // Authenticated reports whether the caller has proved that it belongs to the
 // installation. Without configured credentials, every caller counts as authenticated.
 func (g *Guard) Authenticated(ctx context.Context) bool {
-	if len(g.tokens) > 0 {
-		return g.knows(first(ctx, schema.MetadataToken))
+	if g.opts.Tokens != nil {
+		if known, _ := g.opts.Tokens(first(ctx, schema.MetadataToken)); known {
+			return true
+		}
 	}
-	return !g.mutual || certificateOf(ctx) != nil
+	switch {
+	case g.opts.CertificateGroups:
+		c := certificateOf(ctx)
+		return c != nil && len(c.Subject.Organization) > 0
+	case g.opts.Tokens != nil:
+		return false
+	default:
+		return !g.opts.Mutual || certificateOf(ctx) != nil
+	}
 }
 
-func (g *Guard) knows(token string) bool {
-	sum := sha256.Sum256([]byte(token))
-	found := 0
-	for _, t := range g.tokens {
-		found |= subtle.ConstantTimeCompare(sum[:], t[:])
+// MayJoin returns nil if the caller's token or certificate is good for an agent group that
+// has these names, otherwise a status.
+func (g *Guard) MayJoin(ctx context.Context, agent string, group ...string) error {
+	if !g.asks() {
+		return nil
 	}
-	return found == 1
+	if g.opts.Tokens != nil {
+		if _, good := g.opts.Tokens(first(ctx, schema.MetadataToken), group...); good {
+			return nil
+		}
+	}
+	if c := certificateOf(ctx); g.opts.CertificateGroups && c != nil &&
+		slices.ContainsFunc(group, func(name string) bool { return slices.Contains(c.Subject.Organization, name) }) {
+		return nil
+	}
+	if !g.Authenticated(ctx) {
+		return g.stranger(agent)
+	}
+	return status.Errorf(codes.PermissionDenied,
+		"agent %q may not join the agent group %q: its token or certificate is for another group (control.group_tokens)", agent, group[0])
 }
 
 // Bind binds an admitted agent to its strongest credential, effective at once on this

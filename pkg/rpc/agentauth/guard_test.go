@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,9 +88,28 @@ func TestAnIDBelongsToWhoCameFirst(t *testing.T) {
 }
 
 func caughtUp(tokens ...string) *Guard {
-	g := New(tokens, false)
+	g := New(Options{Tokens: knows(tokens...)})
 	g.CaughtUp()
 	return g
+}
+
+// knows returns the look-up of tokens, each GROUP:TOKEN or for all groups.
+func knows(tokens ...string) func(string, ...string) (known, good bool) {
+	if len(tokens) == 0 {
+		return nil
+	}
+	return func(token string, groups ...string) (known, good bool) {
+		for _, t := range tokens {
+			group, of, grouped := strings.Cut(t, ":")
+			switch {
+			case !grouped && t == token:
+				return true, true
+			case grouped && of == token:
+				known, good = true, good || slices.Contains(groups, group)
+			}
+		}
+		return known, good
+	}
 }
 
 // bind binds the id "a", which has to work.
@@ -133,7 +154,7 @@ func TestABindingGetsStronger(t *testing.T) {
 func TestNobodySpeaksForAnAgentBeforeItIsKnownWhoseItIs(t *testing.T) {
 	owner, stranger, now := caller(t, "s", "", ""), caller(t, "t", "", ""), time.Unix(1000, 0)
 	record, _ := bind(owner, t, caughtUp(), now)
-	g := New(nil, false)
+	g := New(Options{})
 	for _, moment := range []string{"after the start", "after the topic was made anew"} {
 		for who, ctx := range map[string]context.Context{"the owner": owner, "a stranger": stranger} {
 			if err := g.Check(ctx, "a"); status.Code(err) != codes.Unavailable {
@@ -191,9 +212,52 @@ func TestWhoIsAuthenticated(t *testing.T) {
 		"a certificate":         {true, "a", true},
 		"none":                  {true, "", false},
 	} {
-		if got := New(nil, tc.mutual).Authenticated(caller(t, "", tc.certificate, "")); got != tc.want {
+		if got := New(Options{Mutual: tc.mutual}).Authenticated(caller(t, "", tc.certificate, "")); got != tc.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+func TestWhoMayJoinAGroup(t *testing.T) {
+	for name, tc := range map[string]struct {
+		opts  Options
+		token string
+		org   string
+		group []string
+		want  codes.Code
+	}{
+		"nothing is configured":                     {Options{}, "", "", []string{"shop"}, codes.OK},
+		"a token of the installation":               {Options{Tokens: knows("all")}, "all", "", []string{"shop"}, codes.OK},
+		"a token of the group":                      {Options{Tokens: knows("shop:s")}, "s", "", []string{"shop"}, codes.OK},
+		"a token of the group by its id":            {Options{Tokens: knows("g-1:s")}, "s", "", []string{"shop", "g-1", "shop"}, codes.OK},
+		"one token of two groups":                   {Options{Tokens: knows("a:s", "b:s")}, "s", "", []string{"b"}, codes.OK},
+		"another group's token":                     {Options{Tokens: knows("shop:s", "bank:b")}, "s", "", []string{"bank"}, codes.PermissionDenied},
+		"an unknown token":                          {Options{Tokens: knows("shop:s")}, "x", "", []string{"shop"}, codes.Unauthenticated},
+		"no token":                                  {Options{Tokens: knows("shop:s")}, "", "", []string{"shop"}, codes.Unauthenticated},
+		"a certificate where it counts for nothing": {Options{Tokens: knows("shop:s"), Mutual: true}, "", "shop", []string{"shop"}, codes.Unauthenticated},
+		"a certificate of the group":                {Options{Mutual: true, CertificateGroups: true}, "", "shop", []string{"shop"}, codes.OK},
+		"a certificate of another group":            {Options{Mutual: true, CertificateGroups: true}, "", "shop", []string{"bank"}, codes.PermissionDenied},
+		"a certificate of no group":                 {Options{Mutual: true, CertificateGroups: true}, "", "none", []string{"bank"}, codes.Unauthenticated},
+		"a token beside certificates":               {Options{Mutual: true, CertificateGroups: true, Tokens: knows("bank:b")}, "b", "shop", []string{"bank"}, codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := New(tc.opts)
+			g.CaughtUp()
+			ctx := caller(t, "s", "", tc.token)
+			if tc.org != "" {
+				leaf := &x509.Certificate{Subject: pkix.Name{CommonName: "c"}}
+				if tc.org != "none" {
+					leaf.Subject.Organization = []string{tc.org}
+				}
+				ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: secured{state: tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{leaf}}}}})
+			}
+			if err := g.MayJoin(ctx, "a", tc.group...); status.Code(err) != tc.want {
+				t.Errorf("MayJoin = %v, want %s", err, tc.want)
+			}
+			if err := g.Check(ctx, "a"); (status.Code(err) == codes.Unauthenticated) != (tc.want == codes.Unauthenticated) {
+				t.Errorf("Check = %v", err)
+			}
+		})
 	}
 }
 
@@ -201,7 +265,7 @@ func FuzzObserve(f *testing.F) {
 	f.Add("agent-binding/a", []byte(`{"credential":"x","joined":1}`))
 	f.Add("agent/a", []byte(nil))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
-		g := New(nil, false)
+		g := New(Options{})
 		g.Observe([]byte(key), value)
 		_ = g.Check(t.Context(), "a")
 	})
