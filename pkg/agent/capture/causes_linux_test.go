@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -292,7 +293,7 @@ func (w *wire) carry(from, to *os.File) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for p := range queue {
-			time.Sleep(time.Until(p.due)) // it is the delay under test
+			_ = retry.Sleep(context.Background(), time.Until(p.due)) // the delay under test
 			_, _ = to.Write(p.data)
 		}
 	})
@@ -322,7 +323,7 @@ func TestDistance(t *testing.T) {
 				return
 			}
 			if slow.Load() {
-				time.Sleep(150 * time.Millisecond) // the code under observation
+				_ = retry.Sleep(context.Background(), 150*time.Millisecond) // the code under observation
 			}
 			if _, err := conn.Write(make([]byte, 10)); err != nil {
 				return
