@@ -27,9 +27,20 @@
 // The final counters show how a connection ended ([Socket] has the details). An
 // acknowledged FIN is an orderly end. Unanswered retransmissions or probes are
 // a timeout. Any other end of an established connection is a reset; the kernel
-// does not record which side sent it. A connection that was never established
-// is a failed connect. A socket that was closed with SO_LINGER 0, and one whose
+// does not record which side sent it. A reset that cut nothing off is an orderly
+// end, and what the client's own process aborted is not counted as a reset. A
+// connection that was never established is a failed connect, which the peer
+// refused if it answered. A socket that was closed with SO_LINGER 0, and one whose
 // blocking connect failed, has lost the peer's port, its local address and its
 // counters by the time of the notification; if a dump had shown it, the Table
 // reports what the dump showed.
+//
+// # Trouble
+//
+// Trouble on a living connection is reported by the dump that shows it, in a row
+// of its own: retransmissions, a receiver's window that held the sender back,
+// bytes that the process left unread, and round trip times above the usual of
+// the edge, which the Table learns ([edge]). A round trip time also contains
+// what the peer's delayed acknowledgements add, up to 45 ms, and a smoothed one
+// contains earlier times; neither counts as trouble.
 package flow

@@ -9,7 +9,7 @@ import (
 
 const (
 	// maxEdges bounds the edges whose usual round trip time is remembered, at
-	// about 250 bytes each. Beyond it, edges that were idle for idleEdge make
+	// about 350 bytes each. Beyond it, edges that were idle for idleEdge make
 	// room.
 	maxEdges = 16384
 	idleEdge = time.Hour
@@ -67,6 +67,8 @@ func (e *edge) add(rtt uint32, now int64) {
 				e.past = slices.Delete(e.past, 0, 1)
 			}
 			e.past = append(e.past, e.quantile(80))
+			sorted := slices.Sorted(slices.Values(e.past))
+			e.usual = sorted[(len(sorted)-1)/2]
 		}
 		e.bucket, e.count, e.bins = bucket, 0, [rttBins]uint16{}
 	}
@@ -80,11 +82,7 @@ func (e *edge) add(rtt uint32, now int64) {
 	}
 	e.bins[bin]++
 	e.count++
-	switch {
-	case len(e.past) > 0:
-		sorted := slices.Sorted(slices.Values(e.past))
-		e.usual = sorted[(len(sorted)-1)/2]
-	case e.count >= enoughSamples:
+	if len(e.past) == 0 && e.count >= enoughSamples {
 		e.usual = e.quantile(25)
 	}
 }
