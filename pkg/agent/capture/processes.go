@@ -102,6 +102,10 @@ func (p *processes) requestScan() {
 	}
 }
 
+// idle are the programs that only keep a pod or container alive. They make no
+// connections, and run no others but the one they were started with.
+var idle = map[string]bool{"pause": true, "tini": true, "dumb-init": true, "catatonit": true, "docker-init": true}
+
 // requestScanFor requests a scan if the last two did not know the namespace.
 func (p *processes) requestScanFor(namespace uint64) {
 	s := p.seen.Load()
@@ -172,7 +176,7 @@ func (p *processes) add(found map[uint32]string, inside map[uint64]sole, pid str
 	}
 	all, known := inside[st.Ino]
 	switch name := p.nameOf(pid); {
-	case name == "":
+	case name == "" || idle[name]:
 	case !known:
 		inside[st.Ino] = sole{name: name, sockets: holds, several: refused}
 	default:

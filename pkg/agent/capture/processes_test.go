@@ -90,6 +90,7 @@ func TestSoleNames(t *testing.T) {
 	process(10, "one", "java", "socket:[1]")
 	process(20, "workers", "gunicorn", "socket:[2]")
 	process(21, "workers", "gunicorn", "socket:[2]")
+	process(22, "workers", "pause")
 	process(30, "two", "nginx", "socket:[3]")
 	process(31, "two", "curl")
 	process(40, "shell", "sh", "pipe:[4]") // it may start anything
