@@ -60,6 +60,9 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if (cfg.Server.Token != "" || cfg.Server.TokenFile != "") && !cfg.Server.TLS.Enabled {
 		log.Warn("the agent's token is sent in plain text; set server.tls")
 	}
+	for _, e := range cfg.exposures() {
+		log.Warn("this agent is open to the network", slog.String("how", e))
+	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID, Secret: secret}); err != nil {
@@ -97,7 +100,7 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Checks: []opshttp.Check{
+	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Notices: cfg.exposures(), Checks: []opshttp.Check{
 		{Name: "configuration", Func: a.agent.Configured},
 		{Name: "spool", Func: a.agent.Draining},
 	}})

@@ -12,6 +12,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 )
 
 // settings is the configuration file of metaflow-agent.
@@ -49,8 +50,20 @@ func defaults() *settings {
 		HTTP:       opshttp.DefaultConfig(),
 		Log:        program.DefaultLog(),
 	}
-	cfg.HTTP.Listen = "0.0.0.0:38087"
+	cfg.HTTP.Listen = "127.0.0.1:38087"
 	return cfg
+}
+
+// exposures describes what the agent accepts in plain text from other hosts, one sentence
+// each.
+func (s *settings) exposures() (found []string) {
+	if s.OTLP.Exposed() {
+		found = append(found, "otlp.insecure lets the ports of the agent group accept plain text from the network; set otlp.tls")
+	}
+	if s.HTTP.TLS.CertFile == "" && !values.Loopback(s.HTTP.Listen) {
+		found = append(found, fmt.Sprintf("http.listen %s serves plain text to the network (http.insecure); set http.tls", s.HTTP.Listen))
+	}
+	return found
 }
 
 // Validate reports all problems, each by its key.
@@ -64,6 +77,9 @@ func (s *settings) Validate() error {
 	}
 	if s.Spool.ParkedMaxAge < 0 {
 		errs = append(errs, fmt.Errorf("spool.parked_max_age: %s is negative", s.Spool.ParkedMaxAge))
+	}
+	if err := values.CheckExposed(s.HTTP.Listen, s.HTTP.TLS.CertFile != "", s.HTTP.Insecure, "http.tls", "http.insecure"); err != nil {
+		errs = append(errs, fmt.Errorf("http.listen: %w", err))
 	}
 	return errors.Join(append(errs,
 		config.Section("server", s.Server.Validate()),

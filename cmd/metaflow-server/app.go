@@ -46,7 +46,8 @@ type role interface {
 // newApp opens what can be opened while Kafka and ClickHouse are still away.
 // It starts nothing. The caller must run or close the app.
 func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
-	for _, e := range cfg.exposures() {
+	exposures := cfg.exposures()
+	for _, e := range exposures {
 		log.Warn("this server is open to the network", slog.String("how", e))
 	}
 	c, err := newCore(cfg, log)
@@ -89,7 +90,7 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 		}
 		a.roles = append(a.roles, s)
 	}
-	if a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: c.reg, Checks: a.checks()}); err != nil {
+	if a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: c.reg, Checks: a.checks(), Notices: exposures}); err != nil {
 		return nil, err
 	}
 	if a.operated != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -92,6 +93,7 @@ func (s *server) Validate() error {
 	if s.Resources.Group == s.Writer.Group || s.Resources.Group == s.FlowWriter.Group {
 		errs = append(errs, fmt.Errorf("resources.group: %q is writer.group or flow_writer.group too", s.Resources.Group))
 	}
+	errs = append(errs, s.exposed()...)
 	agentsProve := s.Control.AgentsNeedTokens() || s.GRPC.TLS.ClientCAFile != ""
 	if (len(s.Gateway.BearerTokens) > 0 || s.Gateway.BearerTokensFile != "") && !agentsProve {
 		errs = append(errs, errors.New("gateway.bearer_tokens: set, but anybody may send as a new agent: set control.agent_tokens, control.group_tokens or grpc.tls.client_ca_file too"))
@@ -124,6 +126,29 @@ func (s *server) otlpHTTP() otlphttp.Config {
 	cfg.PeerShare, cfg.MaxConnectionsPerPeer = s.GRPC.PeerShare, s.GRPC.MaxConnectionsPerPeer
 	cfg.RetryDelay = s.GRPC.RetryDelay
 	return cfg
+}
+
+// exposed refuses ports that would accept plain text from other hosts although nobody
+// asked for that.
+func (s *server) exposed() (errs []error) {
+	if s.servesPort() {
+		errs = append(errs, config.Section("grpc", listening("listen",
+			values.CheckExposed(s.GRPC.Listen, s.GRPC.TLS.CertFile != "", s.GRPC.Insecure, "grpc.tls", "grpc.insecure"))))
+	}
+	if s.has(roleGateway) && s.Gateway.HTTPListen != "" {
+		errs = append(errs, config.Section("gateway", listening("http_listen",
+			values.CheckExposed(s.Gateway.HTTPListen, s.GRPC.TLS.CertFile != "", s.Gateway.HTTPInsecure, "grpc.tls", "gateway.http_insecure"))))
+	}
+	return append(errs, config.Section("http", listening("listen",
+		values.CheckExposed(s.HTTP.Listen, s.HTTP.TLS.CertFile != "", s.HTTP.Insecure, "http.tls", "http.insecure"))))
+}
+
+// listening adds the key to an error of CheckExposed.
+func listening(key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", key, err)
 }
 
 // servesPort reports whether the gRPC port is served.

@@ -121,7 +121,7 @@ func (l *lab) startMetaFlow() error {
 	if out, err := ctl.CombinedOutput(); err != nil {
 		return fmt.Errorf("configure the agent: %w: %s", err, out)
 	}
-	if err := l.launch("metaflow-agent", nil, 0, nil, filepath.Join(bin, "metaflow-agent"), "run", "--server", "127.0.0.1:20035",
+	if err := l.launch("metaflow-agent", nil, 0, []string{"METAFLOW_OTLP_INSECURE=true"}, filepath.Join(bin, "metaflow-agent"), "run", "--server", "127.0.0.1:20035",
 		"--spool-dir", filepath.Join(l.dir, "spool"), "--http-listen", "127.0.0.1:20418"); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
@@ -14,9 +15,13 @@ import (
 // agent group opens the ports.
 type Config struct {
 	// BindAddress: IP address of the listeners that the agent group's
-	// configuration opens; if empty, all addresses of the host.
-	BindAddress string           `mapstructure:"bind_address" doc:"IP address of the listeners that the agent group's configuration opens; if empty, all addresses of the host"`
-	TLS         tlsconfig.Server `mapstructure:"tls"`
+	// configuration opens; if empty, all addresses of the host with tls or
+	// insecure, and loopback without.
+	BindAddress string `mapstructure:"bind_address" doc:"IP address of the listeners that the agent group's configuration opens; if empty, all addresses of the host with tls or insecure, and loopback without"`
+	// Insecure: accept plain text from other hosts, such as the pods of the
+	// node.
+	Insecure bool             `mapstructure:"insecure" doc:"accept plain text from other hosts, such as the pods of the node"`
+	TLS      tlsconfig.Server `mapstructure:"tls"`
 	// BearerTokens: tokens of which senders to those listeners must present
 	// one, as Authorization: Bearer TOKEN; list several during a rotation.
 	// If empty, none is required.
@@ -44,9 +49,28 @@ func (c Config) Validate() error {
 	if c.LiveTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("live_timeout: %s is not positive", c.LiveTimeout))
 	}
+	if c.BindAddress != "" {
+		if err := values.CheckExposed(net.JoinHostPort(c.BindAddress, "0"), c.TLS.CertFile != "", c.Insecure, "otlp.tls", "otlp.insecure"); err != nil {
+			errs = append(errs, fmt.Errorf("bind_address: %w", err))
+		}
+	}
 	bearers := c.bearers()
 	bearers.Key = "bearer_tokens"
 	return errors.Join(append(errs, bearers.Validate(), c.TLS.Validate("tls"))...)
+}
+
+// Exposed reports whether the listeners accept plain text from other hosts.
+func (c Config) Exposed() bool {
+	return c.Insecure && c.TLS.CertFile == "" && (c.BindAddress == "" || !values.LoopbackHost(c.BindAddress))
+}
+
+// bind returns the address to listen on. confined means that it is loopback because
+// nothing allows more.
+func (c Config) bind() (address string, confined bool) {
+	if c.BindAddress == "" && c.TLS.CertFile == "" && !c.Insecure {
+		return "127.0.0.1", true
+	}
+	return c.BindAddress, false
 }
 
 // bearerKey is the key of the bearer tokens.

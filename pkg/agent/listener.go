@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
@@ -63,13 +64,15 @@ type listeners struct {
 	wanted     chan *agentconfig.Config // capacity 1: the latest configuration
 	endpoints  []*endpoint
 	bearers    *tokens.Set
+	confined   bool           // to loopback, because nothing allows more
 	failed     chan *endpoint // an endpoint whose receiver ended by itself
 }
 
 // newListeners reads the certificates and tokens of local once, so that a mistake shows at
 // the start.
 func newListeners(local Config, f *forwarder, reg prometheus.Registerer, log *slog.Logger, e *exceptions) (*listeners, error) {
-	address := func(port int) string { return net.JoinHostPort(local.BindAddress, strconv.Itoa(port)) }
+	bind, confined := local.bind()
+	address := func(port int) string { return net.JoinHostPort(bind, strconv.Itoa(port)) }
 	bearers, err := tokens.Open(log, local.bearers())
 	if err != nil {
 		return nil, err
@@ -118,7 +121,7 @@ func newListeners(local Config, f *forwarder, reg prometheus.Registerer, log *sl
 		},
 	}
 	return &listeners{
-		log: log, exceptions: e, bearers: bearers,
+		log: log, exceptions: e, bearers: bearers, confined: confined,
 		wanted: make(chan *agentconfig.Config, 1), failed: make(chan *endpoint),
 		endpoints: []*endpoint{overHTTPPort, overGRPCPort},
 	}, nil
@@ -200,7 +203,11 @@ func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 		l.log.WarnContext(ctx, "cannot open listener, retrying", slog.String("key", e.key), slog.Any("error", err))
 		return
 	}
-	l.exceptions.set(e.key, "")
+	limits := l.limits(e.wanted.port)
+	l.exceptions.set(e.key, limits)
+	if limits != "" {
+		l.log.WarnContext(ctx, "listener is open on loopback only", slog.String("key", e.key), slog.String("cause", limits))
+	}
 	l.log.InfoContext(ctx, "listener opened", slog.String("key", e.key), slog.String("address", r.Addr().String()))
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.stop, e.has, e.ended = stop, e.wanted, make(chan struct{})
@@ -216,6 +223,15 @@ func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 		case <-running.Done():
 		}
 	}(e.ended)
+}
+
+// limits says why other hosts do not reach a port, empty if they do.
+func (l *listeners) limits(port int) string {
+	if !l.confined {
+		return ""
+	}
+	return fmt.Sprintf("port %d accepts only senders on this host, because plain text is not allowed: "+
+		"set otlp.tls, or \"otlp.insecure: true\", or \"otlp.bind_address: 127.0.0.1\" if that is what you want", port)
 }
 
 func errText(err error) string {

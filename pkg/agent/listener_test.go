@@ -267,3 +267,42 @@ func TestMistakesOfTheHostShowAtTheStart(t *testing.T) {
 		}
 	}
 }
+
+// Without TLS or consent to plain text, ports open on loopback, and an exception names
+// the lines that open them to others.
+func TestPlainTextNeedsConsent(t *testing.T) {
+	for name, tc := range map[string]struct {
+		edit func(*Config)
+		want int // exceptions
+	}{
+		"the defaults":      {func(c *Config) { c.BindAddress = "" }, 1},
+		"consent":           {func(c *Config) { c.BindAddress, c.Insecure = "", true }, 0},
+		"loopback":          {func(*Config) {}, 0},
+		"all, with consent": {func(c *Config) { c.BindAddress, c.Insecure = "0.0.0.0", true }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := openListeners(t, tc.edit)
+			port := ports.Free(t)
+			l.configure(integration(port, 0))
+			opens(t, port, true)
+			deadline := time.After(20 * time.Second)
+			for len(l.exceptions.texts()) != tc.want {
+				select {
+				case <-l.exceptions.changed:
+				case <-deadline:
+					t.Fatalf("exceptions %q, want %d", l.exceptions.texts(), tc.want)
+				}
+			}
+			for _, text := range l.exceptions.texts() {
+				if !strings.Contains(text, `"otlp.insecure: true"`) {
+					t.Errorf("%q does not name the remedy", text)
+				}
+			}
+		})
+	}
+	public := DefaultConfig()
+	public.BindAddress = "0.0.0.0"
+	if err := public.Validate(); err == nil || !strings.Contains(err.Error(), `"otlp.insecure: true"`) {
+		t.Errorf("a public address without consent: %v", err)
+	}
+}

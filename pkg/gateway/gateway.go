@@ -52,6 +52,10 @@ type Config struct {
 	// usually 0.0.0.0:4318; port 0 picks a free one, empty disables it.
 	// Request bounds and certificates are those of the section grpc.
 	HTTPListen string `mapstructure:"http_listen" doc:"host:port to receive OTLP/HTTP on (POST /v1/traces), usually 0.0.0.0:4318; port 0 picks a free one, empty disables it. Request bounds and certificates are those of the section grpc."`
+	// HTTPInsecure: Accept plain text on http_listen from other hosts;
+	// without this or grpc.tls, the server does not start on an address
+	// that other hosts reach.
+	HTTPInsecure bool `mapstructure:"http_insecure" doc:"Accept plain text on http_listen from other hosts; without this or grpc.tls, the server does not start on an address that other hosts reach."`
 	// HTTPMaxConnections: Maximum connections of OTLP/HTTP; beyond it the
 	// longest idle one is closed. Each takes 20 to 30 KB.
 	HTTPMaxConnections int         `mapstructure:"http_max_connections" doc:"Maximum connections of OTLP/HTTP; beyond it the longest idle one is closed. Each takes 20 to 30 KB."`

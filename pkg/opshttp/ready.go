@@ -31,6 +31,8 @@ type Check struct {
 type verdict struct {
 	Ready  bool     `json:"ready"`
 	Checks []result `json:"checks"`
+	// Notices do not make the program unready.
+	Notices []string `json:"notices,omitempty"`
 }
 
 type result struct {
@@ -40,7 +42,8 @@ type result struct {
 }
 
 type readiness struct {
-	checks []Check
+	checks  []Check
+	notices []string
 
 	mu      sync.Mutex // held while checks run, so that other requests wait for the same verdict
 	last    verdict
@@ -95,7 +98,7 @@ func (v verdict) of(names []string) (verdict, error) {
 }
 
 func (r *readiness) run(ctx context.Context) verdict {
-	v := verdict{Ready: true, Checks: make([]result, len(r.checks))}
+	v := verdict{Ready: true, Checks: make([]result, len(r.checks)), Notices: r.notices}
 	var wg sync.WaitGroup
 	for i, c := range r.checks {
 		wg.Go(func() { v.Checks[i] = c.run(ctx) })

@@ -24,6 +24,9 @@ type Config struct {
 	// free one.
 	Listen string           `mapstructure:"listen" doc:"host:port of /healthz, /ready and /metrics; port 0 picks a free one"`
 	TLS    tlsconfig.Server `mapstructure:"tls"`
+	// Insecure: serve plain text on an address that other hosts reach;
+	// without this or tls, the program does not start on one.
+	Insecure bool `mapstructure:"insecure" doc:"serve plain text on an address that other hosts reach; without this or tls, the program does not start on one"`
 	// Pprof: serve profiles under /debug/pprof/ to everybody who reaches
 	// the port.
 	Pprof bool `mapstructure:"pprof" doc:"serve profiles under /debug/pprof/ to everybody who reaches the port"`
@@ -31,7 +34,7 @@ type Config struct {
 
 // DefaultConfig returns the configuration of a server on its documented port.
 func DefaultConfig() Config {
-	return Config{Listen: "0.0.0.0:20417"}
+	return Config{Listen: "127.0.0.1:20417"}
 }
 
 // Validate reports every problem at once, each by its key.
@@ -48,6 +51,7 @@ type Options struct {
 	Logger   *slog.Logger        // nil discards
 	Gatherer prometheus.Gatherer // nil disables /metrics
 	Checks   []Check             // none means always ready
+	Notices  []string            // for operators, shown by /ready
 }
 
 const (
@@ -110,7 +114,7 @@ func New(cfg Config, opts Options) (*Server, error) {
 		s.http.Handler = stillTrusted(acceptor, s.http.Handler)
 	}
 	s.Handle("GET /healthz", http.HandlerFunc(alive))
-	s.Handle("GET /ready", &readiness{checks: opts.Checks})
+	s.Handle("GET /ready", &readiness{checks: opts.Checks, notices: opts.Notices})
 	if opts.Gatherer != nil {
 		s.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{
 			ErrorLog:            s.http.ErrorLog,

@@ -58,6 +58,9 @@ type Config struct {
 	// default in standalone.
 	Reflection bool             `mapstructure:"reflection" doc:"serve gRPC reflection, for tools such as grpcurl; on by default in standalone"`
 	TLS        tlsconfig.Server `mapstructure:"tls"`
+	// Insecure: accept plain text on an address that other hosts reach;
+	// without this or tls, the server does not start on one.
+	Insecure bool `mapstructure:"insecure" doc:"accept plain text on an address that other hosts reach; without this or tls, the server does not start on one"`
 }
 
 // Keepalive detects dead connections and disconnects clients that ping too often.
@@ -75,7 +78,7 @@ type Keepalive struct {
 // DefaultConfig returns the configuration of a gateway on its documented port.
 func DefaultConfig() Config {
 	return Config{
-		Listen:                "0.0.0.0:20035",
+		Listen:                "127.0.0.1:20035",
 		MaxRequestBytes:       64 << 20, // the size that OTLP receivers accept by convention
 		MaxBytesInFlight:      256 << 20,
 		MaxRequestsInFlight:   1024,

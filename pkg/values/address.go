@@ -2,6 +2,7 @@ package values
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 )
@@ -30,6 +31,32 @@ func CheckListen(text string) error {
 		return errListen
 	}
 	return nil
+}
+
+// Loopback reports whether only this machine reaches an address to listen on.
+func Loopback(listen string) bool {
+	host, _, ok := splitHostPort(listen)
+	return ok && LoopbackHost(host)
+}
+
+// LoopbackHost reports whether a host, a name or an IP address, is this machine alone.
+func LoopbackHost(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback()
+}
+
+// CheckExposed refuses to listen in plain text where other hosts reach the port, unless
+// the operator says so. The key insecure says so. tls is the section that encrypts the
+// port.
+func CheckExposed(listen string, encrypted, allowed bool, tls, insecure string) error {
+	if encrypted || allowed || Loopback(listen) {
+		return nil
+	}
+	return fmt.Errorf("%q accepts plain text from other hosts: set %s.cert_file and %s.key_file, or allow it with the line \"%s: true\", or listen on 127.0.0.1",
+		listen, tls, tls, insecure)
 }
 
 // splitHostPort does what net.SplitHostPort does, without the network's package,

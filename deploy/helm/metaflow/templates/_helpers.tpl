@@ -100,6 +100,17 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- $config = mergeOverwrite $config (dict "http" (dict "tls" (dict
       "cert_file" "/etc/metaflow/tls/http/tls.crt" "key_file" "/etc/metaflow/tls/http/tls.key"))) -}}
 {{- end -}}
+{{- if .Values.insecure -}}
+{{- if not .Values.server.tls.grpc.secretName -}}
+{{- $config = mergeOverwrite $config (dict "grpc" (dict "insecure" true)) -}}
+{{- if dig "gateway" "http_listen" "" .Values.server.config -}}
+{{- $config = mergeOverwrite $config (dict "gateway" (dict "http_insecure" true)) -}}
+{{- end -}}
+{{- end -}}
+{{- if not .Values.server.tls.http.secretName -}}
+{{- $config = mergeOverwrite $config (dict "http" (dict "insecure" true)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $section := list "kafka" "clickhouse" -}}
 {{- with index $.Values.server.tls $section -}}
 {{- if .secretName -}}
@@ -132,6 +143,9 @@ key_file: {{ $dir }}/tls.key
       "kubernetes" (dict "enabled" (toString .Values.agent.kubernetes.enabled) "lease" (printf "%s-agent" (include "metaflow.fullname" .)))
       -}}
 {{- with .Values.clusterName -}}{{- $_ := set $config "cluster" . -}}{{- end -}}
+{{- if .Values.insecure -}}
+{{- $config = mergeOverwrite $config (dict "http" (dict "insecure" true) "otlp" (dict "insecure" true)) -}}
+{{- end -}}
 {{- with .Values.agent.tls -}}
 {{- if .secretName -}}
 {{- $config = mergeOverwrite $config (dict "server" (dict "tls" (include "metaflow.clientTLS" (list "server" .) | fromYaml))) -}}
