@@ -378,6 +378,44 @@ func TestTinyFramesEndTheConnection(t *testing.T) {
 	}
 }
 
+// A client opens streams and resets them at once, which the bound of concurrent streams
+// does not stop. Its connection is closed, whatever it opens, and others are served.
+func TestRapidResetsEndTheConnection(t *testing.T) {
+	for name, method := range map[string]string{"exports": export, "health checks": "/grpc.health.v1.Health/Check", "no method": "/none/None"} {
+		t.Run(name, func(t *testing.T) {
+			reg := prometheus.NewRegistry()
+			srv := start(t, testConfig(), accept, rpc.Options{Registerer: reg})
+			a := attack(t, "127.0.0.9", srv.Addr())
+			ended := make(chan error, 1)
+			go func() { ended <- a.hungUp() }()
+			opened := 0
+			for deadline := time.After(wait.Patience); ; opened++ {
+				a.write(frame(0x3, 0, a.call(method), []byte{0, 0, 0, 8}))
+				select {
+				case <-ended:
+					if got := prom.Value(t, reg, "metaflow_grpc_reset_floods_total"); got != 1 {
+						t.Errorf("the connection ended after %d streams, counted %v", opened, got)
+					}
+					if opened < 1000 {
+						t.Errorf("the connection ended after %d streams, which a client may reset", opened)
+					}
+					if n := accepted(t, clientFrom(t, "127.0.0.8", srv.Addr()), 3); n != 3 {
+						t.Errorf("%d of 3 requests of another client were stored", n)
+					}
+					wait.Until(t, "nothing is in flight", func() bool {
+						bytes, requests := srv.Budget().InFlight()
+						return bytes == 0 && requests == 0
+					})
+					return
+				case <-deadline:
+					t.Fatalf("%d streams were reset, and the connection is open", opened)
+				default:
+				}
+			}
+		})
+	}
+}
+
 // A request that does not fit once its length is known is refused as one that never fitted.
 func TestARequestRefusedOnItsWayIsToComeBack(t *testing.T) {
 	cfg := testConfig()

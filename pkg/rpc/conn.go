@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
@@ -21,6 +22,7 @@ const (
 	prefaceBytes     = 24
 	frameHeaderBytes = 9
 	frameData        = 0x0
+	frameReset       = 0x3
 	flagPadded       = 0x8
 )
 
@@ -34,6 +36,17 @@ const (
 	tinyFrames     = 256
 	tinyFrameBytes = 128
 )
+
+const (
+	// A client may reset resetsAtOnce streams at once, several times what it may have open,
+	// and resetsPerSecond from then on. Clients reset a stream when a call's deadline passes.
+	// Opening and resetting streams in a loop would make the server do the work of a call
+	// for each, without the bound of concurrent streams (CVE-2023-44487).
+	resetsAtOnce    = 1024
+	resetsPerSecond = 128
+)
+
+var errResets = errors.New("the client resets too many streams")
 
 var errTinyFrames = errors.New("the client sends a message in too many small frames")
 
@@ -62,6 +75,8 @@ type conn struct {
 	padding int    // bytes at the end of the payload
 	call    *call  // the call whose data the payload is; nil for other frames and ended calls
 
+	resets *rate.Limiter
+
 	closing sync.Once
 	forget  func() // nil for plain text
 
@@ -74,6 +89,7 @@ func (s *Server) newConn(c net.Conn) *conn {
 	return &conn{
 		Conn: c, server: s, from: bufio.NewReaderSize(c, readBufferBytes), address: address,
 		exports: s.budget.Peer(address), others: s.others.Peer(address),
+		resets:  rate.NewLimiter(resetsPerSecond, resetsAtOnce),
 		preface: prefaceBytes, calls: make(map[uint32]*call),
 	}
 }
@@ -112,7 +128,9 @@ func (c *conn) follow(p []byte) error {
 			p = p[n:]
 			if c.have += n; c.have == frameHeaderBytes {
 				c.have = 0
-				c.begin()
+				if err := c.begin(); err != nil {
+					return err
+				}
 			}
 			continue
 		}
@@ -127,17 +145,22 @@ func (c *conn) follow(p []byte) error {
 }
 
 // begin parses the header of a frame.
-func (c *conn) begin() {
+func (c *conn) begin() error {
 	c.payload = int(c.header[0])<<16 | int(c.header[1])<<8 | int(c.header[2])
 	c.stream = binary.BigEndian.Uint32(c.header[5:]) &^ (1 << 31)
 	c.call, c.padded, c.padding = nil, false, 0
+	if c.header[3] == frameReset && !c.resets.Allow() {
+		c.server.resetFloods.Inc()
+		return errResets
+	}
 	if c.header[3] != frameData {
-		return
+		return nil
 	}
 	c.padded = c.header[4]&flagPadded != 0
 	c.mu.Lock()
 	c.call = c.calls[c.stream]
 	c.mu.Unlock()
+	return nil
 }
 
 // data processes a part of a frame's payload.

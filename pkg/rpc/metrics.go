@@ -61,6 +61,7 @@ type portMetrics struct {
 	panics             prometheus.Counter
 	lateBodies         prometheus.Counter
 	tinyFrames         prometheus.Counter
+	resetFloods        prometheus.Counter
 	refusedCalls       *prometheus.CounterVec
 	refusedConnections *prometheus.CounterVec
 	unauthorized       *prometheus.CounterVec
@@ -79,6 +80,10 @@ func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
 		tinyFrames: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_grpc_tiny_frames_total",
 			Help: "Connections closed because the client sent a message in too many small frames.",
+		}),
+		resetFloods: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "metaflow_grpc_reset_floods_total",
+			Help: "Connections closed because the client reset too many streams.",
 		}),
 		refusedCalls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_grpc_refused_calls_total",
@@ -123,7 +128,7 @@ func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
 		Name: "metaflow_grpc_connections",
 		Help: "Connections to the gRPC port.",
 	}, func() float64 { return float64(s.listener.connections()) })
-	return m, errors.Join(reg.Register(m.panics), reg.Register(m.lateBodies), reg.Register(m.tinyFrames),
+	return m, errors.Join(reg.Register(m.panics), reg.Register(m.lateBodies), reg.Register(m.tinyFrames), reg.Register(m.resetFloods),
 		reg.Register(m.refusedCalls), reg.Register(m.refusedConnections), reg.Register(m.unauthorized),
 		reg.Register(bytesInFlight), reg.Register(requestsInFlight), reg.Register(connections))
 }
