@@ -181,7 +181,7 @@ func TestTroubledByTheReceiversWindow(t *testing.T) {
 	for limited, want := range map[uint64]bool{0: false, 99: false, 100: true, 101: true} {
 		c := conn{seen: 1}
 		s := Socket{Info: Info{Busy: 1000, ReceiveWindowLimited: limited}}
-		if got := c.troubledSince(c.next(&s), &s, 0); got != want {
+		if got := c.troubledSince(c.next(&s), 0, 0); got != want {
 			t.Errorf("limited for %d of 1000 us: troubled %t", limited, got)
 		}
 	}

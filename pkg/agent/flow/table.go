@@ -267,8 +267,8 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		sp.remember(local, peer)
 	}
 	counters := c.next(s)
-	unread := c.unreadSince(s)
-	if c.troubledSince(counters, s, unread) {
+	unread, rtt := c.unreadSince(s), c.certainRTT(s)
+	if c.troubledSince(counters, unread, rtt) {
 		t.reportBefore(sp, c)
 		c.troubled = true
 	}
@@ -284,8 +284,9 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	if c.edge == nil && s.Info.MinRTT != UnknownRTT {
 		c.edge = t.edgeOf(sp, sp.roleOf(c.role, c.local), local, peer, at)
 		c.sample(s.Info.MinRTT, at)
+		rtt = c.certainRTT(s)
 	}
-	c.measure(s)
+	c.measure(s, rtt)
 	c.period.unread = max(c.period.unread, unread)
 	c.unread, c.read = s.unread(), s.Info.BytesReceived-uint64(s.ReceiveQueue)
 	c.update(s, counters)
@@ -401,7 +402,7 @@ func (t *Table) Destroyed(now time.Time, namespace uint64, s *Socket) {
 		c.established = c.established || s.established()
 		c.counters.Retransmits = max(c.counters.Retransmits, countersOf(s).Retransmits)
 	} else {
-		c.measure(s)
+		c.measure(s, c.certainRTT(s))
 		c.update(s, c.next(s))
 		if r := s.role(); r != RoleUnknown && c.role == RoleUnknown {
 			c.role = r
@@ -481,7 +482,7 @@ func (t *Table) reportWhole(sp *space, s *Socket, start, at int64) {
 	role := sp.roleOf(c.role, c.local)
 	if s.Info.MinRTT != UnknownRTT && !s.disconnected() {
 		c.edge = t.edgeOf(sp, role, c.local, c.peer, at)
-		c.measure(s)
+		c.measure(s, c.certainRTT(s))
 	}
 	c.update(s, c.next(s))
 	t.finish(sp, &c, at, s.outcome(role))
@@ -579,8 +580,8 @@ const maxSteps = 12
 // troubledSince reports whether the connection was in trouble since the dump
 // that showed it last, when its counters are now: segments were retransmitted,
 // the receiver's window held the sender back for a tenth of the time, the
-// process left bytes unread, or the round trip time is above its usual.
-func (c *conn) troubledSince(now Counters, s *Socket, unread uint64) bool {
+// process left bytes unread, or the certain round trip time is above its usual.
+func (c *conn) troubledSince(now Counters, unread uint64, rtt uint32) bool {
 	if c.seen == 0 || c.dead {
 		return false
 	}
@@ -588,7 +589,7 @@ func (c *conn) troubledSince(now Counters, s *Socket, unread uint64) bool {
 	if now.Retransmits != c.counters.Retransmits {
 		return true
 	}
-	if limited != 0 && limited >= (now.Busy-c.counters.Busy)/10 || unread > 0 || c.edge.slow(c.certainRTT(s)) {
+	if limited != 0 && limited >= (now.Busy-c.counters.Busy)/10 || unread > 0 || c.edge.slow(rtt) {
 		c.slowSteps = min(c.slowSteps+1, maxSteps+1)
 		return c.slowSteps <= maxSteps
 	}
@@ -615,7 +616,8 @@ func (c *conn) unreadSince(s *Socket) uint64 {
 const unaskedBytes = 4096
 
 // certainRTT returns a round trip time that the network surely needed since the
-// last dump, or 0 if nothing was measured. The kernel's minimum of five minutes
+// last dump, or 0 if nothing was measured. It does not look closer at one that
+// is not slow. The kernel's minimum of five minutes
 // is one. The smoothed round trip time is another, without what it still holds
 // of times before the last dump, and without what the peer may have added by
 // delaying acknowledgements.
@@ -623,6 +625,9 @@ func (c *conn) certainRTT(s *Socket) uint32 {
 	i := &s.Info
 	if c.seen != 0 && i.BytesAcked <= c.acked {
 		return 0
+	}
+	if !c.edge.slow(i.RTT) {
+		return i.RTT
 	}
 	rtt := float64(i.RTT)
 	if c.seen != 0 && c.rtt > i.RTT {
@@ -639,10 +644,9 @@ func (c *conn) certainRTT(s *Socket) uint32 {
 }
 
 // measure adds the socket's round trip times and queues to the period.
-func (c *conn) measure(s *Socket) {
+func (c *conn) measure(s *Socket, certain uint32) {
 	i, p := &s.Info, &c.period
 	p.unsent = max(p.unsent, uint64(i.Unsent))
-	certain := c.certainRTT(s)
 	if i.RTT == 0 || certain == 0 {
 		return
 	}
