@@ -294,6 +294,28 @@ func TestSlow(t *testing.T) {
 	}
 }
 
+// One slow handshake may be a busy host's; several in a row are the network's.
+func TestShortConnectionsMustAgree(t *testing.T) {
+	tab := experienced(t)
+	cookie := uint64(200)
+	slow := func(rtt float64) bool {
+		s := timed(1, rtt, rtt)
+		cookie++
+		s.Cookie = cookie
+		destroy(tab, 10, closed(s))
+		r := only(t, tab)
+		return r.UsualRTT > 0 && r.MaxRTT > 3*r.UsualRTT && r.MaxRTT > r.UsualRTT+slowMargin
+	}
+	for i, step := range []struct {
+		rtt  float64
+		slow bool
+	}{{81, false}, {1, false}, {81, false}, {81, false}, {81, true}, {81, true}, {1, false}, {81, false}} {
+		if got := slow(step.rtt); got != step.slow {
+			t.Errorf("connection %d of %.0f ms: slow %t", i, step.rtt, got)
+		}
+	}
+}
+
 // Bytes of the connection's own that fill a queue are told from distance.
 func TestQueueOfItsOwn(t *testing.T) {
 	with := func(s Socket, unsent, inFlight uint32) Socket {

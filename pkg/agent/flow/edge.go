@@ -54,6 +54,7 @@ type edge struct {
 	bucket int64  // number of the current half hour
 	seen   int64
 	count  uint32
+	run    uint8 // connections in a row whose first minimum was slow
 	bins   [rttBins]uint16
 	past   []uint32 // results of earlier half hours
 }
@@ -114,6 +115,15 @@ func rttOf(bin int) uint32 {
 	}
 	power := bin/4 - 1
 	return uint32(bin%4+4)<<power + 1<<power/2
+}
+
+// begin counts a new connection with its first minimum.
+func (e *edge) begin(rtt uint32) {
+	if e.slow(rtt) {
+		e.run = min(e.run+1, enoughSamples)
+	} else {
+		e.run = 0
+	}
 }
 
 // slow reports whether a round trip time is above the usual of the edge. A nil

@@ -283,6 +283,9 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	}
 	if c.edge == nil && s.Info.MinRTT != UnknownRTT {
 		c.edge = t.edgeOf(sp, sp.roleOf(c.role, c.local), local, peer, at)
+		if c.edge != nil {
+			c.edge.begin(s.Info.MinRTT)
+		}
 		c.sample(s.Info.MinRTT, at)
 		rtt = c.certainRTT(s)
 	}
@@ -481,7 +484,9 @@ func (t *Table) reportWhole(sp *space, s *Socket, start, at int64) {
 	}
 	role := sp.roleOf(c.role, c.local)
 	if s.Info.MinRTT != UnknownRTT && !s.disconnected() {
-		c.edge = t.edgeOf(sp, role, c.local, c.peer, at)
+		if c.edge = t.edgeOf(sp, role, c.local, c.peer, at); c.edge != nil {
+			c.edge.begin(s.Info.MinRTT)
+		}
 		c.measure(s, c.certainRTT(s))
 	}
 	c.update(s, c.next(s))
@@ -617,7 +622,8 @@ const unaskedBytes = 4096
 
 // certainRTT returns a round trip time that the network surely needed since the
 // last dump, or 0 if nothing was measured. It does not look closer at one that
-// is not slow. The kernel's minimum of five minutes
+// is not slow. A single measurement may be long because a host was busy: a
+// connection needs several, or the connections of the edge must agree. The kernel's minimum of five minutes
 // is one. The smoothed round trip time is another, without what it still holds
 // of times before the last dump, and without what the peer may have added by
 // delaying acknowledgements.
@@ -628,6 +634,9 @@ func (c *conn) certainRTT(s *Socket) uint32 {
 	}
 	if !c.edge.slow(i.RTT) {
 		return i.RTT
+	}
+	if i.Delivered < enoughDelivered && c.edge.run < enoughSamples {
+		return c.edge.usual
 	}
 	rtt := float64(i.RTT)
 	if c.seen != 0 && c.rtt > i.RTT {
@@ -642,6 +651,10 @@ func (c *conn) certainRTT(s *Socket) uint32 {
 	}
 	return certain
 }
+
+// enoughDelivered is the number of delivered segments from which the round trip
+// times of one connection count by themselves.
+const enoughDelivered = 8
 
 // measure adds the socket's round trip times and queues to the period.
 func (c *conn) measure(s *Socket, certain uint32) {
