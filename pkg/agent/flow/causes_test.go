@@ -233,6 +233,39 @@ func TestUnread(t *testing.T) {
 	}
 }
 
+// A row of trouble starts with its step, also on a connection that rested for
+// long.
+func TestTroubleAfterRest(t *testing.T) {
+	tab := opened(Config{})
+	s := living(5, 1000)
+	s.Local, s.Peer = s.Peer, s.Local
+	s.Info.BytesAcked = 1000
+	for second := 5; second <= 115; second += 5 {
+		dump(tab, second, listener("10.0.0.2:80"), s)
+	}
+	tab.Take(nil)
+	s.Info.BytesReceived, s.ReceiveQueue = s.Info.BytesReceived+100, 100
+	dump(tab, 120, s)
+	tab.Take(nil)
+	dump(tab, 125, s)
+	if r := only(t, tab); r.UnreadBytes != 100 || r.Start != at(120).UnixNano() || r.End != at(125).UnixNano() {
+		t.Errorf("row %+v", r)
+	}
+	s.Info.BytesReceived, s.ReceiveQueue = s.Info.BytesReceived+100, 0
+	for second := 130; second <= 145; second += 5 {
+		dump(tab, second, s)
+	}
+	if n := tab.Pending(); n != 0 {
+		t.Fatalf("%d rows while nothing is wrong", n)
+	}
+	s.Info.Retransmits = 3
+	dump(tab, 150, s)
+	got := tab.Take(nil)
+	if len(got) != 2 || got[0].Start != at(125).UnixNano() || got[0].BytesReceived != 100 || got[1].Start != at(145).UnixNano() || got[1].Retransmits != 3 {
+		t.Errorf("rows %+v", got)
+	}
+}
+
 // timed returns a client's socket with these round trip times, in milliseconds,
 // after so many exchanges.
 func timed(exchanges uint64, rtt, least float64) Socket {

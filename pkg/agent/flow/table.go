@@ -266,6 +266,16 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		t.size++
 		sp.remember(local, peer)
 	}
+	if c.role == RoleUnknown {
+		c.role = s.role()
+	}
+	if c.edge == nil && s.Info.MinRTT != UnknownRTT {
+		c.edge = t.edgeOf(sp, sp.roleOf(c.role, c.local), local, peer, at)
+		if c.edge != nil {
+			c.edge.begin(s.Info.MinRTT)
+		}
+		c.sample(s.Info.MinRTT, at)
+	}
 	counters := c.next(s)
 	unread, rtt := c.unreadSince(s), c.certainRTT(s)
 	if c.troubledSince(counters, unread, rtt) {
@@ -277,17 +287,6 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 	c.peerClosed = c.peerClosed || s.peerClosed()
 	if s.Inode != 0 { // a socket that closes slowly belongs to no process any more
 		c.inode = s.Inode
-	}
-	if c.role == RoleUnknown {
-		c.role = s.role()
-	}
-	if c.edge == nil && s.Info.MinRTT != UnknownRTT {
-		c.edge = t.edgeOf(sp, sp.roleOf(c.role, c.local), local, peer, at)
-		if c.edge != nil {
-			c.edge.begin(s.Info.MinRTT)
-		}
-		c.sample(s.Info.MinRTT, at)
-		rtt = c.certainRTT(s)
 	}
 	c.measure(s, rtt)
 	c.period.unread = max(c.period.unread, unread)
@@ -623,10 +622,11 @@ const unaskedBytes = 4096
 // certainRTT returns a round trip time that the network surely needed since the
 // last dump, or 0 if nothing was measured. It does not look closer at one that
 // is not slow. A single measurement may be long because a host was busy: a
-// connection needs several, or the connections of the edge must agree. The kernel's minimum of five minutes
-// is one. The smoothed round trip time is another, without what it still holds
-// of times before the last dump, and without what the peer may have added by
-// delaying acknowledgements.
+// connection needs several, or the connections of the edge must agree.
+//
+// The kernel's minimum of five minutes is certain. So is the smoothed round trip
+// time, without what it still holds of times before the last dump, and without
+// what the peer may have added by delaying acknowledgements.
 func (c *conn) certainRTT(s *Socket) uint32 {
 	i := &s.Info
 	if c.seen != 0 && i.BytesAcked <= c.acked {
@@ -699,9 +699,14 @@ func (c *conn) sample(rtt uint32, at int64) {
 }
 
 // reportBefore appends a row up to the last dump, so that the row of the
-// trouble since then covers only the trouble.
+// trouble since then covers only the trouble. Without activity until then there
+// is nothing to report.
 func (t *Table) reportBefore(sp *space, c *conn) {
-	if c.seen > c.reported && c.counters != c.base && len(t.rows) < t.cfg.maxRows() {
+	switch {
+	case c.seen <= c.reported:
+	case c.counters == c.base && (c.counted || !c.established):
+		c.reported = c.seen
+	case len(t.rows) < t.cfg.maxRows():
 		t.report(sp, c, c.seen)
 	}
 }
