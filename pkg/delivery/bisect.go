@@ -3,16 +3,18 @@ package delivery
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // bisection is the search for the refused rows of a block.
 type bisection struct {
 	todo     [][]int // pieces that are not stored yet; the next one is last
 	refused  []RefusedRow
-	accepted piece // one that ClickHouse took; without rows while there is none
-	inARow   int   // single rows that were refused since ClickHouse took anything
-	seen     int64 // Moment.Accepted at the last refusal
-	second   bool  // the refused rows are tried again
+	accepted piece     // one that ClickHouse took; without rows while there is none
+	since    time.Time // when it was first sent
+	inARow   int       // single rows that were refused since ClickHouse took anything
+	seen     int64     // Moment.Accepted at the last refusal
+	second   bool      // the refused rows are tried again
 }
 
 // piece is some rows of the block, inserted as a block of their own.
@@ -79,9 +81,10 @@ func (m *Machine) nextPiece() {
 	last := len(s.todo) - 1
 	this := piece{m.blockRange().Token() + "/piece-" + m.partition.Unique(), s.todo[last]}
 	s.todo = s.todo[:last]
+	sent := m.at.Time
 	m.do(Insert{Token: this.token, Rows: this.rows},
 		func(Event) {
-			s.accepted, s.inARow = this, 0
+			s.accepted, s.since, s.inARow = this, sent, 0
 			m.nextPiece()
 		},
 		func(refusal Event) {
@@ -143,11 +146,12 @@ func (m *Machine) judgeRefused() {
 
 // tryOthers goes on when the table takes other rows than those that were refused
 // last. A piece that it has taken is sent again under its token, so that it is
-// checked as before and not stored twice. Where there is none, other partitions
-// may have had more luck, also since the block was given up before.
+// checked as before and not stored twice. Where there is none, or the table may have
+// forgotten its token, other partitions may have had more luck, also since the block
+// was given up before.
 func (m *Machine) tryOthers(then func()) {
 	s := &m.bisection
-	if len(s.accepted.rows) == 0 {
+	if len(s.accepted.rows) == 0 || !MayRepeat(s.since, m.at.Time) {
 		since := s.seen
 		if m.refusedAt >= 0 {
 			since = m.refusedAt

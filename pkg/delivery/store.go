@@ -17,6 +17,7 @@ type block struct {
 	// an earlier attempt.
 	maybeStored bool
 	planned     bool      // an earlier owner planned this very range, and may have used its token
+	announced   time.Time // when this owner began to commit its plan
 	tried       time.Time // when the block was first sent under token
 	token       string    // empty means that of the range
 	own         bool      // nothing was ever sent under token, and nobody else can
@@ -60,6 +61,7 @@ func (m *Machine) flush() {
 			m.insertOrEnd()
 			return
 		}
+		b.announced = m.at.Time
 		m.commit(b.from, b.before, Plan{To: b.to, First: b.first, Shard: m.shard}, func(Event) { m.insertOrEnd() })
 	})
 }
@@ -106,8 +108,16 @@ func (m *Machine) insertOrEnd() {
 //   - Success after an error proves nothing either. ClickHouse writes down the
 //     token before the rows are in place, so a crash between the two leaves a
 //     token without rows.
+//   - A plan that was announced long ago proves nothing either. The program may have been
+//     stopped in between, and whoever read the plan meanwhile has stored the range.
+//     The lease rules that out as long as Kafka keeps its promise; the look costs
+//     one query and does not rest on it.
 func (m *Machine) insert() {
-	if b := &m.block; !b.maybeStored || m.repeats() {
+	b := &m.block
+	if b.tried.IsZero() && !MayRepeat(b.announced, m.at.Time) {
+		b.maybeStored = true
+	}
+	if !b.maybeStored || m.repeats() {
 		m.send()
 		return
 	}
