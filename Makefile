@@ -3,17 +3,20 @@
 GO       ?= go
 BIN      := bin
 CHDB     := 26.7.3-stable.1
-ENGINE   := .cache/chdb/$(CHDB)
+CHDB_DIR := .cache/chdb/$(CHDB)
 LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BUF      := github.com/bufbuild/buf/cmd/buf@v1.75.0
 FUZZTIME ?= 30s
 DATA_DIR ?= .cache/standalone
+FAULTS   ?= 200
+ENGINE   ?= apache
+SEED     ?= $(shell date +%s)
 
 # The programs need no C compiler and no C library.
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +26,7 @@ build: ## build the programs into bin/
 	ln -f $(BIN)/metaflow-ctl $(BIN)/metaflow-cli
 
 engine: ## fetch the embedded ClickHouse, unless there is one on the PATH
-	@command -v clickhouse >/dev/null || deploy/engine/fetch.sh $(ENGINE)
+	@command -v clickhouse >/dev/null || deploy/engine/fetch.sh $(CHDB_DIR)
 
 demo: build engine ## run the WebStore through the whole pipeline and print the answers from SQL
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/webstore-service ./deploy/demo/service
@@ -104,6 +107,9 @@ bench-queries: engine ## measure answers among fifty million spans and flows, be
 
 storage-lab: engine ## measure the storage variants that migrations/STORAGE.md compares
 	$(GO) run ./integration/lab/storage
+
+faults: engine kafka-if-possible ## compare what was acknowledged with what is stored after FAULTS random faults (default 200, of SEED) with ENGINE=apache or embedded (an hour)
+	$(GO) run ./integration/faults -faults $(FAULTS) -seed $(SEED) -engine $(ENGINE)
 
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 	@set -e; $(GO) list ./... | while read -r pkg; do \

@@ -27,6 +27,9 @@ type Options struct {
 	// Listen is the host:port to listen on and to advertise to clients; port 0 picks a
 	// free one. Empty means 127.0.0.1:9092.
 	Listen string
+	// Advertise is the host:port that clients are told to connect to, if they reach the
+	// broker through a proxy. Empty means the address of the listener.
+	Advertise string
 	// DataDir stores the data and is created if missing. Empty keeps the data in memory.
 	DataDir string
 	// SyncWrites syncs every write to disk before it is acknowledged.
@@ -79,6 +82,9 @@ func Start(opts Options) (*Broker, error) {
 			return nil, errors.Join(fmt.Errorf("start kafka on %s: %w", opts.Listen, err), ln.Close())
 		}
 	}
+	if opts.Advertise != "" {
+		ln = advertised{ln, opts.Advertise}
+	}
 	if b.cluster, err = kfake.NewCluster(options(opts, ln)...); err != nil {
 		return nil, errors.Join(fmt.Errorf("start kafka on %s with data in %q: %w", opts.Listen, opts.DataDir, err), ln.Close(), b.unlock())
 	}
@@ -111,7 +117,21 @@ func options(opts Options, ln net.Listener) []kfake.Opt {
 	return kopts
 }
 
-// Addr returns the host:port that clients connect to.
+// advertised is a listener that clients reach at another address; kfake tells them the
+// listener's.
+type advertised struct {
+	net.Listener
+	at string
+}
+
+func (a advertised) Addr() net.Addr { return advertisedAddr(a.at) }
+
+type advertisedAddr string
+
+func (advertisedAddr) Network() string  { return "tcp" }
+func (a advertisedAddr) String() string { return string(a) }
+
+// Addr returns the host:port that the broker listens on.
 func (b *Broker) Addr() string { return b.addr }
 
 // Cluster returns kfake's own interface, with which tests inject faults

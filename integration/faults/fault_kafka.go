@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// topicOf draws one of the two signals.
+func topicOf(r *rand.Rand) (topic, group string) {
+	if r.IntN(3) == 0 {
+		return schema.TopicFlows, flowGroup
+	}
+	return schema.TopicSpans, spanGroup
+}
+
+// withoutWriters ends all servers in order, calls f, and starts them again.
+func (s *site) withoutWriters(f func() error) error {
+	for _, srv := range s.servers {
+		srv.terminate(40 * time.Second)
+	}
+	err := f()
+	for _, srv := range s.servers {
+		err = errors.Join(err, srv.start())
+	}
+	return err
+}
+
+func planOffsetsDeleted(s *site, r *rand.Rand) (fault, bool) {
+	_, group := topicOf(r)
+	return fault{
+		what: "all servers end, and the offsets of " + group + " are deleted",
+		run: func(ctx context.Context) error {
+			return s.withoutWriters(func() error { return s.kafka.deleteGroup(ctx, group) })
+		},
+	}, true
+}
+
+// planOffsetsReset moves the offsets of some partitions back, as an operator's tool does. Forward
+// would lose what is passed over.
+func planOffsetsReset(s *site, r *rand.Rand) (fault, bool) {
+	topic, group := topicOf(r)
+	back := 1 + r.Int64N(200)
+	return fault{
+		what: fmt.Sprintf("all servers end, and the offsets of %s are set back by %d", group, back),
+		run: func(ctx context.Context) error {
+			return s.withoutWriters(func() error {
+				var offsets map[int32]int64
+				err := retried(ctx, func(ctx context.Context) error {
+					found, err := s.kafka.committed(ctx, group, topic)
+					offsets = make(map[int32]int64)
+					for p, c := range found {
+						if c.Offset >= 0 {
+							offsets[p] = max(0, c.Offset-back)
+						}
+					}
+					return err
+				})
+				if err != nil || len(offsets) == 0 {
+					return err
+				}
+				return s.kafka.reset(ctx, group, topic, offsets)
+			})
+		},
+	}, true
+}
+
+// planTopicGrown adds partitions while no request is under way: docs/guarantees.md excludes copies of
+// a request that comes under both numbers of partitions before its first copy is stored.
+func planTopicGrown(s *site, r *rand.Rand) (fault, bool) {
+	topic, _ := topicOf(r)
+	const most = 12 // a partition takes memory of every program
+	return fault{
+		what: topic + " gets one more partition",
+		run: func(ctx context.Context) error {
+			speak := s.load.silence()
+			defer speak()
+			return retried(ctx, func(ctx context.Context) error {
+				resp, err := s.kafka.metadata(ctx, topic)
+				if err != nil || len(resp.Topics[0].Partitions) >= most {
+					return err
+				}
+				_, err = s.kafka.grow(ctx, topic, 1)
+				return err
+			})
+		},
+	}, true
+}
+
+// planTopicAnew deletes a topic when all that is in it is stored, and creates it again at once.
+func planTopicAnew(s *site, r *rand.Rand) (fault, bool) {
+	topic, _ := topicOf(r)
+	return fault{
+		what: topic + " is deleted once it is drained, and made anew",
+		run: func(ctx context.Context) error {
+			speak := s.load.silence()
+			defer speak()
+			if err := s.drain(ctx, s.o.settle); err != nil {
+				return err
+			}
+			if err := retried(ctx, func(ctx context.Context) error {
+				err := s.kafka.deleteTopic(ctx, topic)
+				if errors.Is(err, kerr.UnknownTopicOrPartition) {
+					return nil // by an earlier attempt
+				}
+				return err
+			}); err != nil {
+				return err
+			}
+			return retried(ctx, func(ctx context.Context) error { // Kafka deletes in the background
+				err := s.kafka.tables.EnsureTopics(ctx, kafka.Topic{Name: topic})
+				if err == nil {
+					_, err = s.kafka.ends(ctx, topic)
+				}
+				return err
+			})
+		},
+	}, true
+}
+
+// planAnotherLeader kills the broker that leads a partition, waits for another leader, starts the
+// broker and gives it its partitions back.
+func planAnotherLeader(s *site, r *rand.Rand) (fault, bool) {
+	topic, _ := topicOf(r)
+	partition := int32(r.IntN(partitions))
+	return fault{
+		what: fmt.Sprintf("the leader of %s/%d is killed, another one elected, and the first one again", topic, partition), takes: brokerNames(s),
+		run: func(ctx context.Context) error {
+			var leader int
+			if err := retried(ctx, func(ctx context.Context) (err error) {
+				leader, err = s.kafka.leader(ctx, topic, partition)
+				return err
+			}); err != nil {
+				return err
+			}
+			p := s.kafka.brokers[leader]
+			p.kill()
+			wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+			defer cancel()
+			err := retried(wait, func(ctx context.Context) error {
+				now, err := s.kafka.leader(ctx, topic, partition)
+				if err == nil && now == leader {
+					err = fmt.Errorf("%s still leads %s/%d", p.name, topic, partition)
+				}
+				return err
+			})
+			if err := errors.Join(err, p.start()); err != nil {
+				return err
+			}
+			if err := s.kafka.inSync(ctx); err != nil {
+				return err
+			}
+			return s.kafka.electPreferred(ctx)
+		},
+	}, s.kafka.apache
+}
+
+// planLogCutOff kills a broker and takes the end of its last segments away, which it must get from its
+// replicas. All of them are in sync before.
+func planLogCutOff(s *site, r *rand.Rand) (fault, bool) {
+	i, bytes := r.IntN(len(s.kafka.brokers)), 1+r.Int64N(200_000)
+	topic, _ := topicOf(r)
+	return fault{
+		what: fmt.Sprintf("broker-%d is killed and loses up to %d bytes of each log of %s", i+1, bytes, topic),
+		run: func(ctx context.Context) error {
+			if err := s.kafka.inSync(ctx); err != nil {
+				return err
+			}
+			s.kafka.brokers[i].kill()
+			var lost int64
+			for p := range int32(partitions) {
+				n, err := s.kafka.truncate(i, topic, p, bytes)
+				if err != nil {
+					return err
+				}
+				lost += n
+			}
+			s.event("broker-%d loses %d bytes of %s", i+1, lost, topic)
+			sleep(ctx, 2*time.Second)
+			if err := s.kafka.brokers[i].start(); err != nil {
+				return err
+			}
+			return s.kafka.inSync(ctx)
+		},
+	}, s.kafka.apache
+}
+
+// brokerNames is for faults during which no other broker may fail.
+func brokerNames(s *site) (names []string) {
+	for _, b := range s.kafka.brokers {
+		names = append(names, b.name)
+	}
+	return names
+}
+
+// planSpoolFull takes all space of an agent's spool, while it cannot send.
+func planSpoolFull(s *site, r *rand.Rand) (fault, bool) {
+	i, d := r.IntN(len(s.agents)), between(r, 2*time.Second, 8*time.Second)
+	a := s.agents[i]
+	return fault{
+		what: fmt.Sprintf("%s reaches no server, and the disk of its spool is full, for %s", a.name, d.Round(time.Millisecond)), takes: []string{a.name, "refusals"},
+		run: func(ctx context.Context) error {
+			links := s.between[i*gateways : (i+1)*gateways]
+			for _, l := range links {
+				l.setRefuse(true)
+				l.cut()
+			}
+			sleep(ctx, d/2) // the spool gets something
+			free, err := fill(a.spool)
+			if err == nil {
+				sleep(ctx, d)
+				free()
+			}
+			for _, l := range links {
+				l.setRefuse(false)
+			}
+			return err
+		},
+	}, s.o.mounts
+}
+
+// planBrokerFull takes all space of a broker's disk. Apache Kafka then halts, and starts again
+// when there is space.
+func planBrokerFull(s *site, r *rand.Rand) (fault, bool) {
+	i, d := r.IntN(len(s.kafka.brokers)), between(r, 3*time.Second, 9*time.Second)
+	p := s.kafka.brokers[i]
+	return fault{
+		what: fmt.Sprintf("the disk of %s is full for %s", p.name, d.Round(time.Millisecond)),
+		run: func(ctx context.Context) error {
+			free, err := fill(s.kafka.dirs[i])
+			if err != nil {
+				return err
+			}
+			sleep(ctx, d)
+			free()
+			return s.kafka.inSync(ctx)
+		},
+	}, s.o.mounts && s.kafka.apache
+}
