@@ -229,21 +229,25 @@ func planClock(s *site, r *rand.Rand) (fault, bool) {
 	type clock struct {
 		name string
 		set  func(string, time.Duration) error
+		most time.Duration
 	}
+	// Two copies of a request have the times of two gateways, which may not differ by more than
+	// writer.dedup_window.
+	const far, ofServer = 3 * time.Hour, 9 * time.Minute
 	var all []clock
 	if s.clocks.overlay {
 		for _, srv := range s.servers {
-			all = append(all, clock{srv.name, s.clocks.setGo})
+			all = append(all, clock{srv.name, s.clocks.setGo, ofServer})
 		}
 		for _, a := range s.agents {
-			all = append(all, clock{a.name, s.clocks.setGo})
+			all = append(all, clock{a.name, s.clocks.setGo, far})
 		}
 	}
 	if s.clocks.library != "" {
-		all = append(all, clock{"clickhouse", s.clocks.setC})
+		all = append(all, clock{"clickhouse", s.clocks.setC, far})
 		if s.kafka.apache {
 			for _, b := range s.kafka.brokers {
-				all = append(all, clock{b.name, s.clocks.setC})
+				all = append(all, clock{b.name, s.clocks.setC, far})
 			}
 		}
 	}
@@ -253,7 +257,7 @@ func planClock(s *site, r *rand.Rand) (fault, bool) {
 	c := pick(r, all)
 	offset := between(r, time.Second, 2*time.Minute)
 	if r.IntN(2) == 0 {
-		offset = between(r, 2*time.Minute, 3*time.Hour)
+		offset = between(r, 2*time.Minute, c.most)
 	}
 	if r.IntN(2) == 0 {
 		offset = -offset
