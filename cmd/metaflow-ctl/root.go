@@ -66,7 +66,7 @@ func newRoot(name string, env environment) *cobra.Command {
 		name = "metaflow-ctl"
 	}
 	o := &options{env: env}
-	root := program.Root(name, "Control the agents of MetaFlow", newAgent(o), newGroup(o), newGroupConfig(o))
+	root := program.Root(name, "Control the agents of MetaFlow", newAgent(o), newGroup(o), newGroupConfig(o), newVerify(o))
 	root.Long = fmt.Sprintf(`%[1]s shows the agents of a metaflow-server and changes their configuration.
 
 To receive traces of OpenTelemetry collectors on port 38086 of every agent of a group:

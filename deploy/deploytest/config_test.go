@@ -170,7 +170,7 @@ func TestWords(t *testing.T) {
 // The files in the ConfigMaps pass the programs' checks, and every environment
 // variable next to them is a key of the program.
 func TestChartConfigPassesCheck(t *testing.T) {
-	keys := map[string]string{"server": variables(t, "metaflow-server"), "migrate": variables(t, "metaflow-server"), "schema": variables(t, "metaflow-server"), "agent": variables(t, "metaflow-agent")}
+	keys := map[string]string{"server": variables(t, "metaflow-server"), "migrate": variables(t, "metaflow-server"), "schema": variables(t, "metaflow-server"), "agent": variables(t, "metaflow-agent"), "verify": variables(t, "metaflow-ctl", "verify")}
 	for name := range matrix {
 		t.Run(name, func(t *testing.T) {
 			o := release{}.fromMatrix(t, name).objects(t)
@@ -215,9 +215,9 @@ func TestChartConfigPassesCheck(t *testing.T) {
 	}
 }
 
-func variables(t *testing.T, program string) string {
+func variables(t *testing.T, program string, command ...string) string {
 	t.Helper()
-	text, err := run(t, program, nil, "config", "print")
+	text, err := run(t, program, nil, append(command, "config", "print")...)
 	if err != nil {
 		t.Fatal(err)
 	}

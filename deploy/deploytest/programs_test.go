@@ -86,7 +86,11 @@ func checkConfig(t *testing.T, name, text string, env ...string) error {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := run(t, name, env, "config", "check", "--config", file)
+	command := []string{"config", "check", "--config", file}
+	if name == "metaflow-verify" {
+		name, command = "metaflow-ctl", append([]string{"verify"}, command...)
+	}
+	_, err := run(t, name, env, command...)
 	return err
 }
 

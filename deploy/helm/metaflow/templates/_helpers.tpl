@@ -184,6 +184,13 @@ key_file: {{ $dir }}/tls.key
       name: {{ . }}
       key: {{ ternary $.Values.server.credentials.kafkaPassword.key "kafka-password" (ne $.Values.server.credentials.kafkaPassword.existingSecret "") }}
 {{- end }}
+{{- with include "metaflow.clickhouse.env" . | trim }}
+{{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* ClickHouse's password. */}}
+{{- define "metaflow.clickhouse.env" -}}
 {{- if .Values.clickhouse.enabled }}
 - name: METAFLOW_CLICKHOUSE_PASSWORD
   valueFrom:

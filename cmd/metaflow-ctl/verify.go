@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/config"
+	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/verify"
+)
+
+// verifyConfig is the configuration of verify: METAFLOW_ variables, a file and flags. The
+// section of ClickHouse is the server's.
+type verifyConfig struct {
+	ClickHouse clickhouse.Config `mapstructure:"clickhouse"`
+	Verify     verify.Config     `mapstructure:"verify"`
+	HTTP       opshttp.Config    `mapstructure:"http"`
+	Log        program.Log       `mapstructure:"log"`
+}
+
+func defaultVerify() *verifyConfig {
+	c := &verifyConfig{ClickHouse: clickhouse.DefaultConfig(), Verify: verify.DefaultConfig(), HTTP: opshttp.DefaultConfig(), Log: program.DefaultLog()}
+	c.HTTP.Listen = "127.0.0.1:20418"
+	c.Log.Format = "text"
+	return c
+}
+
+// Validate reports every problem, each by its key.
+func (c *verifyConfig) Validate() error {
+	return errors.Join(
+		config.Section("clickhouse", c.ClickHouse.Validate()), config.Section("verify", c.Verify.Validate()),
+		config.Section("http", c.HTTP.Validate()), config.Section("log", c.Log.Validate()),
+	)
+}
+
+var verifyConfigured = program.Configured[*verifyConfig]{New: defaultVerify}
+
+// verifyFlags maps flags to keys.
+var verifyFlags = map[string]string{
+	"endpoint": "verify.endpoint", "otlp-token-file": "verify.token_file", "spans": "verify.spans", "duration": "verify.duration",
+	"rate": "verify.rate", "batch": "verify.batch", "late": "verify.late", "lost-after": "verify.lost_after", "recheck": "verify.recheck",
+	"clickhouse": "clickhouse.addresses", "database": "clickhouse.database", "clickhouse-user": "clickhouse.username", "keep": "verify.keep", "listen": "http.listen",
+}
+
+func newVerify(o *options) *cobra.Command {
+	var forever bool
+	cmd := &cobra.Command{
+		Use: "verify", Short: "Send spans through the pipeline and check that each is stored once", Args: program.Args(cobra.NoArgs),
+		Long: `verify sends spans of its own, through an agent or a server, and asks ClickHouse for
+them. It counts the spans that are stored, lost, stored twice, damaged or late, and how
+long they took from acknowledgement to visibility in SQL.
+
+  metaflow-ctl verify --endpoint http://NODE:38086 --clickhouse HOST:9000
+  metaflow-ctl verify --endpoint grpc://HOST:20035 --spans 10000 --rate 1000
+  metaflow-ctl verify --forever --rate 10       # serves /metrics on http.listen
+
+Its spans have service_name metaflow-verify. It does not use the server's REST API, so
+the flags --ip to --tls have no effect. METAFLOW_CLICKHOUSE_PASSWORD holds
+ClickHouse's password; 'verify config print' shows every key of the file.
+
+Exit status: 0 if every span was acknowledged and stored in time, once, as it was sent;
+1 if not; 2 if the command line or the configuration is invalid.`,
+	}
+	flags := verifyConfigured.AddFlags(cmd, verifyFlags)
+	cmd.Flags().BoolVar(&forever, "forever", false, "send until a signal ends it, and serve metrics; --spans and --duration are ignored")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg := defaultVerify()
+		if forever {
+			// Copies and losses may come late in a cluster under repair.
+			cfg.Verify.Rate, cfg.Verify.LostAfter, cfg.Verify.Recheck = 10, 10*time.Minute, 2*time.Minute
+			cfg.Verify.Keep = 24 * time.Hour
+		}
+		if err := flags.LoadOver(cfg); err != nil {
+			return err
+		}
+		if forever {
+			cfg.Verify.Spans, cfg.Verify.Duration = 0, 0
+		} else if cmd.Flags().Changed("duration") && !cmd.Flags().Changed("spans") {
+			cfg.Verify.Spans = 0
+		}
+		return o.verify(cmd, cfg, forever)
+	}
+	cmd.AddCommand(verifyConfigured.Command(nil))
+	return cmd
+}
+
+// graceOfOnce and graceForever are how long spans under way are looked up after a signal;
+// Kubernetes waits thirty seconds.
+const (
+	graceOfOnce  = 2 * time.Minute
+	graceForever = 20 * time.Second
+)
+
+func (o *options) verify(cmd *cobra.Command, cfg *verifyConfig, forever bool) error {
+	log := cfg.Log.Logger(cmd.ErrOrStderr())
+	db, err := clickhouse.Open(cfg.ClickHouse, log)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	sender, err := verify.NewSender(cfg.Verify, log)
+	if err != nil {
+		return err
+	}
+	defer sender.Close()
+	opts := verify.Options{Sender: sender, Store: verify.NewStore(db, cfg.ClickHouse.Database), Logger: log}
+	if !forever && isTerminal(cmd.ErrOrStderr()) {
+		opts.Progress = func(r verify.Report) { progressLine(cmd.ErrOrStderr(), &r) }
+	}
+	verifier, err := verify.New(cfg.Verify, opts)
+	if err != nil {
+		return err
+	}
+	if forever {
+		return verifyForever(cmd.Context(), cfg, verifier, db)
+	}
+	// A wrong address or password is known before the first span.
+	if err := db.Ping(cmd.Context()); err != nil {
+		return fmt.Errorf("%w\nset ClickHouse's address with --clickhouse", err)
+	}
+	report := verifier.Run(cmd.Context(), graceOfOnce)
+	if opts.Progress != nil {
+		fmt.Fprint(cmd.ErrOrStderr(), "\r\x1b[K")
+	}
+	c := &call{Command: cmd, options: o}
+	if err := c.print(&report, func() *table { return reportTable(&report) }); err != nil {
+		return err
+	}
+	return verdict(&report)
+}
+
+// verifyForever serves metrics until ctx ends. It fails only if it cannot run at all.
+func verifyForever(ctx context.Context, cfg *verifyConfig, verifier *verify.Verifier, db *clickhouse.DB) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(verify.NewCollector(verifier))
+	server, err := opshttp.New(cfg.HTTP, opshttp.Options{Gatherer: registry, Checks: []opshttp.Check{{Name: "clickhouse", Func: db.Ping}}})
+	if err != nil {
+		return err
+	}
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan error, 1)
+	running, failed := context.WithCancelCause(ctx)
+	defer failed(nil)
+	go func() {
+		err := server.Run(serving)
+		failed(err)
+		served <- err
+	}()
+	report := verifier.Run(running, graceForever)
+	stop()
+	err = <-served
+	if err == nil && (report.Lost+report.Twice+report.Damaged) > 0 {
+		err = verdict(&report)
+	}
+	return err
+}
+
+// verdict is an error if anything was wrong.
+func verdict(r *verify.Report) error {
+	switch {
+	case r.Right():
+		return nil
+	case r.Acknowledged == 0:
+		return fmt.Errorf("no span was acknowledged: %s", r.Problem)
+	case r.Lost+r.Twice+r.Damaged > 0:
+		return fmt.Errorf("%d spans are lost, %d stored twice, %d damaged", r.Lost, r.Twice, r.Damaged)
+	case r.Unverified > 0:
+		return fmt.Errorf("%d spans could not be looked up: %s", r.Unverified, orUnknown(r.Problem))
+	case r.Refused+r.Unanswered > 0:
+		return fmt.Errorf("%d spans were refused and %d not answered: %s", r.Refused, r.Unanswered, r.Problem)
+	default:
+		return fmt.Errorf("%d spans are late", r.Late)
+	}
+}
+
+func orUnknown(problem string) string {
+	if problem == "" {
+		return "the run was interrupted"
+	}
+	return problem
+}
+
+func reportTable(r *verify.Report) *table {
+	t := &table{}
+	number := func(name string, n int64) { t.add(name, strconv.FormatInt(n, 10)) }
+	t.add("run", r.Run)
+	number("sent", r.Sent)
+	number("acknowledged", r.Acknowledged)
+	number("refused", r.Refused)
+	number("unanswered", r.Unanswered)
+	number("stored", r.Stored)
+	number("lost", r.Lost)
+	number("unverified", r.Unverified)
+	number("twice", r.Twice)
+	number("damaged", r.Damaged)
+	number("late", r.Late)
+	if r.Stored > 0 {
+		t.add("visible after", fmt.Sprintf("p50 %s, p99 %s, max %s", short(r.Delay.P50), short(r.Delay.P99), short(r.Delay.Max)))
+		for _, b := range r.Delay.Buckets {
+			name := "  up to " + short(b.UpTo)
+			if b.UpTo == 0 {
+				name = "  later"
+			}
+			if b.Spans > 0 {
+				number(name, b.Spans)
+			}
+		}
+	}
+	if r.Problem != "" {
+		t.add("last error", r.Problem)
+	}
+	for _, example := range r.Examples {
+		t.add("example", example)
+	}
+	return t
+}
+
+func short(d time.Duration) string { return d.Round(time.Millisecond).String() }
+
+func progressLine(w io.Writer, r *verify.Report) {
+	fmt.Fprintf(w, "\r\x1b[Ksent %d  acknowledged %d  stored %d  lost %d  twice %d", r.Sent, r.Acknowledged, r.Stored, r.Lost, r.Twice)
+	if r.Problem != "" {
+		fmt.Fprintf(w, "  (%.60s)", r.Problem)
+	}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

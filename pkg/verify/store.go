@@ -1,0 +1,72 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+)
+
+// Store reads what ClickHouse has.
+type Store interface {
+	// Lookup returns every row of the traces that started between from and to.
+	Lookup(ctx context.Context, traceIDs []string, from, to time.Time) ([]Span, error)
+	// Clean deletes the spans of ServiceName that started on a day, which is over.
+	Clean(ctx context.Context, day time.Time) error
+}
+
+// Database is the part of clickhouse.DB that a Store needs.
+type Database interface {
+	Query(ctx context.Context, query string, args ...any) (driver.Rows, error)
+	DeleteSpansOfDay(ctx context.Context, service string, day time.Time) error
+}
+
+// NewStore returns a Store over the view of spans in a database.
+func NewStore(db Database, database string) Store { return &store{db: db, database: database} }
+
+type store struct {
+	db       Database
+	database string
+}
+
+func (s *store) Lookup(ctx context.Context, traceIDs []string, from, to time.Time) ([]Span, error) {
+	// The limit is above what a hundred copies of each span would be.
+	rows, err := s.db.Query(ctx, fmt.Sprintf(`SELECT trace_id, toString(span_id), parent_span_id, toString(name), toString(kind), toString(service_name),
+		toUnixTimestamp64Nano(start_time), duration_ns, toString(status_code), CAST(attributes, 'Map(String, String)')
+		FROM %s.spans WHERE start_time >= fromUnixTimestamp64Nano($1) AND start_time <= fromUnixTimestamp64Nano($2) AND trace_id IN ($3) LIMIT 200000`, s.database),
+		from.UnixNano(), to.UnixNano(), traceIDs)
+	if err != nil {
+		return nil, fmt.Errorf("query spans: %w", err)
+	}
+	defer rows.Close()
+	var spans []Span
+	for rows.Next() {
+		var row Span
+		var start, duration int64
+		if err := rows.Scan(&row.TraceID, &row.SpanID, &row.ParentSpanID, &row.Name, &row.Kind, &row.Service, &start, &duration, &row.Status, &row.Attributes); err != nil {
+			return nil, fmt.Errorf("read spans: %w", err)
+		}
+		row.Start, row.Duration = time.Unix(0, start).UTC(), time.Duration(duration)
+		spans = append(spans, row)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read spans: %w", err)
+	}
+	return spans, nil
+}
+
+func (s *store) Clean(ctx context.Context, day time.Time) error {
+	return s.db.DeleteSpansOfDay(ctx, ServiceName, day)
+}
+
+// hostname identifies the sender in the resource of its spans.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil || net.ParseIP(name) != nil {
+		return "unknown"
+	}
+	return name
+}
