@@ -92,7 +92,7 @@ func TestVerifyCleans(t *testing.T) {
 	}
 	for days, service := range map[int]string{0: "shop", 2: "shop", 3: "metaflow-verify", 4: "metaflow-verify"} {
 		if err := conn.Exec(t.Context(), fmt.Sprintf(`INSERT INTO metaflow.spans_local SELECT * REPLACE (start_time - INTERVAL %d DAY AS start_time, '%s' AS service_name)
-			FROM metaflow.spans_local WHERE start_time > now() - INTERVAL 1 DAY AND service_name = 'metaflow-verify'`, days, service)); err != nil {
+			FROM (SELECT * FROM metaflow.spans_local WHERE start_time > now() - INTERVAL 1 DAY AND service_name = 'metaflow-verify')`, days, service)); err != nil {
 			t.Fatal(err)
 		}
 	}
