@@ -107,12 +107,12 @@ func (o *options) verify(cmd *cobra.Command, cfg *verifyConfig, forever bool) er
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	sender, err := verify.NewSender(cfg.Verify, log)
 	if err != nil {
 		return err
 	}
-	defer sender.Close()
+	defer func() { _ = sender.Close() }()
 	opts := verify.Options{Sender: sender, Store: verify.NewStore(db, cfg.ClickHouse.Database), Logger: log}
 	if !forever && isTerminal(cmd.ErrOrStderr()) {
 		opts.Progress = func(r verify.Report) { progressLine(cmd.ErrOrStderr(), &r) }

@@ -4,31 +4,24 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
-// Query runs a query of the caller's, with $1, $2 and so on for args. The caller closes
-// the rows. Errors are the driver's, in readable form.
-func (d *DB) Query(ctx context.Context, query string, args ...any) (driver.Rows, error) {
+// Query runs a query of the caller's, with $1, $2 and so on for args, and calls row for
+// each row of the result. scan is valid during that call. An error of row ends the query.
+func (d *DB) Query(ctx context.Context, query string, row func(scan func(...any) error) error, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+	defer cancel()
 	rows, err := d.conn.Query(ctx, query, args...)
 	if err != nil {
-		cancel()
-		return nil, readable(err)
+		return readable(err)
 	}
-	return &boundedRows{Rows: rows, cancel: cancel}, nil
-}
-
-// boundedRows releases the query's timeout with the rows.
-type boundedRows struct {
-	driver.Rows
-	cancel context.CancelFunc
-}
-
-func (r *boundedRows) Close() error {
-	defer r.cancel()
-	return r.Rows.Close()
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		if err := row(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return readable(rows.Err())
 }
 
 // DeleteSpansOfDay deletes the spans of a service that started on day, in UTC, on every

@@ -46,7 +46,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	var below uint64
 	buckets := make(map[float64]uint64, len(bounds))
 	for _, b := range r.Delay.Buckets {
-		below += uint64(b.Spans) //nolint:gosec // a count
+		below += uint64(b.Spans)
 		if b.UpTo > 0 {
 			buckets[b.UpTo.Seconds()] = below
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -233,10 +234,8 @@ func (s *grpcSender) Send(ctx context.Context, body []byte) error {
 			f.Retry, f.Pause = true, min(info.GetRetryDelay().AsDuration(), time.Hour)
 		}
 	}
-	switch st.Code() {
-	case codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss:
-		f.Retry = true
-	}
+	retryable := []codes.Code{codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss}
+	f.Retry = f.Retry || slices.Contains(retryable, st.Code())
 	return f
 }
 

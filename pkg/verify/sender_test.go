@@ -119,8 +119,8 @@ func TestGRPCAnswers(t *testing.T) {
 			coltracepb.RegisterTraceServiceServer(server, &traceService{answer: func(context.Context) (*coltracepb.ExportTraceServiceResponse, error) {
 				return &coltracepb.ExportTraceServiceResponse{}, test.err
 			}})
-			done := make(chan error, 1)
-			go func() { done <- server.Serve(listener) }()
+			done := make(chan struct{})
+			go func() { _ = server.Serve(listener); close(done) }()
 			defer func() {
 				server.Stop()
 				<-done
@@ -156,8 +156,8 @@ func TestGRPCSendsTheToken(t *testing.T) {
 		got = md.Get("authorization")
 		return &coltracepb.ExportTraceServiceResponse{}, nil
 	}})
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(listener) }()
+	done := make(chan struct{})
+	go func() { _ = server.Serve(listener); close(done) }()
 	cfg := DefaultConfig()
 	cfg.Endpoint, cfg.TokenFile = "grpc://"+listener.Addr().String(), token
 	s, err := NewSender(cfg, nil)

@@ -6,8 +6,6 @@ import (
 	"net"
 	"os"
 	"time"
-
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
 // Store reads what ClickHouse has.
@@ -20,7 +18,7 @@ type Store interface {
 
 // Database is the part of clickhouse.DB that a Store needs.
 type Database interface {
-	Query(ctx context.Context, query string, args ...any) (driver.Rows, error)
+	Query(ctx context.Context, query string, row func(scan func(...any) error) error, args ...any) error
 	DeleteSpansOfDay(ctx context.Context, service string, day time.Time) error
 }
 
@@ -33,27 +31,23 @@ type store struct {
 }
 
 func (s *store) Lookup(ctx context.Context, traceIDs []string, from, to time.Time) ([]Span, error) {
-	// The limit is above what a hundred copies of each span would be.
-	rows, err := s.db.Query(ctx, fmt.Sprintf(`SELECT trace_id, toString(span_id), parent_span_id, toString(name), toString(kind), toString(service_name),
-		toUnixTimestamp64Nano(start_time), duration_ns, toString(status_code), CAST(attributes, 'Map(String, String)')
-		FROM %s.spans WHERE start_time >= fromUnixTimestamp64Nano($1) AND start_time <= fromUnixTimestamp64Nano($2) AND trace_id IN ($3) LIMIT 200000`, s.database),
-		from.UnixNano(), to.UnixNano(), traceIDs)
-	if err != nil {
-		return nil, fmt.Errorf("query spans: %w", err)
-	}
-	defer rows.Close()
 	var spans []Span
-	for rows.Next() {
+	// The limit is above what a hundred copies of each span would be.
+	query := fmt.Sprintf(`SELECT trace_id, toString(span_id), parent_span_id, toString(name), toString(kind), toString(service_name),
+		toUnixTimestamp64Nano(start_time), duration_ns, toString(status_code), CAST(attributes, 'Map(String, String)')
+		FROM %s.spans WHERE start_time >= fromUnixTimestamp64Nano($1) AND start_time <= fromUnixTimestamp64Nano($2) AND trace_id IN ($3) LIMIT 200000`, s.database)
+	err := s.db.Query(ctx, query, func(scan func(...any) error) error {
 		var row Span
 		var start, duration int64
-		if err := rows.Scan(&row.TraceID, &row.SpanID, &row.ParentSpanID, &row.Name, &row.Kind, &row.Service, &start, &duration, &row.Status, &row.Attributes); err != nil {
-			return nil, fmt.Errorf("read spans: %w", err)
+		if err := scan(&row.TraceID, &row.SpanID, &row.ParentSpanID, &row.Name, &row.Kind, &row.Service, &start, &duration, &row.Status, &row.Attributes); err != nil {
+			return err
 		}
 		row.Start, row.Duration = time.Unix(0, start).UTC(), time.Duration(duration)
 		spans = append(spans, row)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read spans: %w", err)
+		return nil
+	}, from.UnixNano(), to.UnixNano(), traceIDs)
+	if err != nil {
+		return nil, fmt.Errorf("query spans: %w", err)
 	}
 	return spans, nil
 }

@@ -127,7 +127,7 @@ func (s *Span) message() *tracepb.Span {
 	m := &tracepb.Span{
 		TraceId: fromHex(s.TraceID), SpanId: fromHex(s.SpanID), ParentSpanId: fromHex(s.ParentSpanID),
 		Name: s.Name, Kind: kindOf[s.Kind],
-		StartTimeUnixNano: uint64(s.Start.UnixNano()), EndTimeUnixNano: uint64(s.Start.Add(s.Duration).UnixNano()), //nolint:gosec // after 1970
+		StartTimeUnixNano: uint64(s.Start.UnixNano()), EndTimeUnixNano: uint64(s.Start.Add(s.Duration).UnixNano()),
 		Status: &tracepb.Status{Code: statusOf[s.Status]},
 	}
 	for key, value := range s.Attributes {

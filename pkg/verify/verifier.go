@@ -131,7 +131,7 @@ func (v *Verifier) send(ctx context.Context) {
 			}
 		}
 		first := number
-		number += uint64(n+spansOfTrace-1) / spansOfTrace //nolint:gosec // positive
+		number += uint64(n+spansOfTrace-1) / spansOfTrace
 		requests.Go(func() {
 			defer func() { <-places }()
 			v.request(ctx, first, n)
@@ -205,22 +205,22 @@ func (v *Verifier) requestFailed(err error) {
 // lookUp asks ClickHouse until sending has ended and nothing is waiting, or until ctx ends.
 // If ClickHouse does not answer, it gives up when all spans would have been decided.
 func (v *Verifier) lookUp(ctx context.Context, sent <-chan struct{}) {
-	over := false
+	var over time.Time // when sending ended
 	for ctx.Err() == nil {
+		asked := time.Now()
 		select {
 		case <-sent:
-			over, sent = true, nil
-			var stop context.CancelFunc
-			ctx, stop = context.WithTimeout(ctx, 2*v.cfg.LostAfter+v.cfg.Recheck)
-			defer stop()
+			over, sent = asked, nil
 		default:
 		}
-		asked := time.Now()
+		if !over.IsZero() && asked.Sub(over) > 2*v.cfg.LostAfter+v.cfg.Recheck {
+			return
+		}
 		v.mu.Lock()
 		ids, from, to := v.ledger.due(asked)
 		waiting := len(v.ledger.waiting)
 		v.mu.Unlock()
-		if over && waiting == 0 {
+		if !over.IsZero() && waiting == 0 {
 			return
 		}
 		if len(ids) == maxLookup {
