@@ -54,7 +54,7 @@ func TestAgentPrivileges(t *testing.T) {
 		add              []core.Capability
 		hostPID, hostNet bool
 	}{
-		"flow data":              {"", []core.Capability{"NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}, true, true},
+		"flow data":              {"", []core.Capability{"NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}, true, true},
 		"traces alone":           {"agent: {flow: {enabled: false}}", nil, false, true},
 		"without the node's net": {"agent: {flow: {enabled: false}, hostNetwork: false}", nil, false, false},
 	}

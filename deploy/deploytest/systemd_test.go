@@ -108,7 +108,7 @@ func TestUnits(t *testing.T) {
 		out, err := exec.Command("systemd-analyze", "verify", "--root="+root, unit).CombinedOutput()
 		return string(out), err
 	}
-	for unit, exposure := range map[string]string{"metaflow-server.service": "15", "metaflow-agent.service": "30"} {
+	for unit, exposure := range map[string]string{"metaflow-server.service": "15", "metaflow-agent.service": "31"} {
 		if out, err := verify(unit); err != nil || strings.TrimSpace(out) != "" {
 			t.Errorf("systemd-analyze verify %s: %v\n%s", unit, err, out)
 		}

@@ -157,6 +157,8 @@ func TestParseReportsEveryProblem(t *testing.T) {
     report_interval:
     exclude_cidrs: 10.0.0.0/8
     exclude_ports: {from: 1}
+    dns_enabled: 1
+    conntrack_enabled: [true]
 outputs:
   spool:
     max_bytes: 1.5
@@ -174,8 +176,10 @@ outputs:
 				`line 13: inputs.flow.report_interval: has no value; leave the key out if it is not to be set`,
 				`line 14: inputs.flow.exclude_cidrs: the text "10.0.0.0/8" where a list is expected`,
 				`line 15: inputs.flow.exclude_ports: a section of keys where a list is expected`,
-				`line 18: outputs.spool.max_bytes: the number 1.5 where a size such as 64MiB is expected`,
-				`line 19: outputs.spool.drain_bytes_per_second: true where a size such as 64MiB is expected`,
+				`line 16: inputs.flow.dns_enabled: the number 1 where true or false is expected`,
+				`line 17: inputs.flow.conntrack_enabled: a list where true or false is expected`,
+				`line 20: outputs.spool.max_bytes: the number 1.5 where a size such as 64MiB is expected`,
+				`line 21: outputs.spool.drain_bytes_per_second: true where a size such as 64MiB is expected`,
 			},
 		},
 		"values that are refused": {

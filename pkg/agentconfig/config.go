@@ -83,6 +83,15 @@ type Flow struct {
 	// ExcludePorts: Connections with a local or peer port in one of these
 	// ranges are not observed.
 	ExcludePorts []PortRange
+	// DNSEnabled: Whether the agent also observes DNS over UDP: the packets
+	// of port 53, which a filter in the kernel selects, and no others. The
+	// kernel runs the filter for every packet.
+	DNSEnabled bool
+	// ConntrackEnabled: Whether the agent reads from the kernel's
+	// connection tracking how addresses of connections are translated. The
+	// kernel then reports every new connection to a filter, which passes
+	// the translated ones.
+	ConntrackEnabled bool
 }
 
 // PortRange holds the ports from First to Last, both included.
@@ -109,6 +118,7 @@ func Default() Config {
 		},
 		Flow: Flow{
 			DumpInterval: 5 * time.Second, ReportInterval: time.Minute,
+			DNSEnabled: true, ConntrackEnabled: true,
 			ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 		},
 	}

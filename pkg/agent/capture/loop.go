@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -36,6 +37,7 @@ type loop struct {
 
 	scanner *netns.Scanner
 	table   *flow.Table
+	peers   *peers
 	netlink *sockdiag.Buffer
 	spaces  map[uint64]*space
 	clock   time.Time // the last reading
@@ -53,9 +55,12 @@ func newLoop(c *Capture, out chan<- []flow.Row, back <-chan []flow.Row) *loop {
 		netlink: sockdiag.NewBuffer(),
 		spaces:  map[uint64]*space{},
 		clock:   time.Now(),
+		peers:   newPeers(c),
 	}
 	l.configure()
 	l.table = flow.New(l.flowConfig())
+	l.peers.table = l.table
+	l.peers.configure(l)
 	return l
 }
 
@@ -76,6 +81,9 @@ func (l *loop) flowConfig() flow.Config {
 		Exclude:         l.cfg.ExcludeCIDRs,
 		ExcludeLoopback: l.c.opts.ExcludeLoopback,
 		MaxConnections:  l.c.opts.MaxConnections,
+		Describe: func(namespace uint64, local, peer netip.AddrPort) flow.Description {
+			return l.peers.describe(namespace, local, peer, l.clock)
+		},
 	}
 	for _, r := range l.cfg.ExcludePorts {
 		cfg.ExcludePorts = append(cfg.ExcludePorts, flow.PortRange(r))
@@ -108,6 +116,7 @@ func (l *loop) reconfigure(ctx context.Context) {
 	was := l.cfg.Enabled
 	l.configure()
 	l.table.Configure(l.flowConfig())
+	l.peers.configure(l)
 	if was && !l.cfg.Enabled {
 		l.stop(ctx)
 		return
@@ -128,6 +137,7 @@ func (l *loop) stop(ctx context.Context) {
 		l.close(s)
 		l.table.Forget(inode)
 	}
+	l.peers.stop(now)
 	clear(l.spaces)
 	l.scanned = time.Time{}
 	l.c.setExceptions(nil)
@@ -147,6 +157,7 @@ func (l *loop) now() time.Time {
 	passed := now.Sub(l.clock) // monotonic
 	if by := now.Round(0).Sub(l.clock.Round(0)) - passed; by > clockJump || by < -clockJump {
 		l.table.ClockStepped(by)
+		l.peers.names.ClockStepped(by)
 	}
 	l.clock = now
 	return now
@@ -158,6 +169,7 @@ func (l *loop) turn(ctx context.Context, now time.Time) {
 		l.scan(ctx, now)
 		l.scanPause = min(max(scanInterval, scanCost*time.Since(now)), maxScanInterval)
 	}
+	l.peers.turn(now)
 	for inode, s := range l.spaces {
 		if s.conn == nil || ctx.Err() != nil {
 			continue
@@ -208,6 +220,8 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 	if l.c.procs.refused.Load() {
 		sentences = append(sentences, processesException)
 	}
+	l.peers.open(ctx, found, now)
+	sentences = l.peers.exceptions(sentences)
 	for _, ns := range found {
 		s := l.spaces[ns.Inode]
 		adopt := first || s != nil
@@ -235,6 +249,7 @@ func (l *loop) scan(ctx context.Context, now time.Time) {
 		}
 		delete(l.spaces, inode)
 	}
+	l.peers.prune()
 	l.reportExceptions(ctx, sentences)
 }
 

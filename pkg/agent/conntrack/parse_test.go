@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/nat"
@@ -37,11 +38,13 @@ func direction(kind uint16, protocol byte, from, to netip.AddrPort) []byte {
 // sample is a connection of a pod with a service.
 func sample(protocol byte, status uint32, from, to, replyFrom, replyTo string) []byte {
 	ap := netip.MustParseAddrPort
-	b := make([]byte, messageSize)
-	b = append(b, direction(attrOriginal, protocol, ap(from), ap(to))...)
-	b = append(b, direction(attrReply, protocol, ap(replyFrom), ap(replyTo))...)
-	b = append(b, attr(attrStatus, binary.BigEndian.AppendUint32(nil, status))...)
-	return append(b, attr(20, make([]byte, 8))...) // an attribute that nothing reads
+	return slices.Concat(
+		make([]byte, messageSize),
+		direction(attrOriginal, protocol, ap(from), ap(to)),
+		direction(attrReply, protocol, ap(replyFrom), ap(replyTo)),
+		attr(attrStatus, binary.BigEndian.AppendUint32(nil, status)),
+		attr(20, make([]byte, 8)), // an attribute that nothing reads
+	)
 }
 
 func TestParse(t *testing.T) {

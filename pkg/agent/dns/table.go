@@ -246,7 +246,7 @@ func (t *Table) answer(sp *space, p *Packet) {
 	if m.Code != 0 {
 		s.failures, s.code = 1, codeName(m.Code)
 	}
-	id, y := t.tally(sp, q)
+	y := t.tally(sp, q)
 	switch {
 	case y == nil:
 	case m.Code == 0 && took <= int64(slowAfter):
@@ -256,7 +256,7 @@ func (t *Table) answer(sp *space, p *Packet) {
 		if m.Code == 0 {
 			y.resolved = p.Time
 		}
-		t.trouble(sp, id, y, &s)
+		sp.record(y, &s)
 	}
 }
 
@@ -269,8 +269,8 @@ func (t *Table) lost(sp *space, q *question, now int64) {
 		return
 	}
 	s := sums{start: asked, end: min(max(now, asked), asked+int64(unansweredAfter)), queries: 1, unanswered: 1, port: q.client.Port()}
-	if id, y := t.tally(sp, q); y != nil {
-		t.trouble(sp, id, y, &s)
+	if y := t.tally(sp, q); y != nil {
+		sp.record(y, &s)
 	}
 }
 

@@ -61,48 +61,59 @@ func TestTable(t *testing.T) {
 		want   []string
 	}{
 		"quiet, together once an interval": {
-			[]event{ask(0, 1, "a"), reply(3, 1, "a"), ask(10, 2, "a"), reply(12, 2, "a")}, 70_000,
+			[]event{ask(0, 1, "a"), reply(3, 1, "a"), ask(10, 2, "a"), reply(12, 2, "a")},
+			70_000,
 			[]string{"a 0-12 port=40000 q=2 f=0 u=0 t=5 max=3 "},
 		},
 		"nothing before the interval is over": {[]event{ask(0, 1, "a"), reply(3, 1, "a")}, 50_000, nil},
 		"slow, at once": {
-			[]event{ask(0, 1, "a"), reply(250, 1, "a")}, 400,
+			[]event{ask(0, 1, "a"), reply(250, 1, "a")},
+			400,
 			[]string{"a 0-250 port=40000 q=1 f=0 u=0 t=250 max=250 "},
 		},
 		"failed, at once": {
-			[]event{ask(0, 1, "a"), failed(3, 1, "a", 2)}, 200,
+			[]event{ask(0, 1, "a"), failed(3, 1, "a", 2)},
+			200,
 			[]string{"a 0-3 port=40000 q=1 f=1 u=0 t=3 max=3 SERVFAIL"},
 		},
 		"trouble of one step comes together": {
-			[]event{ask(0, 1, "a"), failed(3, 1, "a", 2), ask(1000, 2, "a"), failed(1005, 2, "a", 5), ask(2000, 3, "a"), failed(2001, 3, "a", 2)}, 6000,
+			[]event{ask(0, 1, "a"), failed(3, 1, "a", 2), ask(1000, 2, "a"), failed(1005, 2, "a", 5), ask(2000, 3, "a"), failed(2001, 3, "a", 2)},
+			6000,
 			[]string{"a 0-3 port=40000 q=1 f=1 u=0 t=3 max=3 SERVFAIL", "a 1000-2001 port=40000 q=2 f=2 u=0 t=6 max=5 SERVFAIL"},
 		},
 		"unanswered": {
-			[]event{ask(0, 1, "a")}, 6000,
+			[]event{ask(0, 1, "a")},
+			6000,
 			[]string{"a 0-5000 port=40000 q=1 f=0 u=1 t=0 max=0 "},
 		},
 		"repeated with the same id, then answered": {
-			[]event{ask(0, 1, "a"), ask(2000, 1, "a"), reply(2010, 1, "a")}, 3000,
+			[]event{ask(0, 1, "a"), ask(2000, 1, "a"), reply(2010, 1, "a")},
+			3000,
 			[]string{"a 0-2010 port=40000 q=2 f=0 u=0 t=2010 max=2010 "},
 		},
 		"repeated after it counted as unanswered": {
-			[]event{ask(0, 1, "a"), {ms: 5004, id: 2, port: 9, name: "a"}, {ms: 5006, id: 2, port: 9, name: "a", answer: true}}, 12_000,
+			[]event{ask(0, 1, "a"), {ms: 5004, id: 2, port: 9, name: "a"}, {ms: 5006, id: 2, port: 9, name: "a", answer: true}},
+			12_000,
 			[]string{"a 0-5000 port=40000 q=1 f=0 u=1 t=0 max=0 ", "a 0-5006 port=40009 q=1 f=0 u=0 t=5006 max=5006 "},
 		},
 		"asked by two at a time": {
-			[]event{ask(0, 1, "a"), ask(5, 2, "a"), reply(6, 1, "a"), reply(7, 2, "a")}, 70_000,
+			[]event{ask(0, 1, "a"), ask(5, 2, "a"), reply(6, 1, "a"), reply(7, 2, "a")},
+			70_000,
 			[]string{"a 0-7 port=40000 q=2 f=0 u=0 t=8 max=6 "},
 		},
 		"answer after seven seconds": {
-			[]event{ask(0, 1, "a"), reply(7000, 1, "a")}, 13_000,
+			[]event{ask(0, 1, "a"), reply(7000, 1, "a")},
+			13_000,
 			[]string{"a 0-5000 port=40000 q=1 f=0 u=1 t=0 max=0 ", "a 0-7000 port=40000 q=0 f=0 u=0 t=7000 max=7000 "},
 		},
 		"the same packet on two devices": {
-			[]event{ask(0, 1, "a"), {ms: 1, id: 1, name: "a", device: 2}, reply(3, 1, "a"), {ms: 4, id: 1, name: "a", device: 2, answer: true}}, 70_000,
+			[]event{ask(0, 1, "a"), {ms: 1, id: 1, name: "a", device: 2}, reply(3, 1, "a"), {ms: 4, id: 1, name: "a", device: 2, answer: true}},
+			70_000,
 			[]string{"a 0-3 port=40000 q=1 f=0 u=0 t=3 max=3 "},
 		},
 		"no such name": {
-			[]event{ask(0, 1, "no.example"), failed(3, 1, "no.example", 3)}, 7000,
+			[]event{ask(0, 1, "no.example"), failed(3, 1, "no.example", 3)},
+			7000,
 			[]string{"no.example 0-3 port=40000 q=1 f=1 u=0 t=3 max=3 NXDOMAIN"},
 		},
 		"a search list": {
@@ -111,7 +122,8 @@ func TestTable(t *testing.T) {
 				ask(2, 2, "api.example.com"), reply(3, 2, "api.example.com"),
 				ask(5, 3, "cart.other.shop.svc.cluster.local"), failed(6, 3, "cart.other.shop.svc.cluster.local", 3),
 				ask(7, 4, "cart.other.svc.cluster.local"), reply(8, 4, "cart.other.svc.cluster.local"),
-			}, 70_000,
+			},
+			70_000,
 			[]string{
 				"api.example.com 2-3 port=40000 q=1 f=0 u=0 t=1 max=1 ",
 				"api.example.com.shop.svc.cluster.local 0-1 port=40000 q=1 f=0 u=0 t=1 max=1 ",
@@ -120,7 +132,8 @@ func TestTable(t *testing.T) {
 			},
 		},
 		"several ports": {
-			[]event{ask(0, 1, "a"), reply(3, 1, "a"), {ms: 10, id: 1, port: 1, name: "a"}, {ms: 11, id: 1, port: 1, name: "a", answer: true}}, 70_000,
+			[]event{ask(0, 1, "a"), reply(3, 1, "a"), {ms: 10, id: 1, port: 1, name: "a"}, {ms: 11, id: 1, port: 1, name: "a", answer: true}},
+			70_000,
 			[]string{"a 0-11 port=0 q=2 f=0 u=0 t=4 max=3 "},
 		},
 		"an answer that nobody asked for": {[]event{reply(3, 1, "a")}, 70_000, nil},

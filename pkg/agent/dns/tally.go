@@ -52,30 +52,30 @@ func (s *sums) add(o *sums) {
 
 // tally returns the tally of a question's subject, or nil if there are too
 // many.
-func (t *Table) tally(sp *space, q *question) (subject, *tally) {
+func (t *Table) tally(sp *space, q *question) *tally {
 	s := subject{q.client.Addr(), q.resolver, q.name}
 	if y := sp.subjects[s]; y != nil {
-		return s, y
+		return y
 	}
 	if t.stats.Subjects >= maxSubjects || len(sp.subjects) >= maxSubjectsPerSpace {
 		t.stats.Untracked++
 		s.name = ""
 		if y := sp.subjects[s]; y != nil {
-			return s, y
+			return y
 		}
 		// The rest of a client's names needs one more place.
 		if t.stats.Subjects >= 2*maxSubjects || len(sp.subjects) >= 2*maxSubjectsPerSpace {
-			return s, nil
+			return nil
 		}
 	}
 	y := &tally{touched: q.began}
 	sp.subjects[s] = y
 	t.stats.Subjects++
-	return s, y
+	return y
 }
 
-// trouble records an exchange that is reported at once.
-func (t *Table) trouble(sp *space, s subject, y *tally, o *sums) {
+// record adds an exchange that is reported at once.
+func (sp *space) record(y *tally, o *sums) {
 	absent := o.code == "NXDOMAIN" && o.unanswered == 0
 	if !y.bad.any() {
 		y.noticed, y.absent = o.end, absent

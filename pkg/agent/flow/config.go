@@ -21,14 +21,28 @@ type Config struct {
 	// ExcludeLoopback drops connections of a host or pod with itself over
 	// loopback addresses.
 	ExcludeLoopback bool
+	// Describe returns what is known of the ends of a connection. The table asks
+	// when it first sees the connection, and again with each row until something
+	// is known. nil knows nothing.
+	Describe func(namespace uint64, local, peer netip.AddrPort) Description
 	// MaxConnections bounds the connections remembered over all namespaces, at
-	// about 400 bytes each. Connections beyond it are reported when they end,
+	// about 500 bytes each. Connections beyond it are reported when they end,
 	// not before. 0 means 65,536.
 	MaxConnections int
 	// MaxRows bounds the rows that wait for Take. At the bound, rows of living
 	// connections are delayed, which loses nothing, and rows of ended
 	// connections are dropped and counted. 0 means 65,536.
 	MaxRows int
+}
+
+// Description is what other sources know of a connection. Empty fields are
+// unknown.
+type Description struct {
+	// PeerName is the name that the namespace resolved to the peer's address.
+	PeerName string
+	// Translated is the local end as the peer sees it, TranslatedPeer the peer
+	// behind a translated address.
+	Translated, TranslatedPeer netip.AddrPort
 }
 
 const (
@@ -50,8 +64,8 @@ func (c Config) maxRows() int {
 	return c.MaxRows
 }
 
-// excludes reports whether a connection between these ends is dropped.
-func (c *Config) excludes(local, peer netip.AddrPort) bool {
+// Excludes reports whether a connection between these ends is dropped.
+func (c *Config) Excludes(local, peer netip.AddrPort) bool {
 	if c.ExcludeLoopback && peer.Addr().IsLoopback() {
 		return true
 	}

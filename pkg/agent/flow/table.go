@@ -114,6 +114,7 @@ type conn struct {
 	edge        *edge
 	began       int64 // the latest time at which it did not exist, 0 if adopted
 	period      period
+	about       Description
 	role        Role
 	established bool
 	counted     bool // in Row.Connections
@@ -159,7 +160,7 @@ func (t *Table) Configure(cfg Config) {
 	for _, sp := range t.spaces {
 		sp.adopt = true
 		for cookie, c := range sp.conns {
-			if t.cfg.excludes(c.local, c.peer) {
+			if t.cfg.Excludes(c.local, c.peer) {
 				t.remove(sp, cookie)
 			}
 		}
@@ -249,7 +250,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 		c = nil
 	}
 	if c == nil {
-		if t.cfg.excludes(local, peer) {
+		if t.cfg.Excludes(local, peer) {
 			return
 		}
 		if t.size >= t.cfg.maxConnections() {
@@ -262,6 +263,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 			c.counted = s.established()
 			c.counters = c.base
 		}
+		t.describe(sp, c)
 		sp.conns[s.Cookie] = c
 		t.size++
 		sp.remember(local, peer)
@@ -298,7 +300,7 @@ func (t *Table) Observe(now time.Time, namespace uint64, s *Socket) {
 // socket ReceiveQueue is the number of connections that wait for accept, and
 // SendQueue the limit, which the kernel lets one more exceed.
 func (t *Table) observeQueue(sp *space, s *Socket, local netip.AddrPort, at int64) {
-	if s.ReceiveQueue <= s.SendQueue || s.SendQueue == 0 || t.cfg.excludes(local, local) {
+	if s.ReceiveQueue <= s.SendQueue || s.SendQueue == 0 || t.cfg.Excludes(local, local) {
 		return
 	}
 	t.Add(Row{
@@ -436,7 +438,7 @@ func (t *Table) destroyedUnknown(sp *space, s *Socket, local, peer netip.AddrPor
 	if local.Addr().IsUnspecified() {
 		local = netip.AddrPortFrom(sp.localFor(peer.Addr()), local.Port())
 	}
-	if t.cfg.excludes(local, peer) {
+	if t.cfg.Excludes(local, peer) {
 		return
 	}
 	if sp.adopt {
@@ -713,6 +715,7 @@ func (t *Table) reportBefore(sp *space, c *conn) {
 
 // report appends a row of a living connection.
 func (t *Table) report(sp *space, c *conn, at int64) {
+	t.describe(sp, c)
 	t.rows = append(t.rows, c.row(sp, at))
 }
 
@@ -741,6 +744,7 @@ func (t *Table) finish(sp *space, c *conn, at int64, last outcome) {
 	if c.failed {
 		last = outcome{} // already counted as a failed connect
 	}
+	t.describe(sp, c)
 	row := c.row(sp, at)
 	row.Closed, row.Reason = true, last.end
 	switch last.end {
@@ -782,6 +786,22 @@ func (t *Table) release(sp *space, all bool) {
 	}
 }
 
+// describe adds what is known of the connection's ends. What was known first
+// stays: the peer may have got another name since.
+func (t *Table) describe(sp *space, c *conn) {
+	named, translated := c.about.PeerName != "", c.about.Translated.IsValid() || c.about.TranslatedPeer.IsValid()
+	if t.cfg.Describe == nil || named && translated {
+		return
+	}
+	about := t.cfg.Describe(sp.inode, c.local, c.peer)
+	if !named {
+		c.about.PeerName = about.PeerName
+	}
+	if !translated {
+		c.about.Translated, c.about.TranslatedPeer = about.Translated, about.TranslatedPeer
+	}
+}
+
 // row returns the connection's activity since its last row, and marks it
 // reported.
 func (c *conn) row(sp *space, at int64) Row {
@@ -795,6 +815,7 @@ func (c *conn) row(sp *space, at int64) Row {
 		Counters: c.counters.sub(c.base),
 		RTT:      c.rtt, MinRTT: c.period.minRTT, MaxRTT: c.period.maxRTT, Queue: c.period.queue,
 		UnreadBytes: c.period.unread, UnsentBytes: c.period.unsent,
+		PeerName: c.about.PeerName, Translated: c.about.Translated, TranslatedPeer: c.about.TranslatedPeer,
 	}
 	if row.MinRTT == 0 && c.minRTT != UnknownRTT {
 		row.MinRTT = c.minRTT

@@ -56,8 +56,8 @@ type period struct {
 	hops map[ends]hop
 	// more holds the translations of ends that several namespaces translate.
 	more map[ends][]hop
-	// forwarded holds the DNS questions sent on for others.
-	forwarded map[place]struct{}
+	// forwarded holds who asked the DNS questions sent on with another address.
+	forwarded map[place]netip.Addr
 	keys      int
 }
 
@@ -96,7 +96,7 @@ func (e *ends) target() netip.AddrPort {
 func New() *Table { return &Table{now: newPeriod()} }
 
 func newPeriod() period {
-	return period{hops: map[ends]hop{}, more: map[ends][]hop{}, forwarded: map[place]struct{}{}}
+	return period{hops: map[ends]hop{}, more: map[ends][]hop{}, forwarded: map[place]netip.Addr{}}
 }
 
 // Add remembers a connection that the namespace translates. Of UDP, only DNS
@@ -114,8 +114,8 @@ func (t *Table) Add(namespace uint64, c *Connection) {
 		return
 	}
 	if c.UDP {
-		if c.ReplyFrom.Port() == dnsPort {
-			t.now.forwarded[place{namespace, endsOf(c.ReplyTo, c.ReplyFrom)}] = struct{}{}
+		if c.ReplyFrom.Port() == dnsPort && c.From.Addr() != c.ReplyTo.Addr() {
+			t.now.forwarded[place{namespace, endsOf(c.ReplyTo, c.ReplyFrom)}] = c.From.Addr()
 			t.now.keys++
 		}
 		return
@@ -211,13 +211,14 @@ func (t *Table) each(e ends, visit func(hop)) {
 	}
 }
 
-// Forwarded reports whether the namespace sent a DNS question between these
-// ends for another host whose address it replaced by its own.
-func (t *Table) Forwarded(namespace uint64, from, to netip.AddrPort) bool {
+// Asker returns the address of the host whose DNS question the namespace sent
+// between these ends, if it replaced that address by another.
+func (t *Table) Asker(namespace uint64, from, to netip.AddrPort) (asker netip.Addr, replaced bool) {
 	p := place{namespace, endsOf(from, to)}
-	_, now := t.now.forwarded[p]
-	_, before := t.before.forwarded[p]
-	return now || before
+	if asker, replaced = t.now.forwarded[p]; !replaced {
+		asker, replaced = t.before.forwarded[p]
+	}
+	return asker, replaced
 }
 
 // Stats returns the current totals.

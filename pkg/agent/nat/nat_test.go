@@ -77,14 +77,21 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
-func TestForwarded(t *testing.T) {
+func TestAsker(t *testing.T) {
 	table := New()
 	table.Add(host, &Connection{UDP: true, From: ap("10.1.0.2:4000"), To: ap("9.9.9.9:53"), ReplyFrom: ap("9.9.9.9:53"), ReplyTo: ap("192.0.2.1:5000")})
-	if !table.Forwarded(host, ap("192.0.2.1:5000"), ap("9.9.9.9:53")) {
-		t.Error("the pod's question counts as the host's")
+	table.Add(host, &Connection{UDP: true, From: ap("192.0.2.1:6000"), To: ap("10.96.0.53:53"), ReplyFrom: ap("9.9.9.9:53"), ReplyTo: ap("192.0.2.1:6000")})
+	table.Rotate()
+	if asker, ok := table.Asker(host, ap("192.0.2.1:5000"), ap("9.9.9.9:53")); !ok || asker != ap("10.1.0.2:4000").Addr() {
+		t.Errorf("the pod's question is of %s, %t", asker, ok)
 	}
-	if table.Forwarded(host, ap("192.0.2.1:5001"), ap("9.9.9.9:53")) || table.Forwarded(pod, ap("192.0.2.1:5000"), ap("9.9.9.9:53")) {
-		t.Error("another question counts as forwarded")
+	for _, e := range []struct {
+		namespace uint64
+		from      string
+	}{{host, "192.0.2.1:5001"}, {pod, "192.0.2.1:5000"}, {host, "192.0.2.1:6000"}} {
+		if asker, ok := table.Asker(e.namespace, ap(e.from), ap("9.9.9.9:53")); ok {
+			t.Errorf("question of %s is of %s", e.from, asker)
+		}
 	}
 }
 

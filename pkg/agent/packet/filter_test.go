@@ -2,6 +2,7 @@ package packet
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -15,9 +16,8 @@ func ip(version int, protocol byte, from, to uint16) []byte {
 		b = make([]byte, 40)
 		b[0], b[6] = 0x60, protocol
 	}
-	b = binary.BigEndian.AppendUint16(b, from)
-	b = binary.BigEndian.AppendUint16(b, to)
-	return append(b, make([]byte, 16)...)
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from), to)
+	return slices.Concat(b, ports, make([]byte, 16))
 }
 
 func TestFilter(t *testing.T) {
