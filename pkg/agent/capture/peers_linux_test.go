@@ -392,7 +392,9 @@ func TestPeersReconfigured(t *testing.T) {
 	seen := func(name string) {
 		t.Helper()
 		n.client.ask(to, name+".")
-		s.find(t, "row of "+name, func(r *flow.Row) bool { return r.Namespace == n.client.ns.Inode && r.PeerName == name && r.Protocol == flow.ProtocolDNS })
+		s.find(t, "row of "+name, func(r *flow.Row) bool {
+			return r.Namespace == n.client.ns.Inode && r.PeerName == name && r.Protocol == flow.ProtocolDNS
+		})
 	}
 	c.Configure(on)
 	wait.Until(t, "sockets are open", func() bool { return open() >= 6 })
