@@ -144,6 +144,11 @@ func (m *Machine) judgeRefused() {
 	})
 }
 
+// pieceFor is how long a piece that ClickHouse took may be sent again under its
+// token: half the time for which the table remembers tokens at least. It is longer
+// than RepeatFor, because bisecting takes its time.
+const pieceFor = 5 * time.Minute
+
 // tryOthers goes on when the table takes other rows than those that were refused
 // last. A piece that it has taken is sent again under its token, so that it is
 // checked as before and not stored twice. Where there is none, or the table may have
@@ -151,7 +156,7 @@ func (m *Machine) judgeRefused() {
 // was given up before.
 func (m *Machine) tryOthers(then func()) {
 	s := &m.bisection
-	if len(s.accepted.rows) == 0 || !MayRepeat(s.since, m.at.Time) {
+	if len(s.accepted.rows) == 0 || !within(pieceFor, s.since, m.at.Time) {
 		since := s.seen
 		if m.refusedAt >= 0 {
 			since = m.refusedAt

@@ -21,7 +21,7 @@ type block struct {
 	tried       time.Time // when the block was first sent under token
 	token       string    // empty means that of the range
 	own         bool      // nothing was ever sent under token, and nobody else can
-	answered    bool      // ClickHouse itself answered the last attempt, with an error
+	answered    bool      // ClickHouse itself answered the last attempt, and with an error
 	tooMuch     int       // how often it did so with an error that smaller blocks might not meet
 
 	rows        int // when it was announced
@@ -150,11 +150,15 @@ func (m *Machine) repeats() bool {
 }
 
 // MayRepeat reports whether less than RepeatFor has passed since a block was first
-// tried. Wall clock and monotonic clock must both say so: one stands still while a
-// machine is suspended, and the other may be set.
-func MayRepeat(tried, now time.Time) bool {
-	wall := now.Round(0).Sub(tried.Round(0))
-	return now.Sub(tried) < RepeatFor && 0 <= wall && wall < RepeatFor
+// tried.
+func MayRepeat(tried, now time.Time) bool { return within(RepeatFor, tried, now) }
+
+// within reports whether less than d has passed since a moment. Wall clock and
+// monotonic clock must both say so: one stands still while a machine is suspended,
+// and the other may be set.
+func within(d time.Duration, then, now time.Time) bool {
+	wall := now.Round(0).Sub(then.Round(0))
+	return now.Sub(then) < d && 0 <= wall && wall < d
 }
 
 // send inserts the block as a whole.
@@ -175,6 +179,7 @@ func (m *Machine) send() {
 	b.own = false
 	m.do(Insert{Token: b.token},
 		func(e Event) {
+			b.answered = false
 			if e.Again || b.maybeStored && !own {
 				b.maybeStored = true
 				m.verify()
