@@ -171,7 +171,7 @@ func (l *lab) judge(ctx context.Context, c trial, o *outcome, end time.Time) err
 			return err
 		}
 		if o.right() || !again {
-			return l.explain(*o, spans)
+			return errors.Join(l.explain(*o, spans), l.keepFlows(ctx, *o))
 		}
 		if !after(ctx, time.Second) {
 			return ctx.Err()
@@ -345,4 +345,35 @@ func (l *lab) explain(o outcome, spans []span) error {
 	}
 	fmt.Fprintf(&text, "fault from %s until %s\n", l.faultFrom.UTC().Format("15:04:05.000"), l.faultUntil.UTC().Format("15:04:05.000"))
 	return os.WriteFile(filepath.Join(l.o.keep, "case-"+o.Case+".txt"), []byte(text.String()), 0o600)
+}
+
+// keepFlows writes the flow rows to a file, with -keep.
+func (l *lab) keepFlows(ctx context.Context, o outcome) error {
+	if l.o.keep == "" {
+		return nil
+	}
+	rows, err := l.conn.Query(ctx, `SELECT concat(toString(time), ' from ', toString(start_time), ' ', toString(role), ' ', toString(protocol), ' ', process, ' ',
+			replaceOne(toString(ip), '::ffff:', ''), ':', toString(port), ' ', peer_name, ' ', replaceOne(toString(peer_ip), '::ffff:', ''), ':', toString(peer_port), ' ',
+			toString(state), ' ', toString(end_reason), ' ',
+			arrayStringConcat(arrayMap(x -> concat(x.1, '=', toString(x.2)), arrayFilter(x -> x.2 != 0, [
+				('connections', toUInt64(connections)), ('connect_failures', toUInt64(connect_failures)), ('refused', toUInt64(refused)), ('resets', toUInt64(resets)),
+				('timeouts', toUInt64(timeouts)), ('gave_up', toUInt64(gave_up)), ('segments_sent', segments_sent), ('retransmits', retransmits), ('accept_queue_full', toUInt64(accept_queue_full)),
+				('unread_bytes', toUInt64(unread_bytes)), ('rtt_us', toUInt64(rtt_us)), ('rtt_max_us', toUInt64(rtt_max_us)), ('rtt_usual_us', toUInt64(rtt_usual_us)),
+				('window_limited_us', receive_window_limited_us), ('busy_us', busy_us), ('queries', toUInt64(queries)), ('query_failures', toUInt64(query_failures)),
+				('queries_unanswered', toUInt64(queries_unanswered)), ('query_time_max_us', toUInt64(query_time_max_us))])), ' '),
+			' ', if(translated_peer_ip != toIPv6('::'), concat('peer is ', toString(translated_peer_ip)), ''), if(translated_ip != toIPv6('::'), concat('seen as ', toString(translated_ip)), ''))
+		FROM metaflow.flows ORDER BY time, ip, port`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	var text strings.Builder
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			return err
+		}
+		fmt.Fprintln(&text, line)
+	}
+	return errors.Join(rows.Err(), os.WriteFile(filepath.Join(l.o.keep, "flows-"+o.Case+".txt"), []byte(text.String()), 0o600))
 }
