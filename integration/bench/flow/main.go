@@ -9,6 +9,11 @@
 // Both ends of each connection are on this machine, so the capture sees two
 // sockets of each; -living counts sockets, -rate connections.
 //
+//	go run ./integration/bench/flow -living 10000 -rate 2000 -translated -queries 1000
+//
+// also has the kernel translate every connection to another port, and asks a
+// DNS server that many questions a second.
+//
 //	go run ./integration/bench/flow -busy 64 -pairs 20
 //
 // measures instead how much throughput a busy HTTP server, on all cores, loses
@@ -20,6 +25,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -28,10 +34,13 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 	"github.com/metaflowys/metaflow-server/pkg/agent/capture"
@@ -51,24 +60,26 @@ func main() {
 	fresh := flag.Int("fresh", 100, "with -busy: requests after which a client opens a new connection")
 	pairs := flag.Int("pairs", 20, "with -busy: pairs of times")
 	window := flag.Duration("window", 4*time.Second, "with -busy: length of each time")
+	translated := flag.Bool("translated", false, "translate the address of every connection")
+	queries := flag.Int("queries", 0, "DNS questions to ask per second")
 	idle := flag.Bool("without-capture", false, "generate the load without capturing, to compare the load's own cost")
 	measured.Main("flowbench", func(ctx context.Context) error {
 		switch os.Getenv(roleVariable) {
 		case "capture":
 			return captureFlows(ctx)
 		case "load":
-			return makeLoad(ctx, *living, *rate)
+			return makeLoad(ctx, *living, *rate, *translated, *queries)
 		case "busy":
 			return serveBusy(ctx, *busy, *fresh)
 		}
 		if *busy > 0 {
 			return compare(ctx, *busy, *fresh, *pairs, *window)
 		}
-		return measure(ctx, *living, *rate, *warm, *length, !*idle)
+		return measure(ctx, *living, *rate, *translated, *queries, *warm, *length, !*idle)
 	})
 }
 
-func measure(ctx context.Context, living, rate int, warm, length time.Duration, watch bool) error {
+func measure(ctx context.Context, living, rate int, translated bool, queries int, warm, length time.Duration, watch bool) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -78,7 +89,12 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 		return err
 	}
 	defer remove()
-	arguments := []string{"-living", strconv.Itoa(living), "-rate", strconv.Itoa(rate)}
+	if translated {
+		if err := translate(ctx, name); err != nil {
+			return err
+		}
+	}
+	arguments := []string{"-living", strconv.Itoa(living), "-rate", strconv.Itoa(rate), "-queries", strconv.Itoa(queries), "-translated=" + strconv.FormatBool(translated)}
 	load, err := measured.Start(true, []string{roleVariable + "=load"}, "ip", append([]string{"netns", "exec", name, self}, arguments...)...)
 	if err != nil {
 		return err
@@ -120,8 +136,8 @@ func measure(ctx context.Context, living, rate int, warm, length time.Duration, 
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%d living sockets, %d connections/s: capture %.2f%% of a core, %d MB resident at most; load %.1f%% of a core\n",
-		living, rate, 100*(after.CPU-before.CPU).Seconds()/length.Seconds(), after.Peak>>20, 100*(loadAfter.CPU-loadBefore.CPU).Seconds()/length.Seconds())
+	fmt.Printf("%d living sockets, %d connections/s (translated: %t), %d DNS questions/s: capture %.2f%% of a core, %d MB resident at most; load %.1f%% of a core\n",
+		living, rate, translated, queries, 100*(after.CPU-before.CPU).Seconds()/length.Seconds(), after.Peak>>20, 100*(loadAfter.CPU-loadBefore.CPU).Seconds()/length.Seconds())
 	return nil
 }
 
@@ -137,6 +153,81 @@ func makeNamespace(ctx context.Context) (name string, remove func(), err error) 
 		return "", nil, fmt.Errorf("set loopback up: %w: %s", err, out)
 	}
 	return name, remove, nil
+}
+
+// translate makes the kernel translate connections to port 80 in the namespace.
+func translate(ctx context.Context, name string) error {
+	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", name, "nft", "-f", "-") //nolint:gosec // the name is made here
+	cmd.Stdin = strings.NewReader("table ip nat {\nchain output {\ntype nat hook output priority -100\ntcp dport 80 dnat to :8000\n}\n}\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("translate addresses: %w: %s", err, out)
+	}
+	return nil
+}
+
+// askAndAnswer asks a DNS server in the same namespace that many questions a
+// second for a thousand names, until ctx ends.
+func askAndAnswer(ctx context.Context, wg *sync.WaitGroup, rate int) error {
+	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 53})
+	if err != nil {
+		return err
+	}
+	client, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return errors.Join(err, server.Close())
+	}
+	context.AfterFunc(ctx, func() { server.Close(); client.Close() })
+	wg.Go(func() {
+		in := make([]byte, 1500)
+		for {
+			n, from, err := server.ReadFromUDPAddrPort(in)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(in[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			m.Response = true
+			m.Answers = []dnsmessage.Resource{{
+				Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 30},
+				Body:   &dnsmessage.AResource{A: [4]byte{10, 0, 0, 1}},
+			}}
+			if out, err := m.Pack(); err == nil {
+				_, _ = server.WriteToUDPAddrPort(out, from)
+			}
+		}
+	})
+	wg.Go(func() {
+		in := make([]byte, 1500)
+		for {
+			if _, err := client.Read(in); err != nil {
+				return
+			}
+		}
+	})
+	wg.Go(func() {
+		const turns = 100 // per second
+		ticker := time.NewTicker(time.Second / turns)
+		defer ticker.Stop()
+		for n := uint16(0); ; {
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return
+			}
+			for range rate / turns {
+				n++
+				m := dnsmessage.Message{Header: dnsmessage.Header{ID: n}, Questions: []dnsmessage.Question{{
+					Name: dnsmessage.MustNewName(fmt.Sprintf("service%d.shop.svc.cluster.local.", n%1000)), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET,
+				}}}
+				if out, err := m.Pack(); err == nil {
+					_, _ = client.WriteTo(out, server.LocalAddr())
+				}
+			}
+		}
+	})
+	return nil
 }
 
 // wait waits for d, and fails if one of the processes ends first.
@@ -159,6 +250,7 @@ func wait(ctx context.Context, d time.Duration, load, capturing *measured.Proces
 type encoder struct {
 	process                         func(*flow.Row) string
 	rows, connections, bytes, named int
+	translated, queries             int
 	buffer                          []byte
 }
 
@@ -167,6 +259,10 @@ func (e *encoder) Consume(_ context.Context, rows []flow.Row) (int, error) {
 	for i := range rows {
 		e.buffer = rows[i].AppendWire(e.buffer)
 		e.connections += int(rows[i].Connections)
+		e.queries += int(rows[i].Queries.Asked)
+		if rows[i].Connections > 0 && (rows[i].Translated.IsValid() || rows[i].TranslatedPeer.IsValid()) {
+			e.translated++
+		}
 		if e.process(&rows[i]) != "" {
 			e.named++
 		}
@@ -186,8 +282,9 @@ func captureFlows(ctx context.Context) error {
 	e.process = c.Process
 	err := c.Run(ctx)
 	seconds := time.Since(began).Seconds()
-	fmt.Fprintf(os.Stderr, "capture: %.0f rows/s, %.0f connections/s (both ends), %.0f KB/s, %.0f%% of the rows with a process\n",
-		float64(e.rows)/seconds, float64(e.connections)/seconds, float64(e.bytes)/seconds/1000, 100*float64(e.named)/float64(max(e.rows, 1)))
+	fmt.Fprintf(os.Stderr, "capture: %.0f rows/s, %.0f connections/s (both ends), %.0f KB/s, %.0f%% of the rows with a process, %.0f translated connections/s, %.0f DNS questions/s\n",
+		float64(e.rows)/seconds, float64(e.connections)/seconds, float64(e.bytes)/seconds/1000, 100*float64(e.named)/float64(max(e.rows, 1)),
+		float64(e.translated)/seconds, float64(e.queries)/seconds)
 	return err
 }
 
@@ -207,7 +304,7 @@ func echo(conn net.Conn) {
 
 // makeLoad keeps connections with itself open, sends a byte on each about every
 // ten seconds, and opens others.
-func makeLoad(ctx context.Context, living, rate int) error {
+func makeLoad(ctx context.Context, living, rate int, translated bool, queries int) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil {
 		limit.Cur = limit.Max
@@ -236,7 +333,18 @@ func makeLoad(ctx context.Context, living, rate int) error {
 			}
 		})
 	}
-	dial := func(i int) (net.Conn, error) { return net.Dial("tcp4", listeners[i%len(listeners)].Addr().String()) }
+	port := 8000
+	if translated {
+		port = 80
+	}
+	if queries > 0 {
+		if err := askAndAnswer(ctx, &wg, queries); err != nil {
+			return err
+		}
+	}
+	dial := func(i int) (net.Conn, error) {
+		return net.Dial("tcp4", fmt.Sprintf("127.0.0.%d:%d", i%len(listeners)+1, port))
+	}
 	open := make([]net.Conn, living/2)
 	for i := range open {
 		conn, err := dial(i)

@@ -406,12 +406,33 @@ func TestPeersReconfigured(t *testing.T) {
 	seen("broken.two.example")
 }
 
-// TestExceptionsOfPeers: what the process may not read is named.
-func TestExceptionsOfPeers(t *testing.T) {
-	p := newPeers(New(around(), newSink(), Options{}))
-	p.spaces[1] = &vicinity{problems: []string{"a", "b"}}
-	p.spaces[2] = &vicinity{problems: []string{"a"}}
-	if got := p.exceptions([]string{"b"}); len(got) != 2 {
-		t.Errorf("exceptions %q", got)
+// TestMissingPrivileges: what the process may not read is named once each, and
+// the rest of capture works.
+func TestMissingPrivileges(t *testing.T) {
+	const variable = "CAPTURE_WITHOUT_PRIVILEGES"
+	if os.Getenv(variable) == "" {
+		if os.Geteuid() != 0 {
+			t.Skip("needs root to drop capabilities")
+		}
+		setpriv, err := exec.LookPath("setpriv")
+		if err != nil {
+			t.Skip("needs setpriv (Debian package util-linux)")
+		}
+		cmd := exec.Command(setpriv, "--bounding-set", "-net_raw,-net_admin", os.Args[0], "-test.run", "^TestMissingPrivileges$")
+		cmd.Env = append(os.Environ(), variable+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return
+	}
+	c, _ := start(t, around(), Options{})
+	for _, capability := range []string{"CAP_NET_RAW", "reading connection tracking needs the capability CAP_NET_ADMIN"} {
+		wait.Until(t, capability+" is missing", func() bool {
+			n := 0
+			for _, s := range c.Exceptions() {
+				n += strings.Count(s, capability)
+			}
+			return n == 1
+		})
 	}
 }
