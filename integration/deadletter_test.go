@@ -2,15 +2,20 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/metadata"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 )
@@ -43,11 +48,109 @@ func TestDeadLettersAreListedAndReplayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		output := run(t, "deadletter", "replay", "--config", s.config)
+		output := run(t, "deadletter", "replay", "--config", s.config, "--again")
 		if want := fmt.Sprintf("%s and 0 flows sent again, 1 letter skipped", count(refused, "span")); !strings.Contains(output, want) {
 			t.Errorf("replay printed %q, want %q in it", output, want)
 		}
 		server.eventually(time.Minute, exactly(conn, c.sent))
+	}
+}
+
+// Letters are shown in full, dropped, and replayed by what selects them. Of two
+// operators that replay at the same time, one sends each letter.
+func TestDeadLettersAreHandled(t *testing.T) {
+	s := newSite(t, "")
+	server, addr := s.serveReady("gateway,writer")
+	conn := open(t, s.engine.NativeAddr())
+	const table = "ALTER TABLE metaflow.spans_local "
+	if err := conn.Exec(t.Context(), table+"ADD CONSTRAINT fine CHECK attributes['k'] = '0'"); err != nil {
+		t.Fatal(err)
+	}
+	produceGarbage(t, s.kafkaAddr)
+	c := newClient(t, s.grpc, 1)
+	const bad = 3
+	spans := bad
+	for i := range bad {
+		c.exportOne(t.Context(), i, "k", strconv.Itoa(1+i))
+	}
+	type letter struct {
+		ID, State, Cause string
+		Items            int
+	}
+	list := func(args ...string) (letters []letter) {
+		decoder := json.NewDecoder(strings.NewReader(run(t, append([]string{"deadletter", "list", "--config", s.config, "-o", "json"}, args...)...)))
+		for decoder.More() {
+			var l letter
+			if err := decoder.Decode(&l); err != nil {
+				t.Fatal(err)
+			}
+			letters = append(letters, l)
+		}
+		return letters
+	}
+	server.eventually(3*time.Minute, func() error {
+		c.exportOne(t.Context(), spans, "k", "0") // shows that the table is not at fault
+		spans++
+		items := 0
+		for _, l := range list("--cause", "VIOLATED") {
+			items += l.Items
+		}
+		if garbage := len(list("--cause", "malformed")); items != bad || garbage == 0 {
+			return fmt.Errorf("%d spans and %d malformed records are dead letters", items, garbage)
+		}
+		return nil
+	})
+
+	refused := list("--cause", "VIOLATED")
+	file := filepath.Join(t.TempDir(), "value")
+	shown := run(t, "deadletter", "show", refused[0].ID, "--config", s.config, "--out", file)
+	if value, err := os.ReadFile(file); err != nil || traces.Signal.Count(value) != refused[0].Items {
+		t.Errorf("the saved value has %d spans, %v; want %d", traces.Signal.Count(value), err, refused[0].Items)
+	}
+	for _, want := range []string{"VIOLATED_CONSTRAINT", "header metaflow-topic:", `"resourceSpans"`} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("show printed no %q: %s", want, shown)
+		}
+	}
+	malformed := list("--cause", "malformed")
+	if shown := run(t, "deadletter", "show", malformed[0].ID, "--config", s.config); !strings.Contains(shown, "no request of its topic") {
+		t.Errorf("show printed %s", shown)
+	}
+
+	run(t, "deadletter", "drop", "--cause", "malformed", "--config", s.config)
+	if left := list(); len(left) != len(refused) {
+		t.Errorf("%d letters are left, want %d", len(left), len(refused))
+	}
+	if all := list("--all", "--cause", "malformed"); len(all) != len(malformed) || all[0].State != "dropped" {
+		t.Errorf("dropped letters: %+v", all)
+	}
+
+	if err := conn.Exec(t.Context(), table+"DROP CONSTRAINT fine"); err != nil {
+		t.Fatal(err)
+	}
+	var outputs [2]string
+	var operators sync.WaitGroup
+	for i := range outputs {
+		operators.Go(func() { outputs[i] = run(t, "deadletter", "replay", "--config", s.config) })
+	}
+	operators.Wait()
+	sent := 0
+	for _, output := range outputs {
+		before, _, _ := strings.Cut(output, " span")
+		fields := strings.Fields(before)
+		n, err := strconv.Atoi(fields[len(fields)-1])
+		if err != nil {
+			t.Fatalf("read %q: %v", output, err)
+		}
+		sent += n
+	}
+	if sent != bad {
+		t.Errorf("two replays sent %d spans, want %d: %q", sent, bad, outputs)
+	}
+	server.eventually(time.Minute, exactly(conn, spans))
+	server.eventually(time.Minute, settled(addr))
+	if left := list(); len(left) != 0 {
+		t.Errorf("letters are left: %+v", left)
 	}
 }
 

@@ -53,10 +53,10 @@ func TestTimesAreJudgedByFirstReceipt(t *testing.T) {
 	}
 	server.eventually(time.Minute, exactly(conn, 150))
 	for range 2 {
-		run(t, "deadletter", "replay", "--config", s.config)
+		run(t, "deadletter", "replay", "--config", s.config, "--again")
 		server.eventually(time.Minute, exactly(conn, 180))
 	}
-	if list := run(t, "deadletter", "list", "--config", s.config); !strings.Contains(list, "1 dead letter\n") {
+	if list := run(t, "deadletter", "list", "--config", s.config, "--all"); !strings.Contains(list, "1 dead letter\n") {
 		t.Errorf("letters other than the existing one:\n%s", list)
 	}
 }

@@ -80,7 +80,7 @@ func TestFlowsAreStoredOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		output := run(t, "deadletter", "replay", "--config", s.config)
+		output := run(t, "deadletter", "replay", "--config", s.config, "--again")
 		if want := fmt.Sprintf("0 spans and %d flows sent again, 0 letters skipped", refused); !strings.Contains(output, want) {
 			t.Errorf("replay printed %q, want %q in it", output, want)
 		}

@@ -62,7 +62,7 @@ func TestReplayWithinTheWindow(t *testing.T) {
 	}
 	run(t, "deadletter", "replay", "--config", s.config)
 	server.eventually(time.Minute, exactly(conn, 10))
-	run(t, "deadletter", "replay", "--config", s.config)
+	run(t, "deadletter", "replay", "--config", s.config, "--again")
 	server.eventually(time.Minute, settled(addr))
 	if err := exactly(conn, 10)(); err != nil {
 		t.Errorf("after a second replay: %v", err)

@@ -65,6 +65,9 @@ const (
 	// HeaderTruncated is present if the value was too large for Kafka and is omitted: its
 	// size in bytes, decimal.
 	HeaderTruncated = "metaflow-truncated"
+	// HeaderHandled makes the record no letter but a mark: the letters that its value lists were
+	// replayed or dropped, as the header says.
+	HeaderHandled = "metaflow-handled"
 )
 
 // gRPC metadata keys that an agent adds to TraceService/Export and FlowService/ExportFlows.

@@ -2,12 +2,20 @@
 //
 // Replaying sends items through the topic that they came from again, marked as
 // resent: the writer looks them up by their ids and stores only the missing
-// ones. So replaying is safe to repeat, and needs no record of what was replayed
-// before.
+// ones. So replaying is safe to repeat.
+//
+// A letter that was replayed or dropped is handled. A mark says so: a record of the
+// dead-letter topic that lists offsets of letters before it ([Mark]). It is younger
+// than those letters, so retention removes it after them. Programs that know no
+// marks take one for a letter without a topic.
+//
+// What cannot be read (a damaged batch, or one of an unknown version) is reported
+// and passed over.
 package deadletter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,14 +36,23 @@ type Producer interface {
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
 }
 
-// Entry is one dead letter.
+// Entry is one dead letter, or records of the topic that cannot be read.
 type Entry struct {
 	delivery.DeadLetter
-	At    Position
-	Time  time.Time // when it was diverted
-	Items int       // 0 if the value is not a request of its topic
-	Value []byte    // valid during the call that it is given to
+	At      Position
+	Time    time.Time         // when it was diverted
+	Items   int               // 0 if the value is not a request of its topic
+	Value   []byte            // valid during the call that it is given to
+	Headers []delivery.Header // all of them; as Value
+	State   State
+	// Damaged is why the records from At on and before offset Next cannot be read. All other
+	// fields but At are zero then.
+	Damaged error
+	Next    int64
 }
+
+// Readable reports whether e is a letter, and not a damaged part of the topic.
+func (e *Entry) Readable() bool { return e.Damaged == nil }
 
 // Position is where an entry stands in the dead-letter topic.
 type Position struct {
@@ -46,37 +63,97 @@ type Position struct {
 const (
 	fetchBytes = 1 << 20
 	fetchWait  = 5 * time.Second
+	// emptyEnough is how many fetches in a row may bring nothing where the log has more.
+	emptyEnough = 3
 )
 
 // Each calls f for every dead letter that the topic held when Each was called,
-// oldest first within a partition. It counts the items of these signals.
+// oldest first within a partition, and once for every damaged stretch. It counts
+// the items of these signals.
 func Each(ctx context.Context, log Log, topic string, signals []*signal.Signal, f func(Entry) error) error {
-	partitions, err := log.Partitions(ctx, topic)
+	all, err := boundsOf(ctx, log, topic) // before any is read: what f causes to be diverted is not read
 	if err != nil {
 		return err
 	}
-	type bounds struct{ start, end int64 }
-	all := make([]bounds, partitions) // of all before any is read: what f causes to be diverted is not read
+	handled := make(map[Position]State)
+	ignore := func(Entry) error { return nil }
+	err = scan(ctx, log, topic, all, ignore, func(p int, batch *kafka.Batch, i int) error {
+		if state := stateIn(batch.Headers(i)); state != Open {
+			readMark(batch.Records[i].Value, func(at Position) { handled[at] = state })
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return scan(ctx, log, topic, all, f, func(p int, batch *kafka.Batch, i int) error {
+		if stateIn(batch.Headers(i)) != Open {
+			return nil // a mark
+		}
+		e := entry(p, batch, i, signals)
+		e.State = handled[e.At]
+		return f(e)
+	})
+}
+
+type bounds struct{ start, end int64 }
+
+func boundsOf(ctx context.Context, log Log, topic string) ([]bounds, error) {
+	partitions, err := log.Partitions(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]bounds, partitions)
 	for p := range all {
 		if all[p].start, all[p].end, err = log.Bounds(ctx, topic, p); err != nil {
-			return err
+			return nil, err
 		}
 	}
+	return all, nil
+}
+
+// scan calls record for every record within bounds, and damaged for what cannot be read.
+func scan(ctx context.Context, log Log, topic string, all []bounds, damaged func(Entry) error, record func(partition int, batch *kafka.Batch, i int) error) error {
 	for p, b := range all {
+		empty := 0
 		for offset, end := b.start, b.end; offset < end; {
 			batch, err := log.Fetch(ctx, topic, p, offset, fetchBytes, fetchWait)
-			if err != nil {
+			var corrupt *kafka.CorruptError
+			switch {
+			case errors.As(err, &corrupt):
+				if err := damaged(Entry{At: Position{p, corrupt.Offset}, Next: min(corrupt.Next, end), Damaged: corrupt.Cause}); err != nil {
+					return err
+				}
+				offset = corrupt.Next
+				continue
+			case errors.Is(err, kafka.ErrOffsetOutOfRange):
+				start, _, err := log.Bounds(ctx, topic, p)
+				if err != nil {
+					return err
+				}
+				if start <= offset {
+					return fmt.Errorf("read %s/%d at offset %d of %d: the log has lost its end", topic, p, offset, end)
+				}
+				offset = start // retention removes letters meanwhile
+				continue
+			case err != nil:
 				return err
 			}
 			for i := range batch.Records {
-				if err := f(entry(p, &batch, i, signals)); err != nil {
+				if batch.Records[i].Offset >= end {
+					break
+				}
+				if err := record(p, &batch, i); err != nil {
 					return err
 				}
 			}
-			if batch.Next == offset {
+			if batch.Next > offset {
+				offset, empty = batch.Next, 0
+				continue
+			}
+			if empty++; !batch.Throttled && empty >= emptyEnough {
 				return fmt.Errorf("read %s/%d at offset %d of %d: nothing came", topic, p, offset, end)
 			}
-			offset = batch.Next
 		}
 	}
 	return nil
@@ -84,8 +161,11 @@ func Each(ctx context.Context, log Log, topic string, signals []*signal.Signal, 
 
 func entry(partition int, batch *kafka.Batch, i int, signals []*signal.Signal) Entry {
 	r := &batch.Records[i]
-	e := Entry{DeadLetter: delivery.DeadLetter{Meta: r.Meta}, At: Position{partition, r.Offset}, Time: r.Time, Value: r.Value}
-	for _, h := range batch.Headers(i) {
+	e := Entry{
+		DeadLetter: delivery.DeadLetter{Meta: r.Meta}, At: Position{partition, r.Offset}, Next: r.Offset + 1,
+		Time: r.Time, Value: r.Value, Headers: batch.Headers(i),
+	}
+	for _, h := range e.Headers {
 		e.Set(h.Key, h.Value)
 	}
 	for _, sig := range signals {
@@ -103,6 +183,19 @@ type Report struct {
 	Copies  int            // letters left out because a letter with the same value was sent
 	Skipped int            // letters that cannot be replayed: their value is missing, or is not a request of their topic
 	Refused int            // items that no writer would take
+	Damaged int            // stretches of the topic that cannot be read
+}
+
+// Add adds what another replay did.
+func (r *Report) Add(other Report) {
+	r.Letters += other.Letters
+	r.Copies += other.Copies
+	r.Skipped += other.Skipped
+	r.Refused += other.Refused
+	r.Damaged += other.Damaged
+	for topic, n := range other.Items {
+		r.Items[topic] += n
+	}
 }
 
 // Target is where a replay sends the letters of one signal.
@@ -114,10 +207,12 @@ type Target struct {
 }
 
 // Replay sends the items of every dead letter for which keep is true to the
-// topic that they come from, if that is the topic of a target. Of letters with
-// the same value it sends one, so that the letters do not double each time while
-// ClickHouse still refuses them. When it fails, letters that it has sent stay sent.
-func Replay(ctx context.Context, log Log, topic string, to []Target, keep func(Entry) bool) (Report, error) {
+// topic that they come from, if that is the topic of a target, and marks the letter
+// as replayed. Of letters with the same value it sends one, so that the letters do
+// not double each time while ClickHouse still refuses them. When it fails, letters
+// that it has sent stay sent. A letter that was sent and could not be marked is sent
+// again by the next replay; the writer stores its items once.
+func Replay(ctx context.Context, log Log, topic string, to []Target, marker *Marker, keep func(Entry) bool) (Report, error) {
 	report := Report{Items: make(map[string]int)}
 	var signals []*signal.Signal
 	splitters := make(map[string]*splitter)
@@ -127,6 +222,10 @@ func Replay(ctx context.Context, log Log, topic string, to []Target, keep func(E
 	}
 	seen := make(map[delivery.Hash]struct{})
 	err := Each(ctx, log, topic, signals, func(e Entry) error {
+		if !e.Readable() {
+			report.Damaged++
+			return nil
+		}
 		if !keep(e) {
 			return nil
 		}
@@ -139,7 +238,7 @@ func Replay(ctx context.Context, log Log, topic string, to []Target, keep func(E
 		value := delivery.HashOf(e.Value)
 		if _, ok := seen[value]; ok {
 			report.Copies++
-			return nil
+			return marker.Add(ctx, e.At, Replayed)
 		}
 		refused, err := s.split(&e)
 		if err != nil {
@@ -150,14 +249,29 @@ func Replay(ctx context.Context, log Log, topic string, to []Target, keep func(E
 		if len(s.batch) == 0 {
 			return nil
 		}
+		if err := marker.owned(); err != nil {
+			return err
+		}
 		if err := s.to.Producer.Produce(ctx, s.batch); err != nil {
 			return fmt.Errorf("replay dead letter %d/%d: %w", e.At.Partition, e.At.Offset, err)
 		}
 		seen[value] = struct{}{}
 		report.Items[e.Topic] += s.items
-		return nil
+		return marker.Add(ctx, e.At, Replayed)
 	})
-	return report, err
+	return report, errors.Join(err, marker.Flush(context.WithoutCancel(ctx)))
+}
+
+// Drop marks every letter for which keep is true as dropped, and returns how many.
+func Drop(ctx context.Context, log Log, topic string, signals []*signal.Signal, marker *Marker, keep func(Entry) bool) (dropped int, err error) {
+	err = Each(ctx, log, topic, signals, func(e Entry) error {
+		if !e.Readable() || !keep(e) {
+			return nil
+		}
+		dropped++
+		return marker.Add(ctx, e.At, Dropped)
+	})
+	return dropped, errors.Join(err, marker.Flush(context.WithoutCancel(ctx)))
 }
 
 // splitter makes records of letters of one signal again.
