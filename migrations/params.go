@@ -117,6 +117,47 @@ type Thresholds struct {
 	WindowPercent string
 }
 
+// A request is harmed if it failed, or if its client waited longer than its server worked
+// by more than GapMS and by more than GapPercent of the client's time.
+func (Params) GapMS() string      { return "10" }
+func (Params) GapPercent() string { return "20" }
+
+// RTTTimes is how many times the usual round trip a slow one takes, in addition to being
+// longer by GapMS.
+func (Params) RTTTimes() string { return "3" }
+
+// SlowTimes is how many times the usual duration a slow request takes whose server has no
+// span, in addition to being longer by GapMS.
+func (Params) SlowTimes() string { return "3" }
+
+// FewFailures is the number of failures, or retransmitted segments, in a minute from which an
+// edge without spans is in trouble.
+func (Params) FewFailures() string { return "3" }
+
+// Private returns the condition under which an address belongs to a private network: it
+// is in one of the ranges that the addresses below begin and end.
+func (Params) Private(ip string) string {
+	var bounds []string
+	for _, a := range []string{
+		"::ffff:10.0.0.0", "::ffff:11.0.0.0", "::ffff:100.64.0.0", "::ffff:100.128.0.0", "::ffff:127.0.0.0", "::ffff:128.0.0.0",
+		"::ffff:169.254.0.0", "::ffff:169.255.0.0", "::ffff:172.16.0.0", "::ffff:172.32.0.0", "::ffff:192.168.0.0", "::ffff:192.169.0.0",
+		"fc00::", "fe00::", "fe80::", "fec0::",
+	} {
+		bounds = append(bounds, "toIPv6('"+a+"')")
+	}
+	return "(arrayCount(x -> x <= " + ip + ", [" + strings.Join(bounds, ", ") + "]) % 2 = 1)"
+}
+
+// Telemetry returns the condition under which a connection carries no requests of
+// services: exports of telemetry to agents, collectors and servers, and probes.
+func (Params) Telemetry() string {
+	const programs = "('metaflow-agent', 'metaflow-server', 'otelcol', 'otelcol-contrib', 'otelcol-k8s', 'kubelet')"
+	return "(x.server_port IN (4317, 4318, 38086, 20035)) + (x.server_process IN " + programs + ") + (x.client_process IN " + programs + ") > 0"
+}
+
+// Word is the empty word, of the type of names.
+func (Params) Word() string { return "''::LowCardinality(String)" }
+
 // Thresholds returns the limits of the views without parameters. Half a percent of loss
 // halves the throughput of a wide-area connection (Mathis et al. 1997: it falls with the
 // square root of the loss); one percent is more than tail loss probes cause on a clean

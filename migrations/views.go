@@ -22,6 +22,7 @@ var viewFiles = []struct {
 	{"flows", 3},
 	{"addresses", 4},
 	{"trace_network", 4},
+	{"edges", 8},
 	{"service_network", 4},
 	{"network_trouble", 4},
 	{"pods", 5},

@@ -783,6 +783,241 @@ ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '
 ORDER BY start_time, span_id
 COMMENT 'made by metaflow-server, form 5752073df4cfa66f';
 
+CREATE OR REPLACE VIEW metaflow.edges ON CLUSTER 'metaflow'
+(
+    minute DateTime('UTC'),
+    client_service String,
+    server_service String,
+    client_address String,
+    server_address String,
+    calls Array(UInt64),
+    served Array(UInt64),
+    cl Array(UInt64),
+    sv Array(UInt64),
+    most Array(UInt64),
+    ms Array(Float64),
+    server_ms Array(Float64),
+    rtt_min_us UInt32,
+    accept_queue_full UInt64,
+    since DateTime64(9, 'UTC'),
+    until DateTime64(9, 'UTC'),
+    places Array(Tuple(String, String, String, String, UInt8)),
+    telemetry UInt8
+)
+AS
+WITH
+    toIPv6('::') AS unknown,
+    addresses AS (
+        SELECT hour, ip, owner, seen, min(ip) OVER of_owner AS main, groupUniqArrayArray(names) OVER of_owner AS services,
+            if(max(pod) OVER of_owner * length(services) = 1, services[1], '') AS only
+        FROM
+        (
+            SELECT hour, ip, groupUniqArrayIf(service, service != '') AS names, max(told) > 0 AS seen, max(told) = 2 AS pod,
+                if(uniqExactIf(owner, owner NOT IN (0, cityHash64('', toUInt64(0)))) = 1, max(owner), cityHash64(ip)) AS owner
+            FROM
+            (
+                SELECT hour, ip, toString(service_name) AS service, toUInt64(0) AS owner, 0 AS told FROM metaflow.service_addresses_distributed
+                UNION ALL
+                SELECT hour, ip, '', owner, if(pod_uid = '', 1, 2) FROM metaflow.flow_addresses_distributed
+            )
+            GROUP BY hour, ip
+        )
+        WINDOW of_owner AS (PARTITION BY hour, owner)
+    ),
+    callers AS (
+        SELECT toStartOfMinute(start_time) AS minute, reinterpretAsUInt64(unhex(toString(span_id))) AS call, service_name, ip, peer_ip, peer_port, ''::LowCardinality(String) AS name,
+            duration_ns, status_code = 'error' AS failed
+        FROM metaflow.spans_distributed
+        WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip != toIPv6('::')
+        UNION ALL
+        SELECT toStartOfMinute(start_time), reinterpretAsUInt64(unhex(toString(span_id))), service_name, ip, peer_ip, peer_port,
+            trimRight(lower(arrayFirst(x -> x != '', [attributes['server.address'], attributes['net.peer.name'], domain(attributes['url.full']), domain(attributes['http.url']), attributes['peer.service']])), '.')::LowCardinality(String),
+            duration_ns, status_code = 'error'
+        FROM metaflow.spans_distributed
+        WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip = toIPv6('::')
+    ),
+    callees AS (
+        SELECT toStartOfMinute(start_time) AS minute, reinterpretAsUInt64(unhex(if(parent_span_id = '', toString(span_id), parent_span_id))) AS call, service_name, ip, port, peer_ip,
+            duration_ns, status_code = 'error' AS failed
+        FROM metaflow.spans_distributed
+        WHERE kind = 'server'
+    ),
+    sources AS (
+        SELECT minute, 'client' AS source, client_ip, server_ip, server_port, caller, callee, name,
+            [count(), countIf(failed), countIf(callee != ''), countIf(harmed)] AS calls, quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)) AS durations,
+            emptyArrayUInt64() AS cl, emptyArrayUInt64() AS sv, emptyArrayUInt64() AS most, toUInt32(0) AS rtt_min_us,
+            ''::LowCardinality(String) AS client_workload, ''::LowCardinality(String) AS client_process, ''::LowCardinality(String) AS server_workload, ''::LowCardinality(String) AS server_process, toDateTime64(0, 9, 'UTC') AS since, toDateTime64(0, 9, 'UTC') AS until, ('', '', '', '', 0) AS places
+        FROM
+        (
+            SELECT minute, caller, callee, name, duration_ns, failed, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
+                failed OR callee != '' AND gap_ns > 10 * 1000000 AND 100 * gap_ns > 20 * duration_ns AS harmed
+            FROM
+            (
+                SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed,
+                    ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns,
+                    ce.service_name != '' AND (ca.peer_ip = ce.ip OR ca.peer_ip = toIPv6('::')) AS met
+                FROM callers AS ca LEFT ANY JOIN callees AS ce ON ca.minute = ce.minute AND ca.call = ce.call
+            )
+        )
+        GROUP BY minute, client_ip, server_ip, server_port, caller, callee, name
+        UNION ALL
+        SELECT minute, 'server', client_ip, unknown, 0, caller, callee, ''::LowCardinality(String),
+            [count(), countIf(failed)], quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)),
+            emptyArrayUInt64(), emptyArrayUInt64(), emptyArrayUInt64(), 0, ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), toDateTime64(0, 9, 'UTC'), toDateTime64(0, 9, 'UTC'), ('', '', '', '', 0)
+        FROM
+        (
+            SELECT ce.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, if(ca.service_name != '', toIPv6('::'), ce.peer_ip) AS client_ip,
+                ce.duration_ns AS duration_ns, ce.failed AS failed
+            FROM callees AS ce LEFT ANY JOIN callers AS ca ON ca.minute = ce.minute AND ca.call = ce.call
+        )
+        GROUP BY minute, client_ip, caller, callee
+        UNION ALL
+        SELECT minute, 'callee', unknown, ip, port, ''::LowCardinality(String), service_name, ''::LowCardinality(String),
+            emptyArrayUInt64(), arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            emptyArrayUInt64(), emptyArrayUInt64(), emptyArrayUInt64(), 0, ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), toDateTime64(0, 9, 'UTC'), toDateTime64(0, 9, 'UTC'), ('', '', '', '', 0)
+        FROM callees
+        GROUP BY minute, ip, port, service_name
+        UNION ALL
+        SELECT minute, 'caller', ip, peer_ip, peer_port, service_name, ''::LowCardinality(String), ''::LowCardinality(String),
+            emptyArrayUInt64(), arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            emptyArrayUInt64(), emptyArrayUInt64(), emptyArrayUInt64(), 0, ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), toDateTime64(0, 9, 'UTC'), toDateTime64(0, 9, 'UTC'), ('', '', '', '', 0)
+        FROM (SELECT toStartOfMinute(start_time) AS minute, ip, peer_ip, peer_port, service_name FROM metaflow.spans_distributed
+            WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip != toIPv6('::'))
+        GROUP BY minute, ip, peer_ip, peer_port, service_name
+        UNION ALL
+        SELECT minute, 'flows', client_ip, server_ip, server_port, ''::LowCardinality(String), ''::LowCardinality(String), anyIf(peer_name, NOT served AND peer_name != ''),
+            emptyArrayUInt64(), arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            sumForEachIf(counters, NOT served), sumForEachIf(counters, served), [max(unread_bytes), max(greatest(rtt_max_us, rtt_us)), max(queue_us)], minIf(rtt_min_us, rtt_min_us > 0),
+            if(anyIf(own_workload, NOT served AND own_workload != '') != '', anyIf(own_workload, NOT served AND own_workload != ''), anyIf(peer, served AND peer != '')), anyIf(process, NOT served AND process != ''), if(anyIf(own_workload, served AND own_workload != '') != '', anyIf(own_workload, served AND own_workload != ''), anyIf(peer, NOT served AND peer != '')), anyIf(process, served AND process != ''), minIf(start_time, bad), maxIf(time, bad),
+            (toString(anyIf(node, NOT served AND node != '')), toString(anyIf(node, served AND node != '')), toString(anyIf(pod, NOT served AND pod != '')), toString(anyIf(pod, served AND pod != '')), max(bad))
+        FROM
+        (
+            SELECT minute, served, process, peer_name, rtt_us, rtt_min_us, rtt_max_us, queue_us, unread_bytes,
+                if(workload != '', workload, pod) AS own_workload, multiIf(peer_workload != '', peer_workload, peer_pod != '', peer_pod, peer_service) AS peer,
+                multiIf(served, peer_ip, translated_ip != toIPv6('::'), translated_ip, ip) AS client_ip,
+                multiIf(served, ip, translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip) AS server_ip,
+                multiIf(served, port, translated_peer_port != 0, translated_peer_port, peer_port) AS server_port,
+                [1, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes, receive_window_limited_us, send_buffer_limited_us, busy_us, accept_queue_full, segments_sent + 1, rtt_us * (segments_sent + 1), (rtt_usual_us > 0) * (segments_sent + 1), rtt_usual_us * (segments_sent + 1), slow, lossy * retransmits, lossy * segments_sent]::Array(UInt64) AS counters, start_time, time, node, pod, lossy OR slow OR connect_failures + resets + timeouts > 0 OR unread_bytes > 0 OR 100 * receive_window_limited_us > 20 * busy_us AS bad
+            FROM
+            (
+                SELECT toStartOfMinute(time) AS minute, role = 'server' AS served, ip, port, peer_ip, peer_port, peer_name, translated_ip, translated_peer_ip, translated_peer_port,
+                    workload, pod, process, peer_workload, peer_pod, peer_service, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received,
+                    segments_sent, retransmits, retransmitted_bytes, rtt_us, rtt_min_us, rtt_usual_us, rtt_max_us, queue_us, receive_window_limited_us, send_buffer_limited_us, busy_us,
+                    unread_bytes, accept_queue_full, start_time, time, node,
+                    retransmits > 0 AND 100 * retransmits > 1 * segments_sent AS lossy,
+                    rtt_usual_us > 0 AND rtt_us > 3 * rtt_usual_us AND rtt_us > rtt_usual_us + 10 * 1000 AS slow
+                FROM metaflow.flows_distributed
+                WHERE role IN ('client', 'server') AND protocol = 'tcp'
+            )
+        )
+        GROUP BY minute, client_ip, server_ip, server_port
+    ),
+    owned AS (
+        SELECT minute, source, name, server_port,
+            multiIf(caller != '', caller, source IN ('server', 'flows'), a.only, '') AS calling, multiIf(callee != '', callee, source IN ('client', 'flows'), b.only, '') AS target_name,
+            multiIf(client_ip = unknown, 0, a.only != '', cityHash64(a.only), a.owner != 0, a.owner, cityHash64(client_ip)) AS client_key,
+            multiIf(server_ip = unknown, 0, b.only != '', cityHash64(b.only), b.owner != 0, b.owner, cityHash64(server_ip)) AS target_key,
+            if(b.only != '', 0, server_port) AS port,
+            any(if(a.owner != 0, a.main, client_ip)) AS client_main, any(if(b.owner != 0, b.main, server_ip)) AS target_main,
+            any(a.services) AS client_services, any(b.services) AS target_services, max(b.seen) AS server_seen,
+            sumForEach(x.calls) AS calls, quantilesTDigestMergeState(0.5, 0.9, 0.99)(x.durations) AS durations, sumForEach(x.cl) AS cl, sumForEach(x.sv) AS sv,
+            maxForEach(x.most) AS most, minIf(x.rtt_min_us, x.rtt_min_us > 0) AS rtt_min_us,
+            max(x.client_workload) AS client_workload, max(x.client_process) AS client_process, max(x.server_workload) AS server_workload, max(x.server_process) AS server_process, minIf(x.since, x.since > toDateTime64(0, 9, 'UTC')) AS since, max(x.until) AS until,
+            min((x.server_port IN (4317, 4318, 38086, 20035)) + (x.server_process IN ('metaflow-agent', 'metaflow-server', 'otelcol', 'otelcol-contrib', 'otelcol-k8s', 'kubelet')) + (x.client_process IN ('metaflow-agent', 'metaflow-server', 'otelcol', 'otelcol-contrib', 'otelcol-k8s', 'kubelet')) > 0) AS telemetry,
+            groupUniqArrayIf(100)(x.places, x.places.1 || x.places.2 || x.places.3 || x.places.4 != '') AS places
+        FROM sources AS x
+        LEFT JOIN addresses AS a ON a.hour = toStartOfHour(x.minute) AND a.ip = x.client_ip
+        LEFT JOIN addresses AS b ON b.hour = toStartOfHour(x.minute) AND b.ip = x.server_ip
+        GROUP BY minute, source, name, server_port, calling, target_name, client_key, target_key, port
+    ),
+    located AS (
+        SELECT * EXCEPT (peers, of_name, of_port, at), at.1 AS server_key, at.2 AS called, at.3 AS server_main, at.4 AS server_services
+        FROM
+        (
+            SELECT *, multiIf(length(of_name) = 1, of_name[1], length(of_port) = 1, of_port[1], (target_key, target_name, target_main, target_services)) AS at
+            FROM
+            (
+                SELECT *, arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> x.1 = name, peers))) AS of_name, arrayDistinct(arrayMap(x -> x.2, peers)) AS of_port
+                FROM
+                (
+                    SELECT * EXCEPT (all_peers), if(blind, all_peers, []) AS peers
+                    FROM
+                    (
+                        SELECT *, (source = 'client') * (target_key = 0) * (target_name = '') * (name != '') > 0 AS blind,
+                            groupUniqArrayIf(16)((name, (target_key, target_name, target_main, target_services)), (source = 'flows') * (client_key != 0) > 0) OVER (PARTITION BY minute, client_key, server_port) AS all_peers
+                        FROM owned
+                    )
+                )
+            )
+        )
+    ),
+    told AS (
+        SELECT *,
+            groupUniqArrayIf(2)(called, (called != '') * (server_key != 0) * ((source = 'callee') + (source = 'client') * ((server_seen = 0) + has(server_services, called))) > 0) OVER of_server AS callees,
+            max(server_workload) OVER of_server AS server_workloads, max(server_process) OVER of_server AS server_processes, max(name) OVER of_server AS server_names,
+            sumIf(sv[16], client_key = 0) OVER (PARTITION BY minute, server_key, port) AS accept_queue_full,
+            groupUniqArrayIf(2)(calling, source = 'caller') OVER (PARTITION BY minute, client_key, server_key, port) AS callers_here,
+            groupUniqArrayIf(2)(called, called != '') OVER (PARTITION BY minute, calling, name, server_port) AS namesakes
+        FROM located
+        WINDOW of_server AS (PARTITION BY minute, server_key, port)
+    ),
+    judged AS (
+        SELECT *,
+            max((source = 'flows') * notEmpty(callees)) OVER (PARTITION BY minute, server_key) AS server_told,
+            max((source = 'flows') * notEmpty(callers_here)) OVER of_client AS client_told,
+            groupUniqArrayIf(client_process, (source = 'flows') * notEmpty(callers_here) * (client_process != '') > 0) OVER of_client AS told_processes,
+            max(client_workload) OVER of_client AS client_workloads
+        FROM told
+        WINDOW of_client AS (PARTITION BY minute, client_key)
+    ),
+    named AS (
+        SELECT *,
+            multiIf(
+                calling != '', calling,
+                length(callers_here) = 1, callers_here[1],
+                length(callers_here) > 1, 'several services',
+                (client_workloads != '') * (length(client_services) = 1) > 0, client_services[1],
+                client_workloads != '', client_workloads,
+                (length(client_services) = 1) * ((client_told = 0) + (client_process = '') + has(told_processes, client_process)) > 0, client_services[1],
+                (length(client_services) > 1) * ((client_told = 0) + (client_process = '')) > 0, 'several services',
+                '') AS client_name,
+            multiIf(
+                called != '', called,
+                length(callees) = 1, callees[1],
+                length(callees) > 1, 'several services',
+                blind * length(namesakes) = 1, namesakes[1],
+                blind * length(namesakes) > 1, 'several services',
+                (server_workloads != '') * length(server_services) = 1, server_services[1],
+                server_workloads != '', server_workloads,
+                (length(server_services) = 1) * ((server_told = 0) + (server_port = 0) + (server_processes = '')) > 0, server_services[1],
+                (length(server_services) > 1) * (server_told = 0) > 0, 'several services',
+                '') AS server_name
+        FROM judged
+        WHERE multiIf(source = 'flows', client_key != 0, source IN ('client', 'server'))
+    ),
+    ended AS (
+        SELECT *, (client_key != 0) * (client_name = '') * ((client_process != '') + (arrayCount(x -> x <= client_main, [toIPv6('::ffff:10.0.0.0'), toIPv6('::ffff:11.0.0.0'), toIPv6('::ffff:100.64.0.0'), toIPv6('::ffff:100.128.0.0'), toIPv6('::ffff:127.0.0.0'), toIPv6('::ffff:128.0.0.0'), toIPv6('::ffff:169.254.0.0'), toIPv6('::ffff:169.255.0.0'), toIPv6('::ffff:172.16.0.0'), toIPv6('::ffff:172.32.0.0'), toIPv6('::ffff:192.168.0.0'), toIPv6('::ffff:192.169.0.0'), toIPv6('fc00::'), toIPv6('fe00::'), toIPv6('fe80::'), toIPv6('fec0::')]) % 2 = 1)) > 0 AS client_alone, (server_key != 0) * (server_name = '') > 0 AS server_alone,
+            replaceOne(toString(client_main), '::ffff:', '') AS client_text, replaceOne(toString(server_main), '::ffff:', '') AS server_text
+        FROM named
+    )
+SELECT minute, client_service, server_service, client_address, server_address,
+    sumForEachIf(x.calls, source = 'client') AS calls, sumForEachIf(x.calls, source = 'server') AS served, sumForEach(x.cl) AS cl, sumForEach(x.sv) AS sv, maxForEach(x.most) AS most,
+    arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'client')) AS ms,
+    arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'server')) AS server_ms,
+    minIf(x.rtt_min_us, x.rtt_min_us > 0) AS rtt_min_us, max(x.accept_queue_full) AS accept_queue_full, minIf(x.since, x.since > toDateTime64(0, 9, 'UTC')) AS since, max(x.until) AS until, groupUniqArrayArray(100)(x.places) AS places,
+    minIf(x.telemetry, source = 'flows') AS telemetry
+FROM
+(
+    SELECT minute, source, calls, durations, cl, sv, most, rtt_min_us, accept_queue_full,
+        multiIf(client_name != '', client_name, client_process != '', client_process, client_alone, client_text, client_key != 0, 'internet', '') AS client_service,
+        multiIf(server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, '') AS server_service,
+        if(client_alone, client_text, '') AS client_address, if(server_alone, server_text, '') AS server_address, since, until, places, telemetry
+    FROM ended
+) AS x
+WHERE (client_service != '') * (server_service != '') > 0
+GROUP BY minute, client_service, server_service, client_address, server_address
+COMMENT 'made by metaflow-server, form 546e7e0847e07adf';
+
 CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
 (
     minute DateTime('UTC'),
@@ -811,149 +1046,264 @@ CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
     rtt_min_us UInt32,
     receive_window_limited_us UInt64,
     send_buffer_limited_us UInt64,
-    busy_us UInt64
+    busy_us UInt64,
+    client_address String,
+    server_address String,
+    harmed UInt64,
+    connects_refused UInt64,
+    gave_up UInt64,
+    accept_queue_full UInt64,
+    unread_bytes UInt64,
+    rtt_usual_us Float64,
+    rtt_max_us UInt64,
+    queue_us UInt64
 )
 AS
-WITH
-    toIPv6('::') AS unknown,
-    names AS (
-        SELECT hour, ip, argMax(service_name, n) AS name
-        FROM (SELECT hour, ip, service_name, sum(spans) AS n FROM metaflow.service_addresses_distributed GROUP BY hour, ip, service_name)
-        GROUP BY hour, ip
-    ),
-    calls AS (
-        SELECT
-            toStartOfMinute(start_time) AS minute, kind = 'server' AS served, service_name, peer_ip,
-            count() AS n, countIf(status_code = 'error') AS bad, quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)) AS durations
-        FROM metaflow.spans_distributed
-        WHERE kind IN ('client', 'server', 'producer', 'consumer') AND peer_ip != unknown
-        GROUP BY minute, served, service_name, peer_ip
-    ),
-    sockets AS (
-        SELECT
-            toStartOfMinute(time) AS minute, role = 'server' AS served, ip, peer_ip,
-            sumForEach([connections, connect_failures, resets, timeouts, bytes_sent, bytes_received, segments_sent, retransmits,
-                receive_window_limited_us, send_buffer_limited_us, busy_us]) AS sums,
-            avgWeighted(rtt_us, segments_sent + 1) AS rtt, minIf(rtt_min_us, rtt_min_us > 0) AS rtt_min
-        FROM metaflow.flows_distributed
-        WHERE role IN ('client', 'server')
-        GROUP BY minute, served, ip, peer_ip
-    )
 SELECT
-    minute,
-    client AS client_service,
-    server AS server_service,
-    sumIf(n, NOT served) AS requests,
-    sumIf(bad, NOT served) AS errors,
-    ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, NOT served)[1], 0) / 1e6 AS p50_ms,
-    ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, NOT served)[2], 0) / 1e6 AS p90_ms,
-    ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, NOT served)[3], 0) / 1e6 AS p99_ms,
-    sumIf(n, served) AS server_requests,
-    sumIf(bad, served) AS server_errors,
-    ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, served)[1], 0) / 1e6 AS server_p50_ms,
-    ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, served)[2], 0) / 1e6 AS server_p90_ms,
-    ifNotFinite(quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, served)[3], 0) / 1e6 AS server_p99_ms,
-    sumForEachIf(sums, NOT served)[1] AS connections,
-    sumForEachIf(sums, NOT served)[2] AS connect_failures,
-    greatest(sumForEachIf(sums, NOT served)[3], sumForEachIf(sums, served)[3]) AS resets,
-    greatest(sumForEachIf(sums, NOT served)[4], sumForEachIf(sums, served)[4]) AS timeouts,
-    greatest(sumForEachIf(sums, NOT served)[5], sumForEachIf(sums, served)[6]) AS bytes_sent,
-    greatest(sumForEachIf(sums, NOT served)[6], sumForEachIf(sums, served)[5]) AS bytes_received,
-    sumForEach(sums)[7] AS segments_sent,
-    sumForEach(sums)[8] AS retransmits,
-    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent,
-    ifNotFinite(avgWeightedIf(rtt, weight, weight > 0), 0) AS rtt_us,
-    minIf(rtt_min, rtt_min > 0) AS rtt_min_us,
-    sumForEach(sums)[9] AS receive_window_limited_us,
-    sumForEach(sums)[10] AS send_buffer_limited_us,
-    sumForEach(sums)[11] AS busy_us
-FROM
-(
-    SELECT minute, served, if(served, other.name, service_name) AS client,
-        if(served, service_name, if(other.name != '', other.name, replaceOne(toString(calls.peer_ip), '::ffff:', ''))) AS server,
-        n, bad, durations, arrayWithConstant(11, toUInt64(0)) AS sums, 0. AS rtt, 0 AS weight, toUInt32(0) AS rtt_min
-    FROM calls LEFT JOIN names AS other ON other.hour = toStartOfHour(minute) AND other.ip = calls.peer_ip
-    UNION ALL
-    SELECT minute, served, if(served, other.name, own.name) AS client,
-        if(served, own.name, if(other.name != '', other.name, replaceOne(toString(sockets.peer_ip), '::ffff:', ''))) AS server,
-        0 AS n, 0 AS bad, arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()) AS durations, sums, rtt, sums[7] + 1 AS weight, rtt_min
-    FROM sockets
-    LEFT JOIN names AS own ON own.hour = toStartOfHour(minute) AND own.ip = sockets.ip
-    LEFT JOIN names AS other ON other.hour = toStartOfHour(minute) AND other.ip = sockets.peer_ip
-)
-WHERE client != '' AND server != ''
-GROUP BY minute, client, server
-COMMENT 'made by metaflow-server, form faa362228caa0c35';
+    minute, client_service, server_service, calls[1] AS requests, calls[2] AS errors, ms[1] AS p50_ms, ms[2] AS p90_ms, ms[3] AS p99_ms,
+    served[1] AS server_requests, served[2] AS server_errors, server_ms[1] AS server_p50_ms, server_ms[2] AS server_p90_ms, server_ms[3] AS server_p99_ms,
+    greatest(cl[2], sv[2]) AS connections,
+    greatest(cl[3], sv[3]) AS connect_failures,
+    greatest(cl[5], sv[5]) AS resets,
+    greatest(cl[6], sv[6]) AS timeouts,
+    greatest(cl[8], sv[9]) AS bytes_sent,
+    greatest(cl[9], sv[8]) AS bytes_received,
+    cl[10] + sv[10] AS segments_sent,
+    cl[11] + sv[11] AS retransmits,
+    round(100 * (cl[11] + sv[11]) / greatest(cl[10] + sv[10], 1), 2) AS retransmit_percent,
+    (cl[18] + sv[18]) / greatest(cl[17] + sv[17], 1) AS rtt_us,
+    rtt_min_us,
+    cl[13] + sv[13] AS receive_window_limited_us,
+    cl[14] + sv[14] AS send_buffer_limited_us,
+    cl[15] + sv[15] AS busy_us,
+    client_address, server_address, calls[4] AS harmed, cl[4] AS connects_refused, cl[7] AS gave_up, accept_queue_full, most[1] AS unread_bytes,
+    (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us, most[2] AS rtt_max_us, most[3] AS queue_us
+FROM metaflow.edges
+COMMENT 'made by metaflow-server, form da9d6c0468899b93';
 
 CREATE OR REPLACE VIEW metaflow.network_trouble ON CLUSTER 'metaflow' AS
 WITH
-    if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
-SELECT
-    client_service,
-    server_service,
-    multiIf(
-        connect_failures > 0, 'connect failed',
-        harmful_resets > 0, 'reset',
-        timeouts > 0, 'timed out',
-        100 * receive_window_limited_us > 20 * busy_us, 'receiver''s window full',
-        'retransmission') AS verdict,
-    sum(e.requests) AS requests,
-    sum(e.errors) AS errors,
-    max(e.p99_ms) AS p99_ms,
-    max(e.server_p99_ms) AS server_p99_ms,
-    sum(e.connections) AS connections,
-    sum(e.connect_failures) AS connect_failures,
-    sum(e.resets) AS resets,
-    sum(e.timeouts) AS timeouts,
-    sum(e.retransmits) AS retransmits,
-    sum(e.segments_sent) AS segments_sent,
-    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent,
-    max(e.rtt_us) AS rtt_us,
-    sum(e.receive_window_limited_us) AS receive_window_limited_us,
-    sum(e.busy_us) AS busy_us
-FROM metaflow.service_network AS e
-WHERE e.minute >= now() - toIntervalMinute({minutes:UInt32})
-GROUP BY client_service, server_service
-HAVING connect_failures + harmful_resets + timeouts > 0
-    OR 100 * receive_window_limited_us > 20 * busy_us
-    OR 100 * retransmits > 1 * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
-COMMENT 'made by metaflow-server, form 8c1cb0094639537d';
+    minutes AS (
+        SELECT * EXCEPT (ms, server_ms), ms[1] AS p50_ms, ms[3] AS p99_ms, server_ms[3] AS server_p99_ms,
+            greatest(cl[2], sv[2]) AS connections, greatest(cl[3], sv[3]) AS connect_failures,
+            greatest(cl[5], sv[5]) AS resets, greatest(cl[6], sv[6]) AS timeouts,
+            cl[10] + sv[10] AS segments_sent, cl[11] + sv[11] AS retransmits, cl[12] + sv[12] AS retransmitted_bytes,
+            cl[22] + sv[22] AS lossy_retransmits, cl[23] + sv[23] AS lossy_segments,
+            cl[13] + sv[13] AS receive_window_limited_us, cl[15] + sv[15] AS busy_us,
+            (cl[18] + sv[18]) / greatest(cl[17] + sv[17], 1) AS rtt_us, (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us,
+            (cl[21] + sv[21]) * 2 >= cl[1] + sv[1] AS mostly_slow, cl[21] + sv[21] AS slow_rows
+        FROM metaflow.edges
+        WHERE minute >= now() - toIntervalMinute({minutes:UInt32})
+    ),
+    around AS (
+        SELECT *,
+            sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
+            sum(calls[2]) OVER near AS errors_near, sum(calls[4]) OVER near AS harmed_near,
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms
+        FROM minutes
+        WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
+            near AS (PARTITION BY client_service, server_service, client_address, server_address ORDER BY minute RANGE BETWEEN 120 PRECEDING AND 60 FOLLOWING)
+    ),
+    harmed AS (
+        SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed FROM around
+    ),
+    judged AS (
+        SELECT *,
+            multiIf(
+                (cl[4] > 0) * if(traced, errors_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
+                (accept_queue_full > 0) * if(traced, harm > 0, 1) > 0, 'accept queue full',
+                (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
+                (resets > 0) * if(traced, errors_near > 0, 20 * resets >= connections) > 0, 'reset',
+                (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
+                (100 * receive_window_limited_us > 20 * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
+                if(traced, (harm > 0) * ((100 * retransmits > 1 * segments_sent) + (lossy_retransmits >= 3)),
+                    (100 * retransmits > 1 * segments_sent) * (retransmits >= 3)) > 0,
+                    if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
+                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * if(traced, (harm > 0) * (rtt_us > rtt_usual_us + 10 * 1000), rtt_us > rtt_usual_us + 2 * 10 * 1000) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                '') AS verdict
+        FROM harmed
+    ),
+    explained AS (
+        SELECT *, (verdict != '', harmed_near, connect_failures + resets + timeouts, retransmits) AS weight,
+            formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
+            formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
+            concat(
+                multiIf(
+                    verdict = 'connect refused', concat(toString(cl[4]), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
+                    verdict = 'accept queue full', concat('accept queue full in ', toString(accept_queue_full), ' looks at it'),
+                    verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
+                    verdict = 'reset', concat(toString(resets), ' connections reset'),
+                    verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
+                    verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
+                    verdict = 'receiver does not read', concat(toString(most[1]), ' bytes received and not read'),
+                    verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
+                    lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
+                    concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
+                ' between ', from_time, ' and ', to_time,
+                if(traced, concat(', ', toString(harmed_near), ' requests slow or failed'), '')) AS why
+        FROM judged
+    ),
+    edges AS (
+        SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
+            argMax((verdict, why, minute), weight) AS worst,
+            sum(calls[1]) AS requests, sum(calls[2]) AS errors, sum(calls[4]) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
+            sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
+            sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,
+            groupUniqArrayArrayIf(arrayMap(p -> (p.1, p.2, p.3, p.4), arrayFilter(p -> p.5, places)), verdict != '') AS bad_places,
+            groupUniqArrayArray(arrayMap(p -> (p.1, p.2, p.3, p.4), places)) AS all_places
+        FROM explained
+        GROUP BY client_service, server_service, client_address, server_address
+        HAVING (telemetry = 0) + (requests > 0) > 0
+    ),
+    together AS (
+        SELECT groupArray((bad, bad_places, (client_service, server_service, client_address, server_address, worst, requests, errors, harmed, p99_ms, server_p99_ms,
+                connections, connect_failures, resets, timeouts, retransmits, segments_sent, rtt_us, rtt_usual_us, receive_window_limited_us, busy_us))) AS every,
+            arrayFlatten(groupArray(arrayMap(p -> (p, has(bad_places, p)), all_places))) AS hops
+        FROM edges
+    ),
+    blamed AS (
+        SELECT every,
+            arrayFilter(n -> n.2 != '', arrayDistinct(arrayFlatten(arrayMap(h -> if(h.2, [('node', h.1.1), ('node', h.1.2), ('pod', h.1.3), ('pod', h.1.4)], []), hops)))) AS suspects,
+            arrayMap(n -> arrayFilter(h -> has(if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), n.2), hops), suspects) AS their_hops,
+            arrayCount(h -> h.2, hops) AS bad_hops, length(hops) AS all_hops
+        FROM together
+    ),
+    culprits AS (
+        SELECT every, arrayMap(x -> x.1, arrayFilter(x -> (x.3 >= 3) * (10 * x.3 >= 7 * x.2) * (all_hops > x.2) * (10 * (bad_hops - x.3) <= 2 * (all_hops - x.2)) * (x.4 >= 2) > 0,
+            arrayMap((n, own) -> (n, length(own), arrayCount(h -> h.2, own),
+                length(arrayDistinct(arrayFilter(o -> o != n.2, arrayFlatten(arrayMap(h -> if(h.2, if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), []), own)))))), suspects, their_hops))) AS guilty
+        FROM blamed
+    ),
+    lines AS (
+        SELECT arrayJoin(arrayFilter(e -> e.1, every)) AS e, e.3 AS v,
+            arrayFirst(n -> arrayAll(p -> has(if(n.1 = 'node', [p.1, p.2], [p.3, p.4]), n.2), e.2) * notEmpty(e.2) > 0, guilty) AS place,
+            if(place.2 != '', concat(place.1, ' ', place.2), v.1) AS client_end, if(place.2 != '', 'all', v.2) AS server_end
+        FROM culprits
+    )
+SELECT client_end AS client_service, server_end AS server_service, argMax(v.5, v.8).1 AS verdict, sum(v.6) AS requests, sum(v.7) AS errors, max(v.9) AS p99_ms, max(v.10) AS server_p99_ms,
+    sum(v.11) AS connections, sum(v.12) AS connect_failures, sum(v.13) AS resets, sum(v.14) AS timeouts, sum(v.15) AS retransmits, sum(v.16) AS segments_sent,
+    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent, max(v.17) AS rtt_us, sum(v.19) AS receive_window_limited_us, sum(v.20) AS busy_us,
+    any(if(place.2 != '', '', v.3)) AS client_address, any(if(place.2 != '', '', v.4)) AS server_address, sum(v.8) AS harmed,
+    if(count() > 1, concat(toString(count()), ' edges, the worst ', argMax(v.1, v.8), ' -> ', argMax(v.2, v.8), ': '), '') || argMax(v.5.2, v.8) AS why,
+    argMax(v.5.3, v.8) AS worst_minute, max(v.18) AS rtt_usual_us, any(place.1) AS scope
+FROM lines
+GROUP BY client_end, server_end, if(place.2 != '', '', v.3), if(place.2 != '', '', v.4)
+ORDER BY harmed DESC, connect_failures + resets + timeouts DESC, retransmit_percent DESC, client_service, server_service
+COMMENT 'made by metaflow-server, form 7d795cac3f7bc8cd';
 
 CREATE OR REPLACE VIEW metaflow.network_trouble_with ON CLUSTER 'metaflow' AS
 WITH
-    if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
-SELECT
-    client_service,
-    server_service,
-    multiIf(
-        connect_failures > 0, 'connect failed',
-        harmful_resets > 0, 'reset',
-        timeouts > 0, 'timed out',
-        100 * receive_window_limited_us > {window_percent:Float64} * busy_us, 'receiver''s window full',
-        'retransmission') AS verdict,
-    sum(e.requests) AS requests,
-    sum(e.errors) AS errors,
-    max(e.p99_ms) AS p99_ms,
-    max(e.server_p99_ms) AS server_p99_ms,
-    sum(e.connections) AS connections,
-    sum(e.connect_failures) AS connect_failures,
-    sum(e.resets) AS resets,
-    sum(e.timeouts) AS timeouts,
-    sum(e.retransmits) AS retransmits,
-    sum(e.segments_sent) AS segments_sent,
-    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent,
-    max(e.rtt_us) AS rtt_us,
-    sum(e.receive_window_limited_us) AS receive_window_limited_us,
-    sum(e.busy_us) AS busy_us
-FROM metaflow.service_network AS e
-WHERE e.minute >= now() - toIntervalMinute({minutes:UInt32})
-GROUP BY client_service, server_service
-HAVING connect_failures + harmful_resets + timeouts > 0
-    OR 100 * receive_window_limited_us > {window_percent:Float64} * busy_us
-    OR 100 * retransmits > {retransmit_percent:Float64} * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
-COMMENT 'made by metaflow-server, form 1ddabd75b5ca6ad7';
+    minutes AS (
+        SELECT * EXCEPT (ms, server_ms), ms[1] AS p50_ms, ms[3] AS p99_ms, server_ms[3] AS server_p99_ms,
+            greatest(cl[2], sv[2]) AS connections, greatest(cl[3], sv[3]) AS connect_failures,
+            greatest(cl[5], sv[5]) AS resets, greatest(cl[6], sv[6]) AS timeouts,
+            cl[10] + sv[10] AS segments_sent, cl[11] + sv[11] AS retransmits, cl[12] + sv[12] AS retransmitted_bytes,
+            cl[22] + sv[22] AS lossy_retransmits, cl[23] + sv[23] AS lossy_segments,
+            cl[13] + sv[13] AS receive_window_limited_us, cl[15] + sv[15] AS busy_us,
+            (cl[18] + sv[18]) / greatest(cl[17] + sv[17], 1) AS rtt_us, (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us,
+            (cl[21] + sv[21]) * 2 >= cl[1] + sv[1] AS mostly_slow, cl[21] + sv[21] AS slow_rows
+        FROM metaflow.edges
+        WHERE minute >= now() - toIntervalMinute({minutes:UInt32})
+    ),
+    around AS (
+        SELECT *,
+            sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
+            sum(calls[2]) OVER near AS errors_near, sum(calls[4]) OVER near AS harmed_near,
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms
+        FROM minutes
+        WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
+            near AS (PARTITION BY client_service, server_service, client_address, server_address ORDER BY minute RANGE BETWEEN 120 PRECEDING AND 60 FOLLOWING)
+    ),
+    harmed AS (
+        SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed FROM around
+    ),
+    judged AS (
+        SELECT *,
+            multiIf(
+                (cl[4] > 0) * if(traced, errors_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
+                (accept_queue_full > 0) * if(traced, harm > 0, 1) > 0, 'accept queue full',
+                (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
+                (resets > 0) * if(traced, errors_near > 0, 20 * resets >= connections) > 0, 'reset',
+                (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
+                (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
+                if(traced, (harm > 0) * ((100 * retransmits > {retransmit_percent:Float64} * segments_sent) + (lossy_retransmits >= 3)),
+                    (100 * retransmits > {retransmit_percent:Float64} * segments_sent) * (retransmits >= 3)) > 0,
+                    if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
+                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * if(traced, (harm > 0) * (rtt_us > rtt_usual_us + 10 * 1000), rtt_us > rtt_usual_us + 2 * 10 * 1000) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                '') AS verdict
+        FROM harmed
+    ),
+    explained AS (
+        SELECT *, (verdict != '', harmed_near, connect_failures + resets + timeouts, retransmits) AS weight,
+            formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
+            formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
+            concat(
+                multiIf(
+                    verdict = 'connect refused', concat(toString(cl[4]), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
+                    verdict = 'accept queue full', concat('accept queue full in ', toString(accept_queue_full), ' looks at it'),
+                    verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
+                    verdict = 'reset', concat(toString(resets), ' connections reset'),
+                    verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
+                    verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
+                    verdict = 'receiver does not read', concat(toString(most[1]), ' bytes received and not read'),
+                    verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
+                    lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
+                    concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
+                ' between ', from_time, ' and ', to_time,
+                if(traced, concat(', ', toString(harmed_near), ' requests slow or failed'), '')) AS why
+        FROM judged
+    ),
+    edges AS (
+        SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
+            argMax((verdict, why, minute), weight) AS worst,
+            sum(calls[1]) AS requests, sum(calls[2]) AS errors, sum(calls[4]) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
+            sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
+            sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,
+            groupUniqArrayArrayIf(arrayMap(p -> (p.1, p.2, p.3, p.4), arrayFilter(p -> p.5, places)), verdict != '') AS bad_places,
+            groupUniqArrayArray(arrayMap(p -> (p.1, p.2, p.3, p.4), places)) AS all_places
+        FROM explained
+        GROUP BY client_service, server_service, client_address, server_address
+        HAVING (telemetry = 0) + (requests > 0) > 0
+    ),
+    together AS (
+        SELECT groupArray((bad, bad_places, (client_service, server_service, client_address, server_address, worst, requests, errors, harmed, p99_ms, server_p99_ms,
+                connections, connect_failures, resets, timeouts, retransmits, segments_sent, rtt_us, rtt_usual_us, receive_window_limited_us, busy_us))) AS every,
+            arrayFlatten(groupArray(arrayMap(p -> (p, has(bad_places, p)), all_places))) AS hops
+        FROM edges
+    ),
+    blamed AS (
+        SELECT every,
+            arrayFilter(n -> n.2 != '', arrayDistinct(arrayFlatten(arrayMap(h -> if(h.2, [('node', h.1.1), ('node', h.1.2), ('pod', h.1.3), ('pod', h.1.4)], []), hops)))) AS suspects,
+            arrayMap(n -> arrayFilter(h -> has(if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), n.2), hops), suspects) AS their_hops,
+            arrayCount(h -> h.2, hops) AS bad_hops, length(hops) AS all_hops
+        FROM together
+    ),
+    culprits AS (
+        SELECT every, arrayMap(x -> x.1, arrayFilter(x -> (x.3 >= 3) * (10 * x.3 >= 7 * x.2) * (all_hops > x.2) * (10 * (bad_hops - x.3) <= 2 * (all_hops - x.2)) * (x.4 >= 2) > 0,
+            arrayMap((n, own) -> (n, length(own), arrayCount(h -> h.2, own),
+                length(arrayDistinct(arrayFilter(o -> o != n.2, arrayFlatten(arrayMap(h -> if(h.2, if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), []), own)))))), suspects, their_hops))) AS guilty
+        FROM blamed
+    ),
+    lines AS (
+        SELECT arrayJoin(arrayFilter(e -> e.1, every)) AS e, e.3 AS v,
+            arrayFirst(n -> arrayAll(p -> has(if(n.1 = 'node', [p.1, p.2], [p.3, p.4]), n.2), e.2) * notEmpty(e.2) > 0, guilty) AS place,
+            if(place.2 != '', concat(place.1, ' ', place.2), v.1) AS client_end, if(place.2 != '', 'all', v.2) AS server_end
+        FROM culprits
+    )
+SELECT client_end AS client_service, server_end AS server_service, argMax(v.5, v.8).1 AS verdict, sum(v.6) AS requests, sum(v.7) AS errors, max(v.9) AS p99_ms, max(v.10) AS server_p99_ms,
+    sum(v.11) AS connections, sum(v.12) AS connect_failures, sum(v.13) AS resets, sum(v.14) AS timeouts, sum(v.15) AS retransmits, sum(v.16) AS segments_sent,
+    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent, max(v.17) AS rtt_us, sum(v.19) AS receive_window_limited_us, sum(v.20) AS busy_us,
+    any(if(place.2 != '', '', v.3)) AS client_address, any(if(place.2 != '', '', v.4)) AS server_address, sum(v.8) AS harmed,
+    if(count() > 1, concat(toString(count()), ' edges, the worst ', argMax(v.1, v.8), ' -> ', argMax(v.2, v.8), ': '), '') || argMax(v.5.2, v.8) AS why,
+    argMax(v.5.3, v.8) AS worst_minute, max(v.18) AS rtt_usual_us, any(place.1) AS scope
+FROM lines
+GROUP BY client_end, server_end, if(place.2 != '', '', v.3), if(place.2 != '', '', v.4)
+ORDER BY harmed DESC, connect_failures + resets + timeouts DESC, retransmit_percent DESC, client_service, server_service
+COMMENT 'made by metaflow-server, form b0af898e55d05c4c';
 
 CREATE OR REPLACE VIEW metaflow.pods ON CLUSTER 'metaflow'
 AS SELECT

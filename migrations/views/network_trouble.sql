@@ -1,39 +1,158 @@
--- The edges of the last minutes with network problems, worst first.
+-- The edges of the last minutes with network problems, worst first. Each is judged by its worst
+-- minute: harm first, then the cause.
+{{- /* The arrays of edges.sql. */ -}}
+{{- array "cl, sv" `
+    rows
+    connections
+    connect_failures
+    refused
+    resets
+    timeouts
+    gave_up
+    bytes_sent
+    bytes_received
+    segments_sent
+    retransmits
+    retransmitted_bytes
+    receive_window_limited_us
+    send_buffer_limited_us
+    busy_us
+    accept_queue_full
+    weight
+    rtt
+    usual_weight
+    rtt_usual
+    slow_rows
+    lossy_retransmits
+    lossy_segments
+`}}
+{{- array "calls" `
+    requests
+    errors
+    paired
+    harmed
+`}}
+{{- array "most" `
+    unread_bytes
+    rtt_max_us
+    queue_us
+`}}
 {{- define "network_trouble"}}
 WITH
-    -- Some applications close idle connections with resets: if there were requests and
-    -- none failed, the resets did no harm.
-    if(sum(e.errors + e.server_errors) > 0 OR sum(e.requests + e.server_requests) = 0, sum(e.resets), 0) AS harmful_resets
-SELECT
-    client_service,
-    server_service,
-    multiIf(
-        connect_failures > 0, 'connect failed',
-        harmful_resets > 0, 'reset',
-        timeouts > 0, 'timed out',
-        100 * receive_window_limited_us > {{.WindowPercent}} * busy_us, 'receiver''s window full',
-        'retransmission') AS verdict,
-    sum(e.requests) AS requests,
-    sum(e.errors) AS errors,
-    max(e.p99_ms) AS p99_ms,
-    max(e.server_p99_ms) AS server_p99_ms,
-    sum(e.connections) AS connections,
-    sum(e.connect_failures) AS connect_failures,
-    sum(e.resets) AS resets,
-    sum(e.timeouts) AS timeouts,
-    sum(e.retransmits) AS retransmits,
-    sum(e.segments_sent) AS segments_sent,
-    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent,
-    max(e.rtt_us) AS rtt_us,
-    sum(e.receive_window_limited_us) AS receive_window_limited_us,
-    sum(e.busy_us) AS busy_us
-FROM {{.Database}}.service_network AS e
-WHERE e.minute >= now() - toIntervalMinute({minutes:UInt32})
-GROUP BY client_service, server_service
-HAVING connect_failures + harmful_resets + timeouts > 0
-    OR 100 * receive_window_limited_us > {{.WindowPercent}} * busy_us
-    OR 100 * retransmits > {{.RetransmitPercent}} * segments_sent
-ORDER BY connect_failures + harmful_resets + timeouts DESC, retransmit_percent DESC
+    -- An edge in one minute. Spans and flows of one event may differ by a minute or two: a flow is
+    -- known at its end, a span by its start.
+    minutes AS (
+        SELECT * EXCEPT (ms, server_ms), ms[1] AS p50_ms, ms[3] AS p99_ms, server_ms[3] AS server_p99_ms,
+            greatest(cl.connections, sv.connections) AS connections, greatest(cl.connect_failures, sv.connect_failures) AS connect_failures,
+            greatest(cl.resets, sv.resets) AS resets, greatest(cl.timeouts, sv.timeouts) AS timeouts,
+            cl.segments_sent + sv.segments_sent AS segments_sent, cl.retransmits + sv.retransmits AS retransmits, cl.retransmitted_bytes + sv.retransmitted_bytes AS retransmitted_bytes,
+            cl.lossy_retransmits + sv.lossy_retransmits AS lossy_retransmits, cl.lossy_segments + sv.lossy_segments AS lossy_segments,
+            cl.receive_window_limited_us + sv.receive_window_limited_us AS receive_window_limited_us, cl.busy_us + sv.busy_us AS busy_us,
+            (cl.rtt + sv.rtt) / greatest(cl.weight + sv.weight, 1) AS rtt_us, (cl.rtt_usual + sv.rtt_usual) / greatest(cl.usual_weight + sv.usual_weight, 1) AS rtt_usual_us,
+            (cl.slow_rows + sv.slow_rows) * 2 >= cl.rows + sv.rows AS mostly_slow, cl.slow_rows + sv.slow_rows AS slow_rows
+        FROM {{.Database}}.edges
+        WHERE minute >= now() - toIntervalMinute({minutes:UInt32})
+    ),
+    around AS (
+        SELECT *,
+            sum(calls.requests) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
+            sum(calls.errors) OVER near AS errors_near, sum(calls.harmed) OVER near AS harmed_near,
+            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms
+        FROM minutes
+        WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
+            near AS (PARTITION BY client_service, server_service, client_address, server_address ORDER BY minute RANGE BETWEEN 120 PRECEDING AND 60 FOLLOWING)
+    ),
+    harmed AS (
+        SELECT *, harmed_near + (alone_ms > greatest({{.SlowTimes}} * usual_ms, usual_ms + {{.GapMS}})) AS harm, connect_failures - cl.refused AS swallowed FROM around
+    ),
+    judged AS (
+        SELECT *,
+            multiIf(
+                (cl.refused > 0) * if(traced, errors_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
+                (accept_queue_full > 0) * if(traced, harm > 0, 1) > 0, 'accept queue full',
+                (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
+                (resets > 0) * if(traced, errors_near > 0, 20 * resets >= connections) > 0, 'reset',
+                (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
+                (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                (most.unread_bytes > 0) * traced * (harm > 0) > 0, 'receiver does not read',
+                if(traced, (harm > 0) * ((100 * retransmits > {{.RetransmitPercent}} * segments_sent) + (lossy_retransmits >= {{.FewFailures}})),
+                    (100 * retransmits > {{.RetransmitPercent}} * segments_sent) * (retransmits >= {{.FewFailures}})) > 0,
+                    if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
+                (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * if(traced, (harm > 0) * (rtt_us > rtt_usual_us + {{.GapMS}} * 1000), rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) > 0, if(2 * most.queue_us > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                '') AS verdict
+        FROM harmed
+    ),
+    explained AS (
+        SELECT *, (verdict != '', harmed_near, connect_failures + resets + timeouts, retransmits) AS weight,
+            -- A flow at fault names the time; otherwise it is the minute.
+            formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
+            formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
+            concat(
+                multiIf(
+                    verdict = 'connect refused', concat(toString(cl.refused), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
+                    verdict = 'accept queue full', concat('accept queue full in ', toString(accept_queue_full), ' looks at it'),
+                    verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
+                    verdict = 'reset', concat(toString(resets), ' connections reset'),
+                    verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
+                    verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
+                    verdict = 'receiver does not read', concat(toString(most.unread_bytes), ' bytes received and not read'),
+                    verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
+                    lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
+                    concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
+                ' between ', from_time, ' and ', to_time,
+                if(traced, concat(', ', toString(harmed_near), ' requests slow or failed'), '')) AS why
+        FROM judged
+    ),
+    edges AS (
+        SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
+            argMax((verdict, why, minute), weight) AS worst,
+            sum(calls.requests) AS requests, sum(calls.errors) AS errors, sum(calls.harmed) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
+            sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
+            sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,
+            groupUniqArrayArrayIf(arrayMap(p -> (p.1, p.2, p.3, p.4), arrayFilter(p -> p.5, places)), verdict != '') AS bad_places,
+            groupUniqArrayArray(arrayMap(p -> (p.1, p.2, p.3, p.4), places)) AS all_places
+        FROM explained
+        GROUP BY client_service, server_service, client_address, server_address
+        HAVING (telemetry = 0) + (requests > 0) > 0
+    ),
+    -- All edges in one row, so that each can be compared with the others.
+    together AS (
+        SELECT groupArray((bad, bad_places, (client_service, server_service, client_address, server_address, worst, requests, errors, harmed, p99_ms, server_p99_ms,
+                connections, connect_failures, resets, timeouts, retransmits, segments_sent, rtt_us, rtt_usual_us, receive_window_limited_us, busy_us))) AS every,
+            arrayFlatten(groupArray(arrayMap(p -> (p, has(bad_places, p)), all_places))) AS hops
+        FROM edges
+    ),
+    -- A node or a pod is at fault if it has at least three bad connections between ends, most of
+    -- its own are bad, they lead to at least two others, and most of the rest is well.
+    blamed AS (
+        SELECT every,
+            arrayFilter(n -> n.2 != '', arrayDistinct(arrayFlatten(arrayMap(h -> if(h.2, [('node', h.1.1), ('node', h.1.2), ('pod', h.1.3), ('pod', h.1.4)], []), hops)))) AS suspects,
+            arrayMap(n -> arrayFilter(h -> has(if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), n.2), hops), suspects) AS their_hops,
+            arrayCount(h -> h.2, hops) AS bad_hops, length(hops) AS all_hops
+        FROM together
+    ),
+    culprits AS (
+        SELECT every, arrayMap(x -> x.1, arrayFilter(x -> (x.3 >= 3) * (10 * x.3 >= 7 * x.2) * (all_hops > x.2) * (10 * (bad_hops - x.3) <= 2 * (all_hops - x.2)) * (x.4 >= 2) > 0,
+            arrayMap((n, own) -> (n, length(own), arrayCount(h -> h.2, own),
+                length(arrayDistinct(arrayFilter(o -> o != n.2, arrayFlatten(arrayMap(h -> if(h.2, if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), []), own)))))), suspects, their_hops))) AS guilty
+        FROM blamed
+    ),
+    lines AS (
+        SELECT arrayJoin(arrayFilter(e -> e.1, every)) AS e, e.3 AS v,
+            arrayFirst(n -> arrayAll(p -> has(if(n.1 = 'node', [p.1, p.2], [p.3, p.4]), n.2), e.2) * notEmpty(e.2) > 0, guilty) AS place,
+            if(place.2 != '', concat(place.1, ' ', place.2), v.1) AS client_end, if(place.2 != '', 'all', v.2) AS server_end
+        FROM culprits
+    )
+SELECT client_end AS client_service, server_end AS server_service, argMax(v.5, v.8).1 AS verdict, sum(v.6) AS requests, sum(v.7) AS errors, max(v.9) AS p99_ms, max(v.10) AS server_p99_ms,
+    sum(v.11) AS connections, sum(v.12) AS connect_failures, sum(v.13) AS resets, sum(v.14) AS timeouts, sum(v.15) AS retransmits, sum(v.16) AS segments_sent,
+    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent, max(v.17) AS rtt_us, sum(v.19) AS receive_window_limited_us, sum(v.20) AS busy_us,
+    any(if(place.2 != '', '', v.3)) AS client_address, any(if(place.2 != '', '', v.4)) AS server_address, sum(v.8) AS harmed,
+    if(count() > 1, concat(toString(count()), ' edges, the worst ', argMax(v.1, v.8), ' -> ', argMax(v.2, v.8), ': '), '') || argMax(v.5.2, v.8) AS why,
+    argMax(v.5.3, v.8) AS worst_minute, max(v.18) AS rtt_usual_us, any(place.1) AS scope
+FROM lines
+GROUP BY client_end, server_end, if(place.2 != '', '', v.3), if(place.2 != '', '', v.4)
+ORDER BY harmed DESC, connect_failures + resets + timeouts DESC, retransmit_percent DESC, client_service, server_service
 {{- end}}
 CREATE OR REPLACE VIEW {{.Database}}.network_trouble{{.OnCluster}} AS{{template "network_trouble" .Thresholds}};
 
