@@ -33,20 +33,21 @@ var allRoles = []string{roleGateway, roleWriter, roleControl}
 
 // server is the configuration file of metaflow-server.
 type server struct {
-	Roles         []string             `mapstructure:"roles" doc:"roles of this process: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
-	GRPC          rpc.Config           `mapstructure:"grpc"`
-	HTTP          opshttp.Config       `mapstructure:"http"`
-	Kafka         kafka.Config         `mapstructure:"kafka"`
-	ClickHouse    clickhouse.Config    `mapstructure:"clickhouse"`
-	Retention     clickhouse.Retention `mapstructure:"retention"`
-	Migrate       bool                 `mapstructure:"migrate_at_start" doc:"migrate the schema when a writer starts; set false if 'metaflow-server migrate up' does it"`
-	Gateway       gateway.Config       `mapstructure:"gateway"`
-	Writer        writer.Config        `mapstructure:"writer"`
-	FlowWriter    writer.Config        `mapstructure:"flow_writer"`
-	Control       control.Config       `mapstructure:"control"`
-	Resources     inventory.Config     `mapstructure:"resources"`
-	Log           program.Log          `mapstructure:"log"`
-	ShutdownGrace time.Duration        `mapstructure:"shutdown_grace" doc:"how long requests and inserts in flight may take after SIGTERM"`
+	Roles         []string               `mapstructure:"roles" doc:"roles of this process: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
+	GRPC          rpc.Config             `mapstructure:"grpc"`
+	HTTP          opshttp.Config         `mapstructure:"http"`
+	Kafka         kafka.Config           `mapstructure:"kafka"`
+	ClickHouse    clickhouse.Config      `mapstructure:"clickhouse"`
+	Retention     clickhouse.Retention   `mapstructure:"retention"`
+	Migrate       bool                   `mapstructure:"migrate_at_start" doc:"migrate the schema when a writer starts; set false if 'metaflow-server migrate up' does it"`
+	Gateway       gateway.Config         `mapstructure:"gateway"`
+	Writer        writer.Config          `mapstructure:"writer"`
+	FlowWriter    writer.Config          `mapstructure:"flow_writer"`
+	Control       control.Config         `mapstructure:"control"`
+	Resources     inventory.Config       `mapstructure:"resources"`
+	EdgeMetrics   clickhouse.EdgesConfig `mapstructure:"edge_metrics"`
+	Log           program.Log            `mapstructure:"log"`
+	ShutdownGrace time.Duration          `mapstructure:"shutdown_grace" doc:"how long requests and inserts in flight may take after SIGTERM"`
 }
 
 var configured = program.Configured[*server]{New: defaultServer, Variables: []string{chengine.LibraryVariable}}
@@ -65,6 +66,7 @@ func defaultServer() *server {
 		FlowWriter:    writer.DefaultFlowsConfig(),
 		Control:       control.DefaultConfig(),
 		Resources:     inventory.DefaultConfig(),
+		EdgeMetrics:   clickhouse.DefaultEdgesConfig(),
 		Log:           program.DefaultLog(),
 		ShutdownGrace: 30 * time.Second,
 	}
@@ -114,6 +116,7 @@ func (s *server) Validate() error {
 		config.Section("flow_writer", s.FlowWriter.Validate()),
 		config.Section("control", s.Control.Validate()),
 		config.Section("resources", s.Resources.Validate()),
+		config.Section("edge_metrics", s.EdgeMetrics.Validate()),
 		config.Section("log", s.Log.Validate()),
 	)...)
 }

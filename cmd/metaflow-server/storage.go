@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -79,6 +80,10 @@ func (s *storage) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	handleTables := kafka.Handler(tables.Handle)
+	if s.cfg.EdgeMetrics.Enabled {
+		handleTables = beside(clickhouse.NewEdgeMetrics(s.cfg.EdgeMetrics, s.db, s.log, s.reg).Run, tables.Handle)
+	}
 	var producing background
 	producing.run(ctx, dead.Run)
 	g, ctx := errgroup.WithContext(ctx)
@@ -92,7 +97,7 @@ func (s *storage) run(ctx context.Context) error {
 		return s.follow(ctx, schema.TopicFlows, s.cfg.FlowWriter.Group, s.cfg.FlowWriter.Session, handlerOf(flows))
 	})
 	g.Go(func() error {
-		return s.follow(ctx, schema.TopicResources, s.cfg.Resources.Group, s.cfg.Writer.Session, tables.Handle)
+		return s.follow(ctx, schema.TopicResources, s.cfg.Resources.Group, s.cfg.Writer.Session, handleTables)
 	})
 	return errors.Join(g.Wait(), producing.stop())
 }
@@ -108,6 +113,19 @@ func (s *storage) newWriter(cfg writer.Config, table columns.Table, inserter *cl
 func (s *storage) follow(ctx context.Context, topic, group string, session time.Duration, handle kafka.Handler) error {
 	s.log.Info("joining writer group", slog.String("group", group), slog.String("topic", topic))
 	return s.kafka.NewGroup(group, topic, kafka.GroupOptions{SessionTimeout: session}).Run(ctx, handle)
+}
+
+// beside returns a handler that also runs a function while it has its claim. One replica has
+// the claim of a topic with one partition.
+func beside(run func(context.Context), handle kafka.Handler) kafka.Handler {
+	return func(ctx context.Context, c *kafka.Claim) error {
+		running, stop := context.WithCancel(ctx)
+		var wait sync.WaitGroup
+		wait.Go(func() { run(running) })
+		defer wait.Wait()
+		defer stop()
+		return handle(ctx, c)
+	}
 }
 
 func handlerOf(w *writer.Writer) kafka.Handler {
