@@ -81,7 +81,7 @@ func (c *controls) open(ctx context.Context, o *offer) error {
 		return err
 	}
 	o.options.Services = append(o.options.Services, c.streams.Register)
-	o.agents = c.control
+	o.agents, o.groups = c.control, c.control
 	o.beneath = append(o.beneath, c.control.Run)
 	o.producers = append(o.producers, c.commands)
 	return nil

@@ -39,9 +39,13 @@ func (g *gateways) open(ctx context.Context, o *offer) error {
 			return err
 		}
 	}
+	var quotas *gateway.Quotas
+	if o.groups != nil {
+		quotas = gateway.NewQuotas(o.groups, g.reg, nil)
+	}
 	for i, sig := range signals {
 		gw, err := gateway.New(g.cfg.Gateway, sig, g.producers[i], gateway.Options{
-			MaxRecordBytes: int(g.cfg.Kafka.MaxRecordBytes), Agents: o.agents, Registerer: g.reg,
+			MaxRecordBytes: int(g.cfg.Kafka.MaxRecordBytes), Agents: o.agents, Quotas: quotas, Registerer: g.reg,
 			DedupWindow: max(g.cfg.Writer.DedupWindow, g.cfg.FlowWriter.DedupWindow),
 		})
 		if err != nil {

@@ -99,6 +99,10 @@ var settings = []setting{
 		"Disk space of each agent for requests that no server accepts. When it is full, senders are asked to retry later."),
 	newSetting("outputs.spool.drain_bytes_per_second", size(64<<10, 10<<30), func(c *Config) *int64 { return &c.Spool.DrainBytesPerSecond },
 		"Rate at which each agent sends spooled requests once a server accepts them again, in addition to live traffic."),
+	newSetting("outputs.limits.spans_per_second", count(1e9), func(c *Config) *int64 { return &c.Limits.SpansPerSecond },
+		"Spans per second that each server accepts from all agents of the group together; 0 means no limit. Servers ask agents to send the rest later, so it waits in their spools."),
+	newSetting("outputs.limits.bytes_per_second", size(0, 1<<40), func(c *Config) *int64 { return &c.Limits.BytesPerSecond },
+		"Bytes of spans and flow data per second that each server accepts from all agents of the group together, before compression; 0 means no limit."),
 }
 
 // names maps every name of a key to its setting, and the group's names to nil.

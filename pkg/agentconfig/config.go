@@ -12,6 +12,7 @@ import (
 type Config struct {
 	Integration Integration // inputs.integration
 	Spool       Spool       // outputs.spool
+	Limits      Limits      // outputs.limits
 	Flow        Flow        // inputs.flow
 }
 
@@ -64,6 +65,18 @@ type Spool struct {
 	// DrainBytesPerSecond: Rate at which each agent sends spooled requests
 	// once a server accepts them again, in addition to live traffic.
 	DrainBytesPerSecond int64
+}
+
+// Limits bound what a server accepts of all agents of a group together.
+type Limits struct {
+	// SpansPerSecond: Spans per second that each server accepts from all
+	// agents of the group together; 0 means no limit. Servers ask agents to
+	// send the rest later, so it waits in their spools.
+	SpansPerSecond int64
+	// BytesPerSecond: Bytes of spans and flow data per second that each
+	// server accepts from all agents of the group together, before
+	// compression; 0 means no limit.
+	BytesPerSecond int64
 }
 
 // Flow configures how an agent observes TCP connections.

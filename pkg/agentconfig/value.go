@@ -80,6 +80,26 @@ func port() kind[int] {
 	return k
 }
 
+// count is a whole number from 0.
+func count(most int64) kind[int64] {
+	format := func(n int64) string { return strconv.FormatInt(n, 10) }
+	k := kind[int64]{name: "whole number", limits: "0 to " + format(most), text: format}
+	k.read = func(in input) (int64, error) {
+		if in.tag() != tagInt {
+			return 0, in.not("a whole number")
+		}
+		n, err := values.Whole(in.node.Value)
+		switch {
+		case errors.Is(err, values.ErrRange), err == nil && (n < 0 || n > most):
+			return 0, in.outside(k.limits)
+		case err != nil:
+			return 0, fmt.Errorf("%s %w", in.node.Value, err)
+		}
+		return n, nil
+	}
+	return k
+}
+
 func size(least, most int64) kind[int64] {
 	k := kind[int64]{name: "size", limits: values.FormatSize(least) + " to " + values.FormatSize(most), text: values.FormatSize}
 	k.read = func(in input) (int64, error) {

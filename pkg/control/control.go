@@ -84,6 +84,8 @@ type Control struct {
 	newcomers map[netip.Prefix]*rate.Limiter  // by address of newly registered agents
 	// built caches the configurations sent to agents, by group id.
 	built map[string]*agentv1.Configuration
+	// limits caches those of groups, by group id.
+	limits map[string]limits
 }
 
 // New returns a Control that has read nothing. It starts nothing.
@@ -115,6 +117,7 @@ func New(cfg Config, opts Options) (*Control, error) {
 		newcomers: map[netip.Prefix]*rate.Limiter{},
 		bindings:  map[string][]byte{},
 		built:     map[string]*agentv1.Configuration{},
+		limits:    map[string]limits{},
 	}
 	c.metrics = newMetrics(opts.Registerer, c)
 	return c, nil

@@ -127,6 +127,11 @@ func (c *Control) wakeSessions() {
 			delete(c.built, id)
 		}
 	}
+	for id := range c.limits {
+		if _, ok := c.state.Group(id); !ok {
+			delete(c.limits, id)
+		}
+	}
 	for _, s := range c.sessions {
 		s.wake()
 	}

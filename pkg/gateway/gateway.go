@@ -150,6 +150,7 @@ type Options struct {
 	MaxRecordBytes int                   // larger parts are split; an item that does not fit is rejected
 	DedupWindow    time.Duration         // in which the writers recognize equal records
 	Agents         Agents                // nil disables the check of where agents connect from
+	Quotas         *Quotas               // of the agents' groups; nil means no limits
 	Now            func() time.Time      // nil means time.Now
 	Registerer     prometheus.Registerer // nil means none
 }
@@ -195,7 +196,12 @@ func New(cfg Config, sig *signal.Signal, producer Producer, opts Options) (*Gate
 // Consume stores the items of req in Kafka. A nil error means that every item
 // but those counted in the result is durable. An error of class fault.Rejected
 // means that req is not a request of the signal, or does not come from the agent that it names.
+// A [QuotaError] means that the agent's group has used up a limit.
 func (g *Gateway) Consume(ctx context.Context, req signal.Request) (signal.Result, error) {
+	bill, err := g.opts.Quotas.admit(req.Agent)
+	if err != nil {
+		return signal.Result{}, err
+	}
 	w := g.work.Get().(*work)
 	defer g.work.Put(w)
 	now := g.opts.Now()
@@ -223,6 +229,7 @@ func (g *Gateway) Consume(ctx context.Context, req signal.Request) (signal.Resul
 		items += r.Items
 		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Content, len(r.Value) >= oversize))
 	}
+	bill.charge(g.signal, items, len(req.Body))
 	g.metrics.received(items, &rejected)
 	if err := g.sender.send(ctx, &from, w.batch, items); err != nil {
 		return signal.Result{}, err

@@ -180,7 +180,7 @@ func (a answer) refused(t *testing.T, want int, words string) {
 		t.Errorf("%d has message %q, want %q in it", a.status, got, words)
 	}
 	seconds, err := strconv.Atoi(a.header.Get("Retry-After"))
-	if retry := want == http.StatusServiceUnavailable; retry != (err == nil && seconds > 0) {
+	if retry := want == http.StatusServiceUnavailable || want == http.StatusTooManyRequests; retry != (err == nil && seconds > 0) {
 		t.Errorf("%d has Retry-After %q", a.status, a.header.Get("Retry-After"))
 	}
 }

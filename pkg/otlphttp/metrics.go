@@ -58,7 +58,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Idle connections closed because there were too many, in total or from one address, by exceeded bound.",
 		}, []string{"bound"}),
 	}
-	for _, code := range []int{200, 204, 400, 401, 403, 404, 405, 408, 413, 415, 500, 503} {
+	for _, code := range []int{200, 204, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503} {
 		m.requests.WithLabelValues(strconv.Itoa(code))
 	}
 	for _, why := range reasons {

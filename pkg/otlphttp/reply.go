@@ -58,7 +58,7 @@ type reply struct {
 	result     signal.Result
 	code       code.Code
 	message    string
-	retryAfter time.Duration // for 503
+	retryAfter time.Duration // for 503 and 429
 	allow      string        // for 405
 }
 
@@ -91,6 +91,11 @@ func (s *Server) refuseBusy(why inflight.Refusal) *reply {
 // failed converts a consumer's error to a reply.
 func (s *Server) failed(err error) *reply {
 	r := &reply{message: err.Error()}
+	var quota interface{ ExhaustedFor() time.Duration }
+	if errors.As(err, &quota) {
+		r.status, r.code, r.retryAfter = http.StatusTooManyRequests, code.Code_RESOURCE_EXHAUSTED, max(quota.ExhaustedFor(), s.cfg.RetryDelay)
+		return r
+	}
 	switch fault.ClassOf(err) {
 	case fault.Rejected:
 		r.status, r.code = http.StatusBadRequest, code.Code_INVALID_ARGUMENT
@@ -121,7 +126,7 @@ func (r *reply) write(w http.ResponseWriter, f form) {
 	h["Content-Type"] = f.header
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	switch r.status {
-	case http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		h.Set("Retry-After", strconv.FormatInt(seconds(jitter(r.retryAfter)), 10))
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", "Bearer")

@@ -110,6 +110,11 @@ func (retryAfter) RetryAfter() time.Duration { return 40 * time.Second }
 
 func (e retryAfter) Unwrap() error { return e.error }
 
+// usedUp is an error about a quota.
+type usedUp struct{ error }
+
+func (usedUp) ExhaustedFor() time.Duration { return 40 * time.Second }
+
 func TestConsumersErrorSelectsTheStatus(t *testing.T) {
 	tests := map[string]struct {
 		err   error
@@ -120,6 +125,7 @@ func TestConsumersErrorSelectsTheStatus(t *testing.T) {
 		"overload":                {fault.As(fault.Overload, errors.New("the cause")), 503, [2]string{"1", "3"}},
 		"no class":                {errors.New("the cause"), 503, [2]string{"1", "3"}},
 		"overload with a time":    {retryAfter{fault.As(fault.Overload, errors.New("the cause"))}, 503, [2]string{"20", "60"}},
+		"a used-up quota":         {fault.As(fault.Overload, usedUp{errors.New("the cause")}), 429, [2]string{"20", "60"}},
 		"a class nobody knows":    {fault.As(200, errors.New("the cause")), 500, [2]string{}},
 		"a cause of strange text": {fault.As(fault.Rejected, errors.New("the cause \xff"+strings.Repeat("long ", 1000))), 400, [2]string{}},
 	}

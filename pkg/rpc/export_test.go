@@ -102,6 +102,11 @@ func TestConsumerGetsWhatTheMetadataSays(t *testing.T) {
 	}
 }
 
+// usedUp is an error about a quota.
+type usedUp struct{ error }
+
+func (usedUp) ExhaustedFor() time.Duration { return time.Second }
+
 func TestAnswerFollowsTheConsumer(t *testing.T) {
 	cause := errors.New("write metaflow.spans: no leader")
 	tests := map[string]struct {
@@ -111,7 +116,8 @@ func TestAnswerFollowsTheConsumer(t *testing.T) {
 		wantRetry bool
 		wantResp  *coltracepb.ExportTraceServiceResponse
 	}{
-		"all stored": {want: codes.OK, wantResp: &coltracepb.ExportTraceServiceResponse{}},
+		"a used-up quota": {err: fault.As(fault.Overload, usedUp{cause}), want: codes.ResourceExhausted, wantRetry: true},
+		"all stored":      {want: codes.OK, wantResp: &coltracepb.ExportTraceServiceResponse{}},
 		"some rejected": {
 			result: signal.Result{Rejected: 3, Message: "3 spans with a zero trace id"},
 			want:   codes.OK,

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -22,6 +23,10 @@ const maxStatusText = 1 << 10
 
 // statusOf maps a consumer's error to the answer.
 func (s *Server) statusOf(err error) error {
+	var quota interface{ ExhaustedFor() time.Duration }
+	if errors.As(err, &quota) {
+		return s.exhausted(err.Error(), quota.ExhaustedFor())
+	}
 	switch fault.ClassOf(err) {
 	case fault.Rejected:
 		return status.Error(codes.InvalidArgument, statusText(err.Error()))
@@ -32,10 +37,21 @@ func (s *Server) statusOf(err error) error {
 	}
 }
 
+// exhausted asks a client that has used up its quota to send the same again, later. Nothing
+// of the request was stored.
+func (s *Server) exhausted(text string, after time.Duration) error {
+	return retryable(codes.ResourceExhausted, text, max(after, s.cfg.RetryDelay),
+		&errdetails.ErrorInfo{Domain: schema.ErrorDomain, Reason: schema.ReasonAtLimit})
+}
+
 // unavailable asks the client to send the same again, later.
 func (s *Server) unavailable(text string, more ...protoadapt.MessageV1) error {
-	st := status.New(codes.Unavailable, statusText(text))
-	details := append(more, &errdetails.RetryInfo{RetryDelay: durationpb.New(jitter(s.cfg.RetryDelay))})
+	return retryable(codes.Unavailable, text, s.cfg.RetryDelay, more...)
+}
+
+func retryable(code codes.Code, text string, after time.Duration, more ...protoadapt.MessageV1) error {
+	st := status.New(code, statusText(text))
+	details := append(more, &errdetails.RetryInfo{RetryDelay: durationpb.New(jitter(after))})
 	detailed, err := st.WithDetails(details...)
 	if err != nil {
 		return st.Err()
