@@ -18,8 +18,9 @@
 // the instrumentation sends OTLP over HTTP. The lab drops, delays and refuses
 // packets, and stops programs. Each case of the truth table says which edge and
 // which cause the views must then name; everything else that they name is a
-// false alarm. The exit status is 1 if a case is wrong that is not marked as
-// known.
+// false alarm. The exit status is 1 if a case is wrong in a way that is not
+// marked as known. False alarms do not count where programs got no CPU for so
+// long that a view had to report it.
 //
 // The lab runs in new namespaces for network, processes and mounts, so it
 // leaves nothing behind, and its agent sees nothing else of the machine. It

@@ -3,7 +3,7 @@
 The query says what a request does:
   parts   what it asks, of db, cache and stock; all by default
   sleep   ms that its own code takes
-  size    bytes of the answer of each part
+  size    bytes of its answer and of those of its parts
   stock   host and port at which it finds stock
   pool    whether it keeps its connection to stock
 """
@@ -50,7 +50,7 @@ def get(order):
     if "stock" in parts:
         asks = session() if "pool" in query else requests
         asks.get("http://%s/stock/%d" % (query.get("stock", "stock:3000"), order), params={"size": size}, timeout=15).raise_for_status()
-    return "ok"
+    return "x" * size
 
 
 @app.get("/report")
