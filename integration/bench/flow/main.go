@@ -176,7 +176,7 @@ func askAndAnswer(ctx context.Context, wg *sync.WaitGroup, rate int) error {
 	if err != nil {
 		return errors.Join(err, server.Close())
 	}
-	context.AfterFunc(ctx, func() { server.Close(); client.Close() })
+	context.AfterFunc(ctx, func() { _ = server.Close(); _ = client.Close() })
 	wg.Go(func() {
 		in := make([]byte, 1500)
 		for {
