@@ -21,6 +21,7 @@ var viewFiles = []struct {
 	{"otel_traces", 2},
 	{"flows", 3},
 	{"addresses", 4},
+	{"ends", 8},
 	{"trace_network", 4},
 	{"edges", 8},
 	{"service_network", 4},

@@ -533,255 +533,626 @@ FROM metaflow.flows_local
 GROUP BY hour, ip, pod_uid, owner
 COMMENT 'made by metaflow-server, form abef6ca3830f9cb6';
 
+CREATE OR REPLACE VIEW metaflow.call_ends ON CLUSTER 'metaflow'
+(
+    trace_id String,
+    span_id String,
+    parent_span_id String,
+    service_name LowCardinality(String),
+    name LowCardinality(String),
+    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
+    start_time DateTime64(9, 'UTC'),
+    end_time DateTime64(9, 'UTC'),
+    duration_ns Int64,
+    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
+    ip IPv6,
+    port UInt16,
+    peer_ip IPv6,
+    peer_port UInt16,
+    pod_uid String,
+    cluster String,
+    role String,
+    edge String,
+    wanted_port UInt16,
+    host String,
+    full_host String,
+    answered Bool
+)
+AS SELECT
+    trace_id,
+    span_id,
+    parent_span_id,
+    service_name,
+    name,
+    kind,
+    start_time,
+    start_time + toIntervalNanosecond(duration_ns) AS end_time,
+    duration_ns,
+    status_code,
+    ip,
+    port,
+    peer_ip,
+    peer_port,
+    simpleJSONExtractString(origin, 'pod_uid') AS pod_uid,
+    simpleJSONExtractString(origin, 'cluster') AS cluster,
+    multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
+    if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
+    if(kind = 'server', port, peer_port) AS wanted_port,
+    host,
+    if(position(host, '.') = 0 AND namespace != '', concat(host, '.', namespace), host) AS full_host,
+    answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599 AS answered
+FROM
+(
+    SELECT
+        *,
+        toUInt16OrZero(response_code) AS answer,
+        if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
+            ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
+            '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
+    FROM metaflow.spans_distributed
+)
+COMMENT 'made by metaflow-server, form b51e20fd2224eb56';
+
+CREATE OR REPLACE VIEW metaflow.flow_ends ON CLUSTER 'metaflow'
+(
+    time DateTime64(9, 'UTC'),
+    start_time DateTime64(9, 'UTC'),
+    ip IPv6,
+    peer_ip IPv6,
+    owner_id UInt64,
+    served Bool,
+    dns Bool,
+    cluster String,
+    client Tuple(IPv6, UInt16, IPv6, String, String, IPv6, UInt16),
+    server Tuple(IPv6, UInt16, IPv6, String, String, String),
+    names Array(String),
+    rtt_us UInt32,
+    rtt_min_us UInt32,
+    counters Array(UInt64)
+)
+AS SELECT
+    time,
+    start_time,
+    ip,
+    peer_ip,
+    cityHash64(agent_id, network_namespace) AS owner_id,
+    served,
+    protocol = 'dns' AS dns,
+    cluster,
+    if(served, (wire_peer.1, wire_peer.2, wire_peer.1, peer_pod_uid, peer_label, wire.1, wire.2), (wire.1, wire.2, ip, pod_uid, label, peer_ip, peer_port)) AS client,
+    if(served, (wire.1, wire.2, ip, pod_uid, label, pod), (wire_peer.1, wire_peer.2, wire_peer.1, peer_pod_uid, peer_label, peer_pod)) AS server,
+    [peer_name, replaceRegexpOne(peer_name, '[.]svc([.].*)?$', ''), concat(if(served, workload, peer_service), '.', if(served, namespace, peer_namespace))] AS names,
+    rtt_us,
+    rtt_min_us,
+    [connect_failures, resets, timeouts, 1, connections, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes,
+        receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
+        rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 10000), rtt_max_us - rtt_usual_us, 0), queue_us,
+        query_failures + queries_unanswered, queries, query_time_max_us, gave_up] AS counters
+FROM
+(
+    SELECT
+        *,
+        role = 'server' AS served,
+        if(translated_port = 0, (ip, port), (translated_ip, translated_port)) AS wire,
+        if(translated_peer_port = 0, (peer_ip, peer_port), (translated_peer_ip, translated_peer_port)) AS wire_peer,
+        if(pod = '', process, pod) AS label,
+        arrayFirst(x -> x != '', [peer_pod, peer_service, peer_name]) AS peer_label
+    FROM metaflow.flows_distributed
+    WHERE role != 'unknown'
+)
+COMMENT 'made by metaflow-server, form b212247d750a3937';
+
 CREATE OR REPLACE VIEW metaflow.trace_network ON CLUSTER 'metaflow' AS
 WITH
     toIntervalMillisecond(1000) AS slack,
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
+    [unknown, toIPv6('0.0.0.0')] AS unspecified,
+    ['connect refused', 'connect failed', 'accept queue full', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
+        'slow queue', 'slow network', 'DNS failed', 'slow DNS', 'network clean'] AS words,
+    [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
+    [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
+    [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
+    ['{} connects refused: nothing listens there', '{} connects without an answer', 'the accept queue was full at {} looks', '{} connections reset', '{} connections timed out',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
     (
-        SELECT (
-            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port, simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
-            min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
-            groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
-        FROM metaflow.spans_distributed
+        SELECT (min(start_time) - slack, max(end_time) + slack, groupUniqArrayIf(ip, ip != unknown), groupUniqArrayIf(pod_uid, pod_uid != ''), groupUniqArray(peer_ip))
+        FROM metaflow.call_ends
         WHERE trace_id = {trace_id:String}
     ) AS read,
-    read.1 AS trace,
-    read.2 AS earliest,
-    read.3 AS latest,
-    read.4 AS own,
-    read.5 AS pods,
     (
-        SELECT groupUniqArray((ip, pod_uid))
-        FROM metaflow.flow_addresses_distributed
-        WHERE hour >= toStartOfHour(earliest) AND hour <= toStartOfHour(latest + longest) AND (has(own, ip) OR has(pods, pod_uid))
-    ) AS told,
-    told.1 AS addresses,
-    flows AS (
-        SELECT * FROM metaflow.flows_distributed
-        WHERE time >= earliest AND time <= latest + longest AND start_time <= latest AND has(addresses, ip)
-    )
-SELECT
-    a.1.1 AS span_id,
-    a.1.2 AS parent_span_id,
-    a.1.3 AS service_name,
-    a.1.4 AS name,
-    a.1.5 AS kind,
-    a.1.6 AS start_time,
-    a.1.7 AS duration_ns,
-    a.1.8 AS status_code,
-    a.1.9 AS ip,
-    a.4 AS peer_ip,
-    a.1.12 AS peer_port,
-    b.1.1 AS peer_span_id,
-    b.1.3 AS peer_service_name,
-    multiIf(peer_span_id = '', 0, kind = 'client', duration_ns - b.1.7, b.1.7 - duration_ns) AS gap_ns,
-    a.5 AS matched,
-    multiIf(
-        matched != '', '',
-        a.2 = 'unknown', 'the span is no call over a network',
-        ip = unknown AND a.1.13 = '', 'no address: the resource says neither pod nor IP',
-        peer_ip = unknown, 'no peer address: neither the span nor the trace says it',
-        NOT (has(told.1, ip) OR a.1.13 != '' AND has(told.2, a.1.13)), 'no flow data of that address: no agent on that node',
-        'no flow in that time') AS unmatched,
-    multiIf(
-        matched = '' AND b.5 = '', '',
-        connect_failures + b.6[3] > 0, 'connect failed',
-        resets + peer_resets > 0, 'reset',
-        timeouts + b.6[5] > 0, 'timed out',
-        100 * receive_window_limited_us > 20 * busy_us OR 100 * peer_receive_window_limited_us > 20 * peer_busy_us, 'receiver''s window full',
-        100 * (retransmits + peer_retransmits) > 1 * (segments_sent + peer_segments_sent),
-            if(retransmitted_bytes + b.6[10] > 0, 'retransmission', 'slow handshake'),
-        'network clean') AS verdict,
-    a.6[1] AS flows,
-    a.6[2] AS connections,
-    a.6[3] AS connect_failures,
-    a.6[4] AS resets,
-    a.6[5] AS timeouts,
-    a.6[6] AS bytes_sent,
-    a.6[7] AS bytes_received,
-    a.6[8] AS segments_sent,
-    a.6[9] AS retransmits,
-    a.6[10] AS retransmitted_bytes,
-    a.7 AS rtt_us,
-    a.8 AS rtt_min_us,
-    a.6[11] AS receive_window_limited_us,
-    a.6[12] AS send_buffer_limited_us,
-    a.6[13] AS busy_us,
-    b.6[4] AS peer_resets,
-    b.6[8] AS peer_segments_sent,
-    b.6[9] AS peer_retransmits,
-    b.7 AS peer_rtt_us,
-    b.6[11] AS peer_receive_window_limited_us,
-    b.6[13] AS peer_busy_us
-FROM
-(
-    SELECT groupArray((s, role, other_span_id, wanted_peer, matched, if(matched = '', [], sums), (matched != '') * rtt_us, (matched != '') * rtt_min_us)) AS measured
-    FROM
-    (
-        SELECT
-            any(c.s) AS s, any(c.role) AS role, any(c.other_span_id) AS other_span_id, any(c.wanted_peer) AS wanted_peer,
-            multiIf(
-                f.peer_ip = unknown, '',
-                NOT (f.ip = c.s.9 OR (c.s.13 != '' AND f.pod_uid = c.s.13)), '',
-                c.s.14 != '' AND f.cluster != '' AND f.cluster != c.s.14, '',
-                c.role = 'client' AND c.s.12 != 0 AND f.peer_port != c.s.12, '',
-                c.role = 'server' AND c.s.10 != 0 AND f.port != c.s.10, '',
-                f.start_time > c.until, '',
-                f.time < c.s.6 - slack, '',
-                c.s.11 = unknown, 'trace edge',
-                c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
-                f.ip = c.s.9, 'ip',
-                'pod') AS matched,
-            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
-            max(f.rtt_us) AS rtt_us,
-            minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
+        SELECT arrayConcat(groupArray((ips, pods, id)), arrayMap(x -> ([x], [], 0), arrayFilter(x -> NOT has(groupArrayArray(ips), x), read.3)))
         FROM
         (
             SELECT
-                s,
-                multiIf(s.5 = 'server', 'server', s.5 IN ('client', 'producer', 'consumer'), 'client', 'unknown') AS role,
-                arrayFirst(x -> multiIf(s.5 = 'server', x.1 = s.2 AND x.5 = 'client',
-                    s.5 = 'client', x.2 = s.1 AND x.5 = 'server', false), trace) AS other,
-                other.1 AS other_span_id,
-                if(s.11 != unknown, s.11, other.9) AS wanted_peer,
-                s.6 + toIntervalNanosecond(s.7) + slack AS until
-            FROM (SELECT arrayJoin(trace) AS s)
-        ) AS c
-        LEFT JOIN flows AS f ON f.peer_ip = c.wanted_peer AND toString(f.role) = c.role
-        GROUP BY c.s.1, matched
-        ORDER BY indexOf(['ip and port', 'ip', 'pod', 'trace edge', ''], matched)
-        LIMIT 1 BY c.s.1
+                multiIf(owner != 0, owner, pod_uid != '', cityHash64(pod_uid), cityHash64(ip)) AS id,
+                groupUniqArrayIf(ip, NOT has(unspecified, ip)) AS ips,
+                groupUniqArrayIf(pod_uid, pod_uid != '') AS pods
+            FROM metaflow.flow_addresses_distributed
+            WHERE hour >= toStartOfHour(read.1) AND hour <= toStartOfHour(read.2 + longest)
+            GROUP BY id
+            HAVING hasAny(ips, read.3) + hasAny(pods, read.4) > 0
+        )
+    ) AS owners,
+    (
+        SELECT (owners, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
+        FROM metaflow.flows_distributed
+        WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
+    ) AS places,
+    (
+        SELECT groupArray((span_id, s, rank, worst, dns, servers, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us))
+        FROM
+        (
+            SELECT *, anyIf(worst, rank = 90) OVER (PARTITION BY span_id) AS dns
+            FROM
+            (
+                SELECT
+                    span_id, any((parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, pod_uid, peer_ip, peer_port, role, edge, host, other, gap_ns, owner, reported)) AS s, rank,
+                    min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
+                    uniqExact(callee.3) AS servers,
+                    any(side.3) AS far_owner,
+                    max(side.6) AS far_label,
+                    sumForEachIf(counters, is_own) AS own_sums,
+                    sumForEachIf(counters, NOT is_own) AS far_sums,
+                    maxIf(flow_rtt_us, is_own) AS rtt_us,
+                    minIf(flow_rtt_min_us, is_own * (flow_rtt_min_us > 0) > 0) AS rtt_min_us,
+                    maxIf(flow_rtt_us, NOT is_own) AS far_rtt_us
+                FROM
+                (
+                    SELECT
+                        *,
+                        served = (role = 'server') AS is_own,
+                        arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
+                            [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
+                            [0, 0, 0, 0, 0, 20 / 100, 0, 1 / 100, 1 / 100, 0, 0, 0.99, 0, 0],
+                            [14, 1, 15, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 1, 15, 2, 3, 11, 16, 17, 9, 21, 20, 22, 24, 25],
+                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
+                        multiIf(
+                            fits = 0, 99,
+                            dns, if(named, 90, 99),
+                            caller.1 = unknown, if(on_port * (role = 'server') > 0, 90, 99),
+                            to_peer * on_connection > 0, 1,
+                            to_peer * on_port > 0, if(peer_port * (role = 'client') > 0, 1, 2),
+                            to_peer * (role = 'server') > 0, 3,
+                            named * on_port > 0, 4,
+                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
+                            (peer_ip = unknown) * wanted_port * on_port > 0, 7,
+                            99) AS rank
+                    FROM
+                    (
+                        SELECT
+                            *,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= end_time + slack)), arrayResize(flow_counters, 25),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]) AS counters,
+                            (side.2 > 0) * (flow_start <= end_time + slack) * (flow_end >= start_time - slack)
+                                * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
+                            has(side.4, peer_ip) AS to_peer,
+                            wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
+                            multiIf(wanted_port = 0, 1, callee.2 = 0, 1, has([caller.7, callee.2], wanted_port)) AS on_port,
+                            multiIf(host = '', 0, arrayExists(x -> (x = host) + startsWith(concat(x, '.'), concat(full_host, '.')) > 0, known_names), 1,
+                                callee.6 = '', 0, startsWith(concat(host, '.'), concat(callee.6, '.'))) AS named
+                        FROM
+                        (
+                            SELECT
+                                *,
+                                multiIf(
+                                    (status_code = 'error') * (other.8 != 'error') > answered, 0,
+                                    other.1 = '', if(duration_ns < 10 * 1000000, 9e18, intDiv(duration_ns, 2000)),
+                                    gap_ns < greatest(10 * 1000000, intDiv(greatest(duration_ns, other.7) * 20, 100)), 9e18,
+                                    intDiv(gap_ns, 3000)) AS limit_us,
+                                arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
+                                arrayFirstIndex(o -> has(o.1, other.4) + has(o.2, other.5) > 0, owners) AS other_owner,
+                                arrayExists(o -> o.3 * (has(o.1, ip) + has(o.2, pod_uid)) > 0, owners) AS reported
+                            FROM
+                            (
+                                SELECT
+                                    *,
+                                    if(role = 'server', peer_port, other.6) AS wanted_client_port,
+                                    multiIf(other.1 = '', 0, kind = 'client', duration_ns - other.7, other.7 - duration_ns) AS gap_ns
+                                FROM
+                                (
+                                    SELECT
+                                        *,
+                                        arrayFirst(x -> x.2 = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'),
+                                            groupArray((span_id, kind, service_name, ip, pod_uid, peer_port, duration_ns, status_code)) OVER (PARTITION BY edge)) AS other
+                                    FROM metaflow.call_ends
+                                    WHERE trace_id = {trace_id:String}
+                                )
+                            )
+                        ) AS c
+                        LEFT JOIN
+                        (
+                            SELECT *, side, side.1 AS end_role, side.2 AS end_owner
+                            FROM
+                            (
+                                SELECT
+                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters AS flow_counters,
+                                    argMin(client, served) OVER w AS caller,
+                                    argMax(server, served) OVER w AS callee,
+                                    argMin(arrayFirstIndex(o -> (o.3 = owner_id) * (1 - served) + has(o.1, client.3) > 0, places.1), served) OVER w AS client_owner,
+                                    argMax(arrayFirstIndex(o -> (o.3 = owner_id) * served + has(o.1, server.3) > 0, places.1), served) OVER w AS server_owner,
+                                    groupUniqArrayArray(names) OVER w AS known_names
+                                FROM metaflow.flow_ends
+                                WHERE time >= places.5 AND time <= places.6 + longest AND start_time <= places.6
+                                    AND (has(places.2, ip) OR has(places.3, ip) AND has(arrayConcat(places.2, places.4), peer_ip))
+                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, if(dns, names, []))
+                            )
+                            ARRAY JOIN
+                                [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
+                                 ('server', server_owner, client_owner, [caller.1, caller.3, caller.1], callee.4, caller.5)] AS side
+                        ) AS f ON (end_owner, end_role) = (owner, role)
+                    )
+                )
+                GROUP BY span_id, rank
+            )
+            ORDER BY rank
+            LIMIT 1 BY span_id
+        )
+    ) AS found
+SELECT
+    span_id,
+    parent_span_id,
+    service_name,
+    name,
+    kind,
+    start_time,
+    duration_ns,
+    status_code,
+    ip,
+    if(named_ip = unknown, other.4, named_ip) AS peer_ip,
+    peer_port,
+    other.1 AS peer_span_id,
+    other.3 AS peer_service_name,
+    gap_ns,
+    matched,
+    multiIf(
+        matched != '', '',
+        role = '', 'the span is no call over a network',
+        bad.1 = 12, 'the name was not resolved',
+        match(host, '^(unix:|/)'), 'a UNIX socket: it is no network',
+        match(concat(host, ' ', IPv6NumToString(named_ip)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
+        (ip = unknown) * (pod_uid = '') > 0, 'no address: the resource says neither pod nor IP',
+        rank = 7, 'several peers are possible: the span names none of them',
+        (named_ip = unknown) * (host = '') * (other.4 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
+        NOT reported, 'no flow data of that address: no agent on that node',
+        'no flow in that time') AS unmatched,
+    verdict,
+    own[4] AS flows,
+    own[5] AS connections,
+    own[1] AS connect_failures,
+    own[2] AS resets,
+    own[3] AS timeouts,
+    own[6] AS bytes_sent,
+    own[7] AS bytes_received,
+    own[8] AS segments_sent,
+    own[9] AS retransmits,
+    own[10] AS retransmitted_bytes,
+    notEmpty(own) * own_rtt_us AS rtt_us,
+    notEmpty(own) * own_rtt_min_us AS rtt_min_us,
+    own[11] AS receive_window_limited_us,
+    own[12] AS send_buffer_limited_us,
+    own[13] AS busy_us,
+    peer[2] AS peer_resets,
+    peer[8] AS peer_segments_sent,
+    peer[9] AS peer_retransmits,
+    notEmpty(peer) * if(notEmpty(far), far_rtt_us, b.9) AS peer_rtt_us,
+    peer[11] AS peer_receive_window_limited_us,
+    peer[13] AS peer_busy_us,
+    if(there, b.7, hop_why) AS why,
+    multiIf(verdict = '', '', decisive.5 <= decisive.4 + toIntervalSecond(20), 'sample', 'interval') AS evidence,
+    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
+    multiIf(matched = '', [], b.6 = '', [], same, [], role = 'client',
+        [(service_name, far_label, word, hop_why), (b.4, other.3, b.6, b.7)],
+        [(other.3, b.4, b.6, b.7), (far_label, service_name, word, hop_why)]) AS hops
+FROM
+(
+    SELECT *, if(there, b.6, word) AS verdict, if(there, b.5, bad) AS decisive
+    FROM
+    (
+        SELECT *, worse_there + (word = '') * same > 0 AS there
+        FROM
+        (
+            SELECT
+                *,
+                if(empty(far), b.8, far) AS peer,
+                multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) AS worse_there,
+                multiIf(b.6 = '', 0, matched = '', b.3 = owner, far_owner = b.2) AS same
+            FROM
+            (
+                SELECT *, arrayFirst(y -> y.1 = other.1,
+                    groupArray((span_id, owner, far_owner, far_label, bad, word, hop_why, own, own_rtt_us, ends_seen)) OVER (PARTITION BY edge)) AS b
+                FROM
+                (
+                    SELECT
+                        *,
+                        multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
+                        if(bad.1 % 99 = 0, '', concat(
+                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 1))), '{}', toString(round(bad.3 / units[bad.1], 1))),
+                            ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
+                        if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
+                    FROM
+                    (
+                        SELECT
+                            *,
+                            if(matched = '', [], own_sums) AS own,
+                            if(matched = '', [], far_sums) AS far,
+                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, worst), dns]))[1] AS bad
+                        FROM
+                        (
+                            SELECT
+                                m.1 AS span_id, m.2.1 AS parent_span_id, m.2.2 AS service_name, m.2.3 AS name, m.2.4 AS kind, m.2.5 AS
+                                start_time, m.2.6 AS duration_ns, m.2.7 AS status_code, m.2.8 AS ip, m.2.9 AS pod_uid, m.2.10 AS named_ip,
+                                m.2.11 AS peer_port, m.2.12 AS role, m.2.13 AS edge, m.2.14 AS host, m.2.15 AS other, m.2.16 AS gap_ns, m.2.17 AS owner,
+                                m.2.18 AS reported, m.3 AS rank, m.4 AS worst, m.5 AS dns, m.7 AS far_owner, m.8 AS far_label, m.9 AS own_sums,
+                                m.10 AS far_sums, m.11 AS own_rtt_us, m.12 AS own_rtt_min_us, m.13 AS far_rtt_us,
+                                if((m.3 = 7) * m.6 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.3]) AS matched
+                            FROM (SELECT arrayJoin(found) AS m)
+                        )
+                    )
+                )
+            )
+        )
     )
 )
-ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b
 ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form fe75d9c78afed1b1';
+COMMENT 'made by metaflow-server, form 2b78112cb4dddb1c';
 
 CREATE OR REPLACE VIEW metaflow.trace_network_with ON CLUSTER 'metaflow' AS
 WITH
     toIntervalMillisecond({slack_ms:UInt32}) AS slack,
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
+    [unknown, toIPv6('0.0.0.0')] AS unspecified,
+    ['connect refused', 'connect failed', 'accept queue full', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
+        'slow queue', 'slow network', 'DNS failed', 'slow DNS', 'network clean'] AS words,
+    [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
+    [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
+    [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
+    ['{} connects refused: nothing listens there', '{} connects without an answer', 'the accept queue was full at {} looks', '{} connections reset', '{} connections timed out',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
     (
-        SELECT (
-            groupArray((toString(span_id), parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, port, peer_ip, peer_port, simpleJSONExtractString(origin, 'pod_uid') AS pod_uid, simpleJSONExtractString(origin, 'cluster'))),
-            min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack,
-            groupUniqArray(ip), groupUniqArrayIf(pod_uid, pod_uid != ''))
-        FROM metaflow.spans_distributed
+        SELECT (min(start_time) - slack, max(end_time) + slack, groupUniqArrayIf(ip, ip != unknown), groupUniqArrayIf(pod_uid, pod_uid != ''), groupUniqArray(peer_ip))
+        FROM metaflow.call_ends
         WHERE trace_id = {trace_id:String}
     ) AS read,
-    read.1 AS trace,
-    read.2 AS earliest,
-    read.3 AS latest,
-    read.4 AS own,
-    read.5 AS pods,
     (
-        SELECT groupUniqArray((ip, pod_uid))
-        FROM metaflow.flow_addresses_distributed
-        WHERE hour >= toStartOfHour(earliest) AND hour <= toStartOfHour(latest + longest) AND (has(own, ip) OR has(pods, pod_uid))
-    ) AS told,
-    told.1 AS addresses,
-    flows AS (
-        SELECT * FROM metaflow.flows_distributed
-        WHERE time >= earliest AND time <= latest + longest AND start_time <= latest AND has(addresses, ip)
-    )
-SELECT
-    a.1.1 AS span_id,
-    a.1.2 AS parent_span_id,
-    a.1.3 AS service_name,
-    a.1.4 AS name,
-    a.1.5 AS kind,
-    a.1.6 AS start_time,
-    a.1.7 AS duration_ns,
-    a.1.8 AS status_code,
-    a.1.9 AS ip,
-    a.4 AS peer_ip,
-    a.1.12 AS peer_port,
-    b.1.1 AS peer_span_id,
-    b.1.3 AS peer_service_name,
-    multiIf(peer_span_id = '', 0, kind = 'client', duration_ns - b.1.7, b.1.7 - duration_ns) AS gap_ns,
-    a.5 AS matched,
-    multiIf(
-        matched != '', '',
-        a.2 = 'unknown', 'the span is no call over a network',
-        ip = unknown AND a.1.13 = '', 'no address: the resource says neither pod nor IP',
-        peer_ip = unknown, 'no peer address: neither the span nor the trace says it',
-        NOT (has(told.1, ip) OR a.1.13 != '' AND has(told.2, a.1.13)), 'no flow data of that address: no agent on that node',
-        'no flow in that time') AS unmatched,
-    multiIf(
-        matched = '' AND b.5 = '', '',
-        connect_failures + b.6[3] > 0, 'connect failed',
-        resets + peer_resets > 0, 'reset',
-        timeouts + b.6[5] > 0, 'timed out',
-        100 * receive_window_limited_us > {window_percent:Float64} * busy_us OR 100 * peer_receive_window_limited_us > {window_percent:Float64} * peer_busy_us, 'receiver''s window full',
-        100 * (retransmits + peer_retransmits) > {retransmit_percent:Float64} * (segments_sent + peer_segments_sent),
-            if(retransmitted_bytes + b.6[10] > 0, 'retransmission', 'slow handshake'),
-        'network clean') AS verdict,
-    a.6[1] AS flows,
-    a.6[2] AS connections,
-    a.6[3] AS connect_failures,
-    a.6[4] AS resets,
-    a.6[5] AS timeouts,
-    a.6[6] AS bytes_sent,
-    a.6[7] AS bytes_received,
-    a.6[8] AS segments_sent,
-    a.6[9] AS retransmits,
-    a.6[10] AS retransmitted_bytes,
-    a.7 AS rtt_us,
-    a.8 AS rtt_min_us,
-    a.6[11] AS receive_window_limited_us,
-    a.6[12] AS send_buffer_limited_us,
-    a.6[13] AS busy_us,
-    b.6[4] AS peer_resets,
-    b.6[8] AS peer_segments_sent,
-    b.6[9] AS peer_retransmits,
-    b.7 AS peer_rtt_us,
-    b.6[11] AS peer_receive_window_limited_us,
-    b.6[13] AS peer_busy_us
-FROM
-(
-    SELECT groupArray((s, role, other_span_id, wanted_peer, matched, if(matched = '', [], sums), (matched != '') * rtt_us, (matched != '') * rtt_min_us)) AS measured
-    FROM
-    (
-        SELECT
-            any(c.s) AS s, any(c.role) AS role, any(c.other_span_id) AS other_span_id, any(c.wanted_peer) AS wanted_peer,
-            multiIf(
-                f.peer_ip = unknown, '',
-                NOT (f.ip = c.s.9 OR (c.s.13 != '' AND f.pod_uid = c.s.13)), '',
-                c.s.14 != '' AND f.cluster != '' AND f.cluster != c.s.14, '',
-                c.role = 'client' AND c.s.12 != 0 AND f.peer_port != c.s.12, '',
-                c.role = 'server' AND c.s.10 != 0 AND f.port != c.s.10, '',
-                f.start_time > c.until, '',
-                f.time < c.s.6 - slack, '',
-                c.s.11 = unknown, 'trace edge',
-                c.s.12 != 0 AND f.peer_port = c.s.12, 'ip and port',
-                f.ip = c.s.9, 'ip',
-                'pod') AS matched,
-            sumForEach([1, f.connections, (f.time <= c.until) * f.connect_failures, (f.time <= c.until) * f.resets, (f.time <= c.until) * f.timeouts, f.bytes_sent, f.bytes_received, f.segments_sent, f.retransmits, f.retransmitted_bytes, f.receive_window_limited_us, f.send_buffer_limited_us, f.busy_us]) AS sums,
-            max(f.rtt_us) AS rtt_us,
-            minIf(f.rtt_min_us, f.rtt_min_us > 0) AS rtt_min_us
+        SELECT arrayConcat(groupArray((ips, pods, id)), arrayMap(x -> ([x], [], 0), arrayFilter(x -> NOT has(groupArrayArray(ips), x), read.3)))
         FROM
         (
             SELECT
-                s,
-                multiIf(s.5 = 'server', 'server', s.5 IN ('client', 'producer', 'consumer'), 'client', 'unknown') AS role,
-                arrayFirst(x -> multiIf(s.5 = 'server', x.1 = s.2 AND x.5 = 'client',
-                    s.5 = 'client', x.2 = s.1 AND x.5 = 'server', false), trace) AS other,
-                other.1 AS other_span_id,
-                if(s.11 != unknown, s.11, other.9) AS wanted_peer,
-                s.6 + toIntervalNanosecond(s.7) + slack AS until
-            FROM (SELECT arrayJoin(trace) AS s)
-        ) AS c
-        LEFT JOIN flows AS f ON f.peer_ip = c.wanted_peer AND toString(f.role) = c.role
-        GROUP BY c.s.1, matched
-        ORDER BY indexOf(['ip and port', 'ip', 'pod', 'trace edge', ''], matched)
-        LIMIT 1 BY c.s.1
+                multiIf(owner != 0, owner, pod_uid != '', cityHash64(pod_uid), cityHash64(ip)) AS id,
+                groupUniqArrayIf(ip, NOT has(unspecified, ip)) AS ips,
+                groupUniqArrayIf(pod_uid, pod_uid != '') AS pods
+            FROM metaflow.flow_addresses_distributed
+            WHERE hour >= toStartOfHour(read.1) AND hour <= toStartOfHour(read.2 + longest)
+            GROUP BY id
+            HAVING hasAny(ips, read.3) + hasAny(pods, read.4) > 0
+        )
+    ) AS owners,
+    (
+        SELECT (owners, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
+        FROM metaflow.flows_distributed
+        WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
+    ) AS places,
+    (
+        SELECT groupArray((span_id, s, rank, worst, dns, servers, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us))
+        FROM
+        (
+            SELECT *, anyIf(worst, rank = 90) OVER (PARTITION BY span_id) AS dns
+            FROM
+            (
+                SELECT
+                    span_id, any((parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, pod_uid, peer_ip, peer_port, role, edge, host, other, gap_ns, owner, reported)) AS s, rank,
+                    min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
+                    uniqExact(callee.3) AS servers,
+                    any(side.3) AS far_owner,
+                    max(side.6) AS far_label,
+                    sumForEachIf(counters, is_own) AS own_sums,
+                    sumForEachIf(counters, NOT is_own) AS far_sums,
+                    maxIf(flow_rtt_us, is_own) AS rtt_us,
+                    minIf(flow_rtt_min_us, is_own * (flow_rtt_min_us > 0) > 0) AS rtt_min_us,
+                    maxIf(flow_rtt_us, NOT is_own) AS far_rtt_us
+                FROM
+                (
+                    SELECT
+                        *,
+                        served = (role = 'server') AS is_own,
+                        arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
+                            [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
+                            [0, 0, 0, 0, 0, {window_percent:Float64} / 100, 0, {retransmit_percent:Float64} / 100, {retransmit_percent:Float64} / 100, 0, 0, 0.99, 0, 0],
+                            [14, 1, 15, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 1, 15, 2, 3, 11, 16, 17, 9, 21, 20, 22, 24, 25],
+                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
+                        multiIf(
+                            fits = 0, 99,
+                            dns, if(named, 90, 99),
+                            caller.1 = unknown, if(on_port * (role = 'server') > 0, 90, 99),
+                            to_peer * on_connection > 0, 1,
+                            to_peer * on_port > 0, if(peer_port * (role = 'client') > 0, 1, 2),
+                            to_peer * (role = 'server') > 0, 3,
+                            named * on_port > 0, 4,
+                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
+                            (peer_ip = unknown) * wanted_port * on_port > 0, 7,
+                            99) AS rank
+                    FROM
+                    (
+                        SELECT
+                            *,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= end_time + slack)), arrayResize(flow_counters, 25),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]) AS counters,
+                            (side.2 > 0) * (flow_start <= end_time + slack) * (flow_end >= start_time - slack)
+                                * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
+                            has(side.4, peer_ip) AS to_peer,
+                            wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
+                            multiIf(wanted_port = 0, 1, callee.2 = 0, 1, has([caller.7, callee.2], wanted_port)) AS on_port,
+                            multiIf(host = '', 0, arrayExists(x -> (x = host) + startsWith(concat(x, '.'), concat(full_host, '.')) > 0, known_names), 1,
+                                callee.6 = '', 0, startsWith(concat(host, '.'), concat(callee.6, '.'))) AS named
+                        FROM
+                        (
+                            SELECT
+                                *,
+                                multiIf(
+                                    (status_code = 'error') * (other.8 != 'error') > answered, 0,
+                                    other.1 = '', if(duration_ns < 10 * 1000000, 9e18, intDiv(duration_ns, 2000)),
+                                    gap_ns < greatest(10 * 1000000, intDiv(greatest(duration_ns, other.7) * 20, 100)), 9e18,
+                                    intDiv(gap_ns, 3000)) AS limit_us,
+                                arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
+                                arrayFirstIndex(o -> has(o.1, other.4) + has(o.2, other.5) > 0, owners) AS other_owner,
+                                arrayExists(o -> o.3 * (has(o.1, ip) + has(o.2, pod_uid)) > 0, owners) AS reported
+                            FROM
+                            (
+                                SELECT
+                                    *,
+                                    if(role = 'server', peer_port, other.6) AS wanted_client_port,
+                                    multiIf(other.1 = '', 0, kind = 'client', duration_ns - other.7, other.7 - duration_ns) AS gap_ns
+                                FROM
+                                (
+                                    SELECT
+                                        *,
+                                        arrayFirst(x -> x.2 = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'),
+                                            groupArray((span_id, kind, service_name, ip, pod_uid, peer_port, duration_ns, status_code)) OVER (PARTITION BY edge)) AS other
+                                    FROM metaflow.call_ends
+                                    WHERE trace_id = {trace_id:String}
+                                )
+                            )
+                        ) AS c
+                        LEFT JOIN
+                        (
+                            SELECT *, side, side.1 AS end_role, side.2 AS end_owner
+                            FROM
+                            (
+                                SELECT
+                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters AS flow_counters,
+                                    argMin(client, served) OVER w AS caller,
+                                    argMax(server, served) OVER w AS callee,
+                                    argMin(arrayFirstIndex(o -> (o.3 = owner_id) * (1 - served) + has(o.1, client.3) > 0, places.1), served) OVER w AS client_owner,
+                                    argMax(arrayFirstIndex(o -> (o.3 = owner_id) * served + has(o.1, server.3) > 0, places.1), served) OVER w AS server_owner,
+                                    groupUniqArrayArray(names) OVER w AS known_names
+                                FROM metaflow.flow_ends
+                                WHERE time >= places.5 AND time <= places.6 + longest AND start_time <= places.6
+                                    AND (has(places.2, ip) OR has(places.3, ip) AND has(arrayConcat(places.2, places.4), peer_ip))
+                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, if(dns, names, []))
+                            )
+                            ARRAY JOIN
+                                [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
+                                 ('server', server_owner, client_owner, [caller.1, caller.3, caller.1], callee.4, caller.5)] AS side
+                        ) AS f ON (end_owner, end_role) = (owner, role)
+                    )
+                )
+                GROUP BY span_id, rank
+            )
+            ORDER BY rank
+            LIMIT 1 BY span_id
+        )
+    ) AS found
+SELECT
+    span_id,
+    parent_span_id,
+    service_name,
+    name,
+    kind,
+    start_time,
+    duration_ns,
+    status_code,
+    ip,
+    if(named_ip = unknown, other.4, named_ip) AS peer_ip,
+    peer_port,
+    other.1 AS peer_span_id,
+    other.3 AS peer_service_name,
+    gap_ns,
+    matched,
+    multiIf(
+        matched != '', '',
+        role = '', 'the span is no call over a network',
+        bad.1 = 12, 'the name was not resolved',
+        match(host, '^(unix:|/)'), 'a UNIX socket: it is no network',
+        match(concat(host, ' ', IPv6NumToString(named_ip)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
+        (ip = unknown) * (pod_uid = '') > 0, 'no address: the resource says neither pod nor IP',
+        rank = 7, 'several peers are possible: the span names none of them',
+        (named_ip = unknown) * (host = '') * (other.4 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
+        NOT reported, 'no flow data of that address: no agent on that node',
+        'no flow in that time') AS unmatched,
+    verdict,
+    own[4] AS flows,
+    own[5] AS connections,
+    own[1] AS connect_failures,
+    own[2] AS resets,
+    own[3] AS timeouts,
+    own[6] AS bytes_sent,
+    own[7] AS bytes_received,
+    own[8] AS segments_sent,
+    own[9] AS retransmits,
+    own[10] AS retransmitted_bytes,
+    notEmpty(own) * own_rtt_us AS rtt_us,
+    notEmpty(own) * own_rtt_min_us AS rtt_min_us,
+    own[11] AS receive_window_limited_us,
+    own[12] AS send_buffer_limited_us,
+    own[13] AS busy_us,
+    peer[2] AS peer_resets,
+    peer[8] AS peer_segments_sent,
+    peer[9] AS peer_retransmits,
+    notEmpty(peer) * if(notEmpty(far), far_rtt_us, b.9) AS peer_rtt_us,
+    peer[11] AS peer_receive_window_limited_us,
+    peer[13] AS peer_busy_us,
+    if(there, b.7, hop_why) AS why,
+    multiIf(verdict = '', '', decisive.5 <= decisive.4 + toIntervalSecond(20), 'sample', 'interval') AS evidence,
+    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
+    multiIf(matched = '', [], b.6 = '', [], same, [], role = 'client',
+        [(service_name, far_label, word, hop_why), (b.4, other.3, b.6, b.7)],
+        [(other.3, b.4, b.6, b.7), (far_label, service_name, word, hop_why)]) AS hops
+FROM
+(
+    SELECT *, if(there, b.6, word) AS verdict, if(there, b.5, bad) AS decisive
+    FROM
+    (
+        SELECT *, worse_there + (word = '') * same > 0 AS there
+        FROM
+        (
+            SELECT
+                *,
+                if(empty(far), b.8, far) AS peer,
+                multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) AS worse_there,
+                multiIf(b.6 = '', 0, matched = '', b.3 = owner, far_owner = b.2) AS same
+            FROM
+            (
+                SELECT *, arrayFirst(y -> y.1 = other.1,
+                    groupArray((span_id, owner, far_owner, far_label, bad, word, hop_why, own, own_rtt_us, ends_seen)) OVER (PARTITION BY edge)) AS b
+                FROM
+                (
+                    SELECT
+                        *,
+                        multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
+                        if(bad.1 % 99 = 0, '', concat(
+                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 1))), '{}', toString(round(bad.3 / units[bad.1], 1))),
+                            ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
+                        if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
+                    FROM
+                    (
+                        SELECT
+                            *,
+                            if(matched = '', [], own_sums) AS own,
+                            if(matched = '', [], far_sums) AS far,
+                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, worst), dns]))[1] AS bad
+                        FROM
+                        (
+                            SELECT
+                                m.1 AS span_id, m.2.1 AS parent_span_id, m.2.2 AS service_name, m.2.3 AS name, m.2.4 AS kind, m.2.5 AS
+                                start_time, m.2.6 AS duration_ns, m.2.7 AS status_code, m.2.8 AS ip, m.2.9 AS pod_uid, m.2.10 AS named_ip,
+                                m.2.11 AS peer_port, m.2.12 AS role, m.2.13 AS edge, m.2.14 AS host, m.2.15 AS other, m.2.16 AS gap_ns, m.2.17 AS owner,
+                                m.2.18 AS reported, m.3 AS rank, m.4 AS worst, m.5 AS dns, m.7 AS far_owner, m.8 AS far_label, m.9 AS own_sums,
+                                m.10 AS far_sums, m.11 AS own_rtt_us, m.12 AS own_rtt_min_us, m.13 AS far_rtt_us,
+                                if((m.3 = 7) * m.6 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.3]) AS matched
+                            FROM (SELECT arrayJoin(found) AS m)
+                        )
+                    )
+                )
+            )
+        )
     )
 )
-ARRAY JOIN measured AS a, arrayMap(x -> arrayFirst(y -> y.1.1 = x.3 AND x.3 != '', measured), measured) AS b
 ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form 5752073df4cfa66f';
+COMMENT 'made by metaflow-server, form 1baf01349501b49d';
 
 CREATE OR REPLACE VIEW metaflow.edges ON CLUSTER 'metaflow'
 (

@@ -22,10 +22,16 @@ func TestVerdictsAreDocumented(t *testing.T) {
 			}
 		}
 	}
+	// Lists of which a position selects the word.
+	for _, list := range regexp.MustCompile(`\[('(?:connect refused|ip and port)[^\]]*)\]`).FindAllStringSubmatch(view, -1) {
+		for _, w := range words.FindAllStringSubmatch(list[1], -1) {
+			found[strings.ReplaceAll(w[1], "''", "'")] = true
+		}
+	}
 	for _, kind := range []string{"client", "server", "unknown"} { // values that are compared with, not returned
 		delete(found, kind)
 	}
-	if len(found) < 15 {
+	if len(found) < 25 {
 		t.Fatalf("found only %d words in the views: %v", len(found), found)
 	}
 	for word := range found {

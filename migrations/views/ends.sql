@@ -1,0 +1,121 @@
+-- What trace_network reads: the ends of calls and of connections. A
+-- parameterized view is analyzed twice per query, a plain view with a list of columns once:
+-- what needs no parameter stands here.
+CREATE OR REPLACE VIEW {{.Database}}.call_ends{{.OnCluster}}
+(
+    trace_id String,
+    span_id String,
+    parent_span_id String,
+    service_name LowCardinality(String),
+    name LowCardinality(String),
+    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
+    start_time DateTime64(9, 'UTC'),
+    end_time DateTime64(9, 'UTC'),
+    duration_ns Int64,
+    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
+    ip IPv6,
+    port UInt16,
+    peer_ip IPv6,
+    peer_port UInt16,
+    pod_uid String,
+    cluster String,
+    -- That of the span's sockets, '' if it has none.
+    role String,
+    -- Both ends of a call have the same.
+    edge String,
+    -- The server's port as the span knows it.
+    wanted_port UInt16,
+    -- The name of the server in the span, and the same with the span's namespace.
+    host String,
+    full_host String,
+    -- The callee answered with an error of its own.
+    answered Bool
+)
+AS SELECT
+    trace_id,
+    span_id,
+    parent_span_id,
+    service_name,
+    name,
+    kind,
+    start_time,
+    start_time + toIntervalNanosecond(duration_ns) AS end_time,
+    duration_ns,
+    status_code,
+    ip,
+    port,
+    peer_ip,
+    peer_port,
+    simpleJSONExtractString(origin, 'pod_uid') AS pod_uid,
+    simpleJSONExtractString(origin, 'cluster') AS cluster,
+    -- The sockets of a producer and a consumer are those of a client of the broker.
+    multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
+    if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
+    if(kind = 'server', port, peer_port) AS wanted_port,
+    host,
+    if(position(host, '.') = 0 AND namespace != '', concat(host, '.', namespace), host) AS full_host,
+    answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599 AS answered
+FROM
+(
+    SELECT
+        *,
+        toUInt16OrZero(response_code) AS answer,
+        -- Without scheme, user, port, path and the suffix of the cluster.
+        if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
+            ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
+            '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
+    FROM {{.Spans}}
+);
+
+
+-- The rows of flows, with both ends of the connection in the same words whoever reports it.
+-- Ends have the address between the nodes, which is the same for both, their own address, pod
+-- and name; the client's also has the address that it called.
+CREATE OR REPLACE VIEW {{.Database}}.flow_ends{{.OnCluster}}
+(
+    time DateTime64(9, 'UTC'),
+    start_time DateTime64(9, 'UTC'),
+    ip IPv6,
+    peer_ip IPv6,
+    owner_id UInt64,
+    served Bool,
+    dns Bool,
+    cluster String,
+    client Tuple(IPv6, UInt16, IPv6, String, String, IPv6, UInt16),
+    server Tuple(IPv6, UInt16, IPv6, String, String, String),
+    -- Names of the server, without the suffix of the cluster; the name asked for, if it is DNS.
+    names Array(String),
+    rtt_us UInt32,
+    rtt_min_us UInt32,
+    counters Array(UInt64)
+)
+AS SELECT
+    time,
+    start_time,
+    ip,
+    peer_ip,
+    cityHash64(agent_id, network_namespace) AS owner_id,
+    served,
+    protocol = 'dns' AS dns,
+    cluster,
+    if(served, (wire_peer.1, wire_peer.2, wire_peer.1, peer_pod_uid, peer_label, wire.1, wire.2), (wire.1, wire.2, ip, pod_uid, label, peer_ip, peer_port)) AS client,
+    if(served, (wire.1, wire.2, ip, pod_uid, label, pod), (wire_peer.1, wire_peer.2, wire_peer.1, peer_pod_uid, peer_label, peer_pod)) AS server,
+    [peer_name, replaceRegexpOne(peer_name, '[.]svc([.].*)?$', ''), concat(if(served, workload, peer_service), '.', if(served, namespace, peer_namespace))] AS names,
+    rtt_us,
+    rtt_min_us,
+    [connect_failures, resets, timeouts, 1, connections, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes,
+        receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
+        rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 10000), rtt_max_us - rtt_usual_us, 0), queue_us,
+        query_failures + queries_unanswered, queries, query_time_max_us, gave_up] AS counters
+FROM
+(
+    SELECT
+        *,
+        role = 'server' AS served,
+        if(translated_port = 0, (ip, port), (translated_ip, translated_port)) AS wire,
+        if(translated_peer_port = 0, (peer_ip, peer_port), (translated_peer_ip, translated_peer_port)) AS wire_peer,
+        if(pod = '', process, pod) AS label,
+        arrayFirst(x -> x != '', [peer_pod, peer_service, peer_name]) AS peer_label
+    FROM {{.Flows}}
+    WHERE role != 'unknown'
+);
