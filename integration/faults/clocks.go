@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -23,15 +22,14 @@ type clocks struct {
 	dir     string
 	library string // libfaketime; empty where there is none
 	overlay bool   // the Go programs were built with ours
-
-	mu *sync.Mutex
 }
 
 // clockVariable names the file from which a Go program takes its offset in seconds.
 const clockVariable = "FAULTS_CLOCK"
 
+// newClocks returns the clocks of a run, which are kept in dir.
 func newClocks(dir string) clocks {
-	c := clocks{dir: dir, mu: new(sync.Mutex)}
+	c := clocks{dir: dir}
 	found, _ := filepath.Glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
 	if len(found) > 0 {
 		c.library = found[0]

@@ -161,6 +161,8 @@ func apacheKafka(jars, dir string, servers int, addrs *addresses, clocks clocks,
 			"transaction.state.log.replication.factor=3", "transaction.state.log.min.isr=2",
 			"share.coordinator.state.topic.replication.factor=3", "share.coordinator.state.topic.min.isr=2",
 			"group.initial.rebalance.delay.ms=100", "auto.create.topics.enable=false",
+			// A second, the default, is too short for an answer on a busy machine.
+			"controller.quorum.election.timeout.ms=4000", "controller.quorum.fetch.timeout.ms=5000", "controller.quorum.request.timeout.ms=5000",
 			"broker.session.timeout.ms=6000", "broker.heartbeat.interval.ms=1000", "replica.lag.time.max.ms=6000",
 		}, "\n")
 		if err := os.WriteFile(properties, []byte(text), 0o600); err != nil {

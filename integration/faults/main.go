@@ -27,11 +27,12 @@ func main() {
 	flag.DurationVar(&o.settle, "settle", 3*time.Minute, "longest time until all is settled after faults; docs/guarantees.md promises 30s on an idle machine")
 	flag.StringVar(&only, "kinds", "", "only these kinds of faults, separated by commas")
 	flag.StringVar(&o.oldCommit, "from", "4a10f92", "commit whose programs are upgraded in the run; empty upgrades nothing")
-	flag.BoolVar(&o.overlay, "clocks", true, "build programs whose clocks can be set")
+	flag.BoolVar(&o.clocks, "clocks", true, "set clocks, for which the programs are built with another time.Now")
 	flag.StringVar(&programs, "programs", "", "directory for the programs: one that an earlier run has filled is used as it is; empty builds them anew")
 	flag.StringVar(&o.dir, "dir", "", "where logs and data are; a directory for temporary files if empty")
 	flag.BoolVar(&o.verbose, "v", false, "show what happens")
 	flag.Parse()
+	o.overlay = o.clocks
 	if only != "" {
 		o.only = strings.Split(only, ",")
 	}
@@ -60,7 +61,7 @@ func run(ctx context.Context, o options, programs string) (ok bool, err error) {
 	if o.mounts = mayMount(); !o.mounts {
 		fmt.Fprintln(os.Stderr, "faults: full disks are left out: they need the permission to mount")
 	}
-	if newClocks("").library == "" {
+	if o.clocks && newClocks("").library == "" {
 		fmt.Fprintln(os.Stderr, "faults: the clocks of Kafka and ClickHouse are left alone: libfaketime is not installed")
 	}
 	if programs == "" {

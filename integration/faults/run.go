@@ -27,7 +27,8 @@ type options struct {
 	oldBin     string        // programs of the earlier commit; empty upgrades nothing
 	oldCommit  string
 	jars       string // of Apache Kafka
-	overlay    bool   // the programs have a clock that can be set
+	clocks     bool   // clocks jump
+	overlay    bool   // those of our programs, too, which were built for it
 	mounts     bool   // this process may mount file systems
 	short      bool   // no program is stopped for more than twelve seconds
 	verbose    bool

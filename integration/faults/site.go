@@ -89,8 +89,10 @@ func newSite(ctx context.Context, o options, dir string) (s *site, err error) {
 	if s.events, err = os.Create(filepath.Join(dir, "events.log")); err != nil {
 		return s, err
 	}
-	s.clocks = newClocks(dir)
-	s.clocks.overlay = o.overlay
+	if o.clocks {
+		s.clocks = newClocks(dir)
+		s.clocks.overlay = o.overlay
+	}
 	var addrs addresses
 
 	for _, v := range s.clocks.forC("clickhouse") { // chengine takes our environment
