@@ -142,7 +142,7 @@ func planAnotherLeader(s *site, r *rand.Rand) (fault, bool) {
 			}
 			p := s.kafka.brokers[leader]
 			p.kill()
-			wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+			wait, cancel := context.WithTimeout(ctx, 2*time.Minute)
 			defer cancel()
 			err := retried(wait, func(ctx context.Context) error {
 				now, err := s.kafka.leader(ctx, topic, partition)

@@ -42,7 +42,7 @@ func TestFaults(t *testing.T) {
 		judged = true
 		return s.testJudge(ctx, t)
 	}
-	r, err := runFaults(t.Context(), o)
+	r, err := runFaults(t.Context(), nil, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,6 +218,13 @@ func (c *cluster) metadata(ctx context.Context, topics ...string) (*kmsg.Metadat
 // replicas in sync.
 func (c *cluster) inSync(ctx context.Context) error {
 	return retried(ctx, func(ctx context.Context) error {
+		for _, addr := range c.direct { // the others notice only after a while that one is gone
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return err
+			}
+			_ = conn.Close()
+		}
 		resp, err := c.metadata(ctx)
 		if err != nil {
 			return err

@@ -36,9 +36,11 @@ func main() {
 	if only != "" {
 		o.only = strings.Split(only, ",")
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ok, err := run(ctx, o, programs)
-	stop()
+	// The first signal ends the schedule, and what was done is judged; the second one ends all.
+	stop, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(stop, release)
+	ok, err := run(context.Background(), stop.Done(), o, programs)
+	release()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "faults:", err)
 		os.Exit(2)
@@ -50,7 +52,7 @@ func main() {
 
 // run builds the programs, does the run and prints its table. It reports whether all
 // guarantees held.
-func run(ctx context.Context, o options, programs string) (ok bool, err error) {
+func run(ctx context.Context, stop <-chan struct{}, o options, programs string) (ok bool, err error) {
 	root, err := findRoot()
 	if err != nil {
 		return false, err
@@ -73,7 +75,7 @@ func run(ctx context.Context, o options, programs string) (ok bool, err error) {
 	if err := o.prepare(root, programs); err != nil {
 		return false, err
 	}
-	r, err := runFaults(ctx, o)
+	r, err := runFaults(ctx, stop, o)
 	if r != nil {
 		r.print(os.Stdout)
 	}

@@ -67,8 +67,9 @@ type cycle struct {
 	settle time.Duration
 }
 
-// runFaults runs the whole schedule. An error means that nothing could be shown.
-func runFaults(ctx context.Context, o options) (*result, error) {
+// runFaults runs the whole schedule, or the faults that began before stop was closed. An error
+// means that nothing could be shown.
+func runFaults(ctx context.Context, stop <-chan struct{}, o options) (*result, error) {
 	dir, err := os.MkdirTemp(o.dir, fmt.Sprintf("metaflow-faults-%s-%d-", o.engine, o.seed))
 	if err != nil {
 		return nil, err
@@ -83,11 +84,7 @@ func runFaults(ctx context.Context, o options) (*result, error) {
 	go func() { most <- s.watch(watching) }()
 
 	r := &result{o: o, kinds: make(map[string]*tally)}
-	cycles, err := s.schedule(ctx, r)
-	if ctx.Err() != nil {
-		endWatch()
-		return nil, ctx.Err()
-	}
+	cycles, err := s.schedule(ctx, stop, r)
 	if err != nil {
 		r.violations = append(r.violations, err.Error())
 	}
@@ -114,7 +111,7 @@ func (s *site) withoutMounts(dir string) string {
 }
 
 // schedule does the faults. It returns at the first that is not settled.
-func (s *site) schedule(ctx context.Context, r *result) (cycles []cycle, err error) {
+func (s *site) schedule(ctx context.Context, stop <-chan struct{}, r *result) (cycles []cycle, err error) {
 	rng := rand.New(rand.NewPCG(s.o.seed, 0x6661756c7473)) //nolint:gosec // repeatable is the point
 	if err := s.settle(ctx, time.Now(), s.o.settle); err != nil {
 		return nil, fmt.Errorf("before the first fault: %w", err)
@@ -128,6 +125,11 @@ func (s *site) schedule(ctx context.Context, r *result) (cycles []cycle, err err
 		bag.kinds = slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return !slices.Contains(s.o.only, k.name) })
 	}
 	for r.all.faults < s.o.faults {
+		select {
+		case <-stop:
+			return cycles, nil
+		default:
+		}
 		n := len(cycles) + 1
 		var faults []fault
 		if upgradeAt >= 0 && r.all.faults >= upgradeAt {
