@@ -17,7 +17,9 @@ import (
 //   - Go programs read the clock without libc, so nothing preloaded helps. They are
 //     built with a standard library in which time.Now adds what a file says (an overlay
 //     of the go command, so the product has no hook for it).
-//   - Java and ClickHouse run under libfaketime, where it is installed.
+//   - ClickHouse runs under libfaketime, where it is installed.
+//   - The clocks of Apache Kafka are left alone: under libfaketime three brokers elected
+//     no controller on a busy machine.
 type clocks struct {
 	dir     string
 	library string // libfaketime; empty where there is none

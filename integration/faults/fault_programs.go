@@ -245,11 +245,6 @@ func planClock(s *site, r *rand.Rand) (fault, bool) {
 	}
 	if s.clocks.library != "" {
 		all = append(all, clock{"clickhouse", s.clocks.setC, far})
-		if s.kafka.apache {
-			for _, b := range s.kafka.brokers {
-				all = append(all, clock{b.name, s.clocks.setC, far})
-			}
-		}
 	}
 	if len(all) == 0 {
 		return fault{}, false

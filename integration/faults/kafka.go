@@ -105,7 +105,7 @@ func embeddedKafka(dir string, addrs *addresses, log logs, event func(string, ..
 
 // apacheKafka starts three brokers of Apache Kafka that are controllers, too. Each has
 // a listener for each server, so that the way from one server to one broker is a link.
-func apacheKafka(jars, dir string, servers int, addrs *addresses, clocks clocks, log logs, event func(string, ...any)) (*cluster, error) {
+func apacheKafka(jars, dir string, servers int, addrs *addresses, log logs, event func(string, ...any)) (*cluster, error) {
 	const nodes = 3
 	c := &cluster{apache: true, links: make([][]*link, servers)}
 	var voters, controllers []string
@@ -118,11 +118,11 @@ func apacheKafka(jars, dir string, servers int, addrs *addresses, clocks clocks,
 	if err != nil {
 		return nil, err
 	}
-	run := func(node string, class string, args ...string) *exec.Cmd {
+	run := func(class string, args ...string) *exec.Cmd {
 		cmd := exec.Command(java, append([]string{ //nolint:gosec // what `make kafka` has fetched
 			"-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", filepath.Join(jars, "*"), class,
 		}, args...)...)
-		cmd.Env = environment(clocks.forC(node)...)
+		cmd.Env = environment()
 		return cmd
 	}
 	var formats sync.WaitGroup
@@ -169,13 +169,13 @@ func apacheKafka(jars, dir string, servers int, addrs *addresses, clocks clocks,
 			return c, err
 		}
 		formats.Go(func() {
-			format := run(node, "kafka.tools.StorageTool", "format", "--cluster-id", "bWV0YWZsb3ctdGVzdHMhIQ", "--config", properties)
+			format := run("kafka.tools.StorageTool", "format", "--cluster-id", "bWV0YWZsb3ctdGVzdHMhIQ", "--config", properties)
 			if out, err := format.CombinedOutput(); err != nil {
 				failed[i] = fmt.Errorf("format the data of %s: %w: %s", node, err, out)
 			}
 		})
 		c.brokers = append(c.brokers, &program{name: node, log: log(node), event: event, command: func() *exec.Cmd {
-			return run(node, "kafka.Kafka", properties)
+			return run("kafka.Kafka", properties)
 		}})
 	}
 	formats.Wait()

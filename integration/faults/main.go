@@ -64,7 +64,7 @@ func run(ctx context.Context, stop <-chan struct{}, o options, programs string) 
 		fmt.Fprintln(os.Stderr, "faults: full disks are left out: they need the permission to mount")
 	}
 	if o.clocks && newClocks("").library == "" {
-		fmt.Fprintln(os.Stderr, "faults: the clocks of Kafka and ClickHouse are left alone: libfaketime is not installed")
+		fmt.Fprintln(os.Stderr, "faults: the clock of ClickHouse is left alone: libfaketime is not installed")
 	}
 	if programs == "" {
 		if programs, err = os.MkdirTemp("", "metaflow-faults-bin-"); err != nil {

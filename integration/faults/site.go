@@ -114,7 +114,7 @@ func newSite(ctx context.Context, o options, dir string) (s *site, err error) {
 				return s, err
 			}
 		}
-		s.kafka, err = apacheKafka(o.jars, brokers, servers, &addrs, s.clocks, s.log, s.event)
+		s.kafka, err = apacheKafka(o.jars, brokers, servers, &addrs, s.log, s.event)
 	} else {
 		s.kafka, err = embeddedKafka(brokers, &addrs, s.log, s.event)
 	}
