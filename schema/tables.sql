@@ -591,7 +591,7 @@ AS SELECT
     [connect_failures, resets, timeouts, 1, connections, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes,
         receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
         rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 10000), rtt_max_us - rtt_usual_us, 0), queue_us,
-        query_failures + queries_unanswered, queries, query_time_max_us, gave_up] AS counters
+        query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up] AS counters
 FROM
 (
     SELECT
@@ -604,7 +604,7 @@ FROM
     FROM metaflow.flows_local
     WHERE role != 'unknown'
 )
-COMMENT 'made by metaflow-server, form e61448b425d8f250';
+COMMENT 'made by metaflow-server, form 7565553ccf3aaaff';
 
 CREATE OR REPLACE VIEW metaflow.trace_network AS
 WITH

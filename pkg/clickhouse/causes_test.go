@@ -113,6 +113,10 @@ func TestCausesOfTrace(t *testing.T) {
 			to("10.0.0.3", 3000, sql{"peer_name": "'stock.shop'"}),
 			to("10.0.0.9", 53, sql{"protocol": "'dns'", "peer_name": "'stock.shop'", "queries": "2", "query_time_us": "410000", "query_time_max_us": "400000"}).during(after(19), after(21)),
 		}, sql{"c": "name/slow DNS/sample/client end"}, "a query took 400 ms"},
+		"a name that took a busy resolver's time": {[]call{named("stock", 3000, 0.3)}, []flow{
+			to("10.0.0.3", 3000, sql{"peer_name": "'stock.shop'"}),
+			to("10.0.0.9", 53, sql{"protocol": "'dns'", "peer_name": "'stock.shop'", "queries": "130", "query_time_us": "410000", "query_time_max_us": "87000"}).during(after(15), after(25)),
+		}, sql{"c": "name/network clean/interval/client end"}, ""},
 		"another name that took long": {[]call{named("stock", 3000, 0.5)}, []flow{
 			to("10.0.0.3", 3000, sql{"peer_name": "'stock.shop'"}),
 			to("10.0.0.9", 53, sql{"protocol": "'dns'", "peer_name": "'cart.shop'", "queries": "2", "query_time_us": "410000", "query_time_max_us": "400000"}).during(after(19), after(21)),
