@@ -187,7 +187,7 @@ func (s span) unharmed() bool {
 }
 
 // trueReasons are the reasons for which a client span truly has no flow here.
-var trueReasons = []string{"loopback", "unix"}
+var trueReasons = []string{"loopback", "unix", "not resolved"}
 
 func (s span) accounted() bool {
 	return s.Matched != "" || slices.ContainsFunc(trueReasons, func(r string) bool { return strings.Contains(strings.ToLower(s.Unmatched), r) })
