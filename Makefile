@@ -5,6 +5,7 @@ BIN      := bin
 CHDB     := 26.7.3-stable.1
 CHDB_DIR := .cache/chdb/$(CHDB)
 LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VULNS    := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BUF      := github.com/bufbuild/buf/cmd/buf@v1.75.0
 FUZZTIME ?= 30s
 DATA_DIR ?= .cache/standalone
@@ -16,7 +17,7 @@ SEED     ?= $(shell date +%s)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,12 +119,20 @@ fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 		done; \
 	done
 
-lint: ## run the linters, and check that go.mod and go.sum are tidy
+lint: vulncheck ## run the linters, look for known vulnerabilities, and check that go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
 	cd deploy/deploytest && $(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) run $(LINTER) run ./...
 	cd deploy/deploytest && $(GO) vet ./... && $(GO) run $(LINTER) run ./...
+
+# The tool prints when the database was updated only if it can be reached.
+vulncheck: ## fail if the programs call code with a known vulnerability; passes where the database of vulnerabilities cannot be reached
+	@version=$$($(GO) run $(VULNS) -version) || exit 1; \
+	case "$$version" in \
+	*"DB updated:"*) $(GO) run $(VULNS) -scan package ./... >/dev/null 2>&1 || $(GO) run $(VULNS) ./... ;; \
+	*) echo "skipping the search for known vulnerabilities: their database cannot be reached" ;; \
+	esac
 
 generate: ## regenerate the Go code of schema/, its rendered tables, and the goldens of program output
 	$(GO) run $(BUF) generate
