@@ -41,6 +41,12 @@ type serving struct {
 // serve runs an app with these roles over the Kafka at addr.
 func serve(t *testing.T, kafka string, edit func(*server)) *serving {
 	t.Helper()
+	return serveLogging(t, kafka, slog.New(slog.NewTextHandler(t.Output(), nil)), edit)
+}
+
+// serveLogging is serve with a log.
+func serveLogging(t *testing.T, kafka string, log *slog.Logger, edit func(*server)) *serving {
+	t.Helper()
 	cfg := defaultServer()
 	cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.Kafka.Brokers, cfg.Kafka.Replication = []string{kafka}, 1
@@ -48,7 +54,7 @@ func serve(t *testing.T, kafka string, edit func(*server)) *serving {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	a, err := newApp(cfg, log)
 	if err != nil {
 		t.Fatal(err)
 	}

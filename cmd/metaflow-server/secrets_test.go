@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
@@ -51,7 +52,25 @@ func TestCommandsShowNoSecrets(t *testing.T) {
 	}
 }
 
-// A running server shows no secret in its metrics, /ready and the
+// record is what was written to it. It is safe for concurrent use.
+type record struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (r *record) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+func (r *record) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
+// A running server shows no secret in its log, its metrics, /ready and the
 // answers to operators, agents and senders with right and wrong tokens.
 func TestServersShowNoSecrets(t *testing.T) {
 	setSecrets(t)
@@ -60,7 +79,8 @@ func TestServersShowNoSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	loaded := *cfg
-	s := serve(t, kafkatest.Start(t, broker.Options{}).Addr(), func(c *server) {
+	logged := new(record)
+	s := serveLogging(t, kafkatest.Start(t, broker.Options{}).Addr(), program.Log{Level: "debug", Format: "json"}.Logger(logged), func(c *server) {
 		kafka := c.Kafka
 		*c = loaded
 		c.Kafka.Brokers, c.Kafka.Replication = kafka.Brokers, kafka.Replication
@@ -97,8 +117,32 @@ func TestServersShowNoSecrets(t *testing.T) {
 		}
 		leave()
 	}
+	// A sender with the right token whose request is damaged, and one with the wrong token.
+	for _, token := range []string{secretText + "-gateway.bearer_tokens", secretText} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.otlp.String()+"/v1/traces", strings.NewReader("damaged"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		req.Header.Set("Content-Type", "application/x-protobuf")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || resp.StatusCode == http.StatusOK {
+			t.Errorf("a damaged request: %s, %v", resp.Status, err)
+		}
+		seen.Write(body)
+	}
 	if err := s.stop(); err != nil {
 		t.Error(err)
+	}
+	if text := logged.String(); !strings.Contains(text, "listening for grpc") || !strings.Contains(text, "agent connected") {
+		t.Errorf("the log is incomplete:\n%s", text)
+	} else {
+		seen.WriteString(text)
 	}
 	if text := seen.String(); strings.Contains(text, secretText) {
 		t.Errorf("a secret is shown:\n%s", text)
