@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 
+	"github.com/metaflowys/metaflow-server/pkg/control"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/schema"
 )
 
 // gateways is the role gateway: it forwards the requests of signals from
@@ -39,10 +41,12 @@ func (g *gateways) open(ctx context.Context, o *offer) error {
 			return err
 		}
 	}
-	var quotas *gateway.Quotas
-	if o.groups != nil {
-		quotas = gateway.NewQuotas(o.groups, g.reg, nil)
+	if o.groups == nil {
+		if err := g.followGroups(o); err != nil {
+			return err
+		}
 	}
+	quotas := gateway.NewQuotas(o.groups, g.reg, nil)
 	for i, sig := range signals {
 		gw, err := gateway.New(g.cfg.Gateway, sig, g.producers[i], gateway.Options{
 			MaxRecordBytes: int(g.cfg.Kafka.MaxRecordBytes), Agents: o.agents, Quotas: quotas, Registerer: g.reg,
@@ -57,5 +61,22 @@ func (g *gateways) open(ctx context.Context, o *offer) error {
 		}
 	}
 	o.producers = append(o.producers, g.producers...)
+	return nil
+}
+
+// followGroups makes a server without the role control read the agent groups, for their
+// quotas. Requests are served meanwhile, without quotas.
+func (g *gateways) followGroups(o *offer) error {
+	groups, err := control.New(g.cfg.Control, control.Options{Log: g.kafka, Replica: roleGateway, Logger: g.log})
+	if err != nil {
+		return err
+	}
+	o.groups = groups
+	o.beneath = append(o.beneath, func(ctx context.Context) error {
+		if err := g.ensureTopics(ctx, schema.TopicControl, schema.TopicResources); err != nil {
+			return unlessStopped(ctx, err)
+		}
+		return groups.Follow(ctx)
+	})
 	return nil
 }

@@ -40,7 +40,7 @@ type offer struct {
 	overHTTP otlphttp.Consumer // nil disables OTLP/HTTP
 	options  rpc.Options       // of the other services
 	agents   gateway.Agents    // the registered agents; nil if this server does not know them
-	groups   gateway.Groups    // their groups; nil likewise
+	groups   gateway.Groups    // the groups of all agents; the role gateway sets it if control does not
 	// Calls depend on beneath, and both depend on the producers.
 	beneath   []func(context.Context) error
 	producers []*kafka.Producer

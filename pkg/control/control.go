@@ -29,7 +29,7 @@ type Producer interface {
 	Produce(ctx context.Context, batch []kafka.Outgoing) error
 }
 
-// Options are set by code. Log, both producers and Replica are required.
+// Options are set by code. Log and Replica are required, and both producers for Run.
 type Options struct {
 	Log       Log
 	Commands  Producer // to schema.TopicControl
@@ -128,8 +128,7 @@ func New(cfg Config, opts Options) (*Control, error) {
 // retries Kafka errors. Call it once.
 func (c *Control) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.follow(ctx, &c.commands, c.applyCommands, c.state.ForgetCommands) })
-	g.Go(func() error { return c.follow(ctx, &c.resources, c.applyResources, c.forgetAgents) })
+	g.Go(func() error { return c.Follow(ctx) })
 	g.Go(func() error { return c.writeStatuses(ctx) })
 	g.Go(func() error { return c.settleRivals(ctx) })
 	g.Go(func() error { return c.forgetLost(ctx) })

@@ -1,6 +1,10 @@
 package control
 
 import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -9,6 +13,15 @@ import (
 type limits struct {
 	revision uint64
 	agentconfig.Limits
+}
+
+// Follow is Run for a server without the role control, which only asks for AgentLimits: it
+// follows both topics until ctx ends and writes nothing. Both topics must exist.
+func (c *Control) Follow(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.follow(ctx, &c.commands, c.applyCommands, c.state.ForgetCommands) })
+	g.Go(func() error { return c.follow(ctx, &c.resources, c.applyResources, c.forgetAgents) })
+	return g.Wait()
 }
 
 // AgentLimits returns the group of an agent that is registered at any replica, and the

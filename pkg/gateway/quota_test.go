@@ -6,12 +6,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/gateway"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
+	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
@@ -103,5 +105,53 @@ func TestQuotaTakesALargeRequest(t *testing.T) {
 	at = at.Add(debt + 10*time.Millisecond)
 	if _, err := g.Consume(t.Context(), request); err != nil {
 		t.Errorf("after the wait: %v", err)
+	}
+}
+
+// A limit of spans counts spans, whatever the size of the requests, and no flow data.
+func TestSpansLimit(t *testing.T) {
+	at := now
+	groups := quotas{"agent-1": {SpansPerSecond: 100}}
+	shared := gateway.NewQuotas(groups, nil, func() time.Time { return at })
+	open := func(sig *signal.Signal) *gateway.Gateway {
+		t.Helper()
+		g, err := gateway.New(gateway.DefaultConfig(), sig, &log{}, gateway.Options{
+			MaxRecordBytes: 1 << 20, Now: func() time.Time { return now }, Quotas: shared,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	spans, flowData := open(traces.Signal), open(flows.Signal)
+	const seconds, perRequest = 60, 20
+	var list []*tracepb.Span
+	for i := range byte(perRequest) {
+		list = append(list, span(1, 1+i))
+	}
+	taken, refused := 0, 0
+	for range seconds {
+		for range 50 { // ten times the limit
+			_, err := spans.Consume(t.Context(), signal.Request{Body: request(t, list...), Agent: "agent-1"})
+			var quota *gateway.QuotaError
+			switch {
+			case err == nil:
+				taken += perRequest
+			case errors.As(err, &quota) && quota.Key == "outputs.limits.spans_per_second":
+				refused++
+			default:
+				t.Fatal(err)
+			}
+		}
+		at = at.Add(time.Second)
+	}
+	if most, least := (seconds+2)*100+perRequest, (seconds-1)*100; taken > most || taken < least || refused == 0 {
+		t.Errorf("took %d spans in %d seconds and refused %d requests, want %d to %d spans", taken, seconds, refused, least, most)
+	}
+	at = at.Add(time.Minute)
+	for range 50 {
+		if _, err := flowData.Consume(t.Context(), tenFlows(t, "agent-1")); err != nil {
+			t.Fatalf("flow data under a limit of spans: %v", err)
+		}
 	}
 }
