@@ -76,7 +76,7 @@ func (c Config) Bearers() tokens.List {
 }
 
 // BearerKey is the key of the bearer tokens.
-const BearerKey = "gateway.bearer_tokens" //nolint:gosec // the name of a key, no credential
+const BearerKey = "gateway.bearer_tokens"
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {

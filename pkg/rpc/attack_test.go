@@ -386,8 +386,11 @@ func TestRapidResetsEndTheConnection(t *testing.T) {
 			reg := prometheus.NewRegistry()
 			srv := start(t, testConfig(), accept, rpc.Options{Registerer: reg})
 			a := attack(t, "127.0.0.9", srv.Addr())
-			ended := make(chan error, 1)
-			go func() { ended <- a.hungUp() }()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = a.hungUp() // however it was closed
+			}()
 			opened := 0
 			for deadline := time.After(wait.Patience); ; opened++ {
 				a.write(frame(0x3, 0, a.call(method), []byte{0, 0, 0, 8}))
