@@ -135,7 +135,8 @@ func TestCausesOfTrace(t *testing.T) {
 				{spanRow{id: "f", service: "shop", kind: "client", ip: a, peer: b, peerPort: 80, at: after(50), took: after(0.3)}, nil},
 			},
 			[]flow{to(b, 80).during(0, after(40)), to(b, 80, lossy).during(after(40), after(45)), to(b, 80).during(after(45), after(105))},
-			sql{"c": "ip and port/network clean/interval/client end", "e": "ip and port/retransmission/sample/client end", "f": "ip and port/network clean/interval/client end"}, "",
+			sql{"c": "ip and port/network clean/interval/client end", "e": "ip and port/retransmission/sample/client end", "f": "ip and port/network clean/interval/client end"},
+			"",
 		},
 		"a proxy between, its far side lossy": {
 			[]call{client(0.3), {spanRow{id: "d", parent: "c", service: "cart", kind: "server", ip: "10.0.0.7", port: 3000, peer: b, at: after(20), took: after(0.01)}, nil}},
@@ -144,7 +145,8 @@ func TestCausesOfTrace(t *testing.T) {
 				from("10.0.0.7", 3000, lossy, sql{"peer_ip": "toIPv6('10.0.0.2')", "peer_port": "50000"}),
 				to("10.0.0.7", 3000, sql{"ip": "toIPv6('10.0.0.2')", "port": "50000", "process": "'nginx'"}),
 			},
-			sql{"c": "ip and port/retransmission/interval/both ends", "d": "ip/retransmission/interval/both ends"}, "5 of 100",
+			sql{"c": "ip and port/retransmission/interval/both ends", "d": "ip/retransmission/interval/both ends"},
+			"5 of 100",
 		},
 		"a mesh, the caller's hop unseen": {
 			[]call{
@@ -152,60 +154,71 @@ func TestCausesOfTrace(t *testing.T) {
 				{spanRow{id: "d", parent: "c", service: "cart", kind: "server", ip: b, port: 80, peer: "10.0.0.8", at: after(20), took: after(0.01)}, nil},
 			},
 			[]flow{from(b, 80, sql{"peer_ip": "toIPv6('10.0.0.8')"}), to("10.0.0.66", 9)},
-			sql{"c": "loopback: the connection does not leave the host or pod///", "d": "ip/network clean/interval/server end"}, "",
+			sql{"c": "loopback: the connection does not leave the host or pod///", "d": "ip/network clean/interval/server end"},
+			"",
 		},
 		"a service's address, translated": {
 			[]call{{spanRow{id: "c", service: "shop", kind: "client", ip: a, peer: "10.0.9.9", peerPort: 80, at: after(20), took: after(0.3)}, nil}},
 			[]flow{to("10.0.9.9", 80, sql{"translated_peer_ip": "toIPv6('10.0.0.2')", "translated_peer_port": "8080"}), from(b, 8080, lossy)},
-			sql{"c": "ip and port/retransmission/interval/both ends"}, "5 of 100",
+			sql{"c": "ip and port/retransmission/interval/both ends"},
+			"5 of 100",
 		},
 		"the caller's address, translated": {
 			[]call{client(0.3), {spanRow{id: "d", parent: "c", service: "cart", kind: "server", ip: b, port: 80, peer: "10.0.8.8", peerPort: 30000, at: after(20), took: after(0.01)}, nil}},
 			[]flow{to(b, 80, sql{"translated_ip": "toIPv6('10.0.8.8')", "translated_port": "30000"}), from(b, 80, lossy, sql{"peer_ip": "toIPv6('10.0.8.8')", "peer_port": "30000"})},
-			sql{"c": "ip and port/retransmission/interval/both ends", "d": "ip and port/retransmission/interval/both ends"}, "5 of 100",
+			sql{"c": "ip and port/retransmission/interval/both ends", "d": "ip and port/retransmission/interval/both ends"},
+			"5 of 100",
 		},
 		"another address of the same host": {
 			[]call{{spanRow{id: "c", service: "shop", kind: "client", ip: a, peer: "fd00::2", peerPort: 80, at: after(20), took: after(0.3)}, nil}},
 			[]flow{to(b, 81, sql{"network_namespace": "77", "agent_id": "'N'"}), to("fd00::2", 80, lossy, sql{"ip": "toIPv6('fd00::1')", "network_namespace": "77", "agent_id": "'N'"})},
-			sql{"c": "ip and port/retransmission/interval/client end"}, "",
+			sql{"c": "ip and port/retransmission/interval/client end"},
+			"",
 		},
 		"a port from the Host header": {
 			[]call{{spanRow{id: "d", service: "cart", kind: "server", ip: b, port: 8443, peer: a, at: after(20), took: after(0.01)}, nil}},
 			[]flow{from(b, 3000), from(b, 3000, sql{"peer_ip": "toIPv6('10.0.0.77')", "resets": "1"})},
-			sql{"d": "ip/network clean/interval/server end"}, "",
+			sql{"d": "ip/network clean/interval/server end"},
+			"",
 		},
 		"a name within its namespace": {
 			[]call{named("stock", 80, 0.3, sql{"namespace": "'shop'"})},
 			[]flow{to("10.0.0.3", 80, lossy, sql{"peer_service": "'stock'", "peer_namespace": "'shop'"}), to("10.0.0.4", 80, sql{"peer_service": "'stock'", "peer_namespace": "'other'", "resets": "1"}).during(0, after(20))},
-			sql{"c": "name/retransmission/interval/client end"}, "",
+			sql{"c": "name/retransmission/interval/client end"},
+			"",
 		},
 		"a name with the cluster's suffix": {
 			[]call{named("stock.shop.svc.cluster.local:80", 80, 0.3)},
 			[]flow{to("10.0.0.3", 80, lossy, sql{"peer_service": "'stock'", "peer_namespace": "'shop'"})},
-			sql{"c": "name/retransmission/interval/client end"}, "",
+			sql{"c": "name/retransmission/interval/client end"},
+			"",
 		},
 		"the name of a pod": {
 			[]call{named("db-0.db.shop.svc", 5432, 0.3)},
 			[]flow{to(db, 5432, lossy, sql{"peer_pod": "'db-0'", "peer_namespace": "'shop'"}), to("10.0.0.6", 5432, sql{"peer_pod": "'db-1'", "peer_namespace": "'shop'"})},
-			sql{"c": "name/retransmission/interval/client end"}, "",
+			sql{"c": "name/retransmission/interval/client end"},
+			"",
 		},
 		"several peers on that port": {
 			[]call{named("cache", 6379, 0.3)},
 			[]flow{to("10.0.0.3", 6379, lossy), to("10.0.0.4", 6379)},
-			sql{"c": "several peers are possible: the span names none of them///"}, "",
+			sql{"c": "several peers are possible: the span names none of them///"},
+			"",
 		},
 		"a UNIX socket": {
 			[]call{named("/var/run/docker.sock", 0, 0.3)},
 			[]flow{to(b, 80)},
-			sql{"c": "a UNIX socket: it is no network///"}, "",
+			sql{"c": "a UNIX socket: it is no network///"},
+			"",
 		},
 		"an agent at the server only": {
 			[]call{client(0.3), server(0.01)},
 			[]flow{from(b, 80, lossy)},
-			sql{"c": "ip and port/retransmission/interval/server end", "d": "ip and port/retransmission/interval/server end"}, "",
+			sql{"c": "ip and port/retransmission/interval/server end", "d": "ip and port/retransmission/interval/server end"},
+			"",
 		},
 	}
-	var spanColumns, flowColumns = map[string][]string{}, map[string][]string{}
+	spanColumns, flowColumns := map[string][]string{}, map[string][]string{}
 	traces := map[string]string{}
 	for n, name := range slices.Sorted(maps.Keys(tests)) {
 		tc := tests[name]

@@ -18,9 +18,12 @@ func TestOwnersOfAddresses(t *testing.T) {
 		namespace int
 		ip        string
 	}{
-		{"one", 7, "10.0.0.1"}, {"one", 7, "10.0.0.1"}, {"one", 7, "fd00::1"},
+		{"one", 7, "10.0.0.1"},
+		{"one", 7, "10.0.0.1"},
+		{"one", 7, "fd00::1"},
 		{"one", 8, "10.0.0.2"},
-		{"two", 7, "172.17.0.2"}, {"one", 9, "172.17.0.2"},
+		{"two", 7, "172.17.0.2"},
+		{"one", 9, "172.17.0.2"},
 	} {
 		mustExec(t, d, fmt.Sprintf("INSERT INTO %s.flows_local (time, agent_id, network_namespace, ip, connection) VALUES (fromUnixTimestamp64Nano(%d), '%s', %d, toIPv6('%s'), %d)",
 			cfg.Database, now.UnixNano(), row.agent, row.namespace, address(row.ip), i+1))
