@@ -626,7 +626,7 @@ AS SELECT
     rtt_min_us,
     [connect_failures, resets, timeouts, 1, connections, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes,
         receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
-        rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 10000), rtt_max_us - rtt_usual_us, 0), queue_us,
+        rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 20000), rtt_max_us - rtt_usual_us, 0), queue_us,
         query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up] AS counters
 FROM
 (
@@ -640,7 +640,7 @@ FROM
     FROM metaflow.flows_distributed
     WHERE role != 'unknown'
 )
-COMMENT 'made by metaflow-server, form 0fbd2e527cd8fccc';
+COMMENT 'made by metaflow-server, form aff5f682f6122a4f';
 
 CREATE OR REPLACE VIEW metaflow.trace_network ON CLUSTER 'metaflow' AS
 WITH
@@ -868,7 +868,7 @@ FROM
                         *,
                         multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
                         if(bad.1 % 99 = 0, '', concat(
-                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 1))), '{}', toString(round(bad.3 / units[bad.1], 1))),
+                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
                             ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
                         if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
                     FROM
@@ -896,7 +896,7 @@ FROM
     )
 )
 ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form 2b78112cb4dddb1c';
+COMMENT 'made by metaflow-server, form beb3127ec0b365db';
 
 CREATE OR REPLACE VIEW metaflow.trace_network_with ON CLUSTER 'metaflow' AS
 WITH
@@ -1124,7 +1124,7 @@ FROM
                         *,
                         multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
                         if(bad.1 % 99 = 0, '', concat(
-                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 1))), '{}', toString(round(bad.3 / units[bad.1], 1))),
+                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
                             ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
                         if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
                     FROM
@@ -1152,7 +1152,7 @@ FROM
     )
 )
 ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form 1baf01349501b49d';
+COMMENT 'made by metaflow-server, form f4095b5895f9cd34';
 
 CREATE OR REPLACE VIEW metaflow.edges ON CLUSTER 'metaflow'
 (

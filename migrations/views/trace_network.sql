@@ -397,7 +397,7 @@ FROM
                         *,
                         multiIf(bad.cause % 99 > 0, words[bad.cause], matched != '', 'network clean', '') AS word,
                         if(bad.cause % 99 = 0, '', concat(
-                            replaceOne(replaceOne(texts[bad.cause], '{}', toString(round(-bad.less / units[bad.cause], 1))), '{}', toString(round(bad.whole / units[bad.cause], 1))),
+                            replaceOne(replaceOne(texts[bad.cause], '{}', toString(round(-bad.less / units[bad.cause], 2))), '{}', toString(round(bad.whole / units[bad.cause], 2))),
                             ' between ', formatDateTime(bad.start_time, '%H:%i:%S'), ' and ', formatDateTime(bad.end_time, '%H:%i:%S'))) AS hop_why,
                         if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
                     FROM
