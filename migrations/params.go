@@ -115,13 +115,10 @@ type Thresholds struct {
 	// WindowPercent is the tolerated share of the busy time spent waiting for the
 	// receiver's window.
 	WindowPercent string
-	// HarmMS and HarmPercent bound what harms a span: the time between both ends of its
-	// call, in milliseconds and as a share of the client's.
-	HarmMS, HarmPercent string
 }
 
-// A request is harmed if it failed, or if its client waited longer than its server worked
-// by more than GapMS and by more than GapPercent of the client's time.
+// A request, and so its span, is harmed if it failed, or if its client waited longer than its
+// server worked by more than GapMS and by more than GapPercent of the client's time.
 func (Params) GapMS() string      { return "10" }
 func (Params) GapPercent() string { return "20" }
 
@@ -165,11 +162,11 @@ func (Params) Word() string { return "''::LowCardinality(String)" }
 // halves the throughput of a wide-area connection (Mathis et al. 1997: it falls with the
 // square root of the loss); one percent is more than tail loss probes cause on a clean
 // network.
-func (p Params) Thresholds() Thresholds { return Thresholds{p, "1000", "1", "20", "10", "20"} }
+func (p Params) Thresholds() Thresholds { return Thresholds{p, "1000", "1", "20"} }
 
 // AsParameters returns the limits of the views that take them as parameters.
 func (p Params) AsParameters() Thresholds {
-	return Thresholds{p, "{slack_ms:UInt32}", "{retransmit_percent:Float64}", "{window_percent:Float64}", "10", "20"}
+	return Thresholds{p, "{slack_ms:UInt32}", "{retransmit_percent:Float64}", "{window_percent:Float64}"}
 }
 
 // all returns the table with the rows of all shards.

@@ -265,8 +265,8 @@ WITH
                                 -- harmed the span: none if it failed without an answer.
                                 multiIf(
                                     (status_code = 'error') * (other.status_code != 'error') > answered, 0,
-                                    other.span_id = '', if(duration_ns < {{.HarmMS}} * 1000000, 9e18, intDiv(duration_ns, 2000)),
-                                    gap_ns < greatest({{.HarmMS}} * 1000000, intDiv(greatest(duration_ns, other.duration_ns) * {{.HarmPercent}}, 100)), 9e18,
+                                    other.span_id = '', if(duration_ns < {{.GapMS}} * 1000000, 9e18, intDiv(duration_ns, 2000)),
+                                    gap_ns < greatest({{.GapMS}} * 1000000, intDiv(greatest(duration_ns, other.duration_ns) * {{.GapPercent}}, 100)), 9e18,
                                     intDiv(gap_ns, 3000)) AS limit_us,
                                 arrayFirstIndex(o -> has(o.ips, ip) + has(o.pods, pod_uid) > 0, owners) AS owner,
                                 arrayFirstIndex(o -> has(o.ips, other.ip) + has(o.pods, other.pod_uid) > 0, owners) AS other_owner,
