@@ -170,14 +170,14 @@ var processes = map[string][]string{
 
 // is reports whether a view means this host.
 func (l *lab) is(name, said string) bool {
-	if said == name {
+	if said == name || strings.HasPrefix(said, name+"."+domain) {
 		return true
 	}
 	if slices.Contains(instrumented, name) {
 		return false
 	}
 	h := l.hosts[name]
-	return said == h.ip.String() || said == h.ip6.String() || slices.Contains(processes[name], said) || strings.HasPrefix(said, name+".")
+	return said == h.ip.String() || said == h.ip6.String() || slices.Contains(processes[name], said)
 }
 
 // unharmed reports whether a client span was neither failed nor slow compared
