@@ -288,7 +288,7 @@ WITH
             replaceOne(toString(client_main), '::ffff:', '') AS client_text, replaceOne(toString(server_main), '::ffff:', '') AS server_text
         FROM named
     )
-SELECT minute, client_service, server_service, client_address, server_address,
+SELECT minute, ends.1 AS client_service, ends.2 AS server_service, ends.3 AS client_address, ends.4 AS server_address,
     sumForEachIf(x.calls, source = 'client') AS calls, sumForEachIf(x.calls, source = 'server') AS served, sumForEach(x.cl) AS cl, sumForEach(x.sv) AS sv, maxForEach(x.most) AS most,
     -- Quantiles of nothing are 0.
     arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'client')) AS ms,
@@ -297,11 +297,12 @@ SELECT minute, client_service, server_service, client_address, server_address,
     minIf(x.telemetry, source = 'flows') AS telemetry
 FROM
 (
+    -- One key of four names: every expression is compared with every key.
     SELECT minute, source, calls, durations, cl, sv, most, rtt_min_us, accept_queue_full,
-        multiIf(client_name != '', client_name, client_process != '', client_process, client_alone, client_text, client_key != 0, 'internet', '') AS client_service,
-        multiIf(server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, '') AS server_service,
-        if(client_alone, client_text, '') AS client_address, if(server_alone, server_text, '') AS server_address, since, until, places, telemetry
+        (multiIf(client_name != '', client_name, client_process != '', client_process, client_alone, client_text, client_key != 0, 'internet', ''),
+        multiIf(server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, ''),
+        if(client_alone, client_text, ''), if(server_alone, server_text, '')) AS ends, since, until, places, telemetry
     FROM ended
 ) AS x
-WHERE (client_service != '') * (server_service != '') > 0
-GROUP BY minute, client_service, server_service, client_address, server_address;
+WHERE (ends.1 != '') * (ends.2 != '') > 0
+GROUP BY minute, ends;

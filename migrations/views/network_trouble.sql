@@ -125,34 +125,46 @@ WITH
     ),
     -- A node or a pod is at fault if it has at least three bad connections between ends, most of
     -- its own are bad, they lead to at least two others, and most of the rest is well.
-    blamed AS (
-        SELECT every,
-            arrayFilter(n -> n.2 != '', arrayDistinct(arrayFlatten(arrayMap(h -> if(h.2, [('node', h.1.1), ('node', h.1.2), ('pod', h.1.3), ('pod', h.1.4)], []), hops)))) AS suspects,
-            arrayMap(n -> arrayFilter(h -> has(if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), n.2), hops), suspects) AS their_hops,
-            arrayCount(h -> h.2, hops) AS bad_hops, length(hops) AS all_hops
+    suspected AS (
+        SELECT every, hops, arrayFilter(n -> n.2 != '', arrayDistinct(arrayFlatten(arrayMap(h -> if(h.2, [('node', h.1.1), ('node', h.1.2), ('pod', h.1.3), ('pod', h.1.4)], []), hops)))) AS suspects
         FROM together
     ),
-    culprits AS (
-        SELECT every, arrayMap(x -> x.1, arrayFilter(x -> (x.3 >= 3) * (10 * x.3 >= 7 * x.2) * (all_hops > x.2) * (10 * (bad_hops - x.3) <= 2 * (all_hops - x.2)) * (x.4 >= 2) > 0,
-            arrayMap((n, own) -> (n, length(own), arrayCount(h -> h.2, own),
-                length(arrayDistinct(arrayFilter(o -> o != n.2, arrayFlatten(arrayMap(h -> if(h.2, if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), []), own)))))), suspects, their_hops))) AS guilty
+    blamed AS (
+        SELECT every, suspects, arrayMap(n -> arrayFilter(h -> has(if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), n.2), hops), suspects) AS their_hops,
+            arrayCount(h -> h.2, hops) AS bad_hops, length(hops) AS all_hops
+        FROM suspected
+    ),
+    compared AS (
+        SELECT every, bad_hops, all_hops, arrayMap((n, own) -> (n, length(own), arrayCount(h -> h.2, own),
+                length(arrayDistinct(arrayFilter(o -> o != n.2, arrayFlatten(arrayMap(h -> if(h.2, if(n.1 = 'node', [h.1.1, h.1.2], [h.1.3, h.1.4]), []), own)))))), suspects, their_hops) AS counts
         FROM blamed
     ),
+    culprits AS (
+        SELECT arrayJoin(arrayFilter(e -> e.1, every)) AS e,
+            arrayMap(x -> x.1, arrayFilter(x -> (x.3 >= 3) * (10 * x.3 >= 7 * x.2) * (all_hops > x.2) * (10 * (bad_hops - x.3) <= 2 * (all_hops - x.2)) * (x.4 >= 2) > 0, counts)) AS guilty
+        FROM compared
+    ),
+    placed AS (
+        SELECT e.3 AS v, arrayFirst(n -> arrayAll(p -> has(if(n.1 = 'node', [p.1, p.2], [p.3, p.4]), n.2), e.2) * notEmpty(e.2) > 0, guilty) AS place FROM culprits
+    ),
     lines AS (
-        SELECT arrayJoin(arrayFilter(e -> e.1, every)) AS e, e.3 AS v,
-            arrayFirst(n -> arrayAll(p -> has(if(n.1 = 'node', [p.1, p.2], [p.3, p.4]), n.2), e.2) * notEmpty(e.2) > 0, guilty) AS place,
-            if(place.2 != '', concat(place.1, ' ', place.2), v.1) AS client_end, if(place.2 != '', 'all', v.2) AS server_end
-        FROM culprits
+        SELECT v, place.1 AS scope, if(place.2 != '', (concat(place.1, ' ', place.2), 'all', '', ''), (v.1, v.2, v.3, v.4)) AS ends FROM placed
+    ),
+    -- The counters of a line, in the order of the edges' own.
+    summed AS (
+        SELECT ends, count() AS n, argMax((v.5, v.1, v.2), v.8) AS worst, sumForEach([v.6, v.7, v.8, v.11, v.12, v.13, v.14, v.15, v.16, v.19, v.20]) AS sums,
+            maxForEach([v.9, v.10, v.17, v.18]) AS most, any(scope) AS scope
+        FROM lines
+        GROUP BY ends
     )
-SELECT client_end AS client_service, server_end AS server_service, argMax(v.5, v.8).1 AS verdict, sum(v.6) AS requests, sum(v.7) AS errors, max(v.9) AS p99_ms, max(v.10) AS server_p99_ms,
-    sum(v.11) AS connections, sum(v.12) AS connect_failures, sum(v.13) AS resets, sum(v.14) AS timeouts, sum(v.15) AS retransmits, sum(v.16) AS segments_sent,
-    round(100 * retransmits / greatest(segments_sent, 1), 2) AS retransmit_percent, max(v.17) AS rtt_us, sum(v.19) AS receive_window_limited_us, sum(v.20) AS busy_us,
-    any(if(place.2 != '', '', v.3)) AS client_address, any(if(place.2 != '', '', v.4)) AS server_address, sum(v.8) AS harmed,
-    if(count() > 1, concat(toString(count()), ' edges, the worst ', argMax(v.1, v.8), ' -> ', argMax(v.2, v.8), ': '), '') || argMax(v.5.2, v.8) AS why,
-    argMax(v.5.3, v.8) AS worst_minute, max(v.18) AS rtt_usual_us, any(place.1) AS scope
-FROM lines
-GROUP BY client_end, server_end, if(place.2 != '', '', v.3), if(place.2 != '', '', v.4)
-ORDER BY harmed DESC, connect_failures + resets + timeouts DESC, retransmit_percent DESC, client_service, server_service
+SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict, sums[1] AS requests, sums[2] AS errors, most[1] AS p99_ms, most[2] AS server_p99_ms,
+    sums[4] AS connections, sums[5] AS connect_failures, sums[6] AS resets, sums[7] AS timeouts, sums[8] AS retransmits, sums[9] AS segments_sent,
+    round(100 * sums[8] / greatest(sums[9], 1), 2) AS retransmit_percent, most[3] AS rtt_us, sums[10] AS receive_window_limited_us, sums[11] AS busy_us,
+    ends.3 AS client_address, ends.4 AS server_address, sums[3] AS harmed,
+    concat(if(n > 1, concat(toString(n), ' edges, the worst ', worst.2, ' -> ', worst.3, ': '), ''), worst.1.2) AS why,
+    worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
+FROM summed
+ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
 {{- end}}
 CREATE OR REPLACE VIEW {{.Database}}.network_trouble{{.OnCluster}} AS{{template "network_trouble" .Thresholds}};
 
