@@ -59,7 +59,7 @@ func defaultServer() *server {
 		HTTP:          opshttp.DefaultConfig(),
 		Kafka:         kafka.DefaultConfig(),
 		ClickHouse:    clickhouse.DefaultConfig(),
-		Retention:     clickhouse.Retention{Spans: 30 * 24 * time.Hour, Flows: 7 * 24 * time.Hour},
+		Retention:     clickhouse.DefaultRetention(),
 		Migrate:       true,
 		Gateway:       gateway.DefaultConfig(),
 		Writer:        writer.DefaultConfig(),
@@ -83,12 +83,6 @@ func (s *server) Validate() error {
 			errs = append(errs, fmt.Errorf("roles[%d]: %q is not one of %s", i, r, strings.Join(allRoles, ", ")))
 		}
 	}
-	if s.Retention.Spans < 0 {
-		errs = append(errs, fmt.Errorf("retention.spans: %s is negative", s.Retention.Spans))
-	}
-	if s.Retention.Flows < 0 {
-		errs = append(errs, fmt.Errorf("retention.flows: %s is negative", s.Retention.Flows))
-	}
 	if s.FlowWriter.Group == s.Writer.Group {
 		errs = append(errs, fmt.Errorf("flow_writer.group: %q is writer.group too", s.FlowWriter.Group))
 	}
@@ -111,6 +105,7 @@ func (s *server) Validate() error {
 		config.Section("http", s.HTTP.Validate()),
 		config.Section("kafka", s.Kafka.Validate()),
 		config.Section("clickhouse", s.ClickHouse.Validate()),
+		config.Section("retention", s.Retention.Validate()),
 		config.Section("gateway", s.Gateway.Validate()),
 		config.Section("writer", s.Writer.Validate()),
 		config.Section("flow_writer", s.FlowWriter.Validate()),

@@ -82,7 +82,10 @@ func (s *storage) run(ctx context.Context) error {
 	}
 	handleTables := kafka.Handler(tables.Handle)
 	if s.cfg.EdgeMetrics.Enabled {
-		handleTables = beside(clickhouse.NewEdgeMetrics(s.cfg.EdgeMetrics, s.db, s.log, s.reg).Run, tables.Handle)
+		handleTables = beside(clickhouse.NewEdgeMetrics(s.cfg.EdgeMetrics, s.db, s.log, s.reg).Run, handleTables)
+	}
+	if s.cfg.Retention.DiskGuard > 0 {
+		handleTables = beside(clickhouse.NewDiskGuard(s.cfg.Retention, s.db, s.log, s.reg).Run, handleTables)
 	}
 	var producing background
 	producing.run(ctx, dead.Run)

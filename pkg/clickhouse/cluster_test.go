@@ -101,6 +101,7 @@ func TestShardsHoldTheirRowsAndViewsShowThemAll(t *testing.T) {
 	}
 	checkLookupAsksAllShards(t, cfg, start(3))
 	checkRetentionOfEveryShardIsSeen(t, cfg, dbs[1])
+	checkDisksOfEveryShard(t, cfg)
 }
 
 // A change of the retention may have reached only some nodes.

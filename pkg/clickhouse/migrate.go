@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -19,6 +20,41 @@ type Retention struct {
 	// Flows: how long flow data is kept, from the end of a row's interval;
 	// 0 keeps it forever.
 	Flows time.Duration `mapstructure:"flows" doc:"how long flow data is kept, from the end of a row's interval; 0 keeps it forever"`
+	// DiskGuard: percentage of a disk of ClickHouse above which the oldest
+	// days go before their time, never today's; 0 turns the guard off.
+	DiskGuard int `mapstructure:"disk_guard" doc:"percentage of a disk of ClickHouse above which the oldest days go before their time, never today's; 0 turns the guard off"`
+	// DiskGuardOrder: tables that may lose days to disk_guard, flows and
+	// spans: all days of the first go before those of the next.
+	DiskGuardOrder []string `mapstructure:"disk_guard_order" doc:"tables that may lose days to disk_guard, flows and spans: all days of the first go before those of the next"`
+}
+
+// DefaultRetention keeps spans for 30 days and flow data for 7, without a disk guard.
+func DefaultRetention() Retention {
+	return Retention{Spans: 30 * 24 * time.Hour, Flows: 7 * 24 * time.Hour, DiskGuardOrder: []string{"flows", "spans"}}
+}
+
+// Validate reports every problem at once, each by its key.
+func (r Retention) Validate() error {
+	var errs []error
+	problem := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if r.Spans < 0 {
+		problem("spans: %s is negative", r.Spans)
+	}
+	if r.Flows < 0 {
+		problem("flows: %s is negative", r.Flows)
+	}
+	if r.DiskGuard < 0 || r.DiskGuard > 99 {
+		problem("disk_guard: %d is not between 0 and 99", r.DiskGuard)
+	}
+	if r.DiskGuard > 0 && len(r.DiskGuardOrder) == 0 {
+		problem("disk_guard_order: must not be empty while disk_guard is set")
+	}
+	for i, name := range r.DiskGuardOrder {
+		if guardedTables[name] == "" || slices.Contains(r.DiskGuardOrder[:i], name) {
+			problem("disk_guard_order[%d]: %q is not flows or spans, each at most once", i, name)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // MigrationStatus is one migration and whether it is in force.

@@ -115,7 +115,7 @@ func (d *DB) currentTTLs(ctx context.Context, table string) ([]string, error) {
 // TTL and settings, as ClickHouse shows them.
 func (d *DB) engines(ctx context.Context, table string) ([]string, error) {
 	var engines []string
-	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+d.systemTables()+
+	err := d.conn.QueryRow(ctx, "SELECT groupArray(engine_full) FROM "+d.system("tables")+
 		" WHERE database = $1 AND name = $2"+d.skipUnavailable(), d.cfg.Database, table).Scan(&engines)
 	if err != nil {
 		return nil, fmt.Errorf("read the definition of %s.%s: %w", d.cfg.Database, table, readable(err))

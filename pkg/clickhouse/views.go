@@ -31,7 +31,7 @@ func (d *DB) replaceViews(ctx context.Context, views []migrations.View) error {
 // viewsInForm returns the views that all nodes have in their form, by name.
 // Nodes that are down are not asked.
 func (d *DB) viewsInForm(ctx context.Context, views []migrations.View) (map[string]bool, error) {
-	rows, err := d.conn.Query(ctx, "SELECT name, comment FROM "+d.systemTables()+" WHERE database = $1"+d.skipUnavailable(), d.cfg.Database)
+	rows, err := d.conn.Query(ctx, "SELECT name, comment FROM "+d.system("tables")+" WHERE database = $1"+d.skipUnavailable(), d.cfg.Database)
 	if err != nil {
 		return nil, fmt.Errorf("read views of %s: %w", d.cfg.Database, readable(err))
 	}
@@ -76,14 +76,13 @@ func (d *DB) dropViews(ctx context.Context, views, keep []migrations.View) error
 	return nil
 }
 
-// systemTables is system.tables of every node of the cluster, or of the one
-// node.
-func (d *DB) systemTables() string {
+// system is a system table of every node of the cluster, or of the one node.
+func (d *DB) system(table string) string {
 	if d.cfg.Cluster == "" {
-		return "system.tables"
+		return "system." + table
 	}
-	return "clusterAllReplicas('" + d.cfg.Cluster + "', 'system', 'tables')"
+	return "clusterAllReplicas('" + d.cfg.Cluster + "', 'system', '" + table + "')"
 }
 
-// skipUnavailable ends a question to systemTables.
+// skipUnavailable ends a question to a system table of every node.
 func (d *DB) skipUnavailable() string { return " SETTINGS skip_unavailable_shards = 1" }
