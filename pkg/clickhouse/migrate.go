@@ -155,10 +155,11 @@ func (d *DB) viewsDown(ctx context.Context, version uint32) error {
 	if err != nil {
 		return err
 	}
-	if err := d.dropViews(ctx, above, below); err != nil {
+	// Views that stay stop reading those that go before these are dropped.
+	if err := d.replaceViews(ctx, below); err != nil {
 		return err
 	}
-	return d.replaceViews(ctx, below)
+	return d.dropViews(ctx, above, below)
 }
 
 // MigrationStatus tells of every migration that this program or the database

@@ -228,6 +228,11 @@ func readViews(ctx context.Context, d *DB) error {
 			if err != nil && strings.Contains(err.Error(), "While executing Remote") && strings.Contains(err.Error(), "cannot be resolved") {
 				continue
 			}
+			// A query that began before the views were replaced may miss a view below that is
+			// gone by now. The next one succeeds.
+			if err != nil && strings.Contains(err.Error(), "Unknown table") {
+				err = d.conn.QueryRow(context.WithoutCancel(ctx), "SELECT count() FROM "+d.cfg.Database+"."+from).Scan(&n)
+			}
 			if err != nil && ctx.Err() == nil {
 				return fmt.Errorf("read %s: %w", from, err)
 			}
