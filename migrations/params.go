@@ -117,9 +117,11 @@ type Thresholds struct {
 	WindowPercent string
 }
 
-// A request, and so its span, is harmed if it failed, or if its client waited longer than its
-// server worked by more than GapMS and by more than GapPercent of the client's time.
-func (Params) GapMS() string      { return "10" }
+// GapMS is how many milliseconds longer than its server worked the client of a request waits
+// before the request, and so its span, counts as harmed. A failed one always does.
+func (Params) GapMS() string { return "10" }
+
+// GapPercent is the share of the client's time that the difference must exceed as well.
 func (Params) GapPercent() string { return "20" }
 
 // RTTTimes is how many times the usual round trip a slow one takes, in addition to being
