@@ -37,7 +37,7 @@ func TestInsertsDoNotGrowWithPartitions(t *testing.T) {
 		metric(t, addr, "metaflow_writer_batch_partitions_count", `signal="traces"`)
 	t.Logf("%.0f INSERTs in %.1f s, of %.0f spans and %.0f partitions each", n, took, float64(c.sent)/n, together)
 	// Storing that takes long makes the ticks closer to each other, down to half a second.
-	if n > 2*took+5 {
+	if n > 3*took+5 { // each of 15 partitions alone would make ten times as many
 		t.Errorf("%.0f INSERTs in %.1f s", n, took)
 	}
 	// Half a second brings rows for some fifteen of the 48 partitions.

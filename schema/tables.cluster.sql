@@ -1491,7 +1491,7 @@ WITH
                 if(traced, (harm > 0) * ((100 * retransmits > 1 * segments_sent) + (lossy_retransmits >= 3)),
                     (100 * retransmits > 1 * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
-                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * if(traced, (harm > 0) * (rtt_us > rtt_usual_us + 10 * 1000), rtt_us > rtt_usual_us + 2 * 10 * 1000) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
                 '') AS verdict
         FROM harmed
     ),
@@ -1573,7 +1573,7 @@ SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict,
     worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
 FROM summed
 ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
-COMMENT 'made by metaflow-server, form 1267fba6152c3a8e';
+COMMENT 'made by metaflow-server, form 07f5b2b3f821b982';
 
 CREATE OR REPLACE VIEW metaflow.network_trouble_with ON CLUSTER 'metaflow' AS
 WITH
@@ -1614,7 +1614,7 @@ WITH
                 if(traced, (harm > 0) * ((100 * retransmits > {retransmit_percent:Float64} * segments_sent) + (lossy_retransmits >= 3)),
                     (100 * retransmits > {retransmit_percent:Float64} * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
-                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * if(traced, (harm > 0) * (rtt_us > rtt_usual_us + 10 * 1000), rtt_us > rtt_usual_us + 2 * 10 * 1000) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
                 '') AS verdict
         FROM harmed
     ),
@@ -1696,7 +1696,7 @@ SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict,
     worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
 FROM summed
 ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
-COMMENT 'made by metaflow-server, form 4e506bc0d56e1200';
+COMMENT 'made by metaflow-server, form 725e36151ae096dd';
 
 CREATE OR REPLACE VIEW metaflow.pods ON CLUSTER 'metaflow'
 AS SELECT

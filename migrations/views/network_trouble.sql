@@ -78,7 +78,7 @@ WITH
                 if(traced, (harm > 0) * ((100 * retransmits > {{.RetransmitPercent}} * segments_sent) + (lossy_retransmits >= {{.FewFailures}})),
                     (100 * retransmits > {{.RetransmitPercent}} * segments_sent) * (retransmits >= {{.FewFailures}})) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
-                (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * if(traced, (harm > 0) * (rtt_us > rtt_usual_us + {{.GapMS}} * 1000), rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) > 0, if(2 * most.queue_us > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) * if(traced, harm > 0, 1) > 0, if(2 * most.queue_us > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
                 '') AS verdict
         FROM harmed
     ),
