@@ -184,8 +184,9 @@ func topicIsFollowed(t *testing.T, brokers []string) {
 	if b, err := claims[0].Fetch(t.Context(), 0, 1<<20, time.Millisecond); err != nil || b.TopicID != claims[0].TopicID() {
 		t.Errorf("Fetch = %+v, %v", b, err)
 	}
-	if n, err := testutil.GatherAndCount(reg, "metaflow_kafka_topic_changes_total"); n < 3 || err != nil {
-		t.Errorf("%d kinds of change are counted, %v; want grown, deleted and created", n, err)
+	// A member that looks between the two sees deleted and created, another one recreated.
+	if n, err := testutil.GatherAndCount(reg, "metaflow_kafka_topic_changes_total"); n < 2 || err != nil {
+		t.Errorf("%d kinds of change are counted, %v; want grown, and deleted and created or recreated", n, err)
 	}
 }
 
