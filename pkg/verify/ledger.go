@@ -69,11 +69,11 @@ func newHistogram() Histogram {
 	return h
 }
 
-func (h *Histogram) add(d time.Duration, spans int64) {
+func (h *Histogram) add(d time.Duration) {
 	i, _ := slices.BinarySearch(bounds, d)
-	h.Buckets[i].Spans += spans
+	h.Buckets[i].Spans++
 	h.Max = max(h.Max, d)
-	h.sum += d * time.Duration(spans)
+	h.sum += d
 }
 
 // quantile returns the limit of the bucket that contains it, at most the largest delay.
@@ -236,7 +236,7 @@ func (l *ledger) judge(id traceID, e *entry, rows []Span, asked, now time.Time) 
 
 func (l *ledger) arrived(e *entry, bit uint8, now time.Time) {
 	delay := max(now.Sub(e.since), 0)
-	l.report.Delay.add(delay, 1)
+	l.report.Delay.add(delay)
 	l.report.Stored++
 	if delay > l.cfg.Late {
 		l.report.Late++

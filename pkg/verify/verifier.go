@@ -158,7 +158,7 @@ var sendPauses = retry.Policy{First: 500 * time.Millisecond, Max: 5 * time.Secon
 
 // request sends one request until it is answered for good, or for LostAfter.
 func (v *Verifier) request(ctx context.Context, first uint64, spans int) {
-	r, err := v.maker.request(first, time.Now().Truncate(time.Nanosecond), spans)
+	r, err := v.maker.request(first, time.Now(), spans)
 	if err != nil {
 		v.log.Error("make a request", slog.Any("error", err))
 		return
