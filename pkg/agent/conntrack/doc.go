@@ -13,7 +13,11 @@
 // of Conns. Malformed messages are errors, never panics.
 package conntrack
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/metaflowys/metaflow-server/pkg/agent/netlink"
+)
 
 var (
 	// ErrPermission means that the process lacks CAP_NET_ADMIN.
@@ -25,7 +29,7 @@ var (
 	// list them: the module nf_conntrack_netlink is missing.
 	ErrUnsupported = errors.New("kernel does not list tracked connections")
 	// ErrOverrun means that the receive buffer overran: reports were lost.
-	ErrOverrun = errors.New("receive buffer overrun")
+	ErrOverrun = netlink.ErrOverrun
 	// ErrMalformed means that a message does not match the kernel's headers.
-	ErrMalformed = errors.New("malformed message")
+	ErrMalformed = netlink.ErrMalformed
 )

@@ -6,20 +6,15 @@ import (
 	"net/netip"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/nat"
+	"github.com/metaflowys/metaflow-server/pkg/agent/netlink"
 )
 
-// Sizes and numbers of linux/netlink.h and linux/netfilter/nfnetlink*.h.
+// Sizes and numbers of linux/netfilter/nfnetlink*.h.
 const (
-	headerSize  = 16 // struct nlmsghdr
-	messageSize = 4  // struct nfgenmsg
-	attrSize    = 4  // struct nlattr
+	messageSize = 4 // struct nfgenmsg
 
-	kindDone  = 3      // NLMSG_DONE
-	kindError = 2      // NLMSG_ERROR
-	kindNew   = 1 << 8 // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
-	kindGet   = 1<<8 | 1
-
-	attrTypeMask = 0x3fff // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+	kindNew = 1 << 8 // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
+	kindGet = 1<<8 | 1
 
 	attrOriginal   = 1  // CTA_TUPLE_ORIG
 	attrReply      = 2  // CTA_TUPLE_REPLY
@@ -47,37 +42,6 @@ const (
 	dnsPort     = 53
 )
 
-// header holds the fields of struct nlmsghdr that this package reads.
-type header struct {
-	kind     uint16
-	sequence uint32
-}
-
-// next splits b into its first netlink message and the rest.
-func next(b []byte) (h header, payload, rest []byte, err error) {
-	if len(b) < headerSize {
-		return header{}, nil, nil, fmt.Errorf("%w: %d bytes instead of a netlink header", ErrMalformed, len(b))
-	}
-	n := uint64(binary.NativeEndian.Uint32(b))
-	if n < headerSize || n > uint64(len(b)) {
-		return header{}, nil, nil, fmt.Errorf("%w: netlink message of %d bytes in %d", ErrMalformed, n, len(b))
-	}
-	h = header{kind: binary.NativeEndian.Uint16(b[4:]), sequence: binary.NativeEndian.Uint32(b[8:])}
-	return h, b[headerSize:n], b[min((n+3)&^3, uint64(len(b))):], nil
-}
-
-// nextAttr splits b into its first attribute and the rest.
-func nextAttr(b []byte) (kind uint16, value, rest []byte, err error) {
-	if len(b) < attrSize {
-		return 0, nil, nil, fmt.Errorf("%w: %d bytes instead of an attribute", ErrMalformed, len(b))
-	}
-	n := int(binary.NativeEndian.Uint16(b))
-	if n < attrSize || n > len(b) {
-		return 0, nil, nil, fmt.Errorf("%w: attribute of %d bytes in %d", ErrMalformed, n, len(b))
-	}
-	return binary.NativeEndian.Uint16(b[2:]) & attrTypeMask, b[attrSize:n], b[min((n+3)&^3, len(b)):], nil
-}
-
 // tuple is one direction of a connection.
 type tuple struct {
 	from, to         netip.Addr
@@ -97,7 +61,7 @@ func parse(b []byte, c *nat.Connection) (relevant bool, err error) {
 	for rest := b[messageSize:]; len(rest) > 0; {
 		var kind uint16
 		var value []byte
-		if kind, value, rest, err = nextAttr(rest); err != nil {
+		if kind, value, rest, err = netlink.NextAttribute(rest); err != nil {
 			return false, err
 		}
 		switch kind {
@@ -133,13 +97,13 @@ func parse(b []byte, c *nat.Connection) (relevant bool, err error) {
 
 func (t *tuple) parse(b []byte) error {
 	for len(b) > 0 {
-		kind, value, rest, err := nextAttr(b)
+		kind, value, rest, err := netlink.NextAttribute(b)
 		if err != nil {
 			return err
 		}
 		b = rest
 		for len(value) > 0 && (kind == attrTupleIP || kind == attrTupleProtocol) {
-			inner, v, more, err := nextAttr(value)
+			inner, v, more, err := netlink.NextAttribute(value)
 			if err != nil {
 				return err
 			}

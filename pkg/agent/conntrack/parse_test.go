@@ -8,10 +8,11 @@ import (
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/nat"
+	"github.com/metaflowys/metaflow-server/pkg/agent/netlink"
 )
 
 func attr(kind uint16, value []byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(attrSize+len(value)))
+	b := binary.NativeEndian.AppendUint16(nil, uint16(netlink.AttributeSize+len(value)))
 	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
 	return append(b, make([]byte, -len(b)&3)...)
 }
@@ -85,15 +86,11 @@ func TestParse(t *testing.T) {
 }
 
 // FuzzMessages holds the parser to its contract: any bytes yield a connection,
-// nothing or ErrMalformed, never a panic; a connection has valid addresses; and
-// every step makes progress.
+// nothing or ErrMalformed, never a panic; and a connection has valid addresses.
 func FuzzMessages(f *testing.F) {
 	f.Add([]byte(nil))
 	one := sample(protocolTCP, statusTargetTranslated, "10.1.0.2:4", "10.96.0.1:80", "10.1.0.9:80", "10.1.0.2:4")
 	f.Add(one)
-	whole := binary.NativeEndian.AppendUint32(nil, uint32(headerSize+len(one)))
-	whole = append(binary.NativeEndian.AppendUint16(whole, kindNew), make([]byte, 10)...)
-	f.Add(append(whole, one...))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var c nat.Connection
 		relevant, err := parse(in, &c)
@@ -102,19 +99,6 @@ func FuzzMessages(f *testing.F) {
 		}
 		if relevant && (!c.From.IsValid() || !c.To.IsValid() || !c.ReplyFrom.IsValid() || !c.ReplyTo.IsValid() || c.From.Addr().Is4In6()) {
 			t.Fatalf("connection %+v", c)
-		}
-		for rest := in; len(rest) > 0; {
-			before := len(rest)
-			var err error
-			if _, _, rest, err = next(rest); err != nil {
-				if !errors.Is(err, ErrMalformed) {
-					t.Fatalf("next = %v, want ErrMalformed", err)
-				}
-				return
-			}
-			if len(rest) >= before {
-				t.Fatalf("next left %d of %d bytes", len(rest), before)
-			}
 		}
 	})
 }

@@ -4,11 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/agent/netlink"
 )
 
 const (
@@ -19,21 +19,6 @@ const (
 	kindDumpAll = 18
 	// kindDump is SOCK_DIAG_BY_FAMILY.
 	kindDump = unix.SOCK_DIAG_BY_FAMILY
-
-	flagDump = unix.NLM_F_REQUEST | unix.NLM_F_DUMP
-
-	// dumpBuffer is twice the size of the largest answer that the kernel builds
-	// when it is offered that much room.
-	dumpBuffer = 64 << 10
-	// notificationBatch is the number of notifications that one system call
-	// reads. notificationSize is the room for each: the kernel sends about 400
-	// bytes, and tcp_info grows by some tens of bytes a year.
-	notificationBatch = 64
-	notificationSize  = 1024
-
-	// receiveTimeoutSeconds bounds the wait for a dump that the kernel does not
-	// answer.
-	receiveTimeoutSeconds = 5
 )
 
 // States is a set of flow.State.
@@ -59,28 +44,16 @@ var (
 
 // Buffer holds the memory that messages are read into. Use NewBuffer.
 type Buffer struct {
-	dump          []byte
-	notifications []byte
-	vectors       [notificationBatch]unix.Iovec
-	messages      [notificationBatch]message
-	socket        flow.Socket
-}
-
-// message is struct mmsghdr.
-type message struct {
-	header unix.Msghdr
-	length uint32
-	_      [4]byte
+	*netlink.Buffer
+	socket flow.Socket
 }
 
 // NewBuffer returns a buffer of about 128 KiB.
-func NewBuffer() *Buffer {
-	return &Buffer{dump: make([]byte, dumpBuffer), notifications: make([]byte, notificationBatch*notificationSize)}
-}
+func NewBuffer() *Buffer { return &Buffer{Buffer: netlink.NewBuffer()} }
 
 // Conn queries one network namespace. Use Open.
 type Conn struct {
-	dump, destroyed int // netlink file descriptors, -1 when closed
+	dump, destroyed netlink.Socket
 	sequence        uint32
 	perFamily       bool // the kernel does not know kindDumpAll
 }
@@ -88,31 +61,19 @@ type Conn struct {
 // Open returns a Conn for the network namespace of the calling thread. It
 // returns ErrUnsupported when the kernel has no sock_diag.
 func Open() (*Conn, error) {
-	fd, err := open()
+	dump, err := netlink.OpenDump(unix.NETLINK_SOCK_DIAG)
 	if err != nil {
-		return nil, err
+		return nil, unsupported(err)
 	}
-	timeout := unix.Timeval{Sec: receiveTimeoutSeconds}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		closeFile(fd)
-		return nil, fmt.Errorf("set receive timeout: %w", err)
-	}
-	return &Conn{dump: fd, destroyed: -1}, nil
+	return &Conn{dump: dump, destroyed: netlink.Closed}, nil
 }
 
-func open() (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return -1, fmt.Errorf("%w: %w", ErrUnsupported, err)
+// unsupported says what the kernel lacks when it lacks netlink's protocol.
+func unsupported(err error) error {
+	if errors.Is(err, netlink.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
-	if err != nil {
-		return -1, fmt.Errorf("open netlink socket: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		closeFile(fd)
-		return -1, fmt.Errorf("bind netlink socket: %w", err)
-	}
-	return fd, nil
+	return err
 }
 
 // Subscribe makes the kernel queue a notification for ReadDestroyed whenever it
@@ -122,51 +83,37 @@ func open() (int, error) {
 // (net.core.rmem_max) applies. Subscribe returns the number of bytes that the
 // kernel granted.
 func (c *Conn) Subscribe(receiveBuffer int) (granted int, err error) {
-	if c.destroyed >= 0 {
+	if c.destroyed != netlink.Closed {
 		return 0, errors.New("already subscribed")
 	}
-	fd, err := open()
+	s, err := netlink.OpenReports(unix.NETLINK_SOCK_DIAG, receiveBuffer)
 	if err != nil {
-		return 0, err
+		return 0, unsupported(err)
 	}
 	defer func() {
 		if err != nil {
-			closeFile(fd)
+			s.Close()
 		}
 	}()
-	// The kernel doubles the value for its own bookkeeping and reports the
-	// doubled one.
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer/2) != nil {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer/2); err != nil {
-			return 0, fmt.Errorf("set receive buffer: %w", err)
-		}
-	}
-	granted, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-	if err != nil {
-		return 0, fmt.Errorf("get receive buffer: %w", err)
+	if granted, err = s.ReceiveBuffer(); err != nil {
+		return 0, err
 	}
 	for _, group := range [...]int{unix.SKNLGRP_INET_TCP_DESTROY, unix.SKNLGRP_INET6_TCP_DESTROY} {
-		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
+		if err := s.Join(group); err != nil {
 			return 0, fmt.Errorf("join group %d of destroyed sockets: %w", group, err)
 		}
 	}
-	c.destroyed = fd
+	c.destroyed = s
 	return granted, nil
 }
 
 // Close closes both netlink sockets, and with them the reference to the
 // namespace.
 func (c *Conn) Close() {
-	closeFile(c.dump)
-	if c.destroyed >= 0 {
-		closeFile(c.destroyed)
-	}
-	c.dump, c.destroyed = -1, -1
+	c.dump.Close()
+	c.destroyed.Close()
+	c.dump, c.destroyed = netlink.Closed, netlink.Closed
 }
-
-// closeFile ignores the error: the descriptor was only read, so closing it
-// cannot lose data.
-func closeFile(fd int) { _ = unix.Close(fd) }
 
 // Dump calls visit for each TCP socket in one of the states. It blocks on the
 // kernel for about 2 us a socket. visit must not keep the socket it is given.
@@ -193,91 +140,37 @@ func (c *Conn) Dump(b *Buffer, states States, visit func(*flow.Socket)) error {
 
 func (c *Conn) request(b *Buffer, kind uint16, family byte, states States, visit func(*flow.Socket)) error {
 	c.sequence++
-	var req [headerSize + 56 + 4]byte // both requests have nearly the same layout and size
-	n := headerSize + 56
-	req[headerSize] = family
+	var req [netlink.HeaderSize + 56 + 4]byte // both requests have nearly the same layout and size
+	n := netlink.HeaderSize + 56
+	body := req[netlink.HeaderSize:]
+	body[0] = family
 	if kind == kindDumpAll { // struct inet_diag_req
-		req[headerSize+3] = 1 << (attrInfo - 1)
-		binary.NativeEndian.PutUint32(req[headerSize+52:], uint32(states))
+		body[3] = 1 << (attrInfo - 1)
+		binary.NativeEndian.PutUint32(body[52:], uint32(states))
 		n += 4
 	} else { // struct inet_diag_req_v2
-		req[headerSize+1] = unix.IPPROTO_TCP
-		req[headerSize+2] = 1 << (attrInfo - 1)
-		binary.NativeEndian.PutUint32(req[headerSize+4:], uint32(states))
+		body[1] = unix.IPPROTO_TCP
+		body[2] = 1 << (attrInfo - 1)
+		binary.NativeEndian.PutUint32(body[4:], uint32(states))
 	}
-	binary.NativeEndian.PutUint32(req[0:], uint32(n))
-	binary.NativeEndian.PutUint16(req[4:], kind)
-	binary.NativeEndian.PutUint16(req[6:], flagDump)
-	binary.NativeEndian.PutUint32(req[8:], c.sequence)
-	if err := unix.Sendto(c.dump, req[:n], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("send dump request: %w", err)
+	err := c.dump.Dump(b.Buffer, req[:n], kind, c.sequence, b.visitor(visit))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return fmt.Errorf("%w: the module tcp_diag or inet_diag is missing: %w", ErrUnsupported, err)
 	}
-	for {
-		n, err := receive(c.dump, b.dump)
-		if err != nil {
-			return fmt.Errorf("receive dump: %w", err)
-		}
-		done, err := b.parseDump(b.dump[:n], c.sequence, visit)
-		if err != nil {
-			return fmt.Errorf("read dump: %w", err)
-		}
-		if done {
+	return err
+}
+
+// visitor parses messages and passes on their sockets.
+func (b *Buffer) visitor(visit func(*flow.Socket)) func(netlink.Message) error {
+	return func(m netlink.Message) error {
+		if m.Kind != kindDump && m.Kind != kindDumpAll {
 			return nil
 		}
-	}
-}
-
-func receive(fd int, b []byte) (int, error) {
-	for {
-		n, err := unix.Read(fd, b)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		if err := parse(m.Payload, &b.socket); err != nil {
+			return err
 		}
-		if errors.Is(err, unix.ENOBUFS) {
-			return 0, ErrOverrun
-		}
-		return n, err
-	}
-}
-
-// parseDump visits the sockets in one part of a dump, and reports whether it
-// was the last part.
-func (b *Buffer) parseDump(in []byte, sequence uint32, visit func(*flow.Socket)) (done bool, err error) {
-	for len(in) > 0 {
-		h, payload, rest, err := next(in)
-		if err != nil {
-			return false, err
-		}
-		in = rest
-		if h.sequence != sequence {
-			continue // left over from an abandoned dump
-		}
-		switch h.kind {
-		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-			return true, dumpResult(payload)
-		case kindDump, kindDumpAll:
-			if err := parse(payload, &b.socket); err != nil {
-				return false, err
-			}
-			visit(&b.socket)
-		}
-	}
-	return false, nil
-}
-
-// dumpResult reads the status in the last message of a dump.
-func dumpResult(payload []byte) error {
-	if len(payload) < 4 {
+		visit(&b.socket)
 		return nil
-	}
-	errno := -int32(binary.NativeEndian.Uint32(payload))
-	switch unix.Errno(errno) {
-	case 0:
-		return nil
-	case unix.ENOENT, unix.EPROTONOSUPPORT:
-		return fmt.Errorf("%w: the module tcp_diag or inet_diag is missing: %w", ErrUnsupported, unix.Errno(errno))
-	default:
-		return unix.Errno(errno)
 	}
 }
 
@@ -288,58 +181,5 @@ func dumpResult(payload []byte) error {
 // ErrOverrun means that notifications were lost; the ones that remain come with
 // the next call.
 func (c *Conn) ReadDestroyed(b *Buffer, limit int, visit func(*flow.Socket)) (n int, more bool, err error) {
-	for n < limit {
-		for i := range b.messages {
-			b.vectors[i].Base = &b.notifications[i*notificationSize]
-			b.vectors[i].SetLen(notificationSize)
-			b.messages[i] = message{}
-			b.messages[i].header.Iov = &b.vectors[i]
-			b.messages[i].header.SetIovlen(1)
-		}
-		got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(c.destroyed), uintptr(unsafe.Pointer(&b.messages)), notificationBatch, unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return n, false, nil
-		case unix.ENOBUFS:
-			return n, true, ErrOverrun
-		default:
-			return n, false, fmt.Errorf("receive destroy notification: %w", errno)
-		}
-		for i := range b.messages[:got] {
-			m := &b.messages[i]
-			if m.header.Flags&unix.MSG_TRUNC != 0 {
-				return n, true, fmt.Errorf("receive destroy notification: %w: more than %d bytes", ErrMalformed, notificationSize)
-			}
-			notification := b.notifications[i*notificationSize:][:m.length]
-			if err := b.parseNotification(notification, visit); err != nil {
-				return n, true, fmt.Errorf("read destroy notification: %w", err)
-			}
-			n++
-		}
-		if got < notificationBatch {
-			return n, false, nil
-		}
-	}
-	return n, true, nil
-}
-
-func (b *Buffer) parseNotification(in []byte, visit func(*flow.Socket)) error {
-	for len(in) > 0 {
-		h, payload, rest, err := next(in)
-		if err != nil {
-			return err
-		}
-		in = rest
-		if h.kind != kindDump {
-			continue
-		}
-		if err := parse(payload, &b.socket); err != nil {
-			return err
-		}
-		visit(&b.socket)
-	}
-	return nil
+	return c.destroyed.Read(b.Buffer, limit, b.visitor(visit))
 }

@@ -16,16 +16,20 @@
 // Malformed messages are errors, never panics.
 package sockdiag
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/metaflowys/metaflow-server/pkg/agent/netlink"
+)
 
 var (
 	// ErrOverrun means that the receive buffer overran: the kernel dropped
 	// destroy notifications, and nothing tells of which sockets. Notifications
 	// received before and after it are sound.
-	ErrOverrun = errors.New("receive buffer overrun")
+	ErrOverrun = netlink.ErrOverrun
 	// ErrUnsupported means that this kernel cannot list TCP sockets: it is not
 	// Linux, or it lacks tcp_diag.
 	ErrUnsupported = errors.New("kernel cannot list TCP sockets")
 	// ErrMalformed means that a message does not match the kernel's headers.
-	ErrMalformed = errors.New("malformed message")
+	ErrMalformed = netlink.ErrMalformed
 )

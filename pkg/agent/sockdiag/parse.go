@@ -6,11 +6,11 @@ import (
 	"net/netip"
 
 	"github.com/metaflowys/metaflow-server/pkg/agent/flow"
+	"github.com/metaflowys/metaflow-server/pkg/agent/netlink"
 )
 
-// Sizes and numbers of linux/netlink.h, linux/inet_diag.h and linux/tcp.h.
+// Sizes and numbers of linux/inet_diag.h and linux/tcp.h.
 const (
-	headerSize  = 16 // struct nlmsghdr
 	messageSize = 72 // struct inet_diag_msg
 
 	familyIPv4 = 2
@@ -19,27 +19,6 @@ const (
 	attrInfo   = 2  // INET_DIAG_INFO
 	attrCgroup = 21 // INET_DIAG_CGROUP_ID
 )
-
-// header holds the fields of struct nlmsghdr that this package reads.
-type header struct {
-	kind     uint16
-	sequence uint32
-}
-
-// next splits b into its first netlink message and the rest.
-func next(b []byte) (h header, payload, rest []byte, err error) {
-	if len(b) < headerSize {
-		return header{}, nil, nil, fmt.Errorf("%w: %d bytes instead of a netlink header", ErrMalformed, len(b))
-	}
-	n := uint64(binary.NativeEndian.Uint32(b))
-	if n < headerSize || n > uint64(len(b)) {
-		return header{}, nil, nil, fmt.Errorf("%w: netlink message of %d bytes in %d", ErrMalformed, n, len(b))
-	}
-	h = header{kind: binary.NativeEndian.Uint16(b[4:]), sequence: binary.NativeEndian.Uint32(b[8:])}
-	return h, b[headerSize:n], b[min(align(n), uint64(len(b))):], nil
-}
-
-func align(n uint64) uint64 { return (n + 3) &^ 3 }
 
 // parse reads an inet_diag_msg and its attributes into s and overwrites every
 // field of s.
@@ -69,13 +48,14 @@ func parse(b []byte, s *flow.Socket) error {
 	s.Local = netip.AddrPortFrom(local, binary.BigEndian.Uint16(b[4:]))
 	s.Peer = netip.AddrPortFrom(peer, binary.BigEndian.Uint16(b[6:]))
 
-	for rest := b[messageSize:]; len(rest) >= 4; {
-		n := uint64(binary.NativeEndian.Uint16(rest))
-		if n < 4 || n > uint64(len(rest)) {
-			return fmt.Errorf("%w: attribute of %d bytes in %d", ErrMalformed, n, len(rest))
+	for rest := b[messageSize:]; len(rest) >= netlink.AttributeSize; {
+		var kind uint16
+		var value []byte
+		var err error
+		if kind, value, rest, err = netlink.NextAttribute(rest); err != nil {
+			return err
 		}
-		value := rest[4:n]
-		switch binary.NativeEndian.Uint16(rest[2:]) {
+		switch kind {
 		case attrInfo:
 			s.Mini = false
 			parseInfo(value, &s.Info)
@@ -84,7 +64,6 @@ func parse(b []byte, s *flow.Socket) error {
 				s.Cgroup = binary.NativeEndian.Uint64(value)
 			}
 		}
-		rest = rest[min(align(n), uint64(len(rest))):]
 	}
 	return nil
 }
