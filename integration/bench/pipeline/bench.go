@@ -75,7 +75,7 @@ func (b *bench) start(ctx context.Context, c chain.Chain, role string, start cha
 		return nil, err
 	}
 	if b.profiles != "" && c.Once {
-		go b.profile(ctx, ops, role)
+		chain.Profile(ctx, b.profiles, ops, role, 4)
 	}
 	return start(ops)
 }

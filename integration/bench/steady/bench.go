@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -78,7 +79,7 @@ func (b *bench) chain(ctx context.Context, name string) (chain.Chain, error) {
 	if name == "collector" {
 		return b.site.OTelCol(ctx, b.collector)
 	}
-	c, err := b.site.MetaFlow(b.server, false)
+	c, err := b.site.MetaFlow(b.server, b.profiles != "")
 	if err == nil {
 		err = b.site.JoinOnce(ctx, c)
 	}
@@ -91,7 +92,7 @@ const warmUp = 10 * time.Second
 
 // measure runs the programs of a chain and sends them the load.
 func (b *bench) measure(ctx context.Context, c chain.Chain) (f figures, err error) {
-	receiver, err := start(c.Receiver)
+	receiver, gatewayOps, err := start(c.Receiver)
 	if err != nil {
 		return f, err
 	}
@@ -100,13 +101,15 @@ func (b *bench) measure(ctx context.Context, c chain.Chain) (f figures, err erro
 		return f, err
 	}
 	var writers []*measured.Process
+	var writerOps string // of the first
 	for range b.writers {
-		w, err := start(c.Writer)
+		w, ops, err := start(c.Writer)
 		if err != nil {
 			return f, err
 		}
 		defer w.Stop()
 		writers = append(writers, w)
+		writerOps = cmp.Or(writerOps, ops)
 	}
 	if b.exporter, err = chain.Dial(c.OTLP); err != nil {
 		return f, err
@@ -119,6 +122,11 @@ func (b *bench) measure(ctx context.Context, c chain.Chain) (f figures, err erro
 	if err := b.waitStored(ctx, c); err != nil {
 		return f, err
 	}
+	if b.profiles != "" && c.Once {
+		seconds := int(b.duration.Seconds())
+		chain.Profile(ctx, b.profiles, gatewayOps, "gateway", seconds)
+		chain.Profile(ctx, b.profiles, writerOps, "writer", seconds)
+	}
 	if err := b.cost(ctx, c, &f, receiver, writers); err != nil {
 		return f, err
 	}
@@ -126,12 +134,13 @@ func (b *bench) measure(ctx context.Context, c chain.Chain) (f figures, err erro
 	return f, err
 }
 
-func start(program chain.Start) (*measured.Process, error) {
-	ops, err := measured.FreeAddr()
-	if err != nil {
-		return nil, err
+// start starts a program and returns the address of its metrics.
+func start(program chain.Start) (_ *measured.Process, ops string, err error) {
+	if ops, err = measured.FreeAddr(); err != nil {
+		return nil, "", err
 	}
-	return program(ops)
+	p, err := program(ops)
+	return p, ops, err
 }
 
 // cost measures what the load costs each program, merges included.

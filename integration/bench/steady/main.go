@@ -34,6 +34,8 @@ func main() {
 	flag.Var(&writers, "writers", "writers, separated by commas")
 	flag.DurationVar(&o.duration, "duration", time.Minute, "how long each load lasts")
 	flag.DurationVar(&o.freshness, "freshness", 15*time.Second, "how long after it the delay until spans can be queried is measured; asking costs ClickHouse some CPU")
+	flag.IntVar(&o.rounds, "rounds", 1, "how often each load is measured; the report shows medians")
+	flag.StringVar(&o.profiles, "profiles", "", "`directory` for CPU and heap profiles of the gateway and the first writer; profiling itself costs some CPU")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
 	measured.Main("steadybench", func(ctx context.Context) error {
 		for _, o.rate = range rates {
@@ -51,7 +53,9 @@ func main() {
 
 type options struct {
 	server, collector         string
+	profiles                  string
 	rate, partitions, writers int
+	rounds                    int
 	duration, freshness       time.Duration
 	verbose                   bool
 }
@@ -80,15 +84,17 @@ func (o options) run(ctx context.Context) error {
 	if o.collector != "" {
 		names = append(names, "collector")
 	}
-	var all []figures
-	for _, name := range names {
-		f, err := o.measure(ctx, name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	all := make([][]figures, len(names))
+	for range o.rounds {
+		for i, name := range names {
+			f, err := o.measure(ctx, name)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			all[i] = append(all[i], f)
 		}
-		all = append(all, f)
 	}
-	fmt.Printf("\n%d spans/s for %s, %d partitions, writers: %d\n\n", o.rate, o.duration, o.partitions, o.writers)
+	fmt.Printf("\n%d spans/s for %s, %d partitions, writers: %d, medians of %d\n\n", o.rate, o.duration, o.partitions, o.writers, o.rounds)
 	report(os.Stdout, names, all)
 	return nil
 }

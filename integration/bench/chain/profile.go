@@ -1,22 +1,23 @@
-package main
+package chain
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/metaflowys/metaflow-server/integration/bench/chain"
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
 )
 
-// profile saves a CPU profile of a role's first seconds, and then its heap
-// profile.
-func (b *bench) profile(ctx context.Context, addr, role string) {
-	for name, path := range map[string]string{"cpu": "profile?seconds=4", "heap": "heap?seconds=4"} {
+// Profile saves a CPU profile and the heap's growth of a role's next seconds in dir, as
+// soon as the program serves profiles at ops. It returns at once.
+func Profile(ctx context.Context, dir, ops, role string, seconds int) {
+	for name, path := range map[string]string{"cpu": "profile", "heap": "heap"} {
 		go func() {
-			if err := save(ctx, "http://"+addr+"/debug/pprof/"+path, filepath.Join(b.profiles, role+"."+name+".pprof")); err != nil {
+			url := fmt.Sprintf("http://%s/debug/pprof/%s?seconds=%d", ops, path, seconds)
+			if err := save(ctx, url, filepath.Join(dir, role+"."+name+".pprof")); err != nil {
 				measured.Progress("profile of the %s: %v", role, err)
 			}
 		}()
@@ -30,7 +31,7 @@ func save(ctx context.Context, url, file string) error {
 		if err != nil {
 			return err
 		}
-		err = errors.Join(chain.Get(ctx, url, out), out.Close())
+		err = errors.Join(Get(ctx, url, out), out.Close())
 		if err == nil {
 			return nil
 		}
