@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 )
 
@@ -32,9 +34,9 @@ type app struct {
 
 // role is a part of the server. A new role has started nothing.
 type role interface {
-	// topics returns the names of the topics that the role needs. The role creates
-	// missing ones.
-	topics() []string
+	// needs returns the topics that the role needs, and what it does with them. The
+	// role creates missing ones.
+	needs() []kafka.Access
 	// checks report whether the role is ready.
 	checks() []opshttp.Check
 	// run works until ctx ends, finishes what is in progress, and returns.
@@ -81,7 +83,7 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 	}
 	a.roles = append(a.roles, a.know)
 	if len(services) > 0 {
-		a.roles = append(a.roles, &port{core: c, know: a.know, services: services})
+		a.roles = append(a.roles, newPort(c, a.know, services))
 	}
 	if cfg.has(roleWriter) {
 		s, err := newStorage(c, a.know)
@@ -110,11 +112,34 @@ func (a *app) close() {
 }
 
 func (a *app) checks() []opshttp.Check {
-	checks := []opshttp.Check{{Name: "kafka", Func: a.kafka.Ping}}
+	checks := []opshttp.Check{{Name: "kafka", Func: a.kafka.Ping}, {Name: "access", Func: a.checkAccess}}
 	for _, r := range a.roles {
 		checks = append(checks, r.checks()...)
 	}
 	return append(checks, opshttp.Check{Name: "topics", Func: a.checkProducers})
+}
+
+// checkAccess reports topics that do not exist, and what the roles need to do with topics
+// and may not.
+func (a *app) checkAccess(ctx context.Context) error {
+	return a.kafka.CheckAccess(ctx, a.needs()...)
+}
+
+// needs returns what the roles do with topics, each topic once for each group.
+func (a *app) needs() []kafka.Access {
+	var all []kafka.Access
+	for _, r := range a.roles {
+		for _, need := range r.needs() {
+			i := slices.IndexFunc(all, func(n kafka.Access) bool { return n.Topic == need.Topic && (n.Group == "" || need.Group == "") })
+			if i < 0 {
+				all = append(all, need)
+				continue
+			}
+			all[i].Read, all[i].Write = all[i].Read || need.Read, all[i].Write || need.Write
+			all[i].Group = cmp.Or(all[i].Group, need.Group)
+		}
+	}
+	return all
 }
 
 // ready returns nil once the roles can do their work.
@@ -147,15 +172,14 @@ func (a *app) run(ctx context.Context) error {
 
 func (a *app) runRoles(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	var topics []string
 	for _, r := range a.roles {
-		topics = append(topics, r.topics()...)
 		g.Go(func() error { return r.run(ctx) })
 	}
 	g.Go(func() error {
 		a.tokens.run(ctx, a.recheckAgents)
 		return nil
 	})
+	topics := namesOf(a.needs())
 	slices.Sort(topics)
 	g.Go(func() error {
 		a.kafka.WatchSettings(ctx, !a.single, a.topicsNamed(slices.Compact(topics)...)...)

@@ -70,14 +70,16 @@ func replicaName(http net.Addr) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-func (c *controls) topics() []string { return []string{schema.TopicControl, schema.TopicResources} }
+func (c *controls) needs() []kafka.Access {
+	return []kafka.Access{{Topic: schema.TopicControl, Read: true, Write: true}, {Topic: schema.TopicResources, Read: true, Write: true}}
+}
 
 func (c *controls) checks() []opshttp.Check {
 	return []opshttp.Check{{Name: "control", Func: func(ctx context.Context) error { return c.control.Ready(ctx) }}}
 }
 
 func (c *controls) open(ctx context.Context, o *offer) error {
-	if err := c.ensureTopics(ctx, c.topics()...); err != nil {
+	if err := o.ensureTopics(ctx, namesOf(c.needs())...); err != nil {
 		return err
 	}
 	o.options.Services = append(o.options.Services, c.streams.Register)

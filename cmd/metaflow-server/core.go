@@ -5,14 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
-	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/flows"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
@@ -72,13 +70,13 @@ func (c *core) checkProducers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// dataTopics are the topics that the roles gateway and writer need.
-var dataTopics = []string{schema.TopicSpans, schema.TopicFlows, schema.TopicDeadLetter, schema.TopicResources}
-
-// ensureTopics creates the missing topics. It waits for Kafka.
-func (c *core) ensureTopics(ctx context.Context, names ...string) error {
-	topics := c.topicsNamed(names...)
-	return c.retry(ctx, "create topics", func(ctx context.Context) error { return c.kafka.EnsureTopics(ctx, topics...) })
+// namesOf returns the names of topics.
+func namesOf(needs []kafka.Access) []string {
+	names := make([]string, 0, len(needs))
+	for _, n := range needs {
+		names = append(names, n.Topic)
+	}
+	return names
 }
 
 // topicsNamed returns the topics with these names as they should be: by their policy, and
@@ -97,13 +95,6 @@ func (c *core) topicsNamed(names ...string) []kafka.Topic {
 		topics = append(topics, t)
 	}
 	return topics
-}
-
-// retry calls f until it succeeds or ctx ends, and logs each failure.
-func (c *core) retry(ctx context.Context, what string, f func(context.Context) error) error {
-	return retry.Do(ctx, retry.Policy{First: 2 * time.Second, Max: 2 * time.Second}, f, func(failure retry.Failure) {
-		c.log.Warn("operation failed, retrying", slog.String("operation", what), slog.Any("error", failure.Err), slog.Duration("after", failure.Pause))
-	})
 }
 
 // background runs functions beyond the end of a context. The zero value is ready to use.

@@ -28,16 +28,26 @@ func newGateways(c *core) *gateways {
 	return g
 }
 
-func (g *gateways) topics() []string { return dataTopics }
+func (g *gateways) needs() []kafka.Access {
+	needs := []kafka.Access{{Topic: schema.TopicResources, Read: true}, {Topic: schema.TopicControl, Read: true}}
+	for _, sig := range signals {
+		needs = append(needs, kafka.Access{Topic: sig.Topic, Write: true})
+	}
+	return needs
+}
 
 func (g *gateways) checks() []opshttp.Check { return nil }
 
 func (g *gateways) open(ctx context.Context, o *offer) error {
-	if err := g.ensureTopics(ctx, g.topics()...); err != nil {
+	names := []string{schema.TopicResources}
+	for _, sig := range signals {
+		names = append(names, sig.Topic)
+	}
+	if err := o.ensureTopics(ctx, names...); err != nil {
 		return err
 	}
 	for _, p := range g.producers {
-		if err := g.retry(ctx, "count the partitions", p.Look); err != nil {
+		if err := o.retry(ctx, "count the partitions", p.Look); err != nil {
 			return err
 		}
 	}
@@ -73,7 +83,8 @@ func (g *gateways) followGroups(o *offer) error {
 	}
 	o.groups = groups
 	o.beneath = append(o.beneath, func(ctx context.Context) error {
-		if err := g.ensureTopics(ctx, schema.TopicControl, schema.TopicResources); err != nil {
+		quotas := startup{core: g.core}
+		if err := quotas.ensureTopics(ctx, schema.TopicControl); err != nil {
 			return unlessStopped(ctx, err)
 		}
 		return groups.Follow(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func join(ctx context.Context, conn *grpc.ClientConn, id, instance string) error
 	err = stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Registration{Registration: &agentv1.Registration{
 		AgentId: id, InstanceId: instance, Name: id, Cluster: "prod", StartTimeUnixNano: 1,
 	}}})
-	if err != nil {
+	if err != nil && !errors.Is(err, io.EOF) { // EOF: refused, and Recv has the cause
 		return err
 	}
 	_, err = stream.Recv() // the configuration

@@ -17,6 +17,7 @@ import (
 type knowledge struct {
 	*core
 
+	starting  startup
 	resources *inventory.Resources
 	guard     *agentauth.Guard
 }
@@ -30,10 +31,12 @@ func newKnowledge(c *core, reports *kafka.Producer) (*knowledge, error) {
 		opts.Producer = reports
 	}
 	resources, err := inventory.New(c.cfg.Resources, opts)
-	return &knowledge{core: c, resources: resources, guard: guard}, err
+	return &knowledge{core: c, starting: startup{core: c}, resources: resources, guard: guard}, err
 }
 
-func (k *knowledge) topics() []string { return []string{schema.TopicResources} }
+func (k *knowledge) needs() []kafka.Access {
+	return []kafka.Access{{Topic: schema.TopicResources, Read: true}}
+}
 
 func (k *knowledge) checks() []opshttp.Check {
 	return []opshttp.Check{{Name: "resources", Func: k.resources.Ready}}
@@ -41,7 +44,7 @@ func (k *knowledge) checks() []opshttp.Check {
 
 // run reads the topic until ctx ends.
 func (k *knowledge) run(ctx context.Context) error {
-	if err := k.ensureTopics(ctx, k.topics()...); err != nil {
+	if err := k.starting.ensureTopics(ctx, schema.TopicResources); err != nil {
 		return unlessStopped(ctx, err)
 	}
 	return k.resources.Run(ctx)

@@ -20,15 +20,19 @@ import (
 // port serves collectors and agents: the gRPC port, which the roles gateway and control
 // share, and the OTLP/HTTP port. It has at least one service.
 type port struct {
-	*core
+	*startup
 
 	know     *knowledge
 	services []service
 }
 
+func newPort(c *core, know *knowledge, services []service) *port {
+	return &port{startup: &startup{core: c}, know: know, services: services}
+}
+
 // service is one service of the port.
 type service interface {
-	topics() []string
+	needs() []kafka.Access
 	checks() []opshttp.Check
 	// open waits for what the service needs and adds the service to o.
 	open(ctx context.Context, o *offer) error
@@ -36,6 +40,8 @@ type service interface {
 
 // offer collects the services of a port.
 type offer struct {
+	*startup
+
 	sinks    []rpc.Sink        // of the signals that this server receives
 	overHTTP otlphttp.Consumer // nil disables OTLP/HTTP
 	options  rpc.Options       // of the other services
@@ -46,14 +52,15 @@ type offer struct {
 	producers []*kafka.Producer
 }
 
-func (p *port) topics() (names []string) {
+func (p *port) needs() (needs []kafka.Access) {
 	for _, s := range p.services {
-		names = append(names, s.topics()...)
+		needs = append(needs, s.needs()...)
 	}
-	return names
+	return needs
 }
 
-func (p *port) checks() (checks []opshttp.Check) {
+func (p *port) checks() []opshttp.Check {
+	checks := []opshttp.Check{{Name: "port", Func: p.ready}}
 	for _, s := range p.services {
 		checks = append(checks, s.checks()...)
 	}
@@ -64,7 +71,7 @@ func (p *port) close() {}
 
 // run serves the ports until ctx ends, and returns when all calls are answered.
 func (p *port) run(ctx context.Context) error {
-	o := offer{options: rpc.Options{
+	o := offer{startup: p.startup, options: rpc.Options{
 		Logger: p.log, Registerer: p.reg, ShutdownGrace: p.cfg.ShutdownGrace, Auth: p.know.guard,
 		Bearer: p.tokens.bearers, BearerKey: gateway.BearerKey,
 	}}
@@ -91,6 +98,7 @@ func (p *port) run(ctx context.Context) error {
 		receivers.Go(func() error { return httpReceiver.Run(receiving) })
 	}
 	receivers.Go(func() error { return receiver.Run(receiving) })
+	p.finish()
 
 	// Dependencies of a call outlive the last call.
 	var producing, beneath background
@@ -140,7 +148,9 @@ func newReports(c *core) *reports {
 	return &reports{core: c, producer: c.newProducer(schema.TopicResources)}
 }
 
-func (r *reports) topics() []string { return []string{schema.TopicResources} }
+func (r *reports) needs() []kafka.Access {
+	return []kafka.Access{{Topic: schema.TopicResources, Read: true, Write: true}}
+}
 
 func (r *reports) checks() []opshttp.Check { return nil }
 

@@ -21,7 +21,7 @@ import (
 
 // storage is the role writer: it stores the topics' records in ClickHouse.
 type storage struct {
-	*core
+	*startup
 
 	know *knowledge
 	db   *clickhouse.DB
@@ -32,15 +32,22 @@ func newStorage(c *core, know *knowledge) (*storage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &storage{core: c, know: know, db: db}, nil
+	return &storage{startup: &startup{core: c}, know: know, db: db}, nil
 }
 
 func (s *storage) close() { _ = s.db.Close() }
 
-func (s *storage) topics() []string { return dataTopics }
+func (s *storage) needs() []kafka.Access {
+	return []kafka.Access{
+		{Topic: schema.TopicSpans, Read: true, Group: s.cfg.Writer.Group},
+		{Topic: schema.TopicFlows, Read: true, Group: s.cfg.FlowWriter.Group},
+		{Topic: schema.TopicResources, Read: true, Group: s.cfg.Resources.Group},
+		{Topic: schema.TopicDeadLetter, Write: true},
+	}
+}
 
 func (s *storage) checks() []opshttp.Check {
-	return []opshttp.Check{{Name: "clickhouse", Func: s.db.Ping}, {Name: "schema", Func: s.checkSchema}}
+	return []opshttp.Check{{Name: "clickhouse", Func: s.db.Ping}, {Name: "schema", Func: s.checkSchema}, {Name: "writer", Func: s.ready}}
 }
 
 func (s *storage) checkSchema(ctx context.Context) error {
@@ -89,6 +96,7 @@ func (s *storage) run(ctx context.Context) error {
 	}
 	var producing background
 	producing.run(ctx, dead.Run)
+	s.finish()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return s.follow(ctx, schema.TopicSpans, s.cfg.Writer.Group, s.cfg.Writer.Session, handlerOf(spans))
@@ -137,7 +145,7 @@ func handlerOf(w *writer.Writer) kafka.Handler {
 
 // prepare waits for Kafka, for ClickHouse and for a schema that this program supports.
 func (s *storage) prepare(ctx context.Context) error {
-	if err := s.ensureTopics(ctx, s.topics()...); err != nil {
+	if err := s.ensureTopics(ctx, namesOf(s.needs())...); err != nil {
 		return err
 	}
 	if err := s.db.Wait(ctx); err != nil {

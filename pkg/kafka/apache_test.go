@@ -46,6 +46,10 @@ func TestApacheKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	if err := client.CheckAccess(t.Context(), kafka.Access{Topic: name, Read: true, Write: true, Group: name}); err != nil {
+		t.Errorf("CheckAccess = %v", err)
+	}
+
 	want := map[int][]string{}
 	for _, compression := range compressions {
 		batch := append(numbered(0, compression, 100), numbered(3, compression, 10)...)

@@ -12,6 +12,7 @@ import (
 type topicState struct {
 	id         TopicID
 	partitions []leadership // indexed by partition number
+	allowed    operations   // what the user may do with the topic
 }
 
 // leadership is the leader of a partition. The epoch grows with each new leader. Both are
@@ -82,9 +83,9 @@ func appendDescribe(b []byte, version int16, topic string) []byte {
 		}
 		b = appendNoTags(appendCompactString(b, topic))
 	}
-	b = append(b, no) // do not create the topic
-	b = append(b, no) // no cluster operations
-	b = append(b, no) // no topic operations
+	b = append(b, no)  // do not create the topic
+	b = append(b, no)  // no cluster operations
+	b = append(b, yes) // topic operations
 	if version >= describeVersionFlexible {
 		b = appendNoTags(b)
 	}
@@ -137,7 +138,7 @@ func readDescription(r *answerReader, version int16, topic string, code int16) (
 			}
 			r.tags(flexible)
 		}
-		r.int32() // operations
+		state.allowed = operations(r.int32())
 		r.tags(flexible)
 	}
 	r.int32() // operations

@@ -178,8 +178,11 @@ func readVersions(r *answerReader) (map[protocol.ApiKey]versionRange, error) {
 	return known, r.err()
 }
 
-// no is the encoded value of false.
-const no = 0
+// The encoded values of false and true.
+const (
+	no  = 0
+	yes = 1
+)
 
 func appendInt32(b []byte, v int32) []byte { return binary.BigEndian.AppendUint32(b, uint32(v)) }
 func appendInt64(b []byte, v int64) []byte { return binary.BigEndian.AppendUint64(b, uint64(v)) }

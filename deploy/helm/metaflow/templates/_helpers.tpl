@@ -74,6 +74,27 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if dig "http" "tls" "cert_file" "" . }}HTTPS{{ else }}HTTP{{ end -}}
 {{- end -}}
 
+{{/* What a server's readiness depends on, by the roles in its configuration. */}}
+{{- define "metaflow.server.readyPath" -}}
+{{- $roles := dig "roles" (list "gateway") . -}}
+/ready?check=kafka&check=access{{ if or (has "gateway" $roles) (has "control" $roles) }}&check=port{{ end }}
+{{- end -}}
+
+{{/*
+The server's affinity: server.affinity and, unless it has podAntiAffinity, a preference for zones without a replica. Nodes
+without the label of a zone are neither preferred nor avoided.
+*/}}
+{{- define "metaflow.server.affinity" -}}
+{{- $zones := dict -}}
+{{- with .Values.server.topologySpread -}}
+{{- if and .enabled (eq .whenUnsatisfiable "ScheduleAnyway") -}}
+{{- $term := dict "topologyKey" "topology.kubernetes.io/zone" "labelSelector" (dict "matchLabels" (include "metaflow.selector" (list $ "server") | fromYaml)) -}}
+{{- $zones = dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term))) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (merge (deepCopy .Values.server.affinity) (ternary dict $zones (hasKey .Values.server.affinity "podAntiAffinity"))) -}}
+{{- end -}}
+
 {{/* The server's configuration: the chart's, overridden by server.config. */}}
 {{- define "metaflow.server.config" -}}
 {{- $name := include "metaflow.fullname" . -}}
