@@ -100,7 +100,8 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Notices: cfg.exposures(), Checks: []opshttp.Check{
+	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Notices: cfg.exposures(), News: a.agent.Notices, Checks: []opshttp.Check{
+		{Name: "server", Func: a.agent.Reached},
 		{Name: "configuration", Func: a.agent.Configured},
 		{Name: "spool", Func: a.agent.Draining},
 	}})

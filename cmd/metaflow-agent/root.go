@@ -16,7 +16,7 @@ var flagKeys = map[string]string{
 
 func newRoot() *cobra.Command {
 	root := program.Root("metaflow-agent", "Send the traces and flow data of this host to metaflow-server",
-		newRun(), newParked(), configured.Command(flagKeys))
+		newRun(), newCheck(), newParked(), configured.Command(flagKeys))
 	root.Long = `metaflow-agent receives OpenTelemetry traces over OTLP/HTTP from the collector of
 its host and forwards them to metaflow-server over gRPC. While no server can take
 them it keeps them on disk. Its listener is off until the configuration of

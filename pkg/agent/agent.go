@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -73,6 +72,7 @@ type Agent struct {
 	listeners  *listeners
 	control    *control
 	exceptions *exceptions
+	link       *link
 	pods       Pods
 	state      stateFile
 	inForce    atomic.Pointer[agentv1.Configuration]
@@ -95,7 +95,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		log: opts.Logger, metrics: newMetrics(opts.Registerer), codec: codec, exceptions: newExceptions(), pods: opts.Pods,
+		log: opts.Logger, metrics: newMetrics(opts.Registerer), codec: codec, exceptions: newExceptions(), link: newLink(opts.Logger), pods: opts.Pods,
 		state: stateFile(filepath.Join(opts.StateDir, "configuration.json")),
 	}
 	newPipe := func(sig *signal.Signal, spool Spool) *pipe {
@@ -104,7 +104,7 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 			metrics: newPipeMetrics(opts.Registerer, sig), liveTime: cfg.LiveTimeout,
 		}
 	}
-	a.forwarder = &forwarder{host: outboundAddress(opts.Server), pipe: newPipe(traces.Signal, spools.Spans)}
+	a.forwarder = &forwarder{host: ownAddress(opts.Server, opts.Identity.Addresses), pipe: newPipe(traces.Signal, spools.Spans)}
 	a.forwarder.foreign = true
 	a.flows = &flowSender{
 		pod: opts.Pods.Pod, node: opts.Identity.Name, agentID: opts.Identity.ID, cluster: opts.Identity.Cluster,
@@ -120,12 +120,8 @@ func New(cfg Config, up Upstream, spools Spools, opts Options) (*Agent, error) {
 		return nil, err
 	}
 	a.control = &control{
-		up: up, log: opts.Logger, metrics: a.metrics, exceptions: a.exceptions,
-		hello: &agentv1.Registration{
-			AgentId: opts.Identity.ID, InstanceId: opts.Identity.Instance, Name: opts.Identity.Name, Host: opts.Identity.Host,
-			Addresses: opts.Identity.Addresses, Version: opts.Version, Cluster: opts.Identity.Cluster, Group: opts.Identity.Group,
-			StartTimeUnixNano: uint64(time.Now().UnixNano()),
-		},
+		up: up, log: opts.Logger, metrics: a.metrics, exceptions: a.exceptions, link: a.link,
+		hello:      opts.Identity.Registration(opts.Version),
 		connected:  opts.Pods.ReportAll,
 		configured: a.configured,
 		inForce: func() (string, uint64) {
@@ -221,13 +217,36 @@ func (noPods) Pod(string) (Pod, bool) { return Pod{}, false }
 func (noPods) ReportAll()             {}
 func (noPods) Exceptions() []string   { return nil }
 
+// Reached is a check for /ready: it returns nil once a server has answered in
+// this run of the program, otherwise why none has. Later it stays nil while no
+// server answers, because the agent goes on to take requests into its spool; see
+// Notices.
+func (a *Agent) Reached(context.Context) error { return a.link.check() }
+
 // Configured is a check for /ready: it returns nil once some server has sent a
-// configuration, in this run or an earlier one.
+// configuration, in this run or an earlier one, unless the servers do not know
+// the agent's group.
 func (a *Agent) Configured(context.Context) error {
+	if err := a.link.checkGroup(); err != nil {
+		return err
+	}
 	if a.inForce.Load().GetGroupId() == "" {
 		return errors.New("no server has sent a configuration yet")
 	}
 	return nil
+}
+
+// Notices returns what /ready tells beside its checks: for how long no server
+// has answered.
+func (a *Agent) Notices() []string {
+	text := a.link.notice()
+	if text == "" {
+		return nil
+	}
+	if n := a.forwarder.spool.Len() + a.flows.spool.Len(); n > 0 {
+		text += fmt.Sprintf("; %s in the spool", plural(n, "request"))
+	}
+	return []string{text}
 }
 
 // Draining is a check for /ready: it returns an error while a spool cannot be

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -28,6 +30,10 @@ const (
 	// seconds.
 	steady     = time.Minute
 	againDelay = 500 * time.Millisecond
+	// An agent without a connection says why after firstPatience, which is longer
+	// than connecting takes, and then at every patienceInterval.
+	firstPatience    = 3 * time.Second
+	patienceInterval = 30 * time.Second
 	// clockTolerance is the clock offset of a host above which the agent warns:
 	// spans and flows of different hosts are joined with that much slack.
 	clockTolerance = 500 * time.Millisecond
@@ -40,6 +46,9 @@ type Stream = agentv1.ControlService_ConnectClient
 type Controller interface {
 	Connect(ctx context.Context) (Stream, error)
 	WaitReady(ctx context.Context) error
+	// Trouble returns why no server can be reached, or nil if nothing is wrong by
+	// now. It may take some seconds.
+	Trouble(ctx context.Context, r *agentv1.Registration) error
 }
 
 // control keeps a stream open and passes on what arrives.
@@ -49,6 +58,7 @@ type control struct {
 	log        *slog.Logger
 	metrics    *metrics
 	exceptions *exceptions
+	link       *link
 	// connected is called when a server has answered on a new stream. It must
 	// not block.
 	connected func()
@@ -60,29 +70,47 @@ type control struct {
 
 // run keeps a stream open until ctx ends.
 func (c *control) run(ctx context.Context) error {
-	logged := ""
 	for ctx.Err() == nil {
+		err := c.awaitServer(ctx)
 		begun := time.Now()
-		err := c.session(ctx)
+		if err == nil {
+			err = c.session(ctx)
+		}
 		c.metrics.controlled.Set(0)
-		if text := err.Error(); text != logged && ctx.Err() == nil { // log it once, not every few seconds
-			c.log.WarnContext(ctx, "control stream failed, retrying", slog.Any("error", err))
-			logged = text
+		if ctx.Err() != nil {
+			break
 		}
 		delay := controlDelay
-		if time.Since(begun) > steady { // servers end old streams, to rebalance them
+		switch {
+		case time.Since(begun) > steady: // servers end old streams, to rebalance them
 			delay = againDelay
+			c.link.ended()
+			c.log.InfoContext(ctx, "control stream ended, opening another one", slog.Any("cause", err))
+		default:
+			c.link.lost(ctx, fmt.Errorf("control stream: %w", upstream.Reply(err)))
 		}
 		_ = retry.Sleep(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // jitter, not security
 	}
 	return nil
 }
 
+// awaitServer blocks until a connection is up, and says why there is none.
+func (c *control) awaitServer(ctx context.Context) error {
+	for patience := firstPatience; ; patience = patienceInterval {
+		waiting, cancel := context.WithTimeout(ctx, patience)
+		err := c.up.WaitReady(waiting)
+		cancel()
+		if err == nil || ctx.Err() != nil || waiting.Err() == nil {
+			return err
+		}
+		if trouble := c.up.Trouble(ctx, c.hello); trouble != nil && ctx.Err() == nil {
+			c.link.lost(ctx, trouble)
+		}
+	}
+}
+
 // session runs one stream to its end and returns the cause.
 func (c *control) session(ctx context.Context) error {
-	if err := c.up.WaitReady(ctx); err != nil {
-		return err
-	}
 	g, ctx := errgroup.WithContext(ctx)
 	stream, err := c.up.Connect(ctx)
 	if err != nil {
@@ -116,19 +144,23 @@ func (c *control) receive(stream Stream, confirm, replied chan<- struct{}) error
 		if err != nil {
 			return err
 		}
-		if first {
-			c.connected()
-		}
 		switch m := m.Message.(type) {
 		case *agentv1.ConnectResponse_Configuration:
 			c.metrics.controlled.Set(1)
+			c.link.answered(stream.Context(), nil)
 			c.configured(m.Configuration)
 			wake(confirm)
 		case *agentv1.ConnectResponse_HeartbeatReply:
 			c.metrics.controlled.Set(1)
+			if first { // a server sends the configuration before all else, if there is one
+				c.link.answered(stream.Context(), upstream.UnknownGroup(c.hello.Group))
+			}
 			c.compareClocks(m.HeartbeatReply)
 			wake(replied)
 		default: // from a newer server
+		}
+		if first {
+			c.connected()
 		}
 	}
 }

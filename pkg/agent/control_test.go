@@ -5,13 +5,18 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -19,9 +24,39 @@ import (
 type fakeServer struct {
 	streams chan *fakeStream
 	refuse  error // error of the next Connect
+	away    atomic.Bool
+	trouble error // why it is away
+	log     lockedBuffer
 }
 
-func (s *fakeServer) WaitReady(ctx context.Context) error { return ctx.Err() }
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+func (s *fakeServer) Trouble(context.Context, *agentv1.Registration) error { return s.trouble }
+
+func (s *fakeServer) WaitReady(ctx context.Context) error {
+	for s.away.Load() {
+		if err := retry.Sleep(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
 
 func (s *fakeServer) Connect(ctx context.Context) (Stream, error) {
 	if err := s.refuse; err != nil {
@@ -39,6 +74,8 @@ type fakeStream struct {
 	up   chan *agentv1.ConnectRequest
 	down chan *agentv1.ConnectResponse
 }
+
+func (s *fakeStream) Context() context.Context { return s.ctx }
 
 func (s *fakeStream) Send(m *agentv1.ConnectRequest) error {
 	if s.ctx.Err() != nil {
@@ -81,10 +118,19 @@ func session(t *testing.T) (s *fakeServer, c *control, stop func()) {
 func sessionWith(t *testing.T, connected func()) (s *fakeServer, c *control, stop func()) {
 	t.Helper()
 	s = &fakeServer{streams: make(chan *fakeStream, 10)}
+	c, stop = run(t, s, connected)
+	return s, c, stop
+}
+
+// run starts a control with s.
+func run(t *testing.T, s *fakeServer, connected func()) (c *control, stop func()) {
+	t.Helper()
 	var inForce atomic.Pointer[agentv1.Configuration] // written and read by two goroutines
+	log := slog.New(slog.NewTextHandler(&s.log, nil))
 	c = &control{
-		up: s, hello: &agentv1.Registration{AgentId: "a"}, log: slog.New(slog.DiscardHandler),
+		up: s, hello: &agentv1.Registration{AgentId: "a"}, log: log,
 		metrics: newMetrics(nil), exceptions: newExceptions(),
+		link:       newLink(log),
 		connected:  connected,
 		configured: inForce.Store,
 		inForce:    func() (string, uint64) { cfg := inForce.Load(); return cfg.GetGroupId(), cfg.GetRevision() },
@@ -92,7 +138,7 @@ func sessionWith(t *testing.T, connected func()) (s *fakeServer, c *control, sto
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.run(ctx) }()
-	return s, c, func() {
+	return c, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("run = %v", err)
@@ -224,6 +270,109 @@ func TestStreamIsReopened(t *testing.T) {
 				t.Errorf("reopened after %s", took)
 			}
 			close(again.down)
+		}
+	})
+}
+
+// An agent that reaches no server says why, soon and then at intervals, and so
+// does /ready; the first answer ends both. Later absences leave it ready.
+func TestAbsentServerIsExplained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c, stop := sessionWith(t, func() {})
+		defer stop()
+		first := <-s.streams
+		first.down <- configuration("g", 1)
+		synctest.Wait()
+		if err := c.link.check(); err != nil {
+			t.Errorf("after an answer: %v", err)
+		}
+		s.trouble = errors.New("connection refused")
+		s.away.Store(true)
+		close(first.down)
+		_ = retry.Sleep(t.Context(), controlDelay+firstPatience+patienceInterval)
+		if n := strings.Count(s.log.String(), "connection refused"); n != 2 {
+			t.Errorf("%d warnings in\n%s", n, s.log.String())
+		}
+		if err := c.link.check(); err != nil || !strings.Contains(c.link.notice(), "connection refused") {
+			t.Errorf("check %v, notice %q", err, c.link.notice())
+		}
+		s.away.Store(false)
+		again := <-s.streams
+		again.down <- configuration("g", 1)
+		synctest.Wait()
+		if !strings.Contains(s.log.String(), `msg="connected to a server" after=`) || c.link.notice() != "" {
+			t.Errorf("notice %q, log\n%s", c.link.notice(), s.log.String())
+		}
+	})
+}
+
+// Until the first answer the agent is not ready, whatever it has kept.
+func TestNeverReachedServerIsNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeServer{streams: make(chan *fakeStream, 10), trouble: errors.New("no such host")}
+		s.away.Store(true)
+		c, stop := run(t, s, func() {})
+		defer stop()
+		if err := c.link.check(); err == nil || !strings.Contains(err.Error(), "connecting") {
+			t.Errorf("at the start: %v", err)
+		}
+		_ = retry.Sleep(t.Context(), firstPatience+time.Second)
+		if err := c.link.check(); err == nil || !strings.Contains(err.Error(), "no such host") {
+			t.Errorf("after %s: %v", firstPatience, err)
+		}
+	})
+}
+
+// A server refuses the token: the refusal is the cause.
+func TestRefusedStreamIsExplained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeServer{streams: make(chan *fakeStream, 10), refuse: status.Error(codes.Unauthenticated, "shows no token")}
+		c, stop := run(t, s, func() {})
+		defer stop()
+		synctest.Wait()
+		if err := c.link.check(); err == nil || !strings.Contains(err.Error(), "Unauthenticated: shows no token") {
+			t.Errorf("check: %v", err)
+		}
+	})
+}
+
+// The servers answer but send no configuration: there is no such group.
+func TestUnknownGroupIsExplained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c, stop := sessionWith(t, func() {})
+		defer stop()
+		stream := <-s.streams
+		<-stream.up
+		stream.down <- reply(stream.nextBeat(t), 0)
+		synctest.Wait()
+		if err := c.link.checkGroup(); err == nil || !strings.Contains(s.log.String(), "agent group") {
+			t.Errorf("group %v, log\n%s", err, s.log.String())
+		}
+		stream.down <- configuration("g", 1)
+		synctest.Wait()
+		if err := c.link.checkGroup(); err != nil {
+			t.Errorf("after the group was created: %v", err)
+		}
+	})
+}
+
+// Servers end long streams to rebalance agents. That is no warning.
+func TestPlannedReconnectIsNoWarning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, stop := sessionWith(t, func() {})
+		defer stop()
+		stream := <-s.streams
+		<-stream.up
+		stream.down <- configuration("g", 1)
+		for begun := time.Now(); time.Since(begun) < 2*steady; {
+			stream.down <- reply(stream.nextBeat(t), 0)
+		}
+		close(stream.down)
+		again := <-s.streams
+		again.down <- configuration("g", 1)
+		synctest.Wait()
+		if strings.Contains(s.log.String(), "level=WARN") {
+			t.Errorf("log\n%s", s.log.String())
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -302,4 +303,36 @@ func BenchmarkPack(b *testing.B) {
 	}
 	b.ReportMetric(float64(len(body))/float64(len(packed)), "ratio")
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/512, "ns/span")
+}
+
+// The begin and the end of spooling are logged once, with the cause and the
+// counts. A server that takes some requests and refuses others has not ended it.
+func TestSpoolingIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 64<<20)
+		var log lockedBuffer
+		r.log = slog.New(slog.NewTextHandler(&log, nil))
+		gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
+		send := func() {
+			if _, err := r.Consume(t.Context(), requestOf(gen.RequestBytes(3), sender)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		send()
+		for range 3 {
+			r.servers.set(0, true)
+			send()
+			r.servers.set(0, false)
+			send()
+		}
+		if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `msg="spooling requests to disk" signal=traces cause="no server is connected"`) {
+			t.Errorf("log while servers come and go:\n%s", text)
+		}
+		time.Sleep(settled) //nolint:forbidigo // the clock of the bubble
+		send()
+		send()
+		if text := log.String(); strings.Count(text, "\n") != 2 || !strings.Contains(text, "servers take requests again") || !strings.Contains(text, "spooled=9 requests_in_spool=3") {
+			t.Errorf("log after the end:\n%s", text)
+		}
+	})
 }

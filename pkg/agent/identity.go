@@ -8,8 +8,11 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/zeebo/xxh3"
+
+	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
 // Identity identifies an agent.
@@ -40,6 +43,14 @@ func (id Identity) Complete() (Identity, error) {
 	return id, err
 }
 
+// Registration returns what the agent tells a server about itself.
+func (id Identity) Registration(version string) *agentv1.Registration {
+	return &agentv1.Registration{
+		AgentId: id.ID, InstanceId: id.Instance, Name: id.Name, Host: id.Host, Addresses: id.Addresses,
+		Version: version, Cluster: id.Cluster, Group: id.Group, StartTimeUnixNano: uint64(time.Now().UnixNano()),
+	}
+}
+
 // derivedID hashes its arguments, so that restarts keep the id without a file.
 // The machine's id distinguishes two hosts of one name. In a container it
 // cannot be read, but there the cluster and the node's name are unique.
@@ -59,11 +70,29 @@ func machineID() string {
 	return ""
 }
 
-// outboundAddress returns the local address of the route to a server, which is
-// the address that other hosts see. It sends nothing. It returns the zero Addr
-// if the address is unknown.
-func outboundAddress(server string) netip.Addr {
-	conn, err := net.Dial("udp", server) //nolint:noctx // resolves a name at most; connecting UDP sends nothing
+// ownAddress returns the address of this host that other hosts see: the local
+// address of the route to a server or, if that is loopback because the server is
+// on this host, of the default route, or else the first address of an interface.
+// It sends nothing. It returns the zero Addr if the host has no such address.
+func ownAddress(server string, addresses []string) netip.Addr {
+	// 192.0.2.1 and 2001:db8::1 are for documentation and belong to nobody.
+	for _, to := range []string{server, "192.0.2.1:9", "[2001:db8::1]:9"} {
+		if local := outboundAddress(to); local.IsValid() && !local.IsLoopback() {
+			return local
+		}
+	}
+	for _, text := range addresses {
+		if a, err := netip.ParseAddr(text); err == nil {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// outboundAddress returns the local address of the route to an address, or the
+// zero Addr. It sends nothing.
+func outboundAddress(to string) netip.Addr {
+	conn, err := net.Dial("udp", to) //nolint:noctx // resolves a name at most; connecting UDP sends nothing
 	if err != nil {
 		return netip.Addr{}
 	}

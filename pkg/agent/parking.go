@@ -301,7 +301,7 @@ var signals = []*signal.Signal{traces.Signal, flows.Signal}
 
 // RetryParked sends parked requests and removes those that a server has stored,
 // for an operator who has fixed the cause. An agent may be running.
-func RetryParked(ctx context.Context, folder *parked.Folder, up Upstream, opts RetryOptions) (RetryReport, error) {
+func RetryParked(ctx context.Context, folder *parked.Folder, up Servers, opts RetryOptions) (RetryReport, error) {
 	log, keep := opts.Logger, opts.Keep
 	codec, err := newCodec()
 	if err != nil {

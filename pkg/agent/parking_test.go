@@ -114,7 +114,7 @@ func TestRejectedSpooledRequestIsParked(t *testing.T) {
 				if fixed {
 					r.servers.answers(func([]byte) (signal.Result, error) { return signal.Result{}, nil })
 				}
-				report, err := RetryParked(t.Context(), r.parking.Folder, wayOf{r.servers}, RetryOptions{
+				report, err := RetryParked(t.Context(), r.parking.Folder, r.servers, RetryOptions{
 					Logger: slog.New(slog.DiscardHandler), Keep: func(parked.Head) bool { return true }, Timeout: time.Minute,
 				})
 				if err != nil || (report.Sent == 1) != fixed || len(report.Failed) == report.Sent || (r.parked(t) == 0) != fixed {
@@ -127,14 +127,6 @@ func TestRejectedSpooledRequestIsParked(t *testing.T) {
 			}
 		})
 	}
-}
-
-// wayOf is an Upstream over fake servers, for spans.
-type wayOf struct{ *fakeServers }
-
-func (wayOf) Connect(context.Context) (Stream, error) { return nil, errors.New("not here") }
-func (wayOf) ExportFlows(context.Context, []byte, upstream.ExportOptions) (signal.Result, error) {
-	return signal.Result{}, errors.New("not here")
 }
 
 // Requests that fail temporarily do not hold up younger ones. They are parked

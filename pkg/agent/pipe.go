@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,8 +51,9 @@ type pipe struct {
 	log      *slog.Logger
 	metrics  *pipeMetrics
 	liveTime time.Duration
-	compress atomic.Bool  // compress requests to servers
-	rest     rest         // active while a server asked for a pause
+	compress atomic.Bool // compress requests to servers
+	rest     rest        // active while a server asked for a pause
+	spooling spooling
 	accepted atomic.Int64 // when a server last accepted a request, in nanoseconds since the Unix epoch
 }
 
@@ -145,12 +147,16 @@ func (p *pipe) forward(ctx context.Context, body []byte, n int) (signal.Result, 
 func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Result, error) {
 	received := time.Now() // sent with every attempt, so that servers judge them all alike
 	outcomeUnknown := false
-	if p.up.Ready() && !p.rest.active() {
+	why := errNoServer
+	if resting := p.rest.active(); resting {
+		why = errAskedToWait
+	} else if p.up.Ready() {
 		live, cancel := context.WithTimeout(ctx, p.liveTime)
 		res, unknown, err := p.export(live, body, upstream.ExportOptions{Received: received, Compress: p.compress.Load()})
 		cancel()
 		switch {
 		case err == nil:
+			p.spooling.end(ctx, p)
 			p.metrics.forwarded(pathLive, n, res.Rejected)
 			return res, nil
 		case fault.ClassOf(err) == fault.Rejected:
@@ -160,7 +166,7 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Resu
 			return signal.Result{}, err
 		}
 		p.rest.begin(err)
-		outcomeUnknown = unknown
+		outcomeUnknown, why = unknown, err
 	}
 	// Reject items that no server will store now, while the sender waits for
 	// the reply.
@@ -176,6 +182,7 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Resu
 	err := p.spool.Append(ctx, spool.Entry{Body: p.codec.pack(body), Resend: outcomeUnknown, Received: received})
 	switch {
 	case err == nil:
+		p.spooling.begin(ctx, p, n, why)
 		p.metrics.spooled.Add(float64(n))
 		p.metrics.forwarded(pathLive, int(res.Rejected), res.Rejected)
 		return res, nil
@@ -187,6 +194,55 @@ func (p *pipe) sendOrSpool(ctx context.Context, body []byte, n int) (signal.Resu
 		p.log.ErrorContext(ctx, "cannot spool a request", slog.Any("error", err))
 		return signal.Result{}, &busyError{fault.As(fault.Overload, fmt.Errorf("no server can be reached, and the spool failed: %w", err)), spoolFullDelay}
 	}
+}
+
+// Reasons to spool besides a server's reply.
+var (
+	errNoServer    = errors.New("no server is connected")
+	errAskedToWait = errors.New("a server asked to wait")
+)
+
+// spooling logs when requests begin to go into the spool, and when servers take
+// them again.
+type spooling struct {
+	active atomic.Bool
+
+	mu    sync.Mutex
+	since time.Time // of the first request spooled
+	last  time.Time // of the last one
+	items int
+}
+
+// settled is how long servers take every request before spooling counts as
+// over: a server may refuse some requests and take others for a while.
+const settled = 10 * time.Second
+
+// begin records that n items were spooled, and why.
+func (s *spooling) begin(ctx context.Context, p *pipe, n int, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.items += n
+	s.last = time.Now()
+	if s.active.Swap(true) {
+		return
+	}
+	s.since = s.last
+	p.log.WarnContext(ctx, "spooling requests to disk", slog.String("signal", p.signal.Name), slog.Any("cause", why))
+}
+
+// end records that a server took a request.
+func (s *spooling) end(ctx context.Context, p *pipe) {
+	if !s.active.Load() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.last) < settled || !s.active.Swap(false) {
+		return
+	}
+	p.log.InfoContext(ctx, "servers take requests again, draining the spool", slog.String("signal", p.signal.Name),
+		slog.Duration("after", s.last.Sub(s.since).Round(time.Millisecond)), slog.Int("spooled", s.items), slog.Int("requests_in_spool", p.spool.Len()))
+	s.items = 0
 }
 
 // busyError asks the sender to retry later.

@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// secretFile holds the secret that proves to servers that an agent owns its id.
-const secretFile = "secret"
+// SecretFile is the file in the state directory that holds the secret that proves to servers that an agent owns its id.
+const SecretFile = "secret"
 
 // Secret returns the secret stored in dir, and creates it if there is none.
 // After the secret is lost, an operator must release the agent's id.
 func Secret(dir string) (string, error) {
-	name := filepath.Join(dir, secretFile)
+	name := filepath.Join(dir, SecretFile)
 	text, err := os.ReadFile(name)
 	if err == nil && len(strings.TrimSpace(string(text))) > 0 {
 		return strings.TrimSpace(string(text)), nil

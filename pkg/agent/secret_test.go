@@ -15,7 +15,7 @@ func TestSecretIsCreatedOnce(t *testing.T) {
 	if again, err := Secret(dir); err != nil || again != made {
 		t.Errorf("Secret = %q, %v, want the same again", again, err)
 	}
-	if info, err := os.Stat(filepath.Join(dir, secretFile)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(filepath.Join(dir, SecretFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file is %v, %v", info.Mode(), err)
 	}
 	if other, err := Secret(t.TempDir()); err != nil || other == made {

@@ -115,6 +115,36 @@ func TestIDOfLiveAgentStaysBound(t *testing.T) {
 	}
 }
 
+// Check answers as a stream would, and leaves no agent behind.
+func TestCheckAdmitsNobody(t *testing.T) {
+	st := newSetting(t)
+	st.guard = &guard{bound: map[string]bool{}, closed: []string{"bank"}}
+	r := st.start(t, "r")
+	shop, err := r.CreateGroup(t.Context(), "shop", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(group string) (*agentv1.CheckResponse, error) {
+		reg := registration("one", "1")
+		reg.Group = group
+		return r.agents.Check(t.Context(), &agentv1.CheckRequest{Registration: reg})
+	}
+	for group, want := range map[string]string{"shop": "shop", shop.ID: "shop", "": "default", "shpo": ""} {
+		if got, err := check(group); err != nil || got.GroupName != want {
+			t.Errorf("group %q: %v, %v; want %q", group, got, err, want)
+		}
+	}
+	if _, err := check("bank"); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a token of another group: %v", err)
+	}
+	if _, err := r.agents.Check(t.Context(), &agentv1.CheckRequest{}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("no registration: %v", err)
+	}
+	if list, err := r.Agents(t.Context()); err != nil || len(list) > 0 {
+		t.Errorf("agents: %v, %v; want none", list, err)
+	}
+}
+
 // A token is revoked while its agents are connected: their streams end, other groups'
 // agents stay, and nobody joins with it any more.
 func TestRevokingEndsStreams(t *testing.T) {

@@ -90,6 +90,20 @@ func (c *Control) Join(ctx context.Context, r *agentv1.Registration, peer string
 	return s, nil
 }
 
+// Check implements rpc.Controller.
+func (c *Control) Check(ctx context.Context, r *agentv1.Registration) (*agentv1.CheckResponse, error) {
+	if err := c.awaitReplay(ctx); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.mayJoin(ctx, r); err != nil {
+		return nil, err
+	}
+	group, _ := c.state.GroupOf(r)
+	return &agentv1.CheckResponse{GroupId: group.ID, GroupName: group.Name}, nil
+}
+
 // awaitReplay waits until the agent groups and agents are known.
 func (c *Control) awaitReplay(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, replayTimeout)

@@ -44,6 +44,7 @@ type result struct {
 type readiness struct {
 	checks  []Check
 	notices []string
+	news    func() []string // nil means none
 
 	mu      sync.Mutex // held while checks run, so that other requests wait for the same verdict
 	last    verdict
@@ -98,7 +99,10 @@ func (v verdict) of(names []string) (verdict, error) {
 }
 
 func (r *readiness) run(ctx context.Context) verdict {
-	v := verdict{Ready: true, Checks: make([]result, len(r.checks)), Notices: r.notices}
+	v := verdict{Ready: true, Checks: make([]result, len(r.checks)), Notices: slices.Clip(r.notices)}
+	if r.news != nil {
+		v.Notices = append(v.Notices, r.news()...)
+	}
 	var wg sync.WaitGroup
 	for i, c := range r.checks {
 		wg.Go(func() { v.Checks[i] = c.run(ctx) })

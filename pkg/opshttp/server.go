@@ -52,6 +52,7 @@ type Options struct {
 	Gatherer prometheus.Gatherer // nil disables /metrics
 	Checks   []Check             // none means always ready
 	Notices  []string            // for operators, shown by /ready
+	News     func() []string     // further notices, as of now; nil means none
 }
 
 const (
@@ -114,7 +115,7 @@ func New(cfg Config, opts Options) (*Server, error) {
 		s.http.Handler = stillTrusted(acceptor, s.http.Handler)
 	}
 	s.Handle("GET /healthz", http.HandlerFunc(alive))
-	s.Handle("GET /ready", &readiness{checks: opts.Checks, notices: opts.Notices})
+	s.Handle("GET /ready", &readiness{checks: opts.Checks, notices: opts.Notices, news: opts.News})
 	if opts.Gatherer != nil {
 		s.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{
 			ErrorLog:            s.http.ErrorLog,

@@ -297,3 +297,11 @@ func TestTLS(t *testing.T) {
 		t.Error("plain text gets a response, too")
 	}
 }
+
+// News are asked at each verdict, and do not make the program unready.
+func TestNews(t *testing.T) {
+	s := start(t, opshttp.Config{}, opshttp.Options{Notices: []string{"plain text"}, News: func() []string { return []string{"no server answers"} }})
+	if status, body := get(t, s, "/ready"); status != http.StatusOK || !strings.Contains(body, `"notices":["plain text","no server answers"]`) {
+		t.Errorf("/ready: %d %s", status, body)
+	}
+}

@@ -38,7 +38,7 @@ func maxOtherBytes(method string) int {
 	switch method {
 	case agentv1.ResourceService_Report_FullMethodName:
 		return maxReportBytes
-	case agentv1.ControlService_Connect_FullMethodName:
+	case agentv1.ControlService_Connect_FullMethodName, agentv1.ControlService_Check_FullMethodName:
 		return maxConnectBytes
 	default:
 		return maxSmallBytes

@@ -106,6 +106,25 @@ func (s *ControlService) Connect(grpcStream agentv1.ControlService_ConnectServer
 	return agentStatus(ctx, st.serve(ctx, session))
 }
 
+// Check implements agentv1.ControlServiceServer.
+func (s *ControlService) Check(ctx context.Context, in *agentv1.CheckRequest) (*agentv1.CheckResponse, error) {
+	r := in.GetRegistration()
+	if r == nil {
+		return nil, status.Error(codes.InvalidArgument, "registration: missing")
+	}
+	if err := checkRegistration(r); err != nil {
+		return nil, status.Error(codes.InvalidArgument, statusText("registration: "+err.Error()))
+	}
+	if err := s.authorize.check(ctx, r.AgentId); err != nil {
+		return nil, err
+	}
+	found, err := s.controller.Check(ctx, r)
+	if err != nil {
+		return nil, agentStatus(ctx, err)
+	}
+	return found, nil
+}
+
 // stream is one call of Connect.
 type stream struct {
 	*ControlService

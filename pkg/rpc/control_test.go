@@ -102,6 +102,13 @@ func (c *controller) Join(_ context.Context, r *agentv1.Registration, _ string) 
 	return s, nil
 }
 
+func (c *controller) Check(_ context.Context, r *agentv1.Registration) (*agentv1.CheckResponse, error) {
+	if c.err != nil {
+		return nil, c.err
+	}
+	return &agentv1.CheckResponse{GroupName: r.Group}, nil
+}
+
 // pipe is a stream without a network, for time that passes at once.
 type pipe struct {
 	grpc.ServerStream

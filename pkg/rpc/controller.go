@@ -14,6 +14,9 @@ type Controller interface {
 	// Fenced is ALREADY_EXISTS, Rejected INVALID_ARGUMENT, Overload RESOURCE_EXHAUSTED,
 	// Retryable UNAVAILABLE. The agent receives the error's text.
 	Join(ctx context.Context, r *agentv1.Registration, peer string) (Session, error)
+	// Check returns the group that Join would admit an agent to, empty if there is none
+	// of that name, or Join's error. It admits nobody.
+	Check(ctx context.Context, r *agentv1.Registration) (*agentv1.CheckResponse, error)
 }
 
 // Session is a connected agent. No method blocks.

@@ -23,6 +23,105 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CheckRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// registration identifies the agent as in ConnectRequest.
+	Registration  *Registration `protobuf:"bytes,1,opt,name=registration,proto3" json:"registration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CheckRequest) GetRegistration() *Registration {
+	if x != nil {
+		return x.Registration
+	}
+	return nil
+}
+
+// CheckResponse names the agent's group; both fields are empty if the registration names
+// a group that does not exist.
+type CheckResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GroupId       string                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	GroupName     string                 `protobuf:"bytes,2,opt,name=group_name,json=groupName,proto3" json:"group_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckResponse) Reset() {
+	*x = CheckResponse{}
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckResponse) ProtoMessage() {}
+
+func (x *CheckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
+func (*CheckResponse) Descriptor() ([]byte, []int) {
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CheckResponse) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *CheckResponse) GetGroupName() string {
+	if x != nil {
+		return x.GroupName
+	}
+	return ""
+}
+
 type ConnectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -36,7 +135,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[0]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +147,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[0]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +160,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{0}
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ConnectRequest) GetMessage() isConnectRequest_Message {
@@ -118,7 +217,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[1]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -130,7 +229,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[1]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -143,7 +242,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{1}
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ConnectResponse) GetMessage() isConnectResponse_Message {
@@ -212,7 +311,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[2]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +323,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[2]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +336,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Registration) GetAgentId() string {
@@ -320,7 +419,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[3]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -332,7 +431,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[3]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -345,7 +444,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Heartbeat) GetTimeUnixNano() uint64 {
@@ -388,7 +487,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[4]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +499,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[4]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +512,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HeartbeatReply) GetAgentTimeUnixNano() uint64 {
@@ -448,7 +547,7 @@ type Configuration struct {
 
 func (x *Configuration) Reset() {
 	*x = Configuration{}
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[5]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +559,7 @@ func (x *Configuration) String() string {
 func (*Configuration) ProtoMessage() {}
 
 func (x *Configuration) ProtoReflect() protoreflect.Message {
-	mi := &file_metaflow_agent_v1_control_proto_msgTypes[5]
+	mi := &file_metaflow_agent_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +572,7 @@ func (x *Configuration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Configuration.ProtoReflect.Descriptor instead.
 func (*Configuration) Descriptor() ([]byte, []int) {
-	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_metaflow_agent_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Configuration) GetGroupId() string {
@@ -508,7 +607,13 @@ var File_metaflow_agent_v1_control_proto protoreflect.FileDescriptor
 
 const file_metaflow_agent_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1fmetaflow/agent/v1/control.proto\x12\x11metaflow.agent.v1\"\xa0\x01\n" +
+	"\x1fmetaflow/agent/v1/control.proto\x12\x11metaflow.agent.v1\"S\n" +
+	"\fCheckRequest\x12C\n" +
+	"\fregistration\x18\x01 \x01(\v2\x1f.metaflow.agent.v1.RegistrationR\fregistration\"I\n" +
+	"\rCheckResponse\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12\x1d\n" +
+	"\n" +
+	"group_name\x18\x02 \x01(\tR\tgroupName\"\xa0\x01\n" +
 	"\x0eConnectRequest\x12E\n" +
 	"\fregistration\x18\x01 \x01(\v2\x1f.metaflow.agent.v1.RegistrationH\x00R\fregistration\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.metaflow.agent.v1.HeartbeatH\x00R\theartbeatB\t\n" +
@@ -543,9 +648,10 @@ const file_metaflow_agent_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"group_name\x18\x02 \x01(\tR\tgroupName\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x12\n" +
-	"\x04yaml\x18\x04 \x01(\tR\x04yaml2f\n" +
+	"\x04yaml\x18\x04 \x01(\tR\x04yaml2\xb2\x01\n" +
 	"\x0eControlService\x12T\n" +
-	"\aConnect\x12!.metaflow.agent.v1.ConnectRequest\x1a\".metaflow.agent.v1.ConnectResponse(\x010\x01B>Z<github.com/metaflowys/metaflow-server/schema/agentv1;agentv1b\x06proto3"
+	"\aConnect\x12!.metaflow.agent.v1.ConnectRequest\x1a\".metaflow.agent.v1.ConnectResponse(\x010\x01\x12J\n" +
+	"\x05Check\x12\x1f.metaflow.agent.v1.CheckRequest\x1a .metaflow.agent.v1.CheckResponseB>Z<github.com/metaflowys/metaflow-server/schema/agentv1;agentv1b\x06proto3"
 
 var (
 	file_metaflow_agent_v1_control_proto_rawDescOnce sync.Once
@@ -559,27 +665,32 @@ func file_metaflow_agent_v1_control_proto_rawDescGZIP() []byte {
 	return file_metaflow_agent_v1_control_proto_rawDescData
 }
 
-var file_metaflow_agent_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_metaflow_agent_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_metaflow_agent_v1_control_proto_goTypes = []any{
-	(*ConnectRequest)(nil),  // 0: metaflow.agent.v1.ConnectRequest
-	(*ConnectResponse)(nil), // 1: metaflow.agent.v1.ConnectResponse
-	(*Registration)(nil),    // 2: metaflow.agent.v1.Registration
-	(*Heartbeat)(nil),       // 3: metaflow.agent.v1.Heartbeat
-	(*HeartbeatReply)(nil),  // 4: metaflow.agent.v1.HeartbeatReply
-	(*Configuration)(nil),   // 5: metaflow.agent.v1.Configuration
+	(*CheckRequest)(nil),    // 0: metaflow.agent.v1.CheckRequest
+	(*CheckResponse)(nil),   // 1: metaflow.agent.v1.CheckResponse
+	(*ConnectRequest)(nil),  // 2: metaflow.agent.v1.ConnectRequest
+	(*ConnectResponse)(nil), // 3: metaflow.agent.v1.ConnectResponse
+	(*Registration)(nil),    // 4: metaflow.agent.v1.Registration
+	(*Heartbeat)(nil),       // 5: metaflow.agent.v1.Heartbeat
+	(*HeartbeatReply)(nil),  // 6: metaflow.agent.v1.HeartbeatReply
+	(*Configuration)(nil),   // 7: metaflow.agent.v1.Configuration
 }
 var file_metaflow_agent_v1_control_proto_depIdxs = []int32{
-	2, // 0: metaflow.agent.v1.ConnectRequest.registration:type_name -> metaflow.agent.v1.Registration
-	3, // 1: metaflow.agent.v1.ConnectRequest.heartbeat:type_name -> metaflow.agent.v1.Heartbeat
-	5, // 2: metaflow.agent.v1.ConnectResponse.configuration:type_name -> metaflow.agent.v1.Configuration
-	4, // 3: metaflow.agent.v1.ConnectResponse.heartbeat_reply:type_name -> metaflow.agent.v1.HeartbeatReply
-	0, // 4: metaflow.agent.v1.ControlService.Connect:input_type -> metaflow.agent.v1.ConnectRequest
-	1, // 5: metaflow.agent.v1.ControlService.Connect:output_type -> metaflow.agent.v1.ConnectResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	4, // 0: metaflow.agent.v1.CheckRequest.registration:type_name -> metaflow.agent.v1.Registration
+	4, // 1: metaflow.agent.v1.ConnectRequest.registration:type_name -> metaflow.agent.v1.Registration
+	5, // 2: metaflow.agent.v1.ConnectRequest.heartbeat:type_name -> metaflow.agent.v1.Heartbeat
+	7, // 3: metaflow.agent.v1.ConnectResponse.configuration:type_name -> metaflow.agent.v1.Configuration
+	6, // 4: metaflow.agent.v1.ConnectResponse.heartbeat_reply:type_name -> metaflow.agent.v1.HeartbeatReply
+	2, // 5: metaflow.agent.v1.ControlService.Connect:input_type -> metaflow.agent.v1.ConnectRequest
+	0, // 6: metaflow.agent.v1.ControlService.Check:input_type -> metaflow.agent.v1.CheckRequest
+	3, // 7: metaflow.agent.v1.ControlService.Connect:output_type -> metaflow.agent.v1.ConnectResponse
+	1, // 8: metaflow.agent.v1.ControlService.Check:output_type -> metaflow.agent.v1.CheckResponse
+	7, // [7:9] is the sub-list for method output_type
+	5, // [5:7] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_metaflow_agent_v1_control_proto_init() }
@@ -587,11 +698,11 @@ func file_metaflow_agent_v1_control_proto_init() {
 	if File_metaflow_agent_v1_control_proto != nil {
 		return
 	}
-	file_metaflow_agent_v1_control_proto_msgTypes[0].OneofWrappers = []any{
+	file_metaflow_agent_v1_control_proto_msgTypes[2].OneofWrappers = []any{
 		(*ConnectRequest_Registration)(nil),
 		(*ConnectRequest_Heartbeat)(nil),
 	}
-	file_metaflow_agent_v1_control_proto_msgTypes[1].OneofWrappers = []any{
+	file_metaflow_agent_v1_control_proto_msgTypes[3].OneofWrappers = []any{
 		(*ConnectResponse_Configuration)(nil),
 		(*ConnectResponse_HeartbeatReply)(nil),
 	}
@@ -601,7 +712,7 @@ func file_metaflow_agent_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_metaflow_agent_v1_control_proto_rawDesc), len(file_metaflow_agent_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

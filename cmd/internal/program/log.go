@@ -38,12 +38,22 @@ func (l Log) level() (slog.Level, error) {
 	return level, nil
 }
 
-// Logger returns a logger that writes to w. The Log must be valid.
+// Logger returns a logger that writes to w. The Log must be valid. Durations are
+// text with their unit. Warnings and errors that repeat are counted, see counted.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	level, _ := l.level()
-	opts := &slog.HandlerOptions{Level: level}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: withUnit}
 	if l.Format == "text" {
-		return slog.New(slog.NewTextHandler(w, opts))
+		return slog.New(newCounted(slog.NewTextHandler(w, opts)))
 	}
-	return slog.New(slog.NewJSONHandler(w, opts))
+	return slog.New(newCounted(slog.NewJSONHandler(w, opts)))
+}
+
+// withUnit writes durations as text such as "1.5s"; JSON would have them as a
+// bare number.
+func withUnit(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }

@@ -162,7 +162,7 @@ func (p *peers) openSpace(ctx context.Context, v *vicinity, now time.Time) {
 			p.names.Open(v.ns.Inode)
 		}
 	case errors.Is(packetErr, packet.ErrPermission):
-		v.problems = append(v.problems, "Flow data lacks DNS and the names of peers: reading packets of port 53 needs the capability CAP_NET_RAW (securityContext.capabilities.add: [NET_RAW], or AmbientCapabilities of the systemd unit); inputs.flow.dns_enabled turns it off.")
+		v.problems = append(v.problems, dnsException)
 	default:
 		v.problems = append(v.problems, "Flow data lacks DNS and the names of peers: "+packetErr.Error()+".")
 	}
@@ -180,7 +180,7 @@ func (p *peers) openSpace(ctx context.Context, v *vicinity, now time.Time) {
 			p.c.log.InfoContext(ctx, "no translated addresses", slog.Any("reason", trackedErr))
 		}
 	case errors.Is(trackedErr, conntrack.ErrPermission):
-		v.problems = append(v.problems, "Flow data lacks translated addresses (services, masqueraded connections): reading connection tracking needs the capability CAP_NET_ADMIN; inputs.flow.conntrack_enabled turns it off.")
+		v.problems = append(v.problems, trackedException)
 	default:
 		v.problems = append(v.problems, "Flow data lacks translated addresses (services, masqueraded connections): "+trackedErr.Error()+".")
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -38,6 +40,10 @@ type Client struct {
 	log     *slog.Logger
 	metrics *metrics
 	conn    *grpc.ClientConn
+
+	certificates *tlsconfig.Source // nil without TLS
+	common       []grpc.DialOption // of every connection
+	replicas     *replicas
 
 	// Metadata of calls, shared: gRPC only reads it.
 	plain, resend metadata.MD
@@ -77,28 +83,34 @@ func New(cfg Config, opts Options) (*Client, error) {
 	}
 	c.resend = metadata.Join(c.plain, metadata.Pairs(schema.MetadataResend, "1"))
 
-	certificates, err := cfg.TLS.Source("tls", opts.Logger)
-	if err != nil {
+	var err error
+	if c.certificates, err = cfg.TLS.Source("tls", opts.Logger); err != nil {
 		return nil, fmt.Errorf("server config: %w", err)
 	}
 	creds := insecure.NewCredentials()
-	if certificates != nil {
-		creds = &reloading{TransportCredentials: credentials.NewTLS(certificates.Config()), source: certificates}
+	if c.certificates != nil {
+		creds = &reloading{TransportCredentials: credentials.NewTLS(c.certificates.Config()), source: c.certificates}
 	}
-	var more []grpc.DialOption
+	c.common = []grpc.DialOption{
+		grpc.WithDisableServiceConfig(),
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
+		grpc.WithDisableRetry(),
+		grpc.WithNoProxy(), // servers are nearby; a web proxy would only hide where requests go
+		grpc.WithUserAgent("metaflow-agent"),
+	}
 	if cfg.Token != "" || cfg.TokenFile != "" {
 		token, err := tokens.OpenFile("server.token_file", cfg.Token, cfg.TokenFile)
 		if err != nil {
 			return nil, err
 		}
-		more = append(more, grpc.WithPerRPCCredentials(withToken{token}))
+		c.common = append(c.common, grpc.WithPerRPCCredentials(withToken{token}))
 	}
-	c.conn, err = grpc.NewClient(scheme+":///servers", append(more,
-		grpc.WithResolvers(&replicas{cfg: cfg, lookupHost: opts.LookupHost, log: opts.Logger, metrics: c.metrics}),
+	c.common = slices.Clip(c.common)
+	c.replicas = &replicas{cfg: cfg, lookupHost: opts.LookupHost, log: opts.Logger, metrics: c.metrics}
+	c.conn, err = grpc.NewClient(scheme+":///servers", append(c.common,
+		grpc.WithResolvers(c.replicas),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(creds),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: cfg.ConnectTimeout,
 			Backoff: backoff.Config{
@@ -113,10 +125,7 @@ func New(cfg Config, opts Options) (*Client, error) {
 			Timeout:             cfg.Keepalive.Timeout,
 			PermitWithoutStream: true, // detect a dead server before the next request
 		}),
-		grpc.WithIdleTimeout(0),
-		grpc.WithDisableRetry(),
-		grpc.WithNoProxy(), // servers are nearby; a web proxy would only hide where requests go
-		grpc.WithUserAgent("metaflow-agent"))...)
+		grpc.WithIdleTimeout(0))...)
 	if err != nil {
 		return nil, fmt.Errorf("create client of %v: %w", cfg.Addresses, err)
 	}

@@ -55,6 +55,14 @@ func RetryAfter(err error) (after time.Duration, ok bool) {
 	return 0, false
 }
 
+// Reply returns the reply of a failed call in the server's words.
+func Reply(err error) error {
+	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown {
+		return fmt.Errorf("%s: %s", st.Code(), st.Message())
+	}
+	return err
+}
+
 // exportError converts the error of a call. handed tells whether the request
 // was given to a connection.
 func exportError(err error, handed bool, size int) error {

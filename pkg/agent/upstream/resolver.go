@@ -213,5 +213,5 @@ func (l *lookups) update(ctx context.Context, cause error) {
 		return
 	}
 	l.current = addrs
-	l.log.InfoContext(ctx, "found servers", slog.Any("addresses", addrs))
+	l.log.InfoContext(ctx, "trying servers", slog.Any("addresses", addrs))
 }
