@@ -112,7 +112,7 @@ func TestOffsetsDeleted(t *testing.T) {
 	if n := metric(t, addr, "metaflow_writer_positions_doubted_total", `why="none"`); n == 0 {
 		t.Error("the deleted offsets were not reported")
 	}
-	if n := metric(t, addr, "metaflow_writer_spans_duplicate_total", `by="id"`); n != 200 {
+	if n := metric(t, addr, "metaflow_writer_spans_duplicate_total", `by="position"`); n != 200 {
 		t.Errorf("%v spans counted as stored before", n)
 	}
 }

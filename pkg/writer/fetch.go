@@ -104,7 +104,7 @@ func (p *partition) fetchInto(ctx context.Context, offset int64, maxBytes int, e
 	}
 	p.logEnd = max(fetched.LogEnd, fetched.HighWatermark)
 	e.End = p.logEnd
-	p.metrics.lag(p.claim.Partition(), p.logEnd-p.committed.Load())
+	p.showLag(p.logEnd)
 	return nil
 }
 

@@ -97,7 +97,7 @@ func TestOffsetsThatProveNothing(t *testing.T) {
 				if n := value("metaflow_writer_spans_inserted_total"); n != 1 {
 					t.Errorf("%v spans were counted as inserted", n)
 				}
-				if n := value("metaflow_writer_spans_duplicate_total", "by=id"); n != 200 {
+				if n := value("metaflow_writer_spans_duplicate_total", "by=position"); n != 200 {
 					t.Errorf("%v spans were counted as duplicates", n)
 				}
 			})
@@ -451,6 +451,45 @@ func TestLagWhileClickHouseHangs(t *testing.T) {
 		})
 		follow(w, log, time.Minute)
 	})
+}
+
+// ClickHouse does not answer a new owner of the partition: the lag is that to the committed
+// offset, although nothing was taken over, and the offset stands still.
+func TestLagOfATakeoverThatHangs(t *testing.T) {
+	tests := map[string]struct {
+		committed int64 // negative: nothing ever was
+		lag       float64
+	}{
+		"somebody else's offset": {1, 2},
+		"no offset":              {-1, 3},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store := newLog(), newTable()
+				for i := range 3 {
+					log.append(time.Now(), request(time.Now(), i), false)
+				}
+				log.offset, log.epoch, log.metadata = tc.committed, -1, ""
+				store.hangs = true
+				w, value := counted(t, store, &letters{})
+				for _, at := range []time.Duration{30 * time.Second, 50 * time.Second} {
+					time.AfterFunc(at, func() {
+						if n := value("metaflow_writer_lag_records", "partition=3"); n != tc.lag {
+							t.Errorf("after %s the lag is %v, want %v", at, n, tc.lag)
+						}
+						if n := value("metaflow_writer_committed_offset", "partition=3"); n != float64(max(tc.committed, 0)) {
+							t.Errorf("after %s the committed offset is %v", at, n)
+						}
+					})
+				}
+				follow(w, log, time.Minute)
+				if n := value("metaflow_writer_lag_records"); n != 0 {
+					t.Errorf("a partition that was given up still shows the lag %v", n)
+				}
+			})
+		})
+	}
 }
 
 // Once ClickHouse is back, no partition waits for the end of its longest backoff.

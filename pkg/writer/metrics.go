@@ -12,7 +12,8 @@ import (
 )
 
 // metrics count items when their batch is committed, so that a batch that is
-// read again counts once: consumed = inserted + duplicates + diverted.
+// read again before that counts once: consumed = inserted + duplicates + diverted. What is
+// read again because the offsets were lost counts again, as duplicates by position.
 type metrics struct {
 	inserted     prometheus.Counter
 	duplicates   *prometheus.CounterVec
@@ -33,6 +34,7 @@ type metrics struct {
 	insertSeconds     prometheus.Histogram
 	delay             prometheus.Histogram
 	behind            *prometheus.GaugeVec
+	committed         *prometheus.GaugeVec
 }
 
 // newMetrics registers the metrics of one signal; several signals may share a
@@ -48,7 +50,7 @@ func newMetrics(reg prometheus.Registerer, sig *signal.Signal) *metrics {
 		}),
 		duplicates: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_writer_" + sig.Items + "_duplicate_total",
-			Help: "How many " + sig.Items + " were dropped because they were there already: by the content of their record, or by their ids after a resend.",
+			Help: "How many " + sig.Items + " were dropped because they were there already: by the content of their record, by their ids after a resend, or by a position: found stored when offsets that were lost made the writer read the log again.",
 		}, []string{"by"}),
 		diverted: f.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_writer_" + sig.Items + "_diverted_total",
@@ -102,10 +104,13 @@ func newMetrics(reg prometheus.Registerer, sig *signal.Signal) *metrics {
 			Name: "metaflow_writer_delay_seconds", Help: "From the arrival of a batch's oldest record in Kafka until it can be queried.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 20),
 		}),
 		behind: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "metaflow_writer_lag_records", Help: "Records in the partition after the committed offset: those that are not stored yet.",
-		}, []string{"partition"}),
+			Name: "metaflow_writer_lag_records", Help: "Records in the partition after the committed offset: those that are not known to be stored yet, whether they were read or not.",
+		}, []string{"partition", "shard"}),
+		committed: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "metaflow_writer_committed_offset", Help: "Offset up to which the partition is stored. If it does not grow while there is a lag, the partition cannot be stored.",
+		}, []string{"partition", "shard"}),
 	}
-	for _, by := range []string{"content", "id"} { // so that both are there from the start
+	for _, by := range []string{"content", "id", "position"} { // so that both are there from the start
 		m.duplicates.WithLabelValues(by)
 	}
 	return m
@@ -115,7 +120,8 @@ func newMetrics(reg prometheus.Registerer, sig *signal.Signal) *metrics {
 func (m *metrics) stored(b *batch, n delivery.Stored) {
 	m.inserted.Add(float64(n.Rows - n.Refused - n.UnsureFound))
 	m.duplicates.WithLabelValues("content").Add(float64(b.duplicates))
-	m.duplicates.WithLabelValues("id").Add(float64(b.copies + n.UnsureFound))
+	m.duplicates.WithLabelValues("id").Add(float64(b.copies))
+	m.duplicates.WithLabelValues("position").Add(float64(n.UnsureFound))
 	m.diverted.Add(float64(b.diverted))
 	m.letters.Add(float64(len(b.dead) + b.deadMore))
 	if !b.received.IsZero() {
@@ -131,10 +137,15 @@ func (m *metrics) insert(rows, size, partitions int, took time.Duration) {
 	m.insertSeconds.Observe(took.Seconds())
 }
 
-func (m *metrics) lag(partition int, records int64) {
-	m.behind.WithLabelValues(strconv.Itoa(partition)).Set(float64(records))
+// position shows how far a partition is stored, and where its log ends.
+func (m *metrics) position(partition, shard int, committed, end int64) {
+	labels := []string{strconv.Itoa(partition), strconv.Itoa(shard)}
+	m.behind.WithLabelValues(labels...).Set(float64(max(end-committed, 0)))
+	m.committed.WithLabelValues(labels...).Set(float64(committed))
 }
 
 func (m *metrics) forget(partition int) {
-	m.behind.DeleteLabelValues(strconv.Itoa(partition))
+	labels := prometheus.Labels{"partition": strconv.Itoa(partition)}
+	m.behind.DeletePartialMatch(labels)
+	m.committed.DeletePartialMatch(labels)
 }

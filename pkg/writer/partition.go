@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,7 +41,9 @@ type partition struct {
 	alone    bool      // the batch must not be sent with others
 	grown    int64     // memory that fetches took lately
 
-	committed atomic.Int64 // offset; for watchLag
+	committed atomic.Int64 // offset; negative until it is known; for watchLag
+	shown     sync.Mutex   // held while the metrics of the position change
+	place     int          // shard under which they are shown
 }
 
 func newPartition(w *Writer, claim Claim) *partition {
@@ -52,6 +55,7 @@ func newPartition(w *Writer, claim Claim) *partition {
 		followed.TopicID = id.String()
 	}
 	p.machine = delivery.NewMachine(followed)
+	p.committed.Store(-1)
 	p.setShard(p.machine.Shard())
 	p.grown = p.share.fetchMemory() // nothing is known yet
 	return p
@@ -63,6 +67,12 @@ func (p *partition) setShard(shard int) {
 		p.share.gatherer.forget(p)
 	}
 	p.shard, p.share = shard, p.shareOf(shard)
+	p.shown.Lock()
+	defer p.shown.Unlock()
+	if p.place != shard {
+		p.place = shard
+		p.metrics.forget(p.claim.Partition()) // the former shard's
+	}
 }
 
 // close gives back what the partition holds. A batch that was not planned is
@@ -122,8 +132,14 @@ func (p *partition) perform(ctx, graceful context.Context, action delivery.Actio
 		var at kafka.Position
 		at, err = p.claim.Position(ctx)
 		e.Offset, e.Epoch, e.Metadata = at.Offset, at.LeaderEpoch, at.Metadata
+		if err == nil {
+			p.committed.Store(at.Offset) // the lag counts also while a takeover waits for ClickHouse
+		}
 	case delivery.ReadBounds:
 		e.Start, e.End, err = p.claim.Bounds(ctx)
+		if err == nil {
+			p.committed.CompareAndSwap(-1, e.Start) // nothing was ever committed
+		}
 	case delivery.ReadEpochEnd:
 		e.End, err = p.claim.EpochEnd(ctx, a.Epoch)
 	case delivery.ReadTime:

@@ -15,7 +15,7 @@ import (
 func (p *partition) takenOver(n delivery.TakenOver) {
 	p.behind, p.logEnd = n.End > n.From, n.End
 	p.committed.Store(n.From)
-	p.metrics.lag(p.claim.Partition(), n.End-n.From)
+	p.showLag(n.End)
 	p.log.Info("partition taken over", slog.Int64("offset", n.From), slog.Int64("planned_to", n.PlannedTo), slog.Int64("unsure_to", n.Unsure),
 		slog.Int64("behind", n.End-n.From), slog.Int("window_records", p.window.Len()))
 }

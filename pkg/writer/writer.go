@@ -146,7 +146,16 @@ const lagInterval = 5 * time.Second
 func (p *partition) watchLag(ctx context.Context) {
 	for retry.Sleep(ctx, lagInterval) == nil {
 		if end, err := p.claim.End(ctx); err == nil {
-			p.metrics.lag(p.claim.Partition(), end-p.committed.Load())
+			p.showLag(end)
 		}
+	}
+}
+
+// showLag shows the lag of a log that ends at end, once the committed offset is known.
+func (p *partition) showLag(end int64) {
+	p.shown.Lock()
+	defer p.shown.Unlock()
+	if committed := p.committed.Load(); committed >= 0 {
+		p.metrics.position(p.claim.Partition(), p.place, committed, end)
 	}
 }
