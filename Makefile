@@ -17,7 +17,7 @@ SEED     ?= $(shell date +%s)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ kafka-if-possible:
 		echo "skipping tests against Apache Kafka: they need Maven and Java (mvn, java) on the PATH"; \
 	fi
 
+promtool: ## fetch Prometheus's promtool for the tests of the alerts (needs Debian's apt-get)
+	@deploy/prometheus/fetch.sh .cache/promtool
+
+promtool-if-possible:
+	@command -v promtool >/dev/null || deploy/prometheus/fetch.sh .cache/promtool || echo "skipping the tests of the alerts: promtool could not be fetched"
+
 netlab: build engine netlab-programs ## try the answers about networks on real programs in network namespaces (needs root; half an hour); NETLAB='-run loss' takes less
 	$(GO) run ./integration/netlab $(NETLAB)
 
@@ -63,7 +69,7 @@ netlab-programs-if-possible:
 	fi
 
 # The integration tests build the programs themselves, which Go's test cache does not notice.
-test: engine kafka-if-possible netlab-programs-if-possible ## run the tests
+test: engine kafka-if-possible netlab-programs-if-possible promtool-if-possible ## run the tests
 	$(GO) test -count 1 -timeout 15m ./...
 	cd deploy/deploytest && $(GO) test -count 1 -timeout 10m ./...
 
