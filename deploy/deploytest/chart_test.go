@@ -269,6 +269,8 @@ func TestChartRejects(t *testing.T) {
 		"two Kafkas":                           {"server: {config: {kafka: {brokers: ['k:9092']}}}", []string{"kafka.enabled: is true"}},
 		"flow data without the node's net":     {"agent: {hostNetwork: false}", []string{"agent.hostNetwork: flow data"}},
 		"fewer replicas at most than at least": {"server: {autoscaling: {enabled: true, minReplicas: 9}}", []string{"server.autoscaling.minReplicas"}},
+		"an address without a port":            {"server: {config: {grpc: {listen: 0.0.0.0}}}", []string{"/server/config/grpc/listen", "0.0.0.0"}},
+		"a login without a password":           {"{kafka: {enabled: false}, server: {config: {kafka: {brokers: ['k:9092'], sasl: {mechanism: scram-sha-512, username: u}}}}}", []string{"server.credentials.kafkaPassword: required"}},
 		"a name that is too long":              {"fullnameOverride: a123456789-123456789-123456789-123456789-1", []string{"/fullnameOverride"}},
 	}
 	for name, tc := range tests {

@@ -77,6 +77,12 @@ func configSchema(t *testing.T, section *yaml.Node, prefix string, without []str
 		if words[key] != nil {
 			property["enum"] = words[key]
 		}
+		if name.Value == "listen" || strings.HasSuffix(name.Value, "_listen") {
+			property["pattern"] = `:[0-9]{1,5}$`
+			if strings.Contains(comment, "empty disables") {
+				property["pattern"] = `^$|:[0-9]{1,5}$`
+			}
+		}
 		if m[2] != "" {
 			property = schema{"type": "array", "items": property}
 		}
@@ -153,7 +159,7 @@ func TestWords(t *testing.T) {
 				}
 				config := value.(map[string]any)
 				if kafka, ok := config["kafka"].(map[string]any); ok && key == "kafka.sasl.mechanism" && word != "" {
-					kafka["sasl"].(map[string]any)["username"] = "u"
+					kafka["sasl"].(map[string]any)["username"], kafka["sasl"].(map[string]any)["password"] = "u", "p"
 				}
 				text, err := yaml.Marshal(config)
 				if err != nil {

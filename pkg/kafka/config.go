@@ -123,5 +123,8 @@ func (s SASL) problems() []error {
 	if s.Mechanism != "" && s.Username == "" {
 		errs = append(errs, fmt.Errorf("sasl.username: it is empty, but sasl.mechanism is %q", s.Mechanism))
 	}
+	if s.Mechanism != "" && s.Password == "" {
+		errs = append(errs, fmt.Errorf("sasl.password: it is empty, but sasl.mechanism is %q; set it by METAFLOW_KAFKA_SASL_PASSWORD", s.Mechanism))
+	}
 	return errs
 }

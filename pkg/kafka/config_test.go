@@ -36,6 +36,7 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		"produce_timeout: 0s is less than 100ms",
 		`sasl.mechanism: "gssapi" is not plain, scram-sha-256 or scram-sha-512`,
 		`sasl.username: it is empty, but sasl.mechanism is "gssapi"`,
+		`sasl.password: it is empty, but sasl.mechanism is "gssapi"; set it by METAFLOW_KAFKA_SASL_PASSWORD`,
 		`tls.cert_file and tls.key_file: "cert.pem" and "", but one needs the other`,
 	}
 	if diff := cmp.Diff(want, strings.Split(cfg.Validate().Error(), "\n")); diff != "" {

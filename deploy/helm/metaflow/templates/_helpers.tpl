@@ -369,6 +369,13 @@ priorityClassName: {{ . }}
 {{- fail (printf "server.config.%s.%s: required, because %s.enabled is false" $engine $key $engine) -}}
 {{- end -}}
 {{- end -}}
+{{- $password := "METAFLOW_KAFKA_SASL_PASSWORD" -}}
+{{- range $v.server.extraEnv -}}{{- if eq .name $password -}}{{- $password = "" -}}{{- end -}}{{- end -}}
+{{- with $v.server.credentials.kafkaPassword -}}
+{{- if and $v.server.enabled (dig "kafka" "sasl" "mechanism" "" $v.server.config) (not .value) (not .existingSecret) $password -}}
+{{- fail "server.credentials.kafkaPassword: required, because server.config.kafka.sasl.mechanism is set; give existingSecret or value" -}}
+{{- end -}}
+{{- end -}}
 {{- if and $v.server.autoscaling.enabled (gt (int $v.server.autoscaling.minReplicas) (int $v.server.autoscaling.maxReplicas)) -}}
 {{- fail "server.autoscaling.minReplicas: is greater than maxReplicas" -}}
 {{- end -}}
