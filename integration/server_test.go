@@ -173,7 +173,7 @@ func startStandaloneAt(t *testing.T, dataDir, grpc string) *standalone {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready.json")
 	s := &standalone{process: start(t, "standalone", "--data-dir", dataDir, "--ready-file", ready,
-		"--grpc-listen", grpc, "--otlp-http-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
+		"--grpc-listen", grpc, "--otlp-http-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--query-http-listen", "127.0.0.1:0", "--query-grpc-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0",
 		"--clickhouse-native-port", "0", "--clickhouse-http-port", "0")}
 	s.eventually(time.Minute, func() error {
 		text, err := os.ReadFile(ready)

@@ -15,14 +15,16 @@ type admission struct {
 	agents    *tokens.Set
 	operators *tokens.Set
 	bearers   *tokens.Set // of OTLP clients
+	askers    *tokens.Set // of the role query
 }
 
 // newAdmission reads the tokens of the configuration and its files.
 func newAdmission(cfg *server, log *slog.Logger) (a admission, err error) {
-	var errs [3]error
+	var errs [4]error
 	a.agents, errs[0] = cfg.Control.TokensOfAgents(log)
 	a.operators, errs[1] = cfg.Control.OperatorTokens(log)
 	a.bearers, errs[2] = tokens.Open(log, cfg.Gateway.Bearers())
+	a.askers, errs[3] = tokens.Open(log, cfg.Query.Bearers())
 	return a, errors.Join(errs[:]...)
 }
 
@@ -34,6 +36,7 @@ func (a admission) run(ctx context.Context, revoked func()) {
 	files.Go(func() { a.agents.Run(ctx, revoked) })
 	files.Go(func() { a.operators.Run(ctx, nil) })
 	files.Go(func() { a.bearers.Run(ctx, nil) })
+	files.Go(func() { a.askers.Run(ctx, nil) })
 }
 
 // guard returns the Guard of the configuration.

@@ -22,6 +22,7 @@ import (
 //	             controls          agent groups, from a topic; operators come over HTTP
 //	             gateways          spans and flows, into topics
 //	storage    writer            reads topics and stores what they hold in ClickHouse
+//	queries    query             answers questions about what ClickHouse holds
 type app struct {
 	*core
 
@@ -29,7 +30,9 @@ type app struct {
 	roles []role
 	// operated is the role control; nil without it.
 	operated *controls
-	http     *opshttp.Server
+	// asked is the role query; nil without it.
+	asked *queries
+	http  *opshttp.Server
 }
 
 // role is a part of the server. A new role has started nothing.
@@ -63,7 +66,9 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 		}
 	}()
 	var services []service
-	if !cfg.servesPort() {
+	if !cfg.needsKafka() {
+		// The role query alone reads ClickHouse only.
+	} else if !cfg.servesPort() {
 		a.know, err = newKnowledge(c, nil)
 	} else {
 		r := newReports(c)
@@ -81,7 +86,9 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.roles = append(a.roles, a.know)
+	if a.know != nil {
+		a.roles = append(a.roles, a.know)
+	}
 	if len(services) > 0 {
 		a.roles = append(a.roles, newPort(c, a.know, services))
 	}
@@ -91,6 +98,12 @@ func newApp(cfg *server, log *slog.Logger) (_ *app, err error) {
 			return nil, err
 		}
 		a.roles = append(a.roles, s)
+	}
+	if cfg.has(roleQuery) {
+		if a.asked, err = newQueries(c); err != nil {
+			return nil, err
+		}
+		a.roles = append(a.roles, a.asked)
 	}
 	if a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: c.reg, Checks: a.checks(), Notices: exposures}); err != nil {
 		return nil, err
@@ -112,11 +125,17 @@ func (a *app) close() {
 }
 
 func (a *app) checks() []opshttp.Check {
-	checks := []opshttp.Check{{Name: "kafka", Func: a.kafka.Ping}, {Name: "access", Func: a.checkAccess}}
+	var checks []opshttp.Check
+	if a.cfg.needsKafka() {
+		checks = append(checks, opshttp.Check{Name: "kafka", Func: a.kafka.Ping}, opshttp.Check{Name: "access", Func: a.checkAccess})
+	}
 	for _, r := range a.roles {
 		checks = append(checks, r.checks()...)
 	}
-	return append(checks, opshttp.Check{Name: "topics", Func: a.checkProducers})
+	if a.cfg.needsKafka() {
+		checks = append(checks, opshttp.Check{Name: "topics", Func: a.checkProducers})
+	}
+	return checks
 }
 
 // checkAccess reports topics that do not exist, and what the roles need to do with topics
@@ -181,10 +200,12 @@ func (a *app) runRoles(ctx context.Context) error {
 	})
 	topics := namesOf(a.needs())
 	slices.Sort(topics)
-	g.Go(func() error {
-		a.kafka.WatchSettings(ctx, !a.single, a.topicsNamed(slices.Compact(topics)...)...)
-		return nil
-	})
+	if len(topics) > 0 {
+		g.Go(func() error {
+			a.kafka.WatchSettings(ctx, !a.single, a.topicsNamed(slices.Compact(topics)...)...)
+			return nil
+		})
+	}
 	return g.Wait()
 }
 

@@ -49,6 +49,7 @@ func serveLogging(t *testing.T, kafka string, log *slog.Logger, edit func(*serve
 	t.Helper()
 	cfg := defaultServer()
 	cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Query.HTTPListen, cfg.Query.GRPCListen = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.Kafka.Brokers, cfg.Kafka.Replication = []string{kafka}, 1
 	edit(cfg)
 	if err := cfg.Validate(); err != nil {

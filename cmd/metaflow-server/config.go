@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
+	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/values"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
@@ -27,13 +28,14 @@ const (
 	roleGateway = "gateway"
 	roleWriter  = "writer"
 	roleControl = "control"
+	roleQuery   = "query"
 )
 
-var allRoles = []string{roleGateway, roleWriter, roleControl}
+var allRoles = []string{roleGateway, roleWriter, roleControl, roleQuery}
 
 // server is the configuration file of metaflow-server.
 type server struct {
-	Roles         []string               `mapstructure:"roles" doc:"roles of this process: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration)"`
+	Roles         []string               `mapstructure:"roles" doc:"roles of this process: gateway (OTLP to Kafka), writer (Kafka to ClickHouse), control (agents and their configuration), query (traces for Grafana, Jaeger, MCP and the page /ui)"`
 	GRPC          rpc.Config             `mapstructure:"grpc"`
 	HTTP          opshttp.Config         `mapstructure:"http"`
 	Kafka         kafka.Config           `mapstructure:"kafka"`
@@ -46,6 +48,7 @@ type server struct {
 	Control       control.Config         `mapstructure:"control"`
 	Resources     inventory.Config       `mapstructure:"resources"`
 	EdgeMetrics   clickhouse.EdgesConfig `mapstructure:"edge_metrics"`
+	Query         query.Config           `mapstructure:"query"`
 	Log           program.Log            `mapstructure:"log"`
 	ShutdownGrace time.Duration          `mapstructure:"shutdown_grace" doc:"how long requests and inserts in flight may take after SIGTERM"`
 }
@@ -67,6 +70,7 @@ func defaultServer() *server {
 		Control:       control.DefaultConfig(),
 		Resources:     inventory.DefaultConfig(),
 		EdgeMetrics:   clickhouse.DefaultEdgesConfig(),
+		Query:         query.DefaultConfig(),
 		Log:           program.DefaultLog(),
 		ShutdownGrace: 30 * time.Second,
 	}
@@ -112,6 +116,7 @@ func (s *server) Validate() error {
 		config.Section("control", s.Control.Validate()),
 		config.Section("resources", s.Resources.Validate()),
 		config.Section("edge_metrics", s.EdgeMetrics.Validate()),
+		config.Section("query", s.Query.Validate()),
 		config.Section("log", s.Log.Validate()),
 	)...)
 }
@@ -137,6 +142,12 @@ func (s *server) exposed() (errs []error) {
 		errs = append(errs, config.Section("gateway", listening("http_listen",
 			values.CheckExposed(s.Gateway.HTTPListen, s.GRPC.TLS.CertFile != "", s.Gateway.HTTPInsecure, "grpc.tls", "gateway.http_insecure"))))
 	}
+	if s.has(roleQuery) {
+		for _, l := range []struct{ key, address string }{{"http_listen", s.Query.HTTPListen}, {"grpc_listen", s.Query.GRPCListen}} {
+			errs = append(errs, config.Section("query", listening(l.key,
+				values.CheckExposed(l.address, s.Query.TLS.CertFile != "", s.Query.Insecure, "query.tls", "query.insecure"))))
+		}
+	}
 	return append(errs, config.Section("http", listening("listen",
 		values.CheckExposed(s.HTTP.Listen, s.HTTP.TLS.CertFile != "", s.HTTP.Insecure, "http.tls", "http.insecure"))))
 }
@@ -148,6 +159,9 @@ func listening(key string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", key, err)
 }
+
+// needsKafka reports whether a role of this process uses Kafka. The role query does not.
+func (s *server) needsKafka() bool { return s.servesPort() || s.has(roleWriter) }
 
 // servesPort reports whether the gRPC port is served.
 func (s *server) servesPort() bool { return s.has(roleGateway) || s.has(roleControl) }

@@ -27,5 +27,12 @@ func (s *server) exposures() []string {
 	warn(grpc && !s.Control.AgentsNeedTokens() && s.GRPC.TLS.ClientCAFile == "",
 		"everybody who reaches grpc.listen %s may register a new agent; set control.group_tokens, control.agent_tokens or grpc.tls.client_ca_file", s.GRPC.Listen)
 	warn(grpc && s.Control.AgentsNeedTokens() && s.GRPC.TLS.CertFile == "", "the tokens of agents (control.agent_tokens, control.group_tokens) travel in plain text; set grpc.tls")
+	if s.has(roleQuery) {
+		for _, l := range []struct{ key, address string }{{"query.http_listen", s.Query.HTTPListen}, {"query.grpc_listen", s.Query.GRPCListen}} {
+			open := !values.Loopback(l.address)
+			warn(open && s.Query.TLS.CertFile == "", "%s %s accepts plain text from the network (query.insecure); set query.tls", l.key, l.address)
+			warn(open && s.Query.Open(), "everybody who reaches %s %s may read all traces; set query.tokens or query.tls.client_ca_file", l.key, l.address)
+		}
+	}
 	return found
 }

@@ -29,6 +29,9 @@ func newMigrate() *cobra.Command {
 		if err := db.EnsureTableSettings(cmd.Context(), cfg.Kafka.Partitions); err != nil {
 			return err
 		}
+		if err := ensureReadUser(cmd, cfg, db); err != nil {
+			return err
+		}
 		current, _, err := db.SchemaVersion(cmd.Context())
 		if err != nil {
 			return err
@@ -82,6 +85,20 @@ func newMigrate() *cobra.Command {
 		return err
 	})
 	return program.Group("migrate", "Manage the schema in ClickHouse", up, status, down)
+}
+
+// ensureReadUser creates the user of the role query, if it is not clickhouse.username.
+// Where an operator has to do it, it says so.
+func ensureReadUser(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
+	user := cfg.Query.Username
+	if user == "" || user == cfg.ClickHouse.Username {
+		return nil
+	}
+	err := db.EnsureReadUser(cmd.Context(), user, cfg.Query.Password, cfg.readLimits())
+	if errors.Is(err, clickhouse.ErrNoAccessManagement) {
+		_, err = fmt.Fprintf(cmd.ErrOrStderr(), "query.username: create the user %s yourself, as docs/security.md shows: %v\n", user, err)
+	}
+	return err
 }
 
 // withDB makes cmd run f with the configuration and a database.

@@ -11,7 +11,8 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Serve with Kafka and ClickHouse elsewhere",
 		Long: `serve runs the roles of this process until SIGTERM: gateway (OTLP to Kafka),
-writer (Kafka to ClickHouse), control (agents and their configuration). It waits for
+writer (Kafka to ClickHouse), control (agents and their configuration), query (traces for Grafana, Jaeger, MCP
+and the page /ui). It waits for
 Kafka and ClickHouse if they are not up yet; /ready shows what it waits for.`,
 		Args: program.Args(cobra.NoArgs),
 	}
@@ -20,6 +21,8 @@ Kafka and ClickHouse if they are not up yet; /ready shows what it waits for.`,
 		"grpc-listen":          "grpc.listen",
 		"http-listen":          "http.listen",
 		"otlp-http-listen":     "gateway.http_listen",
+		"query-http-listen":    "query.http_listen",
+		"query-grpc-listen":    "query.grpc_listen",
 		"kafka-brokers":        "kafka.brokers",
 		"clickhouse-addresses": "clickhouse.addresses",
 		"clickhouse-cluster":   "clickhouse.cluster",

@@ -33,6 +33,7 @@ type standalone struct {
 	kafkaListen          string
 	nativePort, httpPort int
 	readyFile            string
+	encrypted            bool // the page
 }
 
 // addresses are the listen addresses, as written to --ready-file.
@@ -40,6 +41,8 @@ type addresses struct {
 	GRPC             string `json:"grpc"`
 	OTLPHTTP         string `json:"otlp_http,omitempty"` // empty if another program has its port
 	HTTP             string `json:"http"`
+	QueryHTTP        string `json:"query_http"`
+	QueryGRPC        string `json:"query_grpc"`
 	Kafka            string `json:"kafka"`
 	ClickHouseNative string `json:"clickhouse_native"`
 	ClickHouseHTTP   string `json:"clickhouse_http"`
@@ -65,6 +68,7 @@ port. If the default OTLP/HTTP port is in use, standalone runs without OTLP/HTTP
 	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "write the listen addresses to this file, as JSON, once everything listens")
 	flags := configured.AddFlags(cmd, map[string]string{
 		"grpc-listen": "grpc.listen", "http-listen": "http.listen", "otlp-http-listen": "gateway.http_listen",
+		"query-http-listen": "query.http_listen", "query-grpc-listen": "query.grpc_listen",
 	})
 	cmd.Flags().Lookup("grpc-listen").DefValue = "127.0.0.1:20035"
 	cmd.Flags().Lookup("http-listen").DefValue = "127.0.0.1:20417"
@@ -127,6 +131,8 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	cfg.Kafka.Replication, cfg.Kafka.MinInSync = 1, 1
 	cfg.ClickHouse.Addresses = []string{engine.NativeAddr()}
 	cfg.ClickHouse.Cluster = ""
+	cfg.Query.Username, cfg.Query.Password = "", "" // the embedded engine has one user
+	o.encrypted = cfg.Query.TLS.CertFile != ""
 	a, err := newApp(cfg, log)
 	if err != nil {
 		return err
@@ -143,7 +149,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	})
 	g.Go(func() error {
 		at := addresses{
-			HTTP: a.http.Addr().String(), Kafka: kafka.Addr(),
+			HTTP: a.http.Addr().String(), QueryHTTP: a.asked.http.Addr().String(), QueryGRPC: a.asked.grpc.Addr().String(), Kafka: kafka.Addr(),
 			ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: door.addr(),
 		}
 		select {
@@ -171,10 +177,17 @@ func becomesReady(ctx context.Context, check func(context.Context) error) bool {
 
 // announce prints the listen addresses and writes the ready file.
 func (o *standalone) announce(at addresses, out io.Writer) error {
+	scheme := "http"
+	if o.encrypted {
+		scheme = "https"
+	}
 	fmt.Fprintf(out, `MetaFlow is ready.
+  page               %s://%s/ui/   (services, traces and what the network did to them)
   OTLP/gRPC          %s   (point an OTLP exporter here)
   OTLP/HTTP          %s
   HTTP               %s   (/ready, /metrics; for metaflow-ctl)
+  Tempo API, MCP     %s   (Grafana's Tempo data source; /mcp)
+  Jaeger storage     %s   (gRPC remote storage of a Jaeger)
   Kafka              %s
   ClickHouse native  %s
   ClickHouse HTTP    %s
@@ -183,7 +196,7 @@ func (o *standalone) announce(at addresses, out io.Writer) error {
 Try:  curl -s http://%s/ --data-binary \
   "SELECT service_name, name, count() AS spans, round(quantile(0.99)(duration_ns) / 1e6, 2) AS p99_ms FROM metaflow.spans GROUP BY ALL ORDER BY spans DESC LIMIT 10 FORMAT PrettyCompact"
 Stop with Ctrl-C.
-`, at.GRPC, cmp.Or(at.OTLPHTTP, "none"), at.HTTP, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, at.ClickHouseHTTP)
+`, scheme, at.QueryHTTP, at.GRPC, cmp.Or(at.OTLPHTTP, "none"), at.HTTP, at.QueryHTTP, at.QueryGRPC, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, at.ClickHouseHTTP)
 	if o.readyFile == "" {
 		return nil
 	}

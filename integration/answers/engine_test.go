@@ -1,9 +1,7 @@
 package answers
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -16,13 +14,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
-	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
-	"github.com/metaflowys/metaflow-server/pkg/signal"
 )
 
 var update = flag.Bool("update", false, "write the results into docs/query.md")
@@ -87,44 +81,7 @@ func load(dir string) (*chengine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := clickhouse.DefaultConfig()
-	cfg.Addresses = []string{e.NativeAddr()}
-	db, err := clickhouse.Open(cfg, nil)
-	if err != nil {
-		return e, err
-	}
-	defer db.Close()
-	if err := db.Migrate(ctx, clickhouse.Retention{}); err != nil {
-		return e, err
-	}
-	ins, err := clickhouse.NewInserter(cfg, clickhouse.InserterOptions{})
-	if err != nil {
-		return e, err
-	}
-	defer ins.Close()
-	hour := shop.New()
-	block := columns.NewSpans()
-	for _, r := range hour.Requests() {
-		value, err := proto.Marshal(r)
-		if err != nil {
-			return e, err
-		}
-		refused, err := block.Append(value, columns.Source{Agent: "agent", Window: signal.WindowAt(shop.End, 24*time.Hour, time.Hour)})
-		if err != nil || len(refused) > 0 {
-			return e, fmt.Errorf("append spans: %d rejected, %w", len(refused), err)
-		}
-	}
-	if err := ins.Insert(ctx, 0, columns.TableSpans, "spans", block.Input(), block.Rows()); err != nil {
-		return e, err
-	}
-	var rows bytes.Buffer
-	for _, f := range hour.Flows() {
-		if err := json.NewEncoder(&rows).Encode(f); err != nil {
-			return e, err
-		}
-	}
-	_, err = ask(ctx, e, "INSERT INTO metaflow.flows_local FORMAT JSONEachRow "+rows.String(), nil)
-	return e, err
+	return e, shop.Load(ctx, e)
 }
 
 // table returns a query's result as a formatted table.

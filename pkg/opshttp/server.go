@@ -48,6 +48,7 @@ func (c Config) Validate() error {
 
 // Options are set by code. The zero value is usable.
 type Options struct {
+	Key      string              // of the section of Config, in errors; "" means http
 	Logger   *slog.Logger        // nil discards
 	Gatherer prometheus.Gatherer // nil disables /metrics
 	Checks   []Check             // none means always ready
@@ -89,16 +90,19 @@ func New(cfg Config, opts Options) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("http config: %w", err)
 	}
+	if opts.Key == "" {
+		opts.Key = "http"
+	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	acceptor, err := cfg.TLS.Acceptor("http.tls", opts.Logger)
+	acceptor, err := cfg.TLS.Acceptor(opts.Key+".tls", opts.Logger)
 	if err != nil {
 		return nil, err
 	}
 	listener, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("http.listen: %w", err)
+		return nil, fmt.Errorf("%s.listen: %w", opts.Key, err)
 	}
 	s := &Server{mux: http.NewServeMux(), listener: bound(listener)}
 	s.http = &http.Server{

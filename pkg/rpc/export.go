@@ -97,15 +97,26 @@ func (s *Server) authorize(ctx context.Context, method string) (err error) {
 			err = status.Error(codes.Unauthenticated,
 				"this service is for agents of this installation: show one of control.agent_tokens or control.group_tokens, or a certificate where those are asked for")
 		}
-	case s.bearer != nil && s.services[method] != nil:
-		if !s.bearer.Match(tokens.Bearer(firstValue(ctx, metadataAuthorization))).Known() {
-			err = status.Errorf(codes.Unauthenticated, "the bearer token is missing or wrong: send one of %s as authorization: Bearer TOKEN", s.bearerKey)
-		}
+	case s.services[method] != nil:
+		err = bearing(ctx, s.bearer, s.bearerKey)
+	case !strings.HasPrefix(method, healthService):
+		err = bearing(ctx, s.callers, s.callersKey)
 	}
 	if err != nil {
 		s.unauthorized.WithLabelValues(status.Code(err).String()).Inc()
 	}
 	return err
+}
+
+// healthService asks for no token: probes have none.
+const healthService = "/grpc.health.v1.Health/"
+
+// bearing refuses a caller without one of the tokens. A nil set asks for none.
+func bearing(ctx context.Context, known *tokens.Set, key string) error {
+	if known == nil || known.Match(tokens.Bearer(firstValue(ctx, metadataAuthorization))).Known() {
+		return nil
+	}
+	return status.Errorf(codes.Unauthenticated, "the bearer token is missing or wrong: send one of %s as authorization: Bearer TOKEN", key)
 }
 
 // metadataAuthorization is the key under which clients send bearer tokens.

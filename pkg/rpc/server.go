@@ -44,6 +44,10 @@ type Options struct {
 	// refusals.
 	Bearer    *tokens.Set
 	BearerKey string
+	// Callers are the tokens of which every call of Services needs one. Nil asks for none.
+	// CallersKey names them in refusals.
+	Callers    *tokens.Set
+	CallersKey string
 	// Services add services that share the port, the certificates and the
 	// connection limits. The context of their streams ends when the server begins
 	// to stop; unary calls may finish.
@@ -66,18 +70,20 @@ type Server struct {
 	registerer prometheus.Registerer
 	grace      time.Duration
 	portMetrics
-	budget    *inflight.Budget // of exports
-	others    *inflight.Budget // of all other calls
-	buffers   inflight.Buffers
-	copies    chan struct{}   // see largeCopy
-	streaming map[string]bool // methods whose clients may send many messages
-	listener  *listener
-	auth      Auth
-	bearer    *tokens.Set
-	bearerKey string
-	acceptor  *tlsconfig.Acceptor // nil when connections are plain text
-	grpc      *grpc.Server
-	health    *health.Server
+	budget     *inflight.Budget // of exports
+	others     *inflight.Budget // of all other calls
+	buffers    inflight.Buffers
+	copies     chan struct{}   // see largeCopy
+	streaming  map[string]bool // methods whose clients may send many messages
+	listener   *listener
+	auth       Auth
+	bearer     *tokens.Set
+	bearerKey  string
+	callers    *tokens.Set
+	callersKey string
+	acceptor   *tlsconfig.Acceptor // nil when connections are plain text
+	grpc       *grpc.Server
+	health     *health.Server
 
 	// streams ends when streams are to end; see guardStream.
 	streams    context.Context //nolint:containedctx // the life of the server's streams, not of one call
@@ -106,6 +112,8 @@ func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 		auth:       opts.Auth,
 		bearer:     opts.Bearer,
 		bearerKey:  opts.BearerKey,
+		callers:    opts.Callers,
+		callersKey: opts.CallersKey,
 		grace:      opts.ShutdownGrace,
 		budget:     inflight.New(cfg.Limits()),
 		others:     inflight.New(cfg.otherLimits()),

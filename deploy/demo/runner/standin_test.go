@@ -63,7 +63,7 @@ func pretend(behaviour string, args []string) error {
 	}
 	flags := flag.NewFlagSet("standalone", flag.ContinueOnError)
 	data, ready := flags.String("data-dir", "", ""), flags.String("ready-file", "", "")
-	for _, name := range []string{"grpc-listen", "otlp-http-listen", "http-listen", "kafka-listen"} {
+	for _, name := range []string{"grpc-listen", "otlp-http-listen", "http-listen", "query-http-listen", "query-grpc-listen", "kafka-listen"} {
 		flags.String(name, "", "")
 	}
 	flags.Int("clickhouse-native-port", 1, "")

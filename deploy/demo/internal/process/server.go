@@ -15,6 +15,8 @@ import (
 type Endpoints struct {
 	GRPC             string `json:"grpc"`
 	HTTP             string `json:"http"`
+	QueryHTTP        string `json:"query_http"`
+	QueryGRPC        string `json:"query_grpc"`
 	Kafka            string `json:"kafka"`
 	ClickHouseNative string `json:"clickhouse_native"`
 	ClickHouseHTTP   string `json:"clickhouse_http"`
@@ -35,6 +37,8 @@ func StartServer(program, dir string) (*Server, error) {
 		"--grpc-listen", "127.0.0.1:0",
 		"--otlp-http-listen", "127.0.0.1:0",
 		"--http-listen", "127.0.0.1:0",
+		"--query-http-listen", "127.0.0.1:0",
+		"--query-grpc-listen", "127.0.0.1:0",
 		"--kafka-listen", "127.0.0.1:0",
 		"--clickhouse-native-port", "0",
 		"--clickhouse-http-port", "0",

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// asking is a server of the role query alone, without Kafka and ClickHouse.
+func asking(t *testing.T, edit func(*server)) *app {
+	t.Helper()
+	cfg := defaultServer()
+	cfg.Roles, cfg.HTTP.Listen = []string{roleQuery}, "127.0.0.1:0"
+	cfg.Query.HTTPListen, cfg.Query.GRPCListen = "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Kafka.Brokers, cfg.ClickHouse.Addresses = []string{"127.0.0.1:1"}, []string{"127.0.0.1:1"}
+	edit(cfg)
+	a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+func ask(t *testing.T, a *app, path string, edit func(*http.Request)) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+a.asked.http.Addr().String()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(req)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// The role query runs without Kafka, and without ClickHouse it says what is missing. On
+// loopback it answers this host without a token, and no page whose name was rebound to it.
+func TestQueriesStandAlone(t *testing.T) {
+	a := asking(t, func(*server) {})
+	same := func(*http.Request) {}
+	if code, body := ask(t, a, "/api/echo", same); code != http.StatusOK || body != "echo" {
+		t.Errorf("/api/echo: %d %s", code, body)
+	}
+	if code, body := ask(t, a, "/api/search", same); code != http.StatusServiceUnavailable || !strings.Contains(body, "connection refused") {
+		t.Errorf("a search without ClickHouse: %d %s", code, body)
+	}
+	if code, body := ask(t, a, "/ready", same); code != http.StatusServiceUnavailable || !strings.Contains(body, "query") || strings.Contains(body, "kafka") {
+		t.Errorf("/ready: %d %s", code, body)
+	}
+	rebound := func(r *http.Request) { r.Host = "evil.example" }
+	if code, body := ask(t, a, "/api/echo", rebound); code != http.StatusForbidden {
+		t.Errorf("for evil.example: %d %s", code, body)
+	}
+}
+
+// With tokens, both ports ask for one, but probes need none.
+func TestQueriesAskForTokens(t *testing.T) {
+	a := asking(t, func(s *server) { s.Query.Tokens = []string{"hush"} })
+	for token, want := range map[string]int{"": http.StatusUnauthorized, "wrong": http.StatusUnauthorized, "hush": http.StatusOK} {
+		with := func(r *http.Request) {
+			r.Host = "traces.example"
+			if token != "" {
+				r.Header.Set("Authorization", "Bearer "+token)
+			}
+		}
+		if code, body := ask(t, a, "/api/echo", with); code != want || code != http.StatusOK && !strings.Contains(body, "query.tokens") {
+			t.Errorf("with the token %q: %d %s", token, code, body)
+		}
+	}
+	conn, err := grpc.NewClient(a.asked.grpc.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Errorf("health: %v", err)
+	}
+}

@@ -1,0 +1,129 @@
+package query
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/collector/pdata/ptrace"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/query"
+	"github.com/metaflowys/metaflow-server/pkg/signal"
+)
+
+// store inserts a request as a writer does.
+func store(t *testing.T, request *coltracepb.ExportTraceServiceRequest) {
+	t.Helper()
+	cfg := clickhouse.DefaultConfig()
+	cfg.Addresses = []string{engine.NativeAddr()}
+	ins, err := clickhouse.NewInserter(cfg, clickhouse.InserterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ins.Close()
+	value, err := proto.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := columns.NewSpans()
+	if refused, err := block.Append(value, columns.Source{Window: signal.WindowAt(time.Now(), 24*time.Hour, time.Hour)}); err != nil || len(refused) > 0 {
+		t.Fatalf("%d refused, %v", len(refused), err)
+	}
+	if err := ins.Insert(t.Context(), 0, columns.TableSpans, t.Name(), block.Input(), block.Rows()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func text(key, value string) *commonpb.KeyValue {
+	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
+}
+
+func whole(key string, value int64) *commonpb.KeyValue {
+	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: value}}}
+}
+
+// What an SDK sends comes back as it was: ids, states, flags, counts, events, links, scopes,
+// schema URLs, and the types of the attributes of the semantic conventions.
+func TestTraceComesBackAsItWas(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	id, parent, span := []byte("0123456789abcdef"), []byte("parent__"), []byte("the_span")
+	sent := &tracepb.ResourceSpans{
+		Resource: &resourcepb.Resource{
+			Attributes: []*commonpb.KeyValue{
+				{Key: "process.command_args", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_ArrayValue{ArrayValue: &commonpb.ArrayValue{
+					Values: []*commonpb.AnyValue{text("", "shop").Value, text("", `--name="x"`).Value},
+				}}}},
+				whole("process.pid", 42), text("service.name", "fidelity"), text("service.version", "1.10"),
+			},
+			DroppedAttributesCount: 7,
+		},
+		SchemaUrl: "https://opentelemetry.io/schemas/1.30.0",
+		ScopeSpans: []*tracepb.ScopeSpans{{
+			Scope:     &commonpb.InstrumentationScope{Name: "lib", Version: "2", Attributes: []*commonpb.KeyValue{text("k", "v")}, DroppedAttributesCount: 1},
+			SchemaUrl: "https://opentelemetry.io/schemas/1.20.0",
+			Spans: []*tracepb.Span{{
+				TraceId: id, SpanId: span, ParentSpanId: parent, TraceState: "a=b,c=d", Flags: 0x301, Name: "GET /\u00fc", Kind: tracepb.Span_SPAN_KIND_CLIENT,
+				StartTimeUnixNano: at, EndTimeUnixNano: at + 123456789,
+				Attributes: []*commonpb.KeyValue{
+					text("app.count", "007"),
+					{Key: "error", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_BoolValue{BoolValue: true}}},
+					whole("http.response.status_code", 503), text("net.peer.name", `quoted "name"`), whole("server.port", 8080),
+				},
+				DroppedAttributesCount: 2, DroppedEventsCount: 3, DroppedLinksCount: 4,
+				Events: []*tracepb.Span_Event{{TimeUnixNano: at + 5, Name: "exception", DroppedAttributesCount: 5, Attributes: []*commonpb.KeyValue{text("exception.type", "X")}}},
+				Links: []*tracepb.Span_Link{{
+					TraceId: []byte("fedcba9876543210"), SpanId: parent, TraceState: "x=y", Flags: 1, DroppedAttributesCount: 6, Attributes: []*commonpb.KeyValue{text("l", "1")},
+				}},
+				Status: &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: "went wrong"},
+			}},
+		}},
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{sent}})
+	r, _ := reader(t, config())
+	trace, err := r.Trace(t.Context(), "30313233343536373839616263646566", query.Range{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wire, err := (&ptrace.ProtoMarshaler{}).MarshalTraces(trace.OTLP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got tracepb.TracesData
+	if err := proto.Unmarshal(wire, &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{sent}}, &got, protocmp.Transform()); diff != "" {
+		t.Errorf("-sent +read:\n%s", diff)
+	}
+}
+
+// A trace with more spans than allowed is cut and says so.
+func TestTraceIsCut(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	scope := &tracepb.ScopeSpans{}
+	for i := range 12 {
+		scope.Spans = append(scope.Spans, &tracepb.Span{TraceId: []byte("a long long one!"), SpanId: []byte{1, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100})
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
+	cfg := config()
+	cfg.MaxSpans = 10
+	r, _ := reader(t, cfg)
+	const id = "61206c6f6e67206c6f6e67206f6e6521"
+	trace, err := r.Trace(t.Context(), id, query.Range{})
+	if err != nil || !trace.Cut || trace.Spans != 10 || trace.OTLP.SpanCount() != 10 {
+		t.Errorf("%+v, %v", trace, err)
+	}
+	if _, err := r.Trace(t.Context(), id, query.Range{End: time.Unix(0, int64(at))}); !errors.Is(err, query.ErrNotFound) {
+		t.Errorf("before its first span: %v", err)
+	}
+}

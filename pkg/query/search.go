@@ -1,0 +1,392 @@
+package query
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Search asks for traces with a span that fulfils a condition.
+type Search struct {
+	Range
+	Where Expr // nil means any span
+	// Limit is how many traces are wanted, the newest first.
+	Limit int
+	// SpansPerTrace is how many of the matching spans are returned for each trace.
+	SpansPerTrace int
+	// Show are attributes that matching spans are returned with.
+	Show []Field
+}
+
+// Summary is a trace that a search found.
+type Summary struct {
+	TraceID     string
+	RootService string
+	RootName    string
+	Start, End  time.Time
+	Spans       int
+	Errors      int
+	Orphans     int // spans whose parent is not stored
+	Services    map[string]uint64
+	ErrorsOf    map[string]uint64
+	Matched     int
+	Matches     []Hit
+}
+
+// Hit is a span that fulfils the condition.
+type Hit struct {
+	SpanID, Service, Name string
+	Start                 time.Time
+	Duration              time.Duration
+	Shown                 map[string]string
+	Verdict               string // if the search was for it
+}
+
+// Find returns the newest traces of a search. Those that a search for network.verdict did
+// not examine are not among them; partial says that there may be more.
+func (r *Reader) Find(ctx context.Context, s Search) (found []Summary, partial bool, err error) {
+	defer r.observe("search")()
+	s, verdicts, err := r.prepare(s)
+	if err != nil {
+		return nil, false, err
+	}
+	if len(verdicts) > 0 {
+		return r.findVerdicts(ctx, s, verdicts)
+	}
+	ids, err := r.newest(ctx, s)
+	if err != nil || len(ids) == 0 {
+		return nil, false, err
+	}
+	found, err = r.summaries(ctx, s, ids)
+	return found, len(ids) == s.Limit, err
+}
+
+// FindTraces returns the whole traces of a search, with what the network did to them.
+func (r *Reader) FindTraces(ctx context.Context, s Search, each func(Trace) error) error {
+	found, _, err := r.Find(ctx, s)
+	if err != nil {
+		return err
+	}
+	return r.Traces(ctx, found, each)
+}
+
+// tracesAtOnce bounds the traces in memory: at most this many are read by one query.
+const tracesAtOnce = 20
+
+// Traces reads the traces of summaries.
+func (r *Reader) Traces(ctx context.Context, of []Summary, each func(Trace) error) error {
+	for chunk := range slices.Chunk(of, tracesAtOnce) {
+		ids := make([]string, len(chunk))
+		in := Range{Start: chunk[0].Start, End: chunk[0].End}
+		for i, s := range chunk {
+			ids[i] = s.TraceID
+			in = Range{Start: earlier(in.Start, s.Start), End: later(in.End, s.End)}
+		}
+		found, err := r.traces(ctx, ids, Range{Start: in.Start, End: in.End.Add(time.Nanosecond)})
+		if err != nil {
+			return err
+		}
+		for _, t := range found {
+			if err := each(t.Trace); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// prepare bounds a search and takes the conditions on the verdict out of it.
+func (r *Reader) prepare(s Search) (Search, []Compare, error) {
+	var err error
+	if s.Range, err = r.bounded(s.Range); err != nil {
+		return s, nil, err
+	}
+	if s.Limit <= 0 {
+		s.Limit = 20
+	}
+	s.Limit = min(s.Limit, r.cfg.MaxTraces)
+	if s.SpansPerTrace <= 0 {
+		s.SpansPerTrace = 3
+	}
+	s.SpansPerTrace = min(s.SpansPerTrace, 100)
+	rest, verdicts := split(s.Where)
+	s.Where = rest
+	for _, v := range verdicts {
+		if v.Value.Kind != Text || !slices.Contains([]Op{Equal, NotEqual, Match, NotMatch}, v.Op) {
+			return s, nil, v.bad("a verdict is compared with =, !=, =~ or !~ and a text")
+		}
+		if _, err := regexp.Compile(v.Value.Text); err != nil && (v.Op == Match || v.Op == NotMatch) {
+			return s, nil, v.bad("%v", err)
+		}
+	}
+	return s, verdicts, nil
+}
+
+// split takes the comparisons with network.verdict out of a conjunction.
+func split(e Expr) (rest And, verdicts []Compare) {
+	switch e := e.(type) {
+	case nil:
+	case And:
+		for _, part := range e {
+			more, found := split(part)
+			rest, verdicts = append(rest, more...), append(verdicts, found...)
+		}
+	case Compare:
+		if e.Field == (Field{Intrinsic, FieldVerdict}) {
+			return nil, []Compare{e}
+		}
+		rest = And{e}
+	default:
+		rest = And{e}
+	}
+	return rest, verdicts
+}
+
+// newest returns the ids of the newest traces. It looks at the last hour first and then at
+// ever longer ranges before, because most searches have enough in the last hour.
+func (r *Reader) newest(ctx context.Context, s Search) (ids []string, err error) {
+	end, step := s.End, time.Hour
+	seen := map[string]bool{}
+	for end.After(s.Start) && len(ids) < s.Limit {
+		start := later(s.Start, end.Truncate(time.Hour).Add(-step))
+		c := r.compiler(s.Range)
+		where, err := s.Where.sql(c)
+		if err != nil {
+			return nil, err
+		}
+		query := fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE (%s)%s GROUP BY trace_id ORDER BY max(start_time) DESC, trace_id LIMIT %d",
+			r.database, where, c.builder.within(Range{start, end}), s.Limit)
+		err = r.db.Query(ctx, query, func(scan func(...any) error) error {
+			var id string
+			if err := scan(&id); err != nil {
+				return err
+			}
+			if !seen[id] && len(ids) < s.Limit {
+				seen[id] = true
+				ids = append(ids, id)
+			}
+			return nil
+		}, c.args...)
+		if err != nil {
+			return nil, err
+		}
+		end, step = start, step*4
+	}
+	return ids, nil
+}
+
+func (r *Reader) compiler(within Range) *compiler {
+	return &compiler{builder: &builder{}, database: r.database, within: within.around(traceSpan)}
+}
+
+// traceSpan is how far the spans of a trace that was found are looked for around the range
+// of the search.
+const traceSpan = time.Hour
+
+// summaries describes traces, in the order of their ids.
+func (r *Reader) summaries(ctx context.Context, s Search, ids []string) ([]Summary, error) {
+	c := r.compiler(s.Range)
+	where, err := s.Where.sql(c)
+	if err != nil {
+		return nil, err
+	}
+	first := func(column string) string {
+		return fmt.Sprintf("groupArrayIf(%d)(%s, hit)", s.SpansPerTrace, column)
+	}
+	columns := []string{
+		"trace_id", "argMin(toString(service_name), (parent_span_id != '', start_time))", "argMin(toString(name), (parent_span_id != '', start_time))",
+		"toUnixTimestamp64Nano(min(start_time))", "max(toUnixTimestamp64Nano(end_time))", "count()", "countIf(status_code = 'error')",
+		"length(arrayFilter(p -> p != '' AND NOT has(groupArray(5000)(span_id), p), groupArray(5000)(parent_span_id)))",
+		"sumMap(map(toString(service_name), toUInt64(1)))", "sumMap(map(toString(service_name), toUInt64(status_code = 'error')))",
+		"countIf(hit)", first("span_id"), first("toString(service_name)"), first("toString(name)"), first("toUnixTimestamp64Nano(start_time)"), first("duration_ns"),
+	}
+	shown := make([][]string, len(s.Show))
+	for _, f := range s.Show {
+		columns = append(columns, first(f.value(c)))
+	}
+	known := c.arg(ids)
+	query := fmt.Sprintf("WITH (%s) AS hit SELECT %s FROM %s.spans WHERE trace_id IN %s%s GROUP BY trace_id",
+		where, strings.Join(columns, ", "), r.database, known, c.builder.within(s.Range.around(traceSpan)))
+	byID := make(map[string]Summary, len(ids))
+	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
+		var t Summary
+		var start, end int64
+		var spans, errs, orphans, matched uint64
+		var at struct {
+			ids, services, names []string
+			starts, durations    []int64
+		}
+		targets := []any{
+			&t.TraceID, &t.RootService, &t.RootName, &start, &end, &spans, &errs, &orphans, &t.Services, &t.ErrorsOf,
+			&matched, &at.ids, &at.services, &at.names, &at.starts, &at.durations,
+		}
+		for i := range shown {
+			shown[i] = nil
+			targets = append(targets, &shown[i])
+		}
+		if err := scan(targets...); err != nil {
+			return err
+		}
+		t.Start, t.End = time.Unix(0, start).UTC(), time.Unix(0, end).UTC()
+		t.Spans, t.Errors, t.Orphans, t.Matched = int(spans), int(errs), int(orphans), int(matched)
+		for i, id := range at.ids {
+			m := Hit{SpanID: id, Service: at.services[i], Name: at.names[i], Start: time.Unix(0, at.starts[i]).UTC(), Duration: time.Duration(at.durations[i])}
+			for j, f := range s.Show {
+				if v := shown[j][i]; v != "" {
+					if m.Shown == nil {
+						m.Shown = map[string]string{}
+					}
+					m.Shown[f.Name] = v
+				}
+			}
+			t.Matches = append(t.Matches, m)
+		}
+		byID[t.TraceID] = t
+		return nil
+	}, c.args...)
+	if err != nil {
+		return nil, err
+	}
+	var found []Summary
+	for _, id := range ids {
+		if t, ok := byID[id]; ok {
+			found = append(found, t)
+		}
+	}
+	return found, nil
+}
+
+// value returns SQL for the text of an attribute, "" where there is none.
+func (f Field) value(c *compiler) string {
+	key := c.arg(f.Name)
+	switch f.Scope {
+	case Resource:
+		return "resource_attributes[" + key + "]"
+	case AnyScope:
+		return fmt.Sprintf("if(mapContains(attributes, %s), attributes[%[1]s], resource_attributes[%[1]s])", key)
+	case Instrument:
+		return "scope_attributes[" + key + "]"
+	default:
+		return "attributes[" + key + "]"
+	}
+}
+
+// troubled is true for flow data that may show a bad network: wider than every verdict.
+const troubled = `retransmits + resets + timeouts + connect_failures + refused + gave_up + receive_window_limited_us + unread_bytes + accept_queue_full + query_failures + queries > 0
+	OR queue_us > 0 OR rtt_max_us > 2 * rtt_usual_us`
+
+// findVerdicts examines the network of the slowest traces that fulfil the other conditions
+// and whose addresses had trouble in that time.
+func (r *Reader) findVerdicts(ctx context.Context, s Search, verdicts []Compare) (found []Summary, partial bool, err error) {
+	c := r.compiler(s.Range)
+	where, err := s.Where.sql(c)
+	if err != nil {
+		return nil, false, err
+	}
+	if !fulfil(Clean, verdicts) {
+		flows := fmt.Sprintf("SELECT arrayJoin([ip, peer_ip, translated_peer_ip]) FROM %s.flows WHERE (%s)%s", r.database, troubled, c.withinOf("time", Range{s.Start, s.End.Add(11 * time.Minute)}))
+		where = fmt.Sprintf("(%s) AND (ip IN (%s) OR ip = toIPv6('::'))", where, flows)
+	}
+	query := fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s GROUP BY trace_id ORDER BY max(duration_ns) DESC, trace_id LIMIT %d",
+		r.database, where, c.builder.within(s.Range), r.cfg.MaxVerdicts)
+	var ids []string
+	if err := r.db.Query(ctx, query, func(scan func(...any) error) error {
+		var id string
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	}, c.args...); err != nil {
+		return nil, false, err
+	}
+	partial = len(ids) == r.cfg.MaxVerdicts
+	type hit struct{ span, verdict string }
+	hits := map[string][]hit{}
+	var matched []string
+	for _, id := range ids {
+		if len(matched) == s.Limit {
+			partial = true
+			break
+		}
+		network, err := r.Network(ctx, id)
+		if err != nil {
+			return nil, false, err
+		}
+		for span, n := range network {
+			if n.Verdict != "" && fulfil(n.Verdict, verdicts) {
+				hits[id] = append(hits[id], hit{span, n.Verdict})
+			}
+		}
+		if len(hits[id]) > 0 {
+			matched = append(matched, id)
+		}
+	}
+	if len(matched) == 0 {
+		return nil, partial, nil
+	}
+	spans := []string{}
+	for _, h := range hits {
+		for _, s := range h {
+			spans = append(spans, s.span)
+		}
+	}
+	s.Where = And{s.Where, oneOf(spans)}
+	found, err = r.summaries(ctx, s, matched)
+	if err != nil {
+		return nil, false, err
+	}
+	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
+	for i := range found {
+		for j := range found[i].Matches {
+			m := &found[i].Matches[j]
+			for _, h := range hits[found[i].TraceID] {
+				if h.span == m.SpanID {
+					m.Verdict = h.verdict
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
+	return found, partial, nil
+}
+
+// oneOf is true for spans with one of these ids.
+type oneOf []string
+
+func (o oneOf) sql(c *compiler) (string, error) { return "span_id IN " + c.arg([]string(o)), nil }
+
+func fulfil(verdict string, all []Compare) bool {
+	for _, e := range all {
+		var ok bool
+		switch e.Op {
+		case Equal:
+			ok = verdict == e.Value.Text
+		case NotEqual:
+			ok = verdict != e.Value.Text
+		case Match, NotMatch:
+			pattern, err := regexp.Compile("^(?:" + e.Value.Text + ")$")
+			ok = err == nil && pattern.MatchString(verdict) == (e.Op == Match)
+		default:
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
