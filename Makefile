@@ -36,8 +36,15 @@ demo: build engine ## run the WebStore through the whole pipeline and print the 
 demo-spring-boot: build engine ## run a Spring Boot shop with the Java agent through the whole pipeline (needs a JDK and Maven)
 	$(GO) run ./deploy/demo/spring-boot/runner
 
-run: build engine ## run everything in the foreground for your own use (data in .cache/standalone)
-	$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)
+# Ports of `make run`, as numbers on loopback or as host:port: GRPC, HTTP, OTLP_HTTP, QUERY_HTTP, QUERY_GRPC, KAFKA; numbers only: CLICKHOUSE, CLICKHOUSE_HTTP.
+loopback = $(if $(findstring :,$(1)),$(1),127.0.0.1:$(1))
+RUN_FLAGS = $(if $(GRPC),--grpc-listen $(call loopback,$(GRPC))) $(if $(HTTP),--http-listen $(call loopback,$(HTTP))) \
+	$(if $(OTLP_HTTP),--otlp-http-listen $(call loopback,$(OTLP_HTTP))) $(if $(KAFKA),--kafka-listen $(call loopback,$(KAFKA))) \
+	$(if $(QUERY_HTTP),--query-http-listen $(call loopback,$(QUERY_HTTP))) $(if $(QUERY_GRPC),--query-grpc-listen $(call loopback,$(QUERY_GRPC))) \
+	$(if $(CLICKHOUSE),--clickhouse-native-port $(CLICKHOUSE)) $(if $(CLICKHOUSE_HTTP),--clickhouse-http-port $(CLICKHOUSE_HTTP))
+
+run: build engine ## run everything in the foreground for your own use (data in .cache/standalone); GRPC=21035 CLICKHOUSE_HTTP=8124 ... choose ports, AGENT=1 adds an agent
+	$(if $(AGENT),deploy/trial/with-agent.sh $(BIN) $(DATA_DIR),$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)) $(RUN_FLAGS)
 
 kafka: ## fetch Apache Kafka for the tests that run against it (needs Maven and Java)
 	@deploy/kafka/fetch.sh .cache/kafka

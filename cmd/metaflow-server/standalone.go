@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,7 +58,8 @@ func newStandalone() *cobra.Command {
 this process and a ClickHouse in a child process. Use it for trials, development
 and small hosts; its data survives restarts and kill -9. Kafka syncs every write
 to disk before it acknowledges. A ClickHouse that ends is restarted, and the log
-has the reason. Everything listens on loopback by default. Port 0 picks a free
+has the reason; its own log, with the stack traces of failed queries, is the file
+clickhouse.log in the data directory. Everything listens on loopback by default. Port 0 picks a free
 port. If the default OTLP/HTTP port is in use, standalone runs without OTLP/HTTP.`,
 		Args: program.Args(cobra.NoArgs),
 	}
@@ -101,8 +103,12 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	}
 	engineOptions := chengine.Options{
 		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, Logger: log,
+		LogFile: filepath.Join(o.dataDir, engineLog),
 	}
 	engine, err := chengine.StartPersistently(ctx, engineOptions)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return taken("--clickhouse-native-port", o.nativePort)
+	}
 	if err != nil {
 		return err
 	}
@@ -114,6 +120,9 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		err = errors.Join(err, <-engineEnded)
 	}()
 	door, err := openEngineDoor(o.httpPort, engine.HTTPAddr())
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return taken("--clickhouse-http-port", o.httpPort)
+	}
 	if err != nil {
 		return fmt.Errorf("--clickhouse-http-port: %w", err)
 	}
@@ -169,6 +178,14 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	return g.Wait()
 }
 
+// engineLog is the file in the data directory with ClickHouse's own log.
+const engineLog = "clickhouse.log"
+
+// taken returns the error of a port of the embedded ClickHouse that is in use.
+func taken(flag string, port int) error {
+	return fmt.Errorf("%s: another program uses the port 127.0.0.1:%d; choose another one", flag, port)
+}
+
 // becomesReady waits until check succeeds. It returns false if ctx ends first.
 func becomesReady(ctx context.Context, check func(context.Context) error) bool {
 	const interval = 50 * time.Millisecond
@@ -191,12 +208,13 @@ func (o *standalone) announce(at addresses, out io.Writer) error {
   Kafka              %s
   ClickHouse native  %s
   ClickHouse HTTP    %s
-  data               %s
+  data               %s   (ClickHouse's own log is %s there)
 
+Queries in a browser: http://%s/play
 Try:  curl -s http://%s/ --data-binary \
   "SELECT service_name, name, count() AS spans, round(quantile(0.99)(duration_ns) / 1e6, 2) AS p99_ms FROM metaflow.spans GROUP BY ALL ORDER BY spans DESC LIMIT 10 FORMAT PrettyCompact"
 Stop with Ctrl-C.
-`, scheme, at.QueryHTTP, at.GRPC, cmp.Or(at.OTLPHTTP, "none"), at.HTTP, at.QueryHTTP, at.QueryGRPC, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, at.ClickHouseHTTP)
+`, scheme, at.QueryHTTP, at.GRPC, cmp.Or(at.OTLPHTTP, "none"), at.HTTP, at.QueryHTTP, at.QueryGRPC, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP, o.dataDir, engineLog, at.ClickHouseHTTP, at.ClickHouseHTTP)
 	if o.readyFile == "" {
 		return nil
 	}

@@ -71,27 +71,31 @@ type control struct {
 // run keeps a stream open until ctx ends.
 func (c *control) run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		err := c.awaitServer(ctx)
-		begun := time.Now()
-		if err == nil {
-			err = c.session(ctx)
-		}
-		c.metrics.controlled.Set(0)
-		if ctx.Err() != nil {
-			break
-		}
-		delay := controlDelay
-		switch {
-		case time.Since(begun) > steady: // servers end old streams, to rebalance them
-			delay = againDelay
-			c.link.ended()
-			c.log.InfoContext(ctx, "control stream ended, opening another one", slog.Any("cause", err))
-		default:
-			c.link.lost(ctx, fmt.Errorf("control stream: %w", upstream.Reply(err)))
-		}
+		delay := c.attempt(ctx)
 		_ = retry.Sleep(ctx, time.Duration(rand.Int64N(int64(delay)))) //nolint:gosec // jitter, not security
 	}
 	return nil
+}
+
+// attempt opens a stream and serves it to its end. It returns the longest pause
+// before the next one.
+func (c *control) attempt(ctx context.Context) (delay time.Duration) {
+	err := c.awaitServer(ctx)
+	begun := time.Now()
+	if err == nil {
+		err = c.session(ctx)
+	}
+	c.metrics.controlled.Set(0)
+	switch {
+	case ctx.Err() != nil:
+	case time.Since(begun) > steady: // servers end old streams, to rebalance them
+		c.link.ended()
+		c.log.InfoContext(ctx, "control stream ended, opening another one", slog.Any("cause", err))
+		return againDelay
+	default:
+		c.link.lost(ctx, fmt.Errorf("control stream: %w", upstream.Reply(err)))
+	}
+	return controlDelay
 }
 
 // awaitServer blocks until a connection is up, and says why there is none.

@@ -84,7 +84,7 @@ func startOnce(ctx context.Context, p program, o Options) (*Engine, error) {
 		cmd:    cmd,
 		at:     at,
 		server: p.binary != "",
-		output: &output{log: o.Logger},
+		output: &output{log: o.Logger, name: o.LogFile},
 		done:   make(chan struct{}),
 	}
 	cmd.ExtraFiles = []*os.File{lock}
@@ -92,6 +92,9 @@ func startOnce(ctx context.Context, p program, o Options) (*Engine, error) {
 	cmd.SysProcAttr = childAttributes()
 	cmd.WaitDelay = time.Second // a grandchild that kept the pipe must not delay the end
 	if e.stdin, err = cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	if err := e.output.open(); err != nil {
 		return nil, err
 	}
 	started := make(chan error)
@@ -120,6 +123,7 @@ func (e *Engine) supervise(started chan<- error) {
 	}
 	started <- err
 	if err != nil {
+		e.output.flush()
 		return
 	}
 	err = e.cmd.Wait()
@@ -134,8 +138,11 @@ func (e *Engine) death(wait error) error {
 	if wait != nil {
 		cause = wait.Error()
 	}
-	if tail := e.output.tail(); tail != "" {
-		cause += ": " + tail
+	if last := e.output.cause(); last != "" {
+		cause += ": " + last
+	}
+	if e.output.name != "" {
+		cause += " (its log is " + e.output.name + ")"
 	}
 	return fmt.Errorf("%w: %s", errEnded, cause)
 }
@@ -233,12 +240,22 @@ func (e *Engine) kill() {
 
 func addr(port int) string { return net.JoinHostPort(listenHost, strconv.Itoa(port)) }
 
-// choosePorts replaces zeros by currently free ports. It holds both at once, so that they
+// choosePorts replaces zeros by currently free ports and checks the others. It holds both at once, so that they
 // differ.
 func choosePorts(o Options) (ports, error) {
 	at := ports{native: o.NativePort, http: o.HTTPPort}
 	for _, port := range []*int{&at.native, &at.http} {
-		if *port != 0 {
+		if *port != 0 { // the engine's own words for a port in use are two stack traces
+			l, err := net.Listen("tcp", addr(*port))
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return ports{}, fmt.Errorf("another program uses the port %s: %w", addr(*port), err)
+			}
+			if err == nil {
+				err = l.Close()
+			}
+			if err != nil {
+				return ports{}, err
+			}
 			continue
 		}
 		l, err := net.Listen("tcp", addr(0))

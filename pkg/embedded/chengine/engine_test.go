@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // parentVariable turns the test binary into a program that starts an engine in the named
@@ -223,9 +225,9 @@ func TestStartErrors(t *testing.T) {
 		"library is absent":                   {chengine.Options{Library: "/absent/libchdb.so"}, "make engine"},
 		"library is a directory":              {chengine.Options{Library: t.TempDir()}, "is not a file"},
 		"library is something else":           {chengine.Options{Library: notALibrary}, "load engine library"},
-		"native port is taken by a stranger":  {chengine.Options{NativePort: takenPort}, "Address already in use"},
-		"http port is taken by an engine":     {chengine.Options{HTTPPort: port(t, other.HTTPAddr())}, "Address already in use"},
-		"both ports are taken by an engine":   {chengine.Options{NativePort: port(t, other.NativeAddr()), HTTPPort: port(t, other.HTTPAddr())}, "Address already in use"},
+		"native port is taken by a stranger":  {chengine.Options{NativePort: takenPort}, "another program uses the port"},
+		"http port is taken by an engine":     {chengine.Options{HTTPPort: port(t, other.HTTPAddr())}, "another program uses the port"},
+		"both ports are taken by an engine":   {chengine.Options{NativePort: port(t, other.NativeAddr()), HTTPPort: port(t, other.HTTPAddr())}, "another program uses the port"},
 		"ports are equal":                     {chengine.Options{NativePort: 7, HTTPPort: 7}, "http port: 7 is the native port"},
 		"port is out of range":                {chengine.Options{NativePort: 70000}, "native port: 70000 is not a port"},
 		"data directory is used by an engine": {chengine.Options{DataDir: usedDir}, "is used by another engine"},
@@ -255,4 +257,40 @@ func port(t *testing.T, addr string) int {
 		t.Fatal(err)
 	}
 	return a.Port
+}
+
+// A query that fails leaves its stack trace in the log file and not on the terminal.
+func TestFailedQueriesGoToTheLogFile(t *testing.T) {
+	var terminal lockedText
+	name := filepath.Join(t.TempDir(), "clickhouse.log")
+	e := chtest.Start(t, chengine.Options{DataDir: t.TempDir(), LogFile: name, Logger: slog.New(slog.NewTextHandler(&terminal, nil))})
+	conn := chtest.Open(t, e)
+	if err := conn.Exec(t.Context(), "SELECT no_such_column FROM no_such_table"); err == nil {
+		t.Fatal("the query succeeded")
+	}
+	wait.Until(t, "the log file has the failed query", func() bool {
+		text, err := os.ReadFile(name)
+		return err == nil && strings.Contains(string(text), "no_such_table")
+	})
+	if text := terminal.String(); text != "" {
+		t.Errorf("the terminal shows\n%s", text)
+	}
+}
+
+// lockedText is written and read by several goroutines.
+type lockedText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

@@ -31,7 +31,11 @@ type Options struct {
 	// ExtraConfig is XML that is inserted into the server's configuration unchanged, such
 	// as <remote_servers> and <macros>.
 	ExtraConfig string
-	// Logger receives the server's standard error. Nil discards.
+	// LogFile receives the server's standard error, stack traces of failed queries
+	// included. It is created if missing; at 16 MiB it is renamed to LogFile.old. If
+	// empty, Logger receives it.
+	LogFile string
+	// Logger receives restarts and their causes. Nil discards.
 	Logger *slog.Logger
 }
 

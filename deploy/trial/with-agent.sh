@@ -1,0 +1,67 @@
+#!/bin/sh
+# Runs a standalone server and an agent beside it in the foreground, until Ctrl-C:
+#
+#   deploy/trial/with-agent.sh BIN DATA_DIR [FLAGS of standalone]
+#
+# The agent receives OTLP/HTTP at port AGENT_PORT (38086) of this host and watches its TCP connections, as far as the
+# privileges of this user go. AGENT_HTTP (127.0.0.1:38087) has its /ready and /metrics.
+set -eu
+
+[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+bin=$1
+data=$2
+shift 2
+port=${AGENT_PORT:-38086}
+http=${AGENT_HTTP:-127.0.0.1:38087}
+
+mkdir -p "$data"
+ready=$data/addresses.json
+rm -f "$ready"
+server=
+agent=
+stop() { # the agent first, so that the server takes what it has
+	trap '' INT TERM
+	for child in $agent $server; do
+		kill "$child" 2>/dev/null || true
+		wait "$child" || true
+	done
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+"$bin/metaflow-server" standalone --data-dir "$data" --ready-file "$ready" "$@" &
+server=$!
+until [ -s "$ready" ]; do
+	if ! kill -0 "$server" 2>/dev/null; then
+		status=0
+		wait "$server" || status=$?
+		server=
+		exit "$status"
+	fi
+	sleep 0.2
+done
+# address prints an address of the server.
+address() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$ready"; }
+
+api=$(address http)
+"$bin/metaflow-ctl" -i "${api%:*}" --api-port "${api##*:}" agent-group-config update default -f - <<EOF
+inputs:
+  integration:
+    enabled: true
+    listen_port: $port
+  flow:
+    enabled: true
+EOF
+"$bin/metaflow-agent" run --server "$(address grpc)" --spool-dir "$data/agent" --http-listen "$http" &
+agent=$!
+echo "
+An agent runs beside the server:
+  OTLP/HTTP          127.0.0.1:$port   (/v1/traces)
+  HTTP               $http   (/ready, /metrics)"
+
+# Ends with the first of the two.
+while kill -0 "$server" 2>/dev/null && kill -0 "$agent" 2>/dev/null; do
+	sleep 0.5
+done
+exit 1

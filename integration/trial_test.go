@@ -1,0 +1,101 @@
+package integration
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
+)
+
+// The trial of README: a server and an agent beside it in the foreground. Spans
+// that a local program sends to the agent have an address of the host, and a stop
+// leaves no process behind.
+func TestTrialWithAgent(t *testing.T) {
+	script, err := filepath.Rel(binaries, filepath.Join(repository(t), "deploy/trial/with-agent.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, port, ops := t.TempDir(), ports.Free(t), "127.0.0.1:"+strconv.Itoa(ports.Free(t))
+	t.Setenv("AGENT_PORT", strconv.Itoa(port))
+	t.Setenv("AGENT_HTTP", ops)
+	p := startProgram(t, script, binaries, data, "--grpc-listen", "127.0.0.1:0", "--otlp-http-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
+		"--query-http-listen", "127.0.0.1:0", "--query-grpc-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0", "--clickhouse-native-port", "0", "--clickhouse-http-port", "0")
+	defer p.terminate()
+	p.eventually(2*time.Minute, func() error {
+		code, body, err := get("http://" + ops + "/ready")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("/ready: %d %s", code, body)
+		}
+		return err
+	})
+	endpoint := "127.0.0.1:" + strconv.Itoa(port)
+	p.eventually(time.Minute, func() error {
+		conn, err := net.DialTimeout("tcp", endpoint, time.Second)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
+	exporter, err := otlptracehttp.New(t.Context(), otlptracehttp.WithEndpoint(endpoint), otlptracehttp.WithInsecure())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sendOver(t, exporter)
+	text, err := os.ReadFile(filepath.Join(data, "addresses.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, native, _ := strings.Cut(string(text), `"clickhouse_native":"`)
+	native, _, _ = strings.Cut(native, `"`)
+	conn := open(t, native)
+	p.eventually(time.Minute, exactly(conn, 2))
+	var ip string
+	if err := conn.QueryRow(t.Context(), "SELECT toString(any(ip)) FROM metaflow.spans").Scan(&ip); err != nil || ip == "::" || strings.Contains(ip, "127.0.0.1") {
+		t.Errorf("the spans have the address %q, %v", ip, err)
+	}
+	if code := p.terminate(); code != 143 {
+		t.Errorf("exit status %d after SIGTERM", code)
+	}
+	for _, addr := range []string{endpoint, native} {
+		if conn, err := net.DialTimeout("tcp", addr, time.Second); err == nil {
+			_ = conn.Close()
+			t.Errorf("something still listens on %s", addr)
+		}
+	}
+}
+
+// A port in use is one line that names the flag, and no stack trace.
+func TestStandalonePortInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := strconv.Itoa(taken.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // a TCP listener has no other
+	for _, flag := range []string{"--clickhouse-native-port", "--clickhouse-http-port"} {
+		other := "--clickhouse-http-port"
+		if flag == other {
+			other = "--clickhouse-native-port"
+		}
+		p := start(t, "standalone", "--data-dir", t.TempDir(), "--kafka-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0",
+			"--http-listen", "127.0.0.1:0", "--otlp-http-listen", "127.0.0.1:0", "--query-http-listen", "127.0.0.1:0", "--query-grpc-listen", "127.0.0.1:0", flag, port, other, "0")
+		select {
+		case <-p.done:
+		case <-time.After(2 * time.Minute):
+			t.Fatalf("%s: it runs", flag)
+		}
+		want := fmt.Sprintf("metaflow-server: %s: another program uses the port 127.0.0.1:%s; choose another one\n", flag, port)
+		if got := p.output.String(); got != want {
+			t.Errorf("output %q, want %q", got, want)
+		}
+	}
+}
