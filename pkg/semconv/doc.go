@@ -83,8 +83,10 @@
 //	method            http.request.method, http.method; for _OTHER
 //	                  http.request.method_original when it is a short word
 //	endpoint          http.route, url.template; else the path in a span name that
-//	                  reads "METHOD /path"; else the path of url.path, http.target,
-//	                  url.full, http.url
+//	                  reads "METHOD /path", unless that is the requested
+//	                  path with digits in it; else a guess from the path of
+//	                  url.path, http.target, url.full, http.url: its first word with
+//	                  /api and /vN before it, and /* for the rest; none after a 404
 //	response_code     http.response.status_code, http.status_code (0 means none)
 //
 //	FaaS              (FaaS spans, 1.4 and later)

@@ -49,7 +49,7 @@ func (s *Span) httpStatus() []byte {
 
 // httpEndpoint prefers low-cardinality attributes: the route, the template, then the
 // name, which should have low cardinality by the specification and which old
-// instrumentations built from method and route.
+// instrumentations built from method and route. Else it guesses.
 func (s *Span) httpEndpoint(name []byte) []byte {
 	if route := s.attributes.values[keyHTTPRoute]; route != nil {
 		return route
@@ -57,10 +57,84 @@ func (s *Span) httpEndpoint(name []byte) []byte {
 	if template := s.attributes.values[keyURLTemplate]; template != nil {
 		return templatePath(template)
 	}
-	if path := s.pathOfName(name); path != nil {
+	if path := s.pathOfName(name); path != nil && !s.isRequested(path) {
 		return path
 	}
-	return s.httpPath()
+	return s.guessEndpoint()
+}
+
+// isRequested reports whether a path in a span's name is the requested path with its ids,
+// and not the route that it should be.
+func (s *Span) isRequested(path []byte) bool {
+	return bytes.ContainsAny(path[1:], "0123456789%") && bytes.Equal(path, s.httpPath())
+}
+
+// guessEndpoint makes a name of the requested path, which has the ids of the request in it
+// and would make a value of every one. It keeps what begins most routes: prefixes such as
+// /api and /v2, then one word, and writes "*" for the rest: /api/v2/orders/*. A path that
+// was not found names nothing.
+func (s *Span) guessEndpoint() []byte {
+	path := s.httpPath()
+	if len(path) < 2 || string(s.httpStatus()) == "404" {
+		if string(path) == "/" {
+			return path
+		}
+		return nil
+	}
+	end := 0
+	for rest := path; len(rest) > 1 && rest[0] == '/'; rest = path[end:] {
+		segment := rest[1:]
+		if i := bytes.IndexByte(segment, '/'); i >= 0 {
+			segment = segment[:i]
+		}
+		prefix := isPrefix(segment)
+		if prefix || isRouteWord(segment) {
+			end += 1 + len(segment)
+		}
+		if !prefix {
+			break
+		}
+	}
+	if end == len(path) {
+		return path
+	}
+	return s.join(path[:end], '/', guessedRest)
+}
+
+// guessedRest stands for the segments that a guess leaves out.
+var guessedRest = []byte("*")
+
+// isPrefix recognizes segments before the first word of a route: api, v1, v12.
+func isPrefix(segment []byte) bool {
+	if string(segment) == "api" {
+		return true
+	}
+	if len(segment) < 2 || len(segment) > 3 || segment[0] != 'v' {
+		return false
+	}
+	for _, c := range segment[1:] {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// isRouteWord recognizes words that people write into routes: short, and without the
+// digits and escapes of ids.
+func isRouteWord(segment []byte) bool {
+	const longest = 32
+	if len(segment) == 0 || len(segment) > longest {
+		return false
+	}
+	for _, c := range segment {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '-', c == '_', c == '.':
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // pathOfName returns the path in a name that reads "METHOD /path", nil where
