@@ -255,7 +255,7 @@ func (s *sink) watched(t *testing.T, from, to *host) {
 	closed := netip.AddrPortFrom(to.address, 9)
 	_, before := s.sum(func(r *flow.Row) bool { return r.Namespace == from.ns.Inode && r.Peer == closed })
 	wait.Until(t, "namespace is watched", func() bool {
-		if _, err := from.dial(closed, time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := from.dial(closed, wait.Patience); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatalf("dial of a closed port = %v", err)
 		}
 		_, n := s.sum(func(r *flow.Row) bool { return r.Namespace == from.ns.Inode && r.Peer == closed })

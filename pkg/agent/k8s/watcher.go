@@ -41,7 +41,7 @@ type Options struct {
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	// Lease holds the timing of the leader election. The zero value means one
-	// request per node every 30 seconds, and a lease of two minutes.
+	// request per node every seven seconds or more, and a new leader within twenty.
 	Lease Timing
 }
 
