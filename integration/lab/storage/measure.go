@@ -83,7 +83,11 @@ func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
 	}
 	var used []time.Duration
 	for block := range l.blocks() {
-		sql := fmt.Sprintf("SELECT %s FROM stage WHERE block = %d FORMAT Native", v.sources(), block)
+		sql := fmt.Sprintf("SELECT %s FROM stage WHERE block = %d", v.sources(), block)
+		if l.sorted {
+			sql += " ORDER BY " + v.order
+		}
+		sql += " FORMAT Native"
 		data, err := l.do(ctx, sql, nil, "compress=1", "prefer_column_name_to_alias=1", "max_block_size="+strconv.Itoa(l.block))
 		if err != nil {
 			return 0, err
