@@ -101,6 +101,7 @@ var matrix = map[string]struct {
 	"second":     {},
 	"roles":      {},
 	"agents":     {},
+	"apart":      {secrets: map[string][]string{"tokens": {"groups.txt", "read.txt", "otlp.txt"}, "ingress-tls": {"tls.crt", "tls.key"}}},
 }
 
 func (r release) fromMatrix(t *testing.T, name string) release {
@@ -271,6 +272,9 @@ func TestChartRejects(t *testing.T) {
 		"fewer replicas at most than at least": {"server: {autoscaling: {enabled: true, minReplicas: 9}}", []string{"server.autoscaling.minReplicas"}},
 		"an address without a port":            {"server: {config: {grpc: {listen: 0.0.0.0}}}", []string{"/server/config/grpc/listen", "0.0.0.0"}},
 		"a login without a password":           {"{kafka: {enabled: false}, server: {config: {kafka: {brokers: ['k:9092'], sasl: {mechanism: scram-sha-512, username: u}}}}}", []string{"server.credentials.kafkaPassword: required"}},
+		"roles twice":                          {"server: {config: {roles: [gateway]}, writers: {enabled: true}}", []string{"server.config.roles: server.writers.enabled"}},
+		"keda without writers":                 {"server: {writers: {keda: {enabled: true}}}", []string{"server.writers.keda.enabled: needs"}},
+		"an ingress without OTLP/HTTP":         {"server: {ingress: {enabled: true, hosts: [a]}}", []string{"server.ingress.port: is otlp-http"}},
 		"a name that is too long":              {"fullnameOverride: a123456789-123456789-123456789-123456789-1", []string{"/fullnameOverride"}},
 	}
 	for name, tc := range tests {

@@ -28,7 +28,7 @@ var configs = map[string]struct {
 // words are the keys whose value is one of a few words. TestWords checks them
 // against the programs.
 var words = map[string][]string{
-	"roles":                  {"gateway", "writer", "control"},
+	"roles":                  {"gateway", "writer", "control", "query"},
 	"kafka.compression":      {"none", "gzip", "snappy", "lz4", "zstd"},
 	"kafka.sasl.mechanism":   {"", "plain", "scram-sha-256", "scram-sha-512"},
 	"clickhouse.compression": {"none", "lz4", "zstd"},

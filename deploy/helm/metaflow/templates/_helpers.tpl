@@ -51,11 +51,34 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{/* (list . .Values.server.image) */}}
 {{- define "metaflow.image" -}}
 {{- $top := index . 0 -}}{{- $image := index . 1 -}}
+{{- $repository := $image.repository -}}
+{{- with $top.Values.imageRegistry -}}{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository -}}{{- end -}}
 {{- if $image.digest -}}
-{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $image.repository (default $top.Chart.AppVersion $image.tag) -}}
+{{- printf "%s:%s" $repository (default $top.Chart.AppVersion $image.tag) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Names of the service accounts. */}}
+{{- define "metaflow.server.account" -}}
+{{- .Values.server.serviceAccount.name | default (ternary (printf "%s-server" (include "metaflow.fullname" .)) "default" .Values.server.serviceAccount.create) -}}
+{{- end -}}
+{{- define "metaflow.agent.account" -}}
+{{- .Values.agent.serviceAccount.name | default (ternary (printf "%s-agent" (include "metaflow.fullname" .)) "default" .Values.agent.serviceAccount.create) -}}
+{{- end -}}
+
+{{/* Keys of the server's configuration that name token files, by the value in server.tokenFiles. */}}
+{{- define "metaflow.server.tokenFiles" -}}
+{{- $config := dict -}}
+{{- $keys := dict "control" (list "control" "token_file") "read" (list "control" "read_tokens_file") "agents" (list "control" "agent_tokens_file")
+      "groups" (list "control" "group_tokens_file") "otlp" (list "gateway" "bearer_tokens_file") -}}
+{{- range $name, $path := $keys -}}
+{{- with index $.Values.server.tokenFiles $name -}}
+{{- $config = mergeOverwrite $config (dict (index $path 0) (dict (index $path 1) (printf "/etc/metaflow/tokens/%s" .))) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $config -}}
 {{- end -}}
 
 {{/* The port of host:port. */}}
@@ -74,25 +97,26 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if dig "http" "tls" "cert_file" "" . }}HTTPS{{ else }}HTTP{{ end -}}
 {{- end -}}
 
-{{/* What a server's readiness depends on, by the roles in its configuration. */}}
+{{/* What a server's readiness depends on, by its roles. */}}
 {{- define "metaflow.server.readyPath" -}}
-{{- $roles := dig "roles" (list "gateway") . -}}
+{{- $roles := . -}}
 /ready?check=kafka&check=access{{ if or (has "gateway" $roles) (has "control" $roles) }}&check=port{{ end }}
 {{- end -}}
 
 {{/*
-The server's affinity: server.affinity and, unless it has podAntiAffinity, a preference for zones without a replica. Nodes
+(list . component): the server's affinity: server.affinity and, unless it has podAntiAffinity, a preference for zones without a replica. Nodes
 without the label of a zone are neither preferred nor avoided.
 */}}
 {{- define "metaflow.server.affinity" -}}
+{{- $top := index . 0 -}}{{- $selector := include "metaflow.selector" . | fromYaml -}}
 {{- $zones := dict -}}
-{{- with .Values.server.topologySpread -}}
+{{- with $top.Values.server.topologySpread -}}
 {{- if and .enabled (eq .whenUnsatisfiable "ScheduleAnyway") -}}
-{{- $term := dict "topologyKey" "topology.kubernetes.io/zone" "labelSelector" (dict "matchLabels" (include "metaflow.selector" (list $ "server") | fromYaml)) -}}
+{{- $term := dict "topologyKey" "topology.kubernetes.io/zone" "labelSelector" (dict "matchLabels" $selector) -}}
 {{- $zones = dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term))) -}}
 {{- end -}}
 {{- end -}}
-{{- toYaml (merge (deepCopy .Values.server.affinity) (ternary dict $zones (hasKey .Values.server.affinity "podAntiAffinity"))) -}}
+{{- toYaml (merge (deepCopy $top.Values.server.affinity) (ternary dict $zones (hasKey $top.Values.server.affinity "podAntiAffinity"))) -}}
 {{- end -}}
 
 {{/* The server's configuration: the chart's, overridden by server.config. */}}
@@ -131,6 +155,9 @@ without the label of a zone are neither preferred nor avoided.
 {{- if not .Values.server.tls.http.secretName -}}
 {{- $config = mergeOverwrite $config (dict "http" (dict "insecure" true)) -}}
 {{- end -}}
+{{- end -}}
+{{- if .Values.server.tokenFiles.existingSecret -}}
+{{- $config = mergeOverwrite $config (include "metaflow.server.tokenFiles" . | fromYaml) -}}
 {{- end -}}
 {{- range $section := list "kafka" "clickhouse" -}}
 {{- with index $.Values.server.tls $section -}}
@@ -257,6 +284,15 @@ key_file: {{ $dir }}/tls.key
     defaultMode: 0440
 {{- end }}
 {{- end }}
+{{- with .Values.server.tokenFiles.existingSecret }}
+- name: tokens
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.server.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "metaflow.server.volumeMounts" -}}
@@ -271,23 +307,14 @@ key_file: {{ $dir }}/tls.key
   readOnly: true
 {{- end }}
 {{- end }}
-{{- end -}}
-
-{{/* As the Pod Security Standard "restricted" requires. */}}
-{{- define "metaflow.restrictedPod" -}}
-runAsNonRoot: true
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile:
-  type: RuntimeDefault
-{{- end -}}
-
-{{- define "metaflow.restrictedContainer" -}}
-allowPrivilegeEscalation: false
-capabilities:
-  drop: [ALL]
+{{- if .Values.server.tokenFiles.existingSecret }}
+- name: tokens
+  mountPath: /etc/metaflow/tokens
+  readOnly: true
+{{- end }}
+{{- with .Values.server.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* The claim "data" of a StatefulSet, or an emptyDir: (list . persistence). */}}
@@ -348,6 +375,15 @@ priorityClassName: {{ . }}
 {{/* Contradictions that the schema cannot express. */}}
 {{- define "metaflow.check" -}}
 {{- $v := .Values -}}
+{{- if and $v.server.writers.enabled (hasKey $v.server.config "roles") -}}
+{{- fail "server.config.roles: server.writers.enabled chooses the roles; set only one of them" -}}
+{{- end -}}
+{{- if and $v.server.writers.keda.enabled (not $v.server.writers.enabled) -}}
+{{- fail "server.writers.keda.enabled: needs server.writers.enabled" -}}
+{{- end -}}
+{{- if and $v.server.ingress.enabled (not (dig "gateway" "http_listen" "" $v.server.config)) (eq $v.server.ingress.port "otlp-http") -}}
+{{- fail "server.ingress.port: is otlp-http, which needs server.config.gateway.http_listen, for example 0.0.0.0:4318" -}}
+{{- end -}}
 {{- if and $v.agent.enabled $v.agent.flow.enabled (not $v.agent.hostNetwork) -}}
 {{- fail "agent.hostNetwork: flow data needs the node's network; set it to true, or agent.flow.enabled to false" -}}
 {{- end -}}

@@ -1,0 +1,184 @@
+package deploytest
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// document is an object of any kind.
+type document struct {
+	APIVersion, Kind string
+	Metadata         struct {
+		Name, Namespace string
+		Labels          map[string]string
+	}
+	Spec map[string]any
+	Data map[string]string
+}
+
+// documents renders a release whose objects may be of kinds that Kubernetes itself does
+// not have.
+func (r release) documents(t *testing.T) []document {
+	t.Helper()
+	manifest, _, err := r.render(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []document
+	for _, text := range strings.Split("\n"+manifest, "\n---") {
+		var d document
+		if err := yaml.Unmarshal([]byte(text), &d); err != nil {
+			t.Fatalf("%v in\n%s", err, text)
+		}
+		if d.Kind != "" {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+func (r release) document(t *testing.T, kind, name string) document {
+	t.Helper()
+	for _, d := range r.documents(t) {
+		if d.Kind == kind && d.Metadata.Name == name {
+			return d
+		}
+	}
+	t.Fatalf("there is no %s %s", kind, name)
+	return document{}
+}
+
+// Writers of a release run and scale apart from its gateways, with the same configuration.
+func TestWritersApart(t *testing.T) {
+	o := release{}.fromMatrix(t, "apart").objects(t)
+	for name, want := range map[string]struct {
+		roles, probe string
+		replicas     int32
+	}{
+		"metaflow-server": {"gateway,control,query", "/ready?check=kafka&check=access&check=port", 3},
+		"metaflow-writer": {"writer", "/ready?check=kafka&check=access", 4},
+	} {
+		w, c := workloadOf(t, o, name)
+		if got := o.environment(w, c)["METAFLOW_ROLES"]; got != want.roles || w.replicas != want.replicas {
+			t.Errorf("%s: %d replicas of %q", name, w.replicas, got)
+		}
+		if got := c.ReadinessProbe.HTTPGet.Path; got != want.probe || c.ReadinessProbe.FailureThreshold != 5 {
+			t.Errorf("%s: probe %s, %d failures", name, got, c.ReadinessProbe.FailureThreshold)
+		}
+	}
+}
+
+// KEDA scales the writers by the lag of both topics.
+func TestScaledObject(t *testing.T) {
+	d := release{values: `server:
+  config: {writer: {group: mine}}
+  writers:
+    enabled: true
+    keda: {enabled: true, maxReplicas: 12, authenticationRef: login, metadata: {tls: enable}}
+`}.document(t, "ScaledObject", "metaflow-writer")
+	text, err := json.Marshal(d.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"kind":"StatefulSet","name":"metaflow-writer"`, `"maxReplicaCount":12`, `"consumerGroup":"mine"`, `"consumerGroup":"metaflow-flow-writer"`,
+		`"topic":"metaflow.spans"`, `"topic":"metaflow.flows"`, `"bootstrapServers":"metaflow-kafka.observability.svc:9092"`, `"tls":"enable"`, `"name":"login"`,
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the ScaledObject lacks %s: %s", want, text)
+		}
+	}
+	scaled := release{values: "server: {writers: {enabled: true, keda: {enabled: true}}}"}.document(t, "StatefulSet", "metaflow-writer")
+	if n, ok := scaled.Spec["replicas"]; ok {
+		t.Errorf("the StatefulSet sets %v replicas, which KEDA owns", n)
+	}
+}
+
+func TestGRPCRoute(t *testing.T) {
+	d := release{values: "server: {grpcRoute: {enabled: true, parentRefs: [{name: public}], hostnames: [otlp.example.com]}}"}.document(t, "GRPCRoute", "metaflow-server")
+	text, err := json.Marshal(d.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"hostnames":["otlp.example.com"],"parentRefs":[{"name":"public"}],"rules":[{"backendRefs":[{"name":"metaflow-server","port":20035}]}]}`; string(text) != want {
+		t.Errorf("route %s, want %s", text, want)
+	}
+}
+
+// The ConfigMaps for Grafana's sidecar hold the dashboards as they are.
+func TestGrafanaDashboards(t *testing.T) {
+	files, err := filepath.Glob("../grafana/dashboards/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d dashboards, %v", len(files), err)
+	}
+	r := release{values: "grafanaDashboards: {enabled: true, namespace: grafana}"}
+	for _, f := range files {
+		d := r.document(t, "ConfigMap", "metaflow-dashboard-"+strings.TrimSuffix(filepath.Base(f), ".json"))
+		if strings.TrimSpace(d.Data[filepath.Base(f)]) != strings.TrimSpace(read(t, f)) {
+			t.Errorf("%s differs", f)
+		}
+		if d.Metadata.Labels["grafana_dashboard"] != "1" || d.Metadata.Namespace != "grafana" {
+			t.Errorf("%s: %+v", f, d.Metadata)
+		}
+	}
+}
+
+// What other charts let one change, can be changed here.
+func TestChartHatches(t *testing.T) {
+	o := release{}.fromMatrix(t, "apart").objects(t)
+	pod := o.template("metaflow-server").Spec
+	if c := pod.SecurityContext; c.RunAsUser != nil || c.RunAsGroup != nil || c.FSGroup != nil || c.RunAsNonRoot == nil || !*c.RunAsNonRoot {
+		t.Errorf("security context %+v, want one without ids", c)
+	}
+	names := func(pod core.PodSpec) (all []string) {
+		for _, c := range pod.Containers {
+			all = append(all, c.Name+" "+c.Image)
+		}
+		return all
+	}
+	if got := names(pod); len(got) != 2 || !strings.HasPrefix(got[0], "server registry.example.com/mirror/metaflowys/") || got[1] != "sidecar proxy:1" {
+		t.Errorf("containers %v", got)
+	}
+	agent := o.template("metaflow-agent").Spec
+	if c := agent.Containers[0].SecurityContext; *c.ReadOnlyRootFilesystem || len(c.Capabilities.Add) != 5 || agent.ServiceAccountName != "eyes" || len(agent.Containers) != 2 {
+		t.Errorf("the agent's security context is %+v, its account %s", c, agent.ServiceAccountName)
+	}
+	account, ok := find[*core.ServiceAccount](o, "observability", "metaflow-server")
+	if !ok || account.Annotations["example.com/role"] != "metaflow" {
+		t.Errorf("account %+v", account)
+	}
+	without := release{values: "{rbac: {create: false}, server: {serviceAccount: {create: false}}, agent: {serviceAccount: {create: false, name: mine}}}"}.objects(t)
+	each(without, func(r *rbac.ClusterRole) { t.Errorf("a role %s exists", r.Name) })
+	each(without, func(a *core.ServiceAccount) { t.Errorf("an account %s exists", a.Name) })
+	if got := []string{without.template("metaflow-server").Spec.ServiceAccountName, without.template("metaflow-agent").Spec.ServiceAccountName}; !slices.Equal(got, []string{"default", "mine"}) {
+		t.Errorf("accounts %v", got)
+	}
+}
+
+// Token files are mounted as a directory, which follows changes of the Secret, and named
+// in the configuration.
+func TestTokenFiles(t *testing.T) {
+	o := release{}.fromMatrix(t, "apart").objects(t)
+	text := o.configMap("metaflow-server")["metaflow-server.yaml"]
+	for _, want := range []string{"group_tokens_file: /etc/metaflow/tokens/groups.txt", "read_tokens_file: /etc/metaflow/tokens/read.txt", "bearer_tokens_file: /etc/metaflow/tokens/otlp.txt"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the configuration lacks %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, " agent_tokens_file") {
+		t.Errorf("the configuration names a file that was not given:\n%s", text)
+	}
+	for _, m := range o.template("metaflow-server").Spec.Containers[0].VolumeMounts {
+		if m.Name == "tokens" && m.MountPath == "/etc/metaflow/tokens" && m.SubPath == "" && m.ReadOnly {
+			return
+		}
+	}
+	t.Error("the tokens are not mounted")
+}
