@@ -11,6 +11,8 @@
 // views/until_NNNN/NAME.sql is the form of a view up to that version; a view without such
 // a file has not changed since.
 //
+// columns.txt has the comments on the views' columns.
+//
 // Each file is a text/template over [Params]; its statements end with a
 // semicolon at the end of a line.
 //

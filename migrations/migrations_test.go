@@ -66,7 +66,7 @@ var (
 	// own. ClickHouse changes both at once, and again changes nothing.
 	keyStatement   = regexp.MustCompile(`^ALTER TABLE (?P<table>\S+)( ON CLUSTER '\S+')? (ADD COLUMN IF NOT EXISTS (?P<name>\w+) [^,]+, )?MODIFY ORDER BY \([\w, ]+\)$`)
 	anotherCommand = regexp.MustCompile(`,\s*(ADD|DROP|MODIFY|RESET|RENAME|CLEAR|MATERIALIZE|UPDATE|DELETE|COMMENT)\b`)
-	viewStatement  = regexp.MustCompile(`^(CREATE OR REPLACE VIEW|CREATE MATERIALIZED VIEW IF NOT EXISTS|DROP VIEW IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? MODIFY (QUERY|COMMENT)) `)
+	viewStatement  = regexp.MustCompile(`^(CREATE OR REPLACE VIEW|CREATE MATERIALIZED VIEW IF NOT EXISTS|DROP VIEW IF EXISTS|ALTER TABLE \S+( ON CLUSTER '\S+')? (MODIFY (QUERY|COMMENT)|COMMENT COLUMN IF EXISTS)) `)
 )
 
 // commands splits an ALTER that only adds columns, or only drops columns, into one

@@ -107,10 +107,16 @@ func viewOf(create string, p Params) (View, error) {
 	if match == nil {
 		return View{}, fmt.Errorf("%q is neither CREATE OR REPLACE VIEW nor CREATE MATERIALIZED VIEW IF NOT EXISTS", firstLine(create))
 	}
-	sum := sha256.Sum256([]byte(create))
+	comments := commentColumns(match[3])
+	sum := sha256.Sum256([]byte(create + comments))
 	v := View{Name: match[3], Form: "made by metaflow-server, form " + hex.EncodeToString(sum[:8])}
 	name := match[2] + "." + v.Name + p.OnCluster()
 	v.Drop = "DROP VIEW IF EXISTS " + name + " SYNC"
+	if comments != "" {
+		// The view's own comment comes last: it confirms that the columns have theirs.
+		v.Replace = []string{create, "ALTER TABLE " + name + " " + comments + "MODIFY COMMENT '" + v.Form + "'"}
+		return v, nil
+	}
 	v.Replace = []string{create + "\nCOMMENT '" + v.Form + "'"}
 	if match[1] == "OR REPLACE VIEW" {
 		return v, nil

@@ -384,8 +384,7 @@ AS SELECT
     toUInt32(simpleJSONExtractUInt(origin, 'dropped_attributes_count')) AS resource_dropped_attributes_count,
     toUInt32(simpleJSONExtractUInt(scope, 'dropped_attributes_count')) AS scope_dropped_attributes_count,
     simpleJSONExtractString(origin, 'agent_id') AS agent_id
-FROM metaflow.spans_distributed
-COMMENT 'made by metaflow-server, form 7d108e70c5c2243e';
+FROM metaflow.spans_distributed;
 
 CREATE OR REPLACE VIEW metaflow.otel_traces ON CLUSTER 'metaflow'
 (
@@ -517,8 +516,7 @@ AS SELECT
     query_time_us,
     query_time_max_us,
     query_code
-FROM metaflow.flows_distributed
-COMMENT 'made by metaflow-server, form 26293c4eb2835066';
+FROM metaflow.flows_distributed;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.service_addresses_of_spans ON CLUSTER 'metaflow' TO metaflow.service_addresses_local
 AS SELECT toStartOfHour(start_time) AS hour, ip, service_name, count() AS spans
@@ -895,8 +893,7 @@ FROM
         )
     )
 )
-ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form beb3127ec0b365db';
+ORDER BY start_time, span_id;
 
 CREATE OR REPLACE VIEW metaflow.trace_network_with ON CLUSTER 'metaflow' AS
 WITH
@@ -1151,8 +1148,7 @@ FROM
         )
     )
 )
-ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form f4095b5895f9cd34';
+ORDER BY start_time, span_id;
 
 CREATE OR REPLACE VIEW metaflow.edges ON CLUSTER 'metaflow'
 (
@@ -1449,8 +1445,7 @@ SELECT
     cl[15] + sv[15] AS busy_us,
     client_address, server_address, calls[4] AS harmed, cl[4] AS connects_refused, cl[7] AS gave_up, accept_queue_full, most[1] AS unread_bytes,
     (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us, most[2] AS rtt_max_us, most[3] AS queue_us
-FROM metaflow.edges
-COMMENT 'made by metaflow-server, form da9d6c0468899b93';
+FROM metaflow.edges;
 
 CREATE OR REPLACE VIEW metaflow.network_trouble ON CLUSTER 'metaflow' AS
 WITH
@@ -1572,8 +1567,7 @@ SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict,
     concat(if(n > 1, concat(toString(n), ' edges, the worst ', worst.2, ' -> ', worst.3, ': '), ''), worst.1.2) AS why,
     worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
 FROM summed
-ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
-COMMENT 'made by metaflow-server, form 07f5b2b3f821b982';
+ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service;
 
 CREATE OR REPLACE VIEW metaflow.network_trouble_with ON CLUSTER 'metaflow' AS
 WITH
@@ -1695,8 +1689,7 @@ SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict,
     concat(if(n > 1, concat(toString(n), ' edges, the worst ', worst.2, ' -> ', worst.3, ': '), ''), worst.1.2) AS why,
     worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
 FROM summed
-ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
-COMMENT 'made by metaflow-server, form 725e36151ae096dd';
+ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service;
 
 CREATE OR REPLACE VIEW metaflow.pods ON CLUSTER 'metaflow'
 AS SELECT
@@ -1712,8 +1705,7 @@ AS SELECT
     valid_from,
     valid_to,
     seen
-FROM metaflow.pods_local FINAL
-COMMENT 'made by metaflow-server, form 2c92766650da2591';
+FROM metaflow.pods_local FINAL;
 
 CREATE OR REPLACE VIEW metaflow.services ON CLUSTER 'metaflow'
 AS SELECT
@@ -1727,8 +1719,7 @@ AS SELECT
     valid_from,
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
     seen
-FROM metaflow.services_local FINAL
-COMMENT 'made by metaflow-server, form 42ed60119bd2bcd2';
+FROM metaflow.services_local FINAL;
 
 CREATE OR REPLACE VIEW metaflow.agents ON CLUSTER 'metaflow'
 AS SELECT
@@ -1745,5 +1736,4 @@ AS SELECT
     seen,
     connected AND seen > now() - toIntervalMinute(1) AS alive
 FROM metaflow.agents_local FINAL
-WHERE NOT deleted
-COMMENT 'made by metaflow-server, form 64b5be17b551936b';
+WHERE NOT deleted;

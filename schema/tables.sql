@@ -348,8 +348,7 @@ AS SELECT
     toUInt32(simpleJSONExtractUInt(origin, 'dropped_attributes_count')) AS resource_dropped_attributes_count,
     toUInt32(simpleJSONExtractUInt(scope, 'dropped_attributes_count')) AS scope_dropped_attributes_count,
     simpleJSONExtractString(origin, 'agent_id') AS agent_id
-FROM metaflow.spans_local
-COMMENT 'made by metaflow-server, form fa9b842ee907fcbf';
+FROM metaflow.spans_local;
 
 CREATE OR REPLACE VIEW metaflow.otel_traces
 (
@@ -481,8 +480,7 @@ AS SELECT
     query_time_us,
     query_time_max_us,
     query_code
-FROM metaflow.flows_local
-COMMENT 'made by metaflow-server, form 6fce401b422e43f5';
+FROM metaflow.flows_local;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS metaflow.service_addresses_of_spans TO metaflow.service_addresses_local
 AS SELECT toStartOfHour(start_time) AS hour, ip, service_name, count() AS spans
@@ -859,8 +857,7 @@ FROM
         )
     )
 )
-ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form 411a35f5bce55e0c';
+ORDER BY start_time, span_id;
 
 CREATE OR REPLACE VIEW metaflow.trace_network_with AS
 WITH
@@ -1115,8 +1112,7 @@ FROM
         )
     )
 )
-ORDER BY start_time, span_id
-COMMENT 'made by metaflow-server, form d8d8f3e23bc8676a';
+ORDER BY start_time, span_id;
 
 CREATE OR REPLACE VIEW metaflow.edges
 (
@@ -1413,8 +1409,7 @@ SELECT
     cl[15] + sv[15] AS busy_us,
     client_address, server_address, calls[4] AS harmed, cl[4] AS connects_refused, cl[7] AS gave_up, accept_queue_full, most[1] AS unread_bytes,
     (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us, most[2] AS rtt_max_us, most[3] AS queue_us
-FROM metaflow.edges
-COMMENT 'made by metaflow-server, form 73858a3dc3da6c44';
+FROM metaflow.edges;
 
 CREATE OR REPLACE VIEW metaflow.network_trouble AS
 WITH
@@ -1536,8 +1531,7 @@ SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict,
     concat(if(n > 1, concat(toString(n), ' edges, the worst ', worst.2, ' -> ', worst.3, ': '), ''), worst.1.2) AS why,
     worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
 FROM summed
-ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
-COMMENT 'made by metaflow-server, form 52126d4bbbce7376';
+ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service;
 
 CREATE OR REPLACE VIEW metaflow.network_trouble_with AS
 WITH
@@ -1659,8 +1653,7 @@ SELECT ends.1 AS client_service, ends.2 AS server_service, worst.1.1 AS verdict,
     concat(if(n > 1, concat(toString(n), ' edges, the worst ', worst.2, ' -> ', worst.3, ': '), ''), worst.1.2) AS why,
     worst.1.3 AS worst_minute, most[4] AS rtt_usual_us, scope
 FROM summed
-ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service
-COMMENT 'made by metaflow-server, form 3d839b757108fc84';
+ORDER BY harmed DESC, sums[5] + sums[6] + sums[7] DESC, retransmit_percent DESC, client_service, server_service;
 
 CREATE OR REPLACE VIEW metaflow.pods
 AS SELECT
@@ -1676,8 +1669,7 @@ AS SELECT
     valid_from,
     valid_to,
     seen
-FROM metaflow.pods_local FINAL
-COMMENT 'made by metaflow-server, form ee4892d41d54af67';
+FROM metaflow.pods_local FINAL;
 
 CREATE OR REPLACE VIEW metaflow.services
 AS SELECT
@@ -1691,8 +1683,7 @@ AS SELECT
     valid_from,
     if(valid_to > seen, if(seen < now() - toIntervalHour(13), seen, valid_to), valid_to) AS valid_to,
     seen
-FROM metaflow.services_local FINAL
-COMMENT 'made by metaflow-server, form 0b4ca7b885764f91';
+FROM metaflow.services_local FINAL;
 
 CREATE OR REPLACE VIEW metaflow.agents
 AS SELECT
@@ -1709,5 +1700,4 @@ AS SELECT
     seen,
     connected AND seen > now() - toIntervalMinute(1) AS alive
 FROM metaflow.agents_local FINAL
-WHERE NOT deleted
-COMMENT 'made by metaflow-server, form 2e6027c5ef1d25d7';
+WHERE NOT deleted;
