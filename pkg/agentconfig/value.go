@@ -123,7 +123,7 @@ func duration(least, most time.Duration) kind[time.Duration] {
 	k := kind[time.Duration]{name: "duration", limits: values.FormatDuration(least) + " to " + values.FormatDuration(most), text: values.FormatDuration}
 	k.read = func(in input) (time.Duration, error) {
 		if in.tag() != tagText && (in.tag() != tagInt || in.node.Value != "0") {
-			return 0, in.not("a duration such as 10s, 5m or 1h30m")
+			return 0, in.not("a duration such as 10s, 5m, 1h30m or 30d")
 		}
 		d, err := values.Duration(in.node.Value)
 		switch {

@@ -199,7 +199,7 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 				`grpc.ratio: "half" is not a number (FILE:6)`,
 				`grpc.small: "256" is out of range (FILE:7)`,
 				`log.level: "loud" is refused: slog: level string "loud": unknown name (FILE:9)`,
-				`shutdown_grace: "10" is not a duration such as 10s, 5m or 1h30m (FILE:8)`,
+				`shutdown_grace: "10" is not a duration such as 10s, 5m, 1h30m or 30d (FILE:8)`,
 			},
 		},
 		"out of range": {

@@ -73,6 +73,10 @@ const (
 	mechanismScram512 = "scram-sha-512"
 )
 
+// maxReplication is far more than anybody uses; no cluster has as many brokers as a slip of
+// the pen asks for.
+const maxReplication = 15
+
 // Validate reports every problem at once, each by its key. It does no I/O.
 func (c Config) Validate() error {
 	var errs []error
@@ -90,6 +94,9 @@ func (c Config) Validate() error {
 	}
 	if c.Replication < 1 {
 		problem("replication: %d is not positive", c.Replication)
+	}
+	if c.Replication > maxReplication {
+		problem("replication: %d is more than %d; 3 is usual, and it cannot exceed the number of brokers", c.Replication, maxReplication)
 	}
 	if c.MinInSync < 0 || c.MinInSync > max(c.Replication, 1) {
 		problem("min_insync_replicas: %d is not between 0 and %d (replication)", c.MinInSync, max(c.Replication, 1))

@@ -17,6 +17,14 @@ func TestDefaultConfigIsValid(t *testing.T) {
 	}
 }
 
+func TestReplicationIsBounded(t *testing.T) {
+	cfg := kafka.DefaultConfig()
+	cfg.Replication = 99999
+	if err := cfg.Validate(); err == nil || !strings.HasPrefix(err.Error(), "replication: 99999 is more than 15") {
+		t.Errorf("Validate = %v", err)
+	}
+}
+
 func TestValidateNamesEveryProblem(t *testing.T) {
 	cfg := kafka.Config{
 		Brokers:     []string{"kafka", "kafka:", ":9092", "kafka:9092"},

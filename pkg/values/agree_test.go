@@ -21,7 +21,7 @@ var texts = map[string]struct {
 }{
 	"64MiB": {size: 64 << 20}, "64mib": {size: 64 << 20}, "64 MiB": {size: 64 << 20}, "2000KiB": {size: 2000 << 10}, "1.5GiB": {size: 3 << 29}, ".5GiB": {size: 1 << 29},
 	"2MB": {size: 2e6}, "0.002GB": {size: 2e6}, "2000000B": {size: 2e6}, "2000000": {size: 2e6}, "1TiB": {size: 1 << 40}, "2.GiB": {size: 2 << 30},
-	"10s": {duration: 10 * time.Second}, "1m30s": {duration: 90 * time.Second}, "1m05s": {duration: 65 * time.Second}, ".5m": {duration: 30 * time.Second}, "10000ms": {duration: 10 * time.Second},
+	"10s": {duration: 10 * time.Second}, "1m30s": {duration: 90 * time.Second}, "1m05s": {duration: 65 * time.Second}, ".5m": {duration: 30 * time.Second}, "10000ms": {duration: 10 * time.Second}, "0d10s": {duration: 10 * time.Second}, "0.0005d": {duration: 43200 * time.Millisecond},
 	"1": {port: 1}, "8080": {port: 8080}, "65535": {port: 65535},
 	"true": {boolean: "true"}, "True": {boolean: "true"}, "TRUE": {boolean: "true"}, "false": {boolean: "false"}, "False": {boolean: "false"}, "FALSE": {boolean: "false"},
 
@@ -29,7 +29,7 @@ var texts = map[string]struct {
 	"0x1p20": {}, "0x100000": {}, "0x10": {}, "0o17": {}, "0b11": {}, "010": {}, "0100000000": {}, "010MiB": {}, "2_000_000": {}, "8_080": {}, "2e6": {}, "2E+06": {}, "1e3": {}, "1e1s": {},
 	"+8080": {}, "+2000000": {}, "+64MiB": {}, "+10s": {}, ".inf": {}, "inf": {}, "-Inf": {}, ".nan": {}, "NaN": {}, "190:20:30": {}, "1,000,000": {}, "1.500.000": {},
 	// Units that nobody defined.
-	"64M": {}, "64K": {}, "64megs": {}, "64 M iB": {}, "MiB": {}, "10 s": {}, "1d": {}, "10": {port: 10}, "10sec": {}, "s": {},
+	"64M": {}, "64K": {}, "64megs": {}, "64 M iB": {}, "MiB": {}, "10 s": {}, "1 d": {}, "1D": {}, "10": {port: 10}, "10sec": {}, "s": {},
 	// Not whole.
 	"1.5": {}, "1.5B": {}, "0.3KiB": {}, "8080.0": {}, "8080.5": {},
 	// Out of every range.

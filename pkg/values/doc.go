@@ -11,7 +11,7 @@
 // [Duration] what time.ParseDuration does, such as 1h05m.
 //
 // Errors continue a sentence about the value and say what would be right: "is not
-// a duration such as 10s, 5m or 1h30m". They never contain the value, which may
+// a duration such as 10s, 5m, 1h30m or 30d". They never contain the value, which may
 // be a secret; the caller puts it in front. [ErrRange] reports a value that no
 // variable can hold.
 //

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"math/big"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +19,7 @@ var (
 	errPlain    = errors.New("is not a number in plain decimal digits")
 	errNumber   = errors.New("is not a number")
 	errSize     = errors.New("is not a size such as 64MiB, 900KiB or 1000000")
-	errDuration = errors.New("is not a duration such as 10s, 5m or 1h30m")
+	errDuration = errors.New("is not a duration such as 10s, 5m, 1h30m or 30d")
 	errPort     = errors.New("is not a port, 0 to 65535")
 )
 
@@ -147,16 +148,43 @@ func FormatSize(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// Duration parses a duration as Go writes it: numbers with units, such as 1h30m,
-// or 0.
+// Duration parses a duration as Go writes it: numbers with units, such as 1h30m, or 0. It
+// also knows d, a day of 24 hours, and w, a week of seven days.
 func Duration(text string) (time.Duration, error) {
 	text = strings.TrimSpace(text)
-	d, err := time.ParseDuration(text)
-	if err != nil || strings.HasPrefix(text, "+") {
+	sign, rest := time.Duration(1), text
+	if strings.ContainsAny(text, "dw") && strings.HasPrefix(text, "-") {
+		sign, rest = -1, text[1:]
+	}
+	var long time.Duration // days and weeks
+	for _, part := range longUnit.FindAllStringSubmatch(rest, -1) {
+		hours, err := time.ParseDuration(part[1] + "h")
+		n := time.Duration(hoursOf[part[2]])
+		if err != nil || hours > (math.MaxInt64-long)/n {
+			return 0, errDuration
+		}
+		long += hours * n
+	}
+	if left := longUnit.ReplaceAllString(rest, ""); left != rest {
+		if left == "" {
+			return sign * long, nil
+		}
+		rest = left
+		if strings.ContainsAny(rest[:1], "+-") {
+			return 0, errDuration
+		}
+	}
+	d, err := time.ParseDuration(rest)
+	if err != nil || strings.HasPrefix(text, "+") || d > math.MaxInt64-long {
 		return 0, errDuration
 	}
-	return d, nil
+	return sign * (long + d), nil
 }
+
+var (
+	longUnit = regexp.MustCompile(`([0-9]+[.]?[0-9]*|[.][0-9]+)([dw])`)
+	hoursOf  = map[string]int64{"d": 24, "w": 7 * 24}
+)
 
 // FormatDuration writes d without the zero units that time.Duration.String adds:
 // 720h instead of 720h0m0s. Duration parses it back.

@@ -72,9 +72,9 @@ func TestSize(t *testing.T) {
 
 func TestDuration(t *testing.T) {
 	accepts(t, values.Duration, map[string]time.Duration{
-		"10s": 10 * time.Second, "1h30m": 90 * time.Minute, "1h05m": 65 * time.Minute, "1.5h": 90 * time.Minute, ".5s": time.Second / 2, "0": 0, "-1s": -time.Second, " 10s ": 10 * time.Second, "1us": time.Microsecond, "1µs": time.Microsecond,
+		"10s": 10 * time.Second, "30d": 720 * time.Hour, "2w": 336 * time.Hour, "1w2d3h": 219 * time.Hour, "1.5d": 36 * time.Hour, "1d12h30m": 36*time.Hour + 30*time.Minute, "-1d": -24 * time.Hour, "-1d1h": -25 * time.Hour, "12h1d": 36 * time.Hour, "106751d": 106751 * 24 * time.Hour, "1h30m": 90 * time.Minute, "1h05m": 65 * time.Minute, "1.5h": 90 * time.Minute, ".5s": time.Second / 2, "0": 0, "-1s": -time.Second, " 10s ": 10 * time.Second, "1us": time.Microsecond, "1µs": time.Microsecond,
 	})
-	refuses(t, values.Duration, "is not a duration such as 10s, 5m or 1h30m", "", "10", "10 s", "+10s", "1d", "soon", "s", "0x1s", "1e3s", "9999999h", "1_0s")
+	refuses(t, values.Duration, "is not a duration such as 10s, 5m, 1h30m or 30d", "", "10", "10 s", "+10s", "soon", "s", "0x1s", "1e3s", "9999999h", "1_0s", "1dd", "d", "w", "1 d", "+1d", "1d-1h", "1d+1h", "--1d", "106752d", "15250w2d", "106751d24h", "1d1", "1day", "1e1d", "30D")
 }
 
 func TestPort(t *testing.T) {
