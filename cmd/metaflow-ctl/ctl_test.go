@@ -119,7 +119,8 @@ func TestGoldens(t *testing.T) {
 			"agent-group-config update -f testdata/table.txt", "agent show nobody", "agent list nobody", "agent-group list nobody", "agent-group-config list nobody",
 			"agent-group create shop", "agent-group-config update default -f testdata/missing.yaml", "agent-group-config update default",
 			"agent-group-config update -f testdata/agent.yaml", "agent-group-config update default -f testdata/groups.yaml", "agnet list", "agent lits",
-			"agent list -o xml", "agent list --frobnicate", "agent show", "agent list --timeout 0s", "agent list --ip http://server"),
+			"agent list -o xml", "agent list --frobnicate", "agent show", "agent list --timeout 0s", "agent list --ip http://server", "agent list -i server:20417", "agent list -i [::1]:20417", "agent show a b",
+			"agent-group create", "agent-group create a b", "agent-group create a -f testdata/agent.yaml"),
 		"help": transcript("", "agent", "agent list --help", "agent-group create --help", "agent-group-config --help", "agent-group-config update --help"),
 	}
 	for name, got := range tests {
@@ -383,7 +384,7 @@ func TestCompletion(t *testing.T) {
 		"no server":   {"agent show --api-port 1|", ":4\n"},
 		"nonsense":    {"agent show -o x|", ":4\n"},
 		"a file":      {"agent-group-config update -f|", ":0\n"},
-		"subcommands": {"agent-group|", "create\tCreate an agent group\ndelete\tDelete an agent group and its configuration\nlist\tList the agent groups, or one\n:4\n"},
+		"subcommands": {"agent-group|", "create\tCreate an agent group, or all groups of a file\ndelete\tDelete an agent group and its configuration\nlist\tList the agent groups, or one\n:4\n"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

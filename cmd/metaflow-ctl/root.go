@@ -116,7 +116,10 @@ func (o *options) complete(cmd *cobra.Command) error {
 	case o.timeout <= 0:
 		return program.Usage("--timeout %v is not positive", o.timeout)
 	case strings.ContainsAny(o.ip, "/ "):
-		return program.Usage("--ip %q is neither an address nor a name", o.ip)
+		return program.Usage("--ip %q is neither an address nor a name, such as 10.0.0.7 or metaflow-server", o.ip)
+	case hasPort(o.ip):
+		host, port, _ := net.SplitHostPort(o.ip)
+		return program.Usage("--ip %q has a port; write: -i %s --api-port %s", o.ip, host, port)
 	case o.token != "" && o.tokenFile != "":
 		return program.Usage("--token and --token-file: give one of them")
 	case (o.certFile == "") != (o.keyFile == ""):
@@ -171,11 +174,49 @@ func (o *options) run(f func(*call) error) func(*cobra.Command, []string) error 
 		}
 		defer client.Close()
 		err = f(&call{Command: cmd, options: o, service: client, args: args})
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" {
-			return fmt.Errorf("%w\nset the server's address with -i and --api-port", err)
+		if err != nil {
+			if hint := o.hint(err); hint != "" {
+				return fmt.Errorf("%w\n%s", err, hint)
+			}
 		}
 		return err
+	}
+}
+
+// hasPort reports whether address is host:port. An IPv6 address has colons, too.
+func hasPort(address string) bool {
+	_, port, err := net.SplitHostPort(address)
+	return err == nil && port != ""
+}
+
+// hint returns what to write instead, if err is due to the flags.
+func (o *options) hint(err error) string {
+	var dial *net.OpError
+	var plain tls.RecordHeaderError
+	var authority x509.UnknownAuthorityError
+	var hostname x509.HostnameError
+	var problem *api.Problem
+	text := err.Error()
+	switch {
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return "set the server's address with -i and --api-port"
+	case errors.As(err, &problem):
+		if problem.Code == api.CodeUnauthorized {
+			return "set the token with --token-file or METAFLOW_CTL_TOKEN"
+		}
+		return ""
+	case errors.As(err, &plain) || strings.Contains(text, "server gave HTTP response to HTTPS client"):
+		return "this port has no TLS: leave out --tls and the flags that imply it"
+	case errors.As(err, &authority):
+		return "set --ca-file to the authority that signed the server's certificate"
+	case errors.As(err, &hostname):
+		return "set -i to a name in the server's certificate"
+	case strings.Contains(text, "HTTPS server") || strings.Contains(text, "malformed HTTP response \"\\x15\\x03"):
+		return "this port has TLS: add --tls, or --ca-file FILE"
+	case strings.Contains(text, "like the API of a metaflow-server") || strings.Contains(text, "malformed HTTP response"):
+		return fmt.Sprintf("port %d is not the HTTP port of a metaflow-server: set --api-port to http.listen of its configuration, 20417 by default and 30417 on a node of the chart", o.port)
+	default:
+		return ""
 	}
 }
 

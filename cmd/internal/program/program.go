@@ -71,6 +71,8 @@ func Usage(format string, args ...any) error { return &UsageError{fmt.Errorf(for
 // Root returns the command of a whole program.
 func Root(use, short string, commands ...*cobra.Command) *cobra.Command {
 	root := Group(use, short, append(commands, newVersion(use))...)
+	root.Version = Version()
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n") // as the command version prints it
 	root.SilenceErrors = true // Run prints them, once
 	root.SilenceUsage = true
 	root.CompletionOptions.HiddenDefaultCmd = true
@@ -95,13 +97,23 @@ func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// Args turns the errors of an argument check into usage errors.
+// Args turns the errors of an argument check into usage errors that say what to write.
 func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return &UsageError{err}
+		err := check(cmd, args)
+		if err == nil {
+			return nil
 		}
-		return nil
+		use := strings.TrimSuffix(cmd.UseLine(), " [flags]")
+		for n := len(args) - 1; n >= 0; n-- {
+			if check(cmd, args[:n]) == nil {
+				return Usage("unexpected argument %q; write: %s", args[n], use)
+			}
+		}
+		if missing := strings.Fields(strings.TrimPrefix(use, cmd.CommandPath())); len(args) < len(missing) {
+			return Usage("%s is missing; write: %s", missing[len(args)], use)
+		}
+		return Usage("%w; write: %s", err, use)
 	}
 }
 
@@ -115,13 +127,17 @@ func newVersion(program string) *cobra.Command {
 	}
 }
 
-// Version returns the version that the Go toolchain recorded in the program.
+// Release is the version of the programs, the packages and the chart.
+const Release = "0.1.0"
+
+// Version returns the release, with the revision and the Go version that the toolchain
+// recorded in the program.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "unknown"
+		return Release
 	}
-	v := info.Main.Version
+	v := Release
 	for _, s := range info.Settings {
 		if s.Key == "vcs.revision" {
 			v += " " + s.Value
