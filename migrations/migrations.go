@@ -42,6 +42,31 @@ func Bootstrap(p Params) ([]string, error) {
 	return renderFile(files, "bootstrap.sql", p)
 }
 
+var createTable = regexp.MustCompile(`^CREATE TABLE IF NOT EXISTS \w+\.(\w+)`)
+
+// Tables returns the names of the tables in the order of creation, that of the record of
+// migrations included.
+func Tables(p Params) ([]string, error) {
+	statements, err := Bootstrap(p)
+	if err != nil {
+		return nil, err
+	}
+	all, err := Render(p)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range all {
+		statements = append(statements, m.Up...)
+	}
+	var names []string
+	for _, s := range statements {
+		if match := createTable.FindStringSubmatch(s); match != nil {
+			names = append(names, match[1])
+		}
+	}
+	return names, nil
+}
+
 // Latest returns the version of a fully migrated database.
 func Latest() uint32 {
 	names, err := fs.Glob(files, "*.up.sql")

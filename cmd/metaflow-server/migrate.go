@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -18,27 +19,17 @@ var clickhouseFlags = map[string]string{
 }
 
 func newMigrate() *cobra.Command {
-	up := &cobra.Command{Use: "up", Short: "Bring the schema up to date; waits for ClickHouse", Args: program.Args(cobra.NoArgs)}
-	withDB(up, func(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
-		if err := db.Wait(cmd.Context()); err != nil {
-			return err
-		}
-		if err := db.Migrate(cmd.Context(), cfg.Retention); err != nil {
-			return err
-		}
-		if err := db.EnsureTableSettings(cmd.Context(), cfg.Kafka.Partitions); err != nil {
-			return err
-		}
-		if err := ensureReadUser(cmd, cfg, db); err != nil {
-			return err
-		}
-		current, _, err := db.SchemaVersion(cmd.Context())
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "schema is at version %d\n", current)
-		return err
-	})
+	up := &cobra.Command{
+		Use: "up", Args: program.Args(cobra.NoArgs),
+		Short: "Bring the schema up to date, on every node of a cluster; waits for ClickHouse",
+		Long: `Bring the schema up to date; waits for ClickHouse.
+
+In a cluster, nodes that lack tables get them, such as one that joined or one that came back
+without its data: it removes the lost replicas of such a node from Keeper, and ClickHouse
+fetches the rows from the other replicas of the shard. It exits with status 1 if the schema
+is not at the newest version afterwards, or if a node still lacks tables.`,
+	}
+	withDB(up, migrateUp)
 
 	status := &cobra.Command{Use: "status", Short: "List the migrations; exits with status 1 if some are missing", Args: program.Args(cobra.NoArgs)}
 	withDB(status, func(cmd *cobra.Command, _ *server, db *clickhouse.DB) error {
@@ -98,6 +89,49 @@ func ensureReadUser(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
 	if errors.Is(err, clickhouse.ErrNoAccessManagement) {
 		_, err = fmt.Fprintf(cmd.ErrOrStderr(), "query.username: create the user %s yourself, as docs/security.md shows: %v\n", user, err)
 	}
+	return err
+}
+
+func migrateUp(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
+	if err := db.Wait(cmd.Context()); err != nil {
+		return err
+	}
+	nodes, incomplete := db.CompleteNodes(cmd.Context())
+	for _, addr := range nodes.Nodes {
+		if dropped := nodes.Dropped[addr]; len(dropped) > 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: removed its lost replicas of %s from Keeper\n", addr, strings.Join(dropped, ", "))
+		}
+		if created := nodes.Created[addr]; len(created) > 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: created %s\n", addr, strings.Join(created, ", "))
+		}
+		if err := nodes.Unreachable[addr]; err != nil {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: not checked, it does not answer: %v; run this again if it comes back without its tables\n", addr, err)
+		}
+	}
+	if incomplete != nil {
+		return incomplete
+	}
+	if err := db.Migrate(cmd.Context(), cfg.Retention); err != nil {
+		return err
+	}
+	if err := db.EnsureTableSettings(cmd.Context(), cfg.Kafka.Partitions); err != nil {
+		return err
+	}
+	if err := ensureReadUser(cmd, cfg, db); err != nil {
+		return err
+	}
+	current, wanted, err := db.SchemaVersion(cmd.Context())
+	if err != nil {
+		return err
+	}
+	if current < wanted {
+		return fmt.Errorf("the schema is at version %d, and not at %d", current, wanted)
+	}
+	where := ""
+	if n := len(nodes.Nodes); n > 0 {
+		where = fmt.Sprintf(" on %d of %d nodes", n-len(nodes.Unreachable), n)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "schema is at version %d%s\n", current, where)
 	return err
 }
 

@@ -45,7 +45,7 @@ var types = map[string]schema{
 	"whole number":  {"type": "integer"},
 	"number":        {"type": "number"},
 	"size":          {"anyOf": []any{schema{"type": "integer"}, schema{"type": "string", "pattern": `^[0-9]+([.][0-9]+)? ?([kKmMgGtT][iI]?)?[bB]?$`}}},
-	"duration":      {"type": "string", "pattern": `^(0|([0-9]+([.][0-9]*)?(ns|us|µs|ms|s|m|h))+)$`},
+	"duration":      {"type": "string", "pattern": `^(0|([0-9]+([.][0-9]*)?(ns|us|µs|ms|s|m|h|d|w))+)$`},
 }
 
 var described = regexp.MustCompile(`(?s)^(.*)\n((?:list of )?)(text|true or false|whole number|number|size|duration), default .*, METAFLOW_[A-Z0-9_]+$`)

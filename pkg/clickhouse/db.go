@@ -23,6 +23,8 @@ type DB struct {
 	// topology is how tables come to be on the nodes; tests without Keeper run
 	// the statements on each node.
 	topology migrations.Topology
+	// ddlTimeout is ddlTimeout; tests do not wait that long for a dead node.
+	ddlTimeout time.Duration
 }
 
 // queryConns bounds the pool for queries: probes, migrations, retention.
@@ -61,7 +63,7 @@ func Open(cfg Config, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open clickhouse: %w", err)
 	}
-	return &DB{cfg: cfg, log: log, conn: conn, shards: s}, nil
+	return &DB{cfg: cfg, log: log, conn: conn, shards: s, ddlTimeout: ddlTimeout}, nil
 }
 
 // Close closes every connection.

@@ -200,8 +200,10 @@ func insertSettings(cfg Config) []proto.Setting {
 		// ClickHouse gives up when the client does: anything it did later would belong to
 		// an insert that is being retried.
 		setting("max_execution_time", strconv.Itoa(seconds(cfg.QueryTimeout))),
-		// The following settings are unknown to some servers, which ignore them. A block
-		// must not be split, whatever the user's profile.
+		// The following settings are unknown to some servers, which ignore them. This one
+		// overrides insert_deduplicate, and a user's profile may turn it off.
+		{Key: "deduplicate_insert", Value: "enable"},
+		// A block must not be split, whatever the user's profile.
 		{Key: "use_strict_insert_block_limits", Value: "0"},
 		// Merges build the skip indexes, once for many inserts. Until then a young part
 		// is read without them.

@@ -2,15 +2,20 @@ package clickhouse
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	driver "github.com/ClickHouse/clickhouse-go/v2"
 
 	"github.com/metaflowys/metaflow-server/migrations"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // Retention is how long each kind of row is kept. Zero keeps it for ever.
@@ -68,14 +73,23 @@ type MigrationStatus struct {
 // recordTable is where every migration that was run is recorded.
 const recordTable = "schema_migrations"
 
-// ddlTimeout bounds one statement on all nodes of a cluster.
-const ddlTimeout = 3 * time.Minute
+// ddlTimeout bounds one statement on all nodes of a cluster: long enough for a node to
+// restart meanwhile. ddlGrace is how much longer the answer may take, which names the nodes
+// that are missing.
+const (
+	ddlTimeout = 3 * time.Minute
+	ddlGrace   = 30 * time.Second
+)
 
 // Migrate brings the tables up to the newest version, the views into the form
 // of this program, and the tables to the retention. Several processes may do so
 // at once, and writers go on inserting meanwhile. The views of a database that
 // is ahead of this program stay as they are. It waits for nothing: call Wait
 // before.
+//
+// Nodes of a cluster that lack tables get them, but what CompleteNodes removes
+// from Keeper stays: a server that starts cannot tell lost data from a volume
+// that is not mounted yet.
 func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 	p, err := d.paramsOfServer(ctx, keep)
 	if err != nil {
@@ -84,6 +98,9 @@ func (d *DB) Migrate(ctx context.Context, keep Retention) error {
 	all, err := migrations.Render(p)
 	if err != nil {
 		return err
+	}
+	if _, err := d.completeNodes(ctx, false); err != nil {
+		d.log.Warn("nodes of the cluster lack tables", slog.Any("error", err))
 	}
 	if err := d.bootstrap(ctx, p); err != nil {
 		return err
@@ -239,10 +256,20 @@ func (d *DB) step(ctx context.Context, m migrations.Migration, up bool) error {
 	if err := d.execAll(ctx, what, statements); err != nil {
 		return err
 	}
-	err := d.conn.Exec(ctx, "INSERT INTO "+d.cfg.Database+"."+recordTable+" (version, name, applied) VALUES ($1, $2, $3)",
+	// Each run is a row of its own. Without a token, ClickHouse would drop the second of two
+	// equal ones as a copy: a default such as the time is no part of what it compares.
+	record := driver.Context(ctx, driver.WithSettings(driver.Settings{"async_insert": 0, "insert_deduplication_token": rand.Text()}))
+	err := d.conn.Exec(record, "INSERT INTO "+d.cfg.Database+"."+recordTable+" (version, name, applied) VALUES ($1, $2, $3)",
 		m.Version, m.Name, up)
 	if err != nil {
 		return fmt.Errorf("record migration %04d_%s: %w", m.Version, m.Name, readable(err))
+	}
+	applied, err := d.applied(ctx)
+	if err != nil {
+		return err
+	}
+	if applied[m.Version].Applied != up {
+		return fmt.Errorf("record migration %04d_%s: an older record of %s counts as newer: the clocks of the nodes differ", m.Version, m.Name, recordTable)
 	}
 	d.log.Info("migrated", slog.String("direction", direction), slog.Any("version", m.Version), slog.String("name", m.Name), slog.Duration("took", time.Since(start)))
 	return nil
@@ -257,17 +284,52 @@ func (d *DB) execAll(ctx context.Context, what string, statements []string) erro
 	return nil
 }
 
-// exec runs one statement that changes tables.
+// exec runs one statement that changes tables. With ON CLUSTER it waits for every node, and
+// the error names those that failed and those that did not answer.
 func (d *DB) exec(ctx context.Context, statement string) error {
-	ctx, cancel := context.WithTimeout(ctx, ddlTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.ddlTimeout+ddlGrace)
 	defer cancel()
-	settings := driver.Settings{}
-	if d.cfg.Cluster != "" {
-		// Wait for every node, and say which one failed.
-		settings["distributed_ddl_task_timeout"] = int(ddlTimeout / time.Second)
-		settings["distributed_ddl_output_mode"] = "throw"
+	if onCluster := d.params(Retention{}).OnCluster(); onCluster == "" || !strings.Contains(statement, onCluster) {
+		return readable(d.conn.Exec(ctx, statement))
 	}
-	return readable(d.conn.Exec(driver.Context(ctx, driver.WithSettings(settings)), statement))
+	rows, err := d.conn.Query(driver.Context(ctx, driver.WithSettings(driver.Settings{
+		"distributed_ddl_task_timeout": int(d.ddlTimeout / time.Second),
+		"distributed_ddl_output_mode":  "never_throw", // a row for each node instead
+	})), statement)
+	if err != nil {
+		return readable(err)
+	}
+	defer func() { _ = rows.Close() }() // Err tells the same
+	var errs []error
+	for rows.Next() {
+		var node nodeStatus
+		if err := rows.Scan(&node.host, &node.port, &node.status, &node.err, &node.remaining, &node.active); err != nil {
+			return fmt.Errorf("read the answers of the nodes: %w", err)
+		}
+		errs = append(errs, node.failure(d.ddlTimeout))
+	}
+	return errors.Join(append(errs, readable(rows.Err()))...)
+}
+
+// nodeStatus is the row of one node in the answer to a statement ON CLUSTER.
+type nodeStatus struct {
+	host              string
+	port              uint16
+	status            *int64 // nil while the node has not answered
+	err               *string
+	remaining, active uint64
+}
+
+func (n *nodeStatus) failure(waited time.Duration) error {
+	addr := net.JoinHostPort(n.host, strconv.Itoa(int(n.port)))
+	switch {
+	case n.status == nil:
+		return fmt.Errorf("node %s has not run it within %s; it will once it is up and reaches Keeper. Start it, or take it out of remote_servers", addr, waited)
+	case *n.status != 0:
+		return fmt.Errorf("at node %s: %s", addr, fault.Shorten(*n.err, messageBytes))
+	default:
+		return nil
+	}
 }
 
 // applied returns the newest record of each version; none before bootstrap.
@@ -277,8 +339,12 @@ func (d *DB) applied(ctx context.Context) (map[uint32]MigrationStatus, error) {
 	if err != nil || !exists {
 		return found, err
 	}
-	rows, err := d.conn.Query(ctx, "SELECT version, argMax(name, at), argMax(applied, at), max(at) FROM "+
-		d.cfg.Database+"."+recordTable+" GROUP BY version")
+	// In a cluster another node may have a record that has not arrived here yet.
+	table, settings := d.cfg.Database+"."+recordTable, ""
+	if d.params(Retention{}).OnCluster() != "" {
+		table, settings = "clusterAllReplicas('"+d.cfg.Cluster+"', '"+d.cfg.Database+"', '"+recordTable+"')", d.skipUnavailable()
+	}
+	rows, err := d.conn.Query(ctx, "SELECT version, argMax(name, at), argMax(applied, at), max(at) FROM "+table+" GROUP BY version"+settings)
 	if err != nil {
 		return nil, fmt.Errorf("read migrations: %w", readable(err))
 	}
