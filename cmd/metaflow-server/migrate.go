@@ -75,7 +75,20 @@ is not at the newest version afterwards, or if a node still lacks tables.`,
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "reverted %04d %s\n", taken.Version, taken.Name)
 		return err
 	})
-	return program.Group("migrate", "Manage the schema in ClickHouse", up, status, down)
+	check := &cobra.Command{
+		Use: "check", Args: program.Args(cobra.NoArgs),
+		Short: "Check what ClickHouse and Kafka need, and print what to do; changes nothing",
+		Long: `Check what MetaFlow needs of ClickHouse and Kafka, and print what to do. It changes nothing,
+and exits with status 1 if it finds a problem.
+
+On every node of the cluster: that it answers, the definition of the cluster, ClickHouse
+Keeper, the macros, and the grants of clickhouse.username. Then insert_quorum beside
+kafka.replication, and the rights of the user at Kafka: Create, Describe, Read and Write on
+topics whose names begin with "metaflow.", Read on consumer groups that begin with
+"metaflow-".`,
+	}
+	withDB(check, checkSurroundings)
+	return program.Group("migrate", "Manage the schema in ClickHouse", up, status, down, check)
 }
 
 // ensureReadUser creates the user of the role query, if it is not clickhouse.username.

@@ -264,6 +264,16 @@ func (d *DB) execAt(ctx context.Context, n *node, statement string) error {
 	return err
 }
 
+// selectAt runs a query at one node whose result is one block.
+func (d *DB) selectAt(ctx context.Context, n *node, query string, result proto.Results) error {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+	defer cancel()
+	_, err := n.run(ctx, func(ctx context.Context, c *conn) error {
+		return c.client.Do(ctx, ch.Query{Body: query, Result: result})
+	})
+	return err
+}
+
 // textAt runs a query at one node whose columns are texts and returns the rows.
 func (d *DB) textAt(ctx context.Context, n *node, query string) (rows [][]string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)

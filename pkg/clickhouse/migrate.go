@@ -15,7 +15,6 @@ import (
 	driver "github.com/ClickHouse/clickhouse-go/v2"
 
 	"github.com/metaflowys/metaflow-server/migrations"
-	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // Retention is how long each kind of row is kept. Zero keeps it for ever.
@@ -326,7 +325,7 @@ func (n *nodeStatus) failure(waited time.Duration) error {
 	case n.status == nil:
 		return fmt.Errorf("node %s has not run it within %s; it will once it is up and reaches Keeper. Start it, or take it out of remote_servers", addr, waited)
 	case *n.status != 0:
-		return fmt.Errorf("at node %s: %s", addr, fault.Shorten(*n.err, messageBytes))
+		return fmt.Errorf("at node %s: %w", addr, readable(&driver.Exception{Code: int32(*n.status), Message: *n.err})) //nolint:gosec // the codes are small
 	default:
 		return nil
 	}

@@ -4,8 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
 
 	"github.com/metaflowys/metaflow-server/migrations"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // replaceViews brings views into their form where any node has another one, or
@@ -20,12 +24,36 @@ func (d *DB) replaceViews(ctx context.Context, views []migrations.View) error {
 		if current[v.Name] {
 			continue
 		}
-		if err := d.execAll(ctx, "replace view "+d.cfg.Database+"."+v.Name, v.Replace); err != nil {
+		if err := d.replaceView(ctx, v); err != nil {
 			return err
 		}
 		d.log.Info("replaced view", slog.String("view", v.Name))
 	}
 	return nil
+}
+
+// Several servers may replace a view at once. ClickHouse then refuses to comment on the
+// columns of one that another server has replaced.
+const (
+	replaceAttempts = 20
+	replacePause    = 100 * time.Millisecond
+)
+
+func (d *DB) replaceView(ctx context.Context, v migrations.View) error {
+	for attempt := 1; ; attempt++ {
+		err := d.execAll(ctx, "replace view "+d.cfg.Database+"."+v.Name, v.Replace)
+		switch code, _, _ := exception(err); code {
+		case proto.ErrTableIsDropped, proto.ErrCannotAssignAlter, proto.ErrUnknownTable:
+		default:
+			return err
+		}
+		if attempt == replaceAttempts || retry.Sleep(ctx, replacePause) != nil {
+			return err
+		}
+		if current, unread := d.viewsInForm(ctx, []migrations.View{v}); unread == nil && current[v.Name] {
+			return nil
+		}
+	}
 }
 
 // viewsInForm returns the views that all nodes have in their form, by name.

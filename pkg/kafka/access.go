@@ -32,6 +32,9 @@ func (o operations) allow(operation int) bool {
 	return o == unknownOperations || o&(1<<operation) != 0
 }
 
+// ErrNoTopic means that Kafka shows no such topic to this program's user.
+var ErrNoTopic = errors.New("does not exist")
+
 // CheckAccess returns nil if the topics exist and this program's user may do with them
 // what it needs to, or else everything that is missing. It changes nothing in Kafka.
 func (c *Client) CheckAccess(ctx context.Context, needs ...Access) error {
@@ -46,7 +49,7 @@ func (c *Client) checkAccess(ctx context.Context, need Access) error {
 	state, err := c.describe(ctx, need.Topic)
 	switch {
 	case errors.Is(err, kafkago.UnknownTopicOrPartition):
-		return fmt.Errorf("topic %s does not exist, or %s has no right to describe it", need.Topic, c.user())
+		return fmt.Errorf("topic %s %w, or %s has no right to describe it", need.Topic, ErrNoTopic, c.user())
 	case errors.Is(err, kafkago.TopicAuthorizationFailed):
 		return fmt.Errorf("topic %s: %s may not describe it; give it the rights %s", need.Topic, c.user(), need.rights())
 	case err != nil:

@@ -73,7 +73,7 @@ func Root(use, short string, commands ...*cobra.Command) *cobra.Command {
 	root := Group(use, short, append(commands, newVersion(use))...)
 	root.Version = Version()
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n") // as the command version prints it
-	root.SilenceErrors = true // Run prints them, once
+	root.SilenceErrors = true                           // Run prints them, once
 	root.SilenceUsage = true
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SuggestionsMinimumDistance = 2

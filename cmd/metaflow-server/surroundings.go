@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
+	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/schema"
+)
+
+// checkTimeout bounds the questions to Kafka.
+const checkTimeout = 30 * time.Second
+
+// checkSurroundings prints what ClickHouse and Kafka lack, and what to do about it.
+func checkSurroundings(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
+	findings := db.Check(cmd.Context(), cfg.Kafka.Replication)
+	client, err := kafka.New(cfg.Kafka, kafka.Options{})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	findings = append(findings, checkKafka(cmd.Context(), cfg, client)...)
+	out := cmd.OutOrStdout()
+	problems := 0
+	for _, f := range findings {
+		if f.Problem == "" {
+			fmt.Fprintf(out, "ok       %s: %s\n", f.Check, f.Where)
+			continue
+		}
+		problems++
+		fmt.Fprintf(out, "PROBLEM  %s: %s: %s\n         %s\n", f.Check, f.Where, f.Problem, f.Fix)
+	}
+	if problems > 0 {
+		return errors.New(program.Count(problems, "problem"))
+	}
+	return nil
+}
+
+// checkKafka checks what servers with all roles do with topics and groups.
+func checkKafka(ctx context.Context, cfg *server, client *kafka.Client) (findings []clickhouse.Finding) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	principal := "User:NAME"
+	if cfg.Kafka.SASL.Username != "" {
+		principal = "User:" + cfg.Kafka.SASL.Username
+	}
+	rights := "kafka-acls.sh --add --allow-principal " + principal + " --resource-pattern-type prefixed --topic metaflow. --operation Create --operation Describe --operation Read --operation Write; " +
+		"kafka-acls.sh --add --allow-principal " + principal + " --resource-pattern-type prefixed --group metaflow- --operation Read"
+	for _, need := range []kafka.Access{
+		{Topic: schema.TopicSpans, Read: true, Write: true, Group: cfg.Writer.Group},
+		{Topic: schema.TopicFlows, Read: true, Write: true, Group: cfg.FlowWriter.Group},
+		{Topic: schema.TopicResources, Read: true, Write: true, Group: cfg.Resources.Group},
+		{Topic: schema.TopicControl, Read: true, Write: true},
+		{Topic: schema.TopicDeadLetter, Read: true, Write: true},
+	} {
+		f := clickhouse.Finding{Check: "Kafka", Where: "topic " + need.Topic}
+		switch err := client.CheckAccess(ctx, need); {
+		case errors.Is(err, kafka.ErrNoTopic): // at the first start, that is as it should be
+			f.Where += " does not exist yet: a server creates it, with the rights Create and Describe"
+		case errors.Is(err, context.DeadlineExceeded):
+			f.Problem, f.Fix = err.Error(), "correct kafka.brokers, or start Kafka"
+		case err != nil:
+			f.Problem, f.Fix = err.Error(), "if the user lacks rights: "+rights
+		}
+		findings = append(findings, f)
+		if ctx.Err() != nil {
+			break // Kafka does not answer: the other topics would say the same
+		}
+	}
+	return findings
+}
