@@ -6,6 +6,7 @@ CHDB     := 26.7.3-stable.1
 CHDB_DIR := .cache/chdb/$(CHDB)
 LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VULNS    := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+JAEGER   := v1.76.0
 BUF      := github.com/bufbuild/buf/cmd/buf@v1.75.0
 FUZZTIME ?= 30s
 DATA_DIR ?= .cache/standalone
@@ -17,7 +18,7 @@ SEED     ?= $(shell date +%s)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector jaeger kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +91,16 @@ collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that te
 
 .cache/collector/otelcol: integration/collector/builder.yaml
 	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
+
+jaeger: .cache/jaeger/jaeger ## build Jaeger, to which the tests then show stored traces (10 minutes)
+
+# Its go.mod replaces a module, so it is built as a main module.
+.cache/jaeger/jaeger:
+	rm -rf .cache/jaeger/src && mkdir -p .cache/jaeger
+	cp -r "$$(cd .cache/jaeger && $(GO) mod download -json github.com/jaegertracing/jaeger@$(JAEGER) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')" .cache/jaeger/src
+	chmod -R u+w .cache/jaeger/src
+	cd .cache/jaeger/src && CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o ../jaeger ./cmd/jaeger
+	rm -rf .cache/jaeger/src
 
 kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, to which the tests then apply the chart and all manifests (10 minutes)
 

@@ -21,6 +21,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/otelcol"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
@@ -344,7 +345,7 @@ func TestCollectorThroughAgent(t *testing.T) {
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
 	a.eventually(10*time.Second, func() error { return listens(port) })
-	runCollector(t, collector, fmt.Sprintf(`
+	otelcol.Run(t, collector, fmt.Sprintf(`
 receivers:
   otlp: {protocols: {grpc: {endpoint: %q}}}
 exporters:

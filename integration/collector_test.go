@@ -5,16 +5,15 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/otelcol"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
@@ -28,7 +27,7 @@ func TestCollectorReadsAndWritesOurTopic(t *testing.T) {
 
 	sink := startSink(t)
 	otlp := ports.FreeAddress(t)
-	runCollector(t, collector, fmt.Sprintf(`
+	otelcol.Run(t, collector, fmt.Sprintf(`
 receivers:
   kafka:
     brokers: [%q]
@@ -41,7 +40,7 @@ service:
   telemetry: {metrics: {level: none}, logs: {level: error}}
   pipelines: {traces: {receivers: [kafka], exporters: [otlp]}}
 `, s.kafkaAddr, sink.addr))
-	runCollector(t, collector, fmt.Sprintf(`
+	otelcol.Run(t, collector, fmt.Sprintf(`
 receivers:
   otlp: {protocols: {grpc: {endpoint: %q}}}
 exporters:
@@ -83,29 +82,6 @@ func collectorProgram(t *testing.T) string {
 		t.Skip("no collector: run `make collector`")
 	}
 	return program
-}
-
-// runCollector runs a collector with this configuration until the test ends.
-func runCollector(t *testing.T, program, config string) {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "collector.yaml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var output output
-	cmd := exec.Command(program, "--config", file)
-	cmd.Stdout, cmd.Stderr = &output, &output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("output of the collector:\n%s", output.String())
-		}
-	})
 }
 
 // sink is an OTLP receiver that records the ids of spans.

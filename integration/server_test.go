@@ -151,6 +151,8 @@ type addresses struct {
 	GRPC             string `json:"grpc"`
 	OTLPHTTP         string `json:"otlp_http"`
 	HTTP             string `json:"http"`
+	QueryHTTP        string `json:"query_http"`
+	QueryGRPC        string `json:"query_grpc"`
 	Kafka            string `json:"kafka"`
 	ClickHouseNative string `json:"clickhouse_native"`
 	ClickHouseHTTP   string `json:"clickhouse_http"`

@@ -16,6 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/query"
+	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/query/tempo"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/values"
@@ -64,16 +65,16 @@ func newQueries(c *core) (_ *queries, err error) {
 		return nil, err
 	}
 	q.handle("/api/", query.Guard(c.tokens.askers, tempo.NewHandler(reader)))
-	q.grpc, err = newQueryGRPC(c)
+	q.grpc, err = newQueryGRPC(c, reader)
 	return q, err
 }
 
-func newQueryGRPC(c *core) (*rpc.Server, error) {
+func newQueryGRPC(c *core, reader *query.Reader) (*rpc.Server, error) {
 	cfg := rpc.DefaultConfig()
 	cfg.Listen, cfg.TLS = c.cfg.Query.GRPCListen, c.cfg.Query.TLS
-	s, err := rpc.New(cfg, nil, rpc.Options{
-		Logger: c.log, ShutdownGrace: c.cfg.ShutdownGrace, Callers: c.tokens.askers, CallersKey: query.TokensKey,
-	})
+	opts := rpc.Options{Logger: c.log, ShutdownGrace: c.cfg.ShutdownGrace, Callers: c.tokens.askers, CallersKey: query.TokensKey}
+	opts.Services = append(opts.Services, jaeger.NewService(reader).Register)
+	s, err := rpc.New(cfg, nil, opts)
 	if err != nil {
 		return nil, fmt.Errorf("query: %w", err)
 	}

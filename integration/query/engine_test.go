@@ -83,3 +83,8 @@ func reader(t *testing.T, cfg query.Config) (*query.Reader, *clickhouse.Reader) 
 	})
 	return query.NewReader(cfg, db, ch.Database, query.Options{}), db
 }
+
+// contextOf returns a context that outlives the test until it is stopped.
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithCancel(context.WithoutCancel(t.Context()))
+}

@@ -1,0 +1,251 @@
+package query
+
+import (
+	"encoding/hex"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+
+	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
+	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	storage "github.com/metaflowys/metaflow-server/schema/jaegerstorage"
+)
+
+// newJaeger serves Jaeger's storage API over the shop's hour and returns a connection to it.
+func newJaeger(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	r, _ := reader(t, config())
+	cfg := rpc.DefaultConfig()
+	cfg.Listen = "127.0.0.1:0"
+	var opts rpc.Options
+	opts.Services = append(opts.Services, jaeger.NewService(r).Register)
+	s, err := rpc.New(cfg, nil, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := contextOf(t)
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	conn, err := grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+// received are the spans of a stream of chunks.
+func received(t *testing.T, stream grpc.ServerStreamingClient[storage.TracesData], err error) (spans []*tracepb.Span, chunks int) {
+	t.Helper()
+	for err == nil {
+		var data *storage.TracesData
+		if data, err = stream.Recv(); err != nil {
+			break
+		}
+		chunks++
+		before := len(spans)
+		for _, b := range data.ResourceSpans {
+			var rs tracepb.ResourceSpans
+			if err := proto.Unmarshal(b, &rs); err != nil {
+				t.Fatal(err)
+			}
+			for _, ss := range rs.ScopeSpans {
+				spans = append(spans, ss.Spans...)
+			}
+		}
+		for _, s := range spans[before:] {
+			if string(s.TraceId) != string(spans[before].TraceId) {
+				t.Error("a chunk has spans of two traces")
+			}
+		}
+		if len(spans) == before {
+			t.Error("a chunk is empty")
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	return spans, chunks
+}
+
+func during(q *storage.TraceQueryParameters) *storage.TraceQueryParameters {
+	q.StartTimeMin, q.StartTimeMax = timestamppb.New(shop.Start), timestamppb.New(shop.End)
+	q.SearchDepth = 3
+	return q
+}
+
+func tagged(key, value string) *storage.KeyValue {
+	return &storage.KeyValue{Key: key, Value: &storage.AnyValue{Value: &storage.AnyValue_StringValue{StringValue: value}}}
+}
+
+func TestJaegerNames(t *testing.T) {
+	c := storage.NewTraceReaderClient(newJaeger(t))
+	services, err := c.GetServices(t.Context(), &storage.GetServicesRequest{})
+	if err != nil || !slices.Contains(services.GetServices(), "checkoutservice") {
+		t.Errorf("services: %q, %v", services.GetServices(), err)
+	}
+	for kind, want := range map[string]string{"": "GET /cart server", "client": "PlaceOrder client"} {
+		ops, err := c.GetOperations(t.Context(), &storage.GetOperationsRequest{Service: "frontend", SpanKind: kind})
+		var got []string
+		for _, o := range ops.GetOperations() {
+			got = append(got, o.Name+" "+o.SpanKind)
+		}
+		if err != nil || !slices.Contains(got, want) || kind != "" && slices.Contains(got, "GET /cart server") {
+			t.Errorf("operations of kind %q: %q, %v", kind, got, err)
+		}
+	}
+	caps, err := storage.NewCapabilitiesClient(newJaeger(t)).GetCapabilities(t.Context(), &storage.GetCapabilitiesRequest{})
+	if err != nil || !caps.Search.WithoutServiceName || caps.Search.SpanSearch {
+		t.Errorf("capabilities: %v, %v", caps, err)
+	}
+}
+
+// Every kind of search finds the traces that have such a span, in all three forms.
+func TestJaegerSearch(t *testing.T) {
+	c := storage.NewTraceReaderClient(newJaeger(t))
+	for name, tc := range map[string]struct {
+		query *storage.TraceQueryParameters
+		root  string // of every trace that is found; "" if none is
+	}{
+		"a service":          {&storage.TraceQueryParameters{ServiceName: "paymentservice"}, "POST /checkout"},
+		"an operation":       {&storage.TraceQueryParameters{ServiceName: "frontend", OperationName: "GET /cart"}, "GET /cart"},
+		"a duration":         {&storage.TraceQueryParameters{OperationName: "Charge", DurationMin: durationpb.New(200 * time.Millisecond)}, "POST /checkout"},
+		"a short duration":   {&storage.TraceQueryParameters{OperationName: "Charge", DurationMax: durationpb.New(time.Microsecond)}, ""},
+		"an attribute":       {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("http.route", "/search")}}, "GET /search"},
+		"a resource's":       {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("service.name", "emailservice")}}, "POST /checkout"},
+		"an event's":         {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("exception.type", "payment.CardDeclined")}}, "POST /checkout"},
+		"errors of a client": {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("error", "true"), tagged("span.kind", "client")}}, "POST /checkout"},
+		"two of two spans":   {&storage.TraceQueryParameters{ServiceName: "paymentservice", Attributes: []*storage.KeyValue{tagged("http.route", "/checkout")}}, ""},
+	} {
+		q := during(tc.query)
+		ids, err := c.FindTraceIDs(t.Context(), &storage.FindTraceIDsRequest{Query: q})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		stream, err := c.FindTraces(t.Context(), &storage.FindTracesRequest{Query: q})
+		spans, _ := received(t, stream, err)
+		traces := map[string]bool{}
+		for _, s := range spans {
+			traces[string(s.TraceId)] = true
+			if len(s.ParentSpanId) == 0 && s.Name != tc.root {
+				t.Errorf("%s: found a trace of %s", name, s.Name)
+			}
+		}
+		if len(ids.TraceIds) != len(traces) || (len(traces) == 0) != (tc.root == "") {
+			t.Errorf("%s: %d ids and %d traces", name, len(ids.TraceIds), len(traces))
+		}
+		sums, err := c.FindTraceSummaries(t.Context(), &storage.FindTraceSummariesRequest{Query: q})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := sums.Recv()
+		if tc.root == "" {
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("%s: summaries %v, %v", name, resp, err)
+			}
+			continue
+		}
+		if err != nil || len(resp.Summaries) != len(traces) || resp.Summaries[0].RootOperationName != tc.root || resp.Summaries[0].OrphanSpanCount != 0 {
+			t.Errorf("%s: summaries %v, %v", name, resp, err)
+		}
+	}
+	_, err := c.FindTraceIDs(t.Context(), &storage.FindTraceIDsRequest{Query: &storage.TraceQueryParameters{StartTimeMin: timestamppb.New(time.Unix(1, 0))}})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a search of all times: %v", err)
+	}
+}
+
+// A call whose packets were lost says so in its attributes, and warns.
+func TestJaegerShowsTheNetwork(t *testing.T) {
+	c := storage.NewTraceReaderClient(newJaeger(t))
+	ids, err := c.FindTraceIDs(t.Context(), &storage.FindTraceIDsRequest{Query: during(&storage.TraceQueryParameters{
+		Attributes: []*storage.KeyValue{tagged("metaflow.network.verdict", "retransmission")},
+	})})
+	if err != nil || len(ids.TraceIds) == 0 {
+		t.Fatalf("%v, %v", ids, err)
+	}
+	unknown, _ := hex.DecodeString(strings.Repeat("9", 32))
+	stream, err := c.GetTraces(t.Context(), &storage.GetTracesRequest{Query: []*storage.GetTraceParams{{TraceId: unknown}, {TraceId: ids.TraceIds[0].TraceId}}})
+	spans, _ := received(t, stream, err)
+	warned := 0
+	for _, s := range spans {
+		attributes := map[string]*commonpb.AnyValue{}
+		for _, kv := range s.Attributes {
+			attributes[kv.Key] = kv.Value
+		}
+		bad := attributes["metaflow.network.verdict"].GetStringValue() == "retransmission"
+		warning := attributes["@jaeger@warnings"].GetArrayValue().GetValues()
+		if bad != (len(warning) == 1) {
+			t.Errorf("%s has the verdict %v and the warnings %v", s.Name, attributes["metaflow.network.verdict"], warning)
+		}
+		if len(warning) > 0 {
+			warned++
+			if !strings.HasPrefix(warning[0].GetStringValue(), "network: retransmission: ") {
+				t.Errorf("the warning is %q", warning[0].GetStringValue())
+			}
+		}
+	}
+	if len(spans) != 22 || warned == 0 {
+		t.Errorf("%d spans, %d with a warning", len(spans), warned)
+	}
+}
+
+// A trace larger than a message comes in several.
+func TestJaegerSplitsLargeTraces(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	scope := &tracepb.ScopeSpans{}
+	for i := range 40 {
+		scope.Spans = append(scope.Spans, &tracepb.Span{
+			TraceId: []byte("a large trace..."), SpanId: []byte{9, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100,
+			Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat(string(rune('a'+i%26)), 100<<10))},
+		})
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
+	c := storage.NewTraceReaderClient(newJaeger(t))
+	stream, err := c.GetTraces(t.Context(), &storage.GetTracesRequest{Query: []*storage.GetTraceParams{{TraceId: []byte("a large trace...")}}})
+	spans, chunks := received(t, stream, err)
+	if len(spans) != 40 || chunks != 4 {
+		t.Errorf("%d spans in %d chunks, want 40 in 4", len(spans), chunks)
+	}
+}
+
+func TestJaegerDependencies(t *testing.T) {
+	c := storage.NewDependencyReaderClient(newJaeger(t))
+	resp, err := c.GetDependencies(t.Context(), &storage.GetDependenciesRequest{StartTime: timestamppb.New(shop.Start), EndTime: timestamppb.New(shop.End)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := map[string]string{}
+	for _, d := range resp.Dependencies {
+		if d.CallCount == 0 {
+			t.Errorf("%v", d)
+		}
+		sources[d.Parent+" "+d.Child] = d.Source
+	}
+	if len(sources) != 7 || sources["frontend cartservice"] != "metaflow" || sources["checkoutservice paymentservice"] != "metaflow, network: retransmission" {
+		t.Errorf("%q", sources)
+	}
+}
