@@ -18,6 +18,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/query/tempo"
+	"github.com/metaflowys/metaflow-server/pkg/query/ui"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/values"
 )
@@ -65,6 +66,10 @@ func newQueries(c *core) (_ *queries, err error) {
 		return nil, err
 	}
 	q.handle("/api/", query.Guard(c.tokens.askers, tempo.NewHandler(reader)))
+	q.handle("/ui/", ui.NewHandler(reader, ui.Options{
+		Guard: func(h http.Handler) http.Handler { return query.Guard(c.tokens.askers, h) }, Grafana: c.cfg.Query.GrafanaURL, Jaeger: c.cfg.Query.JaegerURL,
+	}))
+	q.handle("GET /{$}", http.RedirectHandler("/ui/", http.StatusFound))
 	q.grpc, err = newQueryGRPC(c, reader)
 	return q, err
 }

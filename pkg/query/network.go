@@ -116,6 +116,7 @@ func (r *Reader) hasFlows(ctx context.Context) bool {
 
 // annotate adds the network's attributes to the spans of calls.
 func (t *readTrace) annotate(network map[string]Network) {
+	t.Network = network
 	for id, n := range network {
 		s, ok := t.spans[id]
 		if !ok || n.Verdict == "" {

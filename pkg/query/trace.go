@@ -28,6 +28,8 @@ type Trace struct {
 	Cut bool
 	// Spans is how many were read.
 	Spans int
+	// Network is what the network did, by the spans' ids; nil if it is not known.
+	Network map[string]Network
 }
 
 // TraceID checks an id of up to 32 hexadecimal digits, and pads it as Jaeger and Tempo do.

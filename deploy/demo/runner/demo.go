@@ -58,6 +58,7 @@ func show(ctx context.Context, o options, server *process.Server, dir string, ou
 		return err
 	}
 	progress.printf("ready: gRPC %s, Kafka %s, ClickHouse %s (native), %s (HTTP)", at.GRPC, at.Kafka, at.ClickHouseNative, at.ClickHouseHTTP)
+	progress.printf("look at services and traces while the demo runs: http://%s/ui/", at.QueryHTTP)
 	path, err := startPath(ctx, o, at, dir, progress)
 	if err != nil {
 		return err

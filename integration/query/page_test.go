@@ -1,0 +1,174 @@
+package query
+
+import (
+	"context"
+	"flag"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/metaflowys/metaflow-server/pkg/query/ui"
+)
+
+var update = flag.Bool("update", false, "write the picture of the page into docs")
+
+// browser is a page in a headless Chromium. It fails the test for each request that leaves
+// the server, and for each error of the page.
+type browser struct {
+	t   *testing.T
+	ctx context.Context //nolint:containedctx // chromedp's handle of the page
+	url string
+}
+
+// openPage shows the page of the shop's hour; without Chromium the test is skipped.
+func openPage(t *testing.T) browser {
+	t.Helper()
+	program := ""
+	for _, name := range []string{"chromium-headless-shell", "chromium"} {
+		if path, err := exec.LookPath(name); err == nil {
+			program = path
+			break
+		}
+	}
+	if program == "" {
+		t.Skip("no Chromium: install Debian's chromium-headless-shell")
+	}
+	r, _ := reader(t, config())
+	server := httptest.NewServer(ui.NewHandler(r, ui.Options{
+		Guard: func(h http.Handler) http.Handler { return h }, Grafana: "https://grafana.example", Jaeger: "https://jaeger.example/",
+	}))
+	t.Cleanup(server.Close)
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.WindowSize(1280, 900), chromedp.WSURLReadTimeout(time.Minute))
+	allocated, stopAllocator := chromedp.NewExecAllocator(context.Background(), opts...)
+	t.Cleanup(stopAllocator)
+	ctx, stop := chromedp.NewContext(allocated)
+	t.Cleanup(stop)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	t.Cleanup(cancel)
+	var mu sync.Mutex
+	chromedp.ListenTarget(ctx, func(event any) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch e := event.(type) {
+		case *network.EventRequestWillBeSent:
+			if !strings.HasPrefix(e.Request.URL, server.URL) && !strings.HasPrefix(e.Request.URL, "data:") {
+				t.Errorf("the page asks for %s", e.Request.URL)
+			}
+		case *runtime.EventExceptionThrown:
+			t.Errorf("the page fails: %s", e.ExceptionDetails.Error())
+		}
+	})
+	return browser{t, ctx, server.URL}
+}
+
+func (b browser) do(actions ...chromedp.Action) {
+	b.t.Helper()
+	if err := chromedp.Run(b.ctx, actions...); err != nil {
+		var status string
+		_ = chromedp.Run(b.ctx, chromedp.Text("#status", &status, chromedp.ByQuery))
+		b.t.Fatalf("%v; the page says %q", err, status)
+	}
+}
+
+// text returns the text of the first element.
+func (b browser) text(selector string) (text string) {
+	b.t.Helper()
+	b.do(chromedp.Text(selector, &text, chromedp.ByQuery))
+	return text
+}
+
+// picture saves what is to be seen, if the test was asked to.
+func (b browser) picture(name string) {
+	b.t.Helper()
+	var png []byte
+	b.do(chromedp.CaptureScreenshot(&png))
+	if len(png) < 10_000 {
+		b.t.Errorf("the picture %s has %d bytes", name, len(png))
+	}
+	if *update {
+		if err := os.WriteFile("../../docs/images/"+name, png, 0o600); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
+// A person without a mouse goes from the map of services, over the edge in trouble, to a
+// trace with the network's verdict and its evidence.
+func TestPageByKeyboard(t *testing.T) {
+	b := openPage(t)
+	b.do(chromedp.Navigate(b.url+"/ui/"), chromedp.WaitVisible(".edge.bad", chromedp.ByQuery))
+	if text := b.text("main > p"); text != "1 edge is in trouble." {
+		t.Errorf("the page says %q", text)
+	}
+	b.picture("page-services.png")
+
+	// Tab reaches the edge in trouble.
+	reached := false
+	for range 60 {
+		b.do(chromedp.KeyEvent(kb.Tab), chromedp.Evaluate(`document.activeElement.matches(".edge.bad")`, &reached))
+		if reached {
+			break
+		}
+	}
+	var label string
+	b.do(chromedp.Evaluate(`document.activeElement.getAttribute("aria-label") || ""`, &label))
+	if !strings.HasPrefix(label, "checkoutservice to paymentservice: ") || !strings.HasSuffix(label, "network: retransmission") {
+		t.Fatalf("Tab does not reach the edge in trouble, but %q", label)
+	}
+	b.do(chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible("figure svg", chromedp.ByQuery))
+	if text := b.text("h2"); text != "checkoutservice → paymentservice" {
+		t.Errorf("the edge is called %q", text)
+	}
+
+	b.do(chromedp.Evaluate(`document.querySelector("main table a").focus()`, nil), chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible(".waterfall .row", chromedp.ByQuery))
+	if text := b.text(".bad-text"); !strings.HasPrefix(text, "It was the network: retransmission, at ") {
+		t.Errorf("the trace says %q", text)
+	}
+	// The arrow keys go to the first call that was harmed; Enter shows the evidence.
+	b.do(chromedp.Evaluate(`document.querySelector(".row").focus()`, nil))
+	harmed := false
+	for range 40 {
+		b.do(chromedp.KeyEvent(kb.ArrowDown), chromedp.Evaluate(`document.activeElement.querySelector(".harmed") !== null`, &harmed))
+		if harmed {
+			break
+		}
+	}
+	if !harmed {
+		t.Fatal("the arrow keys do not reach a harmed span")
+	}
+	var expanded, evidence string
+	b.do(chromedp.KeyEvent(kb.Enter), chromedp.Evaluate(`document.activeElement.getAttribute("aria-expanded")`, &expanded),
+		chromedp.Evaluate(`document.activeElement.nextSibling.innerText`, &evidence))
+	if expanded != "true" || !strings.Contains(evidence, "segments sent again") {
+		t.Errorf("expanded is %q, with %q", expanded, evidence)
+	}
+	b.picture("page-trace.png")
+	var links []string
+	b.do(chromedp.Evaluate(`[...document.querySelectorAll("main p a")].map((a) => a.href)`, &links))
+	if len(links) != 2 || !strings.HasPrefix(links[0], "https://grafana.example/explore?") || !strings.HasPrefix(links[1], "https://jaeger.example/trace/") {
+		t.Errorf("links: %q", links)
+	}
+}
+
+// The page says what is wrong, and its form finds a trace.
+func TestPageFindsTraces(t *testing.T) {
+	b := openPage(t)
+	b.do(chromedp.Navigate(b.url+"/ui/#/trace/"+strings.Repeat("7", 32)), chromedp.WaitVisible("#status.error", chromedp.ByQuery))
+	if text := b.text("#status"); text != "no span of this trace is stored" {
+		t.Errorf("the page says %q", text)
+	}
+	b.do(chromedp.SendKeys("#trace", "xyz"+kb.Enter, chromedp.ByQuery), chromedp.WaitVisible(`//p[contains(., "hexadecimal")]`))
+	var paint float64
+	b.do(chromedp.Evaluate(`performance.getEntriesByName("first-contentful-paint")[0].startTime`, &paint))
+	t.Logf("first paint after %.0f ms", paint)
+}
