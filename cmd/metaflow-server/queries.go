@@ -12,11 +12,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
+	"github.com/metaflowys/metaflow-server/pkg/query/mcp"
 	"github.com/metaflowys/metaflow-server/pkg/query/tempo"
 	"github.com/metaflowys/metaflow-server/pkg/query/ui"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
@@ -66,6 +68,7 @@ func newQueries(c *core) (_ *queries, err error) {
 		return nil, err
 	}
 	q.handle("/api/", query.Guard(c.tokens.askers, tempo.NewHandler(reader)))
+	q.handle("/mcp", query.Guard(c.tokens.askers, mcp.NewServer(reader, q.db, program.Version()).Handler()))
 	q.handle("/ui/", ui.NewHandler(reader, ui.Options{
 		Guard: func(h http.Handler) http.Handler { return query.Guard(c.tokens.askers, h) }, Grafana: c.cfg.Query.GrafanaURL, Jaeger: c.cfg.Query.JaegerURL,
 	}))
