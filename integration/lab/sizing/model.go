@@ -41,7 +41,7 @@ var (
 	flowDisk      = figure{"ClickHouse, disk a flow", 47.4, "bytes", "assumed to be a span's; the regular rows of integration/bench/queries take 11"}
 	kafkaRatio    = figure{"Kafka, bytes saved by snappy", 4.84, "times", "go test -run '^$' -bench Encode ./pkg/kafka, one record a batch"}
 	flowBytes     = figure{"Kafka, bytes of a flow before compression", 223, "bytes", "assumed to be a third of a span's"}
-	keeperCalls   = figure{"Keeper, requests a part and replica", 10, "requests", "assumed; see ProfileEvents of your ZooKeeperTransactions"}
+	keeperCalls   = figure{"Keeper, requests a part and replica", 16, "requests", "counted on two shards of two replicas; see ProfileEvents of your ZooKeeperTransactions"}
 	// A partition is one loop that decodes, then waits for the INSERT.
 	partitionRate = figure{"writer, spans/s of one partition", 1e6 / (5.77 + 6.31), "spans/s", "make bench-pipeline: writer and ClickHouse after each other"}
 )
