@@ -44,7 +44,7 @@ func (d *DB) CompleteNodes(ctx context.Context) (*Completion, error) {
 }
 
 // errLostReplica means that Keeper has a replica whose table is gone from its node.
-var errLostReplica = errors.New("Keeper has a replica of a table that this node does not have; if the node lost its data, run 'metaflow-server migrate up'")
+var errLostReplica = errors.New("a replica of this table is in Keeper, but not on the node; if the node lost its data, run 'metaflow-server migrate up'")
 
 // member is a node of the cluster and the tables of ours that it has.
 type member struct {
@@ -165,7 +165,7 @@ func (d *DB) dropLost(ctx context.Context, m member, all []member, create string
 	}
 	drop := "SYSTEM DROP REPLICA " + quote(replica) + " FROM ZKPATH " + quote(path)
 	if err := d.checkLost(ctx, m, all, path, replica, done); err != nil {
-		return fmt.Errorf("Keeper has replica %s of %s, and %w; if the data of that replica is lost, run this here, and 'metaflow-server migrate up' again: %s", replica, path, err, drop)
+		return fmt.Errorf("replica %s of %s is in Keeper, and %w; if the data of that replica is lost, run this here, and 'metaflow-server migrate up' again: %s", replica, path, err, drop)
 	}
 	if err := d.dropInactive(ctx, m, drop); err != nil {
 		return fmt.Errorf("%s: %w", drop, err)

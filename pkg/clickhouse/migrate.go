@@ -325,7 +325,7 @@ func (n *nodeStatus) failure(waited time.Duration) error {
 	case n.status == nil:
 		return fmt.Errorf("node %s has not run it within %s; it will once it is up and reaches Keeper. Start it, or take it out of remote_servers", addr, waited)
 	case *n.status != 0:
-		return fmt.Errorf("at node %s: %w", addr, readable(&driver.Exception{Code: int32(*n.status), Message: *n.err})) //nolint:gosec // the codes are small
+		return fmt.Errorf("at node %s: %w", addr, readable(&driver.Exception{Code: int32(*n.status), Message: *n.err}))
 	default:
 		return nil
 	}

@@ -152,22 +152,22 @@ func FormatSize(n int64) string {
 // also knows d, a day of 24 hours, and w, a week of seven days.
 func Duration(text string) (time.Duration, error) {
 	text = strings.TrimSpace(text)
-	sign, rest := time.Duration(1), text
+	sign, rest := int64(1), text
 	if strings.ContainsAny(text, "dw") && strings.HasPrefix(text, "-") {
 		sign, rest = -1, text[1:]
 	}
-	var long time.Duration // days and weeks
+	var long int64 // days and weeks, in nanoseconds
 	for _, part := range longUnit.FindAllStringSubmatch(rest, -1) {
 		hours, err := time.ParseDuration(part[1] + "h")
-		n := time.Duration(hoursOf[part[2]])
-		if err != nil || hours > (math.MaxInt64-long)/n {
+		n := hoursOf[part[2]]
+		if err != nil || int64(hours) > (math.MaxInt64-long)/n {
 			return 0, errDuration
 		}
-		long += hours * n
+		long += int64(hours) * n
 	}
 	if left := longUnit.ReplaceAllString(rest, ""); left != rest {
 		if left == "" {
-			return sign * long, nil
+			return time.Duration(sign * long), nil
 		}
 		rest = left
 		if strings.ContainsAny(rest[:1], "+-") {
@@ -175,10 +175,10 @@ func Duration(text string) (time.Duration, error) {
 		}
 	}
 	d, err := time.ParseDuration(rest)
-	if err != nil || strings.HasPrefix(text, "+") || d > math.MaxInt64-long {
+	if err != nil || strings.HasPrefix(text, "+") || int64(d) > math.MaxInt64-long {
 		return 0, errDuration
 	}
-	return sign * (long + d), nil
+	return time.Duration(sign * (long + int64(d))), nil
 }
 
 var (
