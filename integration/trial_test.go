@@ -2,16 +2,22 @@ package integration
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
@@ -62,6 +68,9 @@ func TestTrialWithAgent(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), "SELECT toString(any(ip)) FROM metaflow.spans").Scan(&ip); err != nil || ip == "::" || strings.Contains(ip, "127.0.0.1") {
 		t.Errorf("the spans have the address %q, %v", ip, err)
 	}
+	if os.Getuid() == 0 {
+		callWithNetwork(t, p, endpoint, conn)
+	}
 	if code := p.terminate(); code != 143 {
 		t.Errorf("exit status %d after SIGTERM", code)
 	}
@@ -71,6 +80,90 @@ func TestTrialWithAgent(t *testing.T) {
 			t.Errorf("something still listens on %s", addr)
 		}
 	}
+}
+
+// callWithNetwork sends the span of a call to an address of this host, and waits until the
+// trace has the flow of its connection.
+func callWithNetwork(t *testing.T, p *process, endpoint string, conn driver.Conn) {
+	t.Helper()
+	host := addressOfHost(t)
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.Copy(c, c) // the caller ends it
+			_ = c.Close()
+		}
+	}()
+	exporter, err := otlptracehttp.New(t.Context(), otlptracehttp.WithEndpoint(endpoint), otlptracehttp.WithInsecure())
+	if err != nil {
+		t.Fatal(err)
+	}
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter))
+	at := listener.Addr().(*net.TCPAddr) //nolint:forcetypeassert // a TCP listener has no other
+	_, span := provider.Tracer("test").Start(t.Context(), "GET", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
+		attribute.String("network.peer.address", host), attribute.Int("network.peer.port", at.Port)))
+	client, err := net.Dial("tcp", at.String())
+	if err == nil {
+		_, err = client.Write([]byte("ping"))
+	}
+	if err == nil {
+		_, err = io.ReadFull(client, make([]byte, len("ping")))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	span.End()
+	_ = client.Close()
+	if err := provider.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually(time.Minute, func() error {
+		var verdict, unmatched string
+		err := conn.QueryRow(t.Context(), "SELECT toString(verdict), toString(unmatched) FROM ("+documentedQuery(t)+")").Scan(&verdict, &unmatched)
+		if err == nil && unmatched != "" {
+			err = fmt.Errorf("verdict %q, unmatched: %s", verdict, unmatched)
+		}
+		return err
+	})
+}
+
+// documentedQuery returns the query of docs/install.md for a trace of everything on one host.
+func documentedQuery(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repository(t), "docs/install.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?s)--data-binary "(SELECT [^"]*trace_network[^"]*)"`).FindStringSubmatch(string(text))
+	if found == nil {
+		t.Fatal("docs/install.md has no such query")
+	}
+	return strings.TrimSuffix(found[1], " FORMAT PrettyCompact")
+}
+
+// addressOfHost returns an address of this host that is not loopback, or skips the rest of
+// the test.
+func addressOfHost(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && n.IP.To4() != nil {
+			return n.IP.String()
+		}
+	}
+	t.Skip("this host has no address but loopback")
+	return ""
 }
 
 // A port in use is one line that names the flag, and no stack trace.

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -166,6 +167,75 @@ func TestCompose(t *testing.T) {
 	}
 	if err := checkConfig(t, "metaflow-server", read(t, "../compose/metaflow-server.yaml")); err != nil {
 		t.Error(err)
+	}
+}
+
+// reachable reports whether a service has a name or alias.
+func reachable(services compose.Services, host string) bool {
+	for name, s := range services {
+		if name == host {
+			return true
+		}
+		for _, n := range s.Networks {
+			if n != nil && slices.Contains(n.Aliases, host) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Grafana's data sources are services of the compose file, and what Prometheus scrapes
+// there listens where it is scraped.
+func TestComposeDataSources(t *testing.T) {
+	services := loadCompose(t).Services
+	files, err := filepath.Glob("../grafana/datasources/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("data sources %v, %v", files, err)
+	}
+	for _, file := range files {
+		var sources struct {
+			Datasources []struct {
+				Name, URL string
+				JSONData  struct{ Host string } `json:"jsonData"`
+			}
+		}
+		if err := yaml.Unmarshal([]byte(read(t, file)), &sources); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range sources.Datasources {
+			host := s.JSONData.Host
+			if s.URL != "" {
+				u, err := url.Parse(s.URL)
+				if err != nil {
+					t.Fatal(err)
+				}
+				host = u.Hostname()
+			}
+			if !reachable(services, host) {
+				t.Errorf("data source %s is at %q, which the compose file does not start", s.Name, host)
+			}
+		}
+	}
+	var scraped struct {
+		Jobs []struct {
+			Static []struct{ Targets []string } `json:"static_configs"`
+		} `json:"scrape_configs"`
+	}
+	if err := yaml.Unmarshal([]byte(read(t, "../compose/prometheus.yml")), &scraped); err != nil {
+		t.Fatal(err)
+	}
+	var targets []string
+	for _, job := range scraped.Jobs {
+		for _, s := range job.Static {
+			targets = append(targets, s.Targets...)
+		}
+	}
+	if want := []string{"server:20417", "host.docker.internal:38087"}; !slices.Equal(targets, want) {
+		t.Errorf("Prometheus scrapes %v, want %v", targets, want)
+	}
+	if listen := services["agent"].Environment["METAFLOW_HTTP_LISTEN"]; listen == nil || *listen != "0.0.0.0:38087" {
+		t.Errorf("the agent's metrics are at %v", listen)
 	}
 }
 

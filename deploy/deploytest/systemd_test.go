@@ -52,9 +52,11 @@ func TestInstallScript(t *testing.T) {
 		"/etc/metaflow/metaflow-agent.env", "/etc/metaflow/metaflow-agent.yaml",
 		"/etc/metaflow/metaflow-server.env", "/etc/metaflow/metaflow-server.yaml",
 		"/usr/bin/metaflow-agent", "/usr/bin/metaflow-cli", "/usr/bin/metaflow-ctl", "/usr/bin/metaflow-server",
-		"/usr/lib/systemd/system/metaflow-agent.service", "/usr/lib/systemd/system/metaflow-server.service",
+		"/usr/lib/systemd/system/metaflow-agent.service", "/usr/lib/systemd/system/metaflow-server.service", "/usr/lib/systemd/system/metaflow-standalone.service",
 		"/usr/lib/sysusers.d/metaflow-agent.conf", "/usr/lib/sysusers.d/metaflow-server.conf",
 		"/usr/lib/tmpfiles.d/metaflow-agent.conf", "/usr/lib/tmpfiles.d/metaflow-server.conf",
+		"/usr/share/doc/metaflow-agent/agent-group.yaml", "/usr/share/doc/metaflow-agent/copyright",
+		"/usr/share/doc/metaflow-ctl/copyright", "/usr/share/doc/metaflow-server/copyright",
 	}
 	if got := tree(t, root); !slices.Equal(got, want) {
 		t.Errorf("installed %v, want %v", got, want)
@@ -108,7 +110,7 @@ func TestUnits(t *testing.T) {
 		out, err := exec.Command("systemd-analyze", "verify", "--root="+root, unit).CombinedOutput()
 		return string(out), err
 	}
-	for unit, exposure := range map[string]string{"metaflow-server.service": "15", "metaflow-agent.service": "31"} {
+	for unit, exposure := range map[string]string{"metaflow-server.service": "15", "metaflow-standalone.service": "20", "metaflow-agent.service": "31"} {
 		if out, err := verify(unit); err != nil || strings.TrimSpace(out) != "" {
 			t.Errorf("systemd-analyze verify %s: %v\n%s", unit, err, out)
 		}
@@ -150,6 +152,11 @@ func TestUnits(t *testing.T) {
 // The files of a new installation pass the programs' checks, and the programs
 // know the units' command lines.
 func TestHostConfiguration(t *testing.T) {
+	standalone := regexp.MustCompile(`(?m)^ExecStart=/usr/bin/metaflow-server (.*)$`).FindStringSubmatch(read(t, filepath.Join(systemdDir, "metaflow-standalone.service")))
+	if standalone == nil {
+		t.Fatal("metaflow-standalone.service starts something else")
+	}
+	knowsCommand(t, "metaflow-server", strings.Fields(standalone[1]))
 	for _, name := range []string{"metaflow-server", "metaflow-agent"} {
 		t.Run(name, func(t *testing.T) {
 			if err := checkConfig(t, name, read(t, filepath.Join(systemdDir, name+".yaml"))); err != nil {

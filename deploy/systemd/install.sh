@@ -46,6 +46,13 @@ fi
 # live reports whether to control this host's systemd.
 live() { [ -z "$dest" ] && [ -d /run/systemd/system ]; }
 
+units() { # part
+	case $1 in
+	server) echo metaflow-server.service metaflow-standalone.service ;;
+	agent) echo metaflow-agent.service ;;
+	esac
+}
+
 put() { # mode, from, to
 	install -d "$(dirname "$dest$3")"
 	install -m "$1" "$2" "$dest$3"
@@ -59,10 +66,15 @@ for part in $parts; do
 	name=metaflow-$part
 	if [ -n "$uninstall" ]; then
 		if [ "$part" != ctl ] && live; then
-			systemctl disable --now "$name.service" || true
+			for unit in $(units "$part"); do
+				systemctl disable --now "$unit" || true
+			done
 		fi
-		rm -f "$dest/usr/bin/$name" "$dest/usr/lib/systemd/system/$name.service" \
-			"$dest/usr/lib/sysusers.d/$name.conf" "$dest/usr/lib/tmpfiles.d/$name.conf"
+		for unit in $(units "$part"); do
+			rm -f "$dest/usr/lib/systemd/system/$unit"
+		done
+		rm -rf "$dest/usr/share/doc/$name"
+		rm -f "$dest/usr/bin/$name" "$dest/usr/lib/sysusers.d/$name.conf" "$dest/usr/lib/tmpfiles.d/$name.conf"
 		[ "$part" != ctl ] || rm -f "$dest/usr/bin/metaflow-cli"
 		continue
 	fi
@@ -71,11 +83,15 @@ for part in $parts; do
 		exit 1
 	fi
 	put 0755 "$bin/$name" "/usr/bin/$name"
+	put 0644 "$here/../../LICENSE" "/usr/share/doc/$name/copyright"
 	if [ "$part" = ctl ]; then
 		ln -sf metaflow-ctl "$dest/usr/bin/metaflow-cli"
 		continue
 	fi
-	put 0644 "$here/$name.service" "/usr/lib/systemd/system/$name.service"
+	for unit in $(units "$part"); do
+		put 0644 "$here/$unit" "/usr/lib/systemd/system/$unit"
+	done
+	[ "$part" != agent ] || put 0644 "$here/agent-group.yaml" "/usr/share/doc/$name/agent-group.yaml"
 	put 0644 "$here/$name.sysusers" "/usr/lib/sysusers.d/$name.conf"
 	put 0644 "$here/$name.tmpfiles" "/usr/lib/tmpfiles.d/$name.conf"
 	keep 0644 "$here/$name.yaml" "/etc/metaflow/$name.yaml"

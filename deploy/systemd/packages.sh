@@ -26,11 +26,17 @@ SCRIPTS=$work/scripts
 
 # fill replaces @NAMES@ by their values.
 fill() {
-	sed "s|@NAME@|$name|g; s|@ARCH@|$ARCH|g; s|@VERSION@|$VERSION|g; s|@BIN@|$BIN|g; s|@SCRIPTS@|$SCRIPTS|g" "$1" >"$2"
+	sed "s|@NAME@|$name|g; s|@ARCH@|$ARCH|g; s|@VERSION@|$VERSION|g; s|@BIN@|$BIN|g; s|@SCRIPTS@|$SCRIPTS|g; s|@UNITS@|$units|g; s|@DATA@|$data|g" "$1" >"$2"
 }
 
 for name in "$@"; do
-	CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH $GO build -trimpath -o "$BIN/$name" "./cmd/$name"
+	CGO_ENABLED=0 GOOS=linux GOARCH=$ARCH $GO build -trimpath -ldflags="-s -w" -o "$BIN/$name" "./cmd/$name"
+	units=$name.service
+	data=/var/lib/$name
+	if [ "$name" = metaflow-server ]; then
+		units="metaflow-server.service metaflow-standalone.service"
+		data="/var/lib/metaflow-standalone /etc/metaflow/metaflow-standalone.env"
+	fi
 	mkdir -p "$SCRIPTS/$name"
 	for script in postinstall preremove postremove; do
 		fill "deploy/systemd/nfpm/$script.sh" "$SCRIPTS/$name/$script.sh"

@@ -5,5 +5,5 @@ case "${1:-0}" in
 upgrade | [1-9]*) exit 0 ;;
 esac
 if [ -d /run/systemd/system ]; then
-	systemctl disable --now @NAME@.service
+	systemctl disable --now @UNITS@
 fi

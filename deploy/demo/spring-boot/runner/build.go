@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // Names of Maven's outputs in the build directory.
@@ -39,6 +41,9 @@ func build(ctx context.Context, o options, progress func(string, ...any)) error 
 	progress("building the shop with Maven; the first build downloads dependencies")
 	cmd := exec.CommandContext(ctx, "mvn", "--batch-mode", "--quiet", "package", "-Dshop.build="+target) //nolint:gosec // a directory that the user names
 	cmd.Dir = o.source
+	building, built := context.WithCancel(ctx)
+	defer built()
+	go retry.Every(building, stillInterval, func() { progress("Maven is still building") })
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the shop: %w\n%s", err, out)
 	}

@@ -195,7 +195,7 @@ func trade(ctx context.Context, o options, dir string, p *path, progress func(st
 	open, closed := context.WithCancelCause(ctx)
 	defer closed(nil)
 	s.watch(open, closed)
-	if err := s.awaitReady(open); err != nil {
+	if err := s.awaitReady(open, progress); err != nil {
 		return nil, errors.Join(explain(open, err), s.stop())
 	}
 	progress("the shop serves at http://%s: %d visits to warm up, then %d", s.addresses[entrance], warmUp, o.visits)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/deploy/demo/spring-boot/queries"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
@@ -29,6 +31,35 @@ func TestMain(m *testing.M) {
 }
 
 func say(t *testing.T) func(string, ...any) { return t.Logf }
+
+// Services take up to minutes to start: each one that listens is told at once.
+func TestProgressNamesServices(t *testing.T) {
+	s := &shop{addresses: map[string]string{}}
+	for _, name := range services[:3] {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		s.addresses[name] = listener.Addr().String()
+		c, err := process.Start(name, os.Environ(), "sleep", "600")
+		if err != nil {
+			t.Skipf("no program to wait for: %v", err)
+		}
+		defer func() { _ = c.Stop() }() // a signal ends sleep with an error
+		s.children = append(s.children, c)
+	}
+	var told []string
+	if err := s.awaitReady(t.Context(), func(format string, args ...any) { told = append(told, fmt.Sprintf(format, args...)) }); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(told, "\n")
+	for _, want := range append(slices.Clone(services[:3]), "3 of 3") {
+		if !strings.Contains(text, want) {
+			t.Errorf("progress lacks %q:\n%s", want, text)
+		}
+	}
+}
 
 func TestRunRejectsBadFlags(t *testing.T) {
 	tests := map[string]struct {

@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 )
@@ -113,14 +116,36 @@ func environment(name, password string, to exporter) []string {
 	)
 }
 
-// awaitReady waits until all services listen.
-func (s *shop) awaitReady(ctx context.Context) error {
+// stillInterval is how often a step that takes long says that it goes on.
+const stillInterval = 10 * time.Second
+
+// awaitReady waits until all services listen, and tells of each that does.
+func (s *shop) awaitReady(ctx context.Context, progress func(string, ...any)) error {
+	g, waiting := errgroup.WithContext(ctx)
+	ready := make(chan string, len(s.children))
 	for _, c := range s.children {
-		if err := c.Await(ctx, process.Listening(s.addresses[c.Name])); err != nil {
+		g.Go(func() error {
+			err := c.Await(waiting, process.Listening(s.addresses[c.Name]))
+			if err == nil {
+				ready <- c.Name
+			}
 			return err
+		})
+	}
+	still := time.NewTicker(stillInterval)
+	defer still.Stop()
+	for up := 0; up < len(s.children); {
+		select {
+		case name := <-ready:
+			up++
+			progress("%s is up, %d of %d", name, up, len(s.children))
+		case <-still.C:
+			progress("%d of %d are up; a JVM with the Java agent starts in ten seconds to a minute", up, len(s.children))
+		case <-waiting.Done():
+			return g.Wait()
 		}
 	}
-	return nil
+	return g.Wait()
 }
 
 // watch calls gone if a service ends before ctx does.
