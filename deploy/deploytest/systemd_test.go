@@ -57,6 +57,7 @@ func TestInstallScript(t *testing.T) {
 		"/usr/lib/tmpfiles.d/metaflow-agent.conf", "/usr/lib/tmpfiles.d/metaflow-server.conf",
 		"/usr/share/doc/metaflow-agent/agent-group.yaml", "/usr/share/doc/metaflow-agent/copyright",
 		"/usr/share/doc/metaflow-ctl/copyright", "/usr/share/doc/metaflow-server/copyright",
+		"/usr/share/doc/metaflow-server/tables.cluster.sql", "/usr/share/doc/metaflow-server/tables.sql",
 	}
 	if got := tree(t, root); !slices.Equal(got, want) {
 		t.Errorf("installed %v, want %v", got, want)

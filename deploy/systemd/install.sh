@@ -94,6 +94,10 @@ for part in $parts; do
 	[ "$part" != agent ] || put 0644 "$here/agent-group.yaml" "/usr/share/doc/$name/agent-group.yaml"
 	put 0644 "$here/$name.sysusers" "/usr/lib/sysusers.d/$name.conf"
 	put 0644 "$here/$name.tmpfiles" "/usr/lib/tmpfiles.d/$name.conf"
+	if [ "$part" = server ]; then
+		put 0644 "$here/../../schema/tables.sql" "/usr/share/doc/$name/tables.sql"
+		put 0644 "$here/../../schema/tables.cluster.sql" "/usr/share/doc/$name/tables.cluster.sql"
+	fi
 	keep 0644 "$here/$name.yaml" "/etc/metaflow/$name.yaml"
 	keep 0600 "$here/$name.env" "/etc/metaflow/$name.env"
 	if [ -z "$dest" ]; then
