@@ -23,8 +23,8 @@ func TestVisitDump(t *testing.T) {
 		result     int32
 		wantFailed bool
 	}{
-		"one part": {in: slices.Concat(messageOf(20, 7, "one"), messageOf(20, 7, "two")), want: []string{"one", "two"}},
-		"the end":  {in: slices.Concat(messageOf(20, 7, "one"), messageOf(kindDone, 7, "\x00\x00\x00\x00"), messageOf(20, 7, "behind it")), want: []string{"one"}, done: true},
+		"one part":                {in: slices.Concat(messageOf(20, 7, "one"), messageOf(20, 7, "two")), want: []string{"one", "two"}},
+		"the end":                 {in: slices.Concat(messageOf(20, 7, "one"), messageOf(kindDone, 7, "\x00\x00\x00\x00"), messageOf(20, 7, "behind it")), want: []string{"one"}, done: true},
 		"an end without a result": {in: messageOf(kindDone, 7, ""), done: true},
 		"refused":                 {in: messageOf(kindError, 7, refused), done: true, result: 22},
 		"an abandoned dump":       {in: slices.Concat(messageOf(kindDone, 6, ""), messageOf(20, 7, "one")), want: []string{"one"}},
