@@ -13,6 +13,9 @@ import (
 	"github.com/metaflowys/metaflow-server/deploy/demo/webstore"
 )
 
+// everySpan is the verdict when nothing is lost or doubled.
+const everySpan = "Every span is stored exactly once."
+
 const (
 	reportEvery = 2 * time.Second
 	// flushTimeout bounds the export of the last spans.
@@ -113,8 +116,12 @@ func visit(ctx context.Context, o options, endpoint string, progress *progress) 
 }
 
 func summary(r webstore.Report) string {
-	return fmt.Sprintf("%d journeys, %d orders, %d cards refused; %s spans recorded, %s acknowledged",
-		r.Journeys, r.Orders, r.Declined, thousands(r.Total.Ended), thousands(r.Total.Acknowledged))
+	cards := "refused cards"
+	if r.Declined == 1 {
+		cards = "refused card"
+	}
+	return fmt.Sprintf("%d journeys, %d orders, %d %s; %s spans recorded, %s acknowledged",
+		r.Journeys, r.Orders, r.Declined, cards, thousands(r.Total.Ended), thousands(r.Total.Acknowledged))
 }
 
 // acknowledged checks that the receiver accepted all spans.
@@ -200,7 +207,7 @@ func answerCounts(ctx context.Context, db *database, report webstore.Report, out
 			thousands(sent), thousands(acked), thousands(spans), thousands(ids))
 		return errors.Join(err, missing(ctx, db, report))
 	}
-	out.println(out.style(green, "Every span is stored exactly once."))
+	out.println(out.style(green, everySpan))
 	return nil
 }
 
