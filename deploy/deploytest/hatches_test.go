@@ -130,6 +130,27 @@ func TestGrafanaDashboards(t *testing.T) {
 	}
 }
 
+// Every panel says what it shows, or what to make of it.
+func TestPanelsAreDescribed(t *testing.T) {
+	files, err := filepath.Glob("../grafana/dashboards/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d dashboards, %v", len(files), err)
+	}
+	for _, f := range files {
+		var dashboard struct {
+			Panels []struct{ Title, Description string }
+		}
+		if err := json.Unmarshal([]byte(read(t, f)), &dashboard); err != nil || len(dashboard.Panels) == 0 {
+			t.Errorf("%s: %d panels, %v", f, len(dashboard.Panels), err)
+		}
+		for _, p := range dashboard.Panels {
+			if p.Description == "" {
+				t.Errorf("%s: the panel %q has no description", f, p.Title)
+			}
+		}
+	}
+}
+
 // What other charts let one change, can be changed here.
 func TestChartHatches(t *testing.T) {
 	o := release{}.fromMatrix(t, "apart").objects(t)
