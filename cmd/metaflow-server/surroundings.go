@@ -46,6 +46,9 @@ func checkSurroundings(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error
 func checkKafka(ctx context.Context, cfg *server, client *kafka.Client) (findings []clickhouse.Finding) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
+	if err := client.Ping(ctx); err != nil {
+		return []clickhouse.Finding{{Check: "Kafka", Where: "brokers", Problem: err.Error(), Fix: "start Kafka, or correct kafka.brokers, kafka.tls and kafka.sasl"}}
+	}
 	principal := "User:NAME"
 	if cfg.Kafka.SASL.Username != "" {
 		principal = "User:" + cfg.Kafka.SASL.Username
@@ -63,15 +66,10 @@ func checkKafka(ctx context.Context, cfg *server, client *kafka.Client) (finding
 		switch err := client.CheckAccess(ctx, need); {
 		case errors.Is(err, kafka.ErrNoTopic): // at the first start, that is as it should be
 			f.Where += " does not exist yet: a server creates it, with the rights Create and Describe"
-		case errors.Is(err, context.DeadlineExceeded):
-			f.Problem, f.Fix = err.Error(), "correct kafka.brokers, or start Kafka"
 		case err != nil:
 			f.Problem, f.Fix = err.Error(), "if the user lacks rights: "+rights
 		}
 		findings = append(findings, f)
-		if ctx.Err() != nil {
-			break // Kafka does not answer: the other topics would say the same
-		}
 	}
 	return findings
 }

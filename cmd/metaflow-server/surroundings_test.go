@@ -45,4 +45,9 @@ func TestMigrateCheck(t *testing.T) {
 			t.Errorf("lacks %q:\n%s", want, stdout.String())
 		}
 	}
+	cluster.Close()
+	stdout.Reset()
+	if status := program.Run(context.Background(), newRoot(), []string{"migrate", "check", "--config", file}, &stdout, &stderr); status != program.ExitFailed || !strings.Contains(stdout.String(), "PROBLEM  Kafka: brokers: ") || strings.Contains(stdout.String(), "topic metaflow.spans") {
+		t.Errorf("without Kafka: status %d\n%s", status, stdout.String())
+	}
 }

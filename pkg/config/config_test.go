@@ -227,11 +227,11 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 		"values where sections belong, and the other way round": {
 			file: "kafka: here\ngrpc:\n  listen: {host: a}\n  tls: [true]\nroles: [gateway, [writer]]\nlog:\n  - a\n",
 			want: []string{
-				"kafka: a single value where a section of keys is expected (FILE:1)",
+				"kafka: a single value where a section of keys is expected: brokers, max_record_bytes, partitions, sasl (FILE:1)",
 				"grpc.listen: a section of keys where a single value is expected (FILE:3)",
 				"grpc.tls: a list where a single value is expected (FILE:4)",
 				"roles[1]: a list where a single value is expected (FILE:5)",
-				"log: a list where a section of keys is expected (FILE:7)",
+				"log: a list where a section of keys is expected: level (FILE:7)",
 			},
 		},
 		"a key twice": {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -69,7 +71,7 @@ func (f *file) section(parent string, node *yaml.Node) {
 		return
 	}
 	if node.Kind != yaml.MappingNode {
-		f.problem(parent, node.Line, "%s where a section of keys is expected", kindName(node))
+		f.problem(parent, node.Line, "%s where a section of keys is expected%s", kindName(node), f.keysOf(parent))
 		return
 	}
 	for i := 0; i+1 < len(node.Content); i += 2 {
@@ -114,6 +116,27 @@ func (f *file) value(key string, node *yaml.Node) {
 		return
 	}
 	f.values[key] = v
+}
+
+// keysOf lists the keys of a section, as the end of a sentence.
+func (f *file) keysOf(section string) string {
+	const shown = 8
+	var keys []string
+	for _, known := range []map[string]bool{f.lists, f.sections} {
+		for key := range known {
+			if name, ok := strings.CutPrefix(key, section+"."); ok && !strings.Contains(name, ".") {
+				keys = append(keys, name)
+			}
+		}
+	}
+	slices.Sort(keys)
+	if len(keys) == 0 {
+		return ""
+	}
+	if len(keys) > shown {
+		keys = append(keys[:shown], "…")
+	}
+	return ": " + strings.Join(keys, ", ")
 }
 
 // suggestion returns the known key that an unknown one most likely misspells.
