@@ -101,7 +101,7 @@ var matrix = map[string]struct {
 	"second":     {},
 	"roles":      {},
 	"agents":     {},
-	"apart":      {secrets: map[string][]string{"tokens": {"groups.txt", "read.txt", "otlp.txt"}, "ingress-tls": {"tls.crt", "tls.key"}}},
+	"apart":      {secrets: map[string][]string{"tokens": {"groups.txt", "read.txt", "otlp.txt"}, "agent-tokens": {"group.txt", "otlp.txt"}, "ingress-tls": {"tls.crt", "tls.key"}}},
 }
 
 func (r release) fromMatrix(t *testing.T, name string) release {
@@ -253,7 +253,7 @@ func TestChartRejects(t *testing.T) {
 		"an unknown key of the server":         {"server: {config: {kafka: {partitons: 3}}}", []string{"/server/config/kafka", "partitons"}},
 		"an unknown key of the agent":          {"agent: {config: {sever: {}}}", []string{"/agent/config", "sever"}},
 		"a key of the wrong type":              {"server: {config: {kafka: {partitions: many}}}", []string{"/server/config/kafka/partitions", "integer"}},
-		"no duration":                          {"server: {config: {retention: {spans: 30d}}}", []string{"/server/config/retention/spans", "30d"}},
+		"no duration":                          {"server: {config: {retention: {spans: soon}}}", []string{"/server/config/retention/spans", "soon"}},
 		"no size":                              {"server: {config: {writer: {memory_bytes: lots}}}", []string{"/server/config/writer/memory_bytes"}},
 		"no role":                              {"server: {config: {roles: [gatway]}}", []string{"/server/config/roles/0"}},
 		"a password in the configuration":      {"server: {config: {kafka: {sasl: {password: x}}}}", []string{"/server/config/kafka/sasl", "password"}},
@@ -273,6 +273,7 @@ func TestChartRejects(t *testing.T) {
 		"an address without a port":            {"server: {config: {grpc: {listen: 0.0.0.0}}}", []string{"/server/config/grpc/listen", "0.0.0.0"}},
 		"a login without a password":           {"{kafka: {enabled: false}, server: {config: {kafka: {brokers: ['k:9092'], sasl: {mechanism: scram-sha-512, username: u}}}}}", []string{"server.credentials.kafkaPassword: required"}},
 		"roles twice":                          {"server: {config: {roles: [gateway]}, writers: {enabled: true}}", []string{"server.config.roles: server.writers.enabled"}},
+		"two tokens":                           {"agent: {token: {existingSecret: a}, tokenFiles: {existingSecret: b, server: s}}", []string{"agent.tokenFiles.server: agent.token.existingSecret"}},
 		"keda without writers":                 {"server: {writers: {keda: {enabled: true}}}", []string{"server.writers.keda.enabled: needs"}},
 		"an ingress without OTLP/HTTP":         {"server: {ingress: {enabled: true, hosts: [a]}}", []string{"server.ingress.port: is otlp-http"}},
 		"a name that is too long":              {"fullnameOverride: a123456789-123456789-123456789-123456789-1", []string{"/fullnameOverride"}},

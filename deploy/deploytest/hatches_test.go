@@ -196,10 +196,17 @@ func TestTokenFiles(t *testing.T) {
 	if strings.Contains(text, " agent_tokens_file") {
 		t.Errorf("the configuration names a file that was not given:\n%s", text)
 	}
-	for _, m := range o.template("metaflow-server").Spec.Containers[0].VolumeMounts {
-		if m.Name == "tokens" && m.MountPath == "/etc/metaflow/tokens" && m.SubPath == "" && m.ReadOnly {
-			return
+	agent := o.configMap("metaflow-agent")["metaflow-agent.yaml"]
+	for _, want := range []string{"token_file: /etc/metaflow/tokens/group.txt", "bearer_tokens_file: /etc/metaflow/tokens/otlp.txt"} {
+		if !strings.Contains(agent, want) {
+			t.Errorf("the agent's configuration lacks %q:\n%s", want, agent)
 		}
 	}
-	t.Error("the tokens are not mounted")
+	for _, name := range []string{"metaflow-server", "metaflow-writer", "metaflow-agent"} {
+		if !slices.ContainsFunc(o.template(name).Spec.Containers[0].VolumeMounts, func(m core.VolumeMount) bool {
+			return m.Name == "tokens" && m.MountPath == "/etc/metaflow/tokens" && m.SubPath == "" && m.ReadOnly
+		}) {
+			t.Errorf("%s does not mount the tokens", name)
+		}
+	}
 }

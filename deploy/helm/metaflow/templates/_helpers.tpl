@@ -199,6 +199,14 @@ key_file: {{ $dir }}/tls.key
 {{- $config = mergeOverwrite $config (dict "server" (dict "tls" (include "metaflow.clientTLS" (list "server" .) | fromYaml))) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.agent.tokenFiles -}}
+{{- if and .existingSecret .server -}}
+{{- $config = mergeOverwrite $config (dict "server" (dict "token_file" (printf "/etc/metaflow/tokens/%s" .server))) -}}
+{{- end -}}
+{{- if and .existingSecret .otlp -}}
+{{- $config = mergeOverwrite $config (dict "otlp" (dict "bearer_tokens_file" (printf "/etc/metaflow/tokens/%s" .otlp))) -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.agent.config)) -}}
 {{- end -}}
 
@@ -375,6 +383,9 @@ priorityClassName: {{ . }}
 {{/* Contradictions that the schema cannot express. */}}
 {{- define "metaflow.check" -}}
 {{- $v := .Values -}}
+{{- if and $v.agent.token.existingSecret $v.agent.tokenFiles.existingSecret $v.agent.tokenFiles.server -}}
+{{- fail "agent.tokenFiles.server: agent.token.existingSecret is set too; use only one" -}}
+{{- end -}}
 {{- if and $v.server.writers.enabled (hasKey $v.server.config "roles") -}}
 {{- fail "server.config.roles: server.writers.enabled chooses the roles; set only one of them" -}}
 {{- end -}}
