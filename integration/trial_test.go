@@ -149,21 +149,36 @@ func documentedQuery(t *testing.T) string {
 	return strings.TrimSuffix(found[1], " FORMAT PrettyCompact")
 }
 
-// addressOfHost returns an address of this host that is not loopback, or skips the rest of
-// the test.
+// addressOfHost returns an IPv4 address of this host that is not loopback, or skips the
+// rest of the test.
 func addressOfHost(t *testing.T) string {
+	t.Helper()
+	for _, a := range addressesOfHost(t) {
+		if strings.Contains(a, ".") && a != "127.0.0.1" {
+			return a
+		}
+	}
+	t.Skip("this host has no address but loopback")
+	return ""
+}
+
+// addressesOfHost returns the addresses of this host that are not loopback, or loopback if
+// there is no other.
+func addressesOfHost(t *testing.T) (found []string) {
 	t.Helper()
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && n.IP.To4() != nil {
-			return n.IP.String()
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			found = append(found, n.IP.String())
 		}
 	}
-	t.Skip("this host has no address but loopback")
-	return ""
+	if len(found) == 0 {
+		return []string{"127.0.0.1"}
+	}
+	return found
 }
 
 // A port in use is one line that names the flag, and no stack trace.
