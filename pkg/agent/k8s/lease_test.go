@@ -98,7 +98,7 @@ func TestNextLeader(t *testing.T) {
 			}
 			candidate("two")
 			const peace = time.Hour
-			time.Sleep(peace)
+			<-time.After(peace)
 			api.mu.Lock()
 			if most := int(peace/defaultTiming().Duration) + 2; api.gets["two"] > most {
 				t.Errorf("the follower asked %d times in an hour, want at most %d", api.gets["two"], most)
