@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "write the picture of the page into docs
 // the server, and for each error of the page.
 type browser struct {
 	t   *testing.T
-	ctx context.Context //nolint:containedctx // chromedp's handle of the page
+	ctx context.Context // chromedp's handle of the page
 	url string
 }
 

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/metaflowys/metaflow-server/integration/internal/otelcol"
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
@@ -19,7 +17,7 @@ import (
 
 // getJSON reads a JSON answer.
 func getJSON(url string, v any) error {
-	resp, err := http.Get(url) //nolint:gosec,noctx // of a program that the test runs
+	resp, err := http.Get(url)
 	if err != nil {
 		return err
 	}
@@ -39,7 +37,7 @@ func getJSON(url string, v any) error {
 // `make jaeger` builds it.
 func TestRealJaeger(t *testing.T) {
 	program := otelcol.Jaeger(t, "../..")
-	var conn *grpc.ClientConn = newJaeger(t)
+	conn := newJaeger(t)
 	api := ports.FreeAddress(t)
 	otelcol.Run(t, program, otelcol.JaegerConfig(conn.Target(), "127.0.0.1:1", ports.FreeAddress(t), api, ports.FreeAddress(t)))
 	var services struct{ Data []string }

@@ -118,7 +118,7 @@ func (r *Reader) Query(ctx context.Context, query string, row func(scan func(...
 				return err
 			}
 		}
-		return nil
+		return rows.Err()
 	})
 }
 
@@ -158,7 +158,7 @@ func (r *Reader) Table(ctx context.Context, query string, most int) (t Table, er
 			}
 			t.Rows = append(t.Rows, targets)
 		}
-		return nil
+		return rows.Err()
 	})
 	if errors.Is(err, errEnough) {
 		err = nil
@@ -184,11 +184,14 @@ func (r *Reader) run(ctx context.Context, query string, args []any, read func(dr
 		return r.explain(ctx, running, err)
 	}
 	defer func() { _ = rows.Close() }()
-	if err := read(rows); err != nil {
-		cancel() // Close reads the rest of the result unless the query has ended
-		return err
+	err = read(rows)
+	if rows.Err() != nil {
+		return r.explain(ctx, running, rows.Err())
 	}
-	return r.explain(ctx, running, rows.Err())
+	if err != nil {
+		cancel() // Close reads the rest of the result unless the query has ended
+	}
+	return err
 }
 
 // explain classifies an error: [fault.Rejected] if ClickHouse answered, because the same

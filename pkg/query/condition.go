@@ -110,9 +110,6 @@ type Compare struct {
 	Value Literal
 }
 
-// Exists is true if the span has the attribute.
-type Exists struct{ Field Field }
-
 // compiler turns conditions into SQL over the columns of the view spans.
 type compiler struct {
 	*builder
@@ -139,24 +136,25 @@ func (c *compiler) join(list []Expr, with, none string) (string, error) {
 	return strings.Join(parts, with), nil
 }
 
-func (e Exists) sql(c *compiler) (string, error) {
-	key := c.arg(e.Field.Name)
-	switch e.Field.Scope {
+// exists returns a condition on the attribute being there.
+func (f Field) exists(c *compiler) string {
+	key := c.arg(f.Name)
+	switch f.Scope {
 	case SpanScope:
-		return "mapContains(attributes, " + key + ")", nil
+		return "mapContains(attributes, " + key + ")"
 	case Resource:
-		return "mapContains(resource_attributes, " + key + ")", nil
+		return "mapContains(resource_attributes, " + key + ")"
 	case AnyScope:
-		return fmt.Sprintf("mapContains(attributes, %s) OR mapContains(resource_attributes, %[1]s)", key), nil
+		return fmt.Sprintf("mapContains(attributes, %s) OR mapContains(resource_attributes, %[1]s)", key)
 	case Event:
-		return fmt.Sprintf("arrayExists(m -> mapContains(m, %s), events.attributes)", key), nil
+		return fmt.Sprintf("arrayExists(m -> mapContains(m, %s), events.attributes)", key)
 	case Link:
-		return fmt.Sprintf("arrayExists(m -> mapContains(m, %s), links.attributes)", key), nil
+		return fmt.Sprintf("arrayExists(m -> mapContains(m, %s), links.attributes)", key)
 	case Instrument:
-		return "mapContains(scope_attributes, " + key + ")", nil
+		return "mapContains(scope_attributes, " + key + ")"
 	case Intrinsic:
 	}
-	return "1", nil
+	return "1"
 }
 
 // bad returns an error about a comparison.
@@ -296,12 +294,12 @@ func (e Compare) duration(c *compiler, of string) (string, error) {
 // but the one with nil.
 func (e Compare) attribute(c *compiler) (string, error) {
 	if e.Value.Kind == Nil {
-		has, err := Exists{e.Field}.sql(c)
-		switch {
-		case e.Op == NotEqual:
-			return has, err
-		case e.Op == Equal:
-			return "NOT (" + has + ")", err
+		has := e.Field.exists(c)
+		switch e.Op {
+		case NotEqual:
+			return has, nil
+		case Equal:
+			return "NOT (" + has + ")", nil
 		default:
 			return "", e.bad("nil is compared with = or !=")
 		}

@@ -31,7 +31,7 @@ func Load(ctx context.Context, e *chengine.Engine) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	if err := db.Migrate(ctx, clickhouse.Retention{}); err != nil {
 		return err
 	}

@@ -145,6 +145,15 @@ without the label of a zone are neither preferred nor avoided.
 {{- $config = mergeOverwrite $config (dict "http" (dict "tls" (dict
       "cert_file" "/etc/metaflow/tls/http/tls.crt" "key_file" "/etc/metaflow/tls/http/tls.key"))) -}}
 {{- end -}}
+{{- if .Values.server.query.enabled -}}
+{{- $query := dict "http_listen" "0.0.0.0:20419" "grpc_listen" "0.0.0.0:20036" -}}
+{{- if .Values.server.tls.http.secretName -}}
+{{- $_ := set $query "tls" (dict "cert_file" "/etc/metaflow/tls/http/tls.crt" "key_file" "/etc/metaflow/tls/http/tls.key") -}}
+{{- else if .Values.insecure -}}
+{{- $_ := set $query "insecure" true -}}
+{{- end -}}
+{{- $config = mergeOverwrite $config (dict "query" $query) -}}
+{{- end -}}
 {{- if .Values.insecure -}}
 {{- if not .Values.server.tls.grpc.secretName -}}
 {{- $config = mergeOverwrite $config (dict "grpc" (dict "insecure" true)) -}}
