@@ -499,61 +499,81 @@ CREATE OR REPLACE VIEW metaflow.call_ends
 (
     trace_id String,
     span_id String,
-    parent_span_id String,
-    service_name LowCardinality(String),
-    name LowCardinality(String),
-    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
     start_time DateTime64(9, 'UTC'),
     end_time DateTime64(9, 'UTC'),
-    duration_ns Int64,
-    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
     ip IPv6,
-    port UInt16,
     peer_ip IPv6,
-    peer_port UInt16,
     pod_uid String,
     cluster String,
     role String,
-    edge String,
     wanted_port UInt16,
+    wanted_client_port UInt16,
     host String,
     full_host String,
-    answered Bool
+    limit_us Float64,
+    other_ip IPv6,
+    other_pod_uid String,
+    span Tuple(String, LowCardinality(String), LowCardinality(String), Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
+        DateTime64(9, 'UTC'), Int64, Enum8('unset' = 0, 'ok' = 1, 'error' = 2), IPv6, String, IPv6, UInt16, String, String, String, String, LowCardinality(String), IPv6, Int64)
 )
 AS SELECT
     trace_id,
     span_id,
-    parent_span_id,
-    service_name,
-    name,
-    kind,
     start_time,
     start_time + toIntervalNanosecond(duration_ns) AS end_time,
-    duration_ns,
-    status_code,
     ip,
-    port,
     peer_ip,
-    peer_port,
-    simpleJSONExtractString(origin, 'pod_uid') AS pod_uid,
-    simpleJSONExtractString(origin, 'cluster') AS cluster,
-    multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
-    if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
+    pod_uid,
+    cluster,
+    role,
     if(kind = 'server', port, peer_port) AS wanted_port,
+    if(kind = 'server', peer_port, other.6) AS wanted_client_port,
     host,
     if(position(host, '.') = 0 AND namespace != '', concat(host, '.', namespace), host) AS full_host,
-    answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599 AS answered
+    multiIf(
+        (status_code = 'error') * (other.8 != 'error') > (answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599), 0,
+        other.1 = '', if(duration_ns < 10 * 1000000, 9e18, intDiv(duration_ns, 2000)),
+        gap_ns < greatest(10 * 1000000, intDiv(greatest(duration_ns, other.7) * 20, 100)), 9e18,
+        intDiv(gap_ns, 3000)) AS limit_us,
+    other.4 AS other_ip,
+    other.5 AS other_pod_uid,
+    (parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, pod_uid, peer_ip, peer_port, role, edge, host, other.1, other.3, other.4, gap_ns) AS span
 FROM
 (
-    SELECT
-        *,
-        toUInt16OrZero(response_code) AS answer,
-        if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
-            ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
-            '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
-    FROM metaflow.spans_local
+    SELECT *, multiIf(other.1 = '', 0, kind = 'client', duration_ns - other.7, other.7 - duration_ns) AS gap_ns
+    FROM
+    (
+        SELECT *, arrayFirst(x -> x.2 = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'), groupArray((span_id, kind, service_name, ip, pod_uid, peer_port, duration_ns, status_code)) OVER (PARTITION BY trace_id, edge)) AS other
+        FROM
+        (
+            SELECT
+                trace_id,
+                span_id,
+                parent_span_id,
+                service_name,
+                name,
+                kind,
+                start_time,
+                duration_ns,
+                status_code,
+                ip,
+                port,
+                peer_ip,
+                peer_port,
+                namespace,
+                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid,
+                simpleJSONExtractString(origin, 'cluster') AS cluster,
+                multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
+                if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
+                toUInt16OrZero(response_code) AS answer,
+                if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
+                    ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
+                    '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
+            FROM metaflow.spans_local
+        )
+    )
 )
-COMMENT 'made by metaflow-server, form e06cd74fa809c867';
+COMMENT 'made by metaflow-server, form d04453da42e3daa7';
 
 CREATE OR REPLACE VIEW metaflow.flow_ends
 (
@@ -588,8 +608,9 @@ AS SELECT
     rtt_min_us,
     [connect_failures, resets, timeouts, 1, connections, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes,
         receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
-        rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 20000), rtt_max_us - rtt_usual_us, 0), queue_us,
-        query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up] AS counters
+        rtt_max_us, rtt_usual_us, rtt_longer_us, queue_us,
+        query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up,
+        rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3))] AS counters
 FROM
 (
     SELECT
@@ -597,12 +618,13 @@ FROM
         role = 'server' AS served,
         if(translated_port = 0, (ip, port), (translated_ip, translated_port)) AS wire,
         if(translated_peer_port = 0, (peer_ip, peer_port), (translated_peer_ip, translated_peer_port)) AS wire_peer,
+        multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 20000), rtt_max_us - rtt_usual_us, 0) AS rtt_longer_us,
         if(pod = '', process, pod) AS label,
         arrayFirst(x -> x != '', [peer_pod, peer_service, peer_name]) AS peer_label
     FROM metaflow.flows_local
     WHERE role != 'unknown'
 )
-COMMENT 'made by metaflow-server, form 84844f7f2ccee0b4';
+COMMENT 'made by metaflow-server, form 5bc9b0cba9c5eec8';
 
 CREATE OR REPLACE VIEW metaflow.trace_network AS
 WITH
@@ -610,17 +632,18 @@ WITH
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
     [unknown, toIPv6('0.0.0.0')] AS unspecified,
-    ['connect refused', 'connect failed', 'accept queue full', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
+    ['connect refused', 'accept queue full', 'connect failed', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
         'slow queue', 'slow network', 'DNS failed', 'slow DNS', 'network clean'] AS words,
-    [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
+    [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', '{} connects without an answer', 'the accept queue was full at {} looks', '{} connections reset', '{} connections timed out',
+    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
         'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
         'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
     (
-        SELECT (min(start_time) - slack, max(end_time) + slack, groupUniqArrayIf(ip, ip != unknown), groupUniqArrayIf(pod_uid, pod_uid != ''), groupUniqArray(peer_ip))
-        FROM metaflow.call_ends
+        SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
+            groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
+        FROM metaflow.spans_local
         WHERE trace_id = {trace_id:String}
     ) AS read,
     (
@@ -643,16 +666,18 @@ WITH
         WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
     ) AS places,
     (
-        SELECT groupArray((span_id, s, rank, worst, dns, servers, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us))
+        SELECT groupArray((span_id, span, best, dns))
         FROM
         (
-            SELECT *, anyIf(worst, rank = 90) OVER (PARTITION BY span_id) AS dns
+            SELECT span_id, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
             FROM
             (
                 SELECT
-                    span_id, any((parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, pod_uid, peer_ip, peer_port, role, edge, host, other, gap_ns, owner, reported)) AS s, rank,
+                    span_id, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.3) AS servers,
+                    any(owner) AS owner,
+                    any(reported) AS reported,
                     any(side.3) AS far_owner,
                     max(side.6) AS far_label,
                     sumForEachIf(counters, is_own) AS own_sums,
@@ -663,19 +688,19 @@ WITH
                 FROM
                 (
                     SELECT
-                        *,
+                        span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
-                            [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
+                            [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, 20 / 100, 0, 1 / 100, 1 / 100, 0, 0, 0.99, 0, 0],
-                            [14, 1, 15, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 1, 15, 2, 3, 11, 16, 17, 9, 21, 20, 22, 24, 25],
+                            [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
                             [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
                             dns, if(named, 90, 99),
                             caller.1 = unknown, if(on_port * (role = 'server') > 0, 90, 99),
                             to_peer * on_connection > 0, 1,
-                            to_peer * on_port > 0, if(peer_port * (role = 'client') > 0, 1, 2),
+                            to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
                             side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
@@ -684,10 +709,10 @@ WITH
                     FROM
                     (
                         SELECT
-                            *,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= end_time + slack)), arrayResize(flow_counters, 25),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]) AS counters,
-                            (side.2 > 0) * (flow_start <= end_time + slack) * (flow_end >= start_time - slack)
+                            span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 26),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]) AS counters,
+                            (side.2 > 0) * (flow_start <= late) * (flow_end >= early)
                                 * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
@@ -697,39 +722,23 @@ WITH
                         FROM
                         (
                             SELECT
-                                *,
-                                multiIf(
-                                    (status_code = 'error') * (other.8 != 'error') > answered, 0,
-                                    other.1 = '', if(duration_ns < 10 * 1000000, 9e18, intDiv(duration_ns, 2000)),
-                                    gap_ns < greatest(10 * 1000000, intDiv(greatest(duration_ns, other.7) * 20, 100)), 9e18,
-                                    intDiv(gap_ns, 3000)) AS limit_us,
+                                span_id, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                start_time - slack AS early, end_time + slack AS late,
                                 arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
-                                arrayFirstIndex(o -> has(o.1, other.4) + has(o.2, other.5) > 0, owners) AS other_owner,
+                                arrayFirstIndex(o -> has(o.1, other_ip) + has(o.2, other_pod_uid) > 0, owners) AS other_owner,
                                 arrayExists(o -> o.3 * (has(o.1, ip) + has(o.2, pod_uid)) > 0, owners) AS reported
-                            FROM
-                            (
-                                SELECT
-                                    *,
-                                    if(role = 'server', peer_port, other.6) AS wanted_client_port,
-                                    multiIf(other.1 = '', 0, kind = 'client', duration_ns - other.7, other.7 - duration_ns) AS gap_ns
-                                FROM
-                                (
-                                    SELECT
-                                        *,
-                                        arrayFirst(x -> x.2 = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'),
-                                            groupArray((span_id, kind, service_name, ip, pod_uid, peer_port, duration_ns, status_code)) OVER (PARTITION BY edge)) AS other
-                                    FROM metaflow.call_ends
-                                    WHERE trace_id = {trace_id:String}
-                                )
-                            )
+                            FROM metaflow.call_ends
+                            WHERE trace_id = {trace_id:String}
                         ) AS c
                         LEFT JOIN
                         (
-                            SELECT *, side, side.1 AS end_role, side.2 AS end_owner
+                            SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
+                                max(counters[15]) OVER (PARTITION BY server_owner, callee.2) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (server_owner > 0) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
-                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters AS flow_counters,
+                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
                                     argMin(arrayFirstIndex(o -> (o.3 = owner_id) * (1 - served) + has(o.1, client.3) > 0, places.1), served) OVER w AS client_owner,
@@ -738,7 +747,7 @@ WITH
                                 FROM metaflow.flow_ends
                                 WHERE time >= places.5 AND time <= places.6 + longest AND start_time <= places.6
                                     AND (has(places.2, ip) OR has(places.3, ip) AND has(arrayConcat(places.2, places.4), peer_ip))
-                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, if(dns, names, []))
+                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, (client.2 = 0) * owner_id, if(dns, names, []))
                             )
                             ARRAY JOIN
                                 [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
@@ -748,36 +757,35 @@ WITH
                 )
                 GROUP BY span_id, rank
             )
-            ORDER BY rank
-            LIMIT 1 BY span_id
+            GROUP BY span_id
         )
-    ) AS found
+    ) AS spans
 SELECT
     span_id,
-    parent_span_id,
-    service_name,
-    name,
-    kind,
-    start_time,
-    duration_ns,
-    status_code,
-    ip,
-    if(named_ip = unknown, other.4, named_ip) AS peer_ip,
-    peer_port,
-    other.1 AS peer_span_id,
-    other.3 AS peer_service_name,
-    gap_ns,
+    s.1 AS parent_span_id,
+    s.2 AS service_name,
+    s.3 AS name,
+    s.4 AS kind,
+    s.5 AS start_time,
+    s.6 AS duration_ns,
+    s.7 AS status_code,
+    s.8 AS ip,
+    if(s.10 = unknown, s.17, s.10) AS peer_ip,
+    s.11 AS peer_port,
+    s.15 AS peer_span_id,
+    s.16 AS peer_service_name,
+    s.18 AS gap_ns,
     matched,
     multiIf(
         matched != '', '',
-        role = '', 'the span is no call over a network',
+        s.12 = '', 'the span is no call over a network',
         bad.1 = 12, 'the name was not resolved',
-        match(host, '^(unix:|/)'), 'a UNIX socket: it is no network',
-        match(concat(host, ' ', IPv6NumToString(named_ip)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
-        (ip = unknown) * (pod_uid = '') > 0, 'no address: the resource says neither pod nor IP',
-        rank = 7, 'several peers are possible: the span names none of them',
-        (named_ip = unknown) * (host = '') * (other.4 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
-        NOT reported, 'no flow data of that address: no agent on that node',
+        match(s.14, '^(unix:|/)'), 'a UNIX socket: it is no network',
+        match(concat(s.14, ' ', IPv6NumToString(s.10)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
+        (s.8 = unknown) * (s.9 = '') > 0, 'no address: the resource says neither pod nor IP',
+        m.1 = 7, 'several peers are possible: the span names none of them',
+        (s.10 = unknown) * (s.14 = '') * (s.17 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
+        NOT m.5, 'no flow data of that address: no agent on that node',
         'no flow in that time') AS unmatched,
     verdict,
     own[4] AS flows,
@@ -790,66 +798,59 @@ SELECT
     own[8] AS segments_sent,
     own[9] AS retransmits,
     own[10] AS retransmitted_bytes,
-    notEmpty(own) * own_rtt_us AS rtt_us,
-    notEmpty(own) * own_rtt_min_us AS rtt_min_us,
+    notEmpty(own) * m.10 AS rtt_us,
+    notEmpty(own) * m.11 AS rtt_min_us,
     own[11] AS receive_window_limited_us,
     own[12] AS send_buffer_limited_us,
     own[13] AS busy_us,
     peer[2] AS peer_resets,
     peer[8] AS peer_segments_sent,
     peer[9] AS peer_retransmits,
-    notEmpty(peer) * if(notEmpty(far), far_rtt_us, b.9) AS peer_rtt_us,
+    notEmpty(peer) * if(notEmpty(far), m.12, b.9) AS peer_rtt_us,
     peer[11] AS peer_receive_window_limited_us,
     peer[13] AS peer_busy_us,
     if(there, b.7, hop_why) AS why,
-    multiIf(verdict = '', '', decisive.5 <= decisive.4 + toIntervalSecond(20), 'sample', 'interval') AS evidence,
+    multiIf(verdict = '', '', if(there, b.5.5 <= b.5.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
     ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
-    multiIf(matched = '', [], b.6 = '', [], same, [], role = 'client',
-        [(service_name, far_label, word, hop_why), (b.4, other.3, b.6, b.7)],
-        [(other.3, b.4, b.6, b.7), (far_label, service_name, word, hop_why)]) AS hops
+    multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
+        [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
+        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops
 FROM
 (
-    SELECT *, if(there, b.6, word) AS verdict, if(there, b.5, bad) AS decisive
+    SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
     FROM
     (
-        SELECT *, worse_there + (word = '') * same > 0 AS there
+        SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+            multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
-            SELECT
-                *,
-                if(empty(far), b.8, far) AS peer,
-                multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) AS worse_there,
-                multiIf(b.6 = '', 0, matched = '', b.3 = owner, far_owner = b.2) AS same
+            SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
+                multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
             FROM
             (
-                SELECT *, arrayFirst(y -> y.1 = other.1,
-                    groupArray((span_id, owner, far_owner, far_label, bad, word, hop_why, own, own_rtt_us, ends_seen)) OVER (PARTITION BY edge)) AS b
+                SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.1 = s.15, groupArray((span_id, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY s.13)) AS b
                 FROM
                 (
                     SELECT
-                        *,
+                        span_id, s, m, matched, own, far, bad,
                         multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
                         if(bad.1 % 99 = 0, '', concat(
                             replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
                             ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
-                        if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
+                        if(s.12 = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
                     FROM
                     (
                         SELECT
-                            *,
-                            if(matched = '', [], own_sums) AS own,
-                            if(matched = '', [], far_sums) AS far,
-                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, worst), dns]))[1] AS bad
+                            span_id, s, m, matched,
+                            if(matched = '', [], m.8) AS own,
+                            if(matched = '', [], m.9) AS far,
+                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, m.2), dns]))[1] AS bad
                         FROM
                         (
-                            SELECT
-                                m.1 AS span_id, m.2.1 AS parent_span_id, m.2.2 AS service_name, m.2.3 AS name, m.2.4 AS kind, m.2.5 AS
-                                start_time, m.2.6 AS duration_ns, m.2.7 AS status_code, m.2.8 AS ip, m.2.9 AS pod_uid, m.2.10 AS named_ip,
-                                m.2.11 AS peer_port, m.2.12 AS role, m.2.13 AS edge, m.2.14 AS host, m.2.15 AS other, m.2.16 AS gap_ns, m.2.17 AS owner,
-                                m.2.18 AS reported, m.3 AS rank, m.4 AS worst, m.5 AS dns, m.7 AS far_owner, m.8 AS far_label, m.9 AS own_sums,
-                                m.10 AS far_sums, m.11 AS own_rtt_us, m.12 AS own_rtt_min_us, m.13 AS far_rtt_us,
-                                if((m.3 = 7) * m.6 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.3]) AS matched
-                            FROM (SELECT arrayJoin(found) AS m)
+                            SELECT x.1 AS span_id, x.2 AS s, x.3 AS m, x.4 AS dns,
+                                if((m.1 = 7) * m.3 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.1]) AS matched
+                            FROM (SELECT arrayJoin(spans) AS x)
                         )
                     )
                 )
@@ -865,17 +866,18 @@ WITH
     toIntervalMinute(11) AS longest,
     toIPv6('::') AS unknown,
     [unknown, toIPv6('0.0.0.0')] AS unspecified,
-    ['connect refused', 'connect failed', 'accept queue full', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
+    ['connect refused', 'accept queue full', 'connect failed', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
         'slow queue', 'slow network', 'DNS failed', 'slow DNS', 'network clean'] AS words,
-    [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
+    [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', '{} connects without an answer', 'the accept queue was full at {} looks', '{} connections reset', '{} connections timed out',
+    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
         'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
         'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
     (
-        SELECT (min(start_time) - slack, max(end_time) + slack, groupUniqArrayIf(ip, ip != unknown), groupUniqArrayIf(pod_uid, pod_uid != ''), groupUniqArray(peer_ip))
-        FROM metaflow.call_ends
+        SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
+            groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
+        FROM metaflow.spans_local
         WHERE trace_id = {trace_id:String}
     ) AS read,
     (
@@ -898,16 +900,18 @@ WITH
         WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
     ) AS places,
     (
-        SELECT groupArray((span_id, s, rank, worst, dns, servers, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us))
+        SELECT groupArray((span_id, span, best, dns))
         FROM
         (
-            SELECT *, anyIf(worst, rank = 90) OVER (PARTITION BY span_id) AS dns
+            SELECT span_id, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
             FROM
             (
                 SELECT
-                    span_id, any((parent_span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, pod_uid, peer_ip, peer_port, role, edge, host, other, gap_ns, owner, reported)) AS s, rank,
+                    span_id, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.3) AS servers,
+                    any(owner) AS owner,
+                    any(reported) AS reported,
                     any(side.3) AS far_owner,
                     max(side.6) AS far_label,
                     sumForEachIf(counters, is_own) AS own_sums,
@@ -918,19 +922,19 @@ WITH
                 FROM
                 (
                     SELECT
-                        *,
+                        span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
-                            [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
+                            [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, {window_percent:Float64} / 100, 0, {retransmit_percent:Float64} / 100, {retransmit_percent:Float64} / 100, 0, 0, 0.99, 0, 0],
-                            [14, 1, 15, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 1, 15, 2, 3, 11, 16, 17, 9, 21, 20, 22, 24, 25],
+                            [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
                             [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
                             dns, if(named, 90, 99),
                             caller.1 = unknown, if(on_port * (role = 'server') > 0, 90, 99),
                             to_peer * on_connection > 0, 1,
-                            to_peer * on_port > 0, if(peer_port * (role = 'client') > 0, 1, 2),
+                            to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
                             side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
@@ -939,10 +943,10 @@ WITH
                     FROM
                     (
                         SELECT
-                            *,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= end_time + slack)), arrayResize(flow_counters, 25),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]) AS counters,
-                            (side.2 > 0) * (flow_start <= end_time + slack) * (flow_end >= start_time - slack)
+                            span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 26),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]) AS counters,
+                            (side.2 > 0) * (flow_start <= late) * (flow_end >= early)
                                 * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
@@ -952,39 +956,23 @@ WITH
                         FROM
                         (
                             SELECT
-                                *,
-                                multiIf(
-                                    (status_code = 'error') * (other.8 != 'error') > answered, 0,
-                                    other.1 = '', if(duration_ns < 10 * 1000000, 9e18, intDiv(duration_ns, 2000)),
-                                    gap_ns < greatest(10 * 1000000, intDiv(greatest(duration_ns, other.7) * 20, 100)), 9e18,
-                                    intDiv(gap_ns, 3000)) AS limit_us,
+                                span_id, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                start_time - slack AS early, end_time + slack AS late,
                                 arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
-                                arrayFirstIndex(o -> has(o.1, other.4) + has(o.2, other.5) > 0, owners) AS other_owner,
+                                arrayFirstIndex(o -> has(o.1, other_ip) + has(o.2, other_pod_uid) > 0, owners) AS other_owner,
                                 arrayExists(o -> o.3 * (has(o.1, ip) + has(o.2, pod_uid)) > 0, owners) AS reported
-                            FROM
-                            (
-                                SELECT
-                                    *,
-                                    if(role = 'server', peer_port, other.6) AS wanted_client_port,
-                                    multiIf(other.1 = '', 0, kind = 'client', duration_ns - other.7, other.7 - duration_ns) AS gap_ns
-                                FROM
-                                (
-                                    SELECT
-                                        *,
-                                        arrayFirst(x -> x.2 = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'),
-                                            groupArray((span_id, kind, service_name, ip, pod_uid, peer_port, duration_ns, status_code)) OVER (PARTITION BY edge)) AS other
-                                    FROM metaflow.call_ends
-                                    WHERE trace_id = {trace_id:String}
-                                )
-                            )
+                            FROM metaflow.call_ends
+                            WHERE trace_id = {trace_id:String}
                         ) AS c
                         LEFT JOIN
                         (
-                            SELECT *, side, side.1 AS end_role, side.2 AS end_owner
+                            SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
+                                max(counters[15]) OVER (PARTITION BY server_owner, callee.2) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (server_owner > 0) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
-                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters AS flow_counters,
+                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
                                     argMin(arrayFirstIndex(o -> (o.3 = owner_id) * (1 - served) + has(o.1, client.3) > 0, places.1), served) OVER w AS client_owner,
@@ -993,7 +981,7 @@ WITH
                                 FROM metaflow.flow_ends
                                 WHERE time >= places.5 AND time <= places.6 + longest AND start_time <= places.6
                                     AND (has(places.2, ip) OR has(places.3, ip) AND has(arrayConcat(places.2, places.4), peer_ip))
-                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, if(dns, names, []))
+                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, (client.2 = 0) * owner_id, if(dns, names, []))
                             )
                             ARRAY JOIN
                                 [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
@@ -1003,36 +991,35 @@ WITH
                 )
                 GROUP BY span_id, rank
             )
-            ORDER BY rank
-            LIMIT 1 BY span_id
+            GROUP BY span_id
         )
-    ) AS found
+    ) AS spans
 SELECT
     span_id,
-    parent_span_id,
-    service_name,
-    name,
-    kind,
-    start_time,
-    duration_ns,
-    status_code,
-    ip,
-    if(named_ip = unknown, other.4, named_ip) AS peer_ip,
-    peer_port,
-    other.1 AS peer_span_id,
-    other.3 AS peer_service_name,
-    gap_ns,
+    s.1 AS parent_span_id,
+    s.2 AS service_name,
+    s.3 AS name,
+    s.4 AS kind,
+    s.5 AS start_time,
+    s.6 AS duration_ns,
+    s.7 AS status_code,
+    s.8 AS ip,
+    if(s.10 = unknown, s.17, s.10) AS peer_ip,
+    s.11 AS peer_port,
+    s.15 AS peer_span_id,
+    s.16 AS peer_service_name,
+    s.18 AS gap_ns,
     matched,
     multiIf(
         matched != '', '',
-        role = '', 'the span is no call over a network',
+        s.12 = '', 'the span is no call over a network',
         bad.1 = 12, 'the name was not resolved',
-        match(host, '^(unix:|/)'), 'a UNIX socket: it is no network',
-        match(concat(host, ' ', IPv6NumToString(named_ip)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
-        (ip = unknown) * (pod_uid = '') > 0, 'no address: the resource says neither pod nor IP',
-        rank = 7, 'several peers are possible: the span names none of them',
-        (named_ip = unknown) * (host = '') * (other.4 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
-        NOT reported, 'no flow data of that address: no agent on that node',
+        match(s.14, '^(unix:|/)'), 'a UNIX socket: it is no network',
+        match(concat(s.14, ' ', IPv6NumToString(s.10)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
+        (s.8 = unknown) * (s.9 = '') > 0, 'no address: the resource says neither pod nor IP',
+        m.1 = 7, 'several peers are possible: the span names none of them',
+        (s.10 = unknown) * (s.14 = '') * (s.17 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
+        NOT m.5, 'no flow data of that address: no agent on that node',
         'no flow in that time') AS unmatched,
     verdict,
     own[4] AS flows,
@@ -1045,66 +1032,59 @@ SELECT
     own[8] AS segments_sent,
     own[9] AS retransmits,
     own[10] AS retransmitted_bytes,
-    notEmpty(own) * own_rtt_us AS rtt_us,
-    notEmpty(own) * own_rtt_min_us AS rtt_min_us,
+    notEmpty(own) * m.10 AS rtt_us,
+    notEmpty(own) * m.11 AS rtt_min_us,
     own[11] AS receive_window_limited_us,
     own[12] AS send_buffer_limited_us,
     own[13] AS busy_us,
     peer[2] AS peer_resets,
     peer[8] AS peer_segments_sent,
     peer[9] AS peer_retransmits,
-    notEmpty(peer) * if(notEmpty(far), far_rtt_us, b.9) AS peer_rtt_us,
+    notEmpty(peer) * if(notEmpty(far), m.12, b.9) AS peer_rtt_us,
     peer[11] AS peer_receive_window_limited_us,
     peer[13] AS peer_busy_us,
     if(there, b.7, hop_why) AS why,
-    multiIf(verdict = '', '', decisive.5 <= decisive.4 + toIntervalSecond(20), 'sample', 'interval') AS evidence,
+    multiIf(verdict = '', '', if(there, b.5.5 <= b.5.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
     ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
-    multiIf(matched = '', [], b.6 = '', [], same, [], role = 'client',
-        [(service_name, far_label, word, hop_why), (b.4, other.3, b.6, b.7)],
-        [(other.3, b.4, b.6, b.7), (far_label, service_name, word, hop_why)]) AS hops
+    multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
+        [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
+        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops
 FROM
 (
-    SELECT *, if(there, b.6, word) AS verdict, if(there, b.5, bad) AS decisive
+    SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
     FROM
     (
-        SELECT *, worse_there + (word = '') * same > 0 AS there
+        SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+            multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
-            SELECT
-                *,
-                if(empty(far), b.8, far) AS peer,
-                multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) AS worse_there,
-                multiIf(b.6 = '', 0, matched = '', b.3 = owner, far_owner = b.2) AS same
+            SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
+                multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
             FROM
             (
-                SELECT *, arrayFirst(y -> y.1 = other.1,
-                    groupArray((span_id, owner, far_owner, far_label, bad, word, hop_why, own, own_rtt_us, ends_seen)) OVER (PARTITION BY edge)) AS b
+                SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.1 = s.15, groupArray((span_id, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY s.13)) AS b
                 FROM
                 (
                     SELECT
-                        *,
+                        span_id, s, m, matched, own, far, bad,
                         multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
                         if(bad.1 % 99 = 0, '', concat(
                             replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
                             ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
-                        if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
+                        if(s.12 = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
                     FROM
                     (
                         SELECT
-                            *,
-                            if(matched = '', [], own_sums) AS own,
-                            if(matched = '', [], far_sums) AS far,
-                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, worst), dns]))[1] AS bad
+                            span_id, s, m, matched,
+                            if(matched = '', [], m.8) AS own,
+                            if(matched = '', [], m.9) AS far,
+                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, m.2), dns]))[1] AS bad
                         FROM
                         (
-                            SELECT
-                                m.1 AS span_id, m.2.1 AS parent_span_id, m.2.2 AS service_name, m.2.3 AS name, m.2.4 AS kind, m.2.5 AS
-                                start_time, m.2.6 AS duration_ns, m.2.7 AS status_code, m.2.8 AS ip, m.2.9 AS pod_uid, m.2.10 AS named_ip,
-                                m.2.11 AS peer_port, m.2.12 AS role, m.2.13 AS edge, m.2.14 AS host, m.2.15 AS other, m.2.16 AS gap_ns, m.2.17 AS owner,
-                                m.2.18 AS reported, m.3 AS rank, m.4 AS worst, m.5 AS dns, m.7 AS far_owner, m.8 AS far_label, m.9 AS own_sums,
-                                m.10 AS far_sums, m.11 AS own_rtt_us, m.12 AS own_rtt_min_us, m.13 AS far_rtt_us,
-                                if((m.3 = 7) * m.6 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.3]) AS matched
-                            FROM (SELECT arrayJoin(found) AS m)
+                            SELECT x.1 AS span_id, x.2 AS s, x.3 AS m, x.4 AS dns,
+                                if((m.1 = 7) * m.3 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.1]) AS matched
+                            FROM (SELECT arrayJoin(spans) AS x)
                         )
                     )
                 )
@@ -1133,7 +1113,9 @@ CREATE OR REPLACE VIEW metaflow.edges
     since DateTime64(9, 'UTC'),
     until DateTime64(9, 'UTC'),
     places Array(Tuple(String, String, String, String, UInt8)),
-    telemetry UInt8
+    telemetry UInt8,
+    names Array(String),
+    dns Array(Tuple(String, UInt64, UInt64, UInt64))
 )
 AS
 WITH
@@ -1225,13 +1207,13 @@ WITH
         (
             SELECT minute, served, process, peer_name, rtt_us, rtt_min_us, rtt_max_us, queue_us, unread_bytes,
                 if(workload != '', workload, pod) AS own_workload, multiIf(peer_workload != '', peer_workload, peer_pod != '', peer_pod, peer_service) AS peer,
-                multiIf(served, peer_ip, translated_ip != toIPv6('::'), translated_ip, ip) AS client_ip,
+                multiIf(served, if(translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip), ip) AS client_ip,
                 multiIf(served, ip, translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip) AS server_ip,
                 multiIf(served, port, translated_peer_port != 0, translated_peer_port, peer_port) AS server_port,
                 [1, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes, receive_window_limited_us, send_buffer_limited_us, busy_us, accept_queue_full, segments_sent + 1, rtt_us * (segments_sent + 1), (rtt_usual_us > 0) * (segments_sent + 1), rtt_usual_us * (segments_sent + 1), slow, lossy * retransmits, lossy * segments_sent]::Array(UInt64) AS counters, start_time, time, node, pod, lossy OR slow OR connect_failures + resets + timeouts > 0 OR unread_bytes > 0 OR 100 * receive_window_limited_us > 20 * busy_us AS bad
             FROM
             (
-                SELECT toStartOfMinute(time) AS minute, role = 'server' AS served, ip, port, peer_ip, peer_port, peer_name, translated_ip, translated_peer_ip, translated_peer_port,
+                SELECT toStartOfMinute(time) AS minute, role = 'server' AS served, ip, port, peer_ip, peer_port, peer_name, translated_peer_ip, translated_peer_port,
                     workload, pod, process, peer_workload, peer_pod, peer_service, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received,
                     segments_sent, retransmits, retransmitted_bytes, rtt_us, rtt_min_us, rtt_usual_us, rtt_max_us, queue_us, receive_window_limited_us, send_buffer_limited_us, busy_us,
                     unread_bytes, accept_queue_full, start_time, time, node,
@@ -1242,10 +1224,29 @@ WITH
             )
         )
         GROUP BY minute, client_ip, server_ip, server_port
+        UNION ALL
+        SELECT minute, 'flows', unknown, any(its.ip), port, ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String),
+            emptyArrayUInt64(), arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            emptyArrayUInt64(), arrayPushBack(arrayWithConstant(15, toUInt64(0)), sum(accept_queue_full)), emptyArrayUInt64(), 0, ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), any(process), min(start_time), max(time), ('', '', '', '', 0)
+        FROM
+        (
+            SELECT toStartOfMinute(time) AS minute, toStartOfHour(time) AS hour, cityHash64(agent_id, network_namespace) AS owner, port, process, accept_queue_full, start_time, time
+            FROM metaflow.flows_local
+            WHERE accept_queue_full > 0 AND ip IN (toIPv6('::'), toIPv6('0.0.0.0'))
+        ) AS q
+        INNER ANY JOIN (SELECT hour, owner, ip FROM metaflow.flow_addresses_local WHERE ip NOT IN (toIPv6('::'), toIPv6('0.0.0.0'))) AS its USING (hour, owner)
+        GROUP BY minute, owner, port
+        UNION ALL
+        SELECT toStartOfMinute(time) AS minute, 'dns', ip, unknown, 53, ''::LowCardinality(String), ''::LowCardinality(String), trimRight(lower(toString(peer_name)), '.')::LowCardinality(String) AS asked,
+            [sum(queries), sum(query_failures + queries_unanswered)], arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            emptyArrayUInt64(), emptyArrayUInt64(), [0, 0, 0, toUInt64(max(query_time_max_us))], 0, ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), ''::LowCardinality(String), min(start_time), max(time), ('', '', '', '', 0)
+        FROM metaflow.flows_local
+        WHERE protocol = 'dns' AND peer_name != '' AND (query_failures + queries_unanswered > 0 OR query_time_max_us >= 100000)
+        GROUP BY minute, ip, asked
     ),
     owned AS (
         SELECT minute, source, name, server_port,
-            multiIf(caller != '', caller, source IN ('server', 'flows'), a.only, '') AS calling, multiIf(callee != '', callee, source IN ('client', 'flows'), b.only, '') AS target_name,
+            multiIf(caller != '', caller, source IN ('server', 'flows', 'dns'), a.only, '') AS calling, multiIf(callee != '', callee, source IN ('client', 'flows'), b.only, '') AS target_name,
             multiIf(client_ip = unknown, 0, a.only != '', cityHash64(a.only), a.owner != 0, a.owner, cityHash64(client_ip)) AS client_key,
             multiIf(server_ip = unknown, 0, b.only != '', cityHash64(b.only), b.owner != 0, b.owner, cityHash64(server_ip)) AS target_key,
             if(b.only != '', 0, server_port) AS port,
@@ -1324,7 +1325,7 @@ WITH
                 (length(server_services) > 1) * (server_told = 0) > 0, 'several services',
                 '') AS server_name
         FROM judged
-        WHERE multiIf(source = 'flows', client_key != 0, source IN ('client', 'server'))
+        WHERE multiIf(source IN ('flows', 'dns'), client_key != 0, source IN ('client', 'server'))
     ),
     ended AS (
         SELECT *, (client_key != 0) * (client_name = '') * ((client_process != '') + (arrayCount(x -> x <= client_main, [toIPv6('::ffff:10.0.0.0'), toIPv6('::ffff:11.0.0.0'), toIPv6('::ffff:100.64.0.0'), toIPv6('::ffff:100.128.0.0'), toIPv6('::ffff:127.0.0.0'), toIPv6('::ffff:128.0.0.0'), toIPv6('::ffff:169.254.0.0'), toIPv6('::ffff:169.255.0.0'), toIPv6('::ffff:172.16.0.0'), toIPv6('::ffff:172.32.0.0'), toIPv6('::ffff:192.168.0.0'), toIPv6('::ffff:192.169.0.0'), toIPv6('fc00::'), toIPv6('fe00::'), toIPv6('fe80::'), toIPv6('fec0::')]) % 2 = 1)) > 0 AS client_alone, (server_key != 0) * (server_name = '') > 0 AS server_alone,
@@ -1336,18 +1337,19 @@ SELECT minute, ends.1 AS client_service, ends.2 AS server_service, ends.3 AS cli
     arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'client')) AS ms,
     arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'server')) AS server_ms,
     minIf(x.rtt_min_us, x.rtt_min_us > 0) AS rtt_min_us, max(x.accept_queue_full) AS accept_queue_full, minIf(x.since, x.since > toDateTime64(0, 9, 'UTC')) AS since, max(x.until) AS until, groupUniqArrayArray(100)(x.places) AS places,
-    minIf(x.telemetry, source = 'flows') AS telemetry
+    minIf(x.telemetry, source = 'flows') AS telemetry, groupUniqArrayIf(16)(toString(x.name), x.name != '') AS names,
+    groupArrayIf(16)((toString(x.name), x.calls[1], x.calls[2], x.most[4]), source = 'dns') AS dns
 FROM
 (
-    SELECT minute, source, calls, durations, cl, sv, most, rtt_min_us, accept_queue_full,
+    SELECT minute, source, name, calls, durations, cl, sv, most, rtt_min_us, accept_queue_full,
         (multiIf(client_name != '', client_name, client_process != '', client_process, client_alone, client_text, client_key != 0, 'internet', ''),
-        multiIf(server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, ''),
+        multiIf(source = 'dns', '', server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, ''),
         if(client_alone, client_text, ''), if(server_alone, server_text, '')) AS ends, since, until, places, telemetry
     FROM ended
 ) AS x
-WHERE (ends.1 != '') * (ends.2 != '') > 0
+WHERE (ends.1 != '') * ((ends.2 != '') + (source = 'dns')) > 0
 GROUP BY minute, ends
-COMMENT 'made by metaflow-server, form 684dabde3d9e25dc';
+COMMENT 'made by metaflow-server, form 46dc611f9efa5947';
 
 CREATE OR REPLACE VIEW metaflow.service_network
 (
@@ -1409,7 +1411,8 @@ SELECT
     cl[15] + sv[15] AS busy_us,
     client_address, server_address, calls[4] AS harmed, cl[4] AS connects_refused, cl[7] AS gave_up, accept_queue_full, most[1] AS unread_bytes,
     (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us, most[2] AS rtt_max_us, most[3] AS queue_us
-FROM metaflow.edges;
+FROM metaflow.edges
+WHERE server_service != '';
 
 CREATE OR REPLACE VIEW metaflow.network_trouble AS
 WITH
@@ -1429,28 +1432,37 @@ WITH
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls[2]) OVER near AS errors_near, sum(calls[4]) OVER near AS harmed_near,
-            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
             near AS (PARTITION BY client_service, server_service, client_address, server_address ORDER BY minute RANGE BETWEEN 120 PRECEDING AND 60 FOLLOWING)
     ),
     harmed AS (
-        SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed FROM around
+        SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed,
+            arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
+            arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
+            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+        FROM around
+        WHERE server_service != ''
     ),
     judged AS (
         SELECT *,
             multiIf(
                 (cl[4] > 0) * if(traced, errors_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
-                (accept_queue_full > 0) * if(traced, harm > 0, 1) > 0, 'accept queue full',
+                (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, 20 * resets >= connections) > 0, 'reset',
+                (resets > 0) * if(traced, errors_near > 0, (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > 20 * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
                 if(traced, (harm > 0) * ((100 * retransmits > 1 * segments_sent) + (lossy_retransmits >= 3)),
                     (100 * retransmits > 1 * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
-                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                slower = 1, 'slow network',
+                (failed_queries > 0) * traced * (errors_near > 0) > 0, 'DNS failed',
+                (query_us >= 100000) * traced * (harm > 0) > 0, 'slow DNS',
                 '') AS verdict
         FROM harmed
     ),
@@ -1461,13 +1473,15 @@ WITH
             concat(
                 multiIf(
                     verdict = 'connect refused', concat(toString(cl[4]), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
-                    verdict = 'accept queue full', concat('accept queue full in ', toString(accept_queue_full), ' looks at it'),
+                    verdict = 'accept queue full', concat('accept queue full in ', toString(queue_full_near), ' looks at it'),
                     verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
                     verdict = 'reset', concat(toString(resets), ' connections reset'),
                     verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
                     verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
                     verdict = 'receiver does not read', concat(toString(most[1]), ' bytes received and not read'),
                     verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
+                    verdict = 'DNS failed', concat(toString(failed_queries), ' queries of ', asked[1].1, ' failed'),
+                    verdict = 'slow DNS', concat('a query of ', asked[1].1, ' took ', toString(round(query_us / 1000, 2)), ' ms'),
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
@@ -1551,28 +1565,37 @@ WITH
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls[2]) OVER near AS errors_near, sum(calls[4]) OVER near AS harmed_near,
-            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
             near AS (PARTITION BY client_service, server_service, client_address, server_address ORDER BY minute RANGE BETWEEN 120 PRECEDING AND 60 FOLLOWING)
     ),
     harmed AS (
-        SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed FROM around
+        SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed,
+            arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
+            arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
+            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+        FROM around
+        WHERE server_service != ''
     ),
     judged AS (
         SELECT *,
             multiIf(
                 (cl[4] > 0) * if(traced, errors_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
-                (accept_queue_full > 0) * if(traced, harm > 0, 1) > 0, 'accept queue full',
+                (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, 20 * resets >= connections) > 0, 'reset',
+                (resets > 0) * if(traced, errors_near > 0, (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
                 if(traced, (harm > 0) * ((100 * retransmits > {retransmit_percent:Float64} * segments_sent) + (lossy_retransmits >= 3)),
                     (100 * retransmits > {retransmit_percent:Float64} * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
-                (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) > 0, if(2 * most[3] > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                slower = 1, 'slow network',
+                (failed_queries > 0) * traced * (errors_near > 0) > 0, 'DNS failed',
+                (query_us >= 100000) * traced * (harm > 0) > 0, 'slow DNS',
                 '') AS verdict
         FROM harmed
     ),
@@ -1583,13 +1606,15 @@ WITH
             concat(
                 multiIf(
                     verdict = 'connect refused', concat(toString(cl[4]), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
-                    verdict = 'accept queue full', concat('accept queue full in ', toString(accept_queue_full), ' looks at it'),
+                    verdict = 'accept queue full', concat('accept queue full in ', toString(queue_full_near), ' looks at it'),
                     verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
                     verdict = 'reset', concat(toString(resets), ' connections reset'),
                     verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
                     verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
                     verdict = 'receiver does not read', concat(toString(most[1]), ' bytes received and not read'),
                     verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
+                    verdict = 'DNS failed', concat(toString(failed_queries), ' queries of ', asked[1].1, ' failed'),
+                    verdict = 'slow DNS', concat('a query of ', asked[1].1, ' took ', toString(round(query_us / 1000, 2)), ' ms'),
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,

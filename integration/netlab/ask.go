@@ -174,7 +174,8 @@ func (l *lab) is(name, said string) bool {
 		return true
 	}
 	if slices.Contains(instrumented, name) {
-		return false
+		// The service's own name, where nothing behind its address answers.
+		return strings.HasPrefix(said, name+"-service")
 	}
 	h := l.hosts[name]
 	return said == h.ip.String() || said == h.ip6.String() || slices.Contains(processes[name], said)

@@ -333,7 +333,14 @@ func (l *lab) restart(name, offset string) error {
 	if err := old.signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	<-old.done
+	select {
+	case <-old.done:
+	case <-time.After(5 * time.Second): // the SDK of Node handles the signal, and does not end the program
+		if err := old.signal(syscall.SIGKILL); err != nil {
+			return err
+		}
+		<-old.done
+	}
 	found, err := filepath.Glob(filepath.Join(l.o.programs, "debian/usr/lib/*/faketime/libfaketimeMT.so.1"))
 	if err != nil || len(found) != 1 {
 		return fmt.Errorf("find libfaketime: %d files, %w", len(found), err)

@@ -55,15 +55,28 @@ func (o outcome) wrong() (ways []way) {
 
 func (o outcome) right() bool { return len(o.wrong()) == 0 }
 
-// mostStallMS is how late programs may wake for false alarms to count: a tenth of
+// mostStallMS is how late programs may wake for all false alarms to count: a tenth of
 // the time after which the agent calls bytes unread.
 const mostStallMS = 100
+
+// lateWords are the verdicts that a program without CPU earns: it acknowledges,
+// reads and answers late.
+var lateWords = slices.Concat(slow, capped[:1], notRead, slowDNS)
 
 // unexpected reports whether the answers were wrong in a way that is not known,
 // and that the machine does not explain.
 func (o outcome) unexpected() bool {
-	return slices.ContainsFunc(o.wrong(), func(w way) bool {
-		return !slices.Contains(o.Known, w) && (w == missed || w == unmatched || o.StallMS <= mostStallMS)
+	return slices.ContainsFunc(o.wrong(), func(w way) bool { return !slices.Contains(o.Known, w) && !o.explained(w) })
+}
+
+// explained reports whether a machine that woke programs late explains all that is
+// wrong in this way.
+func (o outcome) explained(w way) bool {
+	if o.StallMS <= mostStallMS || w == missed || w == unmatched {
+		return false
+	}
+	return w == harmless || !slices.ContainsFunc(o.False, func(alarm string) bool {
+		return !slices.ContainsFunc(lateWords, func(word string) bool { return strings.Contains(alarm, ": "+word) })
 	})
 }
 

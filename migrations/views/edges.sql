@@ -70,7 +70,12 @@ CREATE OR REPLACE VIEW {{.Database}}.edges{{.OnCluster}}
     -- pod, and whether a flow is at fault.
     places Array(Tuple(String, String, String, String, UInt8)),
     -- Nothing but exports of telemetry and probes.
-    telemetry UInt8
+    telemetry UInt8,
+    -- The names by which the client knows the server.
+    names Array(String),
+    -- Names that the client asked for, with queries, failures and the longest time in
+    -- microseconds, if that was slow or failed. They have rows without a server.
+    dns Array(Tuple(String, UInt64, UInt64, UInt64))
 )
 AS
 WITH
@@ -171,15 +176,14 @@ WITH
         (
             SELECT minute, served, process, peer_name, rtt_us, rtt_min_us, rtt_max_us, queue_us, unread_bytes,
                 if(workload != '', workload, pod) AS own_workload, multiIf(peer_workload != '', peer_workload, peer_pod != '', peer_pod, peer_service) AS peer,
-                -- A translated address stands for what is behind it, and the own end goes by the
-                -- address that the peer sees.
-                multiIf(served, peer_ip, translated_ip != toIPv6('::'), translated_ip, ip) AS client_ip,
+                -- A translated address stands for what is behind it.
+                multiIf(served, if(translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip), ip) AS client_ip,
                 multiIf(served, ip, translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip) AS server_ip,
                 multiIf(served, port, translated_peer_port != 0, translated_peer_port, peer_port) AS server_port,
                 [{{values "cl"}}]::Array(UInt64) AS counters, start_time, time, node, pod, lossy OR slow OR connect_failures + resets + timeouts > 0 OR unread_bytes > 0 OR 100 * receive_window_limited_us > {{.Thresholds.WindowPercent}} * busy_us AS bad
             FROM
             (
-                SELECT toStartOfMinute(time) AS minute, role = 'server' AS served, ip, port, peer_ip, peer_port, peer_name, translated_ip, translated_peer_ip, translated_peer_port,
+                SELECT toStartOfMinute(time) AS minute, role = 'server' AS served, ip, port, peer_ip, peer_port, peer_name, translated_peer_ip, translated_peer_port,
                     workload, pod, process, peer_workload, peer_pod, peer_service, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received,
                     segments_sent, retransmits, retransmitted_bytes, rtt_us, rtt_min_us, rtt_usual_us, rtt_max_us, queue_us, receive_window_limited_us, send_buffer_limited_us, busy_us,
                     unread_bytes, accept_queue_full, start_time, time, node,
@@ -190,12 +194,34 @@ WITH
             )
         )
         GROUP BY minute, client_ip, server_ip, server_port
+        UNION ALL
+        -- Full accept queues of sockets that listen at any address: that of their network
+        -- namespace tells whose they are. The count is the sixteenth of an end's.
+        SELECT minute, 'flows', unknown, any(its.ip), port, {{.Word}}, {{.Word}}, {{.Word}},
+            emptyArrayUInt64(), arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            emptyArrayUInt64(), arrayPushBack(arrayWithConstant(15, toUInt64(0)), sum(accept_queue_full)), emptyArrayUInt64(), 0, {{.Word}}, {{.Word}}, {{.Word}}, any(process), min(start_time), max(time), ('', '', '', '', 0)
+        FROM
+        (
+            SELECT toStartOfMinute(time) AS minute, toStartOfHour(time) AS hour, cityHash64(agent_id, network_namespace) AS owner, port, process, accept_queue_full, start_time, time
+            FROM {{.Flows}}
+            WHERE accept_queue_full > 0 AND ip IN (toIPv6('::'), toIPv6('0.0.0.0'))
+        ) AS q
+        INNER ANY JOIN (SELECT hour, owner, ip FROM {{.FlowAddresses}} WHERE ip NOT IN (toIPv6('::'), toIPv6('0.0.0.0'))) AS its USING (hour, owner)
+        GROUP BY minute, owner, port
+        UNION ALL
+        -- Resolutions of names that were slow or failed.
+        SELECT toStartOfMinute(time) AS minute, 'dns', ip, unknown, 53, {{.Word}}, {{.Word}}, trimRight(lower(toString(peer_name)), '.')::LowCardinality(String) AS asked,
+            [sum(queries), sum(query_failures + queries_unanswered)], arrayReduce('quantilesTDigestState(0.5, 0.9, 0.99)', emptyArrayFloat32()),
+            emptyArrayUInt64(), emptyArrayUInt64(), [0, 0, 0, toUInt64(max(query_time_max_us))], 0, {{.Word}}, {{.Word}}, {{.Word}}, {{.Word}}, min(start_time), max(time), ('', '', '', '', 0)
+        FROM {{.Flows}}
+        WHERE protocol = 'dns' AND peer_name != '' AND (query_failures + queries_unanswered > 0 OR query_time_max_us >= 100000)
+        GROUP BY minute, ip, asked
     ),
     -- Rows of ends whose names need no more than their addresses become one. An end's key is its
     -- service's or its owner's.
     owned AS (
         SELECT minute, source, name, server_port,
-            multiIf(caller != '', caller, source IN ('server', 'flows'), a.only, '') AS calling, multiIf(callee != '', callee, source IN ('client', 'flows'), b.only, '') AS target_name,
+            multiIf(caller != '', caller, source IN ('server', 'flows', 'dns'), a.only, '') AS calling, multiIf(callee != '', callee, source IN ('client', 'flows'), b.only, '') AS target_name,
             multiIf(client_ip = unknown, 0, a.only != '', cityHash64(a.only), a.owner != 0, a.owner, cityHash64(client_ip)) AS client_key,
             multiIf(server_ip = unknown, 0, b.only != '', cityHash64(b.only), b.owner != 0, b.owner, cityHash64(server_ip)) AS target_key,
             if(b.only != '', 0, server_port) AS port,
@@ -281,7 +307,7 @@ WITH
                 (length(server_services) > 1) * (server_told = 0) > 0, 'several services',
                 '') AS server_name
         FROM judged
-        WHERE multiIf(source = 'flows', client_key != 0, source IN ('client', 'server'))
+        WHERE multiIf(source IN ('flows', 'dns'), client_key != 0, source IN ('client', 'server'))
     ),
     ended AS (
         SELECT *, (client_key != 0) * (client_name = '') * ((client_process != '') + {{.Private "client_main"}}) > 0 AS client_alone, (server_key != 0) * (server_name = '') > 0 AS server_alone,
@@ -294,15 +320,16 @@ SELECT minute, ends.1 AS client_service, ends.2 AS server_service, ends.3 AS cli
     arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'client')) AS ms,
     arrayMap(q -> ifNotFinite(q, 0) / 1e6, quantilesTDigestMergeIf(0.5, 0.9, 0.99)(durations, source = 'server')) AS server_ms,
     minIf(x.rtt_min_us, x.rtt_min_us > 0) AS rtt_min_us, max(x.accept_queue_full) AS accept_queue_full, minIf(x.since, x.since > toDateTime64(0, 9, 'UTC')) AS since, max(x.until) AS until, groupUniqArrayArray(100)(x.places) AS places,
-    minIf(x.telemetry, source = 'flows') AS telemetry
+    minIf(x.telemetry, source = 'flows') AS telemetry, groupUniqArrayIf(16)(toString(x.name), x.name != '') AS names,
+    groupArrayIf(16)((toString(x.name), x.calls[1], x.calls[2], x.most[4]), source = 'dns') AS dns
 FROM
 (
     -- One key of four names: every expression is compared with every key.
-    SELECT minute, source, calls, durations, cl, sv, most, rtt_min_us, accept_queue_full,
+    SELECT minute, source, name, calls, durations, cl, sv, most, rtt_min_us, accept_queue_full,
         (multiIf(client_name != '', client_name, client_process != '', client_process, client_alone, client_text, client_key != 0, 'internet', ''),
-        multiIf(server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, ''),
+        multiIf(source = 'dns', '', server_name != '', server_name, server_processes != '', server_processes, name != '', name, server_names != '', server_names, server_alone, server_text, ''),
         if(client_alone, client_text, ''), if(server_alone, server_text, '')) AS ends, since, until, places, telemetry
     FROM ended
 ) AS x
-WHERE (ends.1 != '') * (ends.2 != '') > 0
+WHERE (ends.1 != '') * ((ends.2 != '') + (source = 'dns')) > 0
 GROUP BY minute, ends;

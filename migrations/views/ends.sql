@@ -1,70 +1,127 @@
 -- What trace_network reads: the ends of calls and of connections. A
 -- parameterized view is analyzed twice per query, a plain view with a list of columns once:
 -- what needs no parameter stands here.
+{{- /* What a span needs to know of the one at the other end of its call. */ -}}
+{{- record "other, x" `
+    span_id
+    kind
+    service_name
+    ip
+    pod_uid
+    peer_port
+    duration_ns
+    status_code
+`}}
+{{- /* What trace_network shows of a span. */ -}}
+{{- record "span" `
+    parent_span_id
+    service_name
+    name
+    kind
+    start_time
+    duration_ns
+    status_code
+    ip
+    pod_uid
+    peer_ip
+    peer_port
+    role
+    edge
+    host
+    other_span_id = other.span_id
+    other_service_name = other.service_name
+    other_ip = other.ip
+    gap_ns
+`}}
 CREATE OR REPLACE VIEW {{.Database}}.call_ends{{.OnCluster}}
 (
     trace_id String,
     span_id String,
-    parent_span_id String,
-    service_name LowCardinality(String),
-    name LowCardinality(String),
-    kind Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
     start_time DateTime64(9, 'UTC'),
     end_time DateTime64(9, 'UTC'),
-    duration_ns Int64,
-    status_code Enum8('unset' = 0, 'ok' = 1, 'error' = 2),
     ip IPv6,
-    port UInt16,
     peer_ip IPv6,
-    peer_port UInt16,
     pod_uid String,
     cluster String,
     -- That of the span's sockets, '' if it has none.
     role String,
-    -- Both ends of a call have the same.
-    edge String,
-    -- The server's port as the span knows it.
+    -- The ports of server and client as the span, or the one at the other end, knows them.
     wanted_port UInt16,
+    wanted_client_port UInt16,
     -- The name of the server in the span, and the same with the span's namespace.
     host String,
     full_host String,
-    -- The callee answered with an error of its own.
-    answered Bool
+    -- The least time in microseconds that trouble must have cost to have harmed the span: none
+    -- if it failed without an answer.
+    limit_us Float64,
+    -- The span at the other end of the call, if the trace has it.
+    other_ip IPv6,
+    other_pod_uid String,
+    -- What is shown of the span, in one column: each column costs the analysis at each level.
+    span Tuple(String, LowCardinality(String), LowCardinality(String), Enum8('unspecified' = 0, 'internal' = 1, 'server' = 2, 'client' = 3, 'producer' = 4, 'consumer' = 5),
+        DateTime64(9, 'UTC'), Int64, Enum8('unset' = 0, 'ok' = 1, 'error' = 2), IPv6, String, IPv6, UInt16, String, String, String, String, LowCardinality(String), IPv6, Int64)
 )
 AS SELECT
     trace_id,
     span_id,
-    parent_span_id,
-    service_name,
-    name,
-    kind,
     start_time,
     start_time + toIntervalNanosecond(duration_ns) AS end_time,
-    duration_ns,
-    status_code,
     ip,
-    port,
     peer_ip,
-    peer_port,
-    simpleJSONExtractString(origin, 'pod_uid') AS pod_uid,
-    simpleJSONExtractString(origin, 'cluster') AS cluster,
-    -- The sockets of a producer and a consumer are those of a client of the broker.
-    multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
-    if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
+    pod_uid,
+    cluster,
+    role,
     if(kind = 'server', port, peer_port) AS wanted_port,
+    if(kind = 'server', peer_port, other.peer_port) AS wanted_client_port,
     host,
     if(position(host, '.') = 0 AND namespace != '', concat(host, '.', namespace), host) AS full_host,
-    answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599 AS answered
+    multiIf(
+        -- The callee answered with an error of its own.
+        (status_code = 'error') * (other.status_code != 'error') > (answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599), 0,
+        other.span_id = '', if(duration_ns < {{.GapMS}} * 1000000, 9e18, intDiv(duration_ns, 2000)),
+        gap_ns < greatest({{.GapMS}} * 1000000, intDiv(greatest(duration_ns, other.duration_ns) * {{.GapPercent}}, 100)), 9e18,
+        intDiv(gap_ns, 3000)) AS limit_us,
+    other.ip AS other_ip,
+    other.pod_uid AS other_pod_uid,
+    ({{values "span"}}) AS span
 FROM
 (
-    SELECT
-        *,
-        toUInt16OrZero(response_code) AS answer,
-        -- Without scheme, user, port, path and the suffix of the cluster.
-        if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
-            ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
-            '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
-    FROM {{.Spans}}
+    SELECT *, multiIf(other.span_id = '', 0, kind = 'client', duration_ns - other.duration_ns, other.duration_ns - duration_ns) AS gap_ns
+    FROM
+    (
+        -- A filter on trace_id reaches the table, because the window has it among its keys.
+        SELECT *, arrayFirst(x -> x.kind = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'), groupArray(({{values "other"}})) OVER (PARTITION BY trace_id, edge)) AS other
+        FROM
+        (
+            SELECT
+                trace_id,
+                span_id,
+                parent_span_id,
+                service_name,
+                name,
+                kind,
+                start_time,
+                duration_ns,
+                status_code,
+                ip,
+                port,
+                peer_ip,
+                peer_port,
+                namespace,
+                simpleJSONExtractString(origin, 'pod_uid') AS pod_uid,
+                simpleJSONExtractString(origin, 'cluster') AS cluster,
+                -- The sockets of a producer and a consumer are those of a client of the broker.
+                multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
+                -- Both ends of a call have the same.
+                if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
+                toUInt16OrZero(response_code) AS answer,
+                -- Without scheme, user, port, path and the suffix of the cluster.
+                if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
+                    ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
+                    '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
+            FROM {{.Spans}}
+        )
+    )
 );
 
 
@@ -105,8 +162,10 @@ AS SELECT
     rtt_min_us,
     [connect_failures, resets, timeouts, 1, connections, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes,
         receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
-        rtt_max_us, rtt_usual_us, multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 20000), rtt_max_us - rtt_usual_us, 0), queue_us,
-        query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up] AS counters
+        rtt_max_us, rtt_usual_us, rtt_longer_us, queue_us,
+        query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up,
+        -- What longer round trips cost: a window of ten segments takes one, and windows grow.
+        rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3))] AS counters
 FROM
 (
     SELECT
@@ -114,6 +173,7 @@ FROM
         role = 'server' AS served,
         if(translated_port = 0, (ip, port), (translated_ip, translated_port)) AS wire,
         if(translated_peer_port = 0, (peer_ip, peer_port), (translated_peer_ip, translated_peer_port)) AS wire_peer,
+        multiIf(rtt_usual_us = 0, 0, rtt_max_us > greatest(3 * rtt_usual_us, rtt_usual_us + 20000), rtt_max_us - rtt_usual_us, 0) AS rtt_longer_us,
         if(pod = '', process, pod) AS label,
         arrayFirst(x -> x != '', [peer_pod, peer_service, peer_name]) AS peer_label
     FROM {{.Flows}}

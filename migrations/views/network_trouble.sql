@@ -57,28 +57,39 @@ WITH
         SELECT *,
             sum(calls.requests) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls.errors) OVER near AS errors_near, sum(calls.harmed) OVER near AS harmed_near,
-            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms
+            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
             near AS (PARTITION BY client_service, server_service, client_address, server_address ORDER BY minute RANGE BETWEEN 120 PRECEDING AND 60 FOLLOWING)
     ),
     harmed AS (
-        SELECT *, harmed_near + (alone_ms > greatest({{.SlowTimes}} * usual_ms, usual_ms + {{.GapMS}})) AS harm, connect_failures - cl.refused AS swallowed FROM around
+        SELECT *, harmed_near + (alone_ms > greatest({{.SlowTimes}} * usual_ms, usual_ms + {{.GapMS}})) AS harm, connect_failures - cl.refused AS swallowed,
+            -- Names are compared label by label: a search list may have added some.
+            arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
+            arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
+            -- The round trips of most flows are longer, by a queue of their own bytes or otherwise.
+            (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) * if(traced, harm > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
+        FROM around
+        WHERE server_service != ''
     ),
     judged AS (
         SELECT *,
             multiIf(
                 (cl.refused > 0) * if(traced, errors_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
-                (accept_queue_full > 0) * if(traced, harm > 0, 1) > 0, 'accept queue full',
+                (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, 20 * resets >= connections) > 0, 'reset',
+                (resets > 0) * if(traced, errors_near > 0, (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                slower = 2, 'slow queue',
                 (most.unread_bytes > 0) * traced * (harm > 0) > 0, 'receiver does not read',
                 if(traced, (harm > 0) * ((100 * retransmits > {{.RetransmitPercent}} * segments_sent) + (lossy_retransmits >= {{.FewFailures}})),
                     (100 * retransmits > {{.RetransmitPercent}} * segments_sent) * (retransmits >= {{.FewFailures}})) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
-                (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) * if(traced, harm > 0, 1) > 0, if(2 * most.queue_us > rtt_us - rtt_usual_us, 'slow queue', 'slow network'),
+                slower = 1, 'slow network',
+                (failed_queries > 0) * traced * (errors_near > 0) > 0, 'DNS failed',
+                (query_us >= 100000) * traced * (harm > 0) > 0, 'slow DNS',
                 '') AS verdict
         FROM harmed
     ),
@@ -90,13 +101,15 @@ WITH
             concat(
                 multiIf(
                     verdict = 'connect refused', concat(toString(cl.refused), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
-                    verdict = 'accept queue full', concat('accept queue full in ', toString(accept_queue_full), ' looks at it'),
+                    verdict = 'accept queue full', concat('accept queue full in ', toString(queue_full_near), ' looks at it'),
                     verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
                     verdict = 'reset', concat(toString(resets), ' connections reset'),
                     verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
                     verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
                     verdict = 'receiver does not read', concat(toString(most.unread_bytes), ' bytes received and not read'),
                     verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
+                    verdict = 'DNS failed', concat(toString(failed_queries), ' queries of ', asked[1].1, ' failed'),
+                    verdict = 'slow DNS', concat('a query of ', asked[1].1, ' took ', toString(round(query_us / 1000, 2)), ' ms'),
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,

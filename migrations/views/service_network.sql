@@ -99,4 +99,5 @@ SELECT
     cl.busy_us + sv.busy_us AS busy_us,
     client_address, server_address, calls.harmed AS harmed, cl.refused AS connects_refused, cl.gave_up AS gave_up, accept_queue_full, most.unread_bytes AS unread_bytes,
     (cl.rtt_usual + sv.rtt_usual) / greatest(cl.usual_weight + sv.usual_weight, 1) AS rtt_usual_us, most.rtt_max_us AS rtt_max_us, most.queue_us AS queue_us
-FROM {{.Database}}.edges;
+FROM {{.Database}}.edges
+WHERE server_service != '';

@@ -11,18 +11,6 @@
 -- Tuples and arrays are unnamed: the records below name their fields, and make generate
 -- writes the numbered form into schema/tables.sql.
 
-{{- /* What a span needs to know of the one at the other end of its call. */ -}}
-{{- record "other, x" `
-    span_id
-    kind
-    service_name
-    ip
-    pod_uid
-    peer_port
-    duration_ns
-    status_code
-`}}
-
 {{- /* The trace: when and where. */ -}}
 {{- record "read" `
     earliest
@@ -118,8 +106,8 @@ of clients; they see addresses as translated. */ -}}
     rtt_us
     ends_seen
 `}}
-{{- /* A span of the trace. */ -}}
-{{- record "s" `
+{{- /* What is shown of a span, as in call_ends. */ -}}
+{{- record "span, s" `
     parent_span_id
     service_name
     name
@@ -134,19 +122,18 @@ of clients; they see addresses as translated. */ -}}
     role
     edge
     host
-    other
+    other_span_id
+    other_service_name
+    other_ip
     gap_ns
-    owner
-    reported
 `}}
-{{- /* A span with what was found for it. */ -}}
-{{- record "m" `
-    span_id
-    s
+{{- /* What was found for a span. */ -}}
+{{- record "found, best, m" `
     rank
     worst
-    dns
     servers
+    owner
+    reported
     far_owner
     far_label
     own_sums
@@ -164,18 +151,19 @@ WITH
     [unknown, toIPv6('0.0.0.0')] AS unspecified,
     -- The causes in the order in which they decide; what shows each, as positions of counters, with
     -- the unit; and in words.
-    ['connect refused', 'connect failed', 'accept queue full', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
+    ['connect refused', 'accept queue full', 'connect failed', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
         'slow queue', 'slow network', 'DNS failed', 'slow DNS', 'network clean'] AS words,
-    [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
+    [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', '{} connects without an answer', 'the accept queue was full at {} looks', '{} connections reset', '{} connections timed out',
+    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
         'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
         'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
     -- Scalars are computed before the rest: they find the granules of the flow data.
     (
-        SELECT (min(start_time) - slack, max(end_time) + slack, groupUniqArrayIf(ip, ip != unknown), groupUniqArrayIf(pod_uid, pod_uid != ''), groupUniqArray(peer_ip))
-        FROM {{.Database}}.call_ends
+        SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
+            groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
+        FROM {{.Spans}}
         WHERE trace_id = {trace_id:String}
     ) AS read,
     -- The owners of these addresses and pods, each with all of its addresses. An address
@@ -202,16 +190,18 @@ WITH
     ) AS places,
     -- What was found, computed first as well: the analysis of a function visits all that is below it.
     (
-        SELECT groupArray(({{values "m"}}))
+        SELECT groupArray((span_id, span, best, dns))
         FROM
         (
-            SELECT *, anyIf(worst, rank = 90) OVER (PARTITION BY span_id) AS dns
+            SELECT span_id, any(span) AS span, argMin(({{values "best"}}), rank) AS best, anyIf(worst, rank = 90) AS dns
             FROM
             (
                 SELECT
-                    span_id, any(({{values "s"}})) AS s, rank,
+                    span_id, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.ip) AS servers,
+                    any(owner) AS owner,
+                    any(reported) AS reported,
                     any(side.far_owner) AS far_owner,
                     max(side.far_label) AS far_label,
                     sumForEachIf(counters, is_own) AS own_sums,
@@ -222,21 +212,21 @@ WITH
                 FROM
                 (
                     SELECT
-                        *,
+                        span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         -- What is wrong: the first cause that is above its threshold and can
                         -- have cost the span that much time.
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
-                            [14, 1, 15, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
+                            [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, {{.WindowPercent}} / 100, 0, {{.RetransmitPercent}} / 100, {{.RetransmitPercent}} / 100, 0, 0, 0.99, 0, 0],
-                            [14, 1, 15, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 1, 15, 2, 3, 11, 16, 17, 9, 21, 20, 22, 24, 25],
+                            [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
                             [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
                             dns, if(named, 90, 99),
                             caller.wire_ip = unknown, if(on_port * (role = 'server') > 0, 90, 99),
                             to_peer * on_connection > 0, 1,
-                            to_peer * on_port > 0, if(peer_port * (role = 'client') > 0, 1, 2),
+                            to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
                             side.far_owner * (side.far_owner = other_owner) > 0, if(on_port, 5, 6),
@@ -245,12 +235,12 @@ WITH
                     FROM
                     (
                         SELECT
-                            *,
+                            span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                             -- A row ends with its connection: what cut it off after the span did
                             -- the span no harm.
-                            arrayMap((x, last) -> x * (last <= (flow_end <= end_time + slack)), arrayResize(flow_counters, 25),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]) AS counters,
-                            (side.owner > 0) * (flow_start <= end_time + slack) * (flow_end >= start_time - slack)
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 26),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]) AS counters,
+                            (side.owner > 0) * (flow_start <= late) * (flow_end >= early)
                                 * multiIf(pod_uid = '', 1, side.pod_uid = '', 1, pod_uid = side.pod_uid) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.far_ips, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.wire_port) > 0 AS on_connection,
@@ -260,41 +250,24 @@ WITH
                         FROM
                         (
                             SELECT
-                                *,
-                                -- The least time in microseconds that trouble must have cost to have
-                                -- harmed the span: none if it failed without an answer.
-                                multiIf(
-                                    (status_code = 'error') * (other.status_code != 'error') > answered, 0,
-                                    other.span_id = '', if(duration_ns < {{.GapMS}} * 1000000, 9e18, intDiv(duration_ns, 2000)),
-                                    gap_ns < greatest({{.GapMS}} * 1000000, intDiv(greatest(duration_ns, other.duration_ns) * {{.GapPercent}}, 100)), 9e18,
-                                    intDiv(gap_ns, 3000)) AS limit_us,
+                                span_id, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                start_time - slack AS early, end_time + slack AS late,
                                 arrayFirstIndex(o -> has(o.ips, ip) + has(o.pods, pod_uid) > 0, owners) AS owner,
-                                arrayFirstIndex(o -> has(o.ips, other.ip) + has(o.pods, other.pod_uid) > 0, owners) AS other_owner,
+                                arrayFirstIndex(o -> has(o.ips, other_ip) + has(o.pods, other_pod_uid) > 0, owners) AS other_owner,
                                 arrayExists(o -> o.id * (has(o.ips, ip) + has(o.pods, pod_uid)) > 0, owners) AS reported
-                            FROM
-                            (
-                                SELECT
-                                    *,
-                                    if(role = 'server', peer_port, other.peer_port) AS wanted_client_port,
-                                    multiIf(other.span_id = '', 0, kind = 'client', duration_ns - other.duration_ns, other.duration_ns - duration_ns) AS gap_ns
-                                FROM
-                                (
-                                    SELECT
-                                        *,
-                                        arrayFirst(x -> x.kind = multiIf(kind = 'server', 'client', kind = 'client', 'server', 'unspecified'),
-                                            groupArray(({{values "other"}})) OVER (PARTITION BY edge)) AS other
-                                    FROM {{.Database}}.call_ends
-                                    WHERE trace_id = {trace_id:String}
-                                )
-                            )
+                            FROM {{.Database}}.call_ends
+                            WHERE trace_id = {trace_id:String}
                         ) AS c
                         LEFT JOIN
                         (
-                            SELECT *, side, side.role AS end_role, side.owner AS end_owner
+                            SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
+                                -- Connects that the server's full accept queue swallowed.
+                                max(counters[15]) OVER (PARTITION BY server_owner, callee.wire_port) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (server_owner > 0) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.role AS end_role, side.owner AS end_owner
                             FROM
                             (
                                 SELECT
-                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters AS flow_counters,
+                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     -- Each end knows itself best.
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
@@ -304,7 +277,8 @@ WITH
                                 FROM {{.Database}}.flow_ends
                                 WHERE time >= places.earliest AND time <= places.latest + longest AND start_time <= places.latest
                                     AND (has(places.own, ip) OR has(places.far, ip) AND has(arrayConcat(places.own, places.translated), peer_ip))
-                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, if(dns, names, []))
+                                -- Listening sockets of all hosts may have the same address.
+                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, (client.2 = 0) * owner_id, if(dns, names, []))
                             )
                             ARRAY JOIN
                                 [('client', client_owner, server_owner, [caller.called_ip, callee.wire_ip, callee.ip], caller.pod_uid, callee.label),
@@ -314,36 +288,35 @@ WITH
                 )
                 GROUP BY span_id, rank
             )
-            ORDER BY rank
-            LIMIT 1 BY span_id
+            GROUP BY span_id
         )
-    ) AS found
+    ) AS spans
 SELECT
     span_id,
-    parent_span_id,
-    service_name,
-    name,
-    kind,
-    start_time,
-    duration_ns,
-    status_code,
-    ip,
-    if(named_ip = unknown, other.ip, named_ip) AS peer_ip,
-    peer_port,
-    other.span_id AS peer_span_id,
-    other.service_name AS peer_service_name,
-    gap_ns,
+    s.parent_span_id AS parent_span_id,
+    s.service_name AS service_name,
+    s.name AS name,
+    s.kind AS kind,
+    s.start_time AS start_time,
+    s.duration_ns AS duration_ns,
+    s.status_code AS status_code,
+    s.ip AS ip,
+    if(s.peer_ip = unknown, s.other_ip, s.peer_ip) AS peer_ip,
+    s.peer_port AS peer_port,
+    s.other_span_id AS peer_span_id,
+    s.other_service_name AS peer_service_name,
+    s.gap_ns AS gap_ns,
     matched,
     multiIf(
         matched != '', '',
-        role = '', 'the span is no call over a network',
+        s.role = '', 'the span is no call over a network',
         bad.cause = 12, 'the name was not resolved',
-        match(host, '^(unix:|/)'), 'a UNIX socket: it is no network',
-        match(concat(host, ' ', IPv6NumToString(named_ip)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
-        (ip = unknown) * (pod_uid = '') > 0, 'no address: the resource says neither pod nor IP',
-        rank = 7, 'several peers are possible: the span names none of them',
-        (named_ip = unknown) * (host = '') * (other.ip = unknown) > 0, 'no peer address: neither the span nor the trace says it',
-        NOT reported, 'no flow data of that address: no agent on that node',
+        match(s.host, '^(unix:|/)'), 'a UNIX socket: it is no network',
+        match(concat(s.host, ' ', IPv6NumToString(s.peer_ip)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
+        (s.ip = unknown) * (s.pod_uid = '') > 0, 'no address: the resource says neither pod nor IP',
+        m.rank = 7, 'several peers are possible: the span names none of them',
+        (s.peer_ip = unknown) * (s.host = '') * (s.other_ip = unknown) > 0, 'no peer address: neither the span nor the trace says it',
+        NOT m.reported, 'no flow data of that address: no agent on that node',
         'no flow in that time') AS unmatched,
     verdict,
     own.flows AS flows,
@@ -356,67 +329,60 @@ SELECT
     own.segments_sent AS segments_sent,
     own.retransmits AS retransmits,
     own.retransmitted_bytes AS retransmitted_bytes,
-    notEmpty(own) * own_rtt_us AS rtt_us,
-    notEmpty(own) * own_rtt_min_us AS rtt_min_us,
+    notEmpty(own) * m.rtt_us AS rtt_us,
+    notEmpty(own) * m.rtt_min_us AS rtt_min_us,
     own.receive_window_limited_us AS receive_window_limited_us,
     own.send_buffer_limited_us AS send_buffer_limited_us,
     own.busy_us AS busy_us,
     peer.resets AS peer_resets,
     peer.segments_sent AS peer_segments_sent,
     peer.retransmits AS peer_retransmits,
-    notEmpty(peer) * if(notEmpty(far), far_rtt_us, b.rtt_us) AS peer_rtt_us,
+    notEmpty(peer) * if(notEmpty(far), m.far_rtt_us, b.rtt_us) AS peer_rtt_us,
     peer.receive_window_limited_us AS peer_receive_window_limited_us,
     peer.busy_us AS peer_busy_us,
     if(there, b.why, hop_why) AS why,
-    multiIf(verdict = '', '', decisive.end_time <= decisive.start_time + toIntervalSecond(20), 'sample', 'interval') AS evidence,
+    multiIf(verdict = '', '', if(there, b.bad.end_time <= b.bad.start_time + toIntervalSecond(20), bad.end_time <= bad.start_time + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
     ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.ends_seen)] AS seen,
-    multiIf(matched = '', [], b.word = '', [], same, [], role = 'client',
-        [(service_name, far_label, word, hop_why), (b.far_label, other.service_name, b.word, b.why)],
-        [(other.service_name, b.far_label, b.word, b.why), (far_label, service_name, word, hop_why)]) AS hops
+    multiIf(matched = '', [], b.word = '', [], same, [], s.role = 'client',
+        [(s.service_name, m.far_label, word, hop_why), (b.far_label, s.other_service_name, b.word, b.why)],
+        [(s.other_service_name, b.far_label, b.word, b.why), (m.far_label, s.service_name, word, hop_why)]) AS hops
 FROM
 (
-    SELECT *, if(there, b.word, word) AS verdict, if(there, b.bad, bad) AS decisive
+    SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.word, word) AS verdict, if(empty(far), b.own, far) AS peer
     FROM
     (
-        SELECT *, worse_there + (word = '') * same > 0 AS there
+        SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+            multiIf(b.bad.cause % 99 = 0, 0, bad.cause = 0, 1, b.bad.cause < bad.cause) + (word = '') * same > 0 AS there
         FROM
         (
-            SELECT
-                *,
-                if(empty(far), b.own, far) AS peer,
-                multiIf(b.bad.cause % 99 = 0, 0, bad.cause = 0, 1, b.bad.cause < bad.cause) AS worse_there,
+            SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
                 -- Both spans saw the same hop: no proxy stands between them.
-                multiIf(b.word = '', 0, matched = '', b.far_owner = owner, far_owner = b.owner) AS same
+                multiIf(b.word = '', 0, matched = '', b.far_owner = m.owner, b.owner = m.far_owner) AS same
             FROM
             (
-                SELECT *, arrayFirst(y -> y.span_id = other.span_id,
-                    groupArray((span_id, owner, far_owner, far_label, bad, word, hop_why, own, own_rtt_us, ends_seen)) OVER (PARTITION BY edge)) AS b
+                SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.span_id = s.other_span_id, groupArray((span_id, m.owner, m.far_owner, m.far_label, bad, word, hop_why, own, m.rtt_us, ends_seen)) OVER (PARTITION BY s.edge)) AS b
                 FROM
                 (
                     SELECT
-                        *,
+                        span_id, s, m, matched, own, far, bad,
                         multiIf(bad.cause % 99 > 0, words[bad.cause], matched != '', 'network clean', '') AS word,
                         if(bad.cause % 99 = 0, '', concat(
                             replaceOne(replaceOne(texts[bad.cause], '{}', toString(round(-bad.less / units[bad.cause], 2))), '{}', toString(round(bad.whole / units[bad.cause], 2))),
                             ' between ', formatDateTime(bad.start_time, '%H:%i:%S'), ' and ', formatDateTime(bad.end_time, '%H:%i:%S'))) AS hop_why,
-                        if(role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
+                        if(s.role = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
                     FROM
                     (
                         SELECT
-                            *,
-                            if(matched = '', [], own_sums) AS own,
-                            if(matched = '', [], far_sums) AS far,
-                            arraySort(arrayFilter(w -> w.cause > 0, [if(matched = '', dns, worst), dns]))[1] AS bad
+                            span_id, s, m, matched,
+                            if(matched = '', [], m.own_sums) AS own,
+                            if(matched = '', [], m.far_sums) AS far,
+                            arraySort(arrayFilter(w -> w.cause > 0, [if(matched = '', dns, m.worst), dns]))[1] AS bad
                         FROM
                         (
-                            SELECT
-                                m.span_id AS span_id, m.s.parent_span_id AS parent_span_id, m.s.service_name AS service_name, m.s.name AS name, m.s.kind AS kind, m.s.start_time AS
-                                start_time, m.s.duration_ns AS duration_ns, m.s.status_code AS status_code, m.s.ip AS ip, m.s.pod_uid AS pod_uid, m.s.peer_ip AS named_ip,
-                                m.s.peer_port AS peer_port, m.s.role AS role, m.s.edge AS edge, m.s.host AS host, m.s.other AS other, m.s.gap_ns AS gap_ns, m.s.owner AS owner,
-                                m.s.reported AS reported, m.rank AS rank, m.worst AS worst, m.dns AS dns, m.far_owner AS far_owner, m.far_label AS far_label, m.own_sums AS own_sums,
-                                m.far_sums AS far_sums, m.rtt_us AS own_rtt_us, m.rtt_min_us AS own_rtt_min_us, m.far_rtt_us AS far_rtt_us,
+                            SELECT x.1 AS span_id, x.2 AS s, x.3 AS m, x.4 AS dns,
                                 if((m.rank = 7) * m.servers > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.rank]) AS matched
-                            FROM (SELECT arrayJoin(found) AS m)
+                            FROM (SELECT arrayJoin(spans) AS x)
                         )
                     )
                 )

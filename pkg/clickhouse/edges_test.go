@@ -81,6 +81,14 @@ func both(client, server sqlRow, more sqlRow) []sqlRow {
 	return []sqlRow{c.with(more), s}
 }
 
+// asks returns the resolution of a name, as an agent reports it.
+func asks(client sqlRow, name string, more sqlRow) []sqlRow {
+	return []sqlRow{sqlRow{
+		"time": at(5 * time.Second), "start_time": at(0), "role": "'client'", "protocol": "'dns'", "ip": client["ip"], "peer_ip": ipOf("10.0.0.53"), "peer_port": "53",
+		"peer_name": "'" + name + "'", "network_namespace": client["netns"], "queries": "3",
+	}.with(more)}
+}
+
 // The ends of the stories: their addresses, and the ports of servers.
 var (
 	shopEnd   = sqlRow{"ip": ipOf("10.0.0.1"), "netns": "1", "process": "'shop'"}
@@ -93,6 +101,7 @@ var (
 	toDB      = sqlRow{"service_name": "'cart'", "ip": ipOf("10.0.0.2"), "peer_ip": ipOf(""), "peer_port": "5432", "attributes": "map('server.address', 'db')"}
 	failed    = sqlRow{"status_code": "'error'"}
 	slow      = sqlRow{"duration_ns": "230000000"}
+	slowly    = sqlRow{"query_time_us": "410000", "query_time_max_us": "400000"}
 	lossy     = sqlRow{"retransmits": "12", "retransmitted_bytes": "9000"}
 	throughs  = func(s sqlRow, peer string) sqlRow { return s.with(sqlRow{"peer_ip": ipOf(peer)}) }
 	emptyRows []sqlRow
@@ -191,6 +200,67 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 6/5"},
 			[]string{"shop -> cart: accept queue full"},
 		},
+		"a full accept queue, listening at any address, in the minute before": {
+			cat(calls(1, shopSpan, cartSpan), calls(5, shopSpan.with(failed).with(sqlRow{"start_time": at(70 * time.Second)}), nil)),
+			cat(both(shopEnd, cartEnd, sqlRow{"connect_failures": "5", "time": at(75 * time.Second)}), []sqlRow{{
+				"time": at(30 * time.Second), "start_time": at(25 * time.Second), "role": "'server'", "ip": ipOf(""), "port": "80", "peer_ip": ipOf(""), "accept_queue_full": "4", "network_namespace": "2",
+			}}),
+			[]string{"shop -> cart 6/5"},
+			[]string{"shop -> cart: accept queue full"},
+		},
+		"a slow resolution of the server's name": {
+			calls(5, shopSpan.with(slow), cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cart.shop.svc", slowly)),
+			[]string{"shop -> cart 5/0"},
+			[]string{"shop -> cart: slow DNS"},
+		},
+		"a slow resolution that delayed nobody": {
+			calls(5, shopSpan, cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cart.shop.svc", slowly)),
+			[]string{"shop -> cart 5/0"},
+			nil,
+		},
+		"a slow resolution of another name": {
+			calls(5, shopSpan.with(slow), cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cartoon.shop.svc", slowly)),
+			[]string{"shop -> cart 5/0"},
+			nil,
+		},
+		"a name that is not resolved": {
+			cat(calls(1, shopSpan, cartSpan), calls(3, nameless.with(failed), nil)), cat(both(shopEnd, cartEnd, nil), asks(shopEnd, "cart.shop.svc", sqlRow{"query_failures": "3"})),
+			[]string{"shop -> cart 4/3"},
+			[]string{"shop -> cart: DNS failed"},
+		},
+		"failing resolutions beside requests that answer": {
+			calls(4, shopSpan, cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cart.shop.svc", sqlRow{"query_failures": "3"})),
+			[]string{"shop -> cart 4/0"},
+			nil,
+		},
+		"a masquerade between client and server": {
+			calls(5, shopSpan.with(slow), cartSpan),
+			[]sqlRow{
+				both(shopEnd, cartEnd, nil)[0].with(lossy).with(sqlRow{"translated_ip": ipOf("10.0.0.254"), "translated_port": "40000"}),
+				both(shopEnd, cartEnd, nil)[1].with(sqlRow{"peer_ip": ipOf("10.0.0.254"), "translated_peer_ip": shopEnd["ip"], "translated_peer_port": "40000"}),
+			},
+			[]string{"shop -> cart 5/0"},
+			[]string{"shop -> cart: retransmission"},
+		},
+		"a probe that resets, and asked nothing": {
+			emptyRows,
+			[]sqlRow{
+				both(proxyEnd, dbEnd, sqlRow{"resets": "1", "bytes_sent": "0"})[0],
+				both(proxyEnd, dbEnd, nil)[1].with(sqlRow{"bytes_received": "0"}),
+			},
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
+			nil,
+		},
+		"a proxy whose connections are reset": {
+			emptyRows, both(proxyEnd, dbEnd, sqlRow{"resets": "1"}),
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9: reset"},
+		},
+		"a cap fills a queue, and its receiver reads late": {
+			calls(5, shopSpan.with(slow), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_usual_us": "1000", "queue_us": "70000", "unread_bytes": "70000"}),
+			[]string{"shop -> cart 5/0"},
+			[]string{"shop -> cart: slow queue"},
+		},
 		"a database without spans, called by name": {
 			calls(10, toDB, nil), both(cartEnd.with(sqlRow{"process": "'cart'"}), dbEnd, sqlRow{"peer_name": "'db'"}),
 			[]string{"cart -> postgres@10.0.0.9 10/0"},
@@ -276,6 +346,24 @@ func TestEdgesAndTrouble(t *testing.T) {
 				t.Errorf("trouble (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// The edge that harmed most requests comes first, not the one with the worst cause.
+func TestMostHarmFirst(t *testing.T) {
+	cfg := testConfig(t)
+	d := openDB(t, cfg)
+	if err := d.Migrate(t.Context(), Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	payEnd := cartEnd.with(sqlRow{"ip": ipOf("10.0.0.3"), "netns": "3", "process": "'pay'"})
+	toPay := shopSpan.with(sqlRow{"peer_ip": payEnd["ip"]})
+	insertRows(t, d, "spans_local", slices.Concat(calls(20, shopSpan, cartSpan), calls(4, shopSpan.with(slow), cartSpan),
+		calls(20, toPay, cartSpan.with(sqlRow{"service_name": "'pay'", "ip": payEnd["ip"]})), calls(1, toPay.with(failed), nil))...)
+	insertRows(t, d, "flows_local", append(both(shopEnd, cartEnd, lossy), both(shopEnd, payEnd, sqlRow{"connect_failures": "1", "refused": "1"})...)...)
+	got := queryColumn(t, d, "SELECT concat(server_service, ': ', verdict) FROM "+cfg.Database+".network_trouble(minutes = 15)")
+	if diff := cmp.Diff([]string{"cart: retransmission", "pay: connect refused"}, got); diff != "" {
+		t.Errorf("trouble (-want +got):\n%s", diff)
 	}
 }
 
