@@ -91,7 +91,10 @@ func run(ctx context.Context, o options) error {
 	if err := d.printTables(ctx); err != nil {
 		return err
 	}
-	return d.ask(ctx, o)
+	if err := d.ask(ctx, o); err != nil {
+		return err
+	}
+	return d.askAPIs(ctx, o, engine.NativeAddr())
 }
 
 func migrate(ctx context.Context, addr string) (err error) {
