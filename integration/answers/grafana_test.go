@@ -208,6 +208,8 @@ func TestDashboardsFitTogether(t *testing.T) {
 			}
 		}
 	}
+	tempo := provisionedSource(t, "tempo.yaml")
+	explore := regexp.MustCompile(`"/explore\?schemaVersion=1&panes=([^"]+)"`)
 	target := regexp.MustCompile(`/d/([\w-]+)\?var-(\w+)=`)
 	for name, d := range all {
 		for i, p := range d.Panels {
@@ -233,6 +235,19 @@ func TestDashboardsFitTogether(t *testing.T) {
 				if a.X < b.X+b.W && b.X < a.X+a.W && a.Y < b.Y+b.H && b.Y < a.Y+a.H {
 					t.Errorf("%s: %s overlaps %s", name, p.Title, other.Title)
 				}
+			}
+		}
+		for _, m := range explore.FindAllStringSubmatch(read(t, provisioned+"/dashboards/"+name), -1) {
+			var panes map[string]struct {
+				Datasource string
+				Queries    []struct{ QueryType, Query string }
+			}
+			text, err := url.PathUnescape(m[1])
+			if err == nil {
+				err = json.Unmarshal([]byte(text), &panes)
+			}
+			if a := panes["a"]; err != nil || a.Datasource != tempo.UID || len(a.Queries) != 1 || a.Queries[0].Query != "${__value.raw}" {
+				t.Errorf("%s: a link to Explore has the panes %q: %v", name, text, err)
 			}
 		}
 		for _, m := range target.FindAllStringSubmatch(read(t, provisioned+"/dashboards/"+name), -1) {
