@@ -109,6 +109,7 @@ var unproven = []way{missed, falseAlarm, harmless, unmatched}
 var proven = []string{
 	"clean", "loss-orders", "sleep", "loss-nginx", "proxy", "loss-behind-proxy", "loss-db", "loss-cache", "refused", "swallowed", "reset-mid-answer", "burst", "short-burst",
 	"delay", "ipv6-loss", "virtual-loss", "stopped", "own-timeout", "idle-pool", "idle-client",
+	"ipv6", "virtual", "virtual-swallowed", "masquerade-loss", "dns-slow", "dns-fails", "egress-cap", "probes", "clock-loss",
 }
 
 // cases returns the truth table.

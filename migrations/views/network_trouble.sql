@@ -79,7 +79,7 @@ WITH
                 (cl.refused > 0) * if(traced, errors_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
+                (resets > 0) * if(traced, errors_near > 0, (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',

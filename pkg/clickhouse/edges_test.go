@@ -252,9 +252,14 @@ func TestEdgesAndTrouble(t *testing.T) {
 			nil,
 		},
 		"a proxy whose connections are reset": {
-			emptyRows, both(proxyEnd, dbEnd, sqlRow{"resets": "1"}),
+			emptyRows, both(proxyEnd, dbEnd, sqlRow{"resets": "3"}),
 			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
 			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9: reset"},
+		},
+		"a proxy with one reset": {
+			emptyRows, both(proxyEnd, dbEnd, sqlRow{"resets": "1"}),
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
+			nil,
 		},
 		"a cap fills a queue, and its receiver reads late": {
 			calls(5, shopSpan.with(slow), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_usual_us": "1000", "queue_us": "70000", "unread_bytes": "70000"}),
