@@ -52,11 +52,16 @@ func openPage(t *testing.T) browser {
 	allocated, stopAllocator := chromedp.NewExecAllocator(context.Background(), opts...)
 	t.Cleanup(stopAllocator)
 	ctx, stop := chromedp.NewContext(allocated)
-	t.Cleanup(stop)
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	t.Cleanup(cancel)
+	page, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	t.Cleanup(func() {
+		if err := chromedp.Cancel(page); err != nil { // waits for the browser to end
+			t.Logf("stop the browser: %v", err)
+		}
+		cancel()
+		stop()
+	})
 	var mu sync.Mutex
-	chromedp.ListenTarget(ctx, func(event any) {
+	chromedp.ListenTarget(page, func(event any) {
 		mu.Lock()
 		defer mu.Unlock()
 		switch e := event.(type) {
@@ -68,7 +73,7 @@ func openPage(t *testing.T) browser {
 			t.Errorf("the page fails: %s", e.ExceptionDetails.Error())
 		}
 	})
-	return browser{t, ctx, server.URL}
+	return browser{t, page, server.URL}
 }
 
 func (b browser) do(actions ...chromedp.Action) {
