@@ -63,7 +63,7 @@ func newQueries(c *core) (_ *queries, err error) {
 		return nil, err
 	}
 	reader := query.NewReader(c.cfg.Query, q.db, c.cfg.ClickHouse.Database, query.Options{Logger: c.log, Registerer: c.reg})
-	q.http, err = opshttp.New(opshttp.Config{Listen: c.cfg.Query.HTTPListen, TLS: c.cfg.Query.TLS}, opshttp.Options{Key: "query", Logger: c.log, Checks: q.checks()})
+	q.http, err = opshttp.New(opshttp.Config{Listen: c.cfg.Query.HTTPListen, TLS: c.cfg.Query.TLS}, opshttp.Options{Key: "query", Listen: "query.http_listen", Logger: c.log, Checks: q.checks()})
 	if err != nil {
 		return nil, err
 	}

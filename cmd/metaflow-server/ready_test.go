@@ -57,6 +57,7 @@ func TestNotReadyWithoutRights(t *testing.T) {
 			cfg := defaultServer()
 			cfg.Roles = tc.roles
 			cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
+			cfg.Query.HTTPListen, cfg.Query.GRPCListen = "127.0.0.1:0", "127.0.0.1:0"
 			cfg.Kafka.Brokers, cfg.Kafka.Replication = cluster.ListenAddrs(), 1
 			cfg.Kafka.SASL = kafka.SASL{Mechanism: "plain", Username: "metaflow", Password: "secret"}
 			a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))

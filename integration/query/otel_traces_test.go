@@ -6,8 +6,8 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 )
 
-// The queries that tools for the exporter's schema send, as their documentation shows them,
-// with database and times filled in. $1 and $2 are the hour; the id is of a trace in it.
+// Queries of the kinds that tools for the exporter's schema send, with database and times
+// filled in. $1 and $2 are the hour; the id is of a trace in it.
 var toolQueries = map[string]string{
 	// Grafana's ClickHouse plugin, trace search.
 	"Grafana searches": `SELECT "TraceId" as traceID, "ServiceName" as serviceName, "SpanName" as operationName, "Timestamp" as startTime, multiply("Duration", 0.000001) as duration

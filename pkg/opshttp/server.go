@@ -1,6 +1,7 @@
 package opshttp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,7 @@ func (c Config) Validate() error {
 // Options are set by code. The zero value is usable.
 type Options struct {
 	Key      string              // of the section of Config, in errors; "" means http
+	Listen   string              // key of Config.Listen, in errors; "" means listen in that section
 	Logger   *slog.Logger        // nil discards
 	Gatherer prometheus.Gatherer // nil disables /metrics
 	Checks   []Check             // none means always ready
@@ -93,6 +95,7 @@ func New(cfg Config, opts Options) (*Server, error) {
 	if opts.Key == "" {
 		opts.Key = "http"
 	}
+	opts.Listen = cmp.Or(opts.Listen, opts.Key+".listen")
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -102,7 +105,7 @@ func New(cfg Config, opts Options) (*Server, error) {
 	}
 	listener, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("%s.listen: %w", opts.Key, err)
+		return nil, fmt.Errorf("%s: %w", opts.Listen, err)
 	}
 	s := &Server{mux: http.NewServeMux(), listener: bound(listener)}
 	s.http = &http.Server{
