@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -80,13 +79,9 @@ func newQueries(c *core) (_ *queries, err error) {
 func newQueryGRPC(c *core, reader *query.Reader) (*rpc.Server, error) {
 	cfg := rpc.DefaultConfig()
 	cfg.Listen, cfg.TLS = c.cfg.Query.GRPCListen, c.cfg.Query.TLS
-	opts := rpc.Options{Logger: c.log, ShutdownGrace: c.cfg.ShutdownGrace, Callers: c.tokens.askers, CallersKey: query.TokensKey}
+	opts := rpc.Options{ListenKey: "query.grpc_listen", TLSKey: "query.tls", Logger: c.log, ShutdownGrace: c.cfg.ShutdownGrace, Callers: c.tokens.askers, CallersKey: query.TokensKey}
 	opts.Services = append(opts.Services, jaeger.NewService(reader).Register)
-	s, err := rpc.New(cfg, nil, opts)
-	if err != nil {
-		return nil, fmt.Errorf("query: %w", err)
-	}
-	return s, nil
+	return rpc.New(cfg, nil, opts)
 }
 
 // handle adds a handler whose answers may take as long as a query.

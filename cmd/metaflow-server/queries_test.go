@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -98,5 +99,27 @@ func TestQueriesAskForTokens(t *testing.T) {
 	defer conn.Close()
 	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Errorf("health: %v", err)
+	}
+}
+
+// A port of the role query that another program uses is told by its own key.
+func TestTakenQueryPorts(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for key, set := range map[string]func(*server){
+		"query.http_listen": func(s *server) { s.Query.HTTPListen = taken.Addr().String() },
+		"query.grpc_listen": func(s *server) { s.Query.GRPCListen = taken.Addr().String() },
+	} {
+		cfg := defaultServer()
+		cfg.Roles = []string{roleQuery}
+		cfg.HTTP.Listen, cfg.Query.HTTPListen, cfg.Query.GRPCListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+		set(cfg)
+		_, err := newApp(cfg, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.HasPrefix(err.Error(), key+": ") {
+			t.Errorf("%s taken: %v", key, err)
+		}
 	}
 }

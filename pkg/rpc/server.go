@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,6 +32,10 @@ import (
 
 // Options are what code sets. The zero value is usable.
 type Options struct {
+	// ListenKey and TLSKey name Config.Listen and Config.TLS in errors. "" means
+	// grpc.listen and grpc.tls.
+	ListenKey, TLSKey string
+
 	Logger     *slog.Logger          // nil logs nothing
 	Registerer prometheus.Registerer // nil registers nothing
 	// ShutdownGrace bounds the wait for running requests after Run's context
@@ -65,6 +70,7 @@ type Auth interface {
 // Server receives the requests of signals, and serves agents. Make one with New.
 type Server struct {
 	cfg        Config
+	tlsKey     string              // in errors
 	services   map[string]*service // by method
 	log        *slog.Logger
 	registerer prometheus.Registerer
@@ -104,8 +110,10 @@ func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 	if opts.ShutdownGrace <= 0 {
 		opts.ShutdownGrace = 30 * time.Second
 	}
+	opts.ListenKey, opts.TLSKey = cmp.Or(opts.ListenKey, "grpc.listen"), cmp.Or(opts.TLSKey, "grpc.tls")
 	s := &Server{
 		cfg:        cfg,
+		tlsKey:     opts.TLSKey,
 		services:   make(map[string]*service),
 		log:        opts.Logger,
 		registerer: opts.Registerer,
@@ -131,7 +139,7 @@ func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 		return nil, err
 	}
 	if s.listener.Listener, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return nil, fmt.Errorf("grpc.listen: %w", err)
+		return nil, fmt.Errorf("%s: %w", opts.ListenKey, err)
 	}
 	s.grpc = grpc.NewServer(serverOptions...)
 	for _, sig := range s.services {
@@ -196,7 +204,7 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.ChainStreamInterceptor(s.guardStream),
 	}
 	var err error
-	if s.acceptor, err = s.cfg.TLS.Acceptor("grpc.tls", s.log); err != nil {
+	if s.acceptor, err = s.cfg.TLS.Acceptor(s.tlsKey, s.log); err != nil {
 		return nil, err
 	}
 	secured := insecure.NewCredentials()
