@@ -385,7 +385,8 @@ func (t *Table) reportQuiet(sp *space, now int64) {
 		case y.quiet.any() && now-y.quiet.start >= int64(t.cfg.Interval):
 			y.touched = now
 			t.report(sp, s, y, &y.quiet, false)
-		case !y.quiet.any() && !y.bad.any() && now-y.touched >= int64(t.cfg.Interval):
+		// Forgotten earlier, the subject could end another record at the same time.
+		case !y.quiet.any() && !y.bad.any() && now-max(y.touched, y.ends[0], y.ends[1]) >= int64(t.cfg.Interval):
 			delete(sp.subjects, s)
 			t.stats.Subjects--
 		}

@@ -307,3 +307,21 @@ func BenchmarkExchange(b *testing.B) {
 		table.Observe(ns, reply)
 	}
 }
+
+// A subject that was forgotten as its last record ended must not come back and end
+// another record at that time: the second would be taken for a copy.
+func TestForgottenSubjectEndsLater(t *testing.T) {
+	table := New(Config{Interval: 10 * time.Second, Step: time.Second})
+	table.Open(ns)
+	for _, e := range []event{{ms: 0, id: 0, name: "a"}, {ms: 3000, id: 1, name: "a"}, {ms: 11000, id: 0, name: "a", answer: true}, {ms: 11000, id: 1, name: "a", answer: true}} {
+		table.Observe(ns, e.packet())
+		if e.answer {
+			table.Advance(at(e.ms))
+		}
+	}
+	table.Forget(ns)
+	records := table.Take(nil)
+	if len(records) != 2 || records[0].Key == records[1].Key && records[0].End == records[1].End {
+		t.Errorf("records %+v", records)
+	}
+}
