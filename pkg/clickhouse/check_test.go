@@ -6,10 +6,11 @@ import (
 	"testing"
 )
 
-// problem returns the problem that a check found at a place, and its fix.
+// problem returns the problem that a check found at a place, and its fix. The place may be
+// the beginning of where, or its part before a comma: 127.0.0.1:1 is not 127.0.0.1:12.
 func problem(findings []Finding, check, where string) (problem, fix string) {
 	for _, f := range findings {
-		if f.Check == check && strings.Contains(f.Where, where) {
+		if f.Check == check && strings.Contains(f.Where+",", where+",") {
 			return f.Problem, f.Fix
 		}
 	}
