@@ -2,6 +2,7 @@ package query
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // store inserts a request as a writer does.
@@ -125,5 +127,45 @@ func TestTraceIsCut(t *testing.T) {
 	}
 	if _, err := r.Trace(t.Context(), id, query.Range{End: time.Unix(0, int64(at))}); !errors.Is(err, query.ErrNotFound) {
 		t.Errorf("before its first span: %v", err)
+	}
+}
+
+// Senders may use the names of what the query role adds, and give an attribute another type
+// than the semantic conventions do.
+func TestTraceWithAttributesOfTheSender(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{
+		TraceId: []byte("forged verdict.."), SpanId: []byte("the_span"), Name: "x", StartTimeUnixNano: at, EndTimeUnixNano: at + 1,
+		Attributes: []*commonpb.KeyValue{text("@jaeger@warnings", "mine"), text("metaflow.network.verdict", "reset"), text("thread.id", "+7"), text("http.status_code", "0200")},
+	}}}}}}})
+	r, _ := reader(t, config())
+	trace, err := r.Trace(t.Context(), "666f7267656420766572646963742e2e", query.Range{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := trace.OTLP.ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0).Attributes().AsRaw()
+	if diff := cmp.Diff(map[string]any{"@jaeger@warnings": "mine", "thread.id": "+7", "http.status_code": "0200"}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// A search that finds many large traces whose parents are missing stays within its memory.
+func TestSearchOfLargeTraces(t *testing.T) {
+	const traces, spans = 20, 5000
+	at := shop.Start.Add(-5 * time.Hour)
+	r, _ := reader(t, config())
+	conn := chtest.Open(t, engine)
+	insert := fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, parent_span_id, name, service_name, start_time, duration_ns)
+		SELECT lower(hex(sipHash128(intDiv(number, %d)))), lower(hex(sipHash64(number))), lower(hex(sipHash64(number, 1))), 'wide', 'wide', fromUnixTimestamp64Nano(%d + number), 1
+		FROM numbers(%d)`, spans, at.UnixNano(), traces*spans)
+	if err := conn.Exec(t.Context(), insert); err != nil {
+		t.Fatal(err)
+	}
+	found, _, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Hour), End: at.Add(time.Hour)}, Where: query.And{}, Limit: traces, SpansPerTrace: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != traces || found[0].Spans != spans || found[0].Orphans != spans {
+		t.Errorf("%d traces, the first %+v", len(found), found[0])
 	}
 }

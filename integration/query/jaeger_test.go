@@ -5,12 +5,14 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	storage "github.com/metaflowys/metaflow-server/schema/jaegerstorage"
@@ -29,7 +32,12 @@ import (
 // newJaeger serves Jaeger's storage API over the shop's hour and returns a connection to it.
 func newJaeger(t *testing.T) *grpc.ClientConn {
 	t.Helper()
-	r, _ := reader(t, config())
+	return jaegerOf(t, config())
+}
+
+func jaegerOf(t *testing.T, of query.Config) *grpc.ClientConn {
+	t.Helper()
+	r, _ := reader(t, of)
 	cfg := rpc.DefaultConfig()
 	cfg.Listen = "127.0.0.1:0"
 	var opts rpc.Options
@@ -228,6 +236,36 @@ func TestJaegerSplitsLargeTraces(t *testing.T) {
 	spans, chunks := received(t, stream, err)
 	if len(spans) != 40 || chunks != 4 {
 		t.Errorf("%d spans in %d chunks, want 40 in 4", len(spans), chunks)
+	}
+}
+
+// Resources count in a message, too, and an attribute with the name of Jaeger's warnings is
+// kept as one.
+func TestJaegerTracesOfManyResources(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	var all []*tracepb.ResourceSpans
+	for i := range 60 {
+		span := &tracepb.Span{
+			TraceId: []byte("many resources.."), SpanId: []byte{8, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100,
+			Attributes: []*commonpb.KeyValue{text("@jaeger@warnings", "mine")},
+		}
+		all = append(all, &tracepb.ResourceSpans{
+			Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat(string(rune('a'+i%26)), 100<<10)+strconv.Itoa(i))}},
+			ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{span}}},
+		})
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: all})
+	cfg := config()
+	cfg.MaxSpans = 59 // so that the trace has a warning
+	c := storage.NewTraceReaderClient(jaegerOf(t, cfg))
+	stream, err := c.GetTraces(t.Context(), &storage.GetTracesRequest{Query: []*storage.GetTraceParams{{TraceId: []byte("many resources..")}}})
+	spans, chunks := received(t, stream, err)
+	if len(spans) != 59 || chunks != 6 {
+		t.Fatalf("%d spans in %d chunks, want 59 in 6", len(spans), chunks)
+	}
+	warnings := spans[0].Attributes[0].GetValue().GetArrayValue().GetValues()
+	if len(warnings) != 2 || warnings[0].GetStringValue() != "mine" || !strings.Contains(warnings[1].GetStringValue(), "query.max_spans") {
+		t.Errorf("warnings %v", warnings)
 	}
 }
 

@@ -13,6 +13,8 @@ const (
 	AttributeWhy         = "metaflow.network.why"
 	AttributeRetransmits = "metaflow.network.retransmits"
 	AttributeRTT         = "metaflow.network.rtt_us"
+
+	attributePrefix = "metaflow.network."
 )
 
 // Clean is the verdict that the network did nothing wrong.

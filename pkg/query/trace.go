@@ -210,6 +210,8 @@ func (r *spanRow) put(s ptrace.Span) error {
 	s.SetDroppedEventsCount(r.droppedEvents)
 	s.SetDroppedLinksCount(r.droppedLinks)
 	fill(s.Attributes(), r.attributes)
+	// What a sender says of the network must not pass for a verdict.
+	s.Attributes().RemoveIf(func(key string, _ pcommon.Value) bool { return strings.HasPrefix(key, attributePrefix) })
 	for i, at := range r.eventTimes {
 		e := s.Events().AppendEmpty()
 		e.SetTimestamp(pcommon.Timestamp(at))

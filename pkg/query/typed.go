@@ -48,7 +48,7 @@ var textLists = []string{
 func Value(key, text string, to pcommon.Value) {
 	switch {
 	case whole[key]:
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		if n, err := strconv.ParseInt(text, 10, 64); err == nil && strconv.FormatInt(n, 10) == text {
 			to.SetInt(n)
 			return
 		}

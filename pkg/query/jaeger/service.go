@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/ptrace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -232,9 +233,13 @@ const warningsAttribute = "@jaeger@warnings"
 
 func warn(s ptrace.Span, text string) {
 	v, ok := s.Attributes().Get(warningsAttribute)
-	if !ok {
+	switch {
+	case !ok:
 		v = s.Attributes().PutEmpty(warningsAttribute)
 		v.SetEmptySlice()
+	case v.Type() != pcommon.ValueTypeSlice: // an attribute of the sender
+		sent := v.AsString()
+		v.SetEmptySlice().AppendEmpty().SetStr(sent)
 	}
 	v.Slice().AppendEmpty().SetStr(text)
 }
@@ -282,11 +287,11 @@ func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) 
 	for _, rs := range t.OTLP.ResourceSpans().All() {
 		for _, ss := range rs.ScopeSpans().All() {
 			var to ptrace.ScopeSpans
-			open := false
+			open, around := false, scopeSize(sizer, rs, ss)
 			for _, s := range ss.Spans().All() {
 				warnOfNetwork(s)
 				n := sizer.SpanSize(s)
-				if size > 0 && size+n > chunkBytes {
+				if size > 0 && size+around+n > chunkBytes {
 					if err := flush(); err != nil {
 						return err
 					}
@@ -294,6 +299,7 @@ func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) 
 				}
 				if !open {
 					to, open = appendScope(chunk, rs, ss), true
+					size += around
 				}
 				s.MoveTo(to.Spans().AppendEmpty())
 				size += n
@@ -301,6 +307,13 @@ func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) 
 		}
 	}
 	return flush()
+}
+
+// scopeSize returns the bytes of a scope without spans, with its resource.
+func scopeSize(sizer ptrace.ProtoMarshaler, rs ptrace.ResourceSpans, ss ptrace.ScopeSpans) int {
+	t := ptrace.NewTraces()
+	appendScope(t, rs, ss)
+	return sizer.TracesSize(t)
 }
 
 // appendScope adds a scope without spans, with its resource.

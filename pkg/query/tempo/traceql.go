@@ -93,6 +93,9 @@ func parse(text string) (parsed, error) {
 	if err != nil {
 		return parsed{}, fmt.Errorf("%w: traceql: %w", query.ErrBadRequest, err)
 	}
+	if n := q.spansets(); n > maxSpansets {
+		return parsed{}, fmt.Errorf("%w: traceql: %d spansets are more than %d", query.ErrBadRequest, n, maxSpansets)
+	}
 	var p parsed
 	if p.where, err = q.expr(); err != nil {
 		return parsed{}, fmt.Errorf("%w: traceql: %w", query.ErrBadRequest, err)
@@ -136,6 +139,26 @@ func (p *parsed) mention(e query.Expr) {
 	}
 }
 
+// maxSpansets bounds the spansets of a query. Each one that && joins is a query of its own
+// over the traces, and stands there twice.
+const maxSpansets = 6
+
+// spansets counts the spansets of a query.
+func (q *traceQL) spansets() (n int) {
+	all := []*spanset{q.First}
+	for _, c := range q.Rest {
+		all = append(all, c.Spanset)
+	}
+	for _, s := range all {
+		if s.Group != nil {
+			n += s.Group.spansets()
+		} else {
+			n++
+		}
+	}
+	return n
+}
+
 // maxShown bounds the attributes of a span in a list.
 const maxShown = 20
 
@@ -157,6 +180,19 @@ func (q *traceQL) expr() (query.Expr, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Operators apply from left to right. Spansets joined by && stand in both lists: each of
+	// them must be in the trace, and a span of any of them is a hit.
+	any, each := query.Or{all}, []query.Expr{all}
+	join := func() query.Expr {
+		if len(each) == 1 {
+			return each[0]
+		}
+		and := query.And{any}
+		for _, e := range each {
+			and = append(and, query.InTrace{Where: e})
+		}
+		return and
+	}
 	for _, c := range q.Rest {
 		next, err := c.Spanset.expr()
 		if err != nil {
@@ -164,14 +200,15 @@ func (q *traceQL) expr() (query.Expr, error) {
 		}
 		switch c.Op {
 		case "||":
-			all = query.Or{all, next}
-		case "&&": // both in one trace, not in one span
-			all = query.And{query.Or{all, next}, query.InTrace{Where: all}, query.InTrace{Where: next}}
+			all = query.Or{join(), next}
+			any, each = query.Or{all}, []query.Expr{all}
+		case "&&": // all in one trace, not in one span
+			any, each = append(any, next), append(each, next)
 		default:
 			return nil, fmt.Errorf("the structural operator %s is not supported: combine spansets by && or ||", c.Op)
 		}
 	}
-	return all, nil
+	return join(), nil
 }
 
 func (s *spanset) expr() (query.Expr, error) {

@@ -35,6 +35,9 @@ func TestParse(t *testing.T) {
 		`{ name = "a" } || { status = error }`:     query.Or{name, failed},
 		`{ name = "a" } && { status = error }`:     query.And{query.Or{name, failed}, query.InTrace{Where: name}, query.InTrace{Where: failed}},
 		`({ name = "a" }) with (most_recent=true)`: name,
+		`{ name = "a" } && { status = error } && { name = "a" }`: query.And{
+			query.Or{name, failed, name}, query.InTrace{Where: name}, query.InTrace{Where: failed}, query.InTrace{Where: name},
+		},
 	} {
 		got, err := parse(text)
 		if diff := cmp.Diff(want, got.where); diff != "" || err != nil {
@@ -54,20 +57,22 @@ func TestParseShows(t *testing.T) {
 // What is not supported is refused by its name.
 func TestParseRefuses(t *testing.T) {
 	for text, want := range map[string]string{
-		``:                          "unexpected token",
-		`{ name = "a"`:              "unexpected token",
-		`{ name = }`:                "unexpected token",
-		`{ a = 1 }`:                 "unknown field a: attributes begin with a scope or a dot",
-		`{ . = 1 }`:                 "names no attribute",
-		`{ .a = .b }`:               "fields are not compared with each other",
-		`{} > {}`:                   "structural operator >",
-		`{} >> {}`:                  "structural operator >>",
-		`{} !~ {}`:                  "structural operator !~",
-		`{} | count() > 2`:          "count() after | is not supported",
-		`{} | rate()`:               "rate() after | is not supported",
-		`{ parent.a = 1 }`:          "unknown field parent.a",
-		`{ nestedSetParent = 3 }`:   "nestedSetParent < 0",
-		strings.Repeat("(", 10_000): "longer than",
+		``:                               "unexpected token",
+		`{ name = "a"`:                   "unexpected token",
+		`{ name = }`:                     "unexpected token",
+		`{ a = 1 }`:                      "unknown field a: attributes begin with a scope or a dot",
+		`{ . = 1 }`:                      "names no attribute",
+		`{ .a = .b }`:                    "fields are not compared with each other",
+		`{} > {}`:                        "structural operator >",
+		`{} >> {}`:                       "structural operator >>",
+		`{} !~ {}`:                       "structural operator !~",
+		`{} | count() > 2`:               "count() after | is not supported",
+		`{} | rate()`:                    "rate() after | is not supported",
+		`{ parent.a = 1 }`:               "unknown field parent.a",
+		`{ nestedSetParent = 3 }`:        "nestedSetParent < 0",
+		strings.Repeat("(", 10_000):      "longer than",
+		strings.Repeat("{}&&", 6) + "{}": "7 spansets are more than 6",
+		strings.Repeat("({}&&", 6) + "{}" + strings.Repeat(")", 6): "7 spansets are more than 6",
 	} {
 		if got, err := parse(text); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, query.ErrBadRequest) {
 			t.Errorf("%.40s: %v, %v, want %q", text, got.where, err, want)

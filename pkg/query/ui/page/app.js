@@ -51,10 +51,10 @@ function say(text, error = false) {
 // show replaces the content with what the address asks for.
 async function show() {
   const id = ++shown;
-  const [kind, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
   say("Reading…");
   main.setAttribute("aria-busy", "true");
   try {
+    const [kind, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
     links = await ask("links");
     let content;
     if (kind === "edge") content = await edgeView(rest[0], rest[1]);
@@ -210,18 +210,22 @@ async function traceView(id) {
     if (!children.has(parent)) children.set(parent, []);
     children.get(parent).push(s);
   }
-  const rows = [];
-  const seen = new Set();
-  const walk = (parent, depth) => {
-    for (const s of children.get(parent) || []) {
-      if (seen.has(s.id)) continue;
-      seen.add(s.id);
-      rows.push({ s, depth });
-      walk(s.id, depth + 1);
+  // Spans may share an id (B3 gives one to both ends of a call), and parents may form a cycle.
+  const rows = [], seen = new Set(), opened = new Set();
+  const walk = (spans, depth) => {
+    const stack = spans.map((s) => ({ s, depth })).reverse();
+    while (stack.length > 0) {
+      const row = stack.pop();
+      if (seen.has(row.s)) continue;
+      seen.add(row.s);
+      rows.push(row);
+      if (opened.has(row.s.id)) continue;
+      opened.add(row.s.id);
+      for (const s of [...(children.get(row.s.id) || [])].reverse()) stack.push({ s, depth: row.depth + 1 });
     }
   };
-  walk("", 0);
-  for (const s of trace.spans) if (!seen.has(s.id)) { seen.add(s.id); rows.push({ s, depth: 0 }); walk(s.id, 1); } // in a cycle
+  walk(children.get("") || [], 0);
+  for (const s of trace.spans) if (!seen.has(s)) walk([s], 0); // in a cycle
   const start = Math.min(...trace.spans.map((s) => s.start_us));
   const end = Math.max(...trace.spans.map((s) => s.start_us + s.duration_us));
   const harmed = rows.filter(({ s }) => s.network && verdictClass(s.network.verdict) === "bad");
