@@ -132,7 +132,7 @@ func judge(agent string, caught bool, b binding, shown []string) error {
 		}
 	}
 	return status.Errorf(codes.PermissionDenied,
-		"the agent id %q belongs to an agent with another secret or certificate; 'metaflow-ctl agent release' frees it", agent)
+		"the agent id %q belongs to an agent with another secret or certificate: use the spool directory that holds its secret (spool.dir), or free the id with 'metaflow-ctl agent release %s'", agent, agent)
 }
 
 // asks reports whether agents must show a token or a certificate of a group.
