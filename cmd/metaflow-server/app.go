@@ -124,13 +124,17 @@ func (a *app) close() {
 	a.kafka.Close()
 }
 
+// checks are those of the main port. The role query beside others counts at its own port
+// only, because a slow read side must not stop the others' work.
 func (a *app) checks() []opshttp.Check {
 	var checks []opshttp.Check
 	if a.cfg.needsKafka() {
 		checks = append(checks, opshttp.Check{Name: "kafka", Func: a.kafka.Ping}, opshttp.Check{Name: "access", Func: a.checkAccess})
 	}
 	for _, r := range a.roles {
-		checks = append(checks, r.checks()...)
+		if r != role(a.asked) || len(a.roles) == 1 {
+			checks = append(checks, r.checks()...)
+		}
 	}
 	if a.cfg.needsKafka() {
 		checks = append(checks, opshttp.Check{Name: "topics", Func: a.checkProducers})

@@ -5,11 +5,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/netip"
 	"net/url"
-	"os"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -45,31 +42,6 @@ func (d *engineDoor) run(ctx context.Context) {
 	_ = d.http.Serve(d.listener) // ends with ctx
 }
 
-// refusePages refuses requests of web pages: cross-site ones, ones with an Origin unless
-// the browser reports the engine's own site, and ones for a host name that is not this
-// host's, such as a name rebound to loopback. ClickHouse's own page /play passes.
-func refusePages(next http.Handler) http.Handler {
-	hostname, _ := os.Hostname() // without it, only localhost and addresses are accepted
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		site := r.Header.Get("Sec-Fetch-Site")
-		switch {
-		case site == "" && len(r.Header.Values("Origin")) > 0, site != "" && site != "none" && site != "same-origin":
-			http.Error(w, "requests of web pages are refused", http.StatusForbidden)
-		case !loopbackName(r.Host, hostname):
-			http.Error(w, "requests must be for localhost or this host's name, not for "+strconv.Quote(r.Host), http.StatusForbidden)
-		default:
-			next.ServeHTTP(w, r)
-		}
-	})
-}
-
-func loopbackName(host, hostname string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if addr, err := netip.ParseAddr(host); err == nil {
-		return addr.Unmap().IsLoopback()
-	}
-	return strings.EqualFold(host, "localhost") || hostname != "" && strings.EqualFold(host, hostname)
-}
+// refusePages refuses requests of other sites' pages, and ones for a host name that is not
+// this host's, such as a name rebound to loopback. ClickHouse's own page /play passes.
+func refusePages(next http.Handler) http.Handler { return refuseSites(ownHost(next, ""), nil) }

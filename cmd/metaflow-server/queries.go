@@ -5,8 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -84,29 +82,18 @@ func newQueryGRPC(c *core, reader *query.Reader) (*rpc.Server, error) {
 	return rpc.New(cfg, nil, opts)
 }
 
-// handle adds a handler whose answers may take as long as a query.
+// handle adds a handler whose answers may take as long as a query. Pages of other sites
+// cannot start queries.
 func (q *queries) handle(pattern string, h http.Handler) {
 	if q.cfg.Query.Open() && values.Loopback(q.cfg.Query.HTTPListen) {
-		h = ownHost(h)
+		h = ownHost(h, ": set query.tokens to allow other names")
 	}
+	h = refuseSites(h, followsLink)
 	patience := 2*q.cfg.Query.MaxExecutionTime + q.cfg.Query.NetworkTimeout + time.Minute
 	q.http.Handle(pattern, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience)) // tests use a writer without deadlines
 		h.ServeHTTP(w, r)
 	}))
-}
-
-// ownHost refuses requests for other names than this host's: a page whose name was rebound
-// to loopback could read traces by them.
-func ownHost(next http.Handler) http.Handler {
-	hostname, _ := os.Hostname() // without it, only localhost and addresses are accepted
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !loopbackName(r.Host, hostname) {
-			http.Error(w, "requests must be for localhost or this host's name, not for "+strconv.Quote(r.Host)+": set query.tokens to allow other names", http.StatusForbidden)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 func (q *queries) needs() []kafka.Access { return nil }

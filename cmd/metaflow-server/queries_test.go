@@ -78,6 +78,67 @@ func TestQueriesStandAlone(t *testing.T) {
 	}
 }
 
+// Pages of other sites cannot start queries, but may link to the page; this server's own
+// page and programs may ask.
+func TestQueriesRefuseOtherSites(t *testing.T) {
+	a := asking(t, func(*server) {})
+	own := "http://" + a.asked.http.Addr().String()
+	for name, tc := range map[string]struct {
+		path    string
+		headers map[string]string
+		want    int
+	}{
+		"curl":                        {"/api/echo", nil, 200},
+		"the address bar":             {"/api/echo", map[string]string{"Sec-Fetch-Site": "none"}, 200},
+		"its own page":                {"/api/echo", map[string]string{"Sec-Fetch-Site": "same-origin", "Origin": own}, 200},
+		"its own page in old browser": {"/api/echo", map[string]string{"Origin": own}, 200},
+		"an image":                    {"/api/search", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403},
+		"a page of another port":      {"/ui/data/edges", map[string]string{"Sec-Fetch-Site": "same-site"}, 403},
+		"a script of another site":    {"/mcp", map[string]string{"Origin": "https://evil.example"}, 403},
+		"a sandboxed page":            {"/mcp", map[string]string{"Origin": "null"}, 403},
+		"a link to the page":          {"/ui/", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200},
+		"a frame of the page":         {"/ui/", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403},
+		"a link to data":              {"/ui/data/edges", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 403},
+	} {
+		code, body := ask(t, a, tc.path, func(r *http.Request) {
+			for key, value := range tc.headers {
+				r.Header.Set(key, value)
+			}
+		})
+		if code != tc.want {
+			t.Errorf("%s: %d %.200s, want %d", name, code, body, tc.want)
+		}
+	}
+}
+
+// Another role is ready while queries are not: their own port says so.
+func TestQueriesDoNotBlockOtherRoles(t *testing.T) {
+	a := asking(t, func(s *server) { s.Roles, s.GRPC.Listen = []string{roleGateway, roleQuery}, "127.0.0.1:0" })
+	named := func(addr string) bool {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/ready", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(body), `"query"`)
+	}
+	if named(a.http.Addr().String()) {
+		t.Error("the main port checks queries")
+	}
+	if !named(a.asked.http.Addr().String()) {
+		t.Error("the port of queries does not check them")
+	}
+}
+
 // With tokens, both ports ask for one, but probes need none.
 func TestQueriesAskForTokens(t *testing.T) {
 	a := asking(t, func(s *server) { s.Query.Tokens = []string{"hush"} })
