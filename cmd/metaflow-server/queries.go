@@ -35,7 +35,7 @@ type queries struct {
 // readLimits are those of the role query.
 func (s *server) readLimits() clickhouse.ReadLimits {
 	return clickhouse.ReadLimits{
-		Time: s.Query.MaxExecutionTime, MemoryBytes: s.Query.MaxMemoryBytes, Rows: s.Query.MaxResultRows, AtOnce: s.Query.MaxQueries,
+		Time: s.Query.MaxExecutionTime, MemoryBytes: s.Query.MaxMemoryBytes, Rows: s.Query.MaxResultRows, Bytes: s.Query.MaxResultBytes, AtOnce: s.Query.MaxQueries,
 	}
 }
 

@@ -72,7 +72,7 @@ func reader(t *testing.T, cfg query.Config) (*query.Reader, *clickhouse.Reader) 
 	t.Helper()
 	ch := clickhouse.DefaultConfig()
 	ch.Addresses = []string{engine.NativeAddr()}
-	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, AtOnce: cfg.MaxQueries}, nil)
+	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, Bytes: cfg.MaxResultBytes, AtOnce: cfg.MaxQueries}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

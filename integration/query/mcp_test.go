@@ -113,7 +113,7 @@ func TestModelFindsTheTrouble(t *testing.T) {
 		"-- SELECT\nSYSTEM STOP MERGES":     "only SELECT",
 		"DROP TABLE metaflow.spans_local":   "only SELECT",
 		"SELECT 1 SETTINGS max_threads = 1": "READONLY",
-		"SELECT * FROM file('/etc/passwd')": "READONLY",
+		"SELECT * FROM file('/etc/passwd')": "file is refused",
 		"SELECT x":                          "UNKNOWN_IDENTIFIER",
 	} {
 		if e := m.call("sql", map[string]any{"query": statement}, &rows); !strings.Contains(e, want) {

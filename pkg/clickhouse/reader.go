@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,8 @@ type ReadLimits struct {
 	MemoryBytes int64
 	// Rows is how many rows a query may return; more are an error.
 	Rows int64
+	// Bytes is how many bytes a result may have, uncompressed; more are an error.
+	Bytes int64
 	// AtOnce is how many queries run at a time; others wait.
 	AtOnce int
 }
@@ -61,7 +64,7 @@ func OpenReader(cfg Config, limits ReadLimits, log *slog.Logger) (*Reader, error
 		},
 		DialTimeout:     cfg.DialTimeout,
 		ReadTimeout:     limits.Time + answerTimeout,
-		MaxOpenConns:    limits.AtOnce,
+		MaxOpenConns:    limits.AtOnce + 1, // one for Ping: a busy Reader is healthy
 		MaxIdleConns:    limits.AtOnce,
 		ConnMaxLifetime: time.Hour,
 		Settings:        limits.settings(),
@@ -87,6 +90,7 @@ func (l ReadLimits) settings() clickhouse.Settings {
 		"max_execution_time":   l.Time.Seconds(),
 		"max_memory_usage":     l.MemoryBytes,
 		"max_result_rows":      l.Rows,
+		"max_result_bytes":     l.Bytes,
 		"result_overflow_mode": "throw",
 		// A client that leaves ends its query, also while ClickHouse computes.
 		"cancel_http_readonly_queries_on_client_close": 1,
@@ -98,7 +102,7 @@ func (l ReadLimits) settings() clickhouse.Settings {
 // Close closes every connection.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Ping pings the first reachable address.
+// Ping pings the first reachable address. It does not wait for queries.
 func (r *Reader) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.dial)
 	defer cancel()
@@ -131,8 +135,9 @@ type Table struct {
 	More bool
 }
 
-// Table runs a query and returns at most the given number of rows.
-func (r *Reader) Table(ctx context.Context, query string, most int) (t Table, err error) {
+// Table runs a query and returns at most the given number of rows, which take about the
+// given number of bytes at most. A first row that takes more is an error.
+func (r *Reader) Table(ctx context.Context, query string, most, bytes int) (t Table, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // of the rows that nobody reads
 	err = r.run(ctx, query, nil, func(rows driver.Rows) error {
@@ -154,8 +159,17 @@ func (r *Reader) Table(ctx context.Context, query string, most int) (t Table, er
 				return err
 			}
 			for i := range targets {
-				targets[i] = reflect.ValueOf(targets[i]).Elem().Interface()
+				targets[i] = scanned(targets[i])
 			}
+			left := bytes - encodedSize(targets)
+			if left < 0 && len(t.Rows) == 0 {
+				return fault.As(fault.Rejected, fmt.Errorf("a row takes more than %d bytes: select fewer columns, or parts of them with substring()", bytes))
+			}
+			if left < 0 {
+				t.More = true
+				return errEnough
+			}
+			bytes = left
 			t.Rows = append(t.Rows, targets)
 		}
 		return rows.Err()
@@ -164,6 +178,30 @@ func (r *Reader) Table(ctx context.Context, query string, most int) (t Table, er
 		err = nil
 	}
 	return t, err
+}
+
+// encodedSize returns the size of a row as JSON, about.
+func encodedSize(row []any) (n int) {
+	for _, v := range row {
+		text, err := json.Marshal(v)
+		if err != nil { // NaN for example
+			text = fmt.Append(nil, v)
+		}
+		n += len(text)
+	}
+	return n
+}
+
+// scanned returns what target points to, or target where only the pointer can be encoded as
+// JSON: a column of the type JSON.
+func scanned(target any) any {
+	value := reflect.ValueOf(target).Elem().Interface()
+	if _, ok := target.(json.Marshaler); ok {
+		if _, ok := value.(json.Marshaler); !ok {
+			return target
+		}
+	}
+	return value
 }
 
 var errEnough = errors.New("the caller wants no more rows")

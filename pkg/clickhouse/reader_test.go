@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -31,22 +32,25 @@ func openReader(t *testing.T, limits ReadLimits) *Reader {
 // A Reader's statements neither change anything nor lift a limit, and those that take too
 // much fail.
 func TestReaderOnlyReads(t *testing.T) {
-	r := openReader(t, ReadLimits{Time: 2 * time.Second, MemoryBytes: 100 << 20, Rows: 1000, AtOnce: 2})
+	r := openReader(t, ReadLimits{Time: 2 * time.Second, MemoryBytes: 100 << 20, Rows: 1000, Bytes: 10 << 20, AtOnce: 2})
 	for statement, want := range map[string]string{
-		"CREATE DATABASE other":                                      "READONLY",
-		"SELECT 1 SETTINGS max_execution_time = 100":                 "READONLY",
-		"SELECT 1 SETTINGS readonly = 0":                             "READONLY",
-		"SET max_memory_usage = 1":                                   "READONLY",
-		"SELECT * FROM file('/etc/passwd', 'LineAsString')":          "READONLY",
-		"SELECT * FROM url('http://127.0.0.1:1/', 'LineAsString')":   "READONLY",
-		"SELECT * FROM remote('127.0.0.1:9000', system.one)":         "READONLY",
-		"SELECT number FROM numbers(10000)":                          "TOO_MANY_ROWS",
-		"SELECT groupArray(number) FROM numbers(100000000)":          "MEMORY_LIMIT_EXCEEDED",
-		"SELECT sum(cityHash64(number)) FROM numbers(1000000000000)": "TIMEOUT_EXCEEDED",
+		"CREATE DATABASE other":                                                "READONLY",
+		"SELECT 1 SETTINGS max_execution_time = 100":                           "READONLY",
+		"SELECT 1 SETTINGS readonly = 0":                                       "READONLY",
+		"SET max_memory_usage = 1":                                             "READONLY",
+		"SELECT * FROM file('/etc/passwd', 'LineAsString')":                    "READONLY",
+		"SELECT * FROM url('http://127.0.0.1:1/', 'LineAsString')":             "READONLY",
+		"SELECT * FROM remote('127.0.0.1:9000', system.one)":                   "READONLY",
+		"SELECT number FROM numbers(10000)":                                    "TOO_MANY_ROWS",
+		"SELECT groupArray(repeat(toString(number), 500000)) FROM numbers(20)": "Limit for result exceeded, max bytes",
+		"SELECT repeat(repeat('x', 1000), 2000)":                               "a row takes more than 1048576 bytes",
+		"SELECT toNullable(repeat(repeat('x', 1000), 2000))":                   "a row takes more than 1048576 bytes",
+		"SELECT groupArray(number) FROM numbers(100000000)":                    "MEMORY_LIMIT_EXCEEDED",
+		"SELECT sum(cityHash64(number)) FROM numbers(1000000000000)":           "TIMEOUT_EXCEEDED",
 		"SELECT nothing":     "UNKNOWN_IDENTIFIER",
 		"SELECT 1; SELECT 2": "SYNTAX_ERROR",
 	} {
-		_, err := r.Table(t.Context(), statement, 10)
+		_, err := r.Table(t.Context(), statement, 10, 1<<20)
 		if err == nil || !strings.Contains(err.Error(), want) || fault.ClassOf(err) != fault.Rejected {
 			t.Errorf("%s: %v (%s), want %s", statement, err, fault.ClassOf(err), want)
 		}
@@ -54,8 +58,8 @@ func TestReaderOnlyReads(t *testing.T) {
 }
 
 func TestReaderTable(t *testing.T) {
-	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 100_000, AtOnce: 2})
-	got, err := r.Table(t.Context(), "SELECT number AS n, toString(number) AS s, map('a', number) AS m FROM numbers(50000)", 2)
+	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 100_000, Bytes: 10 << 20, AtOnce: 2})
+	got, err := r.Table(t.Context(), "SELECT number AS n, toString(number) AS s, map('a', number) AS m FROM numbers(50000)", 2, 1<<20)
 	want := Table{
 		Columns: []string{"n", "s", "m"}, Types: []string{"UInt64", "String", "Map(String, UInt64)"}, More: true,
 		Rows: [][]any{{uint64(0), "0", map[string]uint64{"a": 0}}, {uint64(1), "1", map[string]uint64{"a": 1}}},
@@ -65,25 +69,68 @@ func TestReaderTable(t *testing.T) {
 	}
 	// The query that was not read to its end harms none of the next.
 	for range 5 {
-		if _, err := r.Table(t.Context(), "SELECT 1", 1); err != nil {
+		if _, err := r.Table(t.Context(), "SELECT 1", 1, 1<<20); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
+// A table ends before the row that would exceed its bytes, and says so.
+func TestReaderTableCutsBytes(t *testing.T) {
+	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 10 << 20, AtOnce: 1})
+	got, err := r.Table(t.Context(), "SELECT repeat('x', 1000) FROM numbers(100)", 100, 10_000)
+	if err != nil || len(got.Rows) != 9 || !got.More {
+		t.Errorf("%d rows, more %t, %v; want 9 and more", len(got.Rows), got.More, err)
+	}
+}
+
+// Columns of the types JSON, Dynamic and Variant can be encoded as JSON.
+func TestReaderTableEncodesJSON(t *testing.T) {
+	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 10 << 20, AtOnce: 1})
+	got, err := r.Table(t.Context(), `SELECT '{"a":{"b":1}}'::JSON, ['{"c":"d"}'::JSON], toUInt8(5)::Dynamic, 'v'::Variant(String, UInt8)`, 1, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(got.Rows)
+	if want := `[[{"a":{"b":1}},[{"c":"d"}],5,"v"]]`; err != nil || string(text) != want {
+		t.Errorf("%s %v, want %s", text, err, want)
+	}
+}
+
+// A Reader whose queries wait for each other is still healthy.
+func TestReaderPingsWhileBusy(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.DialTimeout = 5 * time.Second
+	r, err := OpenReader(cfg, ReadLimits{Time: 10 * time.Minute, MemoryBytes: 1 << 30, Rows: 1_000_000_000, Bytes: 10 << 30, AtOnce: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	pinged := errors.New("pinged")
+	err = r.Query(t.Context(), "SELECT number FROM numbers(100000000)", func(func(...any) error) error {
+		if err := r.Ping(t.Context()); err != nil { // the query still holds its connection
+			return err
+		}
+		return pinged
+	})
+	if !errors.Is(err, pinged) {
+		t.Error(err)
+	}
+}
+
 // A caller that leaves ends its query in ClickHouse, and makes room for the next one.
 func TestReaderStopsWithItsCaller(t *testing.T) {
-	r := openReader(t, ReadLimits{Time: 10 * time.Minute, MemoryBytes: 1 << 30, Rows: 1000, AtOnce: 1})
-	others := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, AtOnce: 1})
+	r := openReader(t, ReadLimits{Time: 10 * time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 10 << 20, AtOnce: 1})
+	others := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 10 << 20, AtOnce: 1})
 	mark := fmt.Sprintf("mark%d", time.Now().UnixNano())
 	running := func() (n int, err error) {
-		got, err := others.Table(t.Context(), "SELECT 1 FROM system.processes WHERE query LIKE '%numbers(9000000000000)%' AND query NOT LIKE '%system.processes%' AND query LIKE '%"+mark+"%'", 10)
+		got, err := others.Table(t.Context(), "SELECT 1 FROM system.processes WHERE query LIKE '%numbers(9000000000000)%' AND query NOT LIKE '%system.processes%' AND query LIKE '%"+mark+"%'", 10, 1<<20)
 		return len(got.Rows), err
 	}
 	ctx, leave := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := r.Table(ctx, "SELECT '"+mark+"', sum(cityHash64(number)) FROM numbers(9000000000000)", 1)
+		_, err := r.Table(ctx, "SELECT '"+mark+"', sum(cityHash64(number)) FROM numbers(9000000000000)", 1, 1<<20)
 		ended <- err
 	}()
 	if err := wait.Poll(time.Minute, nil, func() error {
@@ -106,7 +153,7 @@ func TestReaderStopsWithItsCaller(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if _, err := r.Table(t.Context(), "SELECT 1", 1); err != nil {
+	if _, err := r.Table(t.Context(), "SELECT 1", 1, 1<<20); err != nil {
 		t.Error(err)
 	}
 }

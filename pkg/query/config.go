@@ -39,6 +39,9 @@ type Config struct {
 	MaxMemoryBytes int64 `mapstructure:"max_memory_bytes" unit:"bytes" doc:"memory of one query in ClickHouse"`
 	// MaxResultRows: maximum rows of a result; more are an error.
 	MaxResultRows int64 `mapstructure:"max_result_rows" doc:"maximum rows of a result; more are an error"`
+	// MaxResultBytes: maximum bytes of a result, uncompressed; more are an
+	// error.
+	MaxResultBytes int64 `mapstructure:"max_result_bytes" unit:"bytes" doc:"maximum bytes of a result, uncompressed; more are an error"`
 	// MaxQueries: queries that run at a time; others wait. Too many slow
 	// ClickHouse down for its writers.
 	MaxQueries int `mapstructure:"max_queries" doc:"queries that run at a time; others wait. Too many slow ClickHouse down for its writers"`
@@ -71,6 +74,7 @@ func DefaultConfig() Config {
 		MaxExecutionTime: 30 * time.Second,
 		MaxMemoryBytes:   2 << 30,
 		MaxResultRows:    200_000,
+		MaxResultBytes:   64 << 20,
 		MaxQueries:       8,
 		MaxSpans:         20_000,
 		MaxTraces:        500,
@@ -112,6 +116,7 @@ func (c Config) Validate() error {
 	check(c.MaxExecutionTime >= time.Second, "max_execution_time: %s is less than 1s", c.MaxExecutionTime)
 	check(c.MaxMemoryBytes >= 64<<20, "max_memory_bytes: %d is less than 64MiB", c.MaxMemoryBytes)
 	check(c.MaxResultRows >= 1000, "max_result_rows: %d is less than 1000", c.MaxResultRows)
+	check(c.MaxResultBytes >= 1<<20, "max_result_bytes: %d is less than 1MiB", c.MaxResultBytes)
 	check(c.MaxQueries > 0 && c.MaxQueries <= 1000, "max_queries: %d is not between 1 and 1000", c.MaxQueries)
 	check(c.MaxSpans > 0 && int64(c.MaxSpans) < c.MaxResultRows, "max_spans: %d is not between 1 and max_result_rows (%d)", c.MaxSpans, c.MaxResultRows)
 	check(c.MaxTraces > 0 && c.MaxTraces <= 10_000, "max_traces: %d is not between 1 and 10000", c.MaxTraces)

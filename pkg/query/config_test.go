@@ -20,7 +20,7 @@ func TestValidateNamesKeys(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.HTTPListen, cfg.GRPCListen = "nowhere", "1.2.3.4"
 	cfg.Tokens = []string{"with space"}
-	cfg.MaxExecutionTime, cfg.MaxMemoryBytes, cfg.MaxResultRows, cfg.MaxQueries = time.Millisecond, 1, 2, 0
+	cfg.MaxExecutionTime, cfg.MaxMemoryBytes, cfg.MaxResultRows, cfg.MaxResultBytes, cfg.MaxQueries = time.Millisecond, 1, 2, 3, 0
 	cfg.MaxSpans, cfg.MaxTraces, cfg.MaxRange, cfg.NetworkTimeout, cfg.MaxVerdicts = 3, 0, time.Minute, -time.Second, 0
 	cfg.GrafanaURL, cfg.JaegerURL = "grafana:3000", "ftp://jaeger"
 	err := cfg.Validate()
@@ -28,7 +28,7 @@ func TestValidateNamesKeys(t *testing.T) {
 		t.Fatal("it is valid")
 	}
 	for _, want := range []string{
-		`http_listen: "nowhere"`, `grpc_listen: "1.2.3.4"`, "tokens[0]", "max_execution_time: 1ms", "max_memory_bytes: 1 ", "max_result_rows: 2 ", "max_queries: 0 ", "max_spans: 3 ",
+		`http_listen: "nowhere"`, `grpc_listen: "1.2.3.4"`, "tokens[0]", "max_execution_time: 1ms", "max_memory_bytes: 1 ", "max_result_rows: 2 ", "max_result_bytes: 3 ", "max_queries: 0 ", "max_spans: 3 ",
 		"max_traces: 0 ", "max_range: 1m0s", "network_timeout: -1s", "max_verdicts: 0 ", `grafana_url: "grafana:3000"`, `jaeger_url: "ftp://jaeger"`,
 	} {
 		if !strings.Contains(err.Error(), want) {

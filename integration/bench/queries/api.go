@@ -45,7 +45,7 @@ func (d *data) askRole(ctx context.Context, subjects []subject, addr string, net
 	cfg, ch := role.DefaultConfig(), clickhouse.DefaultConfig()
 	cfg.MaxExecutionTime, cfg.NetworkTimeout = 10*time.Minute, network
 	ch.Addresses = []string{addr}
-	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, AtOnce: cfg.MaxQueries}, nil)
+	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, Bytes: cfg.MaxResultBytes, AtOnce: cfg.MaxQueries}, nil)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ import (
 
 // Tables runs SQL of a caller's.
 type Tables interface {
-	Table(ctx context.Context, query string, most int) (clickhouse.Table, error)
+	Table(ctx context.Context, query string, rows, bytes int) (clickhouse.Table, error)
 }
 
 // Server answers models. It is safe for concurrent use.
@@ -46,7 +46,7 @@ func NewServer(reader *query.Reader, tables Tables, version string) *Server {
 	add(s, "find_traces", `The newest traces with one span that fulfils all conditions, with the spans that do. Searches of more than an hour take longer. With verdict, only the slowest traces of the time are examined; partial says that there may be more.`, s.findTraces)
 	add(s, "trace", `One trace, spans in the order of their start, each with what the network did to its call. start_ms counts from the trace's first span. gap_ms is the time of a call at its client that the server did not spend. unmatched says why no connection was found for a span.`, s.trace)
 	add(s, "missing_span", `What is known about a span or trace that is not found: whether it is stored, which parents are missing, when its services were last seen, and agents in trouble. It cannot see spans that wait in Kafka, in an agent's spool or among the dead letters: metaflow-server deadletter list and the metrics of each stage show those.`, s.missingSpan)
-	add(s, "sql", `Read-only SQL on ClickHouse, at most 200 rows. Tables: metaflow.spans (trace_id, span_id, parent_span_id, name, kind, service_name, start_time, duration_ns, status_code, attributes, ...), metaflow.flows (time, role, ip, port, peer_ip, retransmits, rtt_us, ...), metaflow.service_network (per minute and edge), metaflow.pods, metaflow.agents; views with parameters metaflow.trace_network(trace_id = '...'), metaflow.network_trouble(minutes = 15). Always bound start_time or time. DESCRIBE metaflow.spans lists columns.`, s.sql)
+	add(s, "sql", `Read-only SQL on ClickHouse, at most 200 rows and 1 MiB: more_rows says that there is more. Tables: metaflow.spans (trace_id, span_id, parent_span_id, name, kind, service_name, start_time, duration_ns, status_code, attributes, ...), metaflow.flows (time, role, ip, port, peer_ip, retransmits, rtt_us, ...), metaflow.service_network (per minute and edge), metaflow.pods, metaflow.agents; views with parameters metaflow.trace_network(trace_id = '...'), metaflow.network_trouble(minutes = 15). Always bound start_time or time. DESCRIBE metaflow.spans lists columns.`, s.sql)
 	return s
 }
 
@@ -55,14 +55,33 @@ func add[In any](s *Server, name, description string, f func(ctx context.Context
 	yes, no := true, false
 	tool := &sdk.Tool{Name: name, Description: description, Annotations: &sdk.ToolAnnotations{ReadOnlyHint: true, DestructiveHint: &no, IdempotentHint: true, OpenWorldHint: &yes}}
 	sdk.AddTool(s.sdk, tool, func(ctx context.Context, _ *sdk.CallToolRequest, in In) (*sdk.CallToolResult, any, error) {
+		if request, ok := ctx.Value(requestKey{}).(context.Context); ok {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(request, cancel)()
+		}
 		out, err := f(ctx, in)
-		return nil, out, err
+		if err != nil {
+			return nil, nil, err
+		}
+		// An answer returned as structured content would be sent as text a second time.
+		text, err := json.Marshal(out)
+		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: string(text)}}}, nil, err
 	})
 }
 
-// Handler serves MCP over HTTP, without sessions: each request stands for itself.
+// requestKey is the key of an HTTP request's context among the values of a tool's. The SDK
+// keeps these values, but not the end of the request.
+type requestKey struct{}
+
+// Handler serves MCP over HTTP, without sessions: each request stands for itself, and its
+// query stops when the client leaves.
 func (s *Server) Handler() http.Handler {
-	return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s.sdk }, &sdk.StreamableHTTPOptions{Stateless: true, JSONResponse: true})
+	next := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s.sdk }, &sdk.StreamableHTTPOptions{Stateless: true, JSONResponse: true})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, r.Context())))
+	})
 }
 
 // Run serves MCP over in and out until ctx ends or in does.
@@ -126,7 +145,24 @@ func (in search) condition() (and query.And) {
 	return and
 }
 
+// validate bounds what would not fit a time.Duration. The Reader bounds the range further.
+func (in search) validate() error {
+	const longest, mostMillis = 10 * 366 * 24 * 60, 1e12
+	switch {
+	case in.Minutes < 0 || in.Minutes > longest:
+		return fmt.Errorf("minutes: %d is not between 1 and %d", in.Minutes, longest)
+	case in.MinMillis < 0 || in.MinMillis > mostMillis:
+		return fmt.Errorf("min_ms: %g is not between 0 and %g", in.MinMillis, mostMillis)
+	case in.Limit < 0:
+		return fmt.Errorf("limit: %d is not between 1 and 50", in.Limit)
+	}
+	return nil
+}
+
 func (s *Server) findTraces(ctx context.Context, in search) (any, error) {
+	if err := in.validate(); err != nil {
+		return nil, err
+	}
 	end := time.Now()
 	found, partial, err := s.reader.Find(ctx, query.Search{
 		Range: query.Range{Start: end.Add(-time.Duration(cmp.Or(in.Minutes, 60)) * time.Minute), End: end},
@@ -248,14 +284,17 @@ type statement struct {
 	Query string `json:"query" jsonschema:"one SELECT, WITH, SHOW, DESCRIBE or EXPLAIN statement of ClickHouse"`
 }
 
-// maxRows bounds the rows of an answer to SQL.
-const maxRows = 200
+// maxRows and maxBytes bound an answer to SQL.
+const (
+	maxRows  = 200
+	maxBytes = 1 << 20
+)
 
 func (s *Server) sql(ctx context.Context, in statement) (any, error) {
 	if err := reads(in.Query); err != nil {
 		return nil, err
 	}
-	t, err := s.tables.Table(ctx, in.Query, maxRows)
+	t, err := s.tables.Table(ctx, in.Query, maxRows, maxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -267,31 +306,4 @@ func (s *Server) sql(ctx context.Context, in statement) (any, error) {
 		}
 	}
 	return map[string]any{"columns": t.Columns, "types": t.Types, "rows": append([][]any{}, t.Rows...), "more_rows": t.More}, nil
-}
-
-// reads refuses statements that read nothing: ClickHouse lets a user with readonly = 1 end
-// its own queries, for example.
-func reads(statement string) error {
-	text := statement
-	for {
-		text = strings.TrimLeft(text, " \t\r\n(")
-		switch {
-		case strings.HasPrefix(text, "--"):
-			_, text, _ = strings.Cut(text, "\n")
-			continue
-		case strings.HasPrefix(text, "/*"):
-			_, text, _ = strings.Cut(text, "*/")
-			continue
-		}
-		break
-	}
-	end := strings.IndexFunc(text, func(r rune) bool { return (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') })
-	if end < 0 {
-		end = len(text)
-	}
-	word := strings.ToUpper(text[:end])
-	if !slices.Contains([]string{"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS"}, word) {
-		return fmt.Errorf("only SELECT, WITH, SHOW, DESCRIBE, EXISTS and EXPLAIN are allowed, not %.40q", statement)
-	}
-	return nil
 }
