@@ -86,7 +86,13 @@ func (s *Server) Handler() http.Handler {
 
 // Run serves MCP over in and out until ctx ends or in does.
 func (s *Server) Run(ctx context.Context, in io.ReadCloser, out io.WriteCloser) error {
-	return s.sdk.Run(ctx, &sdk.IOTransport{Reader: in, Writer: out})
+	return s.sdk.Run(ctx, transport(in, out))
+}
+
+// transport is a client at the other end of two streams.
+func transport(in io.Reader, out io.Writer) sdk.Transport {
+	client := newLines(in, out)
+	return &sdk.IOTransport{Reader: client, Writer: client}
 }
 
 type lastMinutes struct {
