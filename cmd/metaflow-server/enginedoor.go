@@ -29,6 +29,9 @@ func openEngineDoor(port int, target string) (*engineDoor, error) {
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: target}) },
 		FlushInterval: -1, // forward the progress of a query while it runs
 		Transport:     &http.Transport{DisableCompression: true},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { // the engine's end is logged once, where it is restarted
+			http.Error(w, "ClickHouse does not answer: it may be starting again, try once more", http.StatusBadGateway)
+		},
 	}
 	const headerTimeout = 10 * time.Second
 	return &engineDoor{listener: listener, http: &http.Server{Handler: refusePages(proxy), ReadHeaderTimeout: headerTimeout}}, nil

@@ -58,5 +58,18 @@ func TestEngineDoorRefusesWebPages(t *testing.T) {
 			t.Errorf("%s: %d %q, want %d", name, resp.StatusCode, body, tc.want)
 		}
 	}
+	engine.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+door.addr()+"/", strings.NewReader("SELECT 1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 502 || !strings.Contains(string(body), "ClickHouse does not answer") {
+		t.Errorf("without the engine: %d %q", resp.StatusCode, body)
+	}
 	http.DefaultClient.CloseIdleConnections()
 }
