@@ -75,8 +75,8 @@ log: {level: loud}
 
 // The documented flags.
 func TestFlags(t *testing.T) {
-	code, out, stderr := execute(t, "config", "print", "--server", "a:1,b:2", "--group", "shops", "--spool-dir", "/x", "--http-listen", "127.0.0.1:0")
-	for _, word := range []string{"a:1", "b:2", "shops", "/x", "127.0.0.1:0"} {
+	code, out, stderr := execute(t, "config", "print", "--server", "a:1", "--server", "b:2,c:3", "--group", "shops", "--spool-dir", "/x", "--http-listen", "127.0.0.1:0")
+	for _, word := range []string{"a:1", "b:2", "c:3", "shops", "/x", "127.0.0.1:0"} {
 		if code != program.ExitOK || !strings.Contains(out, word) {
 			t.Errorf("status %d, output lacks %q:\n%s%s", code, word, out, stderr)
 		}

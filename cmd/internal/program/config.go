@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,9 +28,9 @@ type Configured[C Validator] struct {
 }
 
 // otherVariables have EnvPrefix but configure neither the server nor the agent:
-// those of metaflow-ctl, which the server's containers have too, and those of
-// tests.
-var otherVariables = []string{"METAFLOW_CTL_", "METAFLOW_TEST_"}
+// those of metaflow-ctl, which the server's containers have too, those of tests, and
+// the library of standalone, beside which an agent may run.
+var otherVariables = []string{"METAFLOW_CTL_", "METAFLOW_TEST_", "METAFLOW_CHDB_"}
 
 // Flags are the flags of a command that reads the configuration.
 type Flags[C Validator] struct {
@@ -48,9 +49,34 @@ func (c Configured[C]) AddFlags(cmd *cobra.Command, keys map[string]string) *Fla
 		byName[k.Name] = k
 	}
 	for flag, key := range keys {
-		cmd.Flags().String(flag, byName[key].Default, byName[key].Doc)
+		k := byName[key]
+		if strings.HasPrefix(k.Type, "list of ") {
+			cmd.Flags().Var(&list{text: k.Default}, flag, k.Doc)
+			continue
+		}
+		cmd.Flags().String(flag, k.Default, k.Doc)
 	}
 	return f
+}
+
+// list is a flag of several values, which commas separate, repetitions of the flag, or both.
+type list struct {
+	text string
+	set  bool
+}
+
+func (l *list) String() string { return l.text }
+
+// Type is that of the other flags: its name is printed by --help.
+func (*list) Type() string { return "string" }
+
+// Set implements pflag.Value.
+func (l *list) Set(text string) error {
+	if l.set {
+		text = l.text + "," + text
+	}
+	l.text, l.set = text, true
+	return nil
 }
 
 // Load returns the effective configuration: defaults, overridden by the file,
