@@ -1,9 +1,12 @@
 package query
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // Queries of the kinds that tools for the exporter's schema send, with database and times
@@ -41,5 +44,31 @@ func TestOtelTracesAnswersTools(t *testing.T) {
 		if err != nil || rows == 0 {
 			t.Errorf("%s: %d rows, %v", name, rows, err)
 		}
+	}
+}
+
+// The views otel_traces and otel_traces_trace_id_ts have the columns and types of the tables
+// that the collector's exporter creates. The DDL is that of v0.161.0; up to v0.165.1 only
+// its codecs have changed.
+func TestOtelTracesHasTheExportersColumns(t *testing.T) {
+	ddl, err := os.ReadFile("../bench/queries/otel_traces.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := chtest.Open(t, engine)
+	for statement := range strings.SplitSeq(string(ddl), ";\n") {
+		if err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var missing []string
+	var compared uint64
+	const compare = `SELECT groupArrayIf(concat(table, '.', name, ' ', type), (table, name, type) NOT IN (SELECT table, name, type FROM system.columns WHERE database = 'metaflow')), count()
+		FROM system.columns WHERE database = 'otel' AND table NOT LIKE '%mv'`
+	if err := conn.QueryRow(t.Context(), compare).Scan(&missing, &compared); err != nil {
+		t.Fatal(err)
+	}
+	if len(missing) > 0 || compared != 25 {
+		t.Errorf("of %d columns of the exporter the views lack, or have by another type: %q", compared, missing)
 	}
 }
