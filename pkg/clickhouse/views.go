@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/ClickHouse/ch-go/proto"
-
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
@@ -33,7 +31,8 @@ func (d *DB) replaceViews(ctx context.Context, views []migrations.View) error {
 }
 
 // Several servers may replace a view at once. ClickHouse then refuses to comment on the
-// columns of one that another server has replaced.
+// columns of one that another server has replaced, or finds its files gone or renamed, each
+// with another code. So whatever it refuses is tried again for two seconds.
 const (
 	replaceAttempts = 20
 	replacePause    = 100 * time.Millisecond
@@ -42,9 +41,7 @@ const (
 func (d *DB) replaceView(ctx context.Context, v migrations.View) error {
 	for attempt := 1; ; attempt++ {
 		err := d.execAll(ctx, "replace view "+d.cfg.Database+"."+v.Name, v.Replace)
-		switch code, _, _ := exception(err); code {
-		case proto.ErrTableIsDropped, proto.ErrCannotAssignAlter, proto.ErrUnknownTable:
-		default:
+		if _, _, refused := exception(err); !refused {
 			return err
 		}
 		if attempt == replaceAttempts || retry.Sleep(ctx, replacePause) != nil {
