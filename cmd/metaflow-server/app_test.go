@@ -362,18 +362,5 @@ func TestHTTPFailureEndsTheServer(t *testing.T) {
 
 func get(t *testing.T, s *serving, path string) (code int, body string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://%s%s", s.http.Addr(), path), http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res.StatusCode, string(text)
+	return getFrom(t, s.http.Addr(), path, func(*http.Request) {})
 }

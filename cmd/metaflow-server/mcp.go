@@ -34,7 +34,7 @@ find_traces, trace, missing_span and sql. The role query serves the same at /mcp
 			return err
 		}
 		reader := query.NewReader(cfg.Query, db, cfg.ClickHouse.Database, query.Options{Logger: log})
-		err = mcp.NewServer(reader, db, program.Version()).Run(cmd.Context(), io.NopCloser(cmd.InOrStdin()), keptOpen{cmd.OutOrStdout()})
+		err = mcp.NewServer(reader, db, program.Version()).Run(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout())
 		if errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) {
 			err = nil
 		}
@@ -42,8 +42,3 @@ find_traces, trace, missing_span and sql. The role query serves the same at /mcp
 	}
 	return cmd
 }
-
-// keptOpen is standard output, which the command does not close.
-type keptOpen struct{ io.Writer }
-
-func (keptOpen) Close() error { return nil }

@@ -22,6 +22,12 @@ func asking(t *testing.T, edit func(*server)) *app {
 	cfg.Query.HTTPListen, cfg.Query.GRPCListen = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.Kafka.Brokers, cfg.ClickHouse.Addresses = []string{"127.0.0.1:1"}, []string{"127.0.0.1:1"}
 	edit(cfg)
+	return runApp(t, cfg)
+}
+
+// runApp runs a server until the test ends.
+func runApp(t *testing.T, cfg *server) *app {
+	t.Helper()
 	a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -32,15 +38,21 @@ func asking(t *testing.T, edit func(*server)) *app {
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
-			t.Error(err)
+			t.Errorf("run = %v", err)
 		}
 	})
 	return a
 }
 
+// ask asks the port of queries.
 func ask(t *testing.T, a *app, path string, edit func(*http.Request)) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+a.asked.http.Addr().String()+path, nil)
+	return getFrom(t, a.asked.http.Addr(), path, edit)
+}
+
+func getFrom(t *testing.T, addr net.Addr, path string, edit func(*http.Request)) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr.String()+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,27 +126,14 @@ func TestQueriesRefuseOtherSites(t *testing.T) {
 // Another role is ready while queries are not: their own port says so.
 func TestQueriesDoNotBlockOtherRoles(t *testing.T) {
 	a := asking(t, func(s *server) { s.Roles, s.GRPC.Listen = []string{roleGateway, roleQuery}, "127.0.0.1:0" })
-	named := func(addr string) bool {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/ready", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Contains(string(body), `"query"`)
+	named := func(addr net.Addr) bool {
+		_, body := getFrom(t, addr, "/ready", func(*http.Request) {})
+		return strings.Contains(body, `"query"`)
 	}
-	if named(a.http.Addr().String()) {
+	if named(a.http.Addr()) {
 		t.Error("the main port checks queries")
 	}
-	if !named(a.asked.http.Addr().String()) {
+	if !named(a.asked.http.Addr()) {
 		t.Error("the port of queries does not check them")
 	}
 }

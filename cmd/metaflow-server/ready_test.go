@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -60,19 +58,7 @@ func TestNotReadyWithoutRights(t *testing.T) {
 			cfg.Query.HTTPListen, cfg.Query.GRPCListen = "127.0.0.1:0", "127.0.0.1:0"
 			cfg.Kafka.Brokers, cfg.Kafka.Replication = cluster.ListenAddrs(), 1
 			cfg.Kafka.SASL = kafka.SASL{Mechanism: "plain", Username: "metaflow", Password: "secret"}
-			a, err := newApp(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, stop := context.WithCancel(context.Background())
-			ended := make(chan error, 1)
-			go func() { ended <- a.run(ctx) }()
-			t.Cleanup(func() {
-				stop()
-				if err := <-ended; err != nil {
-					t.Errorf("run = %v", err)
-				}
-			})
+			a := runApp(t, cfg)
 			wait.NoError(t, func() error { return hasChecks(a.http.Addr().String(), tc.want) })
 		})
 	}

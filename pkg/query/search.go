@@ -49,12 +49,12 @@ type Hit struct {
 // not examine are not among them; partial says that there may be more.
 func (r *Reader) Find(ctx context.Context, s Search) (found []Summary, partial bool, err error) {
 	defer r.observe("search")()
-	s, verdicts, err := r.prepare(s)
+	s, fulfils, err := r.prepare(s)
 	if err != nil {
 		return nil, false, err
 	}
-	if len(verdicts) > 0 {
-		return r.findVerdicts(ctx, s, verdicts)
+	if fulfils != nil {
+		return r.findVerdicts(ctx, s, fulfils)
 	}
 	ids, err := r.newest(ctx, s)
 	if err != nil || len(ids) == 0 {
@@ -112,9 +112,9 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// prepare bounds a search and takes the conditions on the verdict out of it.
-func (r *Reader) prepare(s Search) (Search, []Compare, error) {
-	var err error
+// prepare bounds a search and takes the conditions on the verdict out of it: fulfils decides
+// whether a verdict fulfils them, and is nil if there are none.
+func (r *Reader) prepare(s Search) (_ Search, fulfils func(verdict string) bool, err error) {
 	if s.Range, err = r.bounded(s.Range); err != nil {
 		return s, nil, err
 	}
@@ -128,15 +128,39 @@ func (r *Reader) prepare(s Search) (Search, []Compare, error) {
 	s.SpansPerTrace = min(s.SpansPerTrace, 100)
 	rest, verdicts := split(s.Where)
 	s.Where = rest
+	if len(verdicts) > 0 {
+		fulfils, err = all(verdicts)
+	}
+	return s, fulfils, err
+}
+
+// all returns a function that decides whether a verdict fulfils all comparisons.
+func all(verdicts []Compare) (func(verdict string) bool, error) {
+	var each []func(string) bool
 	for _, v := range verdicts {
-		if v.Value.Kind != Text || !slices.Contains([]Op{Equal, NotEqual, Match, NotMatch}, v.Op) {
-			return s, nil, v.bad("a verdict is compared with =, !=, =~ or !~ and a text")
+		if v.Value.Kind != Text {
+			return nil, v.badVerdict()
 		}
-		if _, err := regexp.Compile(v.Value.Text); err != nil && (v.Op == Match || v.Op == NotMatch) {
-			return s, nil, v.bad("%v", err)
+		switch v.Op {
+		case Equal, NotEqual:
+			each = append(each, func(verdict string) bool { return (verdict == v.Value.Text) == (v.Op == Equal) })
+		case Match, NotMatch:
+			pattern, err := regexp.Compile("^(?:" + v.Value.Text + ")$")
+			if err != nil {
+				return nil, v.bad("%v", err)
+			}
+			each = append(each, func(verdict string) bool { return pattern.MatchString(verdict) == (v.Op == Match) })
+		default:
+			return nil, v.badVerdict()
 		}
 	}
-	return s, verdicts, nil
+	return func(verdict string) bool {
+		return !slices.ContainsFunc(each, func(fulfils func(string) bool) bool { return !fulfils(verdict) })
+	}, nil
+}
+
+func (e Compare) badVerdict() error {
+	return e.bad("a verdict is compared with =, !=, =~ or !~ and a text")
 }
 
 // split takes the comparisons with network.verdict out of a conjunction.
@@ -298,13 +322,13 @@ const troubled = `retransmits + resets + timeouts + connect_failures + refused +
 
 // findVerdicts examines the network of the slowest traces that fulfil the other conditions
 // and whose addresses had trouble in that time.
-func (r *Reader) findVerdicts(ctx context.Context, s Search, verdicts []Compare) (found []Summary, partial bool, err error) {
+func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdict string) bool) (found []Summary, partial bool, err error) {
 	c := r.compiler(s.Range)
 	where, err := s.Where.sql(c)
 	if err != nil {
 		return nil, false, err
 	}
-	if !fulfil(Clean, verdicts) {
+	if !fulfils(Clean) {
 		flows := fmt.Sprintf("SELECT arrayJoin([ip, peer_ip, translated_peer_ip]) FROM %s.flows WHERE (%s)%s", r.database, troubled, c.withinOf("time", Range{s.Start, s.End.Add(11 * time.Minute)}))
 		where = fmt.Sprintf("(%s) AND (ip IN (%s) OR ip = toIPv6('::'))", where, flows)
 	}
@@ -333,7 +357,7 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, verdicts []Compare)
 			return nil, false, err
 		}
 		for span, n := range network {
-			if n.Verdict != "" && fulfil(n.Verdict, verdicts) {
+			if n.Verdict != "" && fulfils(n.Verdict) {
 				hits[id] = append(hits[id], hit{span, n.Verdict})
 			}
 		}
@@ -374,23 +398,3 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, verdicts []Compare)
 type oneOf []string
 
 func (o oneOf) sql(c *compiler) (string, error) { return "span_id IN " + c.arg([]string(o)), nil }
-
-func fulfil(verdict string, all []Compare) bool {
-	for _, e := range all {
-		var ok bool
-		switch e.Op {
-		case Equal:
-			ok = verdict == e.Value.Text
-		case NotEqual:
-			ok = verdict != e.Value.Text
-		case Match, NotMatch:
-			pattern, err := regexp.Compile("^(?:" + e.Value.Text + ")$")
-			ok = err == nil && pattern.MatchString(verdict) == (e.Op == Match)
-		default:
-		}
-		if !ok {
-			return false
-		}
-	}
-	return true
-}

@@ -84,8 +84,8 @@ func (s *Server) Handler() http.Handler {
 	})
 }
 
-// Run serves MCP over in and out until ctx ends or in does.
-func (s *Server) Run(ctx context.Context, in io.ReadCloser, out io.WriteCloser) error {
+// Run serves MCP over in and out until ctx ends or in does. It closes neither.
+func (s *Server) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 	return s.sdk.Run(ctx, transport(in, out))
 }
 
