@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files of schema/")
@@ -39,18 +41,7 @@ func TestRenderedTables(t *testing.T) {
 			got := []byte("-- Rendered from migrations/ for " + name + ": go test ./migrations -update\n\n" +
 				strings.Join(upStatements(t, tc.params), ";\n\n") + ";\n")
 			path := filepath.Join("..", "schema", tc.golden)
-			if *update {
-				if err := os.WriteFile(path, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatalf("%v; -update writes it", err)
-			}
-			if diff := cmp.Diff(string(want), string(got)); diff != "" {
-				t.Errorf("rendered DDL differs from %s (-want +got):\n%s", path, diff)
-			}
+			golden.Check(t, path, string(got), *update)
 		})
 	}
 }

@@ -8,9 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden file")
@@ -29,20 +28,9 @@ func TestPrintedDefaultsGolden(t *testing.T) {
 	if code != program.ExitOK {
 		t.Fatalf("exit status %d: %s", code, stderr)
 	}
-	const golden = "testdata/defaults.yaml"
-	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatalf("%v; run with -update", err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("(-want +got; -update rewrites):\n%s", diff)
-	}
-	if code, _, stderr := execute(t, "config", "check", "--config", golden); code != program.ExitOK {
+	const file = "testdata/defaults.yaml"
+	golden.Check(t, file, got, *update)
+	if code, _, stderr := execute(t, "config", "check", "--config", file); code != program.ExitOK {
 		t.Errorf("the printed configuration is invalid: exit status %d: %s", code, stderr)
 	}
 }

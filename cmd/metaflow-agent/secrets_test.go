@@ -21,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -29,24 +30,6 @@ import (
 
 // secretText stands in every secret of these tests.
 const secretText = "hunter2"
-
-// record is what was written to it. It is safe for concurrent use.
-type record struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (r *record) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.text.Write(p)
-}
-
-func (r *record) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.text.String()
-}
 
 // refusing is a server that configures agents and refuses their traces.
 type refusing struct {
@@ -117,7 +100,7 @@ func TestAgentsShowNoSecrets(t *testing.T) {
 	cfg.Server.Addresses, cfg.Server.MaxBackoff = []string{listener.Addr().String()}, 100*time.Millisecond
 	cfg.Spool.Dir, cfg.HTTP.Listen, cfg.ID, cfg.Name = t.TempDir(), "127.0.0.1:0", "a", "n"
 	cfg.Kubernetes.Enabled = "false"
-	logged := new(record)
+	logged := new(output.Buffer)
 	a, err := newApp(cfg, program.Log{Level: "debug", Format: "json"}.Logger(logged))
 	if err != nil {
 		t.Fatal(err)

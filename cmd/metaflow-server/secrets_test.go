@@ -5,13 +5,13 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -52,24 +52,6 @@ func TestCommandsShowNoSecrets(t *testing.T) {
 	}
 }
 
-// record is what was written to it. It is safe for concurrent use.
-type record struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (r *record) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.text.Write(p)
-}
-
-func (r *record) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.text.String()
-}
-
 // A running server shows no secret in its log, its metrics, /ready and the
 // answers to operators, agents and senders with right and wrong tokens.
 func TestServersShowNoSecrets(t *testing.T) {
@@ -79,7 +61,7 @@ func TestServersShowNoSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	loaded := *cfg
-	logged := new(record)
+	logged := new(output.Buffer)
 	s := serveLogging(t, kafkatest.Start(t, broker.Options{}).Addr(), program.Log{Level: "debug", Format: "json"}.Logger(logged), func(c *server) {
 		kafka := c.Kafka
 		*c = loaded

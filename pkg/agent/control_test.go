@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -26,25 +26,7 @@ type fakeServer struct {
 	refuse  error // error of the next Connect
 	away    atomic.Bool
 	trouble error // why it is away
-	log     lockedBuffer
-}
-
-// lockedBuffer is a log that is read while it is written.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log     output.Buffer
 }
 
 func (s *fakeServer) Trouble(context.Context, *agentv1.Registration) error { return s.trouble }

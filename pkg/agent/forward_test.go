@@ -24,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 )
 
 // fakeServers accepts requests, rejects them, or stores them and loses the
@@ -310,7 +311,7 @@ func BenchmarkPack(b *testing.B) {
 func TestSpoolingIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 64<<20)
-		var log lockedBuffer
+		var log output.Buffer
 		r.log = slog.New(slog.NewTextHandler(&log, nil))
 		gen := otlptest.New(1, otlptest.Options{Start: time.Now()})
 		send := func() {

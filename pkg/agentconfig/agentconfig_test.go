@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/cors"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -445,20 +445,9 @@ func TestValues(t *testing.T) {
 }
 
 func TestExample(t *testing.T) {
-	golden := filepath.Join("testdata", "example.yaml")
+	file := filepath.Join("testdata", "example.yaml")
 	example := agentconfig.Example()
-	if *update {
-		if err := os.WriteFile(golden, example, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(example)); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+	golden.Check(t, file, string(example), *update)
 	doc := parse(t, string(example))
 	if changes := agentconfig.Diff(agentconfig.Document{}, doc); changes != nil {
 		t.Errorf("the example changes defaults: %v", changes)

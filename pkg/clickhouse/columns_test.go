@@ -2,15 +2,13 @@ package clickhouse
 
 import (
 	"flag"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/metaflowys/metaflow-server/migrations"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/columns.md")
@@ -82,16 +80,5 @@ func TestColumnsPage(t *testing.T) {
 		}
 	}
 	path := filepath.Join("..", "..", "docs", "columns.md")
-	if *update {
-		if err := os.WriteFile(path, []byte(page), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v; -update writes it", err)
-	}
-	if diff := cmp.Diff(string(want), page); diff != "" {
-		t.Errorf("docs/columns.md is out of date; -update rewrites it (-page +views):\n%s", diff)
-	}
+	golden.Check(t, path, page, *update)
 }

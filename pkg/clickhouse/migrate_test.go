@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
@@ -135,7 +136,7 @@ func TestReplicasMigrateAtOnce(t *testing.T) {
 func TestRetentionFollowsTheConfiguration(t *testing.T) {
 	cfg := testConfig(t)
 	d := openDB(t, cfg)
-	var lines lineCounter
+	var lines output.Buffer
 	d.log = slog.New(slog.NewTextHandler(&lines, nil))
 	const month = "toDateTime(start_time) + toIntervalSecond(2592000)"
 	steps := []struct {
@@ -162,7 +163,7 @@ func TestRetentionFollowsTheConfiguration(t *testing.T) {
 		if diff := cmp.Diff([]string{s.want}, got); diff != "" {
 			t.Errorf("%s: TTL (-want +got):\n%s", s.name, diff)
 		}
-		if n := lines.with("changed retention"); n != 2*s.changes {
+		if n := strings.Count(lines.String(), "changed retention"); n != 2*s.changes {
 			t.Errorf("%s: changed %d times, want %d", s.name, n, 2*s.changes)
 		}
 	}
@@ -177,24 +178,6 @@ func TestRetentionFollowsTheConfiguration(t *testing.T) {
 		t.Errorf("%s rows are left, want the 5 of today", got)
 	}
 	mustExec(t, d, "DROP DATABASE "+cfg.Database+" SYNC")
-}
-
-// lineCounter is a log that counts its lines by text.
-type lineCounter struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lineCounter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lineCounter) with(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), text)
 }
 
 // The engine lacks Keeper and cannot run these statements, but it can parse them.
@@ -238,7 +221,7 @@ func TestWaitLogsWhatItWaitsFor(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Addresses = []string{"127.0.0.1:1"}
 	d := openDB(t, cfg)
-	var lines lineCounter
+	var lines output.Buffer
 	d.log = slog.New(slog.NewTextHandler(&lines, nil))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -246,8 +229,8 @@ func TestWaitLogsWhatItWaitsFor(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("Wait = %v", err)
 	}
-	if lines.with("waiting for ClickHouse") != 1 || lines.with("127.0.0.1:1") == 0 || lines.with("connection refused") == 0 {
-		t.Errorf("log: %s", lines.text.String())
+	if log := lines.String(); strings.Count(log, "waiting for ClickHouse") != 1 || !strings.Contains(log, "127.0.0.1:1") || !strings.Contains(log, "connection refused") {
+		t.Errorf("log: %s", log)
 	}
 }
 

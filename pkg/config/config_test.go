@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/config"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -405,19 +406,8 @@ func TestPrintGolden(t *testing.T) {
 	if strings.Contains(got.String(), "hunter2") {
 		t.Error("the output contains a secret")
 	}
-	const golden = "testdata/print.yaml"
-	if *update {
-		if err := os.WriteFile(golden, got.Bytes(), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got.String()); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+	const file = "testdata/print.yaml"
+	golden.Check(t, file, got.String(), *update)
 }
 
 // Load reads the output of Print as the same configuration, except secrets.

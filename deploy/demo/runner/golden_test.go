@@ -3,34 +3,15 @@ package main
 import (
 	"bytes"
 	"flag"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares got with a file of testdata. A missing file fails the test.
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", name, diff)
-	}
-}
 
 // at sets the times of s relative to a fixed moment, in milliseconds.
 func at(s span, start, duration float64) span {
@@ -75,7 +56,7 @@ func TestWaterfall(t *testing.T) {
 			var out bytes.Buffer
 			tc.out.w = &out
 			tc.out.waterfall(tc.spans)
-			golden(t, name, out.Bytes())
+			golden.Check(t, filepath.Join("testdata", name), out.String(), *update)
 		})
 	}
 }
@@ -105,7 +86,7 @@ func TestCalls(t *testing.T) {
 			var b bytes.Buffer
 			out.w = &b
 			out.example("network namespaces need root")
-			golden(t, name, b.Bytes())
+			golden.Check(t, filepath.Join("testdata", name), b.String(), *update)
 		})
 	}
 }
@@ -148,7 +129,7 @@ func TestGraph(t *testing.T) {
 			var b bytes.Buffer
 			out.w = &b
 			out.graph(edges)
-			golden(t, name, b.Bytes())
+			golden.Check(t, filepath.Join("testdata", name), b.String(), *update)
 		})
 	}
 }

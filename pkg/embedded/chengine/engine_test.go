@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
@@ -261,7 +261,7 @@ func port(t *testing.T, addr string) int {
 
 // A query that fails leaves its stack trace in the log file and not on the terminal.
 func TestFailedQueriesGoToTheLogFile(t *testing.T) {
-	var terminal lockedText
+	var terminal output.Buffer
 	name := filepath.Join(t.TempDir(), "clickhouse.log")
 	e := chtest.Start(t, chengine.Options{DataDir: t.TempDir(), LogFile: name, Logger: slog.New(slog.NewTextHandler(&terminal, nil))})
 	conn := chtest.Open(t, e)
@@ -275,22 +275,4 @@ func TestFailedQueriesGoToTheLogFile(t *testing.T) {
 	if text := terminal.String(); text != "" {
 		t.Errorf("the terminal shows\n%s", text)
 	}
-}
-
-// lockedText is written and read by several goroutines.
-type lockedText struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lockedText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lockedText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }

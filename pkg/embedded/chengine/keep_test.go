@@ -9,13 +9,13 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 )
 
 // A client that resets its connection aborts the library. Other clients find the engine
@@ -63,7 +63,7 @@ func TestStartSurvivesKillWhileStarting(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("children are found in /proc")
 	}
-	var log lockedBuffer
+	var log output.Buffer
 	o := chengine.Options{DataDir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))}
 	killed := make(chan struct{})
 	go func() {
@@ -102,22 +102,4 @@ func childrenWith(text string) []int {
 		}
 	}
 	return pids
-}
-
-// lockedBuffer collects a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
