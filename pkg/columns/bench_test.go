@@ -1,6 +1,7 @@
 package columns_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -35,6 +36,37 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
+}
+
+// BenchmarkAppendTick decodes one request into each of 48 blocks and empties them, as the
+// partitions of a writer do once a second.
+func BenchmarkAppendTick(b *testing.B) {
+	for _, rows := range []int{20, 100, 400} {
+		b.Run(fmt.Sprint("rows=", rows), func(b *testing.B) {
+			g := otlptest.New(1, otlptest.Options{})
+			blocks, requests := make([]*columns.Spans, 48), make([][]byte, 3*48)
+			for i := range blocks {
+				blocks[i] = columns.NewSpans()
+			}
+			for i := range requests {
+				requests[i] = g.RequestBytes(rows)
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				for _, s := range blocks {
+					if _, err := s.Append(requests[i%len(requests)], columns.Source{Window: everything}); err != nil {
+						b.Fatal(err)
+					}
+					i++
+				}
+				for _, s := range blocks {
+					s.Reset()
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(blocks)*rows), "ns/span")
+		})
+	}
 }
 
 // BenchmarkAppendFlows decodes requests of 512 flows.

@@ -180,7 +180,8 @@ func (b *block) reset() {
 	}
 }
 
-// join appends the rows of another block of the same table.
+// join makes the rows of another block of the same table follow. Their bytes stay where
+// they are.
 func (b *block) join(other *block) {
 	b.rows += other.rows
 	for i, c := range b.all {

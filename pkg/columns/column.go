@@ -17,26 +17,72 @@ type column interface {
 	proto.ColInput
 	reset()
 	bytes() int
-	// join appends the rows of another column of the same type.
+	// join makes the rows of another column of the same type follow, which has no joined
+	// rows itself. It refers to the other column's memory until reset.
 	join(other column)
+}
+
+// joined is the wire form of columns that were joined: the bytes of one after another.
+type joined struct {
+	parts [][]byte
+	size  int
+}
+
+func (j *joined) add(buf []byte) {
+	j.parts = append(j.parts, buf)
+	j.size += len(buf)
+}
+
+func (j *joined) reset() {
+	clear(j.parts) // they would keep the memory of others
+	j.parts, j.size = j.parts[:0], 0
+}
+
+func (j *joined) encode(b *proto.Buffer) {
+	for _, part := range j.parts {
+		b.PutRaw(part)
+	}
+}
+
+func (j *joined) write(w *proto.Writer) {
+	for _, part := range j.parts {
+		w.ChainWrite(part)
+	}
 }
 
 // fixed is a column of values of equal width, little-endian.
 type fixed struct {
-	typ   proto.ColumnType
-	width int
-	buf   []byte
+	typ    proto.ColumnType
+	width  int
+	buf    []byte
+	joined joined // rows after those of buf
 }
 
-func (c *fixed) Type() proto.ColumnType       { return c.typ }
-func (c *fixed) Rows() int                    { return len(c.buf) / c.width }
-func (c *fixed) EncodeColumn(b *proto.Buffer) { b.PutRaw(c.buf) }
-func (c *fixed) WriteColumn(w *proto.Writer)  { w.ChainWrite(c.buf) }
-func (c *fixed) reset()                       { c.buf = c.buf[:0] }
-func (c *fixed) bytes() int                   { return len(c.buf) }
-func (c *fixed) join(o column)                { c.buf = append(c.buf, o.(*fixed).buf...) }
-func (c *fixed) putByte(v byte)               { c.buf = append(c.buf, v) }
-func (c *fixed) putUint16(v uint16)           { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
+func (c *fixed) Type() proto.ColumnType { return c.typ }
+func (c *fixed) Rows() int              { return c.bytes() / c.width }
+
+// EncodeColumn copies the values to b.
+func (c *fixed) EncodeColumn(b *proto.Buffer) {
+	b.PutRaw(c.buf)
+	c.joined.encode(b)
+}
+
+// WriteColumn writes the values without a copy.
+func (c *fixed) WriteColumn(w *proto.Writer) {
+	w.ChainWrite(c.buf)
+	c.joined.write(w)
+}
+
+func (c *fixed) reset() {
+	c.buf = c.buf[:0]
+	c.joined.reset()
+}
+
+func (c *fixed) join(o column) { c.joined.add(o.(*fixed).buf) }
+
+func (c *fixed) bytes() int         { return len(c.buf) + c.joined.size }
+func (c *fixed) putByte(v byte)     { c.buf = append(c.buf, v) }
+func (c *fixed) putUint16(v uint16) { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
 
 func (c *fixed) putUint32(v uint32) { c.buf = binary.LittleEndian.AppendUint32(c.buf, v) }
 
@@ -56,20 +102,36 @@ func appendHex(dst, id []byte) []byte {
 
 // text is a column of type String.
 type text struct {
-	buf  []byte // each value with its length before it
-	rows int
+	buf    []byte // each value with its length before it
+	joined joined // values after those of buf
+	rows   int    // joined ones included
 }
 
-func (c *text) Type() proto.ColumnType       { return proto.ColumnTypeString }
-func (c *text) Rows() int                    { return c.rows }
-func (c *text) EncodeColumn(b *proto.Buffer) { b.PutRaw(c.buf) }
-func (c *text) WriteColumn(w *proto.Writer)  { w.ChainWrite(c.buf) }
-func (c *text) reset()                       { c.buf, c.rows = c.buf[:0], 0 }
-func (c *text) bytes() int                   { return len(c.buf) }
+func (c *text) Type() proto.ColumnType { return proto.ColumnTypeString }
+func (c *text) Rows() int              { return c.rows }
+func (c *text) bytes() int             { return len(c.buf) + c.joined.size }
+
+// EncodeColumn copies the values to b.
+func (c *text) EncodeColumn(b *proto.Buffer) {
+	b.PutRaw(c.buf)
+	c.joined.encode(b)
+}
+
+// WriteColumn writes the values without a copy.
+func (c *text) WriteColumn(w *proto.Writer) {
+	w.ChainWrite(c.buf)
+	c.joined.write(w)
+}
+
+func (c *text) reset() {
+	c.buf, c.rows = c.buf[:0], 0
+	c.joined.reset()
+}
 
 func (c *text) join(o column) {
 	other := o.(*text)
-	c.buf, c.rows = append(c.buf, other.buf...), c.rows+other.rows
+	c.joined.add(other.buf)
+	c.rows += other.rows
 }
 
 // put appends v and returns the copy, which stays readable even after the column's buffer
@@ -82,6 +144,12 @@ func (c *text) put(v []byte) []byte {
 	return c.buf[from:len(c.buf):len(c.buf)]
 }
 
+func (c *text) putString(v string) {
+	c.buf = binary.AppendUvarint(c.buf, uint64(len(v)))
+	c.buf = append(c.buf, v...)
+	c.rows++
+}
+
 // putHex appends an id in hexadecimal.
 func (c *text) putHex(id []byte) {
 	c.buf = binary.AppendUvarint(c.buf, uint64(2*len(id)))
@@ -91,57 +159,103 @@ func (c *text) putHex(id []byte) {
 
 // dict is a column of type LowCardinality(String): each distinct value once, and a key
 // per row.
+//
+// A block of one second has few rows and mostly the values of the block before, so the
+// column remembers values as words when it is reset. The keys of a block do not depend on
+// that: they count the values in the order in which the block has them.
 type dict struct {
 	values text
-	known  map[string]uint32
 	keys   []uint32
-	last   []byte // the value added last
-	moved  []uint32
+	joined []joinedKeys // rows after those of keys
+	moved  []uint32     // memory of joined
+	rows   int          // of joined
+
+	known map[string]uint32 // index in words
+	words []word
+	size  int    // of the words' texts
+	block uint32 // counts resets
 }
 
-func newDict() dict { return dict{known: make(map[string]uint32)} }
+// word is a value of a dict, in this block or an earlier one.
+type word struct {
+	text  string
+	block uint32 // the last one that has it
+	key   uint32 // there
+}
+
+// joinedKeys are the keys of rows in a joined column, and by key that in the joint dictionary.
+type joinedKeys struct{ keys, moved []uint32 }
+
+// keptWords bounds the bytes of words that a column remembers when it is reset: some
+// hundred resources. A column with more forgets all of them.
+const keptWords = 128 << 10
+
+// wordSize is what a word takes besides its text.
+const wordSize = 64
+
+func newDict() dict { return dict{known: make(map[string]uint32), block: 1} }
 
 func (c *dict) Type() proto.ColumnType { return "LowCardinality(String)" }
-func (c *dict) Rows() int              { return len(c.keys) }
-func (c *dict) bytes() int             { return c.values.bytes() + 4*len(c.keys) }
+func (c *dict) Rows() int              { return len(c.keys) + c.rows }
+func (c *dict) bytes() int             { return c.values.bytes() + 4*c.Rows() }
 
 func (c *dict) reset() {
 	c.values.reset()
-	clear(c.known)
-	c.keys = c.keys[:0]
+	c.keys, c.moved, c.rows = c.keys[:0], c.moved[:0], 0
+	clear(c.joined)
+	c.joined = c.joined[:0]
+	c.block++
+	if c.size > keptWords {
+		clear(c.known)
+		clear(c.words)
+		c.words, c.size = c.words[:0], 0
+	}
 }
 
 // join looks up each distinct value of the other column once.
 func (c *dict) join(o column) {
 	other := o.(*dict)
-	c.moved = c.moved[:0]
+	from := len(c.moved)
 	for b := other.values.buf; len(b) > 0; {
 		size, n := binary.Uvarint(b)
 		end := n + int(size)
 		c.moved = append(c.moved, c.key(b[n:end]))
 		b = b[end:]
 	}
-	c.keys = slices.Grow(c.keys, len(other.keys))
-	for _, k := range other.keys {
-		c.keys = append(c.keys, c.moved[k])
-	}
+	c.joined = append(c.joined, joinedKeys{other.keys, c.moved[from:len(c.moved):len(c.moved)]})
+	c.rows += len(other.keys)
 }
 
-// key returns the key of v and adds v to the dictionary if it is new.
-func (c *dict) key(v []byte) uint32 {
-	if k, ok := c.known[string(v)]; ok {
-		return k
+// word returns the index of v in words. The value is not in the block by that.
+func (c *dict) word(v []byte) uint32 {
+	if w, ok := c.known[string(v)]; ok {
+		return w
 	}
-	k := uint32(c.values.rows)
-	c.known[string(v)] = k
-	c.last = c.values.put(v)
-	return k
+	w := uint32(len(c.words))
+	text := string(v)
+	c.known[text] = w
+	c.words = append(c.words, word{text: text})
+	c.size += len(v) + wordSize
+	return w
 }
 
-// keyOf is key for a string.
-func (c *dict) keyOf(v string) uint32 {
-	if k, ok := c.known[v]; ok {
-		return k
+// keyOf returns the key of a word and adds it to the dictionary if it is new to the block.
+func (c *dict) keyOf(w uint32) uint32 {
+	known := &c.words[w]
+	if known.block != c.block {
+		known.block, known.key = c.block, uint32(c.values.rows)
+		c.values.putString(known.text)
+	}
+	return known.key
+}
+
+// key returns the key of v and adds v to the dictionary if it is new to the block.
+func (c *dict) key(v []byte) uint32 { return c.keyOf(c.word(v)) }
+
+// keyOfString is key for a string.
+func (c *dict) keyOfString(v string) uint32 {
+	if w, ok := c.known[v]; ok {
+		return c.keyOf(w)
 	}
 	return c.key([]byte(v))
 }
@@ -154,7 +268,8 @@ func (c *dict) EncodeState(b *proto.Buffer) { b.PutInt64(1) }
 
 // EncodeColumn writes the dictionary, and the keys in the narrowest type.
 func (c *dict) EncodeColumn(b *proto.Buffer) {
-	if len(c.keys) == 0 {
+	rows := c.Rows()
+	if rows == 0 {
 		return
 	}
 	// The flags mean that the block has its own dictionary; the low byte is the type of
@@ -164,24 +279,37 @@ func (c *dict) EncodeColumn(b *proto.Buffer) {
 	b.PutInt64(ownDictionary | int64(width))
 	b.PutInt64(int64(c.values.rows))
 	b.PutRaw(c.values.buf)
-	b.PutInt64(int64(len(c.keys)))
+	b.PutInt64(int64(rows))
+	b.Buf = slices.Grow(b.Buf, rows<<width)
+	b.Buf = appendWidth(b.Buf, width, c.keys, nil)
+	for _, j := range c.joined {
+		b.Buf = appendWidth(b.Buf, width, j.keys, j.moved)
+	}
+}
+
+// appendWidth appends keys in a width, or what moved has for them unless it is nil.
+func appendWidth(dst []byte, width proto.CardinalityKey, keys, moved []uint32) []byte {
+	move := func(k uint32) uint32 {
+		if moved == nil {
+			return k
+		}
+		return moved[k]
+	}
 	switch width {
 	case proto.KeyUInt8:
-		b.Buf = slices.Grow(b.Buf, len(c.keys))
-		for _, k := range c.keys {
-			b.Buf = append(b.Buf, byte(k))
+		for _, k := range keys {
+			dst = append(dst, byte(move(k)))
 		}
 	case proto.KeyUInt16:
-		b.Buf = slices.Grow(b.Buf, 2*len(c.keys))
-		for _, k := range c.keys {
-			b.Buf = binary.LittleEndian.AppendUint16(b.Buf, uint16(k))
+		for _, k := range keys {
+			dst = binary.LittleEndian.AppendUint16(dst, uint16(move(k)))
 		}
 	default:
-		b.Buf = slices.Grow(b.Buf, 4*len(c.keys))
-		for _, k := range c.keys {
-			b.Buf = binary.LittleEndian.AppendUint32(b.Buf, k)
+		for _, k := range keys {
+			dst = binary.LittleEndian.AppendUint32(dst, move(k))
 		}
 	}
+	return dst
 }
 
 func (c *dict) width() proto.CardinalityKey {
@@ -204,8 +332,17 @@ func (c *dict) WriteColumn(w *proto.Writer) { w.ChainBuffer(c.EncodeColumn) }
 type nested struct {
 	typ      proto.ColumnType
 	offsets  fixed
+	joined   []joinedOffsets // rows after those of offsets
+	rows     int             // of joined
 	elements []column
-	count    uint64
+	count    uint64 // of elements, joined ones included
+}
+
+// joinedOffsets are end offsets of rows in a joined column, and the number of elements
+// before them.
+type joinedOffsets struct {
+	offsets []byte
+	before  uint64
 }
 
 func newNested(typ proto.ColumnType, elements ...column) nested {
@@ -213,7 +350,7 @@ func newNested(typ proto.ColumnType, elements ...column) nested {
 }
 
 func (c *nested) Type() proto.ColumnType { return c.typ }
-func (c *nested) Rows() int              { return c.offsets.Rows() }
+func (c *nested) Rows() int              { return c.offsets.Rows() + c.rows }
 
 // endRow closes a row of n elements, which the caller has appended.
 func (c *nested) endRow(n int) {
@@ -223,7 +360,8 @@ func (c *nested) endRow(n int) {
 
 func (c *nested) reset() {
 	c.offsets.reset()
-	c.count = 0
+	clear(c.joined)
+	c.joined, c.rows, c.count = c.joined[:0], 0, 0
 	for _, e := range c.elements {
 		e.reset()
 	}
@@ -231,11 +369,8 @@ func (c *nested) reset() {
 
 func (c *nested) join(o column) {
 	other := o.(interface{ base() *nested }).base()
-	offsets := other.offsets.buf
-	c.offsets.buf = slices.Grow(c.offsets.buf, len(offsets))
-	for i := 0; i < len(offsets); i += c.offsets.width {
-		c.offsets.putUint64(c.count + binary.LittleEndian.Uint64(offsets[i:]))
-	}
+	c.joined = append(c.joined, joinedOffsets{other.offsets.buf, c.count})
+	c.rows += other.offsets.Rows()
 	c.count += other.count
 	for i, e := range c.elements {
 		e.join(other.elements[i])
@@ -246,7 +381,7 @@ func (c *nested) join(o column) {
 func (c *nested) base() *nested { return c }
 
 func (c *nested) bytes() int {
-	n := c.offsets.bytes()
+	n := c.Rows() * c.offsets.width
 	for _, e := range c.elements {
 		n += e.bytes()
 	}
@@ -264,7 +399,7 @@ func (c *nested) EncodeState(b *proto.Buffer) {
 
 // EncodeColumn writes the offsets and the elements.
 func (c *nested) EncodeColumn(b *proto.Buffer) {
-	c.offsets.EncodeColumn(b)
+	c.encodeOffsets(b)
 	for _, e := range c.elements {
 		e.EncodeColumn(b)
 	}
@@ -272,8 +407,22 @@ func (c *nested) EncodeColumn(b *proto.Buffer) {
 
 // WriteColumn writes the offsets and the elements.
 func (c *nested) WriteColumn(w *proto.Writer) {
-	c.offsets.WriteColumn(w)
+	if len(c.joined) == 0 {
+		c.offsets.WriteColumn(w)
+	} else {
+		w.ChainBuffer(c.encodeOffsets)
+	}
 	for _, e := range c.elements {
 		e.WriteColumn(w)
+	}
+}
+
+func (c *nested) encodeOffsets(b *proto.Buffer) {
+	c.offsets.EncodeColumn(b)
+	b.Buf = slices.Grow(b.Buf, c.rows*c.offsets.width)
+	for _, j := range c.joined {
+		for i := 0; i < len(j.offsets); i += c.offsets.width {
+			b.Buf = binary.LittleEndian.AppendUint64(b.Buf, j.before+binary.LittleEndian.Uint64(j.offsets[i:]))
+		}
 	}
 }

@@ -3,8 +3,8 @@
 //
 // It builds no span objects: a value goes from the request's bytes to its column's
 // buffer, ids as hexadecimal text, attributes as lossless text. A resource is decoded
-// once per block; its spans share dictionary keys. A warm block allocates nothing per
-// span.
+// once for a block and those after it in its memory; spans share dictionary keys. A warm
+// block allocates nothing per span.
 //
 // A column is declared in one line, together with the source of its values: NewSpans,
 // NewFlows, NewPods, NewServices and NewAgents are the lists. A block keeps the row to

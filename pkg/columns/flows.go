@@ -65,7 +65,7 @@ func (d *dictKeys) declare(b *block, name string) {
 func (d *dictKeys) put(i int, v []byte) { d.keys[i] = d.columns[i].key(v) }
 
 // putText is put for a string.
-func (d *dictKeys) putText(i int, v string) { d.keys[i] = d.columns[i].keyOf(v) }
+func (d *dictKeys) putText(i int, v string) { d.keys[i] = d.columns[i].keyOfString(v) }
 
 // The agent's texts, in column order.
 const agentID = 0
@@ -222,7 +222,7 @@ func (f *Flows) Reset() {
 	f.holderKept = false
 }
 
-// Join appends the rows of another block of flows.
+// Join makes the rows of another block of flows follow.
 func (f *Flows) Join(o Block) {
 	f.join(&o.(*Flows).block)
 }

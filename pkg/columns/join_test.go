@@ -1,10 +1,13 @@
 package columns_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"testing"
 	"time"
 
+	chproto "github.com/ClickHouse/ch-go/proto"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -70,7 +73,85 @@ func TestJoinFlows(t *testing.T) {
 	}
 }
 
-// BenchmarkJoin joins the blocks of 48 partitions.
+// What a block had before Reset does not show: it is sent as the same bytes as a new block.
+func TestUsedBlock(t *testing.T) {
+	used := columns.NewSpans()
+	rapid.Check(t, func(t *rapid.T) {
+		used.Reset()
+		fresh := columns.NewSpans()
+		for i := range rapid.IntRange(1, 3).Draw(t, "requests") {
+			wire, err := proto.Marshal(drawRequest(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range []*columns.Spans{used, fresh} {
+				if _, err := s.Append(wire, columns.Source{Agent: fmt.Sprint("agent-", i), Window: everything}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if !bytes.Equal(encode(t, used), encode(t, fresh)) {
+			t.Error("a used block differs from a new one")
+		}
+	})
+}
+
+// A block that has had more distinct values than it remembers is right all the same.
+func TestResetOfManyValues(t *testing.T) {
+	used := columns.NewSpans()
+	for i := range 20 {
+		fresh := columns.NewSpans()
+		for _, s := range []*columns.Spans{used, fresh} {
+			g := otlptest.New(uint64(i), otlptest.Options{})
+			for j := range 200 {
+				src := columns.Source{Agent: fmt.Sprint("agent-", i, "-", j), Window: everything}
+				if _, err := s.Append(g.RequestBytes(4), src); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if !bytes.Equal(encode(t, used), encode(t, fresh)) {
+			t.Fatalf("block %d differs from a new one", i)
+		}
+		used.Reset()
+	}
+}
+
+func encode(t interface{ Fatal(...any) }, s *columns.Spans) []byte {
+	var buf chproto.Buffer
+	block := chproto.Block{Rows: s.Rows(), Columns: len(s.Input())}
+	if err := block.EncodeRawBlock(&buf, chproto.Version, s.Input()); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Buf
+}
+
+// The two ways to send a joined block, with and without a copy, send the same.
+func TestJoinedWritten(t *testing.T) {
+	g := otlptest.New(1, otlptest.Options{})
+	joined := columns.NewSpans()
+	for range 3 {
+		s := columns.NewSpans()
+		if _, err := s.Append(g.RequestBytes(30), columns.Source{Window: everything}); err != nil {
+			t.Fatal(err)
+		}
+		joined.Join(s)
+	}
+	var written bytes.Buffer
+	w := chproto.NewWriter(&written, new(chproto.Buffer))
+	block := chproto.Block{Rows: joined.Rows(), Columns: len(joined.Input())}
+	if err := block.WriteBlock(w, chproto.Version, joined.Input()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := encode(t, joined); !bytes.HasSuffix(written.Bytes(), want) || len(want) == 0 {
+		t.Errorf("%d bytes written, which do not end with the %d encoded", written.Len(), len(want))
+	}
+}
+
+// BenchmarkJoin joins the blocks of 48 partitions and writes the result.
 func BenchmarkJoin(b *testing.B) {
 	for _, rows := range []int{20, 400} {
 		b.Run(fmt.Sprint("rows=", rows), func(b *testing.B) {
@@ -84,11 +165,18 @@ func BenchmarkJoin(b *testing.B) {
 				blocks = append(blocks, s)
 			}
 			joined := columns.NewSpans()
+			w := chproto.NewWriter(io.Discard, new(chproto.Buffer))
 			b.ReportAllocs()
 			for b.Loop() {
 				joined.Reset()
 				for _, s := range blocks {
 					joined.Join(s)
+				}
+				for _, c := range joined.Input() {
+					c.Data.WriteColumn(w)
+					if _, err := w.Flush(); err != nil {
+						b.Fatal(err)
+					}
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*joined.Rows()), "ns/span")

@@ -10,14 +10,15 @@ import (
 )
 
 // resources are the columns that a span gets from its resource, and the resources that
-// the block has seen.
+// this block and those before it have seen.
 //
 // The most queried attributes have their own columns. The rest is in two JSON texts, one
 // dictionary entry each, because merging parts costs ClickHouse CPU per column.
 type resources struct {
-	seen map[string]seenResource // by identity
-	keys []uint32                // of all seen resources
-	conv semconv.Resource        // of the resource being decoded
+	seen  map[string]seenResource // by identity
+	size  int                     // bytes of the identities
+	words []uint32                // of all seen resources
+	conv  semconv.Resource        // of the resource being decoded
 
 	columns []resourceColumn
 
@@ -27,7 +28,7 @@ type resources struct {
 }
 
 // resourceColumn is a column and its value for a resource. The value is computed once per
-// resource and block, so its cost does not matter.
+// resource, for this block and later ones.
 type resourceColumn struct {
 	*dict
 	value func(*resourceText) []byte
@@ -40,9 +41,9 @@ type resourceText struct {
 	agent           string
 }
 
-// seenResource locates the keys of a resource.
+// seenResource locates the words of a resource.
 type seenResource struct {
-	at int // in resources.keys
+	at int // in resources.words
 	ip [16]byte
 }
 
@@ -63,14 +64,20 @@ func (r *resources) declare(b *block) {
 	}
 }
 
-// reset forgets the resources. The columns reset themselves.
+// reset forgets the resources if one of the columns has forgotten its words, or if there
+// are many. The columns reset themselves.
 func (r *resources) reset() {
-	clear(r.seen)
-	r.keys = r.keys[:0]
+	forget := r.size > keptWords
+	for _, c := range r.columns {
+		forget = forget || len(c.words) == 0
+	}
+	if forget {
+		clear(r.seen)
+		r.words, r.size = r.words[:0], 0
+	}
 }
 
-// use selects the resource of the following rows. It decodes the resource if it is new to
-// the block.
+// use selects the resource of the following rows. It decodes the resource if it is new.
 func (r *resources) use(wire, schemaURL []byte, agent string, scratch *[]byte) {
 	id := append(identity(scratch, wire, schemaURL), agent...)
 	*scratch = id
@@ -78,8 +85,11 @@ func (r *resources) use(wire, schemaURL []byte, agent string, scratch *[]byte) {
 	if !ok {
 		seen = r.decode(wire, schemaURL, agent)
 		r.seen[string(id)] = seen
+		r.size += len(id) + wordSize
 	}
-	copy(r.row[:], r.keys[seen.at:seen.at+len(r.columns)])
+	for i, c := range r.columns {
+		r.row[i] = c.keyOf(r.words[seen.at+i])
+	}
 	r.ip = seen.ip
 }
 
@@ -95,9 +105,9 @@ func (r *resources) decode(wire, schemaURL []byte, agent string) seenResource {
 	eachAttribute(wire, traces.TagResourceAttributes, func(key []byte, value anyValue) { r.conv.Add(key, value.appendText(nil)) })
 	r.conv.Resolve()
 	t := resourceText{&r.conv, wire, schemaURL, agent}
-	seen := seenResource{at: len(r.keys), ip: r.conv.IP}
+	seen := seenResource{at: len(r.words), ip: r.conv.IP}
 	for _, c := range r.columns {
-		r.keys = append(r.keys, c.key(c.value(&t)))
+		r.words = append(r.words, c.word(c.value(&t)))
 	}
 	r.conv.Reset() // it would retain the values
 	return seen
@@ -121,7 +131,8 @@ func (t *resourceText) origin() []byte {
 
 // scopes is the column of the instrumentation scope, as one JSON text.
 type scopes struct {
-	seen map[string]uint32 // key by identity
+	seen map[string]uint32 // word by identity
+	size int               // bytes of the identities
 	text *dict
 	key  uint32 // of the row to append next
 }
@@ -131,17 +142,23 @@ func (s *scopes) declare(b *block) {
 	s.text = b.key("scope", &s.key)
 }
 
-func (s *scopes) reset() { clear(s.seen) }
+func (s *scopes) reset() {
+	if s.size > keptWords || len(s.text.words) == 0 {
+		clear(s.seen)
+		s.size = 0
+	}
+}
 
 // use selects the scope of the following rows.
 func (s *scopes) use(wire, schemaURL []byte, scratch *[]byte) {
 	id := identity(scratch, wire, schemaURL)
-	key, ok := s.seen[string(id)]
+	word, ok := s.seen[string(id)]
 	if !ok {
-		key = s.decode(wire, schemaURL)
-		s.seen[string(id)] = key
+		word = s.decode(wire, schemaURL)
+		s.seen[string(id)] = word
+		s.size += len(id) + wordSize
 	}
-	s.key = key
+	s.key = s.text.keyOf(word)
 }
 
 func (s *scopes) decode(wire, schemaURL []byte) uint32 {
@@ -165,7 +182,7 @@ func (s *scopes) decode(wire, schemaURL []byte) uint32 {
 	o.text("schema_url", schemaURL)
 	o.text("attributes", appendTextObject(nil, wire, traces.TagScopeAttributes))
 	o.number("dropped_attributes_count", dropped)
-	return s.text.key(o.close())
+	return s.text.word(o.close())
 }
 
 // object builds a JSON object. It omits empty and zero fields, which readers treat like

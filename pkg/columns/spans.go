@@ -143,8 +143,9 @@ type Spans struct {
 	spanIDs  *fixed
 	starts   *fixed
 
-	convKeys []semconv.Key // by key in attributes.keys
-	scratch  []byte
+	convWords []semconv.Key // by word of attributes.keys
+	convKeys  []semconv.Key // by key in attributes.keys
+	scratch   []byte
 }
 
 // events are the columns of an Array of Tuples with one element per event.
@@ -285,9 +286,10 @@ func (s *Spans) Reset() {
 	s.resources.reset()
 	s.scopes.reset()
 	s.convKeys = s.convKeys[:0]
+	s.convWords = s.convWords[:min(len(s.convWords), len(s.attributes.keys.words))] // which may be forgotten
 }
 
-// Join appends the rows of another block of spans.
+// Join makes the rows of another block of spans follow.
 func (s *Spans) Join(o Block) {
 	s.join(&o.(*Spans).block)
 }
@@ -516,9 +518,13 @@ func (a *appender) spanAttributes(b []byte, f *spanFields) {
 	for i := f.attributesAt; i >= 0 && i < f.attributesEnd; {
 		tag, lo, hi := signal.Next(b, i)
 		if tag == traces.TagSpanAttributes {
-			key, value := a.attribute(a.attributes, b[lo:hi])
+			word, key, value := a.attribute(a.attributes, b[lo:hi])
+			for int(word) >= len(a.convWords) { // new
+				text := a.attributes.keys.words[len(a.convWords)].text
+				a.convWords = append(a.convWords, semconv.Lookup([]byte(text)))
+			}
 			if int(key) == len(a.convKeys) { // new to this block
-				a.convKeys = append(a.convKeys, semconv.Lookup(a.attributes.keys.last))
+				a.convKeys = append(a.convKeys, a.convWords[word])
 			}
 			a.conv.Set(a.convKeys[key], value)
 		}
@@ -533,17 +539,18 @@ func (a *appender) spanAttributes(b []byte, f *spanFields) {
 	a.attributes.end()
 }
 
-// attribute appends one KeyValue to a Map column and returns the key's index in the
-// dictionary and the value as text.
-func (a *appender) attribute(to *attributes, b []byte) (key uint32, value []byte) {
+// attribute appends one KeyValue to a Map column and returns the key's word and its index
+// in the dictionary, and the value as text.
+func (a *appender) attribute(to *attributes, b []byte) (word, key uint32, value []byte) {
 	name, v := readKeyValue(b)
-	key = to.keys.key(name)
+	word = to.keys.word(name)
+	key = to.keys.keyOf(word)
 	to.putKey(key)
 	if v.tag == signal.TagAnyValueString {
-		return key, to.values.put(v.wire)
+		return word, key, to.values.put(v.wire)
 	}
 	a.scratch = v.appendText(a.scratch[:0])
-	return key, to.values.put(a.scratch)
+	return word, key, to.values.put(a.scratch)
 }
 
 func (a *appender) spanEvents(b []byte, f *spanFields) {

@@ -33,8 +33,9 @@ type Block interface {
 	// does not retain request. It returns signal.ErrMalformed if it appended nothing
 	// because the request is malformed. The outcome depends only on the arguments.
 	Append(request []byte, src Source) ([]signal.Refused, error)
-	// Join appends the rows of another block of the table and does not change that block.
-	// After a Join, Reset the block before the next Append.
+	// Join makes the rows of another block of the table, on which Join was not called, follow
+	// those of this block. It does not copy them: the other block must not change before
+	// this one is Reset. After a Join, Reset the block before the next Append or Keys.
 	Join(other Block)
 	// Keys calls f with the key of every row. It is for the rare lookup of a block, not
 	// for the hot path.

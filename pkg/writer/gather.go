@@ -182,12 +182,12 @@ func (g *gatherer) withdraw(o *offer) bool {
 	return true
 }
 
-// send stores a group in as few INSERTs as their bounds and the memory allow.
+// send stores a group in as few INSERTs as their bounds allow.
 func (g *gatherer) send(group []*offer) {
 	slices.SortFunc(group, func(a, b *offer) int { return a.partition.claim.Partition() - b.partition.claim.Partition() })
 	var inserts sync.WaitGroup
 	for len(group) > 0 {
-		n, memory := g.fitting(group)
+		n := g.fitting(group)
 		together := group[:n:n]
 		group = group[n:]
 		inserts.Go(func() {
@@ -196,33 +196,23 @@ func (g *gatherer) send(group []*offer) {
 				o.done <- outcome{err: o.partition.insertAlone(o.ctx, o.token, o.block)}
 				return
 			}
-			defer g.share.memory.Release(memory)
 			g.insertJoined(together)
 		})
 	}
 	inserts.Wait()
 }
 
-// fitting returns how many of the first offers one INSERT may carry, and the memory that was
-// acquired to join them.
-func (g *gatherer) fitting(group []*offer) (n int, memory int64) {
-	rows, size := group[0].block.Rows(), int64(group[0].block.Bytes())
-	if !g.share.memory.TryAcquire(size) {
-		return 1, 0
-	}
-	memory = size
-	for n = 1; n < len(group); n++ {
-		rows += group[n].block.Rows()
-		size = int64(group[n].block.Bytes())
-		if rows > g.writer.cfg.MaxBatchRows || memory+size > g.share.maxBatch || !g.share.memory.TryAcquire(size) {
-			break
+// fitting returns how many of the first offers one INSERT may carry.
+func (g *gatherer) fitting(group []*offer) int {
+	rows, size := 0, int64(0)
+	for n, o := range group {
+		rows += o.block.Rows()
+		size += int64(o.block.Bytes())
+		if n > 0 && (rows > g.writer.cfg.MaxBatchRows || size > g.share.maxBatch) {
+			return n
 		}
-		memory += size
 	}
-	if n == 1 {
-		g.share.memory.Release(memory)
-	}
-	return n, memory
+	return len(group)
 }
 
 // insertJoined stores the blocks of offers as one. Those whose lease is over are left out.
@@ -256,7 +246,7 @@ func (g *gatherer) insertJoined(offers []*offer) {
 	}
 }
 
-// tryJoined joins the blocks and inserts the result. When ClickHouse answers with an error, it
+// tryJoined joins the blocks, without copying their rows, and inserts the result. When ClickHouse answers with an error, it
 // sends the same again for a while, as a partition does with a block of its own, see delivery.RepeatFor.
 // After that each partition looks up which of its rows are stored. again says that it did so.
 func (g *gatherer) tryJoined(offers []*offer) (again bool, err error) {
