@@ -132,7 +132,11 @@ func (p *partition) openBatch() {
 		default:
 		}
 	}
-	if block == nil {
+	switch {
+	case block != nil:
+	case p.idle != nil:
+		block, p.idle = p.idle, nil
+	default:
 		block = p.blocks.Get().(columns.Block)
 	}
 	p.batch = &batch{block: block}
@@ -143,7 +147,6 @@ func (p *partition) dropBatch() {
 	p.share.gatherer.forget(p)
 	p.offered, p.alone = false, false
 	if p.batch != nil {
-		p.batch.block.Reset()
 		p.recycle(p.batch.block)
 		p.batch = nil
 	}
@@ -152,10 +155,21 @@ func (p *partition) dropBatch() {
 	p.leaveBulk()
 }
 
-// recycle keeps a block that has grown in a slot for the next slot, and no more
-// of them than there are slots.
+// idleBytes bounds the block that a partition keeps between two ticks. It is that of some
+// hundred spans; larger ones are left to the garbage collector when memory is short.
+const idleBytes = 512 << 10
+
+// recycle empties a block and keeps it. A partition keeps a small one itself: most of what
+// decoding it costs is to fill dictionaries, which a block remembers. What has grown in a
+// slot is kept for the next slot, and no more of them than there are slots.
 func (p *partition) recycle(block columns.Block) {
+	size := block.Bytes()
+	block.Reset()
 	if !p.bulk {
+		if size <= idleBytes && p.idle == nil {
+			p.idle = block
+			return
+		}
 		p.blocks.Put(block)
 		return
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/writer"
 )
 
@@ -103,6 +106,36 @@ func TestInsertsOfASteadyMinute(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Each partition decodes into the same block at every tick, whose dictionaries are filled
+// already, also when the garbage collector runs in between.
+func TestPartitionsKeepTheirBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newTable()
+		logs := newPartitions(store, 12)
+		table, made := store.sample.of, new(atomic.Int64)
+		table.New = func() columns.Block {
+			made.Add(1)
+			return columns.NewSpans()
+		}
+		w, err := writer.New(config(), table, store, store, &letters{}, writer.Options{AcceptPast: 24 * time.Hour, AcceptFuture: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := handle(w, logs)
+		defer stop()
+		<-time.After(ticking)
+		for tick := range 5 {
+			send(logs, tick*len(logs))
+			<-time.After(3 * time.Second)
+			runtime.GC()
+			runtime.GC() // what a sync.Pool holds survives one
+			if want := int64(len(logs) + 1); made.Load() > want {
+				t.Fatalf("%d blocks made after %d ticks, want at most %d: one for each partition, and one to join them", made.Load(), tick+1, want)
+			}
+		}
+	})
 }
 
 // ClickHouse refuses a row of one partition. The others are stored at once, each with its own
