@@ -25,7 +25,7 @@ import (
 
 type config struct {
 	spans, block, perHour, repeat int
-	sorted                        bool
+	sorted, steady                bool
 	dir, only                     string
 }
 
@@ -43,6 +43,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.IntVar(&c.spans, "spans", 2_000_000, "number of spans to store")
 	flags.IntVar(&c.block, "block", 50_000, "rows per insert")
 	flags.BoolVar(&c.sorted, "sorted", false, "insert blocks whose rows already have the order of the table")
+	flags.BoolVar(&c.steady, "steady", false, "merge while inserting, as in service, and no more than ClickHouse does by itself; insert us is then of inserts and merges")
 	flags.IntVar(&c.perHour, "per-hour", 1_000_000, "number of spans that begin in an hour")
 	flags.IntVar(&c.repeat, "repeat", 7, "runs of each query; the median counts")
 	flags.StringVar(&c.dir, "dir", "", "data directory to keep, with its staging table; if empty, a temporary one")

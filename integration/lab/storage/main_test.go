@@ -17,12 +17,14 @@ func TestMain(m *testing.M) {
 
 // The variants that the decision rests on can still be measured.
 func TestLabMeasures(t *testing.T) {
-	var out bytes.Buffer
-	args := []string{"-spans", "400", "-block", "150", "-repeat", "1", "-dir", t.TempDir(), "-only", "exporter,chosen"}
-	if err := run(t.Context(), args, &out); err != nil {
-		t.Fatal(err)
-	}
-	if text := out.String(); strings.Count(text, "\n| chosen") != 2 || strings.Contains(text, "not possible") {
-		t.Errorf("report:\n%s", text)
+	for _, steady := range []string{"-steady=false", "-steady"} {
+		var out bytes.Buffer
+		args := []string{steady, "-spans", "400", "-block", "150", "-repeat", "1", "-dir", t.TempDir(), "-only", "exporter,chosen"}
+		if err := run(t.Context(), args, &out); err != nil {
+			t.Fatal(err)
+		}
+		if text := out.String(); strings.Count(text, "\n| chosen") != 3 || strings.Contains(text, "not possible") {
+			t.Errorf("report of %s:\n%s", steady, text)
+		}
 	}
 }

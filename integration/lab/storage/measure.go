@@ -7,12 +7,15 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // lab is a filled staging table and its queries.
 type lab struct {
 	config
 	server
+	read time.Duration // CPU of the last insert's reading of the staging table
 }
 
 // result is one row of the report.
@@ -34,8 +37,12 @@ func (r result) String() string {
 	for _, group := range []string{ids, times, attributes, resource, "indexes", rest} {
 		cells = append(cells, fmt.Sprintf("%.1f", r.bytes[group]))
 	}
-	for _, cpu := range r.cpu {
-		cells = append(cells, fmt.Sprintf("%.2f", float64(cpu.Nanoseconds())/1e3))
+	for i := range 3 {
+		cell := ""
+		if i < len(r.cpu) {
+			cell = fmt.Sprintf("%.2f", float64(r.cpu[i].Nanoseconds())/1e3)
+		}
+		cells = append(cells, cell)
 	}
 	for _, q := range r.latencies {
 		cells = append(cells, fmt.Sprintf("%.0f/%.0f", float64(q.cold.Microseconds())/1e3, float64(q.warm.Microseconds())/1e3))
@@ -51,15 +58,13 @@ func (l *lab) measure(ctx context.Context, v variant) (r result, err error) {
 		return r, err
 	}
 	r.name = v.name
-	insert, err := l.insert(ctx, v)
-	if err != nil {
+	cost := l.apart
+	if l.steady {
+		cost = l.together
+	}
+	if r.cpu, err = cost(ctx, v); err != nil {
 		return r, err
 	}
-	first, rewrite, err := l.merge(ctx)
-	if err != nil {
-		return r, err
-	}
-	r.cpu = []time.Duration{insert, first, rewrite}
 	if r.bytes, err = l.sizes(ctx, v); err != nil {
 		return r, err
 	}
@@ -73,14 +78,57 @@ func (l *lab) measure(ctx context.Context, v variant) (r result, err error) {
 	return r, nil
 }
 
+// apart inserts first and merges then. It returns the CPU of inserts, of the first merge
+// and of a rewrite.
+func (l *lab) apart(ctx context.Context, v variant) ([]time.Duration, error) {
+	if _, err := l.ask(ctx, "SYSTEM STOP MERGES spans"); err != nil {
+		return nil, err
+	}
+	insert, err := l.insert(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	first, rewrite, err := l.merge(ctx)
+	return []time.Duration{insert, first, rewrite}, err
+}
+
+// together lets ClickHouse merge while it inserts and until it stops by itself. It returns
+// the CPU of all that, reading the blocks from the staging table left out.
+func (l *lab) together(ctx context.Context, v variant) ([]time.Duration, error) {
+	begun := l.cpu()
+	if _, err := l.insert(ctx, v); err != nil {
+		return nil, err
+	}
+	if err := l.waitMerged(ctx); err != nil {
+		return nil, err
+	}
+	return []time.Duration{(l.cpu() - begun - l.read) / time.Duration(l.spans)}, nil
+}
+
+// waitMerged waits until no merge has run for two seconds.
+func (l *lab) waitMerged(ctx context.Context) error {
+	const interval, enough = 250 * time.Millisecond, 8
+	for quiet := 0; quiet < enough; quiet++ {
+		running, err := l.ask(ctx, "SELECT count() FROM system.merges")
+		if err != nil {
+			return err
+		}
+		if running != "0" {
+			quiet = 0
+		}
+		if err := retry.Sleep(ctx, interval); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // insert copies the staging table block by block and returns the server's CPU
 // per span of the cheapest INSERT: other work on the machine only adds to it.
 // The data is sent in the native format under LZ4, as over the native protocol;
 // one request becomes one part.
 func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
-	if _, err := l.ask(ctx, "SYSTEM STOP MERGES spans"); err != nil {
-		return 0, err
-	}
+	l.read = 0
 	var used []time.Duration
 	for block := range l.blocks() {
 		sql := fmt.Sprintf("SELECT %s FROM stage WHERE block = %d", v.sources(), block)
@@ -88,11 +136,13 @@ func (l *lab) insert(ctx context.Context, v variant) (time.Duration, error) {
 			sql += " ORDER BY " + v.order
 		}
 		sql += " FORMAT Native"
+		begun := l.cpu()
 		data, err := l.do(ctx, sql, nil, "compress=1", "prefer_column_name_to_alias=1", "max_block_size="+strconv.Itoa(l.block))
 		if err != nil {
 			return 0, err
 		}
 		before := l.cpu()
+		l.read += before - begun
 		if _, err := l.do(ctx, "INSERT INTO spans FORMAT Native", data, append(v.insert, "decompress=1")...); err != nil {
 			return 0, err
 		}

@@ -294,6 +294,7 @@ var variants = []variant{
 	each,
 	each.with("each for itself, no statistics", setting(noStatistics)),
 	chosen,
+	chosen.with("chosen, merges of migration 7", setting("merge_selector_base=12")),
 	chosen.with("chosen, blooms at inserts too", func(v *variant) { v.insert = nil }),
 }
 
