@@ -409,7 +409,9 @@ CREATE OR REPLACE VIEW metaflow.otel_traces ON CLUSTER 'metaflow'
     `Links.TraceId` Array(String),
     `Links.SpanId` Array(String),
     `Links.TraceState` Array(String),
-    `Links.Attributes` Array(Map(LowCardinality(String), String))
+    `Links.Attributes` Array(Map(LowCardinality(String), String)),
+    `__hdx_materialized_rum.sessionId` String,
+    SampleRate UInt64
 )
 AS SELECT
     start_time AS Timestamp,
@@ -433,9 +435,11 @@ AS SELECT
     links.trace_id AS `Links.TraceId`,
     links.span_id AS `Links.SpanId`,
     links.trace_state AS `Links.TraceState`,
-    links.attributes AS `Links.Attributes`
+    links.attributes AS `Links.Attributes`,
+    simpleJSONExtractString(resource, 'rum.sessionId') AS `__hdx_materialized_rum.sessionId`,
+    greatest(toUInt64OrZero(attributes['SampleRate']), 1) AS SampleRate
 FROM metaflow.spans_distributed
-COMMENT 'made by metaflow-server, form 1277f1de87e545b0';
+COMMENT 'made by metaflow-server, form bb0e994ba8e988e4';
 
 CREATE OR REPLACE VIEW metaflow.otel_traces_trace_id_ts ON CLUSTER 'metaflow'
 (

@@ -373,7 +373,9 @@ CREATE OR REPLACE VIEW metaflow.otel_traces
     `Links.TraceId` Array(String),
     `Links.SpanId` Array(String),
     `Links.TraceState` Array(String),
-    `Links.Attributes` Array(Map(LowCardinality(String), String))
+    `Links.Attributes` Array(Map(LowCardinality(String), String)),
+    `__hdx_materialized_rum.sessionId` String,
+    SampleRate UInt64
 )
 AS SELECT
     start_time AS Timestamp,
@@ -397,9 +399,11 @@ AS SELECT
     links.trace_id AS `Links.TraceId`,
     links.span_id AS `Links.SpanId`,
     links.trace_state AS `Links.TraceState`,
-    links.attributes AS `Links.Attributes`
+    links.attributes AS `Links.Attributes`,
+    simpleJSONExtractString(resource, 'rum.sessionId') AS `__hdx_materialized_rum.sessionId`,
+    greatest(toUInt64OrZero(attributes['SampleRate']), 1) AS SampleRate
 FROM metaflow.spans_local
-COMMENT 'made by metaflow-server, form c92983070439e595';
+COMMENT 'made by metaflow-server, form 2310b5eeb3cc526f';
 
 CREATE OR REPLACE VIEW metaflow.otel_traces_trace_id_ts
 (

@@ -1,5 +1,5 @@
 -- The columns and types of the table of the OpenTelemetry Collector's ClickHouse
--- exporter, for tools made for that table.
+-- exporter, for tools made for that table, and the two that ClickStack's own table adds.
 CREATE OR REPLACE VIEW {{.Database}}.otel_traces{{.OnCluster}}
 (
     Timestamp DateTime64(9),
@@ -23,7 +23,9 @@ CREATE OR REPLACE VIEW {{.Database}}.otel_traces{{.OnCluster}}
     `Links.TraceId` Array(String),
     `Links.SpanId` Array(String),
     `Links.TraceState` Array(String),
-    `Links.Attributes` Array(Map(LowCardinality(String), String))
+    `Links.Attributes` Array(Map(LowCardinality(String), String)),
+    `__hdx_materialized_rum.sessionId` String,
+    SampleRate UInt64
 )
 AS SELECT
     start_time AS Timestamp,
@@ -47,7 +49,9 @@ AS SELECT
     links.trace_id AS `Links.TraceId`,
     links.span_id AS `Links.SpanId`,
     links.trace_state AS `Links.TraceState`,
-    links.attributes AS `Links.Attributes`
+    links.attributes AS `Links.Attributes`,
+    simpleJSONExtractString(resource, 'rum.sessionId') AS `__hdx_materialized_rum.sessionId`,
+    greatest(toUInt64OrZero(attributes['SampleRate']), 1) AS SampleRate
 FROM {{.Spans}};
 
 -- The first and last time of a trace. The exporter fills a table for this; here the view
