@@ -112,7 +112,7 @@ func (b browser) picture(name string) {
 func TestPageByKeyboard(t *testing.T) {
 	b := openPage(t)
 	b.do(chromedp.Navigate(b.url+"/ui/"), chromedp.WaitVisible(".edge.bad", chromedp.ByQuery))
-	if text := b.text("main > p"); text != "1 edge is in trouble." {
+	if text := b.text("main > p"); text != "1 edge is in trouble: checkoutservice → paymentservice (retransmission)." {
 		t.Errorf("the page says %q", text)
 	}
 	b.picture("page-services.png")
@@ -140,7 +140,7 @@ func TestPageByKeyboard(t *testing.T) {
 		t.Errorf("the trace says %q", text)
 	}
 	// The arrow keys go to the first call that was harmed; Enter shows the evidence.
-	b.do(chromedp.Evaluate(`document.querySelector(".row").focus()`, nil))
+	b.do(chromedp.Evaluate(`document.querySelector(".row[type]").focus()`, nil))
 	harmed := false
 	for range 40 {
 		b.do(chromedp.KeyEvent(kb.ArrowDown), chromedp.Evaluate(`document.activeElement.querySelector(".harmed") !== null`, &harmed))
@@ -150,6 +150,17 @@ func TestPageByKeyboard(t *testing.T) {
 	}
 	if !harmed {
 		t.Fatal("the arrow keys do not reach a harmed span")
+	}
+	// The arrow keys fold what is below a span; N finds the harmed call again.
+	var visible, all int
+	const count = `[...document.querySelectorAll(".waterfall li")].filter((e) => !e.hidden).length`
+	b.do(chromedp.Evaluate(count, &all), chromedp.Evaluate(`document.querySelector(".row[type]").focus()`, nil), chromedp.KeyEvent(kb.ArrowLeft), chromedp.Evaluate(count, &visible))
+	if all != 22 || visible != 1 {
+		t.Errorf("of %d spans %d are to be seen below a folded root", all, visible)
+	}
+	b.do(chromedp.KeyEvent("n"), chromedp.Evaluate(count, &visible), chromedp.Evaluate(`document.activeElement.querySelector(".harmed") !== null`, &harmed))
+	if visible != all || !harmed {
+		t.Errorf("N shows %d of %d spans, and finds a harmed one: %t", visible, all, harmed)
 	}
 	var expanded, evidence string
 	b.do(chromedp.KeyEvent(kb.Enter), chromedp.Evaluate(`document.activeElement.getAttribute("aria-expanded")`, &expanded),

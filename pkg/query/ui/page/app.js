@@ -39,6 +39,7 @@ const number = (n) => n.toLocaleString("en-US");
 const ms = (n) => (n >= 1000 ? (n / 1000).toFixed(2) + " s" : n >= 10 ? n.toFixed(0) + " ms" : n.toFixed(2) + " ms");
 const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(part ? 1 : 0) + " %" : "");
 const nameOf = (service, address) => service || address || "unknown";
+const endsOf = (e) => [nameOf(e.client, e.client_address), nameOf(e.server, e.server_address)];
 const verdictClass = (v) => (!v ? "unknown" : v === clean ? "clean" : "bad");
 const verdictText = (v) => el("span", { class: verdictClass(v) + "-text" }, v || "not known");
 const edgeHash = (e) => "#/edge/" + encodeURIComponent(e.client) + "/" + encodeURIComponent(e.server);
@@ -65,7 +66,7 @@ async function show() {
     say("As of " + new Date().toLocaleTimeString());
   } catch (e) {
     if (id !== shown) return;
-    main.replaceChildren();
+    main.replaceChildren(el("p", {}, el("button", { type: "button", click: show }, "Try again"), " ", el("a", { href: "#/" }, "All services")));
     say(e.message, true);
   }
   main.removeAttribute("aria-busy");
@@ -75,18 +76,23 @@ async function show() {
 async function mapView() {
   document.title = "Services · MetaFlow";
   const edges = (await ask("edges?minutes=" + minutes())) || [];
-  if (edges.length === 0) return [el("p", {}, "No calls between services in this time.")];
+  if (edges.length === 0) {
+    return [el("h2", {}, "Services"), el("p", {}, "No calls between services in this time."),
+      el("p", { class: "dim" }, "A call is known by its spans at both ends, or by the flow data of an agent at one. Choose a longer time, or look up a trace by its id.")];
+  }
   const bad = edges.filter((e) => verdictClass(e.verdict) === "bad");
-  const summary = bad.length === 0 ? "No edge is in trouble." : bad.length + (bad.length === 1 ? " edge is" : " edges are") + " in trouble.";
+  const rest = edges.filter((e) => verdictClass(e.verdict) !== "bad");
+  const summary = bad.length === 0 ? ["No edge is in trouble."] : [bad.length + (bad.length === 1 ? " edge is" : " edges are") + " in trouble: ",
+    bad.slice(0, 5).flatMap((e, i) => [i ? ", " : "", el("a", { href: edgeHash(e) }, endsOf(e).join(" → ")), ` (${e.verdict})`]), bad.length > 5 ? ", and more below." : "."];
   return [
     el("h2", {}, "Services"),
-    el("p", { class: bad.length ? "bad-text" : "clean-text" }, summary),
-    el("div", { class: "map" }, drawMap(edges)),
+    el("p", { class: bad.length ? "bad-text" : "clean-text" }, ...summary),
+    el("div", { class: "map" }, drawMap([...rest, ...bad])),
     el("p", { class: "legend" }, el("span", {}, el("b", { class: "clean-text" }, "— "), clean), el("span", {}, el("b", { class: "bad-text" }, "- - "), "in trouble"), el("span", {}, el("b", {}, "· · "), "no flow data")),
     el("h2", {}, "Edges"),
-    table("Calls between services, the busiest first", ["From", "To", "Network", "Requests#", "Errors#", "P50#", "P99#", "Sent again#", "RTT#", "Why"],
-      edges.map((e) => [
-        el("a", { href: edgeHash(e) }, nameOf(e.client, e.client_address)), nameOf(e.server, e.server_address), verdictText(e.verdict),
+    table(bad.length ? "Calls between services: those in trouble, then the busiest" : "Calls between services, the busiest first", ["From", "To", "Network", "Requests#", "Errors#", "P50#", "P99#", "Sent again#", "RTT#", "Why"],
+      [...bad, ...rest].map((e) => [
+        el("a", { href: edgeHash(e) }, endsOf(e)[0]), endsOf(e)[1], verdictText(e.verdict),
         number(e.requests), percent(e.errors, e.requests), ms(e.p50_ms), ms(e.p99_ms), percent(e.retransmits, e.segments_sent), e.rtt_us ? ms(e.rtt_us / 1000) : "", e.why || "",
       ])),
   ];
@@ -101,65 +107,129 @@ function table(caption, headings, rows) {
     el("tbody", {}, rows.map((r) => el("tr", {}, r.map((c, i) => el("td", { class: numeric[i] ? "n" : null }, c)))))));
 }
 
-// place puts services into columns, callers before callees, and returns their places.
-function place(edges) {
-  const names = new Set(edges.flatMap((e) => [nameOf(e.client, e.client_address), nameOf(e.server, e.server_address)]));
-  const out = new Map([...names].map((n) => [n, []]));
-  const into = new Map([...names].map((n) => [n, 0]));
-  for (const e of edges) {
-    const [a, b] = [nameOf(e.client, e.client_address), nameOf(e.server, e.server_address)];
-    if (a !== b) { out.get(a).push(b); into.set(b, into.get(b) + 1); }
+// rank returns the column of each service: callers stand left of callees.
+function rank(pairs) {
+  const out = new Map(), called = new Set();
+  for (const [a, b] of pairs) {
+    for (const n of [a, b]) if (!out.has(n)) out.set(n, []);
+    if (a !== b) { out.get(a).push(b); called.add(b); }
   }
   const depth = new Map();
   const walk = (n, d, path) => { // the longest way from an entry, without cycles
-    if ((depth.get(n) ?? -1) >= d || path.has(n) || d > names.size) return;
+    if ((depth.get(n) ?? -1) >= d || path.has(n) || d > out.size) return;
     depth.set(n, d);
     path.add(n);
     for (const m of out.get(n)) walk(m, d + 1, path);
     path.delete(n);
   };
-  for (const n of names) if (into.get(n) === 0) walk(n, 0, new Set());
-  for (const n of names) if (!depth.has(n)) walk(n, 0, new Set());
-  const columns = [];
-  for (const n of names) (columns[depth.get(n)] ||= []).push(n);
-  return columns.filter(Boolean);
+  for (const n of out.keys()) if (!called.has(n)) walk(n, 0, new Set());
+  for (const n of out.keys()) if (!depth.has(n)) walk(n, 0, new Set());
+  return depth;
 }
 
+const [boxW, boxH, gapX] = [164, 32, 112];
+
+// place returns the places of services by name, and for each pair the places between its
+// ends that a long edge passes, so that it does not cross services.
+function place(pairs) {
+  const depth = rank(pairs);
+  const columns = Array.from({ length: Math.max(...depth.values()) + 1 }, () => []);
+  const put = (column, height) => {
+    const node = { x: 20 + column * (boxW + gapX), y: 0, height, left: [], right: [] };
+    columns[column].push(node);
+    return node;
+  };
+  const at = new Map([...depth].map(([n, d]) => [n, put(d, boxH + 18)]));
+  const between = pairs.map(([a, b]) => {
+    const way = [];
+    let last = at.get(a);
+    const join = (node) => { last.right.push(node); node.left.push(last); last = node; };
+    for (let d = depth.get(a) + 1; d < depth.get(b); d++) { way.push(put(d, 20)); join(way[way.length - 1]); }
+    if (depth.get(b) > depth.get(a)) join(at.get(b));
+    return way;
+  });
+  const mean = (nodes, otherwise) => (nodes.length ? nodes.reduce((sum, n) => sum + n.y, 0) / nodes.length : otherwise);
+  const stack = (column) => { let y = 0; for (const n of column) { n.y = y + n.height / 2; y += n.height; } };
+  columns.forEach(stack);
+  for (let sweep = 0; sweep < 12; sweep++) { // order each column by the neighbours of its nodes
+    const leftward = sweep % 2 === 1;
+    for (const c of leftward ? [...columns].reverse() : columns) {
+      for (const n of c) n.wish = mean(leftward ? n.right : n.left, n.y);
+      c.sort((a, b) => a.wish - b.wish);
+      stack(c);
+      const shift = (Math.max(...columns.map((k) => k.reduce((sum, n) => sum + n.height, 0))) - c.reduce((sum, n) => sum + n.height, 0)) / 2;
+      for (const n of c) n.y += shift;
+    }
+  }
+  for (let sweep = 0; sweep < 10; sweep++) { // then move nodes towards them
+    for (const c of columns) {
+      for (const n of c) n.wish = mean([...n.left, ...n.right], n.y);
+      c.forEach((n, i) => { n.y = i ? Math.max(n.wish, c[i - 1].y + (c[i - 1].height + n.height) / 2) : n.wish; });
+      const shift = c.reduce((sum, n) => sum + n.wish - n.y, 0) / c.length;
+      for (const n of c) n.y += shift;
+    }
+  }
+  let low = 12, cut = 0; // close what is empty across all columns
+  for (const n of columns.flat().sort((a, b) => a.y - a.height / 2 - b.y + b.height / 2)) {
+    n.y -= cut;
+    const gap = n.y - n.height / 2 - low;
+    if (low === 12 || gap > 12) { cut += gap; n.y -= gap; }
+    low = Math.max(low, n.y + n.height / 2);
+  }
+  return { at, between, width: columns.length * (boxW + gapX) - gapX + 40, height: low + 12 };
+}
+
+// drawMap draws edges in their order: later ones lie above.
 function drawMap(edges) {
-  const columns = place(edges);
-  const [boxW, boxH, gapX, gapY] = [190, 34, 150, 44];
-  const tallest = Math.max(...columns.map((c) => c.length));
-  const width = columns.length * boxW + (columns.length - 1) * gapX + 40;
-  const height = tallest * (boxH + gapY) + 20;
-  const at = new Map();
-  columns.forEach((c, x) => c.forEach((n, y) => at.set(n, { x: 20 + x * (boxW + gapX), y: ((y + 0.5) * height) / c.length - boxH / 2 })));
+  const { at, between, width, height } = place(edges.map(endsOf));
   const most = Math.max(...edges.map((e) => e.requests), 1);
-  const drawn = edges.map((e) => {
-    const [from, to] = [nameOf(e.client, e.client_address), nameOf(e.server, e.server_address)];
+  const labels = [];
+  const drawn = edges.map((e, i) => {
+    const [from, to] = endsOf(e);
     const [a, b] = [at.get(from), at.get(to)];
-    const back = b.x <= a.x;
-    const [x1, y1, x2, y2] = [a.x + (back ? 0 : boxW), a.y + boxH / 2, b.x + (back ? boxW : 0), b.y + boxH / 2];
-    const bend = back ? -70 : Math.max(50, (x2 - x1) / 2);
-    const d = `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`;
+    let d, middle;
+    if (a === b) {
+      d = `M${a.x + boxW - 44},${a.y - boxH / 2} c4,-18 34,-18 28,0`;
+      middle = [a.x + boxW - 30, a.y - boxH / 2 - 8];
+    } else {
+      const back = b.x < a.x; // an answer to a cycle of calls
+      let [x, y] = [a.x + (back ? 0 : boxW), a.y];
+      d = `M${x},${y}`;
+      const to = (nextX, nextY) => {
+        const bend = back ? -50 : (nextX - x) / 2;
+        d += ` C${x + bend},${y} ${nextX - bend},${nextY} ${nextX},${nextY}`;
+        middle ??= [(x + nextX) / 2, (y + nextY) / 2 - (Math.abs(nextY - y) < 20 ? 13 : 0)];
+        [x, y] = [nextX, nextY];
+      };
+      for (const n of between[i]) {
+        to(n.x, n.y);
+        d += ` H${(x = n.x + boxW)}`;
+      }
+      to(b.x + (back ? boxW : 0), b.y);
+    }
     const label = `${from} to ${to}: ${number(e.requests)} requests, ${e.errors ? percent(e.errors, e.requests) + " failed, " : ""}network: ${e.verdict || "not known"}`;
     const open = () => { location.hash = edgeHash(e); };
-    const bad = verdictClass(e.verdict) === "bad";
+    if (verdictClass(e.verdict) === "bad") {
+      let [x, y] = middle;
+      while (labels.some((l) => Math.abs(l.x - x) < 110 && Math.abs(l.y - y) < 15)) y += 15;
+      labels.push({ x, y, text: e.verdict });
+    }
     return el("g", {
       class: "edge " + verdictClass(e.verdict), tabindex: 0, role: "link", "aria-label": label, click: open,
       keydown: (k) => { if (k.key === "Enter" || k.key === " ") { k.preventDefault(); open(); } },
     },
     el("title", {}, label + (e.why ? ": " + e.why : "")),
     el("path", { class: "hit", d }),
-    el("path", { class: "wire", d, "stroke-width": (1.5 + (3 * Math.log1p(e.requests)) / Math.log1p(most)).toFixed(1) }),
-    bad ? el("text", { x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 6 }, e.verdict) : null);
+    el("path", { class: "wire", d, "stroke-width": (1.5 + (3 * Math.log1p(e.requests)) / Math.log1p(most)).toFixed(1) }));
   });
   const boxes = [...at].map(([n, p]) => el("g", { class: "node" },
-    el("rect", { x: p.x, y: p.y, width: boxW, height: boxH, rx: 6 }), el("text", { x: p.x + boxW / 2, y: p.y + boxH / 2 }, n.length > 26 ? n.slice(0, 25) + "…" : n), el("title", {}, n)));
-  return el("svg", { viewBox: `0 0 ${width} ${height}`, style: `max-width:${Math.round(width * 1.2)}px`, role: "group", "aria-label": "Map of services; Tab goes through the edges" }, drawn, boxes);
+    el("rect", { x: p.x, y: p.y - boxH / 2, width: boxW, height: boxH, rx: 6 }), el("text", { x: p.x + boxW / 2, y: p.y }, n.length > 21 ? n.slice(0, 20) + "…" : n), el("title", {}, n)));
+  const texts = labels.map((l) => el("text", { class: "verdict", x: l.x, y: l.y, "aria-hidden": "true" }, l.text));
+  return el("svg", { viewBox: `0 0 ${width} ${height}`, style: `max-width:${Math.round(width * 1.2)}px;min-width:${Math.round(width * 0.7)}px`, role: "group", "aria-label": "Map of services; Tab goes through the edges" }, drawn, boxes, texts);
 }
 
 async function edgeView(client, server) {
-  document.title = `${client} → ${server} · MetaFlow`;
+  document.title = `${client || "unknown"} → ${server || "unknown"} · MetaFlow`;
   const query = `client=${encodeURIComponent(client)}&server=${encodeURIComponent(server)}&minutes=${minutes()}`;
   const [history, traces] = await Promise.all([ask("edge?" + query), ask("traces?" + query)]);
   const content = [el("h2", {}, `${client || "unknown"} → ${server || "unknown"}`), el("p", {}, el("a", { href: "#/" }, "All services"))];
@@ -192,12 +262,12 @@ function chart(title, history, series, format) {
   const drawn = series.filter((s) => history.some((m) => value(s, m) > 0)).flatMap((s) => s.kind.startsWith("bars")
     ? history.map((m) => el("rect", { class: s.kind, x: x(m), y: y(value(s, m)), width, height: h - bottom - y(value(s, m)) }))
     : [el("polyline", { class: s.kind, points: history.map((m) => `${x(m, 30000).toFixed(1)},${y(value(s, m)).toFixed(1)}`).join(" ") })]);
-  const clock = (t) => new Date(t).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const clock = (t) => new Date(t).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
   return el("figure", {}, el("figcaption", {}, title),
     el("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": `${title}: at most ${format(top)} a minute` },
       el("line", { class: "axis", x1: left, y1: h - bottom, x2: w, y2: h - bottom }), el("line", { class: "axis", x1: left, y1: 10, x2: w, y2: 10 }),
       el("text", { class: "tick", x: 0, y: 14 }, format(top)), el("text", { class: "tick", x: 0, y: h - bottom }, "0"),
-      el("text", { class: "tick", x: left, y: h - 4 }, clock(start)), el("text", { class: "tick", x: w - 36, y: h - 4 }, clock(start + span)), drawn));
+      el("text", { class: "tick", x: left, y: h - 4 }, clock(start)), el("text", { class: "tick", x: w, y: h - 4, "text-anchor": "end" }, clock(start + span)), drawn));
 }
 
 async function traceView(id) {
@@ -229,13 +299,40 @@ async function traceView(id) {
   const start = Math.min(...trace.spans.map((s) => s.start_us));
   const end = Math.max(...trace.spans.map((s) => s.start_us + s.duration_us));
   const harmed = rows.filter(({ s }) => s.network && verdictClass(s.network.verdict) === "bad");
-  const list = el("ol", { class: "waterfall", "aria-label": "Spans; the arrow keys go up and down, Enter shows details" }, rows.map((r) => spanRow(r, start, Math.max(end - start, 1))));
+  const whole = Math.max(end - start, 1);
+  const lines = rows.map((r, i) => {
+    let below = i + 1;
+    while (below < rows.length && rows[below].depth > r.depth) below++;
+    return spanRow(r, start, whole, below - i - 1, () => fold(i));
+  });
+  const folded = new Set();
+  const fold = (i, shut = !folded.has(i)) => {
+    if (shut) folded.add(i); else folded.delete(i);
+    for (let j = 0, until = 0; j < rows.length; j++) { // a folded row hides those below it
+      lines[j].li.hidden = j < until;
+      if (j >= until && folded.has(j)) until = j + 1 + lines[j].below;
+      lines[j].mark(folded.has(j));
+    }
+  };
+  const list = el("ol", { class: "waterfall", "aria-label": "Spans: the arrow keys up and down go through them, left and right fold and unfold, Enter shows details, N goes to the next call that the network harmed" }, lines.map((l) => l.li));
+  const seek = (from, step, wanted) => {
+    for (let i = from + step; i >= 0 && i < lines.length; i += step) {
+      if (wanted(i)) { lines[i].row.focus(); return; }
+    }
+  };
+  const isHarmed = (i) => verdictClass(rows[i].s.network?.verdict) === "bad";
+  const nextHarmed = (from) => {
+    for (const i of [...folded]) fold(i, false);
+    seek(from, 1, isHarmed);
+  };
   list.addEventListener("keydown", (k) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[k.key];
-    if (!step) return;
-    const all = [...list.querySelectorAll(".row")];
-    const next = all[all.indexOf(document.activeElement) + step];
-    if (next) { k.preventDefault(); next.focus(); }
+    const i = lines.findIndex((l) => l.row === document.activeElement);
+    if (i < 0 || k.ctrlKey || k.metaKey || k.altKey) return;
+    const act = {
+      ArrowDown: () => seek(i, 1, (j) => !lines[j].li.hidden), ArrowUp: () => seek(i, -1, (j) => !lines[j].li.hidden),
+      ArrowLeft: () => lines[i].below && fold(i, true), ArrowRight: () => lines[i].below && fold(i, false), n: () => nextHarmed(i),
+    }[k.key];
+    if (act) { k.preventDefault(); act(); }
   });
   const out = [];
   if (links.grafana) {
@@ -245,34 +342,52 @@ async function traceView(id) {
   if (links.jaeger) out.push(el("a", { href: `${links.jaeger}/trace/${id}` }, "Open in Jaeger"));
   const verdict = !trace.network_known ? el("p", { class: "dim" }, "What the network did is not known: there is no flow data, or it took too long to read.")
     : harmed.length === 0 ? el("p", { class: "clean-text" }, "The network harmed no call of this trace.")
-      : el("p", { class: "bad-text" }, `It was the network: ${[...new Set(harmed.map(({ s }) => s.network.verdict))].join(", ")}, at ${harmed.length} of ${rows.length} spans.`);
+      : el("p", { class: "bad-text" }, `It was the network: ${[...new Set(harmed.map(({ s }) => s.network.verdict))].join(", ")}, at ${harmed.length} of ${rows.length} spans. `, el("button", { type: "button", click: () => nextHarmed(-1) }, "Go to the first"));
   return [el("h2", {}, "Trace ", el("code", {}, id)), el("p", {}, `${new Date(start / 1000).toLocaleString()}, ${ms((end - start) / 1000)}, ${rows.length} spans. `, out),
-    trace.cut ? el("p", { class: "bad-text" }, "The trace has more spans; the others are left out (query.max_spans).") : null, verdict, list].filter(Boolean);
+    trace.cut ? el("p", { class: "bad-text" }, "The trace has more spans; the others are left out (query.max_spans).") : null, verdict, ruler(whole), list].filter(Boolean);
 }
 
-function spanRow({ s, depth }, start, whole) {
+// ruler shows the time above the bars.
+function ruler(whole) {
+  const ticks = [0, 25, 50, 75].map((p) => el("span", { class: "mark", style: `left:${p}%` }, p ? ms((whole * p) / 100 / 1000) : "0"));
+  return el("div", { class: "row ruler", "aria-hidden": "true" }, el("span", {}), el("span", { class: "track" }, ticks), el("span", {}, "Network"));
+}
+
+// spanRow makes the line of a span. Its details are made when they are first shown.
+function spanRow({ s, depth }, start, whole, below, fold) {
   const n = s.network || {};
   const bad = verdictClass(n.verdict) === "bad";
   const offset = (100 * (s.start_us - start)) / whole;
-  const length = Math.max((100 * s.duration_us) / whole, 0);
+  const length = Math.min(Math.max((100 * s.duration_us) / whole, 0), 100 - offset);
   const details = el("dl", { class: "details", hidden: true });
-  for (const [key, value] of [
-    ["Kind", s.kind], ["Status", s.status + (s.message ? ": " + s.message : "")], ["Network", n.verdict], ["Why", n.why], ["No connection found", n.unmatched],
-    ["Peer", n.peer], ["Matched by", n.matched], ["Seen at", n.seen], ["Evidence", n.evidence],
-    ["Gap", n.gap_ns ? ms(n.gap_ns / 1e6) + " between the client's and the server's time" : ""], ["Sent again", n.verdict ? `${number(n.retransmits)} of ${number(n.segments_sent)} segments` : ""],
-    ["Round trip", n.rtt_us ? ms(n.rtt_us / 1000) : ""], ["Resets", n.resets || ""], ["Span", s.id],
-    ...Object.entries(s.attributes || {}),
-  ]) if (value) details.append(el("dt", {}, key), el("dd", {}, String(value)));
+  const fill = () => {
+    for (const [key, value] of [
+      ["Kind", s.kind], ["Status", s.status + (s.message ? ": " + s.message : "")], ["Network", n.verdict], ["Why", n.why], ["No connection found", n.unmatched],
+      ["Peer", n.peer], ["Matched by", n.matched], ["Seen at", n.seen], ["Evidence", n.evidence],
+      ["Gap", n.gap_ns ? ms(n.gap_ns / 1e6) + " between the client's and the server's time" : ""], ["Sent again", n.verdict ? `${number(n.retransmits)} of ${number(n.segments_sent)} segments` : ""],
+      ["Round trip", n.rtt_us ? ms(n.rtt_us / 1000) : ""], ["Resets", n.resets || ""], ["Span", s.id],
+      ...Object.entries(s.attributes || {}),
+    ]) if (value) details.append(el("dt", {}, key), el("dd", {}, String(value)));
+  };
+  const place = offset + length < 85 ? { style: `left:calc(${(offset + length).toFixed(2)}% + 6px)` }
+    : offset > 15 ? { style: `right:calc(${(100 - offset).toFixed(2)}% + 6px)` } : { class: "in", style: `right:calc(${(100 - offset - length).toFixed(2)}% + 6px)` };
+  const mark = el("span", { class: "fold", "aria-hidden": "true", click: (e) => { if (below) { e.stopPropagation(); fold(); } } });
   const row = el("button", {
     class: "row", type: "button", "aria-expanded": "false",
-    click: () => { details.hidden = !details.hidden; row.setAttribute("aria-expanded", String(!details.hidden)); },
+    click: () => {
+      if (!details.firstChild) fill();
+      details.hidden = !details.hidden;
+      row.setAttribute("aria-expanded", String(!details.hidden));
+    },
   },
-  el("span", { class: "name" }, "\u00a0\u00a0".repeat(Math.min(depth, 20)), s.name, " ", el("span", { class: "service" }, s.service)),
+  el("span", { class: "name", style: `padding-left:${Math.min(depth, 20) * 0.8}rem`, title: `${s.name} · ${s.service}` }, mark, s.name, " ", el("span", { class: "service" }, s.service)),
   el("span", { class: "track", "aria-hidden": "true" },
-    el("i", { class: (s.status === "error" ? "error " : "") + (bad ? "harmed" : ""), style: `left:${offset.toFixed(2)}%;width:${Math.min(length, 100 - offset).toFixed(2)}%` }),
-    el("span", { style: offset + length < 80 ? `left:calc(${(offset + length).toFixed(2)}% + 6px)` : `right:calc(${(100 - offset).toFixed(2)}% + 6px)` }, ms(s.duration_us / 1000))),
-  el("span", {}, el("span", { class: "skip" }, ms(s.duration_us / 1000) + " "), n.verdict ? verdictText(n.verdict) : el("span", { class: "dim" }, "")));
-  return el("li", {}, row, details);
+    el("i", { class: (s.status === "error" ? "error " : "") + (bad ? "harmed" : ""), style: `left:${offset.toFixed(2)}%;width:${length.toFixed(2)}%` }),
+    el("span", place, ms(s.duration_us / 1000))),
+  el("span", { class: "judged" }, el("span", { class: "skip" }, ms(s.duration_us / 1000) + (s.status === "error" ? ", failed " : " ")), n.verdict ? verdictText(n.verdict) : null));
+  const line = { li: el("li", {}, row, details), row, below, mark: (shut) => { mark.textContent = below === 0 ? "" : shut ? `▸ ${number(below)} ` : "▾ "; } };
+  line.mark(false);
+  return line;
 }
 
 document.getElementById("find").addEventListener("submit", (e) => {
