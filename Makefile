@@ -94,14 +94,26 @@ collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that te
 .cache/collector/otelcol: integration/collector/builder.yaml
 	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
 
-jaeger: .cache/jaeger/jaeger ## build Jaeger, to which the tests then show stored traces (10 minutes)
+jaeger: .cache/jaeger/jaeger .cache/jaeger/certification ## build Jaeger, to which the tests then show stored traces, and its own tests of storages (10 minutes)
 
 # Its go.mod replaces a module, so it is built as a main module.
+define fetch-jaeger
+rm -rf .cache/jaeger/src && mkdir -p .cache/jaeger
+cp -r "$$(cd .cache/jaeger && $(GO) mod download -json github.com/jaegertracing/jaeger@$(JAEGER) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')" .cache/jaeger/src
+chmod -R u+w .cache/jaeger/src
+endef
+
 .cache/jaeger/jaeger:
-	rm -rf .cache/jaeger/src && mkdir -p .cache/jaeger
-	cp -r "$$(cd .cache/jaeger && $(GO) mod download -json github.com/jaegertracing/jaeger@$(JAEGER) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')" .cache/jaeger/src
-	chmod -R u+w .cache/jaeger/src
+	$(fetch-jaeger)
 	cd .cache/jaeger/src && CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o ../jaeger ./cmd/jaeger
+	rm -rf .cache/jaeger/src
+
+# The certification suite of storages is internal to Jaeger, so our test is built beside it.
+.cache/jaeger/certification: integration/testdata/certification/metaflow_test.go.in
+	$(fetch-jaeger)
+	rm .cache/jaeger/src/internal/storage/integration/*_test.go
+	cp $< .cache/jaeger/src/internal/storage/integration/metaflow_test.go
+	cd .cache/jaeger/src && CGO_ENABLED=0 $(GO) test -c -trimpath -o ../certification ./internal/storage/integration
 	rm -rf .cache/jaeger/src
 
 kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, to which the tests then apply the chart and all manifests (10 minutes)

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
@@ -284,5 +285,21 @@ func TestJaegerDependencies(t *testing.T) {
 	}
 	if len(sources) != 7 || sources["frontend cartservice"] != "metaflow" || sources["checkoutservice paymentservice"] != "metaflow, network: retransmission" {
 		t.Errorf("%q", sources)
+	}
+}
+
+// After a day without spans, the services and operations of query.max_range are listed.
+func TestNamesAfterAQuietDay(t *testing.T) {
+	_, db := reader(t, config())
+	for days, want := range map[int]int{0: 6, 3: 6, 30: 0} {
+		r := query.NewReader(config(), db, clickhouse.DefaultConfig().Database, query.Options{Now: func() time.Time { return shop.End.AddDate(0, 0, days) }})
+		services, err := r.Services(t.Context())
+		if err != nil || len(services) != want {
+			t.Errorf("services after %d days: %q, %v", days, services, err)
+		}
+		operations, err := r.Operations(t.Context(), "paymentservice", "")
+		if err != nil || (len(operations) > 0) != (want > 0) {
+			t.Errorf("operations after %d days: %+v, %v", days, operations, err)
+		}
 	}
 }

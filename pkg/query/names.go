@@ -7,8 +7,11 @@ import (
 )
 
 // lookback is how far back names are collected: the spans of a day name all services but
-// those that are asked once a week.
+// those that are asked once a week. Where it has no span, the longest range of a search is
+// looked at.
 const lookback = 24 * time.Hour
+
+func (r *Reader) lookbacks() []time.Duration { return []time.Duration{lookback, r.cfg.MaxRange} }
 
 // Bounds of lists of names, and of the spans that they are taken from.
 const (
@@ -18,11 +21,17 @@ const (
 )
 
 // Services returns the services of the last day, by name.
-func (r *Reader) Services(ctx context.Context) ([]string, error) {
+func (r *Reader) Services(ctx context.Context) (found []string, err error) {
 	defer r.observe("services")()
-	b := builder{}
-	return r.texts(ctx, fmt.Sprintf("SELECT DISTINCT toString(service_name) AS s FROM %s.spans WHERE service_name != ''%s ORDER BY s LIMIT %d",
-		r.database, b.within(Range{Start: r.now().Add(-lookback)}), maxNames), &b)
+	for _, back := range r.lookbacks() {
+		b := builder{}
+		found, err = r.texts(ctx, fmt.Sprintf("SELECT DISTINCT toString(service_name) AS s FROM %s.spans WHERE service_name != ''%s ORDER BY s LIMIT %d",
+			r.database, b.within(Range{Start: r.now().Add(-back)}), maxNames), &b)
+		if err != nil || len(found) > 0 {
+			break
+		}
+	}
+	return found, err
 }
 
 // Operation is a name of spans.
@@ -32,20 +41,25 @@ type Operation struct{ Name, Kind string }
 // first. An empty kind means all kinds.
 func (r *Reader) Operations(ctx context.Context, service, kind string) (found []Operation, err error) {
 	defer r.observe("operations")()
-	b := builder{}
-	where := "service_name = " + b.arg(service) + b.within(Range{Start: r.now().Add(-lookback)})
-	if kind != "" {
-		where += " AND toString(kind) = " + b.arg(kind)
-	}
-	query := fmt.Sprintf("SELECT toString(name), toString(kind) FROM %s.spans WHERE %s GROUP BY name, kind ORDER BY count() DESC, name, kind LIMIT %d", r.database, where, maxNames)
-	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
-		var o Operation
-		if err := scan(&o.Name, &o.Kind); err != nil {
-			return err
+	for _, back := range r.lookbacks() {
+		b := builder{}
+		where := "service_name = " + b.arg(service) + b.within(Range{Start: r.now().Add(-back)})
+		if kind != "" {
+			where += " AND toString(kind) = " + b.arg(kind)
 		}
-		found = append(found, o)
-		return nil
-	}, b.args...)
+		query := fmt.Sprintf("SELECT toString(name), toString(kind) FROM %s.spans WHERE %s GROUP BY name, kind ORDER BY count() DESC, name, kind LIMIT %d", r.database, where, maxNames)
+		err = r.db.Query(ctx, query, func(scan func(...any) error) error {
+			var o Operation
+			if err := scan(&o.Name, &o.Kind); err != nil {
+				return err
+			}
+			found = append(found, o)
+			return nil
+		}, b.args...)
+		if err != nil || len(found) > 0 {
+			break
+		}
+	}
 	return found, err
 }
 

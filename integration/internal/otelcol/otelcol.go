@@ -44,10 +44,19 @@ func Run(t *testing.T, program, config string) {
 // test is skipped.
 func Jaeger(t *testing.T, repository string) string {
 	t.Helper()
-	program := os.Getenv("METAFLOW_TEST_JAEGER")
-	if program == "" {
-		program = filepath.Join(repository, ".cache", "jaeger", "jaeger")
-	}
+	return built(t, repository, "jaeger")
+}
+
+// JaegerCertification returns Jaeger's tests of storages, which `make jaeger` also builds;
+// without them the test is skipped.
+func JaegerCertification(t *testing.T, repository string) string {
+	t.Helper()
+	return built(t, repository, "certification")
+}
+
+func built(t *testing.T, repository, name string) string {
+	t.Helper()
+	program := filepath.Join(repository, ".cache", "jaeger", name)
 	if _, err := os.Stat(program); err != nil {
 		t.Skip("no Jaeger: run `make jaeger`")
 	}
