@@ -2,11 +2,14 @@ package deploytest
 
 import (
 	"encoding/json"
+	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
@@ -126,6 +129,98 @@ func TestGrafanaDashboards(t *testing.T) {
 		}
 		if d.Metadata.Labels["grafana_dashboard"] != "1" || d.Metadata.Namespace != "grafana" {
 			t.Errorf("%s: %+v", f, d.Metadata)
+		}
+	}
+}
+
+// The data sources for Grafana's sidecar have the uids that the dashboards ask, and lead to
+// this release.
+func TestGrafanaDatasources(t *testing.T) {
+	type source struct {
+		Name, UID, Type, URL string
+		JSONData             map[string]any    `json:"jsonData"`
+		Secure               map[string]string `json:"secureJsonData"`
+	}
+	provisioned := func(text string) map[string]source {
+		var file struct{ Datasources []source }
+		if err := yaml.Unmarshal([]byte(text), &file); err != nil {
+			t.Fatal(err)
+		}
+		byUID := map[string]source{}
+		for _, s := range file.Datasources {
+			byUID[s.UID] = s
+		}
+		return byUID
+	}
+	const on = "grafanaDatasources: {enabled: true, namespace: grafana}\n"
+	for name, tc := range map[string]struct {
+		values string
+		want   map[string]string // type, address and secret by uid
+	}{
+		"own engines": {
+			"server: {query: {enabled: true}}",
+			map[string]string{
+				"metaflow":       "grafana-clickhouse-datasource metaflow-clickhouse.observability.svc:9000 metaflow $CLICKHOUSE_PASSWORD",
+				"metaflow-tempo": "tempo http://metaflow-query.observability.svc:20419 ",
+			},
+		},
+		"without the role query": {"", map[string]string{"metaflow": "grafana-clickhouse-datasource metaflow-clickhouse.observability.svc:9000 metaflow $CLICKHOUSE_PASSWORD"}},
+		"own ClickHouse, TLS and tokens": {
+			"clickhouse: {enabled: false}\nserver: {query: {enabled: true}, tls: {http: {secretName: h}, clickhouse: {secretName: c}}, config: {clickhouse: {addresses: ['[2001:db8::1]:9440'], username: writer, database: traces}, query: {tokens_file: /tokens}}}",
+			map[string]string{
+				"metaflow":       "grafana-clickhouse-datasource 2001:db8::1:9440 traces secure $CLICKHOUSE_PASSWORD",
+				"metaflow-tempo": "tempo https://metaflow-query.observability.svc:20419 Authorization Bearer $METAFLOW_QUERY_TOKEN",
+			},
+		},
+	} {
+		d := release{values: on + tc.values}.document(t, "ConfigMap", "metaflow-datasources")
+		if d.Metadata.Labels["grafana_datasource"] != "1" || d.Metadata.Namespace != "grafana" {
+			t.Errorf("%s: %+v", name, d.Metadata)
+		}
+		got := map[string]string{}
+		for uid, s := range provisioned(d.Data["metaflow.yaml"]) {
+			switch s.Type {
+			case "tempo":
+				got[uid] = strings.TrimSuffix(fmt.Sprint(s.Type, " ", s.URL, " ", s.JSONData["httpHeaderName1"], " ", s.Secure["httpHeaderValue1"]), "<nil> ")
+			default:
+				secure := ""
+				if s.JSONData["secure"] == true {
+					secure = " secure"
+				}
+				got[uid] = fmt.Sprint(s.Type, " ", s.JSONData["host"], ":", s.JSONData["port"], " ", s.JSONData["defaultDatabase"], secure, " ", s.Secure["password"])
+			}
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+	}
+
+	known := map[string]bool{"-- Grafana --": true}
+	files, err := filepath.Glob("../grafana/datasources/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d data sources, %v", len(files), err)
+	}
+	for _, f := range files {
+		for uid := range provisioned(read(t, f)) {
+			known[uid] = true
+		}
+	}
+	dashboards, err := filepath.Glob("../grafana/dashboards/*.json")
+	if err != nil || len(dashboards) == 0 {
+		t.Fatalf("%d dashboards, %v", len(dashboards), err)
+	}
+	asked := map[string]bool{}
+	for _, f := range dashboards {
+		for _, m := range regexp.MustCompile(`"datasource": *\{[^}]*"uid": *"([^"]+)"|%22datasource%22:%22([^%]+)%22`).FindAllStringSubmatch(read(t, f), -1) {
+			asked[m[1]+m[2]] = true
+			if !known[m[1]+m[2]] {
+				t.Errorf("%s asks the data source %q, which is not provisioned", f, m[1]+m[2])
+			}
+		}
+	}
+	for _, uid := range []string{"metaflow", "metaflow-tempo", "metaflow-prometheus"} {
+		if !asked[uid] {
+			t.Errorf("no dashboard asks the data source %s", uid)
 		}
 	}
 }
