@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -276,5 +277,48 @@ func TestTempoNames(t *testing.T) {
 	}
 	if code, body := a.get("/api/echo", ""); code != http.StatusOK || string(body) != "echo" {
 		t.Errorf("/api/echo: %d %s", code, body)
+	}
+}
+
+// The calls of Grafana's Tempo data source without streaming, as Tempo's documentation of its
+// HTTP API and Grafana's of the data source name them. START, END and TRACE stand for the
+// hour in seconds and a trace in it.
+var grafanaCalls = []struct {
+	path, accept string
+	code         int
+	want         string
+}{
+	{"/api/echo", "", http.StatusOK, "echo"},
+	{"/api/status/buildinfo", "application/json", http.StatusOK, `"version":"2.`},
+	{"/api/v2/search/tags?start=START&end=END", "application/json", http.StatusOK, `"scopes":[{"name":"span","tags":[`},
+	{"/api/v2/search/tags?scope=resource&limit=5000&start=START&end=END", "application/json", http.StatusOK, `"scopes":[{"name":"resource","tags":[`},
+	{"/api/v2/search/tags?scope=intrinsic&start=START&end=END", "application/json", http.StatusOK, `{"scopes":[{"name":"intrinsic","tags":["duration"`},
+	{"/api/v2/search/tags?scope=event&limit=1&start=START&end=END", "application/json", http.StatusOK, `{"scopes":[{"name":"event","tags":["exception.`},
+	{"/api/search/tags?start=START&end=END", "application/json", http.StatusOK, `{"tagNames":["`},
+	{"/api/v2/search/tag/resource.service.name/values?start=START&end=END&q=%7B%7D&limit=5000", "application/json", http.StatusOK, `{"type":"string","value":"frontend"}`},
+	{"/api/v2/search/tag/span.http.route/values?start=START&end=END&q=%7Bresource.service.name%3D%22frontend%22%20%26%26%20status%3Derror%7D", "application/json", http.StatusOK, `"value":"/`},
+	{"/api/v2/search/tag/status/values?q=%7Bstatus%3D%7D", "application/json", http.StatusOK, `{"type":"keyword","value":"error"}`},
+	{"/api/v2/search/tag/network.verdict/values", "application/json", http.StatusOK, `"value":"retransmission"`},
+	{"/api/search/tag/service.name/values", "application/json", http.StatusOK, `"frontend"`},
+	{"/api/search?q=%7Bname%3D%22Charge%22%7D&limit=20&spss=3&start=START&end=END", "application/json", http.StatusOK, `"spanSets":[{"spans":[{"spanID":"`},
+	{"/api/search?tags=service.name%3Dpaymentservice&minDuration=1us&maxDuration=1h&limit=20&start=START&end=END", "application/json", http.StatusOK, `"rootServiceName":"frontend"`},
+	{"/api/v2/traces/TRACE?start=START&end=END", "application/protobuf", http.StatusOK, "Charge"},
+	{"/api/v2/traces/TRACE", "application/json", http.StatusOK, `{"trace":{"resourceSpans":[`},
+	{"/api/traces/TRACE", "application/protobuf", http.StatusOK, "Charge"},
+	{"/api/traces/TRACE", "application/json", http.StatusOK, `{"batches":[`},
+	{"/api/v2/traces/00000000000000000000000000000abc", "application/protobuf", http.StatusNotFound, "no span of this trace is stored"},
+	{"/api/metrics/query_range?q=%7B%7D%20%7C%20rate()&start=START&end=END&step=1m", "application/json", http.StatusNotImplemented, "TraceQL metrics are not supported"},
+	{"/api/metrics/query?q=%7B%7D%20%7C%20rate()&start=START&end=END", "application/json", http.StatusNotImplemented, "TraceQL metrics are not supported"},
+	{"/api/metrics/summary?q=%7B%7D&groupBy=name", "application/json", http.StatusNotImplemented, "TraceQL metrics are not supported"},
+}
+
+func TestTempoAnswersGrafana(t *testing.T) {
+	a := newTempo(t)
+	trace := a.search(`{ name = "Charge" }`).Traces[0].TraceID
+	fill := strings.NewReplacer("START", strconv.FormatInt(shop.Start.Unix(), 10), "END", strconv.FormatInt(shop.End.Unix(), 10), "TRACE", trace)
+	for _, c := range grafanaCalls {
+		if code, body := a.get(fill.Replace(c.path), c.accept); code != c.code || !strings.Contains(string(body), c.want) {
+			t.Errorf("%s: %d %.300s, want %d %s", c.path, code, body, c.code, c.want)
+		}
 	}
 }

@@ -14,7 +14,7 @@ const (
 	AttributeRetransmits = "metaflow.network.retransmits"
 	AttributeRTT         = "metaflow.network.rtt_us"
 
-	attributePrefix = "metaflow.network."
+	AttributePrefix = "metaflow.network." // of them all
 )
 
 // Clean is the verdict that the network did nothing wrong.

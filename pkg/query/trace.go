@@ -211,7 +211,7 @@ func (r *spanRow) put(s ptrace.Span) error {
 	s.SetDroppedLinksCount(r.droppedLinks)
 	fill(s.Attributes(), r.attributes)
 	// What a sender says of the network must not pass for a verdict.
-	s.Attributes().RemoveIf(func(key string, _ pcommon.Value) bool { return strings.HasPrefix(key, attributePrefix) })
+	s.Attributes().RemoveIf(func(key string, _ pcommon.Value) bool { return strings.HasPrefix(key, AttributePrefix) })
 	for i, at := range r.eventTimes {
 		e := s.Events().AppendEmpty()
 		e.SetTimestamp(pcommon.Timestamp(at))

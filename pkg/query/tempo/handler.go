@@ -351,6 +351,10 @@ func (h *handler) listTags(r *http.Request) (found []tagScope, err error) {
 	if err != nil {
 		return nil, err
 	}
+	limit, err := number(q, "limit")
+	if err != nil {
+		return nil, err
+	}
 	wanted := q.Get("scope")
 	for _, s := range tagScopes {
 		if wanted != "" && wanted != "none" && wanted != s.name {
@@ -359,6 +363,9 @@ func (h *handler) listTags(r *http.Request) (found []tagScope, err error) {
 		keys, err := h.reader.Keys(r.Context(), s.scope, in)
 		if err != nil {
 			return nil, err
+		}
+		if limit > 0 {
+			keys = keys[:min(limit, len(keys))]
 		}
 		if len(keys) > 0 {
 			found = append(found, tagScope{s.name, keys})
@@ -413,7 +420,14 @@ func (h *handler) list(r *http.Request) (f query.Field, found []string, err erro
 	if err != nil {
 		return f, nil, err
 	}
+	limit, err := number(r.URL.Query(), "limit")
+	if err != nil {
+		return f, nil, err
+	}
 	found, err = h.reader.Values(r.Context(), f, p.where, in)
+	if limit > 0 {
+		found = found[:min(limit, len(found))]
+	}
 	return f, found, err
 }
 

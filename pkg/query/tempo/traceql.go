@@ -320,6 +320,9 @@ var intrinsics = map[string]string{
 	"network.verdict": query.FieldVerdict,
 }
 
+// refused are TraceQL's other intrinsics.
+var refused = []string{"event:timeSinceStart", "link:spanID", "link:traceID", "span:childCount", "childCount", "nestedSetLeft", "nestedSetRight"}
+
 var scopes = []struct {
 	prefix string
 	scope  query.Scope
@@ -337,6 +340,9 @@ func fieldOf(name string) (query.Field, error) {
 	if known, ok := intrinsics[name]; ok {
 		return query.Field{Name: known}, nil
 	}
+	if slices.Contains(refused, name) {
+		return query.Field{}, fmt.Errorf("%s is not supported", name)
+	}
 	for _, s := range scopes {
 		key, ok := strings.CutPrefix(name, s.prefix)
 		if !ok {
@@ -349,6 +355,14 @@ func fieldOf(name string) (query.Field, error) {
 		}
 		if key == "" {
 			return query.Field{}, fmt.Errorf("%s names no attribute", name)
+		}
+		if s.scope == query.SpanScope || s.scope == query.AnyScope {
+			switch { // spans are shown with these, but they are not stored
+			case key == query.AttributeVerdict:
+				return query.Field{Name: query.FieldVerdict}, nil
+			case strings.HasPrefix(key, query.AttributePrefix):
+				return query.Field{}, fmt.Errorf("%s is not stored: search for network.verdict", key)
+			}
 		}
 		return query.Field{Scope: s.scope, Name: key}, nil
 	}

@@ -46,6 +46,50 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Queries as Grafana's builder and its links write them are understood. All of them are
+// free of errors in Grafana's own grammar (the npm package @grafana/lezer-traceql 1.0.0).
+func TestParseWhatGrafanaWrites(t *testing.T) {
+	for _, text := range []string{
+		`{}`,
+		`{resource.service.name="frontend"}`,
+		`{resource.service.name="frontend" && name="GET /cart" && status=error && duration>100ms}`,
+		`{resource.service.name=~"frontend|cart" && span.http.route!~"/a|/b"}`,
+		`{duration>1.5s && duration<1m && traceDuration>=2s}`,
+		`{duration>5us && duration<=5ns || duration=1h}`,
+		`{(status=error || status=unset) && (kind=client || kind=server)}`,
+		`{kind=server && statusMessage!="" && rootName="a" && rootServiceName!="b"}`,
+		`{span:name="a" && span:kind=server && span:status=error && span:statusMessage="b" && span:duration>1ms && span:id="c" && span:parentID="d"}`,
+		`{trace:id="a" && trace:rootName="b" && trace:rootService="c" && trace:duration>1s}`,
+		`{event:name="exception" && event.exception.type="a" && link.x="b" && instrumentation.y="c" && instrumentation:name="d" && instrumentation:version="e"}`,
+		`{span.http.status_code>=500 && span.x=-1 && span.y=2.5 && span.z=true}`,
+		`{span."a b"="c" && ."d e"!="f"}`,
+		`{.app.user.id=nil || .app.user.id!=nil}`,
+		`{status=error && resource.service.name != nil}`,
+		`{name="a \"quoted\" name" || name=` + "`raw`" + `}`,
+		`{resource.service.name="a"} && {resource.service.name="b"}`,
+		`{span.a="x" && resource.b="y"} | select(resource.c, status, span.d)`,
+		`{status=error} with (most_recent=true)`,
+	} {
+		if _, err := parse(text); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// The attribute that a span is shown with searches for the verdict, which is not stored.
+func TestParseVerdictAttribute(t *testing.T) {
+	want, err := parse(`{ network.verdict != "network clean" }`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"span.metaflow.network.verdict", ".metaflow.network.verdict", `span."metaflow.network.verdict"`} {
+		got, err := parse(`{ ` + name + ` != "network clean" }`)
+		if diff := cmp.Diff(want.where, got.where); diff != "" || err != nil {
+			t.Errorf("%s: %v, -want +got:\n%s", name, err, diff)
+		}
+	}
+}
+
 func TestParseShows(t *testing.T) {
 	got, err := parse(`{ .a = 1 && name = "x" && resource.b != nil } | select(span.c, status, .a)`)
 	want := []query.Field{{Scope: query.SpanScope, Name: "c"}, {Scope: query.AnyScope, Name: "a"}, {Scope: query.Resource, Name: "b"}}
@@ -57,21 +101,30 @@ func TestParseShows(t *testing.T) {
 // What is not supported is refused by its name.
 func TestParseRefuses(t *testing.T) {
 	for text, want := range map[string]string{
-		``:                               "unexpected token",
-		`{ name = "a"`:                   "unexpected token",
-		`{ name = }`:                     "unexpected token",
-		`{ a = 1 }`:                      "unknown field a: attributes begin with a scope or a dot",
-		`{ . = 1 }`:                      "names no attribute",
-		`{ .a = .b }`:                    "fields are not compared with each other",
-		`{} > {}`:                        "structural operator >",
-		`{} >> {}`:                       "structural operator >>",
-		`{} !~ {}`:                       "structural operator !~",
-		`{} | count() > 2`:               "count() after | is not supported",
-		`{} | rate()`:                    "rate() after | is not supported",
-		`{ parent.a = 1 }`:               "unknown field parent.a",
-		`{ nestedSetParent = 3 }`:        "nestedSetParent < 0",
-		strings.Repeat("(", 10_000):      "longer than",
-		strings.Repeat("{}&&", 6) + "{}": "7 spansets are more than 6",
+		``:                                    "unexpected token",
+		`{ name = "a"`:                        "unexpected token",
+		`{ name = }`:                          "unexpected token",
+		`{ a = 1 }`:                           "unknown field a: attributes begin with a scope or a dot",
+		`{ . = 1 }`:                           "names no attribute",
+		`{ .a = .b }`:                         "fields are not compared with each other",
+		`{} > {}`:                             "structural operator >",
+		`{} >> {}`:                            "structural operator >>",
+		`{} !~ {}`:                            "structural operator !~",
+		`{} | count() > 2`:                    "count() after | is not supported",
+		`{} | rate()`:                         "rate() after | is not supported",
+		`{ parent.a = 1 }`:                    "unknown field parent.a",
+		`{ link:traceID = "a" }`:              "link:traceID is not supported",
+		`{ event:timeSinceStart > 1s }`:       "event:timeSinceStart is not supported",
+		`{ !(.a = 1) }`:                       `unexpected token "!"`,
+		`{ 2 < .a }`:                          `unexpected token "2"`,
+		`{ .a + 1 = 2 }`:                      `invalid input text "+ 1`,
+		`{} | by(resource.a)`:                 "by() after | is not supported",
+		`{} | avg(duration) > 1s`:             "avg() after | is not supported",
+		`{ .a = 1 } | rate() by (.b)`:         "unexpected token",
+		`{ span.metaflow.network.why = "a" }`: "metaflow.network.why is not stored: search for network.verdict",
+		`{ nestedSetParent = 3 }`:             "nestedSetParent < 0",
+		strings.Repeat("(", 10_000):           "longer than",
+		strings.Repeat("{}&&", 6) + "{}":      "7 spansets are more than 6",
 		strings.Repeat("({}&&", 6) + "{}" + strings.Repeat(")", 6): "7 spansets are more than 6",
 	} {
 		if got, err := parse(text); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, query.ErrBadRequest) {

@@ -199,7 +199,7 @@ func (h *handler) trace(r *http.Request) (any, error) {
 					out.Network = &n
 				}
 				for key, v := range s.Attributes().All() {
-					if !strings.HasPrefix(key, "metaflow.network.") {
+					if !strings.HasPrefix(key, query.AttributePrefix) {
 						out.Attributes[key] = v.AsString()
 					}
 				}
