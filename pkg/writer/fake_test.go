@@ -56,6 +56,7 @@ type partitionLog struct {
 	corrupt      *kafka.CorruptError // what a fetch of its offsets returns
 	lent         []delivery.Record   // what the last fetch returned
 	fetches      int
+	ends         int      // how often somebody asked for the end alone
 	collects     bool     // fetches return all there is, at their end
 	faults       []string // of the next fetches: "", "stale leader", "out of range", "lost end" or "retention"
 	read, sought mark     // what a fetch from there rests on, as in kafka.Claim
@@ -310,6 +311,7 @@ func (l *partitionLog) Bounds(ctx context.Context) (int64, int64, error) {
 func (l *partitionLog) End(context.Context) (int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.ends++
 	return l.end(), nil
 }
 

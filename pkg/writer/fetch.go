@@ -105,6 +105,7 @@ func (p *partition) fetchInto(ctx context.Context, offset int64, maxBytes int, e
 	p.logEnd = max(fetched.LogEnd, fetched.HighWatermark)
 	e.End = p.logEnd
 	p.showLag(p.logEnd)
+	p.fetched.Store(!fetched.Throttled)
 	return nil
 }
 

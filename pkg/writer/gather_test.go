@@ -64,8 +64,8 @@ func send(logs []*partitionLog, first int) {
 	}
 }
 
-// A minute at a steady rate: how many INSERTs there are does not depend on the partitions, and no
-// row waits for longer than max_batch_wait.
+// A minute at a steady rate: how many INSERTs there are does not depend on the partitions, no
+// row waits for longer than max_batch_wait, and only fetches ask for the ends of logs.
 func TestInsertsOfASteadyMinute(t *testing.T) {
 	const minute, requests = 60, 5 // each second
 	for _, rate := range []int{500, 5_000, 20_000} {
@@ -94,6 +94,11 @@ func TestInsertsOfASteadyMinute(t *testing.T) {
 					stop()
 					if len(store.spans) != number {
 						t.Errorf("%d of %d spans are stored", len(store.spans), number)
+					}
+					for _, log := range logs {
+						if log.ends > 0 {
+							t.Errorf("partition %d was asked %d times for its end, which fetches tell", log.number, log.ends)
+						}
 					}
 					if store.inserts < minute-1 || store.inserts > minute+2 {
 						t.Errorf("%d INSERTs in a minute", store.inserts)

@@ -43,6 +43,7 @@ type partition struct {
 	alone    bool      // the batch must not be sent with others
 	grown    int64     // memory that fetches took lately
 
+	fetched   atomic.Bool  // since watchLag looked
 	committed atomic.Int64 // offset; negative until it is known; for watchLag
 	shown     sync.Mutex   // held while the metrics of the position change
 	place     int          // shard under which they are shown

@@ -142,9 +142,13 @@ func (w *Writer) Handle(ctx context.Context, claim Claim) error {
 const lagInterval = 5 * time.Second
 
 // watchLag measures how far the partition is behind until ctx ends, also while ClickHouse or
-// Kafka keep its goroutine waiting.
+// Kafka keep its goroutine waiting. Where a fetch has told, it does not ask: a writer of many
+// partitions would send a request for each.
 func (p *partition) watchLag(ctx context.Context) {
 	for retry.Sleep(ctx, lagInterval) == nil {
+		if p.fetched.Swap(false) {
+			continue
+		}
 		if end, err := p.claim.End(ctx); err == nil {
 			p.showLag(end)
 		}
