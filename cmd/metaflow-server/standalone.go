@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -102,13 +103,10 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		return fmt.Errorf("create data directory: %w", err)
 	}
 	engineOptions := chengine.Options{
-		DataDir: filepath.Join(o.dataDir, "clickhouse"), NativePort: o.nativePort, Logger: log,
+		DataDir: filepath.Join(o.dataDir, "clickhouse"), Logger: log,
 		LogFile: filepath.Join(o.dataDir, engineLog),
 	}
 	engine, err := chengine.StartPersistently(ctx, engineOptions)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return taken("--clickhouse-native-port", o.nativePort)
-	}
 	if err != nil {
 		return err
 	}
@@ -119,16 +117,18 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		stopEngine()
 		err = errors.Join(err, <-engineEnded)
 	}()
-	door, err := openEngineDoor(o.httpPort, engine.HTTPAddr())
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return taken("--clickhouse-http-port", o.httpPort)
-	}
+	native, err := openNativeDoor(o.nativePort, engine.NativeAddr(), engine.HTTPAddr())
 	if err != nil {
-		return fmt.Errorf("--clickhouse-http-port: %w", err)
+		return refusedPort("--clickhouse-native-port", o.nativePort, err)
 	}
-	doorClosed := make(chan struct{})
-	go func() { defer close(doorClosed); door.run(keeping) }()
-	defer func() { stopEngine(); <-doorClosed }()
+	var doors sync.WaitGroup
+	doors.Go(func() { native.run(keeping) })
+	defer func() { stopEngine(); doors.Wait() }()
+	door, err := openEngineDoor(o.httpPort, engine.HTTPAddr())
+	if err != nil {
+		return refusedPort("--clickhouse-http-port", o.httpPort, err)
+	}
+	doors.Go(func() { door.run(keeping) })
 	kafka, err := broker.Start(broker.Options{Listen: o.kafkaListen, DataDir: filepath.Join(o.dataDir, "kafka"), SyncWrites: true})
 	if err != nil {
 		return err
@@ -159,7 +159,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	g.Go(func() error {
 		at := addresses{
 			HTTP: a.http.Addr().String(), QueryHTTP: a.asked.http.Addr().String(), QueryGRPC: a.asked.grpc.Addr().String(), Kafka: kafka.Addr(),
-			ClickHouseNative: engine.NativeAddr(), ClickHouseHTTP: door.addr(),
+			ClickHouseNative: native.addr(), ClickHouseHTTP: door.addr(),
 		}
 		select {
 		case addrs := <-listening:
@@ -181,9 +181,12 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 // engineLog is the file in the data directory with ClickHouse's own log.
 const engineLog = "clickhouse.log"
 
-// taken returns the error of a port of the embedded ClickHouse that is in use.
-func taken(flag string, port int) error {
-	return fmt.Errorf("%s: another program uses the port 127.0.0.1:%d; choose another one", flag, port)
+// refusedPort returns the error of a port of the embedded ClickHouse that cannot be opened.
+func refusedPort(flag string, port int, cause error) error {
+	if errors.Is(cause, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s: another program uses the port 127.0.0.1:%d; choose another one", flag, port)
+	}
+	return fmt.Errorf("%s: %w", flag, cause)
 }
 
 // becomesReady waits until check succeeds. It returns false if ctx ends first.

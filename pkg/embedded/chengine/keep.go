@@ -54,9 +54,9 @@ func startUntil(ctx context.Context, o Options, worth func(error) bool) (e *Engi
 // logs why an engine ended. It leaves no process behind. The methods of e do not cover
 // later engines.
 //
-// The embedded library requires this: it is clickhouse-local, which aborts when a client
-// resets its connection during an INSERT. Clients see a broken connection for half a
-// second, as with any restarting server.
+// The embedded library requires this: it is clickhouse-local, which aborts when a client of
+// the native port fails to log in or resets an idle connection. Clients see a broken
+// connection for half a second, as with any restarting server.
 func Keep(ctx context.Context, e *Engine, o Options) error {
 	o.NativePort, o.HTTPPort = e.at.native, e.at.http
 	if o.Logger == nil {
