@@ -28,7 +28,7 @@ agent's problems, and any other agent that was refused because it has the same i
 	}
 	remove := &cobra.Command{
 		Use: "delete AGENT", Aliases: []string{"release"}, Short: "Forget an agent that is gone and free its id", Args: program.Args(cobra.ExactArgs(1)),
-		Long:              "delete forgets an agent. A live agent comes back by itself.",
+		Long:              "delete forgets an agent. It refuses to while the agent is connected: stop the agent first.",
 		ValidArgsFunction: o.completeArg(agents),
 		RunE: o.run(func(c *call) error {
 			if err := c.service.DeleteAgent(c.Context(), c.named()); err != nil {

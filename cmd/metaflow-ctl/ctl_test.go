@@ -111,7 +111,7 @@ func TestGoldens(t *testing.T) {
 			"agent-group-config list", "agent-group-config list g-shop000000", "agent-group-config show shop"),
 		"formats": transcript("agent list node-2 -o yaml", "agent list node-2 -o json", "agent-group list -o yaml", "agent-group list -o json",
 			"agent-group-config list -o yaml", "agent-group-config show shop -o yaml", "agent-group-config show default -o json"),
-		"changes": transcript("agent-group create web", "agent-group create lab --id g-lab0000000 -o json", "agent-group delete web", "agent delete a-3",
+		"changes": transcript("agent-group create web", "agent-group create lab --id g-lab0000000 -o json", "agent-group delete web", "agent delete a-3", "agent release node-1",
 			"agent-group-config update default -f testdata/agent.yaml --dry-run", "agent-group-config update default -f testdata/agent.yaml",
 			"agent-group-config update default -f testdata/agent.yaml", "agent-group-config update default -f testdata/agent.yaml -o json",
 			"agent-group-config update default --replace -f testdata/other.yaml", "agent-group-config create default -f testdata/agent.yaml",

@@ -57,6 +57,9 @@ func (m *memory) Agent(_ context.Context, name string) (api.Agent, error) {
 
 func (m *memory) DeleteAgent(ctx context.Context, name string) error {
 	a, err := m.Agent(ctx, name)
+	if a.State == api.StateRunning {
+		return api.Conflict("agent %s is connected to %s and would come back: stop it first; a stopped agent is known as such within a minute", a.ID, a.Replica)
+	}
 	m.agents = slices.DeleteFunc(m.agents, func(b api.Agent) bool { return a.ID == b.ID })
 	return err
 }

@@ -26,6 +26,10 @@ func (c *Control) AwaitReady(ctx context.Context) error {
 // ForgetOnce runs one round of what Run does every minute.
 func (c *Control) ForgetOnce(ctx context.Context) { c.forgetOnce(ctx) }
 
+// DeleteAtOnce deletes an agent without asking whether it is connected, as a replica does
+// that does not know of its stream yet.
+func (c *Control) DeleteAtOnce(ctx context.Context, id string) error { return c.tombstones(ctx, id) }
+
 // AwaitRead waits until Kafka was read at or after the current time of the clock.
 func (c *Control) AwaitRead(ctx context.Context) error {
 	now := c.opts.Now()

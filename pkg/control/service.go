@@ -116,6 +116,9 @@ func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
 	if err != nil {
 		return err
 	}
+	if connected(a) {
+		return api.Conflict("agent %s is connected to %s and would come back: stop it first; a stopped agent is known as such within a minute", a.ID, a.Status.Replica)
+	}
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	if err := c.tombstones(ctx, a.ID); err != nil {
@@ -126,6 +129,10 @@ func (c *Control) DeleteAgent(ctx context.Context, idOrName string) error {
 	}
 	return nil
 }
+
+// connected reports whether a has a stream to some replica, or had one less than a minute ago
+// when the replica died.
+func connected(a fleet.Agent) bool { return a.Status.Replica != "" && a.Condition != fleet.Lost }
 
 func view(a fleet.Agent) api.Agent {
 	r, beat := a.Status.Registration, a.Status.Heartbeat

@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,15 +52,12 @@ func TestLifeOfAnAgent(t *testing.T) {
 		return a.State == api.StateRunning && len(a.Exceptions) == 1 && a.Exceptions[0] == "port 38086 is taken"
 	})
 
-	// Deleted while alive, the agent comes back with its next heartbeat.
-	if err := far.DeleteAgent(t.Context(), "node-one"); err != nil {
-		t.Fatal(err)
-	}
-	if list := must[[]api.Agent](t)(near.Agents(t.Context())); len(list) != 0 {
-		t.Errorf("after deleting it: %+v", list)
+	// It cannot be deleted while it is connected: it would come back.
+	if got := problemOf(far.DeleteAgent(t.Context(), "node-one")); !strings.HasPrefix(got, "conflict: agent one is connected to near and would come back: stop it first") {
+		t.Errorf("deleting a connected agent: %q", got)
 	}
 	agent.beat(&agentv1.Heartbeat{GroupId: second.GroupId, Revision: second.Revision})
-	awaitAgent(t, far, "it again", in(api.StateRunning))
+	awaitAgent(t, far, "it still", in(api.StateRunning))
 
 	// Its stream ends. A minute later the agent is lost, and a day later forgotten.
 	agent.close()
@@ -283,15 +281,24 @@ func TestTooManyAgents(t *testing.T) {
 func TestAgentsOfOneName(t *testing.T) {
 	t.Parallel()
 	r := newSetting(t).start(t, "a")
+	var two *agent
 	for _, id := range []string{"one", "two"} {
 		reg := registration(id, "i")
 		reg.Name = "twin"
-		connect(t, r, reg).configuration()
+		two = connect(t, r, reg)
+		two.configuration()
 	}
 	await(t, r, "both", func(list []api.Agent) bool { return len(list) == 2 })
 	if got := problemOf(r.DeleteAgent(t.Context(), "twin")); !strings.HasPrefix(got, `conflict: 2 agents are named "twin": give the id`) {
 		t.Error(got)
 	}
+	if got := problemOf(r.DeleteAgent(t.Context(), "two")); !strings.HasPrefix(got, "conflict: agent two is connected") {
+		t.Error(got)
+	}
+	two.close()
+	await(t, r, "the end of a stream", func(list []api.Agent) bool {
+		return slices.ContainsFunc(list, func(a api.Agent) bool { return a.ID == "two" && a.Replica == "" })
+	})
 	if err := r.DeleteAgent(t.Context(), "two"); err != nil {
 		t.Error(err)
 	}

@@ -84,7 +84,8 @@ type Update struct {
 type Service interface {
 	Agents(ctx context.Context) ([]Agent, error)
 	Agent(ctx context.Context, idOrName string) (Agent, error)
-	// DeleteAgent forgets an agent. A live agent comes back with its next heartbeat.
+	// DeleteAgent forgets an agent that is not connected. Otherwise it returns Conflict: the
+	// agent would come back with its next heartbeat.
 	DeleteAgent(ctx context.Context, idOrName string) error
 	Groups(ctx context.Context) ([]Group, error)
 	// CreateGroup creates a group. If id is empty, the service chooses one.
