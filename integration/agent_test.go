@@ -43,6 +43,25 @@ func startAgent(t *testing.T, dir, servers string, more ...string) *agentProcess
 	return a
 }
 
+// answersReady returns an error unless /ready has a status and contains every text.
+func (a *agentProcess) answersReady(want int, texts ...string) func() error {
+	return func() error {
+		code, body, err := get("http://" + a.http + "/ready")
+		if err != nil {
+			return err
+		}
+		for _, text := range texts {
+			if !strings.Contains(body, text) {
+				return fmt.Errorf("/ready lacks %q: %s", text, body)
+			}
+		}
+		if code != want {
+			return fmt.Errorf("/ready is %d, want %d: %s", code, want, body)
+		}
+		return nil
+	}
+}
+
 // ctl runs metaflow-ctl (or metaflow-cli) against the server at addr and
 // returns its output and exit status.
 func ctl(t *testing.T, program, addr string, args ...string) (stdout, stderr string, status int) {
@@ -295,6 +314,7 @@ func TestAgentReportsPortInUse(t *testing.T) {
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
 	a.eventually(10*time.Second, func() error { return agentState(t, s.at.HTTP, "address already in use") })
+	a.eventually(10*time.Second, a.answersReady(http.StatusServiceUnavailable, `"listeners","ok":false`, "address already in use"))
 	_ = taken.Close()
 	a.eventually(10*time.Second, func() error { return listens(port) })
 	a.eventually(10*time.Second, func() error {
@@ -303,6 +323,7 @@ func TestAgentReportsPortInUse(t *testing.T) {
 		}
 		return nil
 	})
+	a.eventually(10*time.Second, a.answersReady(http.StatusOK, `"listeners","ok":true`))
 }
 
 // Two replicas of the server have the same state, and an acknowledged change

@@ -19,24 +19,7 @@ func TestAgentSaysWhyNoServerIsReached(t *testing.T) {
 	grpc, data, spool, port := ports.FreeAddress(t), t.TempDir(), t.TempDir(), ports.Free(t)
 	s := startStandaloneAt(t, data, grpc)
 	a := startAgent(t, spool, grpc)
-	ready := func(a *agentProcess, want int, words ...string) func() error {
-		return func() error {
-			code, body, err := get("http://" + a.http + "/ready")
-			if err != nil {
-				return err
-			}
-			for _, word := range words {
-				if !strings.Contains(body, word) {
-					return fmt.Errorf("/ready lacks %q: %s", word, body)
-				}
-			}
-			if code != want {
-				return fmt.Errorf("/ready is %d, want %d: %s", code, want, body)
-			}
-			return nil
-		}
-	}
-	a.eventually(time.Minute, ready(a, http.StatusOK))
+	a.eventually(time.Minute, a.answersReady(http.StatusOK))
 	file := filepath.Join(t.TempDir(), "group.yaml")
 	if err := os.WriteFile(file, fmt.Appendf(nil, "inputs: {integration: {enabled: true, listen_port: %d}}\n", port), 0o600); err != nil {
 		t.Fatal(err)
@@ -72,13 +55,13 @@ func TestAgentSaysWhyNoServerIsReached(t *testing.T) {
 	s.terminate()
 	a.eventually(time.Minute, send)
 	says(a.process, "no server takes this agent", "connection refused", "spooling requests to disk")
-	a.eventually(time.Minute, ready(a, http.StatusOK, "no server answers since", "connection refused", "in the spool"))
+	a.eventually(time.Minute, a.answersReady(http.StatusOK, "no server answers since", "connection refused", "in the spool"))
 	a.terminate()
 
 	a = startAgent(t, spool, grpc)
 	a.eventually(time.Minute, send)
-	a.eventually(time.Minute, ready(a, http.StatusServiceUnavailable, `"server","ok":false`, "connection refused", `"configuration","ok":true`))
+	a.eventually(time.Minute, a.answersReady(http.StatusServiceUnavailable, `"server","ok":false`, "connection refused", `"configuration","ok":true`))
 	startStandaloneAt(t, data, grpc)
-	a.eventually(time.Minute, ready(a, http.StatusOK))
+	a.eventually(time.Minute, a.answersReady(http.StatusOK))
 	says(a.process, `"connected to a server","after"`)
 }

@@ -50,6 +50,23 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("identify this host: %w", err)
 	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// The port comes before the agent's state: an agent that cannot start leaves nothing behind.
+	// It is served from run on.
+	check := func(name string, f func(*agent.Agent, context.Context) error) opshttp.Check {
+		return opshttp.Check{Name: name, Func: func(ctx context.Context) error { return f(a.agent, ctx) }}
+	}
+	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{
+		Logger: log, Gatherer: reg, Notices: cfg.exposures(), News: func() []string { return a.agent.Notices() },
+		Checks: []opshttp.Check{
+			check("server", (*agent.Agent).Reached), check("configuration", (*agent.Agent).Configured),
+			check("listeners", (*agent.Agent).Listening), check("spool", (*agent.Agent).Draining),
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(cfg.Spool.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("spool.dir: %w", err)
 	}
@@ -63,8 +80,6 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 	for _, e := range cfg.exposures() {
 		log.Warn("this agent is open to the network", slog.String("how", e))
 	}
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if a.up, err = upstream.New(cfg.Server, upstream.Options{Logger: log, Registerer: reg, AgentID: id.ID, Secret: secret}); err != nil {
 		return nil, err
 	}
@@ -97,14 +112,6 @@ func newApp(cfg *settings, log *slog.Logger) (_ *app, err error) {
 		Identity: id, Pods: a.podsOfHost(), Server: cfg.Server.Addresses[0], Version: program.Version(), StateDir: cfg.Spool.Dir, Logger: log, Registerer: reg,
 		Parked: agent.Parking{Folder: folder, MaxAge: cfg.Spool.ParkedMaxAge},
 	})
-	if err != nil {
-		return nil, err
-	}
-	a.http, err = opshttp.New(cfg.HTTP, opshttp.Options{Logger: log, Gatherer: reg, Notices: cfg.exposures(), News: a.agent.Notices, Checks: []opshttp.Check{
-		{Name: "server", Func: a.agent.Reached},
-		{Name: "configuration", Func: a.agent.Configured},
-		{Name: "spool", Func: a.agent.Draining},
-	}})
 	if err != nil {
 		return nil, err
 	}

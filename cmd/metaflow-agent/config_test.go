@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,6 +33,23 @@ func TestPrintedDefaultsGolden(t *testing.T) {
 	golden.Check(t, file, got, *update)
 	if code, _, stderr := execute(t, "config", "check", "--config", file); code != program.ExitOK {
 		t.Errorf("the printed configuration is invalid: exit status %d: %s", code, stderr)
+	}
+}
+
+// An agent that cannot open its port leaves no state behind.
+func TestTakenPortLeavesNoState(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	dir := filepath.Join(t.TempDir(), "spool")
+	code, _, stderr := execute(t, "run", "--server", "127.0.0.1:1", "--http-listen", taken.Addr().String(), "--spool-dir", dir)
+	if code != program.ExitFailed || !strings.Contains(stderr, "address already in use") {
+		t.Errorf("status %d, %s", code, stderr)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the state exists: %v", err)
 	}
 }
 

@@ -249,6 +249,10 @@ func (a *Agent) Notices() []string {
 	return []string{text}
 }
 
+// Listening is a check for /ready: it returns an error while a port of the
+// configuration cannot be opened.
+func (a *Agent) Listening(context.Context) error { return a.listeners.check() }
+
 // Draining is a check for /ready: it returns an error while a spool cannot be
 // drained because there is no room to park what servers reject.
 func (a *Agent) Draining(context.Context) error {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -66,6 +68,9 @@ type listeners struct {
 	bearers    *tokens.Set
 	confined   bool           // to loopback, because nothing allows more
 	failed     chan *endpoint // an endpoint whose receiver ended by itself
+
+	mu     sync.Mutex
+	closed map[string]string // why wanted ports are not open, by key
 }
 
 // newListeners reads the certificates and tokens of local once, so that a mistake shows at
@@ -122,7 +127,7 @@ func newListeners(local Config, f *forwarder, reg prometheus.Registerer, log *sl
 	}
 	return &listeners{
 		log: log, exceptions: e, bearers: bearers, confined: confined,
-		wanted: make(chan *agentconfig.Config, 1), failed: make(chan *endpoint),
+		wanted: make(chan *agentconfig.Config, 1), failed: make(chan *endpoint), closed: map[string]string{},
 		endpoints: []*endpoint{overHTTPPort, overGRPCPort},
 	}, nil
 }
@@ -194,15 +199,18 @@ func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 		e.has = settings{}
 	}
 	if e.wanted.port == 0 {
+		l.setClosed(e.key, "")
 		l.exceptions.set(e.key, "")
 		return
 	}
 	r, err := e.open(e.wanted)
 	if err != nil {
+		l.setClosed(e.key, err.Error())
 		l.exceptions.set(e.key, err.Error())
 		l.log.WarnContext(ctx, "cannot open listener, retrying", slog.String("key", e.key), slog.Any("error", err))
 		return
 	}
+	l.setClosed(e.key, "")
 	limits := l.limits(e.wanted.port)
 	l.exceptions.set(e.key, limits)
 	if limits != "" {
@@ -217,12 +225,36 @@ func (l *listeners) reconcile(ctx context.Context, e *endpoint) {
 		if running.Err() != nil {
 			return
 		}
+		l.setClosed(e.key, errText(err))
 		l.exceptions.set(e.key, errText(err))
 		select {
 		case l.failed <- e:
 		case <-running.Done():
 		}
 	}(e.ended)
+}
+
+// setClosed records why the wanted port of a key is not open; an empty cause, that it is or
+// that none is wanted.
+func (l *listeners) setClosed(key, cause string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cause == "" {
+		delete(l.closed, key)
+		return
+	}
+	l.closed[key] = cause
+}
+
+// check returns an error that names each wanted port that is not open and why.
+func (l *listeners) check() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for _, key := range slices.Sorted(maps.Keys(l.closed)) {
+		errs = append(errs, fmt.Errorf("%s: %s; it is tried again every %s", key, l.closed[key], bindRetry))
+	}
+	return errors.Join(errs...)
 }
 
 // limits says why other hosts do not reach a port, empty if they do.

@@ -146,7 +146,7 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 	}
 }
 
-// A port in use is an exception, and is opened once it is free.
+// A port in use is an exception and makes the agent unready, and is opened once it is free.
 func TestPortInUseIsRetried(t *testing.T) {
 	l := openListeners(t, nil)
 	other, err := net.Listen("tcp", "127.0.0.1:0")
@@ -157,8 +157,14 @@ func TestPortInUseIsRetried(t *testing.T) {
 	port := other.Addr().(*net.TCPAddr).Port
 	l.configure(integration(port, 0))
 	awaitExceptions(t, l, 1)
+	if err := l.check(); err == nil || !strings.Contains(err.Error(), "inputs.integration.listen_port: ") || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("while another program has the port, the check says %v", err)
+	}
 	_ = other.Close()
 	awaitExceptions(t, l, 0)
+	if err := l.check(); err != nil {
+		t.Errorf("the check of an open port says %v", err)
+	}
 	opens(t, port, true)
 }
 
