@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -114,8 +115,9 @@ func (o *options) verify(cmd *cobra.Command, cfg *verifyConfig, forever bool) er
 	}
 	defer func() { _ = sender.Close() }()
 	opts := verify.Options{Sender: sender, Store: verify.NewStore(db, cfg.ClickHouse.Database), Logger: log}
-	if !forever && isTerminal(cmd.ErrOrStderr()) {
-		opts.Progress = func(r verify.Report) { progressLine(cmd.ErrOrStderr(), &r) }
+	terminal := isTerminal(cmd.ErrOrStderr())
+	if !forever {
+		opts.Progress = progress(cmd.ErrOrStderr(), terminal)
 	}
 	verifier, err := verify.New(cfg.Verify, opts)
 	if err != nil {
@@ -126,10 +128,15 @@ func (o *options) verify(cmd *cobra.Command, cfg *verifyConfig, forever bool) er
 	}
 	// A wrong address or password is known before the first span.
 	if err := db.Ping(cmd.Context()); err != nil {
+		if clickhouse.IsLoginRefused(err) {
+			return fmt.Errorf("%w\nset ClickHouse's user with --clickhouse-user and the password in METAFLOW_CLICKHOUSE_PASSWORD", err)
+		}
 		return fmt.Errorf("%w\nset ClickHouse's address with --clickhouse", err)
 	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "sending %s to %s, and looking for them in ClickHouse at %s\n",
+		plan(cfg.Verify), cfg.Verify.Endpoint, strings.Join(cfg.ClickHouse.Addresses, ", "))
 	report := verifier.Run(cmd.Context(), graceOfOnce)
-	if opts.Progress != nil {
+	if terminal {
 		fmt.Fprint(cmd.ErrOrStderr(), "\r\x1b[K")
 	}
 	c := &call{Command: cmd, options: o}
@@ -227,10 +234,43 @@ func reportTable(r *verify.Report) *table {
 
 func short(d time.Duration) string { return d.Round(time.Millisecond).String() }
 
-func progressLine(w io.Writer, r *verify.Report) {
-	fmt.Fprintf(w, "\r\x1b[Ksent %d  acknowledged %d  stored %d  lost %d  twice %d", r.Sent, r.Acknowledged, r.Stored, r.Lost, r.Twice)
-	if r.Problem != "" {
-		fmt.Fprintf(w, "  (%.60s)", r.Problem)
+// plan says what is sent, and how long that takes at least.
+func plan(c verify.Config) string {
+	took := c.Duration
+	spans := fmt.Sprintf("%g spans/s", c.Rate)
+	if c.Spans > 0 {
+		spans = fmt.Sprintf("%d spans at %g/s", c.Spans, c.Rate)
+		if d := time.Duration(float64(c.Spans) / c.Rate * float64(time.Second)); took == 0 || d < took {
+			took = d
+		}
+	}
+	if took == 0 {
+		return spans
+	}
+	return fmt.Sprintf("%s (%s, and %s more to find copies)", spans, max(took.Round(time.Second), time.Second), c.Recheck)
+}
+
+// linesEvery is the pause between lines of progress where they do not replace each other.
+const linesEvery = 10 * time.Second
+
+// progress returns a function that writes the state of a run, at most once a second: on a
+// terminal in one line, elsewhere as a line every ten seconds.
+func progress(w io.Writer, terminal bool) func(verify.Report) {
+	written := time.Now()
+	return func(r verify.Report) {
+		if !terminal && time.Since(written) < linesEvery {
+			return
+		}
+		written = time.Now()
+		line := fmt.Sprintf("sent %d  acknowledged %d  stored %d  lost %d  twice %d", r.Sent, r.Acknowledged, r.Stored, r.Lost, r.Twice)
+		if r.Problem != "" {
+			line += fmt.Sprintf("  (%.60s)", r.Problem)
+		}
+		if terminal {
+			fmt.Fprint(w, "\r\x1b[K", line)
+		} else {
+			fmt.Fprintln(w, line)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func (d *DB) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.DialTimeout)
 	defer cancel()
 	if err := d.conn.Ping(ctx); err != nil {
-		return fmt.Errorf("ping clickhouse at %s: %w", d.addresses(), readable(err))
+		return fmt.Errorf("ping clickhouse at %s: %w", d.addresses(), readable(explain(ctx, d.cfg.Addresses, err)))
 	}
 	return nil
 }

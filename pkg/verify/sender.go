@@ -161,7 +161,7 @@ func (s *httpSender) Send(ctx context.Context, body []byte) error {
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return err
+		return wrongProtocol(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -228,6 +228,9 @@ func (s *grpcSender) Send(ctx context.Context, body []byte) error {
 		return partial(answer)
 	}
 	st := status.Convert(err)
+	if err := wrongProtocol(errors.New(st.Message())); final(err) {
+		return err
+	}
 	f := &Failure{error: fmt.Errorf("%s answers %s: %s", s.conn.Target(), st.Code(), st.Message())}
 	for _, detail := range st.Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {
@@ -237,6 +240,23 @@ func (s *grpcSender) Send(ctx context.Context, body []byte) error {
 	retryable := []codes.Code{codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss}
 	f.Retry = f.Retry || slices.Contains(retryable, st.Code())
 	return f
+}
+
+// wrongProtocol returns a final Failure if the endpoint speaks another protocol than its
+// scheme says, and otherwise err.
+func wrongProtocol(err error) error {
+	text := err.Error()
+	for _, m := range []struct{ sign, hint string }{
+		{`malformed HTTP response "\x00\x00`, "this port speaks gRPC: write the endpoint as grpc://HOST:PORT, usually port 20035"},
+		{"looked like an HTTP/1.1 header", "this port speaks HTTP, not gRPC: write the endpoint as http://HOST:PORT, usually port 4318 or an agent's 38086"},
+		{"server gave HTTP response to HTTPS client", "this port has no TLS: write the endpoint as http://HOST:PORT"},
+		{"first record does not look like a TLS handshake", "this port has no TLS: write the endpoint as grpc://HOST:PORT"},
+	} {
+		if strings.Contains(text, m.sign) {
+			return &Failure{error: fmt.Errorf("%s (%w)", m.hint, err)}
+		}
+	}
+	return err
 }
 
 // partial returns a Failure if an answer rejects spans.

@@ -226,3 +226,35 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		t.Errorf("a rate that needs too much memory: %v", err)
 	}
 }
+
+// A scheme that does not fit the port is named at once, with the one that does.
+func TestWrongProtocolIsNamed(t *testing.T) {
+	web := httptest.NewServer(http.NotFoundHandler())
+	defer web.Close()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rpc := grpc.NewServer()
+	done := make(chan struct{})
+	go func() { defer close(done); _ = rpc.Serve(listener) }()
+	defer func() { rpc.Stop(); <-done }()
+	webAddr, rpcAddr := strings.TrimPrefix(web.URL, "http://"), listener.Addr().String()
+	for endpoint, want := range map[string]string{
+		"http://" + rpcAddr:  "write the endpoint as grpc://HOST:PORT",
+		"grpc://" + webAddr:  "write the endpoint as http://HOST:PORT",
+		"https://" + webAddr: "this port has no TLS",
+		"grpcs://" + webAddr: "this port has no TLS",
+	} {
+		cfg := DefaultConfig()
+		cfg.Endpoint = endpoint
+		s, err := NewSender(cfg, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(t.Context(), nil); err == nil || !final(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want a final error with %q", endpoint, err, want)
+		}
+		s.Close()
+	}
+}
