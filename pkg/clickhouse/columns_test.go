@@ -25,8 +25,11 @@ const columnsHead = `# Columns
 The columns of the views, as ClickHouse describes them: ` + "`DESCRIBE metaflow.spans`" + ` shows the same. This page is
 generated (` + "`go test ./pkg/clickhouse -run TestColumnsPage -update`" + `).
 
-[Query](query.md) has examples, and [query-network](query-network.md) explains verdicts and measures. ` + "`otel_traces`" + ` has the
+[Query](query.md) has examples, and [query-network](query-network.md) explains verdicts and measures. ` + "`otel_traces` and `otel_traces_trace_id_ts`" + ` have the
 columns of the collector's ClickHouse exporter ([migrate](migrate-from-otel-exporter.md)).
+
+` + "`edges`, `call_ends` and `flow_ends`" + ` are parts of other views: the ends of calls and of connections
+before they are joined. Their columns change with every version; query ` + "`service_network`, `network_trouble` and `trace_network`" + ` instead.
 
 ## Values of attributes
 
@@ -77,6 +80,11 @@ func TestColumnsPage(t *testing.T) {
 		}
 		if len(left) > 0 {
 			t.Errorf("migrations/columns.txt describes columns that %s does not have: %s", name, strings.Join(left, ", "))
+		}
+	}
+	for view := range strings.Lines(queryText(t, d, "SELECT name FROM system.tables WHERE database = '"+d.cfg.Database+"' AND engine = 'View' ORDER BY name")) {
+		if view = strings.TrimSpace(view); !strings.Contains(page, "`"+view+"`") && !strings.Contains(page, "\n## "+view) && !strings.Contains(page, ", "+view+"\n") {
+			t.Errorf("docs/columns.md does not name the view %s", view)
 		}
 	}
 	path := filepath.Join("..", "..", "docs", "columns.md")
