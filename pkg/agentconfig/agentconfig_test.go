@@ -309,7 +309,7 @@ inputs:
 		"a table of a list": {text: "NAME                  AGENT_GROUP_ID\ndefault               g-default000\n", want: []string{"line 1: this is the table that 'agent-group-config list' prints, and not a configuration; 'agent-group-config list -o yaml' prints one"}},
 		"a table of groups": {text: "\nNAME     ID  \n", want: []string{"line 1: this is the table that 'agent-group-config list' prints, and not a configuration; 'agent-group-config list -o yaml' prints one"}},
 		"not YAML":          {text: "ok: 1\na: [", want: []string{"line 2: not YAML: did not find expected node content"}},
-		"tabs":              {text: "inputs:\n\tflow: 1", want: []string{"line 2: not YAML: found character that cannot start any token"}},
+		"tabs":              {text: "inputs:\n\tflow: 1", want: []string{"line 2: not YAML: a tab in the indentation, where YAML allows only spaces"}},
 		"two documents":     {text: "{}\n---\n{}\n", want: []string{"more than one YAML document; a configuration is one"}},
 		"broken at the end": {text: "{}\n---\n[", want: []string{"line 3: not YAML: did not find expected node content"}},
 		"a list":            {text: "- a", want: []string{"line 1: a list where keys with values are expected"}},

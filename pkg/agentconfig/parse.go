@@ -7,7 +7,6 @@ import (
 	"io"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -111,13 +110,13 @@ func (r *reader) text(text []byte) {
 	case errors.Is(err, io.EOF):
 		return // only comments
 	case err != nil:
-		r.notYAML(err)
+		r.notYAML(text, err)
 		return
 	}
 	switch err := decoder.Decode(new(yaml.Node)); {
 	case errors.Is(err, io.EOF):
 	case err != nil:
-		r.notYAML(err)
+		r.notYAML(text, err)
 		return
 	default:
 		r.fail(0, "more than one YAML document; a configuration is one")
@@ -133,16 +132,9 @@ func (r *reader) text(text []byte) {
 	}
 }
 
-// syntaxError splits an error of the YAML parser into line and message.
-var syntaxError = regexp.MustCompile(`^yaml: (?:line ([0-9]+): )?(.*)`)
-
-func (r *reader) notYAML(err error) {
-	line, text := 0, err.Error()
-	if parts := syntaxError.FindStringSubmatch(text); parts != nil {
-		line, _ = strconv.Atoi(parts[1]) // 0 if the message has no line
-		text = parts[2]
-	}
-	r.fail(line, "not YAML: %s", text)
+func (r *reader) notYAML(text []byte, err error) {
+	line, cause := values.SyntaxError(text, err)
+	r.fail(line, "not YAML: %s", cause)
 }
 
 // isTable reports whether text starts with the header of the table that lists

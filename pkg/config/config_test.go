@@ -252,8 +252,8 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 			env:  map[string]string{"METAFLOW_GRPC_SMALL": "x"},
 			want: []string{`grpc.small: "x" is not a whole number (METAFLOW_GRPC_SMALL)`},
 		},
-		"not YAML":      {file: "kafka: [", want: []string{"yaml: line 1: did not find expected node content (FILE)"}},
-		"two documents": {file: "roles: [writer]\n---\nroles: [gateway]\n", want: []string{"more than one YAML document, or broken after the first (FILE)"}},
+		"not YAML":      {file: "kafka: [", want: []string{"not YAML: did not find expected node content (FILE:1)"}},
+		"two documents": {file: "roles: [writer]\n---\nroles: [gateway]\n", want: []string{"more than one YAML document; a configuration is one (FILE)"}},
 		"secrets": {
 			file: "kafka:\n  sasl:\n    pasword: hunter2\n    pin: hunter2\n    password: [hunter2]\n",
 			env:  map[string]string{"METAFLOW_GRPC_SMALL": "-"},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -33,26 +34,34 @@ func readFile(name string, dst any) *file {
 	f := &file{name: name, lists: map[string]bool{}, sections: map[string]bool{}, values: map[string]fileValue{}, seen: map[string]bool{}}
 	walk(dst, func(fd field) { f.lists[fd.key] = fd.isList() }, func(s section) { f.sections[s.key] = true })
 
-	r, err := os.Open(name)
+	text, err := os.ReadFile(name)
 	if err != nil {
 		f.problem("", 0, "%v", err)
 		return f
 	}
-	defer r.Close()
-	decoder := yaml.NewDecoder(r)
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	var document yaml.Node
 	switch err := decoder.Decode(&document); {
 	case errors.Is(err, io.EOF):
 		return f // an empty file sets nothing
 	case err != nil:
-		f.problem("", 0, "%v", err)
+		f.notYAML(text, err)
 		return f
 	}
 	f.section("", document.Content[0])
-	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		f.problem("", 0, "more than one YAML document, or broken after the first")
+	switch err := decoder.Decode(new(yaml.Node)); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		f.notYAML(text, err)
+	default:
+		f.problem("", 0, "more than one YAML document; a configuration is one")
 	}
 	return f
+}
+
+func (f *file) notYAML(text []byte, err error) {
+	line, cause := values.SyntaxError(text, err)
+	f.problem("", line, "not YAML: %s", cause)
 }
 
 func (f *file) problem(key string, line int, format string, args ...any) {

@@ -31,17 +31,20 @@ func Program(keys []config.Key) string {
 		if k.Secret {
 			text += "; never printed"
 		}
-		row(t.section(title), "`"+k.Name+"`<br>`"+k.Env+"`", k.Type, k.Default, text)
+		row(t.section(title), "`"+k.Name+"`<br>`"+k.Env+"`", typeNames.Replace(k.Type), k.Default, text)
 	}
 	return t.String()
 }
+
+// typeNames gives types the names of references; comments in files describe values in words.
+var typeNames = strings.NewReplacer("list of text", "list of strings", "text", "string", "whole number", "integer", "true or false", "boolean")
 
 // Group renders the keys of an agent group's configuration.
 func Group(keys []agentconfig.Key) string {
 	var t tables
 	for _, k := range keys {
 		parts := strings.SplitN(k.Name, ".", 3) // inputs.integration.compression.trace belongs to inputs.integration
-		kind := k.Type
+		kind := typeNames.Replace(k.Type)
 		if k.Range != "" {
 			kind += ", " + k.Range
 		}

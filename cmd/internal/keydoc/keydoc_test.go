@@ -19,10 +19,10 @@ func TestProgram(t *testing.T) {
 		{Name: "group", Type: "text", Doc: "one of a|b", Env: "P_GROUP"},
 	})
 	want := "\n### Top level\n\n| key | value | default | meaning |\n|---|---|---|---|\n" +
-		"| `group`<br>`P_GROUP` | text | none | one of a\\|b |\n" +
+		"| `group`<br>`P_GROUP` | string | none | one of a\\|b |\n" +
 		"\n### `kafka`\n\n| key | value | default | meaning |\n|---|---|---|---|\n" +
-		"| `kafka.brokers`<br>`P_KAFKA_BROKERS` | list of text | `a:1,b:1` | where |\n" +
-		"| `kafka.tls.key`<br>`P_KAFKA_TLS_KEY` | text | `***` | if &lt;none>; never printed |\n"
+		"| `kafka.brokers`<br>`P_KAFKA_BROKERS` | list of strings | `a:1,b:1` | where |\n" +
+		"| `kafka.tls.key`<br>`P_KAFKA_TLS_KEY` | string | `***` | if &lt;none>; never printed |\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -30,13 +30,13 @@ func TestProgram(t *testing.T) {
 
 func TestGroup(t *testing.T) {
 	got := Group([]agentconfig.Key{
-		{Name: "inputs.flow.enabled", Type: "boolean", Default: "true", Doc: "Watch."},
-		{Name: "inputs.integration.compression.trace", Aliases: []string{"a.b", "c"}, Type: "boolean", Range: "1 or 2", Default: "false", Doc: "Compress."},
+		{Name: "inputs.flow.enabled", Type: "true or false", Default: "true", Doc: "Watch."},
+		{Name: "inputs.integration.compression.trace", Aliases: []string{"a.b", "c"}, Type: "whole number", Range: "1 or 2", Default: "false", Doc: "Compress."},
 	})
 	want := "\n### `inputs.flow`\n\n| key | value | default | meaning |\n|---|---|---|---|\n" +
 		"| `inputs.flow.enabled` | boolean | `true` | Watch. |\n" +
 		"\n### `inputs.integration`\n\n| key | value | default | meaning |\n|---|---|---|---|\n" +
-		"| `inputs.integration.compression.trace` | boolean, 1 or 2 | `false` | Compress. The predecessor's name: `a.b`, `c`. |\n"
+		"| `inputs.integration.compression.trace` | integer, 1 or 2 | `false` | Compress. The predecessor's name: `a.b`, `c`. |\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -27,10 +27,32 @@ type Configured[C Validator] struct {
 	Variables []string
 }
 
-// otherVariables have EnvPrefix but configure neither the server nor the agent:
+// otherVariables have EnvPrefix but set no key of a configuration:
 // those of metaflow-ctl, which the server's containers have too, those of tests, and
 // the library of standalone, beside which an agent may run.
 var otherVariables = []string{"METAFLOW_CTL_", "METAFLOW_TEST_", "METAFLOW_CHDB_"}
+
+// sections are the beginnings of the variables that set keys, of all programs: sections of
+// keys, and keys without a section. Programs may share an environment, so each one ignores
+// the sections that only others have. A misspelt variable is reported by the program whose
+// section it is in.
+var sections = []string{
+	// metaflow-server
+	"METAFLOW_ROLES", "METAFLOW_MIGRATE_AT_START", "METAFLOW_SHUTDOWN_GRACE", "METAFLOW_GRPC_", "METAFLOW_HTTP_", "METAFLOW_KAFKA_",
+	"METAFLOW_CLICKHOUSE_", "METAFLOW_RETENTION_", "METAFLOW_GATEWAY_", "METAFLOW_WRITER_", "METAFLOW_FLOW_WRITER_", "METAFLOW_CONTROL_",
+	"METAFLOW_RESOURCES_", "METAFLOW_EDGE_METRICS_", "METAFLOW_QUERY_", "METAFLOW_LOG_",
+	// metaflow-agent
+	"METAFLOW_ID", "METAFLOW_NAME", "METAFLOW_GROUP", "METAFLOW_CLUSTER", "METAFLOW_SERVER_", "METAFLOW_OTLP_", "METAFLOW_SPOOL_", "METAFLOW_KUBERNETES_",
+	// metaflow-ctl verify
+	"METAFLOW_VERIFY_",
+}
+
+// foreign returns the sections that have none of the keys.
+func foreign(keys []config.Key) []string {
+	return slices.DeleteFunc(slices.Clone(sections), func(section string) bool {
+		return slices.ContainsFunc(keys, func(k config.Key) bool { return strings.HasPrefix(k.Env, section) })
+	})
+}
 
 // Flags are the flags of a command that reads the configuration.
 type Flags[C Validator] struct {
@@ -89,19 +111,36 @@ func (f *Flags[C]) Load() (C, error) {
 // LoadOver loads the configuration over the defaults in cfg.
 func (f *Flags[C]) LoadOver(cfg C) error {
 	return config.Load(cfg, config.Options{
-		File: f.file, EnvPrefix: EnvPrefix, OtherVariables: append(slices.Clone(otherVariables), f.from.Variables...),
+		File: f.file, EnvPrefix: EnvPrefix, OtherVariables: slices.Concat(otherVariables, foreign(config.Keys(cfg, EnvPrefix)), f.from.Variables),
 		Flags: f.cmd.Flags(), FlagKeys: f.keys,
 	})
+}
+
+// fileFrom takes the file from the arguments of a command [FILE], which is as good as
+// --config.
+func (f *Flags[C]) fileFrom(args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if f.file != "" && f.file != args[0] {
+		return Usage("two configuration files: %s and --config %s", args[0], f.file)
+	}
+	f.file = args[0]
+	return nil
 }
 
 // Command returns the command config with check and print. keys are flags that
 // both accept besides --config.
 func (c Configured[C]) Command(keys map[string]string) *cobra.Command {
 	check := &cobra.Command{
-		Use: "check", Short: "Report all problems of the configuration; status 2 if there are any", Args: Args(cobra.NoArgs),
+		Use: "check [FILE]", Short: "Report all problems of the configuration; status 2 if there are any", Args: Args(cobra.MaximumNArgs(1)),
+		Long: "check reports all problems of the configuration in FILE or --config, the environment and the flags.",
 	}
 	checked := c.AddFlags(check, keys)
-	check.RunE = func(cmd *cobra.Command, _ []string) error {
+	check.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checked.fileFrom(args); err != nil {
+			return err
+		}
 		if _, err := checked.Load(); err != nil {
 			return err
 		}
@@ -109,10 +148,14 @@ func (c Configured[C]) Command(keys map[string]string) *cobra.Command {
 		return err
 	}
 	show := &cobra.Command{
-		Use: "print", Short: "Print every key with its value, default and meaning, as a valid configuration file", Args: Args(cobra.NoArgs),
+		Use: "print [FILE]", Short: "Print every key with its value, default and meaning, as a valid configuration file", Args: Args(cobra.MaximumNArgs(1)),
+		Long: "print prints the configuration of FILE or --config, the environment and the flags, and the default of every key that they do not set.",
 	}
 	shown := c.AddFlags(show, keys)
-	show.RunE = func(cmd *cobra.Command, _ []string) error {
+	show.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := shown.fileFrom(args); err != nil {
+			return err
+		}
 		cfg, err := shown.Load()
 		if err != nil {
 			return err
