@@ -11,6 +11,7 @@
 // embedded engine in its own process). Every connection between them goes over a
 // proxy of this program.
 //
-// The seed decides the faults and their order. It does not decide how they meet
+// Several runs may go on at a time: each has loopback addresses of its own. The seed
+// decides the faults and their order. It does not decide how they meet
 // the programs' work, so two runs with one seed differ.
 package main

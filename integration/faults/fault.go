@@ -49,14 +49,14 @@ var kinds = []kind{
 	{name: "view fails", plan: planViewFails},
 	{name: "rebalance", plan: planRebalance},
 	{name: "SIGTERM", plan: planTerminate},
-	{name: "offsets deleted", plan: planOffsetsDeleted, alone: true},
-	{name: "offsets reset", plan: planOffsetsReset, alone: true},
+	{name: "offsets deleted", plan: planOffsetsDeleted},
+	{name: "offsets reset", plan: planOffsetsReset},
 	{name: "topic grown", plan: planTopicGrown, alone: true},
 	{name: "topic made anew", plan: planTopicAnew, alone: true},
 	{name: "another leader", plan: planAnotherLeader},
-	{name: "log cut off", plan: planLogCutOff, alone: true},
+	{name: "log cut off", plan: planLogCutOff},
 	{name: "spool disk full", plan: planSpoolFull},
-	{name: "broker disk full", plan: planBrokerFull, alone: true},
+	{name: "broker disk full", plan: planBrokerFull},
 	{name: "clock jumps", plan: planClock},
 }
 

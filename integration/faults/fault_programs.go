@@ -147,6 +147,9 @@ func planTwoOwners(s *site, r *rand.Rand) (fault, bool) {
 	}, true
 }
 
+// extraServer is the writer that planRebalance adds.
+const extraServer = "server-4"
+
 // planRebalance starts one more writer, so that partitions change hands while others insert,
 // and ends it, so that they do again.
 func planRebalance(s *site, r *rand.Rand) (fault, bool) {
@@ -156,11 +159,10 @@ func planRebalance(s *site, r *rand.Rand) (fault, bool) {
 		how = "is killed"
 	}
 	return fault{
-		what: fmt.Sprintf("one more writer joins, and %s %s after it is ready", how, stays.Round(time.Millisecond)), takes: []string{"server-4"},
+		what: fmt.Sprintf("one more writer joins, and %s %s after it is ready", how, stays.Round(time.Millisecond)), takes: []string{extraServer},
 		run: func(ctx context.Context) error {
-			var addrs addresses
-			addrs.given, addrs.port = map[int]bool{}, 5_000+r.IntN(4_000)
-			srv, err := s.newServer("server-4", "writer", addrs.next(), addrs.next(), servers-1)
+			addrs := addresses{port: 20_000 + r.IntN(12_000)}
+			srv, err := s.newServer(extraServer, "writer", addrs.next(), addrs.next(), servers-1)
 			if err != nil {
 				return err
 			}

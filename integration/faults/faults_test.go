@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // Then the comparison itself is put to the test: rows are deleted and stored again behind its back.
 func TestFaults(t *testing.T) {
 	o := options{
-		faults: 10, seed: 1, engine: "embedded", rate: 400, items: 100, collectors: 2, settle: 4 * time.Minute, short: true,
+		faults: 10, together: 3, seed: 1, engine: "embedded", rate: 400, items: 100, collectors: 2, settle: 4 * time.Minute, short: true,
 		dir: t.TempDir(), bin: filepath.Join(t.TempDir(), "bin"), mounts: mayMount(), verbose: testing.Verbose(),
 	}
 	if text, ok := os.LookupEnv("METAFLOW_FAULTS_SEED"); ok {

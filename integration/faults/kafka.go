@@ -432,22 +432,22 @@ func (c *cluster) truncate(brokerIndex int, topic string, partition int32, bytes
 	return bytes, os.Truncate(last, info.Size()-bytes)
 }
 
-// addresses gives out loopback addresses that nothing listens on, outside the range from which
-// outgoing connections take theirs.
-type addresses struct {
-	given map[int]bool
-	port  int
+// loopback returns a loopback address of this process's own, so that several runs may go on at a time.
+func loopback(n int) string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>8&0x7f, pid&0xff, n)
 }
 
+// addresses gives out addresses that nothing listens on, outside the range from which
+// outgoing connections take their ports.
+type addresses struct{ port int }
+
 func (a *addresses) next() string {
-	if a.given == nil {
-		a.given, a.port = make(map[int]bool), 10_000+os.Getpid()%20_000
-	}
 	for {
-		if a.port++; a.port > 32_000 {
-			a.port = 10_000
+		if a.port++; a.port <= 10_000 || a.port > 32_000 {
+			a.port = 10_001
 		}
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port))
+		addr := net.JoinHostPort(loopback(1), strconv.Itoa(a.port))
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue

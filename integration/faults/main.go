@@ -18,12 +18,13 @@ import (
 func main() {
 	chengine.MaybeRunChild()
 	maybeServeBroker()
-	o := options{items: 200, collectors: 4}
+	o := options{items: 500, collectors: 4}
 	var only, programs string
 	flag.IntVar(&o.faults, "faults", 200, "how many faults")
+	flag.IntVar(&o.together, "together", 10, "at most so many faults at the same time")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().Unix()), "which faults, and in what order")
 	flag.StringVar(&o.engine, "engine", "apache", "apache or embedded")
-	flag.Float64Var(&o.rate, "rate", 3000, "spans a second, while nothing holds them up")
+	flag.Float64Var(&o.rate, "rate", 6000, "spans a second, while nothing holds them up")
 	flag.DurationVar(&o.settle, "settle", 3*time.Minute, "longest time until all is settled after faults; docs/guarantees.md promises 30s on an idle machine")
 	flag.StringVar(&only, "kinds", "", "only these kinds of faults, separated by commas")
 	flag.StringVar(&o.oldCommit, "from", "4a10f92", "commit whose programs are upgraded in the run; empty upgrades nothing")

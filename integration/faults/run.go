@@ -16,6 +16,7 @@ import (
 // options are what a run does.
 type options struct {
 	faults     int
+	together   int // at most so many at the same time
 	seed       uint64
 	engine     string  // apache or embedded
 	rate       float64 // spans a second
@@ -135,7 +136,7 @@ func (s *site) schedule(ctx context.Context, stop <-chan struct{}, r *result) (c
 		if upgradeAt >= 0 && r.all.faults >= upgradeAt {
 			upgradeAt = -1
 			faults = []fault{s.upgrade()}
-		} else if faults = bag.draw(s, min(number(rng), s.o.faults-r.all.faults)); len(faults) == 0 {
+		} else if faults = bag.draw(s, min(1+rng.IntN(s.o.together), s.o.faults-r.all.faults)); len(faults) == 0 {
 			return cycles, errors.New("no kind of fault is possible")
 		}
 		s.load.spans.setCycle(n)
@@ -176,18 +177,6 @@ func (s *site) schedule(ctx context.Context, stop <-chan struct{}, r *result) (c
 		}
 	}
 	return cycles, nil
-}
-
-// number draws how many faults are under way at the same time.
-func number(r *rand.Rand) int {
-	switch n := r.IntN(10); {
-	case n < 4:
-		return 1
-	case n < 7:
-		return 2
-	default:
-		return 3
-	}
 }
 
 func (r *result) add(c cycle) {

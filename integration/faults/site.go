@@ -230,7 +230,7 @@ func (s *site) startAgents(ctx context.Context, addrs *addresses) error {
 			upstream = append(upstream, l.addr())
 		}
 		name := fmt.Sprintf("agent-%d", i+1)
-		bind := fmt.Sprintf("127.0.0.%d", i+2)
+		bind := loopback(i + 2)
 		a := &agent{http: addrs.next(), otlp: net.JoinHostPort(bind, port), spool: filepath.Join(s.dir, name)}
 		config := filepath.Join(s.dir, name+".yaml")
 		yaml := fmt.Sprintf(`server: {addresses: [%s], timeout: 6s, connect_timeout: 2s, max_backoff: 2s}

@@ -1,74 +1,109 @@
 package traces_test
 
 import (
-	"encoding/hex"
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/collector/pdata/ptrace"
 	"go.opentelemetry.io/collector/pdata/ptrace/ptraceotlp"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
-// The walk finds the spans that the official runtime finds, and that pdata, the
-// collector's own decoder, finds in what both accept. pdata skips groups and fields of
-// a wrong type differently, so it is asked about messages as the runtime writes them.
+// FuzzWalk holds the walk to what the official runtime and pdata read.
 func FuzzWalk(f *testing.F) {
-	f.Add([]byte(nil))
-	f.Add(otlptest.New(1, otlptest.Options{}).RequestBytes(3))
-	for _, b := range otlptest.Hostile(20, 1_700_000_000_000_000_000) {
+	for _, b := range walkSeeds() {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var req coltracepb.ExportTraceServiceRequest
-		err := proto.Unmarshal(in, &req)
-		if got := traces.Signal.Check(in); (got != nil) != (err != nil) {
-			t.Fatalf("Check = %v, the official runtime: %v", got, err)
-		}
-		if err != nil {
-			return
-		}
-		var want []string
-		for _, rs := range req.ResourceSpans {
-			for _, ss := range rs.ScopeSpans {
-				for _, s := range ss.Spans {
-					want = append(want, hex.EncodeToString(s.TraceId)+"/"+hex.EncodeToString(s.SpanId)+"/"+s.Name)
-				}
-			}
-		}
-		if got := traces.Signal.Count(in); got != len(want) {
-			t.Fatalf("Count = %d, the official runtime: %d", got, len(want))
-		}
-		written, err := proto.Marshal(&req)
-		if err != nil {
+		if _, err := compareWalk(in); err != nil {
 			t.Fatal(err)
 		}
-		if got := traces.Signal.Count(written); got != len(want) {
-			t.Fatalf("Count = %d once written again, want %d", got, len(want))
-		}
-		other := ptraceotlp.NewExportRequest()
-		if other.UnmarshalProto(written) != nil {
-			return // it wants ids of the right length
-		}
-		var got []string
-		for _, rs := range other.Traces().ResourceSpans().All() {
-			for _, ss := range rs.ScopeSpans().All() {
-				for _, s := range ss.Spans().All() {
-					trace, span := s.TraceID(), s.SpanID()
-					got = append(got, hex.EncodeToString(trace[:])+"/"+hex.EncodeToString(span[:])+"/"+s.Name())
-				}
-			}
-		}
-		for i := range want {
-			if i < len(got) && len(want[i]) < len(got[i]) { // pdata reads no id as zeros
-				got[i] = want[i]
-			}
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Fatalf("spans of the official runtime and of pdata (-want +got):\n%s", diff)
-		}
 	})
+}
+
+// walkSeeds are what inputs are made of, always in the same order.
+func walkSeeds() [][]byte {
+	seeds := [][]byte{nil, otlptest.New(1, otlptest.Options{}).RequestBytes(3)}
+	hostile := otlptest.Hostile(20, 1_700_000_000_000_000_000)
+	for _, name := range slices.Sorted(maps.Keys(hostile)) {
+		seeds = append(seeds, hostile[name])
+	}
+	return seeds
+}
+
+// readers is which decoders accepted an input, and how many spans it has.
+type readers struct {
+	runtime, pdata bool
+	spans          int
+}
+
+// compareWalk returns an error unless the walk finds in the input the spans that the official
+// runtime finds, and that pdata, the collector's own decoder, finds in what both accept. pdata skips
+// groups and fields of a wrong type differently, so it is asked about messages as the runtime writes
+// them.
+func compareWalk(in []byte) (by readers, err error) {
+	var req coltracepb.ExportTraceServiceRequest
+	err = proto.Unmarshal(in, &req)
+	if got := traces.Signal.Check(in); (got != nil) != (err != nil) {
+		return by, fmt.Errorf("Check = %w, the official runtime: %w", got, err)
+	}
+	if err != nil {
+		return by, nil
+	}
+	by.runtime = true
+	var want []*tracepb.Span
+	for _, rs := range req.GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			want = append(want, ss.GetSpans()...)
+		}
+	}
+	by.spans = len(want)
+	if got := traces.Signal.Count(in); got != len(want) {
+		return by, fmt.Errorf("Count = %d, the official runtime: %d", got, len(want))
+	}
+	written, err := proto.Marshal(&req)
+	if err != nil {
+		return by, err
+	}
+	if got := traces.Signal.Count(written); got != len(want) {
+		return by, fmt.Errorf("Count = %d once written again, want %d", got, len(want))
+	}
+	other := ptraceotlp.NewExportRequest()
+	if other.UnmarshalProto(written) != nil {
+		return by, nil // it wants ids of the right length
+	}
+	by.pdata = true
+	return by, compareSpans(want, other.Traces())
+}
+
+func compareSpans(want []*tracepb.Span, got ptrace.Traces) error {
+	if n := got.SpanCount(); n != len(want) {
+		return fmt.Errorf("pdata reads %d spans, the official runtime %d", n, len(want))
+	}
+	i := 0
+	for _, rs := range got.ResourceSpans().All() {
+		for _, ss := range rs.ScopeSpans().All() {
+			for _, s := range ss.Spans().All() {
+				trace, span, w := s.TraceID(), s.SpanID(), want[i]
+				if !sameID(w.GetTraceId(), trace[:]) || !sameID(w.GetSpanId(), span[:]) || w.GetName() != s.Name() {
+					return fmt.Errorf("span %d of pdata is %s/%s %q, of the official runtime %x/%x %q", i, trace, span, s.Name(), w.GetTraceId(), w.GetSpanId(), w.GetName())
+				}
+				i++
+			}
+		}
+	}
+	return nil
+}
+
+// sameID takes no id for zeros, as pdata does.
+func sameID(want, got []byte) bool {
+	return bytes.Equal(want, got) || len(want) == 0 && bytes.Equal(got, make([]byte, len(got)))
 }
