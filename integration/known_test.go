@@ -55,17 +55,24 @@ func settled(addr string) func() error {
 	}
 }
 
-// metric returns the sum of a metric's series whose labels contain the text.
+// metric returns the sum of a metric's series that contain the text, which is a label's or empty.
 func metric(t *testing.T, addr, name, label string) float64 {
 	t.Helper()
 	_, metrics, err := get("http://" + addr + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sumOf(t, metrics, name, label)
+}
+
+// sumOf does that for metrics that were read already.
+func sumOf(t *testing.T, metrics, name, label string) float64 {
+	t.Helper()
 	sum := 0.0
 	for line := range strings.Lines(metrics) {
 		var value float64
-		if !strings.HasPrefix(line, name+"{") || !strings.Contains(line, label) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest[0] != '{' && rest[0] != ' ' || !strings.Contains(line, label) {
 			continue
 		}
 		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' '):], &value); err != nil {

@@ -108,6 +108,10 @@ func (p *port) run(ctx context.Context) error {
 	for _, f := range o.beneath {
 		beneath.run(ctx, f)
 	}
+	beneath.run(ctx, func(ctx context.Context) error {
+		collectSooner(ctx, receiver.Budget())
+		return nil
+	})
 	return errors.Join(receivers.Wait(), beneath.stop(), producing.stop())
 }
 

@@ -8,7 +8,8 @@
 // recognizes by the hash.
 //
 // The gateway holds no data of its own: the data in memory belongs to requests
-// that are not answered yet. Its receiver bounds how much that is.
+// that are not answered yet. Its receiver bounds how much that is. While a request waits
+// for Kafka it holds its records and not its body, so it takes little more than its size.
 package gateway
 
 import (
@@ -24,6 +25,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/inflight"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/tokens"
@@ -169,13 +171,36 @@ type Gateway struct {
 	opts    Options
 	metrics *metrics
 	sender  sender
-	work    sync.Pool // of *work
+
+	splitters sync.Pool // of *signal.Splitter
+	waits     sync.Pool // of *waiting
+	values    inflight.Buffers
 }
 
-// work is the memory that one request needs.
-type work struct {
-	splitter *signal.Splitter
-	batch    []kafka.Outgoing
+// waiting is the memory of a request that waits for Kafka.
+type waiting struct {
+	batch  []kafka.Outgoing
+	values *[]byte               // of the batch's records; nil for none
+	buffer func(size int) []byte // sets values
+}
+
+func (g *Gateway) newWaiting() *waiting {
+	w := new(waiting)
+	w.buffer = func(size int) []byte {
+		w.values = g.values.Get(size)
+		return *w.values
+	}
+	return w
+}
+
+func (g *Gateway) release(w *waiting) {
+	clear(w.batch)
+	w.batch = w.batch[:0]
+	if w.values != nil {
+		g.values.Put(w.values)
+		w.values = nil
+	}
+	g.waits.Put(w)
 }
 
 // New returns a Gateway that hands records of sig to producer. It starts nothing.
@@ -189,7 +214,8 @@ func New(cfg Config, sig *signal.Signal, producer Producer, opts Options) (*Gate
 		producer: producer, metrics: g.metrics, now: opts.Now, window: opts.DedupWindow,
 		signal: sig, maxRecordBytes: opts.MaxRecordBytes,
 	}
-	g.work.New = func() any { return &work{splitter: sig.NewSplitter()} }
+	g.splitters.New = func() any { return sig.NewSplitter() }
+	g.waits.New = func() any { return g.newWaiting() }
 	return g, nil
 }
 
@@ -202,42 +228,53 @@ func (g *Gateway) Consume(ctx context.Context, req signal.Request) (signal.Resul
 	if err != nil {
 		return signal.Result{}, err
 	}
-	w := g.work.Get().(*work)
-	defer g.work.Put(w)
+	w := g.waits.Get().(*waiting)
+	defer g.release(w)
 	now := g.opts.Now()
-	received := g.cfg.firstReceipt(&req, now)
+	from := request{Request: &req, received: g.cfg.firstReceipt(&req, now)}
 	layout := g.sender.producer.Layout()
-	window := signal.WindowAt(received, g.cfg.AcceptPast, g.cfg.AcceptFuture)
-	records, rejected, err := w.splitter.Split(req.Body, signal.Options{
-		Partitions: layout.Partitions, Window: window, MaxRecordBytes: g.opts.MaxRecordBytes,
-	})
+	from.marked = g.sender.marks(layout, now)
+	options := signal.Options{
+		Partitions: layout.Partitions, Window: signal.WindowAt(from.received, g.cfg.AcceptPast, g.cfg.AcceptFuture),
+		MaxRecordBytes: g.opts.MaxRecordBytes, Buffer: w.buffer,
+	}
+	items, rejected, err := g.split(w, &from, options, now)
 	if err != nil {
-		g.metrics.malformed.Inc()
-		return signal.Result{}, fault.As(fault.Rejected, fmt.Errorf("read %s: %w", g.signal.Request, err))
-	}
-	if g.signal.Sender != nil {
-		if err := g.checkSender(&req); err != nil {
-			g.metrics.foreign.Inc()
-			return signal.Result{}, fault.As(fault.Rejected, err)
-		}
-	}
-	items := 0
-	w.batch = w.batch[:0]
-	from := request{Request: &req, received: received, marked: g.sender.marks(layout, now)}
-	oversize := g.sender.oversizeAt(now)
-	for _, r := range records {
-		items += r.Items
-		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Content, len(r.Value) >= oversize))
+		return signal.Result{}, err
 	}
 	bill.charge(g.signal, items, len(req.Body))
 	g.metrics.received(items, &rejected)
+	req.ReleaseBody() // only the records wait
 	if err := g.sender.send(ctx, &from, w.batch, items); err != nil {
 		return signal.Result{}, err
 	}
 	if rejected.Total() == 0 {
 		return signal.Result{}, nil
 	}
-	return signal.Result{Rejected: rejected.Total(), Message: g.signal.Explain(&rejected, window, g.opts.MaxRecordBytes)}, nil
+	return signal.Result{Rejected: rejected.Total(), Message: g.signal.Explain(&rejected, options.Window, g.opts.MaxRecordBytes)}, nil
+}
+
+// split makes w.batch the records of a request, and returns how many items they have.
+func (g *Gateway) split(w *waiting, from *request, options signal.Options, now time.Time) (items int, rejected signal.Rejected, err error) {
+	splitter := g.splitters.Get().(*signal.Splitter)
+	defer g.splitters.Put(splitter)
+	records, rejected, err := splitter.Split(from.Body, options)
+	if err != nil {
+		g.metrics.malformed.Inc()
+		return 0, rejected, fault.As(fault.Rejected, fmt.Errorf("read %s: %w", g.signal.Request, err))
+	}
+	if g.signal.Sender != nil {
+		if err := g.checkSender(from.Request); err != nil {
+			g.metrics.foreign.Inc()
+			return 0, rejected, fault.As(fault.Rejected, err)
+		}
+	}
+	oversize := g.sender.oversizeAt(now)
+	for _, r := range records {
+		items += r.Items
+		w.batch = append(w.batch, from.outgoing(r.Partition, r.Value, r.Content, len(r.Value) >= oversize))
+	}
+	return items, rejected, nil
 }
 
 // maxAgentID is several times as long as ids are, and short enough for an

@@ -5,12 +5,12 @@ import (
 	"sync"
 )
 
-// Buffer sizes are a quarter of an octave apart, so that less than a fifth of a buffer is
+// Buffer sizes are an eighth of an octave apart, so that less than a ninth of a buffer is
 // unused: a Budget's count is close to the memory in use.
 const (
 	smallestShift  = 12 // 128 MiB; larger ones are not pooled
 	largestShift   = 27 // 128 MiB; larger ones are not kept
-	stepsPerOctave = 4
+	stepsPerOctave = 8
 	sizeClasses    = (largestShift-smallestShift)*stepsPerOctave + 1
 )
 

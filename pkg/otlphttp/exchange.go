@@ -151,12 +151,18 @@ func (x *exchange) answer(r *http.Request, f form) (answer *reply) {
 		}
 		x.peer.Leave(x.granted)
 		if x.buffer != nil && returned {
-			s.buffers.Put(x.buffer)
+			x.ReleaseBody()
 		}
 	}()
 	answer = x.receiveAndConsume(r, f)
 	returned = true
 	return answer
+}
+
+// ReleaseBody implements signal.Lender.
+func (x *exchange) ReleaseBody() {
+	x.server.buffers.Put(x.buffer)
+	x.buffer = nil
 }
 
 func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
@@ -180,7 +186,7 @@ func (x *exchange) receiveAndConsume(r *http.Request, f form) *reply {
 		}
 	}
 	s.metrics.bytes.WithLabelValues(formPlain).Add(float64(len(body)))
-	result, err := s.consumer.Consume(r.Context(), signal.Request{Body: body, Peer: peerOf(r.RemoteAddr)})
+	result, err := s.consumer.Consume(r.Context(), signal.Request{Body: body, Lender: x, Peer: peerOf(r.RemoteAddr)})
 	if err != nil {
 		return s.failed(err)
 	}

@@ -12,7 +12,7 @@ import (
 type message struct {
 	server  *Server
 	call    *call
-	body    *[]byte          // nil until received, or if refused
+	body    *[]byte          // nil until received, if refused, and once released
 	refused inflight.Refusal // set if the actual size did not fit
 }
 
@@ -39,12 +39,18 @@ func (m *message) take(data mem.BufferSlice) {
 // a request being copied takes twice its size and counts once.
 const largeCopy = 256 << 10
 
+// ReleaseBody implements signal.Lender.
+func (m *message) ReleaseBody() {
+	m.server.buffers.Put(m.body)
+	m.body = nil
+}
+
 // release returns everything. Without reuse the body is not pooled, because another
 // goroutine may still read it.
 func (m *message) release(reuse bool) {
 	m.call.release()
 	if m.body != nil && reuse {
-		m.server.buffers.Put(m.body)
+		m.ReleaseBody()
 	}
 }
 

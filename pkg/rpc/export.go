@@ -175,7 +175,7 @@ func (s *service) receiveAndConsume(ctx context.Context, m *message, receive fun
 	if len(*m.body) == 0 {
 		return response{}, nil
 	}
-	result, err := s.consumer.Consume(ctx, s.requestOf(ctx, *m.body))
+	result, err := s.consumer.Consume(ctx, s.requestOf(ctx, m))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
@@ -185,9 +185,10 @@ func (s *service) receiveAndConsume(ctx context.Context, m *message, receive fun
 	return response(signal.AppendResponse(nil, result)), nil
 }
 
-func (s *Server) requestOf(ctx context.Context, body []byte) signal.Request {
+func (s *Server) requestOf(ctx context.Context, m *message) signal.Request {
 	return signal.Request{
-		Body:     body,
+		Body:     *m.body,
+		Lender:   m,
 		Agent:    firstValue(ctx, schema.MetadataAgent),
 		Resend:   firstValue(ctx, schema.MetadataResend) == "1" && (s.auth == nil || s.auth.Authenticated(ctx)),
 		Received: receivedOf(ctx),

@@ -12,8 +12,11 @@ import (
 // Request is one request as a receiver hands it to its consumer.
 type Request struct {
 	// Body holds the protobuf bytes, decompressed and not checked. It belongs to
-	// the consumer until its method returns, and to other requests afterwards.
+	// the consumer until its method returns or calls ReleaseBody, and to other
+	// requests afterwards.
 	Body []byte
+	// Lender takes Body back. It may be nil.
+	Lender Lender
 	// Agent is the id that the client gave in its metadata, empty when none.
 	Agent string
 	// Resend means that the client may have delivered the same data before.
@@ -23,6 +26,19 @@ type Request struct {
 	Received time.Time
 	// Peer is the client's address, invalid when it is not an IP's.
 	Peer netip.AddrPort
+}
+
+// Lender lends the memory of a body.
+type Lender interface{ ReleaseBody() }
+
+// ReleaseBody gives Body back before the consumer returns, so that its memory can
+// serve another request while this one waits.
+func (r *Request) ReleaseBody() {
+	r.Body = nil
+	if r.Lender != nil {
+		r.Lender.ReleaseBody()
+		r.Lender = nil
+	}
 }
 
 // Result is what became of a request that was accepted. The zero value is full

@@ -28,11 +28,14 @@ type Splitter struct {
 	items    []itemRef
 	order    []uint32 // indexes into items, by partition, in the request's order
 	starts   []int    // where each partition begins in order
-	runs     []run    // of the record being written
+	planned  []run    // of all records, one record after the other
+	plans    []plan   // of all records
+	runs     []run    // of the record being written, a part of planned
 	sizes    []int    // of the record being written: see measure
 	records  []Record
 	out      []byte         // the records' values, one after the other
-	budget   int            // how many bytes out may still grow by
+	room     int            // a bound of the bytes that out will get
+	budget   int            // how many bytes of the request records may still repeat
 	rejected []rejectedItem // the first few
 }
 
@@ -62,12 +65,24 @@ type run struct {
 	size     int // of the group's payload
 }
 
+// plan is a record that is to be written.
+type plan struct {
+	partition int
+	from, to  int // in Splitter.planned
+	items     int
+	late      int // of these items
+}
+
 // Options are the rules of a Split.
 type Options struct {
 	Partitions     int    // at least 1
 	Window         Window // in which items must lie
 	MaxRecordBytes int    // no record's value is larger
 	SplitBytes     int    // a record with a larger value holds one item; 0 means MaxRecordBytes
+
+	// Buffer returns memory of at least this size for the records, which stay valid as long as it
+	// does. Nil means memory of the Splitter.
+	Buffer func(size int) []byte
 }
 
 // splitBytes is where records are split.
@@ -107,11 +122,11 @@ func (s *Splitter) Split(req []byte, opts Options) ([]Record, Rejected, error) {
 		return nil, Rejected{}, err
 	}
 	s.sort(opts.Partitions)
-	s.reserve(req)
 	s.budget = s.signal.Repeats*len(req) + s.signal.Spare
 	for p := range opts.Partitions {
-		s.writePartition(req, p, opts.splitBytes(), &rejected)
+		s.planPartition(p, opts.splitBytes(), &rejected)
 	}
+	s.write(req, opts.Buffer)
 	s.signal.name(&rejected, req, s.rejected)
 	return s.records, rejected, nil
 }
@@ -127,9 +142,9 @@ func (s *Splitter) Cut(req []byte, maxBytes int) ([]Record, Rejected, error) {
 		return nil, Rejected{}, err
 	}
 	s.sort(1)
-	s.reserve(req)
 	s.budget = 2*len(req) + s.signal.Spare // enough but for a group that is made to be repeated
-	s.writePartition(req, 0, maxBytes, &rejected)
+	s.planPartition(0, maxBytes, &rejected)
+	s.write(req, nil)
 	s.signal.name(&rejected, req, s.rejected)
 	return s.records, rejected, nil
 }
@@ -151,6 +166,7 @@ func (s *Splitter) walkOrRepair(req []byte, opts *Options) ([]byte, Rejected, er
 func (s *Splitter) walk(req []byte, opts *Options, rejected *Rejected) bool {
 	s.segments, s.groups, s.items = s.segments[:0], s.groups[:0], s.items[:0]
 	s.records, s.out, s.rejected = s.records[:0], s.out[:0], s.rejected[:0]
+	s.planned, s.plans, s.room = s.planned[:0], s.plans[:0], 0
 	return s.walkGroup(req, 0, 0, 0, opts, rejected)
 }
 
@@ -304,36 +320,27 @@ func (s *Splitter) sort(partitions int) {
 	s.starts[0] = 0
 }
 
-// reserve makes out large enough for most requests at once. Records already
-// written keep their bytes when it still has to grow: they point into the old
-// array.
-func (s *Splitter) reserve(req []byte) {
-	if want := len(req) + len(req)/2; cap(s.out) < want {
-		s.out = make([]byte, 0, want)
-	}
-}
-
-// writePartition writes the records of partition p. It rejects items for which
-// nothing is left of the budget. Where one record ends and the next begins
-// depends on all items, late ones included.
-func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejected) {
-	s.runs = s.runs[:0]
+// planPartition plans the records of partition p. It rejects items for which nothing is left
+// of the budget. Where one record ends and the next begins depends on all items, late ones
+// included.
+func (s *Splitter) planPartition(p, splitBytes int, rejected *Rejected) {
 	envelope := s.groups[0].size
 	if s.leaf == 0 {
 		envelope = 0 // the run's group is the request
 	}
-	total, items, late := envelope, 0, 0 // of the record so far; total is an upper bound
+	next := plan{partition: p, from: len(s.planned)}
+	total := envelope // of the record so far, an upper bound
 	for o := s.starts[p]; o < s.starts[p+1]; o++ {
 		it := &s.items[s.order[o]]
 		size := it.to - it.from
-		added := size + s.overhead(it.group)
-		if total+added > splitBytes && items > 0 {
-			s.writeRecord(req, p, items, late)
-			s.runs, total, items, late = s.runs[:0], envelope, 0, 0
-			added = size + s.overhead(it.group)
+		added := size + s.overhead(next.from, it.group)
+		if total+added > splitBytes && next.items > 0 {
+			s.plan(next, total)
+			next, total = plan{partition: p, from: len(s.planned)}, envelope
+			added = size + s.overhead(next.from, it.group)
 		}
 		cost := added
-		if items == 0 {
+		if next.items == 0 {
 			cost += envelope
 		}
 		if cost > s.budget {
@@ -342,30 +349,56 @@ func (s *Splitter) writePartition(req []byte, p, splitBytes int, rejected *Rejec
 			continue
 		}
 		s.budget -= cost
-		if n := len(s.runs); n == 0 || s.runs[n-1].group != it.group {
-			s.runs = append(s.runs, run{group: it.group, from: o, size: s.groups[it.group].size})
+		if n := len(s.planned); n == next.from || s.planned[n-1].group != it.group {
+			s.planned = append(s.planned, run{group: it.group, from: o, size: s.groups[it.group].size})
 		}
-		r := &s.runs[len(s.runs)-1]
+		r := &s.planned[len(s.planned)-1]
 		r.to = o + 1
 		r.size += size
 		total += added
-		items++
+		next.items++
 		if it.late != Accepted {
-			late++
+			next.late++
 			s.reject(it.late, it.to, rejected)
 		}
 	}
-	if items > 0 {
-		s.writeRecord(req, p, items, late)
+	s.plan(next, total)
+}
+
+// plan adds a record of at most that many bytes, unless none of its items can be stored.
+func (s *Splitter) plan(p plan, bytes int) {
+	if p.items == p.late {
+		s.planned = s.planned[:p.from]
+		return
+	}
+	p.to = len(s.planned)
+	s.plans = append(s.plans, p)
+	if s.room += bytes; p.late > 0 {
+		s.room += bytes // its value is apart from its content
 	}
 }
 
-// overhead bounds the bytes that an item of group g adds beside its own:
-// nothing, or those of the groups that are not the last run's.
-func (s *Splitter) overhead(g int) int {
+// write writes the planned records.
+func (s *Splitter) write(req []byte, buffer func(size int) []byte) {
+	switch {
+	case buffer != nil:
+		s.out = buffer(s.room)[:0]
+		defer func() { s.out = nil }()
+	case cap(s.out) < s.room:
+		s.out = make([]byte, 0, s.room)
+	}
+	for _, p := range s.plans {
+		s.runs = s.planned[p.from:p.to]
+		s.writeRecord(req, p)
+	}
+}
+
+// overhead bounds the bytes that an item of group g adds beside its own to the record
+// whose runs begin at first: nothing, or those of the groups that are not the last run's.
+func (s *Splitter) overhead(first, g int) int {
 	last := -1
-	if n := len(s.runs); n > 0 {
-		if last = s.runs[n-1].group; last == g {
+	if n := len(s.planned); n > first {
+		if last = s.planned[n-1].group; last == g {
 			return 0
 		}
 	}
@@ -382,19 +415,16 @@ func (s *Splitter) overhead(g int) int {
 	return size
 }
 
-// writeRecord writes the gathered runs, which hold that many items, as one record. The
-// late ones of them are only in its Content.
-func (s *Splitter) writeRecord(req []byte, p, items, late int) {
-	if items == late {
-		return
-	}
+// writeRecord writes the runs as one record. The late ones of its items are only in its
+// Content.
+func (s *Splitter) writeRecord(req []byte, p plan) {
 	content := s.writeRuns(req)
 	value := content
-	if late > 0 {
+	if p.late > 0 {
 		s.dropLate()
 		value = s.writeRuns(req)
 	}
-	s.records = append(s.records, Record{Partition: p, Value: value, Items: items - late, Content: content})
+	s.records = append(s.records, Record{Partition: p.partition, Value: value, Items: p.items - p.late, Content: content})
 }
 
 // dropLate makes the runs those of the items that are not late.

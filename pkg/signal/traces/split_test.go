@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -493,4 +494,69 @@ func TestCut(t *testing.T) {
 	if _, _, err := traces.Signal.NewSplitter().Cut([]byte("garbage"), 1500); !errors.Is(err, signal.ErrMalformed) {
 		t.Errorf("garbage: %v", err)
 	}
+}
+
+// Split asks for memory once, and the records fit into it: a request that waits holds no more than that.
+func TestRecordsFitTheirBuffer(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	requests := otlptest.New(1, otlptest.Options{Start: start, SpansPerSecond: 1000})
+	splitter := traces.Signal.NewSplitter()
+	asked, used, late := 0, 0, 0
+	for i := range 500 {
+		in := requests.RequestBytes(1 + i%70)
+		opts := options()
+		opts.Window = signal.Window{Earliest: uint64(start.UnixNano()), Latest: uint64(start.Add(time.Hour).UnixNano())}
+		opts.Partitions = 1 + i%7
+		opts.SplitBytes = []int{0, 100, 5000}[i%3]
+		if i%2 == 0 {
+			opts.Window.Latest = medianEnd(t, in)
+		}
+		var buffer []byte
+		opts.Buffer = func(size int) []byte {
+			if buffer != nil {
+				t.Fatal("memory was asked for twice")
+			}
+			buffer = make([]byte, size)
+			asked += size
+			return buffer
+		}
+		records, _, err := splitter.Split(in, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		for _, r := range records {
+			if &r.Content[0] != &buffer[at] {
+				t.Fatalf("request %x: a record is not at %d of the memory of %d bytes", in, at, len(buffer))
+			}
+			if at += len(r.Content); &r.Value[0] == &r.Content[0] {
+				continue
+			}
+			late++
+			if &r.Value[0] != &buffer[at] {
+				t.Fatalf("request %x: a value is not at %d of the memory of %d bytes", in, at, len(buffer))
+			}
+			at += len(r.Value)
+		}
+		used += at
+	}
+	t.Logf("%d bytes asked for, %d used, %d records with late spans", asked, used, late)
+	if used < asked*9/10 || late < 100 {
+		t.Errorf("%d bytes asked for, %d used, %d records with late spans", asked, used, late)
+	}
+}
+
+// medianEnd returns a time before which half of the spans end.
+func medianEnd(t *testing.T, in []byte) uint64 {
+	t.Helper()
+	var ends []uint64
+	for _, rs := range unmarshal(t, in).GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			for _, sp := range ss.GetSpans() {
+				ends = append(ends, sp.GetEndTimeUnixNano())
+			}
+		}
+	}
+	slices.Sort(ends)
+	return ends[len(ends)/2]
 }
