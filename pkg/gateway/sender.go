@@ -75,10 +75,13 @@ func (s *sender) send(ctx context.Context, r *request, batch []kafka.Outgoing, n
 
 func (s *sender) sendAll(ctx context.Context, r *request, batch []kafka.Outgoing) error {
 	var unstorable error
-	for len(batch) > 0 {
+	for again := false; len(batch) > 0; again = true {
 		err := s.producer.Produce(ctx, batch)
 		var large *kafka.TooLargeError
 		if !errors.As(err, &large) {
+			if again && err != nil {
+				err = errors.New(err.Error()) // whatever it says of batch, other records are stored
+			}
 			return errors.Join(err, unstorable)
 		}
 		var parts []kafka.Outgoing

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 
@@ -50,6 +51,28 @@ func (e *TooLargeError) Error() string {
 
 // Unwrap returns ErrTooLarge and the broker's error.
 func (e *TooLargeError) Unwrap() []error { return []error{ErrTooLarge, e.Cause} }
+
+// BehindError means that Kafka takes records more slowly than they come: one for the partition
+// would wait for more than half of Config.ProduceTimeout. It has class fault.Overload.
+type BehindError struct {
+	Partition int
+	Wait      time.Duration
+	Cause     error // why the oldest record waits, as far as known; may be nil
+}
+
+func (e *BehindError) Error() string {
+	text := fmt.Sprintf("kafka is behind: records of partition %d wait for %s", e.Partition, e.Wait.Round(time.Millisecond))
+	if e.Cause != nil {
+		text += ", after: " + e.Cause.Error()
+	}
+	return text
+}
+
+// Unwrap returns the cause.
+func (e *BehindError) Unwrap() error { return e.Cause }
+
+// NothingStored reports that the same records may be sent again as if for the first time.
+func (*BehindError) NothingStored() bool { return true }
 
 // CorruptError is a record batch in the log that cannot be read, however often it is
 // fetched. An earlier Fetch has returned the records before it. It has class

@@ -16,6 +16,7 @@ type metrics struct {
 	produceSeconds  *prometheus.HistogramVec
 	produceErrors   *prometheus.CounterVec
 	throttled       *prometheus.CounterVec
+	behind          *prometheus.CounterVec
 	failing         *prometheus.GaugeVec
 	layoutChanges   *prometheus.CounterVec
 	settings        *prometheus.GaugeVec
@@ -59,6 +60,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "1 for each topic setting that differs from what servers need; the log shows the needed value.",
 		}, []string{"topic", "key"}),
 		throttled:      counter("produce_throttled_seconds_total", "Time for which brokers throttled the producer because of a quota.", "topic"),
+		behind:         counter("produce_behind_total", "Calls refused because their records would wait for more than half of produce_timeout.", "topic"),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Compressed bytes of record batches read from Kafka.", "topic"),
 		damaged:        counter("damaged_batches_total", "Record batches that arrived damaged and were fetched again.", "topic"),
@@ -77,7 +79,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.throttled, m.failing, m.layoutChanges, m.settings,
+		m.producedRecords, m.producedBytes, m.sentBytes, m.produceSeconds, m.produceErrors, m.throttled, m.behind, m.failing, m.layoutChanges, m.settings,
 		m.fetchedRecords, m.fetchedBytes, m.damaged, m.commits, m.rebalances, m.assigned,
 		m.topicChanges, m.truncated, m.unknownCommits,
 	} {
@@ -92,7 +94,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 // topicMetrics are the metrics of one Producer.
 type topicMetrics struct {
 	records, bytes, sent prometheus.Counter
-	throttled            prometheus.Counter
+	throttled, behind    prometheus.Counter
 	acknowledged, failed prometheus.Observer
 	errors               *prometheus.CounterVec // by cause
 	failing              *prometheus.GaugeVec   // by cause
@@ -108,6 +110,7 @@ func (m *metrics) ofTopic(topic string) topicMetrics {
 		failed:       m.produceSeconds.WithLabelValues(topic, "failed"),
 		errors:       m.produceErrors.MustCurryWith(prometheus.Labels{"topic": topic}),
 		throttled:    m.throttled.WithLabelValues(topic),
+		behind:       m.behind.WithLabelValues(topic),
 		changes:      m.layoutChanges.MustCurryWith(prometheus.Labels{"topic": topic}),
 		failing:      m.failing.MustCurryWith(prometheus.Labels{"topic": topic}),
 	}

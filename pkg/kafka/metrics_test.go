@@ -47,6 +47,7 @@ func TestMetrics(t *testing.T) {
 		"metaflow_kafka_produce_duration_seconds acknowledged":    1,
 		"metaflow_kafka_produce_duration_seconds failed":          0,
 		"metaflow_kafka_produce_errors_total Not Enough Replicas": 1,
+		"metaflow_kafka_produce_behind_total":                     0,
 		"metaflow_kafka_produce_throttled_seconds_total":          0,
 		"metaflow_kafka_fetched_records_total":                    3,
 		"metaflow_kafka_commits_total accepted":                   1,

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // ProducerOptions are set by code.
@@ -49,9 +51,12 @@ type Producer struct {
 	leaders []int32             // by partition; nil if they have to be looked up
 	senders map[int32]int       // running senders by broker
 	paused  map[int32]time.Time // by broker: no requests until then, because of a quota
-	state   topicState          // as last seen; see layout.go
-	changed time.Time           // when state last changed
-	lookup  failure             // of refreshing the topic
+	rooms   map[int32]*room     // by broker
+	turn    int                 // partition whose queue is asked first
+	backlog backlog
+	state   topicState // as last seen; see layout.go
+	changed time.Time  // when state last changed
+	lookup  failure    // of refreshing the topic
 }
 
 // queue holds the waiting records of one partition.
@@ -71,10 +76,13 @@ type queue struct {
 type entry struct {
 	out  *Outgoing
 	call *call
+	size int // of out
 }
 
 // call is one call of Produce.
 type call struct {
+	backlog *backlog // of the Producer
+	begun   time.Time
 	left    int           // entries not settled yet
 	gone    bool          // the caller has returned
 	err     error         // first permanent error
@@ -94,7 +102,7 @@ func (c *Client) NewProducer(topic string, opts ProducerOptions) *Producer {
 	}
 	p := &Producer{
 		client: c, topic: topic, opts: opts, metrics: c.metrics.ofTopic(topic),
-		senders: make(map[int32]int), paused: make(map[int32]time.Time),
+		senders: make(map[int32]int), paused: make(map[int32]time.Time), rooms: make(map[int32]*room),
 	}
 	p.idle = sync.NewCond(&p.mu)
 	return p
@@ -123,9 +131,12 @@ func (p *Producer) Run(ctx context.Context) error {
 // Produce returns nil when all in-sync replicas have acknowledged all records. It retries
 // until ctx ends, for Config.ProduceTimeout at most.
 //
+// A BehindError means that Kafka takes records of a partition more slowly than they come. Nothing
+// of the batch was sent.
+//
 // A TooLargeError lists the records that are too large for the topic; all others are
 // stored. After any other error each record may have been stored once, twice or not at
-// all. Every error has class fault.Retryable: Kafka refuses records because of
+// all. Every other error has class fault.Retryable: Kafka refuses records because of
 // configuration, policy, clocks or permissions, and an operator can change those.
 //
 // Produce owns the batch and all its bytes until it returns. Afterwards they belong to
@@ -135,7 +146,7 @@ func (p *Producer) Produce(ctx context.Context, batch []Outgoing) error {
 		return nil
 	}
 	begun := time.Now()
-	err := p.produce(ctx, batch)
+	err := p.produce(ctx, batch, begun)
 	p.metrics.produced(batch, time.Since(begun), err)
 	if err != nil {
 		return fmt.Errorf("produce %d records to %s: %w", len(batch), p.topic, err)
@@ -143,7 +154,7 @@ func (p *Producer) Produce(ctx context.Context, batch []Outgoing) error {
 	return nil
 }
 
-func (p *Producer) produce(ctx context.Context, batch []Outgoing) error {
+func (p *Producer) produce(ctx context.Context, batch []Outgoing, begun time.Time) error {
 	for i := range batch {
 		if n := batch[i].Partition; n < 0 || n > maxPartition {
 			return fmt.Errorf("there is no partition %d", n)
@@ -151,7 +162,7 @@ func (p *Producer) produce(ctx context.Context, batch []Outgoing) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.client.cfg.ProduceTimeout)
 	defer cancel()
-	c := &call{left: len(batch), done: make(chan struct{})}
+	c := &call{backlog: &p.backlog, begun: begun, left: len(batch), done: make(chan struct{})}
 	if err := p.enqueue(c, batch); err != nil {
 		return err
 	}
@@ -188,13 +199,39 @@ func (p *Producer) enqueue(c *call, batch []Outgoing) error {
 	if p.stopped {
 		return ErrStopped
 	}
+	for i := range batch {
+		if err := p.behind(batch[i].Partition, c.begun); err != nil {
+			return err
+		}
+	}
 	p.calls++
 	for i := range batch {
 		q := p.queue(batch[i].Partition)
-		q.waiting = append(q.waiting, entry{out: &batch[i], call: c})
+		e := entry{out: &batch[i], call: c, size: batch[i].size()}
+		q.waiting = append(q.waiting, e)
+		p.backlog.bytes += e.size
 	}
 	p.wake()
 	return nil
+}
+
+// behind returns an error if a record for a partition would wait longer than half of
+// Config.ProduceTimeout, by the rate at which Kafka takes records or because the oldest one of the partition has.
+// Without this bound the queues would grow until calls end by their timeout, when some of their records are stored
+// and the rest are withdrawn: Kafka would be busy with records whose senders are told to send them again.
+// The caller holds mu.
+func (p *Producer) behind(partition int, now time.Time) error {
+	most := p.client.cfg.ProduceTimeout / 2
+	err := &BehindError{Partition: partition, Wait: p.backlog.wait()}
+	if q := p.queue(partition); len(q.waiting) > 0 {
+		oldest := q.waiting[0].call
+		err.Wait, err.Cause = max(err.Wait, now.Sub(oldest.begun)), oldest.lastErr
+	}
+	if err.Wait <= most {
+		return nil
+	}
+	p.metrics.behind.Inc()
+	return fault.As(fault.Overload, err)
 }
 
 func (p *Producer) leave() {
@@ -254,6 +291,8 @@ func forget(entries []entry, c *call) []entry {
 	for _, e := range entries {
 		if e.call != c {
 			kept = append(kept, e)
+		} else {
+			c.backlog.bytes -= e.size
 		}
 	}
 	clear(entries[len(kept):])
@@ -263,6 +302,7 @@ func forget(entries []entry, c *call) []entry {
 // settle ends e with err, which is nil for success. The caller holds mu.
 func (e entry) settle(err error) {
 	c := e.call
+	c.backlog.bytes -= e.size
 	switch {
 	case tooLarge(err):
 		c.large, c.refusal = append(c.large, e.out), err

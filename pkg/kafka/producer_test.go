@@ -335,3 +335,64 @@ func TestQuotaIsNoError(t *testing.T) {
 		t.Errorf("%d requests, want 2", count.Load())
 	}
 }
+
+// Kafka answers a request no more, and records wait behind it. Once they have waited for half of the timeout, further
+// calls are refused at once and nothing of them is sent; before that, and after Kafka goes on, they are not.
+func TestProducerThatIsBehindRefuses(t *testing.T) {
+	const timeout = 4 * time.Second
+	cluster := startCluster(t)
+	client := newClient(t, cluster, func(c *kafka.Config) { c.ProduceTimeout = timeout })
+	createTopic(t, client, 2)
+	producer := startProducer(t, client, kafka.ProducerOptions{})
+	held, goOn := make(chan struct{}, 1), make(chan struct{})
+	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		select {
+		case held <- struct{}{}:
+		default:
+		}
+		cluster.SleepControl(func() { <-goOn })
+		return nil, nil, false
+	})
+	calls := make(chan error, 2)
+	go func() { calls <- producer.Produce(t.Context(), numbered(0, "first", 1)) }()
+	<-held
+	begun := time.Now()
+	go func() { calls <- producer.Produce(t.Context(), numbered(0, "second", 1)) }()
+
+	var behind *kafka.BehindError
+	for !errors.As(tryOnce(t, producer, numbered(0, "refused", 1)), &behind) {
+		if time.Since(begun) > timeout {
+			t.Fatal("no call was refused")
+		}
+	}
+	if waited := time.Since(begun); waited < timeout/2 || behind.Wait < timeout/2 || behind.Partition != 0 {
+		t.Errorf("after %s: %v, want that after %s", waited, behind, timeout/2)
+	}
+	if err := tryOnce(t, producer, numbered(1, "other", 1)); errors.As(err, &behind) {
+		t.Errorf("Produce to another partition = %v", err)
+	}
+	close(goOn)
+	for range 2 {
+		if err := <-calls; err != nil {
+			t.Errorf("Produce = %v", err)
+		}
+	}
+	if err := producer.Produce(t.Context(), numbered(0, "third", 1)); err != nil {
+		t.Errorf("Produce after Kafka went on = %v", err)
+	}
+	var values []string
+	for _, rec := range readAll(t, client, 0, 0) {
+		values = append(values, string(rec.Value))
+	}
+	if slices.ContainsFunc(values, func(v string) bool { return strings.Contains(v, "refused") }) {
+		t.Errorf("the log holds %q", values)
+	}
+}
+
+// tryOnce calls Produce and waits for a moment only.
+func tryOnce(t *testing.T, producer *kafka.Producer, batch []kafka.Outgoing) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	return producer.Produce(ctx, batch)
+}

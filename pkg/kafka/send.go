@@ -19,6 +19,7 @@ import (
 type flight struct {
 	queue   *queue
 	entries []entry
+	size    int           // of the entries before compression
 	batch   []byte        // encoded, after its length in 4 bytes; empty before
 	encoded chan struct{} // closed when the callers' bytes have been read
 	leaked  bool          // an abandoned exchange may still read batch
@@ -63,40 +64,84 @@ func (f *flight) release() {
 	flights.Put(f)
 }
 
-// take marks the ready queues of one broker busy and returns their flights. The caller
+// take marks ready queues of one broker busy and returns their flights, as many as the broker's room
+// admits. Queues have turns, so that none waits for ever while there is not room for all. The caller
 // holds mu.
 func (p *Producer) take(leader int32, now time.Time) []*flight {
 	var work []*flight
 	if now.Before(p.paused[leader]) {
 		return nil
 	}
-	room := maxRequestBytes
-	for _, q := range p.queues {
-		if room <= 0 || !q.ready(now) || p.leader(q.partition) != leader {
+	room := p.room(leader)
+	left := room.bytes
+	for i := range p.queues {
+		q := p.queues[(p.turn+i)%len(p.queues)]
+		if !q.ready(now) || p.leader(q.partition) != leader {
 			continue
 		}
 		if q.flight == nil {
-			q.flight = q.load(p.opts.MaxBatchBytes)
+			q.flight = q.load(min(p.opts.MaxBatchBytes, room.bytes))
+			room.full = room.full || len(q.waiting) > 0 && room.bytes < p.opts.MaxBatchBytes
+		}
+		if len(work) > 0 && q.flight.size > left {
+			p.turn, room.full = q.partition, true
+			break
 		}
 		q.busy = true
 		work = append(work, q.flight)
-		room -= p.opts.MaxBatchBytes
+		left -= q.flight.size
 	}
 	return work
+}
+
+// room is how large a request to one broker may be. A request that is too large for the way there, or for what
+// the broker can do, would not get its answer in time and be sent again and again, so the room begins small,
+// grows while requests that fill it are answered soon, and shrinks when they take long.
+type room struct {
+	bytes int  // before compression
+	full  bool // a request left something out since the last change
+}
+
+const (
+	firstRoom = 256 << 10 // a batch of an SDK; seven answers later it is maxRequestBytes
+	leastRoom = 64 << 10  // below it the cost of a request counts
+)
+
+// room returns the room of a broker. The caller holds mu.
+func (p *Producer) room(leader int32) *room {
+	r := p.rooms[leader]
+	if r == nil {
+		r = &room{bytes: firstRoom}
+		p.rooms[leader] = r
+	}
+	return r
+}
+
+// adapt changes the room of a broker after a request that took so long. The caller holds mu.
+func (p *Producer) adapt(leader int32, took time.Duration) {
+	r := p.room(leader)
+	switch {
+	case took > p.attemptTimeout()/2:
+		*r = room{bytes: max(r.bytes/2, leastRoom)}
+	case r.full && took < p.attemptTimeout()/8:
+		*r = room{bytes: min(r.bytes*2, maxRequestBytes)}
+	}
 }
 
 // load makes a flight of the oldest waiting records, at least one.
 func (q *queue) load(maxBytes int) *flight {
 	n, size := 0, 0
 	for n < len(q.waiting) && (q.limit == 0 || n < q.limit) {
-		size += q.waiting[n].out.size()
-		if n > 0 && size > maxBytes {
+		next := q.waiting[n].size
+		if n > 0 && size+next > maxBytes {
 			break
 		}
+		size += next
 		n++
 	}
 	f := flights.Get().(*flight)
 	f.queue = q
+	f.size = size
 	f.encoded = make(chan struct{})
 	f.entries = append(f.entries, q.waiting[:n]...)
 	rest := copy(q.waiting, q.waiting[n:])
@@ -110,8 +155,9 @@ func (q *queue) load(maxBytes int) *flight {
 func (p *Producer) send(leader int32, work []*flight) {
 	for len(work) > 0 {
 		p.encode(work)
+		begun := time.Now()
 		answer, err := p.exchange(work)
-		work = p.settle(leader, work, answer, err)
+		work = p.settle(leader, work, time.Since(begun), answer, err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,9 +176,7 @@ func (p *Producer) encode(work []*flight) {
 	for _, f := range work {
 		if len(f.batch) == 0 {
 			fresh = append(fresh, f)
-			for i := range f.entries {
-				size += f.entries[i].out.size()
-			}
+			size += f.size
 		}
 	}
 	workers := min(runtime.GOMAXPROCS(0), len(fresh), 1+size/encodeAlone)
@@ -205,16 +249,22 @@ func resultOf(answer *produce.Response, partition int) error {
 }
 
 // settle reports the outcome of work to the callers and returns the sender's next work.
-func (p *Producer) settle(leader int32, work []*flight, answer *produce.Response, failed error) []*flight {
+func (p *Producer) settle(leader int32, work []*flight, took time.Duration, answer *produce.Response, failed error) []*flight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.adapt(leader, took)
+	acknowledged := 0
 	for _, f := range work {
 		err := failed
 		if err == nil {
 			err = resultOf(answer, f.queue.partition)
 		}
+		if err == nil {
+			acknowledged += f.size
+		}
 		p.land(f, err)
 	}
+	p.backlog.settled(time.Now(), acknowledged, p.backlog.bytes > 0)
 	if answer != nil && answer.ThrottleTimeMs > 0 {
 		p.pause(leader, time.Duration(answer.ThrottleTimeMs)*time.Millisecond)
 	}
@@ -225,7 +275,6 @@ func (p *Producer) settle(leader int32, work []*flight, answer *produce.Response
 
 // pause stops requests to a broker for a while. A quota is not an error: the broker has
 // stored what it acknowledged, and reads nothing more until then, so a request sent
-// meanwhile would seem lost. The caller holds mu.
 // meanwhile would seem lost. The caller holds mu.
 func (p *Producer) pause(leader int32, d time.Duration) {
 	p.metrics.throttled.Add(d.Seconds())
@@ -283,9 +332,11 @@ func (q *queue) split(f *flight) {
 	q.limit = len(f.entries) / 2
 	front := make([]entry, 0, len(f.entries)+len(q.waiting))
 	for _, e := range f.entries {
-		if !e.call.gone {
-			front = append(front, e)
+		if e.call.gone {
+			e.call.backlog.bytes -= e.size
+			continue
 		}
+		front = append(front, e)
 	}
 	q.waiting = append(front, q.waiting...)
 	f.release()

@@ -19,7 +19,8 @@ type Sink struct {
 // goroutines, must return soon after ctx ends, and must not keep req.Body. The
 // class of its error (pkg/fault) decides the answer: Rejected is
 // INVALID_ARGUMENT, all others are UNAVAILABLE with RetryInfo. The error's text
-// goes to the client.
+// goes to the client. An error with a method NothingStored() that returns true
+// spares agents the mark of a request that may have been stored.
 type Consumer interface {
 	Consume(ctx context.Context, req signal.Request) (signal.Result, error)
 }

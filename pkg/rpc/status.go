@@ -27,6 +27,10 @@ func (s *Server) statusOf(err error) error {
 	if errors.As(err, &quota) {
 		return s.exhausted(err.Error(), quota.ExhaustedFor())
 	}
+	var untouched interface{ NothingStored() bool }
+	if errors.As(err, &untouched) && untouched.NothingStored() {
+		return s.unavailable(err.Error(), nothingStored)
+	}
 	switch fault.ClassOf(err) {
 	case fault.Rejected:
 		return status.Error(codes.InvalidArgument, statusText(err.Error()))
@@ -40,8 +44,7 @@ func (s *Server) statusOf(err error) error {
 // exhausted asks a client that has used up its quota to send the same again, later. Nothing
 // of the request was stored.
 func (s *Server) exhausted(text string, after time.Duration) error {
-	return retryable(codes.ResourceExhausted, text, max(after, s.cfg.RetryDelay),
-		&errdetails.ErrorInfo{Domain: schema.ErrorDomain, Reason: schema.ReasonAtLimit})
+	return retryable(codes.ResourceExhausted, text, max(after, s.cfg.RetryDelay), nothingStored)
 }
 
 // unavailable asks the client to send the same again, later.
@@ -73,9 +76,11 @@ func (s *Server) refusedOther(why inflight.Refusal) error {
 }
 
 func (s *Server) atLimit(why inflight.Refusal) error {
-	return s.unavailable("server is at its limit of "+strings.ReplaceAll(string(why), "_", " "),
-		&errdetails.ErrorInfo{Domain: schema.ErrorDomain, Reason: schema.ReasonAtLimit})
+	return s.unavailable("server is at its limit of "+strings.ReplaceAll(string(why), "_", " "), nothingStored)
 }
+
+// nothingStored tells an agent that it need not send the request as one that may have been stored.
+var nothingStored = &errdetails.ErrorInfo{Domain: schema.ErrorDomain, Reason: schema.ReasonAtLimit}
 
 // jitter spreads clients that were refused together between half of d and one
 // and a half.
