@@ -2,7 +2,7 @@ package inflight
 
 import "net/netip"
 
-// connectionShare is the PeerShare of one connection within its address.
+// connectionShare is the PeerShare of one connection within its address, if there are others.
 const connectionShare = 0.75
 
 // account is what one address holds. Budget.mu guards it.
@@ -12,13 +12,15 @@ type account struct {
 	requests int
 	guess    int64
 	users    int // connections and requests; the account is dropped with the last one
+	conns    int // connections
 }
 
 // Peer is one connection's part of a Budget. It has the Budget's methods, with the same
 // contracts.
 //
 // An address may hold the share Limits.PeerShare of what other addresses leave free, and
-// a connection three quarters of what the other connections of its address leave free. So
+// each of several connections three quarters of what the other connections of its address
+// leave free. So
 // some of the budget always remains for clients that hold nothing yet: with n greedy
 // addresses and a share of one half, 1/(n+1). A client with nothing in flight is admitted
 // whenever its request fits into the free part.
@@ -44,6 +46,7 @@ func (b *Budget) Peer(addr netip.Addr) *Peer {
 		b.accounts[key] = a
 	}
 	a.users++
+	a.conns++
 	return &Peer{budget: b, account: a}
 }
 
@@ -69,6 +72,7 @@ func (p *Peer) Close() {
 	defer p.budget.mu.Unlock()
 	if !p.closed {
 		p.closed = true
+		p.account.conns--
 		p.drop()
 	}
 }
@@ -143,7 +147,10 @@ func (p *Peer) fair(own, address, total, more, limit int64) bool {
 	if float64(address+more) > allowed {
 		return false
 	}
-	return own == 0 || float64(own+more) <= connectionShare*(allowed-float64(address-own))
+	if own == 0 || p.account.conns <= 1 {
+		return true
+	}
+	return float64(own+more) <= connectionShare*(allowed-float64(address-own))
 }
 
 // add requires budget.mu.
