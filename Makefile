@@ -20,7 +20,7 @@ SEED     ?= $(shell date +%s)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector jaeger kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults fuzz lint vulncheck generate packages release hadolint check clean
+.PHONY: help build engine kafka kafka-if-possible promtool promtool-if-possible collector jaeger kube-apiserver demo demo-spring-boot run test race integration bench bench-pipeline bench-steady bench-agent bench-capture bench-queries netlab netlab-programs netlab-programs-if-possible storage-lab faults overload fuzz lint vulncheck generate packages release hadolint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,9 @@ storage-lab: engine ## measure the storage variants that migrations/STORAGE.md c
 
 faults: engine kafka-if-possible ## compare what was acknowledged with what is stored after FAULTS random faults (default 200, of SEED) with ENGINE=apache or embedded (an hour)
 	$(GO) run ./integration/faults -faults $(FAULTS) -seed $(SEED) -engine $(ENGINE)
+
+overload: build engine ## send twice the sustainable rate for five minutes, and show memory, refusals, what is accepted and that it is stored (seven minutes)
+	$(GO) run ./integration/bench/overload -server $(BIN)/metaflow-server $(OVERLOAD)
 
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 	@set -e; $(GO) list ./... | while read -r pkg; do \
