@@ -133,12 +133,12 @@ func (p *partition) openBatch() {
 		default:
 		}
 	}
-	switch {
-	case block != nil:
-	case p.idle != nil:
-		block, p.idle = p.idle, nil
-	default:
-		block = p.blocks.Get().(columns.Block)
+	if block == nil {
+		select {
+		case block = <-p.idle:
+		default:
+			block = p.blocks.Get().(columns.Block)
+		}
 	}
 	p.batch = &batch{block: block}
 }
@@ -156,20 +156,23 @@ func (p *partition) dropBatch() {
 	p.leaveBulk()
 }
 
-// idleBytes bounds the block that a partition keeps between two ticks. It is that of some
-// hundred spans; larger ones are left to the garbage collector when memory is short.
+// idleBytes bounds a block that is kept between two ticks. It is that of some hundred
+// spans; larger ones are left to the garbage collector when memory is short.
 const idleBytes = 512 << 10
 
-// recycle empties a block and keeps it. A partition keeps a small one itself: most of what
-// decoding it costs is to fill dictionaries, which a block remembers. What has grown in a
+// recycle empties a block and keeps it. Small ones are kept for the next tick: most of what
+// decoding them costs is to fill dictionaries, which a block remembers. What has grown in a
 // slot is kept for the next slot, and no more of them than there are slots.
 func (p *partition) recycle(block columns.Block) {
 	size := block.Bytes()
 	block.Reset()
 	if !p.bulk {
-		if size <= idleBytes && p.idle == nil {
-			p.idle = block
-			return
+		if size <= idleBytes {
+			select {
+			case p.idle <- block:
+				return
+			default:
+			}
 		}
 		p.blocks.Put(block)
 		return

@@ -113,9 +113,9 @@ func TestInsertsOfASteadyMinute(t *testing.T) {
 	}
 }
 
-// Each partition decodes into the same block at every tick, whose dictionaries are filled
+// Partitions decode into the same blocks at every tick, whose dictionaries are filled
 // already, also when the garbage collector runs in between.
-func TestPartitionsKeepTheirBlocks(t *testing.T) {
+func TestBlocksAreKeptBetweenTicks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newTable()
 		logs := newPartitions(store, 12)

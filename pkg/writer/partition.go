@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
-	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
@@ -28,14 +27,13 @@ type partition struct {
 	machine *delivery.Machine
 	window  *delivery.Window
 
-	shard  int           // where the rows go; tokens are known only there
-	share  *share        // of the memory, for that shard
-	batch  *batch        // nil while nothing is gathered
-	idle   columns.Block // of the batch before, if it was small
-	held   int64         // of share.memory, for batch
-	bulk   bool          // has one of share.slots instead
-	behind bool          // the log has more than was fetched
-	logEnd int64         // as far as the last fetch knew
+	shard  int    // where the rows go; tokens are known only there
+	share  *share // of the memory, for that shard
+	batch  *batch // nil while nothing is gathered
+	held   int64  // of share.memory, for batch
+	bulk   bool   // has one of share.slots instead
+	behind bool   // the log has more than was fetched
+	logEnd int64  // as far as the last fetch knew
 
 	tick     time.Time // when the batch is to be stored
 	expected time.Time // the tick for which others wait for rows of it; the gatherer's

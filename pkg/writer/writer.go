@@ -96,7 +96,8 @@ type Writer struct {
 	dead    DeadLetters
 	log     *slog.Logger
 	metrics *metrics
-	blocks  sync.Pool // of columns.Block; idle ones are the garbage collector's
+	blocks  sync.Pool          // of columns.Block; idle ones are the garbage collector's
+	idle    chan columns.Block // small ones, of any partition; their number is bounded by Config.MemoryBytes
 	working working
 	ticks   ticks
 
@@ -118,6 +119,7 @@ func New(cfg Config, table columns.Table, find Finder, store Store, dead DeadLet
 		metrics: newMetrics(opts.Registerer, table.Signal),
 		ticks:   ticks{wait: cfg.MaxWait},
 		shares:  make(map[int]*share),
+		idle:    make(chan columns.Block, cfg.MemoryBytes/4/idleBytes),
 	}
 	w.blocks.New = func() any { return table.New() }
 	return w, nil
