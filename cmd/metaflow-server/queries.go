@@ -64,10 +64,11 @@ func newQueries(c *core) (_ *queries, err error) {
 	if err != nil {
 		return nil, err
 	}
-	q.handle("/api/", query.Guard(c.tokens.askers, tempo.NewHandler(reader)))
+	answers := reader.Answers()
+	q.handle("/api/", query.Guard(c.tokens.askers, answers.Bound(tempo.NewHandler(reader))))
 	q.handle("/mcp", query.Guard(c.tokens.askers, mcp.NewServer(reader, q.db, program.Version()).Handler()))
 	q.handle("/ui/", ui.NewHandler(reader, ui.Options{
-		Guard: func(h http.Handler) http.Handler { return query.Guard(c.tokens.askers, h) }, Grafana: c.cfg.Query.GrafanaURL, Jaeger: c.cfg.Query.JaegerURL,
+		Guard: func(h http.Handler) http.Handler { return query.Guard(c.tokens.askers, answers.Bound(h)) }, Grafana: c.cfg.Query.GrafanaURL, Jaeger: c.cfg.Query.JaegerURL,
 	}))
 	q.handle("GET /{$}", http.RedirectHandler("/ui/", http.StatusFound))
 	q.grpc, err = newQueryGRPC(c, reader)

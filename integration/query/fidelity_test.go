@@ -1,8 +1,10 @@
 package query
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,6 +129,26 @@ func TestTraceIsCut(t *testing.T) {
 	}
 	if _, err := r.Trace(t.Context(), id, query.Range{End: time.Unix(0, int64(at))}); !errors.Is(err, query.ErrNotFound) {
 		t.Errorf("before its first span: %v", err)
+	}
+}
+
+// A trace with more bytes than a result may have is cut as well, not refused.
+func TestTraceOfLargeSpansIsCut(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	scope := &tracepb.ScopeSpans{}
+	for i := range 1000 {
+		scope.Spans = append(scope.Spans, &tracepb.Span{
+			TraceId: []byte("a trace too wide"), SpanId: []byte{9, 2, 3, 4, 5, 6, byte(i >> 8), byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 2000,
+			Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat("x", 4<<10))},
+		})
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
+	cfg := config()
+	cfg.MaxResultBytes = 1 << 20
+	r, _ := reader(t, cfg)
+	trace, err := r.Trace(t.Context(), hex.EncodeToString([]byte("a trace too wide")), query.Range{})
+	if err != nil || !trace.Cut || trace.Spans < 100 || trace.OTLP.SpanCount() != trace.Spans {
+		t.Errorf("cut: %t, %d spans, %v", trace.Cut, trace.Spans, err)
 	}
 }
 

@@ -26,6 +26,7 @@ type Reader struct {
 	log      *slog.Logger
 	now      func() time.Time
 
+	answers *Answers
 	seconds *prometheus.HistogramVec
 	without prometheus.Counter
 
@@ -35,7 +36,7 @@ type Reader struct {
 
 // NewReader returns a Reader of a database. It starts nothing.
 func NewReader(cfg Config, db DB, database string, opts Options) *Reader {
-	r := &Reader{cfg: cfg, db: db, database: database, log: opts.Logger, now: opts.Now}
+	r := &Reader{cfg: cfg, db: db, database: database, log: opts.Logger, now: opts.Now, answers: NewAnswers(cfg)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -52,6 +53,9 @@ func NewReader(cfg Config, db DB, database string, opts Options) *Reader {
 	})
 	return r
 }
+
+// Answers returns the bounds of what is answered from this Reader.
+func (r *Reader) Answers() *Answers { return r.answers }
 
 // observe starts to measure an answer. The caller calls the result at its end.
 func (r *Reader) observe(question string) func() {

@@ -85,7 +85,7 @@ func (r *Reader) Traces(ctx context.Context, of []Summary, each func(Trace) erro
 			ids[i] = s.TraceID
 			in = Range{Start: earlier(in.Start, s.Start), End: later(in.End, s.End)}
 		}
-		found, err := r.traces(ctx, ids, Range{Start: in.Start, End: in.End.Add(time.Nanosecond)})
+		found, err := r.traces(ctx, ids, Range{Start: in.Start, End: in.End.Add(time.Nanosecond)}, r.cfg.MaxSpans)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,8 @@ import (
 
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // ErrNotFound means that no span of a trace is stored.
@@ -24,7 +26,8 @@ type Range struct{ Start, End time.Time }
 // Trace is a trace as it is stored, with what the network did to its spans.
 type Trace struct {
 	OTLP ptrace.Traces
-	// Cut is true if the trace has more spans than were read.
+	// Cut is true if the trace has more spans than were read, by query.max_spans or
+	// query.max_result_bytes.
 	Cut bool
 	// Spans is how many were read.
 	Spans int
@@ -94,7 +97,12 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	waiting, stop := r.networkContext(ctx)
 	defer stop()
 	go func() { network <- r.tryNetwork(waiting, id) }()
-	found, err := r.traces(ctx, []string{id}, in)
+	most := r.cfg.MaxSpans
+	found, err := r.traces(ctx, []string{id}, in, most)
+	for err != nil && tooLarge(err) && most > fewSpans {
+		most = max(most/4, fewSpans)
+		found, err = r.traces(ctx, []string{id}, in, most)
+	}
 	if err != nil {
 		return Trace{}, err
 	}
@@ -105,6 +113,14 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	return found[0].Trace, nil
 }
 
+// fewSpans is how many spans of a trace are read at least, however large they are.
+const fewSpans = 100
+
+// tooLarge reports whether a result has more bytes than query.max_result_bytes.
+func tooLarge(err error) bool {
+	return fault.ClassOf(err) == fault.Rejected && strings.Contains(err.Error(), "TOO_MANY_ROWS_OR_BYTES")
+}
+
 // readTrace is a trace whose spans are also known by their ids.
 type readTrace struct {
 	Trace
@@ -112,8 +128,9 @@ type readTrace struct {
 	spans map[string]ptrace.Span
 }
 
-// traces returns the stored ones of the traces with these ids, in their order.
-func (r *Reader) traces(ctx context.Context, ids []string, in Range) ([]*readTrace, error) {
+// traces returns the stored ones of the traces with these ids, in their order, each with
+// the given number of spans at most.
+func (r *Reader) traces(ctx context.Context, ids []string, in Range, most int) ([]*readTrace, error) {
 	b := builder{}
 	where := "trace_id = " + b.arg(ids[0])
 	if len(ids) > 1 {
@@ -121,7 +138,7 @@ func (r *Reader) traces(ctx context.Context, ids []string, in Range) ([]*readTra
 	}
 	where += b.within(in)
 	builders := map[string]*traceBuilder{}
-	query := fmt.Sprintf("SELECT %s FROM %s.spans WHERE %s ORDER BY start_time, span_id LIMIT %d BY trace_id", spanColumns, r.database, where, r.cfg.MaxSpans+1)
+	query := fmt.Sprintf("SELECT %s FROM %s.spans WHERE %s ORDER BY start_time, span_id LIMIT %d BY trace_id", spanColumns, r.database, where, most+1)
 	err := r.db.Query(ctx, query, func(scan func(...any) error) error {
 		var row spanRow
 		if err := scan(row.targets()...); err != nil {
@@ -132,7 +149,7 @@ func (r *Reader) traces(ctx context.Context, ids []string, in Range) ([]*readTra
 			t = newTraceBuilder(row.traceID)
 			builders[row.traceID] = t
 		}
-		if t.Spans == r.cfg.MaxSpans {
+		if t.Spans == most {
 			t.Cut = true
 			return nil
 		}

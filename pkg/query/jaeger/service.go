@@ -56,7 +56,7 @@ func (s *Service) GetTraces(req *storage.GetTracesRequest, stream grpc.ServerStr
 			continue
 		}
 		if err == nil {
-			err = send(t, stream)
+			err = s.send(t, stream)
 		}
 		if err != nil {
 			return statusOf(err)
@@ -97,7 +97,7 @@ func (s *Service) GetOperations(ctx context.Context, req *storage.GetOperationsR
 func (s *Service) FindTraces(req *storage.FindTracesRequest, stream grpc.ServerStreamingServer[storage.TracesData]) error {
 	search, err := searchOf(req.Query)
 	if err == nil {
-		err = s.reader.FindTraces(stream.Context(), search, func(t query.Trace) error { return send(t, stream) })
+		err = s.reader.FindTraces(stream.Context(), search, func(t query.Trace) error { return s.send(t, stream) })
 	}
 	return statusOf(err)
 }
@@ -263,8 +263,13 @@ func attribute(s ptrace.Span, key string) string {
 const chunkBytes = 1 << 20
 
 // send sends a trace in chunks, with its warnings.
-func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) error {
+func (s *Service) send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) error {
 	sizer := ptrace.ProtoMarshaler{}
+	release, err := s.reader.Answers().Hold(sizer.TracesSize(t.OTLP))
+	if err != nil {
+		return err
+	}
+	defer release()
 	chunk, size := ptrace.NewTraces(), 0
 	flush := func() error {
 		if size == 0 {
@@ -282,7 +287,7 @@ func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) 
 		return stream.Send(&data)
 	}
 	if t.Cut {
-		warn(t.OTLP.ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0), fmt.Sprintf("the trace has more than %d spans; the others are left out (query.max_spans)", t.Spans))
+		warn(t.OTLP.ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0), fmt.Sprintf("the trace has more than %d spans; the others are left out (query.max_spans, query.max_result_bytes)", t.Spans))
 	}
 	for _, rs := range t.OTLP.ResourceSpans().All() {
 		for _, ss := range rs.ScopeSpans().All() {

@@ -85,7 +85,7 @@ func (h *handler) trace(w http.ResponseWriter, r *http.Request, wrapped bool) {
 	}
 	message := ""
 	if t.Cut {
-		message = fmt.Sprintf("the trace has more than %d spans; the first are returned (query.max_spans)", t.Spans)
+		message = fmt.Sprintf("the trace has more than %d spans; the first are returned (query.max_spans, query.max_result_bytes)", t.Spans)
 	}
 	if strings.Contains(r.Header.Get("Accept"), "protobuf") {
 		body, err := (&ptrace.ProtoMarshaler{}).MarshalTraces(t.OTLP)

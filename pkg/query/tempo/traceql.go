@@ -96,6 +96,9 @@ func parse(text string) (parsed, error) {
 	if n := q.spansets(); n > maxSpansets {
 		return parsed{}, fmt.Errorf("%w: traceql: %d spansets are more than %d", query.ErrBadRequest, n, maxSpansets)
 	}
+	if n := q.conditions(); n > maxConditions {
+		return parsed{}, fmt.Errorf("%w: traceql: %d conditions are more than %d", query.ErrBadRequest, n, maxConditions)
+	}
 	var p parsed
 	if p.where, err = q.expr(); err != nil {
 		return parsed{}, fmt.Errorf("%w: traceql: %w", query.ErrBadRequest, err)
@@ -143,13 +146,47 @@ func (p *parsed) mention(e query.Expr) {
 // over the traces, and stands there twice.
 const maxSpansets = 6
 
-// spansets counts the spansets of a query.
-func (q *traceQL) spansets() (n int) {
+// maxConditions bounds the conditions of a query: ClickHouse evaluates each of them for every
+// span.
+const maxConditions = 100
+
+func (q *traceQL) all() []*spanset {
 	all := []*spanset{q.First}
 	for _, c := range q.Rest {
 		all = append(all, c.Spanset)
 	}
-	for _, s := range all {
+	return all
+}
+
+// conditions counts the comparisons of a query.
+func (q *traceQL) conditions() (n int) {
+	for _, s := range q.all() {
+		switch {
+		case s.Group != nil:
+			n += s.Group.conditions()
+		case s.Braces != nil:
+			n += s.Braces.conditions()
+		}
+	}
+	return n
+}
+
+func (d *disjunction) conditions() (n int) {
+	for _, and := range d.Parts {
+		for _, c := range and.Parts {
+			if c.Group != nil {
+				n += c.Group.conditions()
+			} else {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// spansets counts the spansets of a query.
+func (q *traceQL) spansets() (n int) {
+	for _, s := range q.all() {
 		if s.Group != nil {
 			n += s.Group.spansets()
 		} else {

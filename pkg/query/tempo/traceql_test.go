@@ -123,8 +123,9 @@ func TestParseRefuses(t *testing.T) {
 		`{ .a = 1 } | rate() by (.b)`:         "unexpected token",
 		`{ span.metaflow.network.why = "a" }`: "metaflow.network.why is not stored: search for network.verdict",
 		`{ nestedSetParent = 3 }`:             "nestedSetParent < 0",
-		strings.Repeat("(", 10_000):           "longer than",
-		strings.Repeat("{}&&", 6) + "{}":      "7 spansets are more than 6",
+		"{" + strings.Repeat("(.a=1||.b=2)&&", 50) + "true}":       "101 conditions are more than 100",
+		strings.Repeat("(", 10_000):                                "longer than",
+		strings.Repeat("{}&&", 6) + "{}":                           "7 spansets are more than 6",
 		strings.Repeat("({}&&", 6) + "{}" + strings.Repeat(")", 6): "7 spansets are more than 6",
 	} {
 		if got, err := parse(text); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, query.ErrBadRequest) {

@@ -344,7 +344,7 @@ async function traceView(id) {
     : harmed.length === 0 ? el("p", { class: "clean-text" }, "The network harmed no call of this trace.")
       : el("p", { class: "bad-text" }, `It was the network: ${[...new Set(harmed.map(({ s }) => s.network.verdict))].join(", ")}, at ${harmed.length} of ${rows.length} spans. `, el("button", { type: "button", click: () => nextHarmed(-1) }, "Go to the first"));
   return [el("h2", {}, "Trace ", el("code", {}, id)), el("p", {}, `${new Date(start / 1000).toLocaleString()}, ${ms((end - start) / 1000)}, ${rows.length} spans. `, out),
-    trace.cut ? el("p", { class: "bad-text" }, "The trace has more spans; the others are left out (query.max_spans).") : null, verdict, ruler(whole), list].filter(Boolean);
+    trace.cut ? el("p", { class: "bad-text" }, "The trace has more spans; the others are left out (query.max_spans, query.max_result_bytes).") : null, verdict, ruler(whole), list].filter(Boolean);
 }
 
 // ruler shows the time above the bars.

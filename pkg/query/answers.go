@@ -1,0 +1,95 @@
+package query
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
+)
+
+// Answers bounds the memory that answers take, however slowly clients read: over HTTP, at
+// most query.max_queries are made at a time, and what is made and not yet read takes at most
+// four results of query.max_result_bytes. Beyond that, clients are asked to come again.
+type Answers struct {
+	making *semaphore.Weighted
+	unread *semaphore.Weighted
+	most   int64
+}
+
+// NewAnswers returns bounds that all handlers and services of a server share.
+func NewAnswers(cfg Config) *Answers {
+	most := 4 * cfg.MaxResultBytes
+	return &Answers{semaphore.NewWeighted(int64(cfg.MaxQueries)), semaphore.NewWeighted(most), most}
+}
+
+// readTime is how long a client may take to read an answer.
+const readTime = time.Minute
+
+// Bound applies the bounds to a handler that writes each answer at once.
+func (a *Answers) Bound(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := a.making.Acquire(r.Context(), 1); err != nil {
+			return // the client has left
+		}
+		answer := &answer{ResponseWriter: w, of: a}
+		defer answer.close()
+		next.ServeHTTP(answer, r)
+	})
+}
+
+// Hold counts an answer as unread until release is called. An error is of the class
+// fault.Rejected: too many are unread.
+func (a *Answers) Hold(bytes int) (release func(), err error) {
+	n := min(int64(bytes), a.most)
+	if !a.unread.TryAcquire(n) {
+		return nil, errRefused
+	}
+	return func() { a.unread.Release(n) }, nil
+}
+
+// answer is an answer that is being made until its first byte is written.
+type answer struct {
+	http.ResponseWriter
+	of      *Answers
+	written bool  // it is no longer being made
+	held    int64 // of unread
+	refused bool
+}
+
+var errRefused = fault.As(fault.Rejected, errors.New("too many answers are unread: try again (query.max_result_bytes)"))
+
+// Write waits until the client has taken body, as far as buffers do not hold it.
+func (a *answer) Write(body []byte) (int, error) {
+	if a.refused {
+		return 0, errRefused
+	}
+	n := min(int64(len(body)), a.of.most-a.held)
+	if !a.of.unread.TryAcquire(n) {
+		a.refused = true
+		if !a.written {
+			a.written = true
+			a.of.making.Release(1)
+			a.Header().Del("Content-Length")
+			a.Header().Set("Retry-After", "5")
+			http.Error(a.ResponseWriter, errRefused.Error(), http.StatusServiceUnavailable)
+		}
+		return 0, errRefused
+	}
+	a.held += n
+	if !a.written {
+		a.written = true
+		a.of.making.Release(1)
+		_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(readTime)) // tests use a writer without deadlines
+	}
+	return a.ResponseWriter.Write(body)
+}
+
+func (a *answer) close() {
+	if !a.written {
+		a.of.making.Release(1)
+	}
+	a.of.unread.Release(a.held)
+}
