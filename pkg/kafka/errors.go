@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 
@@ -52,16 +51,15 @@ func (e *TooLargeError) Error() string {
 // Unwrap returns ErrTooLarge and the broker's error.
 func (e *TooLargeError) Unwrap() []error { return []error{ErrTooLarge, e.Cause} }
 
-// BehindError means that Kafka takes records more slowly than they come: one for the partition
-// would wait for more than half of Config.ProduceTimeout. It has class fault.Overload.
+// BehindError means that Kafka takes records more slowly than they come, so that more of them would wait
+// for a large part of Config.ProduceTimeout. It has class fault.Overload.
 type BehindError struct {
-	Partition int
-	Wait      time.Duration
-	Cause     error // why the oldest record waits, as far as known; may be nil
+	Reason string
+	Cause  error // why records wait, as far as known; may be nil
 }
 
 func (e *BehindError) Error() string {
-	text := fmt.Sprintf("kafka is behind: records of partition %d wait for %s", e.Partition, e.Wait.Round(time.Millisecond))
+	text := "kafka is behind: " + e.Reason
 	if e.Cause != nil {
 		text += ", after: " + e.Cause.Error()
 	}

@@ -60,7 +60,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "1 for each topic setting that differs from what servers need; the log shows the needed value.",
 		}, []string{"topic", "key"}),
 		throttled:      counter("produce_throttled_seconds_total", "Time for which brokers throttled the producer because of a quota.", "topic"),
-		behind:         counter("produce_behind_total", "Calls refused because their records would wait for more than half of produce_timeout.", "topic"),
+		behind:         counter("produce_behind_total", "Calls refused because their records would wait for a large part of produce_timeout.", "topic"),
 		fetchedRecords: counter("fetched_records_total", "Records read from Kafka.", "topic"),
 		fetchedBytes:   counter("fetched_bytes_total", "Compressed bytes of record batches read from Kafka.", "topic"),
 		damaged:        counter("damaged_batches_total", "Record batches that arrived damaged and were fetched again.", "topic"),

@@ -53,7 +53,7 @@ type Producer struct {
 	paused  map[int32]time.Time // by broker: no requests until then, because of a quota
 	rooms   map[int32]*room     // by broker
 	turn    int                 // partition whose queue is asked first
-	backlog backlog
+	window  window
 	state   topicState // as last seen; see layout.go
 	changed time.Time  // when state last changed
 	lookup  failure    // of refreshing the topic
@@ -81,8 +81,9 @@ type entry struct {
 
 // call is one call of Produce.
 type call struct {
-	backlog *backlog // of the Producer
+	window  *window // of the Producer
 	begun   time.Time
+	bytes   int           // that waited once this call did
 	left    int           // entries not settled yet
 	gone    bool          // the caller has returned
 	err     error         // first permanent error
@@ -103,6 +104,7 @@ func (c *Client) NewProducer(topic string, opts ProducerOptions) *Producer {
 	p := &Producer{
 		client: c, topic: topic, opts: opts, metrics: c.metrics.ofTopic(topic),
 		senders: make(map[int32]int), paused: make(map[int32]time.Time), rooms: make(map[int32]*room),
+		window: window{limit: firstWindow},
 	}
 	p.idle = sync.NewCond(&p.mu)
 	return p
@@ -162,13 +164,16 @@ func (p *Producer) produce(ctx context.Context, batch []Outgoing, begun time.Tim
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.client.cfg.ProduceTimeout)
 	defer cancel()
-	c := &call{backlog: &p.backlog, begun: begun, left: len(batch), done: make(chan struct{})}
+	c := &call{window: &p.window, begun: begun, left: len(batch), done: make(chan struct{})}
 	if err := p.enqueue(c, batch); err != nil {
 		return err
 	}
 	defer p.leave()
 	select {
 	case <-c.done:
+		p.mu.Lock()
+		p.window.ended(begun, time.Now(), c.bytes, p.client.cfg.ProduceTimeout)
+		p.mu.Unlock()
 		return c.result(batch)
 	case <-ctx.Done():
 		return p.withdraw(ctx, c, batch)
@@ -199,39 +204,41 @@ func (p *Producer) enqueue(c *call, batch []Outgoing) error {
 	if p.stopped {
 		return ErrStopped
 	}
-	for i := range batch {
-		if err := p.behind(batch[i].Partition, c.begun); err != nil {
-			return err
-		}
+	if err := p.behind(batch, c.begun); err != nil {
+		p.metrics.behind.Inc()
+		return fault.As(fault.Overload, err)
 	}
 	p.calls++
 	for i := range batch {
 		q := p.queue(batch[i].Partition)
 		e := entry{out: &batch[i], call: c, size: batch[i].size()}
 		q.waiting = append(q.waiting, e)
-		p.backlog.bytes += e.size
+		p.window.bytes += e.size
 	}
+	c.bytes = p.window.bytes
 	p.wake()
 	return nil
 }
 
-// behind returns an error if a record for a partition would wait longer than half of
-// Config.ProduceTimeout, by the rate at which Kafka takes records or because the oldest one of the partition has.
-// Without this bound the queues would grow until calls end by their timeout, when some of their records are stored
-// and the rest are withdrawn: Kafka would be busy with records whose senders are told to send them again.
-// The caller holds mu.
-func (p *Producer) behind(partition int, now time.Time) error {
-	most := p.client.cfg.ProduceTimeout / 2
-	err := &BehindError{Partition: partition, Wait: p.backlog.wait()}
-	if q := p.queue(partition); len(q.waiting) > 0 {
+// behind returns a BehindError if the window does not admit a batch, or if the oldest waiting record of one
+// of its partitions has waited for half of Config.ProduceTimeout. The caller holds mu.
+func (p *Producer) behind(batch []Outgoing, now time.Time) error {
+	size := 0
+	for i := range batch {
+		size += batch[i].size()
+		q := p.queue(batch[i].Partition)
+		if len(q.waiting) == 0 {
+			continue
+		}
 		oldest := q.waiting[0].call
-		err.Wait, err.Cause = max(err.Wait, now.Sub(oldest.begun)), oldest.lastErr
+		if age := now.Sub(oldest.begun); age > p.client.cfg.ProduceTimeout/2 {
+			return &BehindError{fmt.Sprintf("records of partition %d wait for %s", q.partition, age.Round(time.Millisecond)), oldest.lastErr}
+		}
 	}
-	if err.Wait <= most {
-		return nil
+	if !p.window.admits(size) {
+		return &BehindError{Reason: fmt.Sprintf("%d bytes wait, and more would wait too long", p.window.bytes)}
 	}
-	p.metrics.behind.Inc()
-	return fault.As(fault.Overload, err)
+	return nil
 }
 
 func (p *Producer) leave() {
@@ -261,6 +268,7 @@ func (p *Producer) withdraw(ctx context.Context, c *call, batch []Outgoing) erro
 		return c.result(batch)
 	}
 	c.gone = true
+	p.window.ended(c.begun, time.Now(), c.bytes, p.client.cfg.ProduceTimeout)
 	var encoding []<-chan struct{}
 	for _, q := range p.queues {
 		if q == nil {
@@ -292,7 +300,7 @@ func forget(entries []entry, c *call) []entry {
 		if e.call != c {
 			kept = append(kept, e)
 		} else {
-			c.backlog.bytes -= e.size
+			c.window.bytes -= e.size
 		}
 	}
 	clear(entries[len(kept):])
@@ -302,7 +310,7 @@ func forget(entries []entry, c *call) []entry {
 // settle ends e with err, which is nil for success. The caller holds mu.
 func (e entry) settle(err error) {
 	c := e.call
-	c.backlog.bytes -= e.size
+	c.window.bytes -= e.size
 	switch {
 	case tooLarge(err):
 		c.large, c.refusal = append(c.large, e.out), err

@@ -121,7 +121,7 @@ func (p *Producer) room(leader int32) *room {
 func (p *Producer) adapt(leader int32, took time.Duration) {
 	r := p.room(leader)
 	switch {
-	case took > p.attemptTimeout()/2:
+	case took > p.attemptTimeout()/4:
 		*r = room{bytes: max(r.bytes/2, leastRoom)}
 	case r.full && took < p.attemptTimeout()/8:
 		*r = room{bytes: min(r.bytes*2, maxRequestBytes)}
@@ -253,18 +253,13 @@ func (p *Producer) settle(leader int32, work []*flight, took time.Duration, answ
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.adapt(leader, took)
-	acknowledged := 0
 	for _, f := range work {
 		err := failed
 		if err == nil {
 			err = resultOf(answer, f.queue.partition)
 		}
-		if err == nil {
-			acknowledged += f.size
-		}
 		p.land(f, err)
 	}
-	p.backlog.settled(time.Now(), acknowledged, p.backlog.bytes > 0)
 	if answer != nil && answer.ThrottleTimeMs > 0 {
 		p.pause(leader, time.Duration(answer.ThrottleTimeMs)*time.Millisecond)
 	}
@@ -333,7 +328,7 @@ func (q *queue) split(f *flight) {
 	front := make([]entry, 0, len(f.entries)+len(q.waiting))
 	for _, e := range f.entries {
 		if e.call.gone {
-			e.call.backlog.bytes -= e.size
+			e.call.window.bytes -= e.size
 			continue
 		}
 		front = append(front, e)

@@ -64,7 +64,7 @@ func TestSlowBrokerIsKeptBusy(t *testing.T) {
 	stop()
 	calls.Wait()
 	t.Logf("%.0f%% of what the broker reads is acknowledged; %d calls refused at once, %d failed", 100*share, behind.Load(), failed.Load())
-	if share < 0.6 || behind.Load() == 0 {
+	if share < 0.5 || behind.Load() == 0 {
 		t.Errorf("%.0f%% of what the broker reads is acknowledged, %d calls refused at once, %d failed", 100*share, behind.Load(), failed.Load())
 	}
 }
