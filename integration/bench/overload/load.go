@@ -128,9 +128,9 @@ func (l *load) counts() counts {
 	return l.counted
 }
 
-// closed keeps one request of each sender under way for a while.
+// closed keeps some requests of each sender under way for a while, enough to use all of the way to Kafka.
 func (l *load) closed(ctx context.Context, d time.Duration) {
-	l.during(ctx, 1, d, func(ctx context.Context, s sender) bool {
+	l.during(ctx, 3, d, func(ctx context.Context, s sender) bool {
 		l.deliver(ctx, s, time.Now())
 		return true
 	})
