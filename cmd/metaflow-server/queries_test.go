@@ -10,8 +10,13 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/metaflowys/metaflow-server/schema/jaegerstorage"
 )
 
 // asking is a server of the role query alone, without Kafka and ClickHouse.
@@ -159,6 +164,13 @@ func TestQueriesAskForTokens(t *testing.T) {
 	defer conn.Close()
 	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Errorf("health: %v", err)
+	}
+	for token, refused := range map[string]bool{"": true, "wrong": true, "hush": false} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+		_, err := jaegerstorage.NewTraceReaderClient(conn).GetServices(ctx, &jaegerstorage.GetServicesRequest{})
+		if (status.Code(err) == codes.Unauthenticated) != refused {
+			t.Errorf("services with the token %q: %v", token, err) // there is no ClickHouse to tell them
+		}
 	}
 }
 
