@@ -291,14 +291,14 @@ func TestJaegerDependencies(t *testing.T) {
 // After a day without spans, the services and operations of query.max_range are listed.
 func TestNamesAfterAQuietDay(t *testing.T) {
 	_, db := reader(t, config())
-	for days, want := range map[int]int{0: 6, 3: 6, 30: 0} {
+	for days, want := range map[int]bool{0: true, 3: true, 30: false} {
 		r := query.NewReader(config(), db, clickhouse.DefaultConfig().Database, query.Options{Now: func() time.Time { return shop.End.AddDate(0, 0, days) }})
 		services, err := r.Services(t.Context())
-		if err != nil || len(services) != want {
+		if err != nil || slices.Contains(services, "paymentservice") != want {
 			t.Errorf("services after %d days: %q, %v", days, services, err)
 		}
 		operations, err := r.Operations(t.Context(), "paymentservice", "")
-		if err != nil || (len(operations) > 0) != (want > 0) {
+		if err != nil || (len(operations) > 0) != want {
 			t.Errorf("operations after %d days: %+v, %v", days, operations, err)
 		}
 	}
