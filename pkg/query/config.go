@@ -39,9 +39,9 @@ type Config struct {
 	MaxMemoryBytes int64 `mapstructure:"max_memory_bytes" unit:"bytes" doc:"memory of one query in ClickHouse"`
 	// MaxResultRows: maximum rows of a result; more are an error.
 	MaxResultRows int64 `mapstructure:"max_result_rows" doc:"maximum rows of a result; more are an error"`
-	// MaxResultBytes: maximum bytes of a result, uncompressed; more are an
-	// error.
-	MaxResultBytes int64 `mapstructure:"max_result_bytes" unit:"bytes" doc:"maximum bytes of a result, uncompressed; more are an error"`
+	// MaxResultBytes: maximum bytes of a result, uncompressed; a trace is
+	// cut there, and any other result with more is an error.
+	MaxResultBytes int64 `mapstructure:"max_result_bytes" unit:"bytes" doc:"maximum bytes of a result, uncompressed; a trace is cut there, and any other result with more is an error"`
 	// MaxQueries: queries that run at a time; others wait. Too many slow
 	// ClickHouse down for its writers.
 	MaxQueries int `mapstructure:"max_queries" doc:"queries that run at a time; others wait. Too many slow ClickHouse down for its writers"`
