@@ -183,8 +183,14 @@ func TestAcceptQueue(t *testing.T) {
 	if r != want {
 		t.Errorf("row %+v, want %+v", r, want)
 	}
+	waits := living(5, 0)
+	waits.Local, waits.Peer = waits.Peer, waits.Local
+	dump(tab, 15, l, waits)
+	if r := only(t, tab); r.AcceptQueueFull != 1 || r.Local != waits.Local {
+		t.Errorf("row %+v, want the address of the connection that waits, %s", r, waits.Local)
+	}
 	tab.Configure(Config{ExcludePorts: []PortRange{{80, 80}}})
-	dump(tab, 15, l)
+	dump(tab, 20, l)
 	if n := tab.Pending(); n != 0 {
 		t.Errorf("%d rows of an excluded port", n)
 	}
@@ -274,6 +280,12 @@ func timed(exchanges uint64, rtt, least float64) Socket {
 	return s
 }
 
+// scattered returns the socket with this mean deviation, in milliseconds.
+func scattered(s Socket, deviation float64) Socket {
+	s.Info.RTTDeviation = uint32(1000 * deviation)
+	return s
+}
+
 // experienced returns a table that knows the round trip time of the edge, 1 ms.
 func experienced(t *testing.T) *Table {
 	t.Helper()
@@ -299,6 +311,8 @@ func TestSlow(t *testing.T) {
 		"80 ms more":                           {timed(10, 1, 1), timed(20, 75, 1), true, 75},
 		"80 ms more for five minutes":          {timed(10, 81, 1), timed(900, 81, 81), true, 81},
 		"30 ms more for five minutes":          {timed(10, 31, 1), timed(900, 31, 31), true, 31},
+		"80 ms more, and jitter":               {timed(10, 1, 1), scattered(timed(900, 81, 1), 20), true, 81},
+		"a host that acknowledges some late":   {timed(10, 1, 1), scattered(timed(900, 150, 1), 80), false, 1},
 		"delayed acknowledgements":             {timed(10, 1, 1), timed(20, 41, 1), false, 1},
 		"it was more before, and decays":       {timed(10, 81, 1), timed(11, 71, 1), false, 1},
 		"nothing was sent since":               {timed(10, 81, 1), timed(10, 81, 1), false, 0},

@@ -70,6 +70,8 @@ type Info struct {
 	// without an answer.
 	Unanswered, Probes uint8
 	RTT, MinRTT        uint32 // microseconds
+	// RTTDeviation is the mean deviation of round trip times from RTT. Microseconds.
+	RTTDeviation uint32
 	// Retransmits counts retransmitted segments, including those of the
 	// handshake. Duplicates counts the segments that the peer reported as
 	// received twice (DSACK, RFC 2883).

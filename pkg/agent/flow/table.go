@@ -58,6 +58,7 @@ type space struct {
 	listeners  map[netip.AddrPort]listenSocket
 	unresolved []unresolved
 	held       map[ends]held
+	full       []Row // of full accept queues in the current dump
 
 	generation     uint32 // number of the current or last dump
 	dumpBegan      int64  // start of the current or last dump
@@ -303,10 +304,27 @@ func (t *Table) observeQueue(sp *space, s *Socket, local netip.AddrPort, at int6
 	if s.ReceiveQueue <= s.SendQueue || s.SendQueue == 0 || t.cfg.Excludes(local, local) {
 		return
 	}
-	t.Add(Row{
+	sp.full = append(sp.full, Row{
 		Start: min(sp.knownUntil, at), End: at, Namespace: sp.inode, Cookie: s.Cookie, Cgroup: s.Cgroup, UID: s.UID, Inode: s.Inode,
 		Local: local, Peer: netip.AddrPortFrom(netip.IPv6Unspecified(), 0), Role: RoleServer, AcceptQueueFull: 1,
 	})
+}
+
+// reportQueues appends the rows of full accept queues. A socket that listens at
+// any address gets that of a connection in its queue, by which clients know it.
+func (t *Table) reportQueues(sp *space) {
+	for _, row := range sp.full {
+		if row.Local.Addr().IsUnspecified() {
+			for _, c := range sp.conns {
+				if c.local.Port() == row.Local.Port() && c.generation == sp.generation {
+					row.Local = c.local
+					break
+				}
+			}
+		}
+		t.Add(row)
+	}
+	sp.full = sp.full[:0]
 }
 
 // EndDump ends a dump. Every socket destroyed before the dump began must have
@@ -325,6 +343,7 @@ func (t *Table) EndDump(now time.Time, namespace uint64, complete bool) {
 	}
 	t.resolve(sp)
 	t.release(sp, false)
+	t.reportQueues(sp)
 	for cookie, c := range sp.conns {
 		switch {
 		case c.generation == sp.generation:
@@ -627,8 +646,9 @@ const unaskedBytes = 4096
 // connection needs several, or the connections of the edge must agree.
 //
 // The kernel's minimum of five minutes is certain. So is the smoothed round trip
-// time, without what it still holds of times before the last dump, and without
-// what the peer may have added by delaying acknowledgements.
+// time, without what it still holds of times before the last dump, without what
+// the peer may have added by delaying acknowledgements, and without twice the mean
+// deviation: a longer way delays every segment, a host without CPU some of them.
 func (c *conn) certainRTT(s *Socket) uint32 {
 	i := &s.Info
 	if c.seen != 0 && i.BytesAcked <= c.acked {
@@ -647,7 +667,7 @@ func (c *conn) certainRTT(s *Socket) uint32 {
 		before := math.Pow(7./8, float64(max(1, (i.Delivered-c.delivered)/2)))
 		rtt = (rtt - before*float64(c.rtt)) / (1 - before)
 	}
-	certain := uint32(max(0, rtt-delayedACK))
+	certain := uint32(max(0, rtt-max(delayedACK, 2*float64(i.RTTDeviation))))
 	if i.MinRTT != UnknownRTT {
 		certain = max(certain, i.MinRTT)
 	}

@@ -75,7 +75,7 @@ func parseInfo(b []byte, i *flow.Info) {
 	i.Unanswered, i.Probes = f.u8(2), f.u8(3)
 	i.LastSent, i.LastReceived, i.LastAck = f.u32(44), f.u32(52), f.u32(56)
 	i.InFlight = f.u32(24)
-	i.RTT = f.u32(68)
+	i.RTT, i.RTTDeviation = f.u32(68), f.u32(72)
 	i.Retransmits = f.u32(100)
 	i.BytesAcked, i.BytesReceived = f.u64(120), f.u64(128)
 	i.PacketsReceived, i.Unsent = f.u32(140), f.u32(144)

@@ -65,7 +65,7 @@ func TestParse(t *testing.T) {
 			Unanswered: 2, Probes: 3,
 			LastSent: uint32(at(44, 4)), LastReceived: uint32(at(52, 4)), LastAck: uint32(at(56, 4)),
 			InFlight: uint32(at(24, 4)), PacketsReceived: uint32(at(140, 4)), Unsent: uint32(at(144, 4)),
-			RTT: uint32(at(68, 4)), MinRTT: uint32(at(148, 4)), Retransmits: uint32(at(100, 4)),
+			RTT: uint32(at(68, 4)), RTTDeviation: uint32(at(72, 4)), MinRTT: uint32(at(148, 4)), Retransmits: uint32(at(100, 4)),
 			BytesAcked: at(120, 8), BytesReceived: at(128, 8),
 			SegmentsReceived: uint32(at(152, 4)), SegmentsSent: uint32(at(156, 4)),
 			Busy: at(168, 8), ReceiveWindowLimited: at(176, 8), SendBufferLimited: at(184, 8),
