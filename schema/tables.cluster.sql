@@ -734,7 +734,7 @@ WITH
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, 20 / 100, 0, 1 / 100, 1 / 100, 0, 0, 0.99, 0, 0],
                             [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
-                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
+                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
                             dns, if(named, 90, 99),
@@ -773,8 +773,8 @@ WITH
                         LEFT JOIN
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
-                                max(counters[15]) OVER (PARTITION BY server_owner, callee.2) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (server_owner > 0) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
+                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.3 != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
@@ -968,7 +968,7 @@ WITH
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, {window_percent:Float64} / 100, 0, {retransmit_percent:Float64} / 100, {retransmit_percent:Float64} / 100, 0, 0, 0.99, 0, 0],
                             [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
-                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
+                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
                             dns, if(named, 90, 99),
@@ -1007,8 +1007,8 @@ WITH
                         LEFT JOIN
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
-                                max(counters[15]) OVER (PARTITION BY server_owner, callee.2) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (server_owner > 0) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
+                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.3 != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
@@ -1197,17 +1197,18 @@ WITH
     ),
     sources AS (
         SELECT minute, 'client' AS source, client_ip, server_ip, server_port, caller, callee, name,
-            [count(), countIf(failed), countIf(callee != ''), countIf(harmed)] AS calls, quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)) AS durations,
+            [count(), countIf(failed), countIf(callee != ''), countIf(harmed), countIf(broken)] AS calls, quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)) AS durations,
             emptyArrayUInt64() AS cl, emptyArrayUInt64() AS sv, emptyArrayUInt64() AS most, toUInt32(0) AS rtt_min_us,
             ''::LowCardinality(String) AS client_workload, ''::LowCardinality(String) AS client_process, ''::LowCardinality(String) AS server_workload, ''::LowCardinality(String) AS server_process, toDateTime64(0, 9, 'UTC') AS since, toDateTime64(0, 9, 'UTC') AS until, ('', '', '', '', 0) AS places
         FROM
         (
             SELECT minute, caller, callee, name, duration_ns, failed, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
-                failed OR callee != '' AND gap_ns > 10 * 1000000 AND 100 * gap_ns > 20 * duration_ns AS harmed
+                failed AND NOT callee_failed AS broken,
+                broken OR callee != '' AND gap_ns > 10 * 1000000 AND 100 * gap_ns > 20 * duration_ns AS harmed
             FROM
             (
                 SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed,
-                    ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns,
+                    ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns, ce.failed AS callee_failed,
                     ce.service_name != '' AND (ca.peer_ip = ce.ip OR ca.peer_ip = toIPv6('::')) AS met
                 FROM callers AS ca LEFT ANY JOIN callees AS ce ON ca.minute = ce.minute AND ca.call = ce.call
             )
@@ -1250,7 +1251,7 @@ WITH
                 multiIf(served, if(translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip), ip) AS client_ip,
                 multiIf(served, ip, translated_peer_ip != toIPv6('::'), translated_peer_ip, peer_ip) AS server_ip,
                 multiIf(served, port, translated_peer_port != 0, translated_peer_port, peer_port) AS server_port,
-                [1, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes, receive_window_limited_us, send_buffer_limited_us, busy_us, accept_queue_full, segments_sent + 1, rtt_us * (segments_sent + 1), (rtt_usual_us > 0) * (segments_sent + 1), rtt_usual_us * (segments_sent + 1), slow, lossy * retransmits, lossy * segments_sent]::Array(UInt64) AS counters, start_time, time, node, pod, lossy OR slow OR connect_failures + resets + timeouts > 0 OR unread_bytes > 0 OR 100 * receive_window_limited_us > 20 * busy_us AS bad
+                [1, connections, connect_failures, refused, resets, timeouts, gave_up, bytes_sent, bytes_received, segments_sent, retransmits, retransmitted_bytes, receive_window_limited_us, send_buffer_limited_us, busy_us, accept_queue_full, segments_sent + 1, if(rtt_max_us = 0, rtt_us, certain_rtt_us) * (segments_sent + 1), (rtt_usual_us > 0) * (segments_sent + 1), rtt_usual_us * (segments_sent + 1), slow, lossy * retransmits, lossy * segments_sent]::Array(UInt64) AS counters, start_time, time, node, pod, lossy OR slow OR connect_failures + resets + timeouts > 0 OR unread_bytes > 0 OR 100 * receive_window_limited_us > 20 * busy_us AS bad
             FROM
             (
                 SELECT toStartOfMinute(time) AS minute, role = 'server' AS served, ip, port, peer_ip, peer_port, peer_name, translated_peer_ip, translated_peer_port,
@@ -1258,7 +1259,8 @@ WITH
                     segments_sent, retransmits, retransmitted_bytes, rtt_us, rtt_min_us, rtt_usual_us, rtt_max_us, queue_us, receive_window_limited_us, send_buffer_limited_us, busy_us,
                     unread_bytes, accept_queue_full, start_time, time, node,
                     retransmits > 0 AND 100 * retransmits > 1 * segments_sent AS lossy,
-                    rtt_usual_us > 0 AND rtt_us > 3 * rtt_usual_us AND rtt_us > rtt_usual_us + 10 * 1000 AS slow
+                    least(rtt_us, rtt_max_us) AS certain_rtt_us,
+                    rtt_usual_us > 0 AND certain_rtt_us > 3 * rtt_usual_us AND certain_rtt_us > rtt_usual_us + 10 * 1000 AS slow
                 FROM metaflow.flows_distributed
                 WHERE role IN ('client', 'server') AND protocol = 'tcp'
             )
@@ -1389,7 +1391,7 @@ FROM
 ) AS x
 WHERE (ends.1 != '') * ((ends.2 != '') + (source = 'dns')) > 0
 GROUP BY minute, ends
-COMMENT 'made by metaflow-server, form 389f65b48adb4e72';
+COMMENT 'made by metaflow-server, form b267919d6a13a84d';
 
 CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
 (
@@ -1471,7 +1473,7 @@ WITH
     around AS (
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
-            sum(calls[2]) OVER near AS errors_near, sum(calls[4]) OVER near AS harmed_near,
+            sum(calls[1]) OVER near AS requests_near, sum(calls[2]) OVER near AS errors_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
             max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
@@ -1482,6 +1484,7 @@ WITH
         SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed,
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
+            arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
             (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
@@ -1489,7 +1492,7 @@ WITH
     judged AS (
         SELECT *,
             multiIf(
-                (cl[4] > 0) * if(traced, errors_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
+                (cl[4] > 0) * if(traced, broken_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
@@ -1501,8 +1504,8 @@ WITH
                     (100 * retransmits > 1 * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
                 slower = 1, 'slow network',
-                (failed_queries > 0) * traced * (errors_near > 0) > 0, 'DNS failed',
-                (query_us >= 100000) * traced * (harm > 0) > 0, 'slow DNS',
+                (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
+                (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
                 '') AS verdict
         FROM harmed
     ),
@@ -1525,7 +1528,8 @@ WITH
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
-                if(traced, concat(', ', toString(harmed_near), ' requests slow or failed'), '')) AS why
+                multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
+                    concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
     edges AS (
@@ -1604,7 +1608,7 @@ WITH
     around AS (
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
-            sum(calls[2]) OVER near AS errors_near, sum(calls[4]) OVER near AS harmed_near,
+            sum(calls[1]) OVER near AS requests_near, sum(calls[2]) OVER near AS errors_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
             max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
@@ -1615,6 +1619,7 @@ WITH
         SELECT *, harmed_near + (alone_ms > greatest(3 * usual_ms, usual_ms + 10)) AS harm, connect_failures - cl[4] AS swallowed,
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
+            arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
             (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
@@ -1622,7 +1627,7 @@ WITH
     judged AS (
         SELECT *,
             multiIf(
-                (cl[4] > 0) * if(traced, errors_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
+                (cl[4] > 0) * if(traced, broken_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
@@ -1634,8 +1639,8 @@ WITH
                     (100 * retransmits > {retransmit_percent:Float64} * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
                 slower = 1, 'slow network',
-                (failed_queries > 0) * traced * (errors_near > 0) > 0, 'DNS failed',
-                (query_us >= 100000) * traced * (harm > 0) > 0, 'slow DNS',
+                (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
+                (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
                 '') AS verdict
         FROM harmed
     ),
@@ -1658,7 +1663,8 @@ WITH
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
-                if(traced, concat(', ', toString(harmed_near), ' requests slow or failed'), '')) AS why
+                multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
+                    concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
     edges AS (

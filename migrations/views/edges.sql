@@ -26,7 +26,7 @@
     busy_us
     accept_queue_full
     weight = segments_sent + 1
-    rtt = rtt_us * (segments_sent + 1)
+    rtt = if(rtt_max_us = 0, rtt_us, certain_rtt_us) * (segments_sent + 1)
     usual_weight = (rtt_usual_us > 0) * (segments_sent + 1)
     rtt_usual = rtt_usual_us * (segments_sent + 1)
     slow_rows = slow
@@ -39,6 +39,7 @@
     errors = countIf(failed)
     paired = countIf(callee != '')
     harmed = countIf(harmed)
+    broken = countIf(broken)
 `}}
 {{- /* The largest values of a flow's own. */ -}}
 {{- array "most, mx" `
@@ -129,11 +130,13 @@ WITH
         FROM
         (
             SELECT minute, caller, callee, name, duration_ns, failed, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
-                failed OR callee != '' AND gap_ns > {{.GapMS}} * 1000000 AND 100 * gap_ns > {{.GapPercent}} * duration_ns AS harmed
+                -- A failure that the server's own span tells is the server's.
+                failed AND NOT callee_failed AS broken,
+                broken OR callee != '' AND gap_ns > {{.GapMS}} * 1000000 AND 100 * gap_ns > {{.GapPercent}} * duration_ns AS harmed
             FROM
             (
                 SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed,
-                    ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns,
+                    ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns, ce.failed AS callee_failed,
                     ce.service_name != '' AND (ca.peer_ip = ce.ip OR ca.peer_ip = toIPv6('::')) AS met
                 FROM callers AS ca LEFT ANY JOIN callees AS ce ON ca.minute = ce.minute AND ca.call = ce.call
             )
@@ -188,7 +191,9 @@ WITH
                     segments_sent, retransmits, retransmitted_bytes, rtt_us, rtt_min_us, rtt_usual_us, rtt_max_us, queue_us, receive_window_limited_us, send_buffer_limited_us, busy_us,
                     unread_bytes, accept_queue_full, start_time, time, node,
                     retransmits > 0 AND 100 * retransmits > {{.Thresholds.RetransmitPercent}} * segments_sent AS lossy,
-                    rtt_usual_us > 0 AND rtt_us > {{.RTTTimes}} * rtt_usual_us AND rtt_us > rtt_usual_us + {{.GapMS}} * 1000 AS slow
+                    -- What the network surely needed: a process without CPU acknowledges late.
+                    least(rtt_us, rtt_max_us) AS certain_rtt_us,
+                    rtt_usual_us > 0 AND certain_rtt_us > {{.RTTTimes}} * rtt_usual_us AND certain_rtt_us > rtt_usual_us + {{.GapMS}} * 1000 AS slow
                 FROM {{.Flows}}
                 WHERE role IN ('client', 'server') AND protocol = 'tcp'
             )

@@ -31,6 +31,7 @@
     errors
     paired
     harmed
+    broken
 `}}
 {{- array "most" `
     unread_bytes
@@ -56,7 +57,7 @@ WITH
     around AS (
         SELECT *,
             sum(calls.requests) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
-            sum(calls.errors) OVER near AS errors_near, sum(calls.harmed) OVER near AS harmed_near,
+            sum(calls.requests) OVER near AS requests_near, sum(calls.errors) OVER near AS errors_near, sum(calls.broken) OVER near AS broken_near, sum(calls.harmed) OVER near AS harmed_near,
             max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
@@ -68,6 +69,7 @@ WITH
             -- Names are compared label by label: a search list may have added some.
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
+            arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
             -- The round trips of most flows are longer, by a queue of their own bytes or otherwise.
             (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) * if(traced, harm > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
@@ -76,7 +78,7 @@ WITH
     judged AS (
         SELECT *,
             multiIf(
-                (cl.refused > 0) * if(traced, errors_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
+                (cl.refused > 0) * if(traced, broken_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
@@ -88,8 +90,9 @@ WITH
                     (100 * retransmits > {{.RetransmitPercent}} * segments_sent) * (retransmits >= {{.FewFailures}})) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
                 slower = 1, 'slow network',
-                (failed_queries > 0) * traced * (errors_near > 0) > 0, 'DNS failed',
-                (query_us >= 100000) * traced * (harm > 0) > 0, 'slow DNS',
+                (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
+                -- One query that took little is not what harmed many requests.
+                (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
                 '') AS verdict
         FROM harmed
     ),
@@ -113,7 +116,8 @@ WITH
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
-                if(traced, concat(', ', toString(harmed_near), ' requests slow or failed'), '')) AS why
+                multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
+                    concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
     edges AS (

@@ -215,12 +215,13 @@ WITH
                         span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         -- What is wrong: the first cause that is above its threshold and can
-                        -- have cost the span that much time.
+                        -- have cost the span that much time. A handshake sent again costs a second: a
+                        -- call that waited less used another connection.
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, {{.WindowPercent}} / 100, 0, {{.RetransmitPercent}} / 100, {{.RetransmitPercent}} / 100, 0, 0, 0.99, 0, 0],
                             [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
-                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, 1e6, 1, 1, 0, 1, 0]) AS cause,
+                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
                             dns, if(named, 90, 99),
@@ -262,8 +263,8 @@ WITH
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
                                 -- Connects that the server's full accept queue swallowed.
-                                max(counters[15]) OVER (PARTITION BY server_owner, callee.wire_port) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (server_owner > 0) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.role AS end_role, side.owner AS end_owner
+                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.ip), server_owner, callee.wire_port) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.ip != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.role AS end_role, side.owner AS end_owner
                             FROM
                             (
                                 SELECT

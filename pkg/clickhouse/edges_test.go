@@ -138,6 +138,11 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 20/0"},
 			nil,
 		},
+		"requests that the server fails itself, beside loss": {
+			calls(20, shopSpan.with(failed), cartSpan.with(failed)), both(shopEnd, cartEnd, lossy),
+			[]string{"shop -> cart 20/20"},
+			nil,
+		},
 		"slow code beside a clean network": {
 			calls(20, shopSpan.with(slow), cartSpan.with(sqlRow{"duration_ns": "225000000"})), both(shopEnd, cartEnd, nil),
 			[]string{"shop -> cart 20/0"},
@@ -174,12 +179,22 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart: connect failed"},
 		},
 		"a farther server": {
-			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_usual_us": "1000"}),
+			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
 			[]string{"shop -> cart 20/0"},
 			[]string{"shop -> cart: slow network"},
 		},
+		"a farther server of a proxy": {
+			emptyRows, both(proxyEnd, dbEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9: slow network"},
+		},
+		"acknowledgements of a proxy's server that lacks CPU": {
+			emptyRows, both(proxyEnd, dbEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "1000", "rtt_usual_us": "1000"}),
+			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
+			nil,
+		},
 		"a server that was always far": {
-			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_usual_us": "80000"}),
+			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "80000"}),
 			[]string{"shop -> cart 20/0"},
 			nil,
 		},
@@ -217,6 +232,16 @@ func TestEdgesAndTrouble(t *testing.T) {
 			calls(5, shopSpan, cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cart.shop.svc", slowly)),
 			[]string{"shop -> cart 5/0"},
 			nil,
+		},
+		"one slow resolution beside many requests that waited for another reason": {
+			calls(40, shopSpan.with(slow), cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cart.shop.svc", slowly)),
+			[]string{"shop -> cart 40/0"},
+			nil,
+		},
+		"one resolution that took seconds": {
+			calls(40, shopSpan.with(slow), cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cart.shop.svc", sqlRow{"query_time_max_us": "5000000"})),
+			[]string{"shop -> cart 40/0"},
+			[]string{"shop -> cart: slow DNS"},
 		},
 		"a slow resolution of another name": {
 			calls(5, shopSpan.with(slow), cartSpan), cat(both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc'"}), asks(shopEnd, "cartoon.shop.svc", slowly)),
@@ -262,7 +287,7 @@ func TestEdgesAndTrouble(t *testing.T) {
 			nil,
 		},
 		"a cap fills a queue, and its receiver reads late": {
-			calls(5, shopSpan.with(slow), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_usual_us": "1000", "queue_us": "70000", "unread_bytes": "70000"}),
+			calls(5, shopSpan.with(slow), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000", "queue_us": "70000", "unread_bytes": "70000"}),
 			[]string{"shop -> cart 5/0"},
 			[]string{"shop -> cart: slow queue"},
 		},
