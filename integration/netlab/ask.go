@@ -160,8 +160,8 @@ func (l *lab) edge(s span) (client, server string) {
 	return s.Service, peer
 }
 
-// instrumented are the hosts whose name is that of a service in spans.
-var instrumented = []string{"api", "orders", "stock", "price", "reports"}
+// instrumented are the services in spans. All but ledger have a host of that name.
+var instrumented = []string{"api", "orders", "stock", "price", "reports", "ledger"}
 
 // processes are the names under which views may know the others.
 var processes = map[string][]string{

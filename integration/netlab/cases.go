@@ -110,6 +110,8 @@ var proven = []string{
 	"clean", "loss-orders", "sleep", "loss-nginx", "proxy", "loss-behind-proxy", "loss-db", "loss-cache", "refused", "swallowed", "reset-mid-answer", "burst", "short-burst",
 	"delay", "ipv6-loss", "virtual-loss", "stopped", "own-timeout", "idle-pool", "idle-client",
 	"ipv6", "virtual", "virtual-swallowed", "masquerade-loss", "dns-slow", "dns-fails", "egress-cap", "probes", "clock-loss",
+	"sleep-beside-loss", "price-six", "dns-silent", "paced-bulk", "proxy-closes", "clock", "node",
+	"loss-replies", "large-packets", "policer", "forgotten", "price-sleeps",
 }
 
 // cases returns the truth table.
@@ -188,9 +190,64 @@ func table() []trial {
 		{
 			name: "delay", story: "80 ms more between api and orders", paths: []string{orderDB}, seconds: 20,
 			begin: func(l *lab) error {
-				return l.faults.delay(40*time.Millisecond, [2]*host{l.hosts["api"], l.hosts["orders"]})
+				api, orders := l.hosts["api"], l.hosts["orders"]
+				return l.faults.delay(40*time.Millisecond, 0, [2]*host{api, orders}, [2]*host{orders, api})
 			},
 			want: edge("api", "orders", slow),
+		},
+		{
+			name: "jitter", story: "60 to 120 ms more from stock to orders, nothing on the way there", paths: []string{orderStock}, seconds: 20,
+			begin: func(l *lab) error {
+				return l.faults.delay(60*time.Millisecond, 60*time.Millisecond, [2]*host{l.hosts["stock"], l.hosts["orders"]})
+			},
+			want: edge("orders", "stock", slow),
+		},
+		{
+			name: "loss-replies", story: "5% loss from stock to orders, none on the way there", paths: []string{orderStock + "&size=4000"}, seconds: 20,
+			begin: func(l *lab) error { return l.faults.set(oneWay(l.hosts["stock"].ip, l.hosts["orders"].ip, lose(50))) },
+			want:  edge("orders", "stock", loss),
+		},
+		{
+			name: "large-packets", story: "a tunnel drops packets above 1,000 bytes from stock, and says so to nobody", paths: []string{orderStock + "&size=4000", orderDB}, seconds: 35, perSecond: 2,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["stock"].ip, l.hosts["orders"].ip, "meta length > 1000 drop"))
+			},
+			want: edge("orders", "stock", loss),
+		},
+		{
+			name: "policer", story: "a policer drops what stock sends to orders above 400 kB a second", paths: []string{orderStock + "&size=120000"}, seconds: 25, perSecond: 5,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["stock"].ip, l.hosts["orders"].ip, "limit rate over 400 kbytes/second burst 30 kbytes drop"))
+			},
+			want: edge("orders", "stock", capped),
+		},
+		{
+			name: "forgotten", story: "a firewall forgets pooled connections, and resets requests on them", paths: []string{orderStock + "&pool=1"}, seconds: 20,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, "tcp dport 3000 tcp flags & (syn | fin | rst | psh) == psh numgen random mod 1000 < 60 reject with tcp reset"))
+			},
+			want: edge("orders", "stock", reset),
+		},
+		{
+			name: "two-on-one-address", story: "ledger listens beside stock, at another port of its host; 5% loss to that port", paths: []string{orderStock + "&size=4000", orderStock + "&size=4000&stock=stock:4000"}, seconds: 20,
+			begin: func(l *lab) error {
+				if err := l.startLedger(); err != nil {
+					return err
+				}
+				orders, stock := l.hosts["orders"].ip, l.hosts["stock"].ip
+				return l.faults.set(oneWay(orders, stock, "tcp dport 4000 "+lose(50)), oneWay(stock, orders, "tcp sport 4000 "+lose(50)))
+			},
+			want: edge("orders", "ledger", loss),
+		},
+		{
+			name: "price-sleeps", story: "six gRPC calls at a time on one connection; price sleeps 400 ms: the code", paths: []string{priceOne + "?calls=6&sleep=400"}, seconds: 15, perSecond: 3,
+		},
+		{
+			name: "pauses", story: "orders stops for two seconds, as a garbage collection does", paths: []string{orderDB}, seconds: 24,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.freeze(ctx, "orders", d/3, 2*time.Second)
+			},
+			want: []truth{{client: "api", server: "orders", causes: append(append([]string{}, notRead...), queueFull...), may: true}},
 		},
 		{
 			name: "ipv6", story: "orders asks stock over IPv6, which no resource names", paths: []string{orderStock + "&stock=stock6:3000"}, seconds: 15,
@@ -355,6 +412,18 @@ func (l *lab) restart(name, offset string) error {
 		return err
 	}
 	return l.await(name, func() error { return l.listening(l.hosts[name], 3000) })
+}
+
+// startLedger starts a second service on stock's host.
+func (l *lab) startLedger() error {
+	if l.programs["ledger"] != nil {
+		return nil
+	}
+	stock := l.programs["stock"]
+	if err := l.launch("ledger", l.hosts["stock"], 0, append(stock.env, "OTEL_SERVICE_NAME=ledger", "PORT=4000"), stock.argv...); err != nil {
+		return err
+	}
+	return l.await("ledger", func() error { return l.listening(l.hosts["stock"], 4000) })
 }
 
 // halfClosed makes connections that the client ends at once and whose other end

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -31,6 +32,7 @@ const (
 type hop struct {
 	device *os.File
 	delay  atomic.Int64 // in nanoseconds
+	jitter atomic.Int64 // most that is added to it at random, in nanoseconds
 	rules  []string     // arguments of ip rule, in effect
 }
 
@@ -63,8 +65,10 @@ func (h *hop) read(queue chan<- held) {
 		if err != nil {
 			return
 		}
+		// The queue keeps the order: a late packet holds up those behind it.
+		d := h.delay.Load() + rand.Int64N(h.jitter.Load()+1)
 		select {
-		case queue <- held{append([]byte(nil), buffer[:n]...), time.Now().Add(time.Duration(h.delay.Load()))}:
+		case queue <- held{append([]byte(nil), buffer[:n]...), time.Now().Add(time.Duration(d))}:
 		default:
 		}
 	}
@@ -79,14 +83,13 @@ func (h *hop) write(queue <-chan held) {
 	}
 }
 
-// between leads the packets between hosts through the hop, each way.
-func (h *hop) between(d time.Duration, pairs [][2]*host) error {
-	h.delay.Store(int64(d))
+// hold leads the packets of these ways, from a host to another, through the hop.
+func (h *hop) hold(delay, jitter time.Duration, ways ...[2]*host) error {
+	h.delay.Store(int64(delay))
+	h.jitter.Store(int64(jitter))
 	var rules []string
-	for _, p := range pairs {
-		for _, way := range [][2]*host{p, {p[1], p[0]}} {
-			rules = append(rules, fmt.Sprintf("from %s to %s lookup %d priority 20", way[0].ip, way[1].ip, hopTable))
-		}
+	for _, way := range ways {
+		rules = append(rules, fmt.Sprintf("from %s to %s lookup %d priority 20", way[0].ip, way[1].ip, hopTable))
 	}
 	h.rules = append(h.rules, rules...)
 	return namespaces.Feed("rule add "+strings.Join(rules, "\nrule add ")+"\n", "ip", "-batch", "-")

@@ -5,6 +5,7 @@ package main
 import (
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,16 +37,17 @@ func TestShortForm(t *testing.T) {
 	}
 }
 
-// Every case says what it is about, once, and names hosts of the lab.
+// Every case says what it is about, once, and names hosts or services of the lab.
 func TestCases(t *testing.T) {
 	seen := map[string]bool{}
+	known := func(name string) bool { return hostNumbers[name] != 0 || slices.Contains(instrumented, name) }
 	for _, c := range cases() {
 		if seen[c.name] || c.story == "" || len(c.paths) == 0 || c.seconds == 0 {
 			t.Errorf("case %q is double or incomplete", c.name)
 		}
 		seen[c.name] = true
 		for _, w := range c.want {
-			if hostNumbers[w.client] == 0 || hostNumbers[w.server] == 0 || len(w.causes) == 0 {
+			if !known(w.client) || !known(w.server) || len(w.causes) == 0 {
 				t.Errorf("case %q wants an edge from %q to %q because of %q", c.name, w.client, w.server, w.causes)
 			}
 		}

@@ -171,15 +171,18 @@ func lose(thousandths int) string {
 // swallow drops the packets that open connections.
 const swallow = "tcp flags & (syn | ack) == syn drop"
 
-// delay delays the packets between hosts by d; zero ends it.
-func (f *faults) delay(d time.Duration, pairs ...[2]*host) error {
+// delay delays the packets of these ways, from a host to another, and by up to
+// jitter more at random.
+func (f *faults) delay(d, jitter time.Duration, ways ...[2]*host) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if d == 0 {
-		return f.hop.heal()
-	}
-	return f.hop.between(d, pairs)
+	return f.hop.hold(d, jitter, ways...)
 }
 
 // heal ends all faults.
-func (f *faults) heal() error { return errors.Join(f.set(), f.delay(0)) }
+func (f *faults) heal() error {
+	err := f.set()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Join(err, f.hop.heal())
+}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -195,13 +194,24 @@ func descendants(pid int) (all []int, err error) {
 	return all, nil
 }
 
-// listening returns nil once a program answers on a host's port.
+// listening returns nil once a program listens on a host's port. It does not
+// connect: the views would report connects that are refused.
 func (l *lab) listening(at *host, port int) error {
-	conn, err := l.hosts["visitors"].dial(net.JoinHostPort(at.ip.String(), fmt.Sprint(port)))
-	if err != nil {
-		return err
+	const listen = "0A" // the kernel's number of the state
+	suffix := fmt.Sprintf(":%04X", port)
+	for _, table := range []string{"tcp", "tcp6"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", at.pid(), table))
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			// A number, the local address, the peer's, and the state.
+			if f := strings.Fields(line); len(f) > 3 && strings.HasSuffix(f[1], suffix) && f[3] == listen {
+				return nil
+			}
+		}
 	}
-	return conn.Close()
+	return fmt.Errorf("nothing listens on port %d of %s", port, at.name)
 }
 
 // otel returns the environment of an instrumented service.

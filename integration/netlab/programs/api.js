@@ -7,9 +7,9 @@ const app = express();
 const price = new grpc.Client('price:50051', grpc.credentials.createInsecure());
 const bytes = (b) => b;
 
-function quote(id) {
+function quote(sleep) {
   return new Promise((resolve, reject) => {
-    price.makeUnaryRequest('/shop.Price/Get', bytes, bytes, Buffer.from(String(id)), new grpc.Metadata(), { deadline: Date.now() + 15000 },
+    price.makeUnaryRequest('/shop.Price/Get', bytes, bytes, Buffer.from(String(sleep)), new grpc.Metadata(), { deadline: Date.now() + 15000 },
       (err, value) => (err ? reject(err) : resolve(value)));
   });
 }
@@ -29,10 +29,11 @@ app.get('/order/:id', async (req, res) => {
   }
 });
 
-// calls is how many calls are made at a time on one connection.
+// calls is how many calls are made at a time on one connection, sleep the ms that
+// price sleeps in each.
 app.get('/price/:id', async (req, res) => {
   try {
-    await Promise.all(Array.from({ length: Number(req.query.calls || 1) }, (_, i) => quote(`${req.params.id}.${i}`)));
+    await Promise.all(Array.from({ length: Number(req.query.calls || 1) }, () => quote(req.query.sleep || 0)));
     res.send('ok');
   } catch (err) {
     res.status(502).send(String(err));

@@ -1,11 +1,13 @@
-"""price: a gRPC service."""
+"""price: a gRPC service. A request is the ms for which its answer sleeps."""
 
+import time
 from concurrent import futures
 
 import grpc
 
 
 def get(request, context):
+    time.sleep(int(request) / 1000)
     return request
 
 

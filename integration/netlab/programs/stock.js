@@ -8,4 +8,4 @@ app.get('/stock/:id', (req, res) => {
   res.type('text').send('x'.repeat(Number(req.query.size || 200)));
 });
 app.get('/health', (req, res) => res.send('ok'));
-app.listen(3000, '::');
+app.listen(Number(process.env.PORT || 3000), '::');
