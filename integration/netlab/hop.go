@@ -66,7 +66,7 @@ func (h *hop) read(queue chan<- held) {
 			return
 		}
 		// The queue keeps the order: a late packet holds up those behind it.
-		d := h.delay.Load() + rand.Int64N(h.jitter.Load()+1)
+		d := h.delay.Load() + rand.Int64N(h.jitter.Load()+1) //nolint:gosec // a fault needs no secrets
 		select {
 		case queue <- held{append([]byte(nil), buffer[:n]...), time.Now().Add(time.Duration(d))}:
 		default:
