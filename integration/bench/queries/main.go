@@ -64,7 +64,7 @@ func run(ctx context.Context, o options) error {
 	}
 	// Parts of half an hour: few merges are left to wait for, and a sorted block
 	// fits into the engine's memory.
-	engine, err := measured.StartClickHouse(ctx, chengine.Options{DataDir: o.dir, MaxMemoryBytes: 4 << 30}, driver.Settings{
+	engine, err := measured.StartClickHouse(ctx, chengine.Options{DataDir: o.dir, MaxMemoryBytes: 8 << 30}, driver.Settings{
 		"async_insert": 0, "max_insert_threads": 1, "min_insert_block_size_rows": 500_000, "min_insert_block_size_bytes": 0,
 	})
 	if err != nil {
