@@ -713,7 +713,7 @@ WITH
             FROM
             (
                 SELECT
-                    span_id, any(span) AS span, rank,
+                    span_id, role, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.3) AS servers,
                     any(owner) AS owner,
@@ -728,7 +728,7 @@ WITH
                 FROM
                 (
                     SELECT
-                        span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        span_id, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
@@ -795,9 +795,9 @@ WITH
                         ) AS f ON (end_owner, end_role) = (owner, role)
                     )
                 )
-                GROUP BY span_id, rank
+                GROUP BY span_id, role, rank
             )
-            GROUP BY span_id
+            GROUP BY span_id, role
         )
     ) AS spans
 SELECT
@@ -947,7 +947,7 @@ WITH
             FROM
             (
                 SELECT
-                    span_id, any(span) AS span, rank,
+                    span_id, role, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.3) AS servers,
                     any(owner) AS owner,
@@ -962,7 +962,7 @@ WITH
                 FROM
                 (
                     SELECT
-                        span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        span_id, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
@@ -1029,9 +1029,9 @@ WITH
                         ) AS f ON (end_owner, end_role) = (owner, role)
                     )
                 )
-                GROUP BY span_id, rank
+                GROUP BY span_id, role, rank
             )
-            GROUP BY span_id
+            GROUP BY span_id, role
         )
     ) AS spans
 SELECT

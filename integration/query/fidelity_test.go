@@ -191,3 +191,72 @@ func TestSearchOfLargeTraces(t *testing.T) {
 		t.Errorf("%d traces, the first %+v", len(found), found[0])
 	}
 }
+
+// Zipkin's senders give both ends of a call one id: each end has an answer of its own.
+func TestBothEndsOfASharedID(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	span := func(kind tracepb.Span_SpanKind) *tracepb.Span {
+		return &tracepb.Span{TraceId: []byte("shared span ids."), SpanId: []byte("the_call"), Kind: kind, Name: "x", StartTimeUnixNano: at, EndTimeUnixNano: at + 1}
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{
+		Spans: []*tracepb.Span{span(tracepb.Span_SPAN_KIND_CLIENT), span(tracepb.Span_SPAN_KIND_SERVER)},
+	}}}}})
+	r, _ := reader(t, config())
+	const id = "736861726564207370616e206964732e"
+	network, err := r.Network(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []ptrace.SpanKind{ptrace.SpanKindClient, ptrace.SpanKindServer} {
+		if n, ok := network[query.SpanKey{ID: "7468655f63616c6c", Kind: kind}]; !ok || n.Unmatched == "" {
+			t.Errorf("%s: %+v, %t", kind, n, ok)
+		}
+	}
+	if len(network) != 2 {
+		t.Errorf("%+v", network)
+	}
+}
+
+// The query role knows the verdicts that the view has, and no others.
+func TestVerdictsAreThoseOfTheView(t *testing.T) {
+	var text string
+	if err := chtest.Open(t, engine).QueryRow(t.Context(), "SELECT as_select FROM system.tables WHERE database = 'metaflow' AND name = 'trace_network'").Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	quoted := make([]string, len(query.Verdicts))
+	for i, v := range query.Verdicts {
+		quoted[i] = "'" + strings.ReplaceAll(v, "'", `\'`) + "'"
+	}
+	if want := "[" + strings.Join(quoted, ", ") + "] AS words"; !strings.Contains(text, want) {
+		t.Errorf("the view has no %s:\n%.1500s", want, text)
+	}
+	if !strings.Contains(text, "{trace_id:String}") {
+		t.Error("the query role cannot put the trace into the view's text")
+	}
+}
+
+// Traces that together have more rows than a result may are read one after another.
+func TestFindTracesOfManySpans(t *testing.T) {
+	const traces, spans = 4, 400
+	at := shop.Start.Add(-8 * time.Hour)
+	cfg := config()
+	cfg.MaxSpans, cfg.MaxResultRows = spans+100, 1000
+	r, _ := reader(t, cfg)
+	insert := fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, name, service_name, start_time, duration_ns)
+		SELECT lower(hex(sipHash128('many', intDiv(number, %d)))), leftPad(lower(hex(sipHash64('many', number))), 16, '0'), 'many', 'many', fromUnixTimestamp64Nano(%d + number), 1
+		FROM numbers(%d)`, spans, at.UnixNano(), traces*spans)
+	if err := chtest.Open(t, engine).Exec(t.Context(), insert); err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	err := r.FindTraces(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Hour), End: at.Add(time.Hour)}, Where: query.And{}, Limit: traces}, func(trace query.Trace) error {
+		found++
+		if trace.Cut || trace.Spans != spans {
+			t.Errorf("%d spans, cut: %t", trace.Spans, trace.Cut)
+		}
+		return nil
+	})
+	if err != nil || found != traces {
+		t.Errorf("%d traces, %v", found, err)
+	}
+}

@@ -197,7 +197,7 @@ WITH
             FROM
             (
                 SELECT
-                    span_id, any(span) AS span, rank,
+                    span_id, role, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.ip) AS servers,
                     any(owner) AS owner,
@@ -212,7 +212,7 @@ WITH
                 FROM
                 (
                     SELECT
-                        span_id, span, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        span_id, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         -- What is wrong: the first cause that is above its threshold and can
                         -- have cost the span that much time. A handshake sent again costs a second: a
@@ -287,9 +287,10 @@ WITH
                         ) AS f ON (end_owner, end_role) = (owner, role)
                     )
                 )
-                GROUP BY span_id, rank
+                -- Both ends of a call may share an id, as in Zipkin.
+                GROUP BY span_id, role, rank
             )
-            GROUP BY span_id
+            GROUP BY span_id, role
         )
     ) AS spans
 SELECT

@@ -243,9 +243,9 @@ func (r *Reader) explain(ctx, running context.Context, err error) error {
 	case answered && !busy(code):
 		return fault.As(fault.Rejected, readable(err))
 	case running.Err() != nil:
-		return fault.As(fault.Retryable, fmt.Errorf("no answer within %s", r.limits.Time+answerTimeout))
+		return fault.As(fault.Retryable, fmt.Errorf("no answer of clickhouse within %s", r.limits.Time+answerTimeout))
 	default:
-		return fault.As(fault.Retryable, readable(err))
+		return fault.As(fault.Retryable, fmt.Errorf("ask clickhouse: %w", readable(err)))
 	}
 }
 

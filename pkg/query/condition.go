@@ -213,6 +213,9 @@ func (e Compare) id(c *compiler, of string, digits int) (string, error) {
 		return "", e.bad("an id is compared with = or != and a text")
 	}
 	id := strings.ToLower(e.Value.Text)
+	if id == "" || len(id) > digits || strings.Trim(id, "0123456789abcdef") != "" {
+		return "", e.bad("%.64q is not up to %d hexadecimal digits", e.Value.Text, digits)
+	}
 	if len(id) < digits {
 		id = strings.Repeat("0", digits-len(id)) + id
 	}

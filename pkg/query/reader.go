@@ -31,7 +31,10 @@ type Reader struct {
 	without prometheus.Counter
 
 	mu       sync.Mutex
-	flowless time.Time // when no flow was stored; see hasFlows
+	flows    bool      // some were stored; see hasFlows
+	flowless time.Time // when none was stored
+	view     string    // text of trace_network; see traceNetwork
+	viewRead time.Time // when it was read
 }
 
 // NewReader returns a Reader of a database. It starts nothing.
@@ -72,7 +75,8 @@ func (b *builder) arg(v any) string {
 	return fmt.Sprintf("$%d", len(b.args))
 }
 
-// within returns conditions on start_time, each after " AND ".
+// within returns conditions on start_time, each after " AND ". Both bounds are inclusive: the
+// primary key has the hour, and what is before a full hour would include the next one.
 func (b *builder) within(in Range) string { return b.withinOf("start_time", in) }
 
 func (b *builder) withinOf(column string, in Range) string {
@@ -81,7 +85,7 @@ func (b *builder) withinOf(column string, in Range) string {
 		fmt.Fprintf(&s, " AND %s >= fromUnixTimestamp64Nano(%s)", column, b.arg(in.Start.UnixNano()))
 	}
 	if !in.End.IsZero() {
-		fmt.Fprintf(&s, " AND %s < fromUnixTimestamp64Nano(%s)", column, b.arg(in.End.UnixNano()))
+		fmt.Fprintf(&s, " AND %s <= fromUnixTimestamp64Nano(%s)", column, b.arg(in.End.UnixNano()-1))
 	}
 	return s.String()
 }

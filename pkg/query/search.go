@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Search asks for traces with a span that fulfils a condition.
@@ -76,9 +78,28 @@ func (r *Reader) FindTraces(ctx context.Context, s Search, each func(Trace) erro
 // tracesAtOnce bounds the traces in memory: at most this many are read by one query.
 const tracesAtOnce = 20
 
+// spanBytes is more than most spans have in a result.
+const spanBytes = 1 << 10
+
+// atOnce returns how many of the traces one query reads: their rows and bytes stay below half
+// of what ClickHouse would refuse, so that they may have grown since. It is at least one.
+func (r *Reader) atOnce(of []Summary) int {
+	rows := min(r.cfg.MaxResultRows, r.cfg.MaxResultBytes/spanBytes) / 2
+	for i, t := range of[:min(len(of), tracesAtOnce)] {
+		rows -= int64(min(t.Spans, r.cfg.MaxSpans+1))
+		if rows < 0 {
+			return max(i, 1)
+		}
+	}
+	return min(len(of), tracesAtOnce)
+}
+
 // Traces reads the traces of summaries.
 func (r *Reader) Traces(ctx context.Context, of []Summary, each func(Trace) error) error {
-	for chunk := range slices.Chunk(of, tracesAtOnce) {
+	for len(of) > 0 {
+		n := r.atOnce(of)
+		chunk := of[:n]
+		of = of[n:]
 		ids := make([]string, len(chunk))
 		in := Range{Start: chunk[0].Start, End: chunk[0].End}
 		for i, s := range chunk {
@@ -143,11 +164,18 @@ func all(verdicts []Compare) (func(verdict string) bool, error) {
 		}
 		switch v.Op {
 		case Equal, NotEqual:
+			// What differs from the empty text is any verdict.
+			if !slices.Contains(Verdicts, v.Value.Text) && (v.Value.Text != "" || v.Op == Equal) {
+				return nil, v.bad("%.60q is no verdict: want one of %s", v.Value.Text, strings.Join(Verdicts, ", "))
+			}
 			each = append(each, func(verdict string) bool { return (verdict == v.Value.Text) == (v.Op == Equal) })
 		case Match, NotMatch:
 			pattern, err := regexp.Compile("^(?:" + v.Value.Text + ")$")
 			if err != nil {
 				return nil, v.bad("%v", err)
+			}
+			if v.Op == Match && !slices.ContainsFunc(Verdicts, pattern.MatchString) {
+				return nil, v.bad("%.60q matches no verdict: want one of %s", v.Value.Text, strings.Join(Verdicts, ", "))
 			}
 			each = append(each, func(verdict string) bool { return pattern.MatchString(verdict) == (v.Op == Match) })
 		default:
@@ -347,24 +375,37 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 	type hit struct{ span, verdict string }
 	hits := map[string][]hit{}
 	var matched []string
-	for _, id := range ids {
-		if len(matched) == s.Limit {
-			partial = true
-			break
+	for len(ids) > 0 && len(matched) < s.Limit {
+		chunk := ids[:min(len(ids), r.verdictsAtOnce())]
+		ids = ids[len(chunk):]
+		networks := make([]map[SpanKey]Network, len(chunk))
+		looks, looking := errgroup.WithContext(ctx)
+		for i, id := range chunk {
+			looks.Go(func() (err error) {
+				networks[i], err = r.Network(looking, id)
+				return err
+			})
 		}
-		network, err := r.Network(ctx, id)
-		if err != nil {
+		if err := looks.Wait(); err != nil {
 			return nil, false, err
 		}
-		for span, n := range network {
-			if n.Verdict != "" && fulfils(n.Verdict) {
-				hits[id] = append(hits[id], hit{span, n.Verdict})
+		for i, id := range chunk {
+			for span, n := range networks[i] {
+				if n.Verdict != "" && fulfils(n.Verdict) {
+					hits[id] = append(hits[id], hit{span.ID, n.Verdict})
+				}
 			}
-		}
-		if len(hits[id]) > 0 {
+			if len(hits[id]) == 0 {
+				continue
+			}
+			if len(matched) == s.Limit {
+				partial = true
+				break
+			}
 			matched = append(matched, id)
 		}
 	}
+	partial = partial || len(ids) > 0
 	if len(matched) == 0 {
 		return nil, partial, nil
 	}
@@ -393,6 +434,10 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
 	return found, partial, nil
 }
+
+// verdictsAtOnce is how many traces' networks are examined at a time: half of the queries that
+// may run, so that a search leaves room for others.
+func (r *Reader) verdictsAtOnce() int { return min(max(r.cfg.MaxQueries/2, 1), 4) }
 
 // oneOf is true for spans with one of these ids.
 type oneOf []string

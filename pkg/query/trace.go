@@ -31,8 +31,8 @@ type Trace struct {
 	Cut bool
 	// Spans is how many were read.
 	Spans int
-	// Network is what the network did, by the spans' ids; nil if it is not known.
-	Network map[string]Network
+	// Network is what the network did; nil if it is not known.
+	Network map[SpanKey]Network
 }
 
 // TraceID checks an id of up to 32 hexadecimal digits, and pads it as Jaeger and Tempo do.
@@ -93,7 +93,7 @@ func (r *spanRow) targets() []any {
 // the look-up cheaper. It fails with ErrNotFound if no span is stored.
 func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) {
 	defer r.observe("trace")()
-	network := make(chan map[string]Network, 1)
+	network := make(chan map[SpanKey]Network, 1)
 	waiting, stop := r.networkContext(ctx)
 	defer stop()
 	go func() { network <- r.tryNetwork(waiting, id) }()
@@ -121,11 +121,11 @@ func tooLarge(err error) bool {
 	return fault.ClassOf(err) == fault.Rejected && strings.Contains(err.Error(), "TOO_MANY_ROWS_OR_BYTES")
 }
 
-// readTrace is a trace whose spans are also known by their ids.
+// readTrace is a trace whose spans are also known by their keys, which several may have.
 type readTrace struct {
 	Trace
 	id    string
-	spans map[string]ptrace.Span
+	spans map[SpanKey][]ptrace.Span
 }
 
 // traces returns the stored ones of the traces with these ids, in their order, each with
@@ -177,7 +177,7 @@ type traceBuilder struct {
 
 func newTraceBuilder(id string) *traceBuilder {
 	return &traceBuilder{
-		readTrace: readTrace{Trace: Trace{OTLP: ptrace.NewTraces()}, id: id, spans: map[string]ptrace.Span{}},
+		readTrace: readTrace{Trace: Trace{OTLP: ptrace.NewTraces()}, id: id, spans: map[SpanKey][]ptrace.Span{}},
 		resources: map[string]ptrace.ResourceSpans{}, scopes: map[string]ptrace.ScopeSpans{},
 	}
 }
@@ -205,7 +205,8 @@ func (t *traceBuilder) add(row *spanRow) error {
 	}
 	t.Spans++
 	s := ss.Spans().AppendEmpty()
-	t.spans[row.spanID] = s
+	span := SpanKey{row.spanID, ptrace.SpanKind(row.kind)}
+	t.spans[span] = append(t.spans[span], s)
 	return row.put(s)
 }
 

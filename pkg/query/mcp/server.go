@@ -255,7 +255,7 @@ func (s *Server) trace(ctx context.Context, in oneTrace) (any, error) {
 						line.Attributes[key] = v.AsString()
 					}
 				}
-				if n, ok := t.Network[line.SpanID]; ok {
+				if n, ok := t.Network[query.KeyOf(o)]; ok {
 					line.Network = &n
 				}
 				spans = append(spans, line)

@@ -195,7 +195,7 @@ func (h *handler) trace(r *http.Request) (any, error) {
 					Kind: strings.ToLower(s.Kind().String()), Status: strings.ToLower(s.Status().Code().String()), Message: s.Status().Message(),
 					Start: int64(s.StartTimestamp()) / 1000, Duration: float64(s.EndTimestamp()-s.StartTimestamp()) / 1000, Attributes: map[string]string{},
 				}
-				if n, ok := t.Network[out.ID]; ok {
+				if n, ok := t.Network[query.KeyOf(s)]; ok {
 					out.Network = &n
 				}
 				for key, v := range s.Attributes().All() {
