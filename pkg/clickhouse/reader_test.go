@@ -29,6 +29,20 @@ func openReader(t *testing.T, limits ReadLimits) *Reader {
 	return r
 }
 
+// Who asks over MCP does not see the configuration, so errors say which program is missing.
+func TestReaderNamesClickHouse(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Addresses = []string{"127.0.0.1:1"}
+	r, err := OpenReader(cfg, ReadLimits{Time: 2 * time.Second, MemoryBytes: 100 << 20, Rows: 1000, Bytes: 10 << 20, AtOnce: 2}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Table(t.Context(), "SELECT 1", 1, 100); err == nil || !strings.HasPrefix(err.Error(), "ask clickhouse: ") || fault.ClassOf(err) != fault.Retryable {
+		t.Errorf("%v (%s)", err, fault.ClassOf(err))
+	}
+}
+
 // A Reader's statements neither change anything nor lift a limit, and those that take too
 // much fail.
 func TestReaderOnlyReads(t *testing.T) {
