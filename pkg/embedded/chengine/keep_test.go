@@ -18,8 +18,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
 )
 
-// A client that resets its connection aborts the library. Other clients find the engine
-// again at the same address, with all data.
+// The library aborts when a client fails to log in. Other clients find the engine again at
+// the same address, with all data.
 func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
 	o := chengine.Options{DataDir: t.TempDir()}
 	e, err := chengine.Start(t.Context(), o)
