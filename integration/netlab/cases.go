@@ -111,7 +111,7 @@ var proven = []string{
 	"delay", "ipv6-loss", "virtual-loss", "stopped", "own-timeout", "idle-pool", "idle-client",
 	"ipv6", "virtual", "virtual-swallowed", "masquerade-loss", "dns-slow", "dns-fails", "egress-cap", "probes", "clock-loss",
 	"sleep-beside-loss", "price-six", "dns-silent", "paced-bulk", "proxy-closes", "clock", "node",
-	"loss-replies", "large-packets", "policer", "forgotten", "price-sleeps", "jitter", "accept-queue", "pauses", "two-on-one-address",
+	"loss-replies", "large-packets", "policer", "forgotten", "price-sleeps", "jitter", "accept-queue", "pauses", "two-on-one-address", "two-faults",
 }
 
 // cases returns the truth table.
