@@ -116,7 +116,7 @@ endef
 	cd .cache/jaeger/src && CGO_ENABLED=0 $(GO) test -c -trimpath -o ../certification ./internal/storage/integration
 	rm -rf .cache/jaeger/src
 
-kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, to which the tests then apply the chart and all manifests (10 minutes)
+kube-apiserver: .cache/kubernetes/kube-apiserver ## build a Kubernetes API server, to which the tests then apply the chart and all manifests (7 minutes of CPU)
 
 # helm asks the server for its version.
 .cache/kubernetes/kube-apiserver: deploy/deploytest/kubernetes/go.mod

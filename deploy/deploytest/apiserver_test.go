@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	apps "k8s.io/api/apps/v1"
 	authorization "k8s.io/api/authorization/v1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -309,6 +310,11 @@ func (a *apiServer) agentMay(t *testing.T, r release) {
 		k.Namespace = r.namespace
 	}
 	asks := k.Enabled == "true"
+	set, ok := find[*apps.DaemonSet](o, r.namespace, "metaflow-agent")
+	if !ok {
+		t.Fatal("no DaemonSet of the agents")
+	}
+	account := set.Spec.Template.Spec.ServiceAccountName
 	for _, tc := range []struct {
 		resource authorization.ResourceAttributes
 		want     bool
@@ -324,7 +330,7 @@ func (a *apiServer) agentMay(t *testing.T, r release) {
 	} {
 		review, err := a.typed.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorization.SubjectAccessReview{
 			Spec: authorization.SubjectAccessReviewSpec{
-				User: fmt.Sprintf("system:serviceaccount:%s:metaflow-agent", r.namespace), ResourceAttributes: &tc.resource,
+				User: fmt.Sprintf("system:serviceaccount:%s:%s", r.namespace, account), ResourceAttributes: &tc.resource,
 			},
 		}, meta.CreateOptions{})
 		if err != nil {
