@@ -214,6 +214,7 @@ type held struct {
 	holding bool
 	addr    string
 	frames  [][]byte
+	caught  func() // called with each commit that is held
 }
 
 type heldConn struct {
@@ -227,6 +228,7 @@ func (c heldConn) Write(b []byte) (int, error) {
 	if c.held.holding && len(b) > 6 && binary.BigEndian.Uint16(b[4:]) == uint16(kmsg.OffsetCommit) {
 		c.held.addr = c.RemoteAddr().String()
 		c.held.frames = append(c.held.frames, append([]byte{}, b...))
+		c.held.caught()
 		return len(b), nil
 	}
 	return c.Conn.Write(b)
@@ -288,7 +290,9 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 	other.await(2)
 
 	client, reg := clientOf(t, brokers)
-	network := &held{}
+	unanswered, stop := context.WithCancel(t.Context()) // ends when the commit was sent
+	defer stop()
+	network := &held{caught: stop}
 	client.Intercept(func(c net.Conn) net.Conn { return heldConn{c, network} })
 	claims := make(chan *kafka.Claim)
 	giveUp := make(chan struct{})
@@ -317,10 +321,8 @@ func lateCommitIsRefused(t *testing.T, brokers []string) {
 
 	claim := <-claims
 	network.hold(true)
-	short, stop := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer stop()
 	for _, offset := range []int64{1, 2} { // the second one is not even sent
-		err := claim.CommitPosition(short, kafka.Position{Offset: offset, LeaderEpoch: -1, Metadata: "late"})
+		err := claim.CommitPosition(unanswered, kafka.Position{Offset: offset, LeaderEpoch: -1, Metadata: "late"})
 		if !errors.Is(err, kafka.ErrCommitUnknown) || fault.ClassOf(err) != fault.Fenced {
 			t.Errorf("a commit without a response = %v, want ErrCommitUnknown of class fenced", err)
 		}
