@@ -48,7 +48,7 @@ func TestJaegerStoresAndReads(t *testing.T) {
 // adaptive sampling, for which MetaFlow has no storage. testdata/certification says how the
 // suite writes and reads.
 func TestJaegerCertification(t *testing.T) {
-	suite := exec.Command(otelcol.JaegerCertification(t, repository(t)), "-test.v", "-test.timeout", "10m") //nolint:gosec // the program that the test is about
+	suite := exec.Command(otelcol.JaegerCertification(t, repository(t)), "-test.v", "-test.timeout", "10m")
 	suite.Dir = repository(t)
 	suite.Env = append(os.Environ(), "SERVER_PROGRAM="+filepath.Join(binaries, "metaflow-server"))
 	suite.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/embedded/chdoor"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
@@ -117,12 +118,12 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		stopEngine()
 		err = errors.Join(err, <-engineEnded)
 	}()
-	native, err := openNativeDoor(o.nativePort, engine.NativeAddr(), engine.HTTPAddr())
+	native, err := chdoor.Open(o.nativePort, engine.NativeAddr(), engine.HTTPAddr())
 	if err != nil {
 		return refusedPort("--clickhouse-native-port", o.nativePort, err)
 	}
 	var doors sync.WaitGroup
-	doors.Go(func() { native.run(keeping) })
+	doors.Go(func() { native.Run(keeping) })
 	defer func() { stopEngine(); doors.Wait() }()
 	door, err := openEngineDoor(o.httpPort, engine.HTTPAddr())
 	if err != nil {
@@ -159,7 +160,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	g.Go(func() error {
 		at := addresses{
 			HTTP: a.http.Addr().String(), QueryHTTP: a.asked.http.Addr().String(), QueryGRPC: a.asked.grpc.Addr().String(), Kafka: kafka.Addr(),
-			ClickHouseNative: native.addr(), ClickHouseHTTP: door.addr(),
+			ClickHouseNative: native.Addr(), ClickHouseHTTP: door.addr(),
 		}
 		select {
 		case addrs := <-listening:

@@ -55,7 +55,7 @@ func TestVariablesOfOtherPrograms(t *testing.T) {
 		"METAFLOW_CTL_TOKEN":            true,
 		"METAFLOW_GROUP":                true,
 		"METAFLOW_SERVER_TOKN":          false,
-		"METAFLOW_GROPU":                false,
+		"METAFLOW_GROUPS":               false,
 		"METAFLOW_SHUTDOWN_GRACES":      false,
 		"METAFLOW_CLICKHOSE_USERNAME":   false,
 		"METAFLOW_CLICKHOUSE_ADDRESSES": true,
@@ -79,7 +79,7 @@ func TestVariablesOfOtherPrograms(t *testing.T) {
 func TestFileAsArgument(t *testing.T) {
 	dir := t.TempDir()
 	right, wrong := filepath.Join(dir, "right.yaml"), filepath.Join(dir, "wrong.yaml")
-	for name, text := range map[string]string{right: "group: shop\n", wrong: "group: shop\ngropu: x\n"} {
+	for name, text := range map[string]string{right: "group: shop\n", wrong: "group: shop\ngroups: x\n"} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -91,7 +91,7 @@ func TestFileAsArgument(t *testing.T) {
 	}{
 		{[]string{"check", right}, ExitOK, "the configuration is valid"},
 		{[]string{"check", right, "--config", right}, ExitOK, "the configuration is valid"},
-		{[]string{"check", wrong}, ExitUsage, "gropu: unknown key, did you mean group? (" + wrong + ":2)"},
+		{[]string{"check", wrong}, ExitUsage, "groups: unknown key, did you mean group? (" + wrong + ":2)"},
 		{[]string{"print", right}, ExitOK, "group: shop"},
 		{[]string{"check", right, "--config", wrong}, ExitUsage, "two configuration files"},
 		{[]string{"check", right, wrong}, ExitUsage, "unexpected argument"},

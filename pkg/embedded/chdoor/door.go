@@ -1,4 +1,5 @@
-package main
+// Package chdoor stands before the native port of the embedded ClickHouse.
+package chdoor
 
 import (
 	"bufio"
@@ -19,11 +20,11 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// nativeDoor is a proxy for the native port of the embedded ClickHouse, whose library aborts
+// Door is a proxy for the native port of the embedded ClickHouse, whose library aborts
 // when a client fails to log in or resets an idle connection. The door answers failed logins
 // itself and ends every connection to the engine in order, whatever the client does. It does
 // not look at what follows the login.
-type nativeDoor struct {
+type Door struct {
 	listener net.Listener
 	native   string // host:port of the engine
 	http     string // the same, to ask which databases exist
@@ -39,19 +40,21 @@ const (
 	maxLoginText = 4 << 10
 )
 
-// openNativeDoor listens on a loopback port, 0 for a free one.
-func openNativeDoor(port int, native, http string) (*nativeDoor, error) {
+// Open listens on a loopback port, 0 for a free one. native and http are the ports of the
+// engine behind it, as host:port.
+func Open(port int, native, http string) (*Door, error) {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return nil, err
 	}
-	return &nativeDoor{listener: listener, native: native, http: http, places: make(chan struct{}, maxNativeClients)}, nil
+	return &Door{listener: listener, native: native, http: http, places: make(chan struct{}, maxNativeClients)}, nil
 }
 
-func (d *nativeDoor) addr() string { return d.listener.Addr().String() }
+// Addr is the host:port that clients connect to.
+func (d *Door) Addr() string { return d.listener.Addr().String() }
 
-// run serves until ctx ends and the engine has closed the connections to it.
-func (d *nativeDoor) run(ctx context.Context) {
+// Run serves until ctx ends and the engine has closed the connections to it.
+func (d *Door) Run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { _ = d.listener.Close() })()
 	var clients sync.WaitGroup
 	defer clients.Wait()
@@ -70,11 +73,11 @@ func (d *nativeDoor) run(ctx context.Context) {
 	}
 }
 
-func (d *nativeDoor) serve(ctx context.Context, client *net.TCPConn) {
+func (d *Door) serve(ctx context.Context, client *net.TCPConn) {
 	_ = client.SetReadDeadline(time.Now().Add(loginTimeout))
 	in := bufio.NewReader(client)
 	if first, err := in.Peek(1); err == nil && (first[0] == 'G' || first[0] == 'P') { // GET, POST, PUT
-		_, port, _ := net.SplitHostPort(d.addr())
+		_, port, _ := net.SplitHostPort(d.Addr())
 		_, _ = fmt.Fprintf(client, "HTTP/1.0 400 Bad Request\r\n\r\nPort %s is the native port of ClickHouse, for clickhouse-client; its HTTP interface has another port.\r\n", port)
 		return
 	}
@@ -96,7 +99,7 @@ func (d *nativeDoor) serve(ctx context.Context, client *net.TCPConn) {
 		return
 	}
 	engine := conn.(*net.TCPConn) //nolint:forcetypeassert // a dialer of "tcp" makes no other
-	defer engine.Close()
+	defer func() { _ = engine.Close() }()
 	if _, err := engine.Write(hello.raw); err != nil {
 		return
 	}
@@ -190,7 +193,7 @@ func readHello(in *bufio.Reader) (login, error) {
 }
 
 // admit returns a refusedLogin unless the engine would take the login.
-func (d *nativeDoor) admit(ctx context.Context, l login) error {
+func (d *Door) admit(ctx context.Context, l login) error {
 	if l.user != "default" && l.user != "" || l.password != "" {
 		return &refusedLogin{
 			proto.ErrAuthenticationFailed,
@@ -207,7 +210,7 @@ func (d *nativeDoor) admit(ctx context.Context, l login) error {
 	return err
 }
 
-func (d *nativeDoor) hasDatabase(ctx context.Context, name string) (bool, error) {
+func (d *Door) hasDatabase(ctx context.Context, name string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
 	defer cancel()
 	parameters := url.Values{"query": {"SELECT count() FROM system.databases WHERE name = {name:String}"}, "param_name": {name}}

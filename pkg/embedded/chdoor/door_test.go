@@ -1,10 +1,11 @@
-package main
+package chdoor
 
 import (
 	"context"
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -17,24 +18,29 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
+func TestMain(m *testing.M) {
+	chengine.MaybeRunChild()
+	os.Exit(m.Run())
+}
+
 // throughDoor runs an engine and a door in front of it until the test ends.
-func throughDoor(t *testing.T) (*nativeDoor, *chengine.Engine) {
+func throughDoor(t *testing.T) (*Door, *chengine.Engine) {
 	t.Helper()
 	engine := chtest.Start(t, chengine.Options{})
-	door, err := openNativeDoor(0, engine.NativeAddr(), engine.HTTPAddr())
+	door, err := Open(0, engine.NativeAddr(), engine.HTTPAddr())
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	go func() { defer close(ended); door.run(ctx) }()
+	go func() { defer close(ended); door.Run(ctx) }()
 	t.Cleanup(func() { stop(); <-ended })
 	return door, engine
 }
 
-func dialDoor(t *testing.T, d *nativeDoor, auth clickhouse.Auth) clickhouse.Conn {
+func dialDoor(t *testing.T, d *Door, auth clickhouse.Auth) clickhouse.Conn {
 	t.Helper()
-	conn, err := clickhouse.Open(&clickhouse.Options{Addr: []string{d.addr()}, Auth: auth, MaxOpenConns: 1})
+	conn, err := clickhouse.Open(&clickhouse.Options{Addr: []string{d.Addr()}, Auth: auth, MaxOpenConns: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +64,7 @@ func hello(user, database string) []byte {
 
 // Everything here aborts the engine's library where nothing stands before it. One by one, so
 // that a failure names its cause.
-func TestNativeDoorShieldsTheEngine(t *testing.T) {
+func TestDoorShieldsTheEngine(t *testing.T) {
 	door, engine := throughDoor(t)
 	reset := func(t *testing.T, conn *net.TCPConn) {
 		t.Helper()
@@ -69,7 +75,7 @@ func TestNativeDoorShieldsTheEngine(t *testing.T) {
 	}
 	raw := func(sent []byte, answered bool) func(t *testing.T) {
 		return func(t *testing.T) {
-			conn, err := net.Dial("tcp", door.addr())
+			conn, err := net.Dial("tcp", door.Addr())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +104,7 @@ func TestNativeDoorShieldsTheEngine(t *testing.T) {
 		"a password":          refused(clickhouse.Auth{Username: "default", Password: "x"}, 516),
 		"an unknown database": refused(clickhouse.Auth{Database: "nope"}, 81),
 		"no login": func(t *testing.T) {
-			conn, err := net.Dial("tcp", door.addr())
+			conn, err := net.Dial("tcp", door.Addr())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +119,7 @@ func TestNativeDoorShieldsTheEngine(t *testing.T) {
 			defer cancel()
 			var mine net.Conn
 			conn, err := clickhouse.Open(&clickhouse.Options{
-				Addr: []string{door.addr()}, MaxOpenConns: 1,
+				Addr: []string{door.Addr()}, MaxOpenConns: 1,
 				DialContext: func(ctx context.Context, addr string) (net.Conn, error) {
 					var err error
 					mine, err = (&net.Dialer{}).DialContext(ctx, "tcp", addr)
@@ -161,7 +167,7 @@ func TestNativeDoorShieldsTheEngine(t *testing.T) {
 }
 
 // What passes the door is unchanged, in both directions.
-func TestNativeDoorForwards(t *testing.T) {
+func TestDoorForwards(t *testing.T) {
 	door, _ := throughDoor(t)
 	conn := dialDoor(t, door, clickhouse.Auth{Database: "default", Username: "default"})
 	if err := conn.Exec(t.Context(), "CREATE TABLE n (n UInt64, s String) ENGINE = MergeTree ORDER BY n"); err != nil {
@@ -171,6 +177,7 @@ func TestNativeDoorForwards(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer batch.Close()
 	const rows = 100_000
 	for i := range uint64(rows) {
 		if err := batch.Append(i, strings.Repeat("x", int(i%50))); err != nil {
@@ -205,16 +212,16 @@ func TestNativeDoorForwards(t *testing.T) {
 }
 
 // Who takes the native port for the HTTP port is told.
-func TestNativeDoorAnswersHTTP(t *testing.T) {
-	door, err := openNativeDoor(0, "", "")
+func TestDoorAnswersHTTP(t *testing.T) {
+	door, err := Open(0, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	go func() { defer close(ended); door.run(ctx) }()
+	go func() { defer close(ended); door.Run(ctx) }()
 	defer func() { stop(); <-ended }()
-	conn, err := net.Dial("tcp", door.addr())
+	conn, err := net.Dial("tcp", door.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}
