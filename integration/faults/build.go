@@ -47,6 +47,9 @@ func checkOut(root, commit, dir string) error {
 // prepare builds what a run needs into dir, unless it is there: today's programs, and those of the
 // earlier commit.
 func (o *options) prepare(root, dir string) (err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	o.bin = filepath.Join(dir, "bin")
 	if o.oldCommit != "" {
 		o.oldBin = filepath.Join(dir, "old-bin")

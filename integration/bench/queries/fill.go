@@ -94,7 +94,7 @@ FROM
 ARRAY JOIN [0, 1] AS side`
 	// The view has the exporter's columns, in the order of its table. Its indexes take ten times
 	// the CPU of the others' inserts, so two threads share them.
-	fillCollectorSQL = `INSERT INTO otel.otel_traces SELECT * FROM metaflow.otel_traces
+	fillCollectorSQL = `INSERT INTO otel.otel_traces SELECT * EXCEPT (SampleRate, "__hdx_materialized_rum.sessionId") FROM metaflow.otel_traces
 WHERE Timestamp >= fromUnixTimestamp64Nano({begin:Int64}, 'UTC') AND Timestamp < fromUnixTimestamp64Nano({begin:Int64} + 3600000000000, 'UTC')
 SETTINGS max_insert_threads = 2`
 )
