@@ -162,6 +162,7 @@ func newBlock() *block {
 func (b *block) Table() string { return table.Name }
 func (b *block) Rows() int     { return b.value.Rows() }
 func (b *block) Bytes() int    { return 24 * b.Rows() }
+func (b *block) Kept() int     { return 24 * b.Rows() }
 
 func (b *block) Input() proto.Input {
 	return proto.Input{{Name: "time", Data: b.time}, {Name: "id", Data: &b.id}, {Name: "value", Data: &b.value}}

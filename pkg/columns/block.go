@@ -170,6 +170,15 @@ func (b *block) Bytes() int {
 	return n
 }
 
+// Kept returns the memory that the columns keep when the block is Reset.
+func (b *block) Kept() int {
+	n := 0
+	for _, c := range b.all {
+		n += c.kept()
+	}
+	return n
+}
+
 // Input returns the named columns, valid until the next Append or Reset.
 func (b *block) Input() proto.Input { return b.input }
 

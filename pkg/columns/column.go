@@ -17,6 +17,8 @@ type column interface {
 	proto.ColInput
 	reset()
 	bytes() int
+	// kept is the memory that the column keeps when it is reset.
+	kept() int
 	// join makes the rows of another column of the same type follow, which has no joined
 	// rows itself. It refers to the other column's memory until reset.
 	join(other column)
@@ -81,6 +83,7 @@ func (c *fixed) reset() {
 func (c *fixed) join(o column) { c.joined.add(o.(*fixed).buf) }
 
 func (c *fixed) bytes() int         { return len(c.buf) + c.joined.size }
+func (c *fixed) kept() int          { return cap(c.buf) }
 func (c *fixed) putByte(v byte)     { c.buf = append(c.buf, v) }
 func (c *fixed) putUint16(v uint16) { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
 
@@ -110,6 +113,7 @@ type text struct {
 func (c *text) Type() proto.ColumnType { return proto.ColumnTypeString }
 func (c *text) Rows() int              { return c.rows }
 func (c *text) bytes() int             { return len(c.buf) + c.joined.size }
+func (c *text) kept() int              { return cap(c.buf) }
 
 // EncodeColumn copies the values to b.
 func (c *text) EncodeColumn(b *proto.Buffer) {
@@ -198,6 +202,9 @@ func newDict() dict { return dict{known: make(map[string]uint32), block: 1} }
 func (c *dict) Type() proto.ColumnType { return "LowCardinality(String)" }
 func (c *dict) Rows() int              { return len(c.keys) + c.rows }
 func (c *dict) bytes() int             { return c.values.bytes() + 4*c.Rows() }
+func (c *dict) kept() int {
+	return c.values.kept() + 4*(cap(c.keys)+cap(c.moved)) + max(c.size, wordSize*cap(c.words))
+}
 
 func (c *dict) reset() {
 	c.values.reset()
@@ -379,6 +386,14 @@ func (c *nested) join(o column) {
 
 // base returns the nested column that a column is built on.
 func (c *nested) base() *nested { return c }
+
+func (c *nested) kept() int {
+	n := c.offsets.kept()
+	for _, e := range c.elements {
+		n += e.kept()
+	}
+	return n
+}
 
 func (c *nested) bytes() int {
 	n := c.Rows() * c.offsets.width

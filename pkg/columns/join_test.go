@@ -117,6 +117,28 @@ func TestResetOfManyValues(t *testing.T) {
 	}
 }
 
+// A block that was large once keeps its memory when it is small, and says so.
+func TestKept(t *testing.T) {
+	s, g := columns.NewSpans(), otlptest.New(1, otlptest.Options{})
+	fill := func(requests int) (bytes, kept int) {
+		for range requests {
+			if _, err := s.Append(g.RequestBytes(50), columns.Source{Window: everything}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bytes = s.Bytes()
+		s.Reset()
+		return bytes, s.Kept()
+	}
+	if bytes, kept := fill(2); kept < bytes || kept > 8*bytes {
+		t.Errorf("%d bytes are kept of a block of %d", kept, bytes)
+	}
+	large, _ := fill(200)
+	if small, kept := fill(2); kept < large {
+		t.Errorf("%d bytes are kept after blocks of %d and %d", kept, large, small)
+	}
+}
+
 func encode(t interface{ Fatal(...any) }, s *columns.Spans) []byte {
 	var buf chproto.Buffer
 	block := chproto.Block{Rows: s.Rows(), Columns: len(s.Input())}

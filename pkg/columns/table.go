@@ -24,6 +24,8 @@ type Block interface {
 	Rows() int
 	// Bytes returns the size of the rows as sent, before compression.
 	Bytes() int
+	// Kept returns the memory that the columns keep when the block is Reset.
+	Kept() int
 	// Input returns the named columns, valid until the next Append or Reset.
 	Input() proto.Input
 	// Reset empties the block.

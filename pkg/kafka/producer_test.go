@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // refuse answers the next times produce requests with err, or all if times is negative,
@@ -218,6 +220,54 @@ func TestBytesAreTheCallersAfterReturn(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A record that did not fit into the request before is not sent once its caller has left:
+// its bytes may be others by then.
+func TestRecordsThatWaitForRoomAreTheCallers(t *testing.T) {
+	cluster := startCluster(t)
+	client := newClient(t, cluster, nil)
+	createTopic(t, client, 2)
+	producer := startProducer(t, client, kafka.ProducerOptions{InFlight: 1})
+	arrived, goOn := make(chan struct{}, 100), make(chan struct{})
+	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		cluster.SleepControl(func() { arrived <- struct{}{}; <-goOn })
+		return nil, nil, false
+	})
+	produce := func(ctx context.Context, partition int, value []byte) <-chan error {
+		held, done := producer.Held(), make(chan error, 1)
+		go func() { done <- producer.Produce(ctx, []kafka.Outgoing{{Partition: partition, Value: value}}) }()
+		wait.Until(t, "the record waits", func() bool { return producer.Held() == held+1 })
+		return done
+	}
+	first := make(chan error, 1)
+	go func() { first <- producer.Produce(t.Context(), []kafka.Outgoing{{Partition: 0, Value: []byte("-")}}) }()
+	<-arrived
+	large := produce(t.Context(), 0, bytes.Repeat([]byte("A"), 200_000))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	taken := bytes.Repeat([]byte("B"), 100_000)
+	left := produce(ctx, 1, taken)
+	stays := produce(t.Context(), 1, bytes.Repeat([]byte("C"), 100_000))
+	goOn <- struct{}{}
+	<-arrived // the large record, beside which there was no room
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("Produce = %v", err)
+	}
+	copy(taken, bytes.Repeat([]byte("X"), len(taken)))
+	close(goOn)
+	for _, done := range []<-chan error{first, large, stays} {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, r := range readAll(t, client, 1, 0) {
+		if r.Value[0] != 'C' {
+			t.Errorf("the log has a record of %d bytes that begins with %q", len(r.Value), r.Value[:1])
+		}
+	}
 }
 
 // Concurrent calls share batches, and the records of each call stay in order.

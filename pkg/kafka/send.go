@@ -79,13 +79,21 @@ func (p *Producer) take(leader int32, now time.Time) []*flight {
 		if !q.ready(now) || p.leader(q.partition) != leader {
 			continue
 		}
-		if q.flight == nil {
-			q.flight = q.load(min(p.opts.MaxBatchBytes, room.bytes))
-			room.full = room.full || len(q.waiting) > 0 && room.bytes < p.opts.MaxBatchBytes
+		n, size := 0, 0
+		if q.flight != nil {
+			size = q.flight.size
+		} else {
+			n, size = q.next(min(p.opts.MaxBatchBytes, room.bytes))
 		}
-		if len(work) > 0 && q.flight.size > left {
+		if len(work) > 0 && size > left {
 			p.turn, room.full = q.partition, true
 			break
+		}
+		// A flight that is not sent now would be read later, when a caller has taken its bytes
+		// back: withdraw waits for the flights of busy queues alone.
+		if q.flight == nil {
+			q.flight = q.load(n, size)
+			room.full = room.full || len(q.waiting) > 0 && room.bytes < p.opts.MaxBatchBytes
 		}
 		q.busy = true
 		work = append(work, q.flight)
@@ -128,9 +136,9 @@ func (p *Producer) adapt(leader int32, took time.Duration) {
 	}
 }
 
-// load makes a flight of the oldest waiting records, at least one.
-func (q *queue) load(maxBytes int) *flight {
-	n, size := 0, 0
+// next returns how many of the oldest waiting records make the next flight, at least one, and
+// their size.
+func (q *queue) next(maxBytes int) (n, size int) {
 	for n < len(q.waiting) && (q.limit == 0 || n < q.limit) {
 		next := q.waiting[n].size
 		if n > 0 && size+next > maxBytes {
@@ -139,6 +147,11 @@ func (q *queue) load(maxBytes int) *flight {
 		size += next
 		n++
 	}
+	return n, size
+}
+
+// load makes a flight of the n oldest waiting records.
+func (q *queue) load(n, size int) *flight {
 	f := flights.Get().(*flight)
 	f.queue = q
 	f.size = size

@@ -156,18 +156,17 @@ func (p *partition) dropBatch() {
 	p.leaveBulk()
 }
 
-// idleBytes bounds a block that is kept between two ticks. It is that of some hundred
-// spans; larger ones are left to the garbage collector when memory is short.
-const idleBytes = 512 << 10
+// idleBytes bounds the memory of a block that is kept between two ticks. It is that of
+// some hundred spans; larger ones are left to the garbage collector when memory is short.
+const idleBytes = 1 << 20
 
 // recycle empties a block and keeps it. Small ones are kept for the next tick: most of what
 // decoding them costs is to fill dictionaries, which a block remembers. What has grown in a
 // slot is kept for the next slot, and no more of them than there are slots.
 func (p *partition) recycle(block columns.Block) {
-	size := block.Bytes()
 	block.Reset()
 	if !p.bulk {
-		if size <= idleBytes {
+		if block.Kept() <= idleBytes {
 			select {
 			case p.idle <- block:
 				return

@@ -119,7 +119,7 @@ func New(cfg Config, table columns.Table, find Finder, store Store, dead DeadLet
 		metrics: newMetrics(opts.Registerer, table.Signal),
 		ticks:   ticks{wait: cfg.MaxWait},
 		shares:  make(map[int]*share),
-		idle:    make(chan columns.Block, cfg.MemoryBytes/4/idleBytes),
+		idle:    make(chan columns.Block, cfg.MemoryBytes/2/idleBytes),
 	}
 	w.blocks.New = func() any { return table.New() }
 	return w, nil

@@ -38,6 +38,11 @@ func main() {
 	flag.StringVar(&o.profiles, "profiles", "", "`directory` for CPU and heap profiles of the gateway and the first writer; profiling itself costs some CPU")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs log")
 	measured.Main("steadybench", func(ctx context.Context) error {
+		if o.profiles != "" {
+			if err := os.MkdirAll(o.profiles, 0o700); err != nil {
+				return err
+			}
+		}
 		for _, o.rate = range rates {
 			for _, o.partitions = range partitions {
 				for _, o.writers = range writers {
