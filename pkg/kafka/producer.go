@@ -223,9 +223,7 @@ func (p *Producer) enqueue(c *call, batch []Outgoing) error {
 // behind returns a BehindError if the window does not admit a batch, or if the oldest waiting record of one
 // of its partitions has waited for half of Config.ProduceTimeout. The caller holds mu.
 func (p *Producer) behind(batch []Outgoing, now time.Time) error {
-	size := 0
 	for i := range batch {
-		size += batch[i].size()
 		q := p.queue(batch[i].Partition)
 		if len(q.waiting) == 0 {
 			continue
@@ -235,7 +233,7 @@ func (p *Producer) behind(batch []Outgoing, now time.Time) error {
 			return &BehindError{fmt.Sprintf("records of partition %d wait for %s", q.partition, age.Round(time.Millisecond)), oldest.lastErr}
 		}
 	}
-	if !p.window.admits(size) {
+	if !p.window.admits() {
 		return &BehindError{Reason: fmt.Sprintf("%d bytes wait, and more would wait too long", p.window.bytes)}
 	}
 	return nil

@@ -19,9 +19,11 @@ const (
 	mostWindow  = 1 << 30 // receivers bound what is in flight before that
 )
 
-// admits reports whether so many bytes more may wait. Some always may if none do.
-func (w *window) admits(size int) bool {
-	if w.bytes == 0 || w.bytes+size <= w.limit {
+// admits reports whether more bytes may wait. How many they are does not matter: a rule that asks
+// whether they fit would let small calls take all that is freed, and large ones starve. So the last
+// call may exceed the limit.
+func (w *window) admits() bool {
+	if w.bytes < w.limit {
 		return true
 	}
 	w.full = true
