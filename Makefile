@@ -46,7 +46,7 @@ RUN_FLAGS = $(if $(GRPC),--grpc-listen $(call loopback,$(GRPC))) $(if $(HTTP),--
 	$(if $(QUERY_HTTP),--query-http-listen $(call loopback,$(QUERY_HTTP))) $(if $(QUERY_GRPC),--query-grpc-listen $(call loopback,$(QUERY_GRPC))) \
 	$(if $(CLICKHOUSE),--clickhouse-native-port $(CLICKHOUSE)) $(if $(CLICKHOUSE_HTTP),--clickhouse-http-port $(CLICKHOUSE_HTTP))
 
-run: build engine ## run everything in the foreground for your own use (data in .cache/standalone); GRPC=21035 CLICKHOUSE_HTTP=8124 ... choose ports, AGENT=1 adds an agent
+run: build engine ## run everything in the foreground for your own use (data in .cache/standalone); GRPC=21035 CLICKHOUSE_HTTP=8124 ... choose ports, AGENT=1 adds an agent (AGENT_PORT, AGENT_HTTP)
 	$(if $(AGENT),deploy/trial/with-agent.sh $(BIN) $(DATA_DIR),$(BIN)/metaflow-server standalone --data-dir $(DATA_DIR)) $(RUN_FLAGS)
 
 kafka: ## fetch Apache Kafka for the tests that run against it (needs Maven and Java)

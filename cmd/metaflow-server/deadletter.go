@@ -49,7 +49,7 @@ func (s *selection) addFlags(cmd *cobra.Command) {
 	f.StringSliceVar(&s.only, "only", nil, "only these letters: PARTITION/OFFSET or PARTITION/FIRST-LAST of the dead-letter topic, as list prints them")
 	f.StringVar(&s.from, "from", "", "only letters from TOPIC, TOPIC/PARTITION or TOPIC/PARTITION/OFFSET")
 	f.StringVar(&s.cause, "cause", "", "only letters whose cause contains this text")
-	f.DurationVar(&s.since, "since", 0, "only letters diverted within this time; 0 means all")
+	program.DurationVar(f, &s.since, "since", 0, "only letters diverted within this time; 0 means all")
 	f.StringVar(&s.after, "after", "", "only letters diverted at or after this time (RFC 3339)")
 	f.StringVar(&s.before, "before", "", "only letters diverted before this time (RFC 3339)")
 }

@@ -55,6 +55,8 @@ inputs:
 EOF
 "$bin/metaflow-agent" run --server "$(address grpc)" --spool-dir "$data/agent" --http-listen "$http" &
 agent=$!
+sleep 1
+kill -0 "$agent" 2>/dev/null || exit 1 # it has said why
 echo "
 An agent runs beside the server:
   OTLP/HTTP          127.0.0.1:$port   (/v1/traces)

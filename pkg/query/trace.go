@@ -35,6 +35,16 @@ type Trace struct {
 	Network map[SpanKey]Network
 }
 
+// NetworkKnown reports whether what the network did is known of any call.
+func (t Trace) NetworkKnown() bool {
+	for _, n := range t.Network {
+		if n.Verdict != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // TraceID checks an id of up to 32 hexadecimal digits, and pads it as Jaeger and Tempo do.
 func TraceID(text string) (string, error) {
 	id := strings.ToLower(text)

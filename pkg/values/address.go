@@ -52,7 +52,7 @@ func LoopbackHost(host string) bool {
 // the operator says so. The key insecure says so. tls is the section that encrypts the
 // port.
 func CheckExposed(listen string, encrypted, allowed bool, tls, insecure string) error {
-	if encrypted || allowed || Loopback(listen) {
+	if encrypted || allowed || Loopback(listen) || CheckListen(listen) != nil { // which is an error of its own
 		return nil
 	}
 	return fmt.Errorf("%q accepts plain text from other hosts: set %s.cert_file and %s.key_file, or allow it with the line \"%s: true\", or listen on 127.0.0.1",

@@ -268,7 +268,7 @@ func (s *Server) trace(ctx context.Context, in oneTrace) (any, error) {
 	}
 	cut := t.Cut || len(spans) > maxSpans
 	return map[string]any{
-		"trace_id": id, "start": time.Unix(0, spans[0].at).UTC(), "spans": spans[:min(len(spans), maxSpans)], "cut": cut, "network_known": len(t.Network) > 0,
+		"trace_id": id, "start": time.Unix(0, spans[0].at).UTC(), "spans": spans[:min(len(spans), maxSpans)], "cut": cut, "network_known": t.NetworkKnown(),
 	}, nil
 }
 

@@ -340,8 +340,9 @@ async function traceView(id) {
     out.push(el("a", { href: `${links.grafana}/explore?schemaVersion=1&panes=${encodeURIComponent(JSON.stringify(panes))}` }, "Open in Grafana"), " ");
   }
   if (links.jaeger) out.push(el("a", { href: `${links.jaeger}/trace/${id}` }, "Open in Jaeger"));
-  const verdict = !trace.network_known ? el("p", { class: "dim" }, "What the network did is not known: there is no flow data, or it took too long to read.")
-    : harmed.length === 0 ? el("p", { class: "clean-text" }, "The network harmed no call of this trace.")
+  const unseen = rows.filter(({ s }) => s.network?.unmatched);
+  const verdict = !trace.network_known ? el("p", { class: "dim" }, `What the network did is not known: ${unseen[0]?.s.network.unmatched ?? "there is no flow data, or it took too long to read"}.`)
+    : harmed.length === 0 ? el("p", { class: "clean-text" }, `The network harmed no call of this trace${unseen.length ? ` whose connection is known. Of ${unseen.length} spans it is not` : ""}.`)
       : el("p", { class: "bad-text" }, `It was the network: ${[...new Set(harmed.map(({ s }) => s.network.verdict))].join(", ")}, at ${harmed.length} of ${rows.length} spans. `, el("button", { type: "button", click: () => nextHarmed(-1) }, "Go to the first"));
   return [el("h2", {}, "Trace ", el("code", {}, id)), el("p", {}, `${new Date(start / 1000).toLocaleString()}, ${ms((end - start) / 1000)}, ${rows.length} spans. `, out),
     trace.cut ? el("p", { class: "bad-text" }, "The trace has more spans; the others are left out (query.max_spans, query.max_result_bytes).") : null, verdict, ruler(whole), list].filter(Boolean);
