@@ -123,6 +123,9 @@ func TestVerifyNamesWhatFails(t *testing.T) {
 		t.Errorf("a rate of 0: status %d, %s", status, stderr)
 	}
 	s := startStandalone(t, t.TempDir())
+	if _, stderr, status := runVerify(t, s.at, "--database", "nowhere"); status != 1 || !strings.Contains(stderr, "--database") || strings.Contains(stderr, "sending") {
+		t.Errorf("another database: status %d, %s", status, stderr)
+	}
 	at := s.at
 	at.GRPC = free
 	r, stderr, status := runVerify(t, at, "--spans", "20", "--lost-after", "2s", "--late", "1s", "--recheck", "0s")

@@ -126,12 +126,15 @@ func (o *options) verify(cmd *cobra.Command, cfg *verifyConfig, forever bool) er
 	if forever {
 		return verifyForever(cmd.Context(), cfg, verifier, db)
 	}
-	// A wrong address or password is known before the first span.
+	// A wrong address, password or database is known before the first span.
 	if err := db.Ping(cmd.Context()); err != nil {
 		if clickhouse.IsLoginRefused(err) {
 			return fmt.Errorf("%w\nset ClickHouse's user with --clickhouse-user and the password in METAFLOW_CLICKHOUSE_PASSWORD", err)
 		}
 		return fmt.Errorf("%w\nset ClickHouse's address with --clickhouse", err)
+	}
+	if _, err := opts.Store.Lookup(cmd.Context(), []string{strings.Repeat("0", 32)}, time.Now(), time.Now()); err != nil {
+		return fmt.Errorf("%w\nset the database of the tables with --database, and a user that may SELECT from it", err)
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "sending %s to %s, and looking for them in ClickHouse at %s\n",
 		plan(cfg.Verify), cfg.Verify.Endpoint, strings.Join(cfg.ClickHouse.Addresses, ", "))
