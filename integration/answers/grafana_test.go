@@ -246,7 +246,9 @@ func TestDashboardsFitTogether(t *testing.T) {
 			if err == nil {
 				err = json.Unmarshal([]byte(text), &panes)
 			}
-			if a := panes["a"]; err != nil || a.Datasource != tempo.UID || len(a.Queries) != 1 || a.Queries[0].Query != "${__value.raw}" {
+			// The trace is that of a row, or of the dashboard.
+			asks := []string{"${__value.raw}", "${trace}"}
+			if a := panes["a"]; err != nil || a.Datasource != tempo.UID || len(a.Queries) != 1 || !slices.Contains(asks, a.Queries[0].Query) {
 				t.Errorf("%s: a link to Explore has the panes %q: %v", name, text, err)
 			}
 		}
