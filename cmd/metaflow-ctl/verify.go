@@ -65,14 +65,16 @@ long they took from acknowledgement to visibility in SQL.
   metaflow-ctl verify --endpoint grpc://HOST:20035 --spans 10000 --rate 1000
   metaflow-ctl verify --forever --rate 10       # serves /metrics on http.listen
 
-Its spans have service_name metaflow-verify. It does not use the server's REST API, so
-the flags --ip to --tls have no effect. METAFLOW_CLICKHOUSE_PASSWORD holds
+Its spans have service_name metaflow-verify. It does not use the server's REST API: of
+the global flags only --output has an effect. METAFLOW_CLICKHOUSE_PASSWORD holds
 ClickHouse's password; 'verify config print' shows every key of the file.
 
 Exit status: 0 if every span was acknowledged and stored in time, once, as it was sent;
 1 if not; 2 if the command line or the configuration is invalid.`,
 	}
 	flags := verifyConfigured.AddFlags(cmd, verifyFlags)
+	cmd.Flags().Lookup("clickhouse-user").Usage = "user that may SELECT from the tables"
+	cmd.Flags().Lookup("database").Usage = "database of the tables"
 	cmd.Flags().BoolVar(&forever, "forever", false, "send until a signal ends it, and serve metrics; --spans and --duration are ignored")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg := defaultVerify()

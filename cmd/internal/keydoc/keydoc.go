@@ -29,7 +29,7 @@ func Program(keys []config.Key) string {
 		}
 		text := k.Doc
 		if k.Secret {
-			text += "; never printed"
+			text = strings.TrimSuffix(text, ".") + "; never printed"
 		}
 		row(t.section(title), "`"+k.Name+"`<br>`"+k.Env+"`", typeNames.Replace(k.Type), k.Default, text)
 	}
