@@ -42,7 +42,7 @@ func (d *engineDoor) addr() string { return d.listener.Addr().String() }
 // run serves until ctx ends.
 func (d *engineDoor) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { _ = d.http.Close() })()
-	_ = d.http.Serve(d.listener) // ends with ctx
+	_ = d.http.Serve(d.listener) // ends with ctx: it tries again by itself where open files are lacking
 }
 
 // refusePages refuses requests of other sites' pages, and ones for a host name that is not

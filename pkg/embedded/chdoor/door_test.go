@@ -1,12 +1,17 @@
 package chdoor
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,7 +32,7 @@ func TestMain(m *testing.M) {
 func throughDoor(t *testing.T) (*Door, *chengine.Engine) {
 	t.Helper()
 	engine := chtest.Start(t, chengine.Options{})
-	door, err := Open(0, engine.NativeAddr(), engine.HTTPAddr())
+	door, err := Open(0, engine.NativeAddr(), engine.HTTPAddr(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,22 +53,54 @@ func dialDoor(t *testing.T, d *Door, auth clickhouse.Auth) clickhouse.Conn {
 	return conn
 }
 
-// hello is a login of an old client, which sends nothing after it but queries.
-func hello(user, database string) []byte {
+const (
+	oldRevision = 54058 // sends nothing after its hello but queries
+	newRevision = 54488 // sends an addendum of three texts and a number
+)
+
+// hello is the hello of a client that speaks revision.
+func hello(revision uint64) []byte {
 	var b proto.Buffer
 	b.PutUVarInt(uint64(proto.ClientCodeHello))
 	b.PutString("test")
-	for _, n := range []uint64{21, 1, 54058} {
+	for _, n := range []uint64{21, 1, revision} {
 		b.PutUVarInt(n)
 	}
-	b.PutString(database)
-	b.PutString(user)
+	b.PutString("") // the database
+	b.PutString("default")
 	b.PutString("")
 	return b.Buf
 }
 
-// Everything here aborts the engine's library where nothing stands before it. One by one, so
-// that a failure names its cause.
+// dialRaw sends a hello and awaits the beginning of the engine's.
+func dialRaw(t *testing.T, d *Door, revision uint64) *net.TCPConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", d.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := conn.Write(hello(revision)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	return conn.(*net.TCPConn)
+}
+
+// refusal returns the code of the exception at the end of what the door said.
+func refusal(t *testing.T, said []byte) proto.Error {
+	t.Helper()
+	at := bytes.LastIndex(said, []byte("\x0dDB::Exception"))
+	if at < 5 || said[at-5] != byte(proto.ServerCodeException) {
+		t.Fatalf("%q, want an exception", said)
+	}
+	return proto.Error(binary.LittleEndian.Uint32(said[at-4:]))
+}
+
+// The engine's library does not survive such clients where nothing stands before it. One by
+// one, so that a failure names its cause.
 func TestDoorShieldsTheEngine(t *testing.T) {
 	door, engine := throughDoor(t)
 	reset := func(t *testing.T, conn *net.TCPConn) {
@@ -99,10 +136,61 @@ func TestDoorShieldsTheEngine(t *testing.T) {
 			}
 		}
 	}
+	// login sends a hello, awaits the engine's, and sends the rest of the login.
+	login := func(t *testing.T, revision uint64, addendum string) *net.TCPConn {
+		t.Helper()
+		conn := dialRaw(t, door, revision)
+		if _, err := io.WriteString(conn, addendum); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	ended := func(revision uint64, addendum string) func(t *testing.T) {
+		return func(t *testing.T) {
+			reset(t, login(t, revision, addendum))
+			conn := login(t, revision, addendum)
+			if err := conn.CloseWrite(); err != nil {
+				t.Error(err)
+			}
+			if _, err := io.Copy(io.Discard, conn); err != nil { // the engine has closed
+				t.Error(err)
+			}
+		}
+	}
+	told := func(addendum string, code proto.Error) func(t *testing.T) {
+		return func(t *testing.T) {
+			said, err := io.ReadAll(login(t, newRevision, addendum))
+			if err != nil {
+				t.Error(err)
+			}
+			if got := refusal(t, said); got != code {
+				t.Errorf("code %d, want %d", got, code)
+			}
+		}
+	}
 	for name, act := range map[string]func(t *testing.T){
-		"an unknown user":     refused(clickhouse.Auth{Username: "bob"}, 516),
-		"a password":          refused(clickhouse.Auth{Username: "default", Password: "x"}, 516),
-		"an unknown database": refused(clickhouse.Auth{Database: "nope"}, 81),
+		"no addendum":                  ended(newRevision, ""),
+		"half a quota key":             ended(newRevision, "\x05ab"),
+		"half a quota key, an old one": ended(54458, "\x05ab"),
+		"half a length":                ended(newRevision, "\x80"),
+		"no end of the chunks":         ended(newRevision, "\x00\x0anotchunked\x0anot"),
+		"no version of replicas":       ended(newRevision, "\x00\x00\x00"),
+		"no version, an older one":     ended(54471, "\x00\x00\x00"),
+		"chunks that it lacks":         told("\x00\x07chunked\x0anotchunked\x04", proto.ErrNetworkError),
+		"chunks of answers":            told("\x00\x0anotchunked\x07chunked\x04", proto.ErrNetworkError),
+		"optional chunks":              told("\x00\x10chunked_optional\x00\x04", proto.ErrNetworkError),
+		"an addendum without end":      told("\xff\xff\xff\xff\x0f", proto.ErrUnexpectedPacketFromClient),
+		"an escaped database":          refused(clickhouse.Auth{Database: `\x64efault`}, 81),
+		"a database and a backslash":   refused(clickhouse.Auth{Database: `default\`}, 81),
+		"a database and a tab":         refused(clickhouse.Auth{Database: "default\t"}, 81),
+		"a database and a newline":     refused(clickhouse.Auth{Database: "default\n"}, 81),
+		"a database and a return":      refused(clickhouse.Auth{Database: "default\r"}, 81),
+		"a database and a zero":        refused(clickhouse.Auth{Database: "default\x00"}, 81),
+		"a database that is no text":   refused(clickhouse.Auth{Database: "\xff\\N"}, 81),
+		"an escaped null":              refused(clickhouse.Auth{Database: `\N`}, 81),
+		"an unknown user":              refused(clickhouse.Auth{Username: "bob"}, 516),
+		"a password":                   refused(clickhouse.Auth{Username: "default", Password: "x"}, 516),
+		"an unknown database":          refused(clickhouse.Auth{Database: "nope"}, 81),
 		"no login": func(t *testing.T) {
 			conn, err := net.Dial("tcp", door.Addr())
 			if err != nil {
@@ -110,10 +198,10 @@ func TestDoorShieldsTheEngine(t *testing.T) {
 			}
 			reset(t, conn.(*net.TCPConn))
 		},
-		"half a login":           raw(hello("default", "")[:6], false),
+		"half a login":           raw(hello(oldRevision)[:6], false),
 		"no ClickHouse client":   raw([]byte("\x99\x99\x01garbage"), true),
 		"a text without end":     raw([]byte("\x00\xff\xff\xff\xff\x0f"), true),
-		"a reset of an idle one": raw(hello("default", ""), true),
+		"a reset of an idle one": raw(hello(oldRevision), true),
 		"a reset of a busy one": func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
@@ -211,9 +299,145 @@ func TestDoorForwards(t *testing.T) {
 	}
 }
 
+// A database may have such a name.
+func TestDoorFindsOddDatabases(t *testing.T) {
+	door, engine := throughDoor(t)
+	direct := chtest.Open(t, engine)
+	for _, name := range []string{`a\b`, "a\tb", "a\nb", `\x64efault`, "ä'"} {
+		if err := direct.Exec(t.Context(), "CREATE DATABASE `"+strings.ReplaceAll(name, `\`, `\\`)+"`"); err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		if err := dialDoor(t, door, clickhouse.Auth{Database: name}).QueryRow(t.Context(), "SELECT currentDatabase()").Scan(&got); err != nil || got != name {
+			t.Errorf("%q, %v; want %q", got, err, name)
+		}
+	}
+}
+
+// What a client sends right after its addendum is not lost, whichever addendum its revision
+// has.
+func TestDoorForwardsAfterTheAddendum(t *testing.T) {
+	door, _ := throughDoor(t)
+	for revision, addendum := range map[uint64]string{
+		54457: "", 54458: "\x00", 54469: "\x03key", 54470: "\x00\x0anotchunked\x13notchunked_optional",
+		54471: "\x00\x00\x00\x04", newRevision: "\x00\x0anotchunked\x0anotchunked\x80\x01", 99999: "\x00\x00\x00\x04",
+	} {
+		conn := dialRaw(t, door, revision)
+		if _, err := conn.Write(append([]byte(addendum), byte(proto.ClientCodePing))); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(conn)
+		if err != nil || !bytes.HasSuffix(said, []byte{byte(proto.ServerCodePong)}) {
+			t.Errorf("revision %d: %q, %v; want a pong at the end", revision, said, err)
+		}
+	}
+}
+
+// The door bounds what clients cost the engine, and tells those above the bound.
+func TestDoorRefusesTooManyClients(t *testing.T) {
+	door, _ := throughDoor(t)
+	var idle []*net.TCPConn
+	for range maxNativeClients {
+		idle = append(idle, dialRaw(t, door, oldRevision))
+	}
+	var exception *clickhouse.Exception
+	if err := dialDoor(t, door, clickhouse.Auth{}).Ping(t.Context()); !errors.As(err, &exception) || exception.Code != 202 {
+		t.Errorf("%v, want an exception with code 202", err)
+	}
+	conn, err := net.Dial("tcp", door.Addr()) // it does not say anything, either
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if said, err := io.ReadAll(conn); err != nil || refusal(t, said) != proto.ErrTooManySimultaneousQueries {
+		t.Errorf("%q, %v", said, err)
+	}
+	_ = idle[0].Close()
+	again := dialDoor(t, door, clickhouse.Auth{})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := retry.Do(ctx, retry.Policy{First: 20 * time.Millisecond, Max: 20 * time.Millisecond}, again.Ping, nil); err != nil {
+		t.Errorf("after one has left: %v", err)
+	}
+}
+
+// An idle connection costs the process its two ends and no pipes.
+func TestDoorTakesNoPipes(t *testing.T) {
+	door, _ := throughDoor(t)
+	const clients = 20
+	for range clients {
+		conn := dialRaw(t, door, oldRevision)
+		if _, err := conn.Write([]byte{byte(proto.ClientCodePing)}); err != nil {
+			t.Fatal(err)
+		}
+		in := bufio.NewReader(conn)
+		for {
+			b, err := in.ReadByte()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b == byte(proto.ServerCodePong) && in.Buffered() == 0 {
+				break
+			}
+		}
+	}
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	pipes := 0
+	for _, f := range files {
+		if to, _ := os.Readlink("/proc/self/fd/" + f.Name()); strings.HasPrefix(to, "pipe:") {
+			pipes++
+		}
+	}
+	if pipes > clients { // the engine's output takes a few
+		t.Errorf("%d pipes with %d clients", pipes, clients)
+	}
+}
+
+// brokenListener fails so many times before it accepts.
+type brokenListener struct {
+	net.Listener
+	failures int
+}
+
+func (l *brokenListener) Accept() (net.Conn, error) {
+	if l.failures > 0 {
+		l.failures--
+		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// The door outlives a lack of open files and says so once.
+func TestDoorOutlivesFailedAccepts(t *testing.T) {
+	engine := chtest.Start(t, chengine.Options{})
+	var log bytes.Buffer
+	door, err := Open(0, engine.NativeAddr(), engine.HTTPAddr(), slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	door.listener = &brokenListener{door.listener, 3}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); door.Run(ctx) }()
+	if err := dialDoor(t, door, clickhouse.Auth{}).Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stop()
+	<-ended
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "too many open files") {
+		t.Errorf("log: %q", got)
+	}
+}
+
 // Who takes the native port for the HTTP port is told.
 func TestDoorAnswersHTTP(t *testing.T) {
-	door, err := Open(0, "", "")
+	door, err := Open(0, "", "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
