@@ -318,7 +318,10 @@ func readAddendum(in *bufio.Reader, revision uint64) (raw []byte, err error) {
 
 // admit returns a refusedLogin unless the engine would take the login.
 func (d *Door) admit(ctx context.Context, l login) error {
-	if l.user != "default" && l.user != "" || l.password != "" {
+	if l.user == "" { // at which the library aborts as well
+		return &refusedLogin{proto.ErrUnexpectedPacketFromClient, "unexpected packet from client: no user in Hello package"}
+	}
+	if l.user != "default" || l.password != "" {
 		return &refusedLogin{
 			proto.ErrAuthenticationFailed,
 			l.user + ": authentication failed: the embedded ClickHouse has one user, default, without a password",

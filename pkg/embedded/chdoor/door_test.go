@@ -188,6 +188,7 @@ func TestDoorShieldsTheEngine(t *testing.T) {
 		"a database and a zero":        refused(clickhouse.Auth{Database: "default\x00"}, 81),
 		"a database that is no text":   refused(clickhouse.Auth{Database: "\xff\\N"}, 81),
 		"an escaped null":              refused(clickhouse.Auth{Database: `\N`}, 81),
+		"no user":                      raw(bytes.Replace(hello(oldRevision), []byte("\x07default"), []byte{0}, 1), true),
 		"an unknown user":              refused(clickhouse.Auth{Username: "bob"}, 516),
 		"a password":                   refused(clickhouse.Auth{Username: "default", Password: "x"}, 516),
 		"an unknown database":          refused(clickhouse.Auth{Database: "nope"}, 81),
