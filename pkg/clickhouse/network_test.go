@@ -113,9 +113,14 @@ func TestTraceNetwork(t *testing.T) {
 			result{"c": "ip and port/retransmission", "d": "ip/retransmission"},
 		},
 		"only the handshake is sent again": {
-			[]spanRow{client},
+			[]spanRow{{id: "c", service: "shop", kind: "client", ip: a, peer: b, peerPort: 80, took: 1030 * time.Millisecond}},
 			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, retransmits: 2, segments: 3}},
 			result{"c": "ip and port/slow handshake"},
+		},
+		"a handshake is sent again, and the call took less than that does": {
+			[]spanRow{client},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, retransmits: 2, segments: 3}},
+			result{"c": "ip and port/network clean"},
 		},
 		"the receiver does not read": {
 			[]spanRow{client, server},

@@ -74,7 +74,7 @@ func TestAGreedyClientHardlySlowsOthers(t *testing.T) {
 	}{
 		"requests in flight":     {16, 1, func(c *rpc.Config) { c.MaxRequestsInFlight = inFlight }, 0.8, 1.1},
 		"bytes in flight":        {16, 1, func(c *rpc.Config) { c.MaxRequestBytes, c.MaxBytesInFlight = size, inFlight*size }, 0.8, 1.1},
-		"without shares":         {16, 1, func(c *rpc.Config) { c.MaxRequestsInFlight, c.PeerShare = inFlight, 1 }, 0, 0.8},
+		"without shares":         {4, 5, func(c *rpc.Config) { c.MaxRequestsInFlight, c.PeerShare = inFlight, 1 }, 0, 0.65},
 		"four clients":           {4, 4, func(c *rpc.Config) { c.MaxRequestsInFlight = inFlight }, 0.8, 1.1},
 		"four clients that fill": {4, 5, func(c *rpc.Config) { c.MaxRequestsInFlight = inFlight }, 0.72, 0.9},
 	}
