@@ -52,8 +52,8 @@ func LoopbackHost(host string) bool {
 // the operator says so. The key insecure says so. tls is the section that encrypts the
 // port.
 func CheckExposed(listen string, encrypted, allowed bool, tls, insecure string) error {
-	if encrypted || allowed || Loopback(listen) || CheckListen(listen) != nil { // which is an error of its own
-		return nil
+	if _, _, ok := splitHostPort(listen); !ok || encrypted || allowed || Loopback(listen) {
+		return nil // what is no address is an error of CheckListen
 	}
 	return fmt.Errorf("%q accepts plain text from other hosts: set %s.cert_file and %s.key_file, or allow it with the line \"%s: true\", or listen on 127.0.0.1",
 		listen, tls, tls, insecure)
