@@ -19,7 +19,8 @@ import (
 // The edge that loses packets, how many it loses, and the number of visitors.
 const (
 	lossyCaller, lossyCallee = "frontend", "productcatalogservice"
-	lossyPackets             = 20 // one in so many is dropped
+	lossyPackets             = 20 // one in so many is dropped, at first
+	mostLossy                = 5
 	lossyVisitors            = 80
 	lossyVisitorsAtOnce      = 6
 	warmUpVisitors           = 6
@@ -61,7 +62,22 @@ func network(ctx context.Context, o options, path *path, db *database, out *term
 	if err := awaitFlows(ctx, lab, db, o.patience, progress); err != nil {
 		return err
 	}
-	return lossy(ctx, lab, db, o.patience, out, progress)
+	// On a fast machine it may happen that no loss costs a call anything. So more are lost then.
+	for packets := lossyPackets; ; packets /= 2 {
+		id, calls, err := lossy(ctx, lab, db, packets, o.patience, progress)
+		if errors.Is(err, errNotShown) && packets >= 2*mostLossy {
+			progress.printf("no call had to wait for what was lost")
+			continue
+		}
+		if id != "" {
+			out.question(networkTitle, fmt.Sprintf(callsQuery, id))
+			out.calls(calls)
+		}
+		if err == nil {
+			out.println(out.style(green, fmt.Sprintf("It was the network, between %s and %s.", lossyCaller, lossyCallee)))
+		}
+		return err
+	}
 }
 
 // awaitFlows makes visits until every service has flow data.
@@ -78,48 +94,46 @@ func awaitFlows(ctx context.Context, lab *netlab.Lab, db *database, patience tim
 		func(seen uint64) { progress.printf("flow data of %d of %d services", seen, want) })
 }
 
-// lossy makes the network lose packets on an edge and asks about the trace with
-// the slowest call over it.
-func lossy(ctx context.Context, lab *netlab.Lab, db *database, patience time.Duration, out *terminal, progress *progress) error {
+// errNotShown means that the answer does not name the edge that lost packets.
+var errNotShown = errors.New("the answer does not show it")
+
+// lossy makes the network lose one in so many packets on an edge, and returns the calls of
+// the trace whose call over it waited longest.
+func lossy(ctx context.Context, lab *netlab.Lab, db *database, packets int, patience time.Duration, progress *progress) (id string, calls []hop, err error) {
 	if err := lab.Settle(ctx); err != nil {
-		return err
+		return "", nil, err
 	}
-	progress.printf("the network now drops one in %d packets between %s and %s; %d visitors", lossyPackets, lossyCaller, lossyCallee, lossyVisitors)
-	if err := lab.Lose(lossyCaller, lossyCallee, lossyPackets); err != nil {
-		return err
+	progress.printf("the network now drops one in %d packets between %s and %s; %d visitors", packets, lossyCaller, lossyCallee, lossyVisitors)
+	if err := lab.Lose(lossyCaller, lossyCallee, packets); err != nil {
+		return "", nil, err
 	}
 	from := time.Now()
 	if _, err := lab.Visit(lossyVisitors, lossyVisitorsAtOnce); err != nil {
-		return err
+		return "", nil, err
 	}
 	if err := errors.Join(lab.Heal(), lab.Settle(ctx)); err != nil {
-		return err
+		return "", nil, err
 	}
-	err := awaitStored(ctx, lossyVisitors, patience,
+	err = awaitStored(ctx, lossyVisitors, patience,
 		func(ctx context.Context) (uint64, error) { return db.journeys(ctx, from) },
 		func(stored uint64) { progress.printf("%d of %d journeys stored", stored, lossyVisitors) })
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	id, err := db.slowestCall(ctx, lossyCaller, lossyCallee, from)
-	if err != nil {
-		return err
+	if id, err = db.waitedMost(ctx, lossyCaller, lossyCallee, from); err != nil {
+		return "", nil, err
 	}
 	// Flow data arrives a moment after the connections were closed.
-	var calls []hop
 	err = awaitStored(ctx, 1, patience, func(ctx context.Context) (found uint64, err error) {
 		if calls, err = db.calls(ctx, id); err == nil && lossFound(calls) {
 			found = 1
 		}
 		return found, err
 	}, func(uint64) {})
-	out.question(networkTitle, fmt.Sprintf(callsQuery, id))
-	out.calls(calls)
 	if err != nil {
-		return fmt.Errorf("the network dropped packets between %s and %s, but the answer does not show it: %w", lossyCaller, lossyCallee, err)
+		err = fmt.Errorf("the network dropped packets between %s and %s, but %w: %w", lossyCaller, lossyCallee, errNotShown, err)
 	}
-	out.println(out.style(green, fmt.Sprintf("It was the network, between %s and %s.", lossyCaller, lossyCallee)))
-	return nil
+	return id, calls, err
 }
 
 // lossFound reports whether all calls have flow data and the lossy edge is the
@@ -182,9 +196,9 @@ func (d *database) watched(ctx context.Context, lab *netlab.Lab, since time.Time
 const (
 	journeysQuery = `SELECT count() FROM metaflow.spans
 WHERE service_namespace = 'webstore' AND parent_span_id = '' AND toUnixTimestamp64Nano(start_time) >= $1`
-	// A call that lost nothing may be slow too, and its verdict is then a clean network: so the
-	// example is a call over the edge in question.
-	slowestCallQuery = `SELECT argMax(call.trace_id, call.duration_ns)
+	// A call may be slow in its server, too: so the example is the call over the edge in question
+	// that took longest beside its server.
+	waitedMostQuery = `SELECT argMax(call.trace_id, toInt64(call.duration_ns) - toInt64(answer.duration_ns))
 FROM metaflow.spans AS call INNER JOIN metaflow.spans AS answer ON answer.trace_id = call.trace_id AND answer.parent_span_id = call.span_id
 WHERE call.service_namespace = 'webstore' AND call.kind = 'client' AND call.service_name = $2 AND answer.service_name = $3
     AND toUnixTimestamp64Nano(call.start_time) >= $1 AND toUnixTimestamp64Nano(answer.start_time) >= $1`
@@ -196,10 +210,10 @@ func (d *database) journeys(ctx context.Context, since time.Time) (n uint64, err
 	return n, err
 }
 
-// slowestCall returns the id of the trace with the slowest call from one service
-// to another that began since then.
-func (d *database) slowestCall(ctx context.Context, caller, callee string, since time.Time) (id string, err error) {
-	err = d.conn.QueryRow(ctx, slowestCallQuery, since.UnixNano(), caller, callee).Scan(&id)
+// waitedMost returns the id of the trace whose call from one service to another took
+// longest beside the server's own time, of those that began since then.
+func (d *database) waitedMost(ctx context.Context, caller, callee string, since time.Time) (id string, err error) {
+	err = d.conn.QueryRow(ctx, waitedMostQuery, since.UnixNano(), caller, callee).Scan(&id)
 	return id, err
 }
 
