@@ -77,8 +77,11 @@ func testMemoryInFlight(t *testing.T, compressed bool) {
 			return err
 		}
 		full = max(full, sumOf(t, text, "metaflow_gateway_bytes_in_flight", ""))
-		refused = sumOf(t, text, "metaflow_gateway_refused_requests_total", "")
-		if full < 0.9*bound || refused < 5000 {
+		// By the bound, or because the requests before it wait for too long: whichever
+		// comes first on this machine.
+		refused = sumOf(t, text, "metaflow_gateway_refused_requests_total", "") +
+			sumOf(t, text, "metaflow_gateway_requests_total", `code="Unavailable"`)
+		if full < 0.9*bound || refused < 20_000 {
 			return fmt.Errorf("%.0f of %d bytes are in flight, %.0f requests refused", full, bound, refused)
 		}
 		return nil
