@@ -52,38 +52,43 @@ func (j *joined) write(w *proto.Writer) {
 	}
 }
 
-// fixed is a column of values of equal width, little-endian.
-type fixed struct {
-	typ    proto.ColumnType
-	width  int
+// wired holds the rows of a column in the form in which they are sent.
+type wired struct {
 	buf    []byte
 	joined joined // rows after those of buf
 }
 
-func (c *fixed) Type() proto.ColumnType { return c.typ }
-func (c *fixed) Rows() int              { return c.bytes() / c.width }
-
 // EncodeColumn copies the values to b.
-func (c *fixed) EncodeColumn(b *proto.Buffer) {
+func (c *wired) EncodeColumn(b *proto.Buffer) {
 	b.PutRaw(c.buf)
 	c.joined.encode(b)
 }
 
 // WriteColumn writes the values without a copy.
-func (c *fixed) WriteColumn(w *proto.Writer) {
+func (c *wired) WriteColumn(w *proto.Writer) {
 	w.ChainWrite(c.buf)
 	c.joined.write(w)
 }
 
-func (c *fixed) reset() {
+func (c *wired) reset() {
 	c.buf = c.buf[:0]
 	c.joined.reset()
 }
 
-func (c *fixed) join(o column) { c.joined.add(o.(*fixed).buf) }
+func (c *wired) bytes() int { return len(c.buf) + c.joined.size }
+func (c *wired) kept() int  { return cap(c.buf) }
 
-func (c *fixed) bytes() int         { return len(c.buf) + c.joined.size }
-func (c *fixed) kept() int          { return cap(c.buf) }
+// fixed is a column of values of equal width, little-endian.
+type fixed struct {
+	wired
+	typ   proto.ColumnType
+	width int
+}
+
+func (c *fixed) Type() proto.ColumnType { return c.typ }
+func (c *fixed) Rows() int              { return c.bytes() / c.width }
+func (c *fixed) join(o column)          { c.joined.add(o.(*fixed).buf) }
+
 func (c *fixed) putByte(v byte)     { c.buf = append(c.buf, v) }
 func (c *fixed) putUint16(v uint16) { c.buf = binary.LittleEndian.AppendUint16(c.buf, v) }
 
@@ -103,33 +108,18 @@ func appendHex(dst, id []byte) []byte {
 	return dst
 }
 
-// text is a column of type String.
+// text is a column of type String: each value with its length before it.
 type text struct {
-	buf    []byte // each value with its length before it
-	joined joined // values after those of buf
-	rows   int    // joined ones included
+	wired
+	rows int // joined ones included
 }
 
 func (c *text) Type() proto.ColumnType { return proto.ColumnTypeString }
 func (c *text) Rows() int              { return c.rows }
-func (c *text) bytes() int             { return len(c.buf) + c.joined.size }
-func (c *text) kept() int              { return cap(c.buf) }
-
-// EncodeColumn copies the values to b.
-func (c *text) EncodeColumn(b *proto.Buffer) {
-	b.PutRaw(c.buf)
-	c.joined.encode(b)
-}
-
-// WriteColumn writes the values without a copy.
-func (c *text) WriteColumn(w *proto.Writer) {
-	w.ChainWrite(c.buf)
-	c.joined.write(w)
-}
 
 func (c *text) reset() {
-	c.buf, c.rows = c.buf[:0], 0
-	c.joined.reset()
+	c.wired.reset()
+	c.rows = 0
 }
 
 func (c *text) join(o column) {
