@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
@@ -12,6 +11,8 @@ import (
 	driver "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	batch "github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 )
 
 const (
@@ -216,26 +217,17 @@ func perRow(b *testing.B, insert func() error) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	cpu := cpuTime(b)
+	cpu := cputime.Used(b)
 	for b.Loop() {
 		if err := insert(); err != nil {
 			b.Fatal(err)
 		}
 	}
-	cpu = cpuTime(b) - cpu
+	cpu = cputime.Used(b) - cpu
 	runtime.ReadMemStats(&after)
 	rows := float64(b.N) * benchRows
 	b.ReportMetric(float64(cpu.Nanoseconds())/rows, "cpu-ns/row")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/rows, "allocs/row")
 	b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/rows, "B/row")
 	b.ReportMetric(rows/b.Elapsed().Seconds(), "rows/s")
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

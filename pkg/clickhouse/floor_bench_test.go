@@ -14,6 +14,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -101,7 +102,7 @@ func BenchmarkFloor(b *testing.B) {
 func processCPU(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	if pid == 0 {
-		return cpuTime(b)
+		return cputime.Used(b)
 	}
 	const sched = 2 // the CPU clock of another process: CPUCLOCK_SCHED with the complemented PID
 	var t unix.Timespec

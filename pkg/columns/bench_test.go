@@ -2,7 +2,6 @@ package columns_test
 
 import (
 	"fmt"
-	"syscall"
 	"testing"
 	"time"
 
@@ -10,6 +9,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -39,17 +39,6 @@ func BenchmarkAppend(b *testing.B) {
 	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
 }
 
-// cpuTime returns the CPU time of this process, which other work on the machine affects less
-// than the time that passes.
-func cpuTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // BenchmarkAppendTick decodes one request into each of 48 blocks and empties them, as the
 // partitions of a writer do once a second.
 func BenchmarkAppendTick(b *testing.B) {
@@ -64,7 +53,7 @@ func BenchmarkAppendTick(b *testing.B) {
 				requests[i] = g.RequestBytes(rows)
 			}
 			b.ReportAllocs()
-			i, begun := 0, cpuTime(b)
+			i, begun := 0, cputime.Used(b)
 			for b.Loop() {
 				for _, s := range blocks {
 					if _, err := s.Append(requests[i%len(requests)], columns.Source{Window: everything}); err != nil {
@@ -76,7 +65,7 @@ func BenchmarkAppendTick(b *testing.B) {
 					s.Reset()
 				}
 			}
-			b.ReportMetric(float64((cpuTime(b)-begun).Nanoseconds())/float64(b.N*len(blocks)*rows), "cpu-ns/span")
+			b.ReportMetric(float64((cputime.Used(b)-begun).Nanoseconds())/float64(b.N*len(blocks)*rows), "cpu-ns/span")
 		})
 	}
 }

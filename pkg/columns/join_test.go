@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -189,7 +190,7 @@ func BenchmarkJoin(b *testing.B) {
 			joined := columns.NewSpans()
 			w := chproto.NewWriter(io.Discard, new(chproto.Buffer))
 			b.ReportAllocs()
-			begun := cpuTime(b)
+			begun := cputime.Used(b)
 			for b.Loop() {
 				joined.Reset()
 				for _, s := range blocks {
@@ -202,7 +203,7 @@ func BenchmarkJoin(b *testing.B) {
 					}
 				}
 			}
-			b.ReportMetric(float64((cpuTime(b)-begun).Nanoseconds())/float64(b.N*joined.Rows()), "cpu-ns/span")
+			b.ReportMetric(float64((cputime.Used(b)-begun).Nanoseconds())/float64(b.N*joined.Rows()), "cpu-ns/span")
 		})
 	}
 }

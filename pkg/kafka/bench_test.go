@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -63,12 +63,6 @@ func reportSpans(b *testing.B, spans int, cpu time.Duration) {
 	b.ReportMetric(float64(b.N*spans)/b.Elapsed().Seconds(), "spans/s")
 }
 
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // BenchmarkEncode builds batches of one record, as under low traffic, and of 20.
 func BenchmarkEncode(b *testing.B) {
 	for _, compression := range []string{"none", "snappy", "lz4", "zstd", "gzip"} {
@@ -84,11 +78,11 @@ func BenchmarkEncode(b *testing.B) {
 				var out []byte
 				b.SetBytes(sizeOf(batch))
 				b.ReportAllocs()
-				begun := cpuTime()
+				begun := cputime.Used(b)
 				for b.Loop() {
 					out = e.appendBatch(out[:0], entries, testTime)
 				}
-				reportSpans(b, records*benchSpans, cpuTime()-begun)
+				reportSpans(b, records*benchSpans, cputime.Used(b)-begun)
 				b.ReportMetric(float64(sizeOf(batch))/float64(len(out)), "ratio")
 			})
 		}
@@ -109,13 +103,13 @@ func BenchmarkDecode(b *testing.B) {
 			var d decoder
 			b.SetBytes(sizeOf(batch))
 			b.ReportAllocs()
-			begun := cpuTime()
+			begun := cputime.Used(b)
 			for b.Loop() {
 				if got, err := d.decode(data, 0); err != nil || len(got.Records) != records {
 					b.Fatal(len(got.Records), err)
 				}
 			}
-			reportSpans(b, records*benchSpans, cpuTime()-begun)
+			reportSpans(b, records*benchSpans, cputime.Used(b)-begun)
 		})
 	}
 }
@@ -190,7 +184,7 @@ func benchProduce(b *testing.B, callers int, size int64, call func(i int) error)
 	b.SetBytes(size)
 	b.ReportAllocs()
 	b.ResetTimer()
-	begun := cpuTime()
+	begun := cputime.Used(b)
 	var wg sync.WaitGroup
 	for c := range callers {
 		wg.Go(func() {
@@ -204,7 +198,7 @@ func benchProduce(b *testing.B, callers int, size int64, call func(i int) error)
 	}
 	wg.Wait()
 	b.StopTimer()
-	reportSpans(b, benchPartitions*benchSpans, cpuTime()-begun)
+	reportSpans(b, benchPartitions*benchSpans, cputime.Used(b)-begun)
 }
 
 // BenchmarkFetch reads a full log repeatedly, 1 MiB at a time. The broker runs in the
@@ -264,7 +258,7 @@ func BenchmarkFetch(b *testing.B) {
 func benchFetch(b *testing.B, records int, size int64, fetch func(offset int64) (next int64, n int)) {
 	b.SetBytes(size)
 	b.ReportAllocs()
-	begun := cpuTime()
+	begun := cputime.Used(b)
 	for b.Loop() {
 		total := 0
 		for offset := int64(0); offset < int64(records); {
@@ -275,5 +269,5 @@ func benchFetch(b *testing.B, records int, size int64, fetch func(offset int64) 
 			b.Fatal(total)
 		}
 	}
-	reportSpans(b, records*benchSpans, cpuTime()-begun)
+	reportSpans(b, records*benchSpans, cputime.Used(b)-begun)
 }

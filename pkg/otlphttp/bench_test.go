@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -84,11 +84,11 @@ func benchmarkReceive(b *testing.B, encoding string, consume func(signal.Request
 	}
 
 	b.ReportAllocs()
-	before := cpuTime(b)
+	before := cputime.Used(b)
 	for b.Loop() {
 		b.SetBytes(int64(<-received))
 	}
-	used := cpuTime(b) - before
+	used := cputime.Used(b) - before
 	spans := float64(b.N * spansPerRequest)
 	b.ReportMetric(float64(used.Nanoseconds())/1e3/spans, "cpu-us/span")
 	b.ReportMetric(spans/b.Elapsed().Seconds(), "spans/s")
@@ -108,14 +108,6 @@ func benchmarkReceive(b *testing.B, encoding string, consume func(signal.Request
 			return
 		}
 	}
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // generateLoad sends requests over four connections until standard input closes.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -64,11 +64,11 @@ func benchmarkExport(b *testing.B, compression string) {
 	}
 
 	b.ReportAllocs()
-	before := cpuTime(b)
+	before := cputime.Used(b)
 	for b.Loop() {
 		b.SetBytes(int64(<-received))
 	}
-	used := cpuTime(b) - before
+	used := cputime.Used(b) - before
 	spans := float64(b.N * spansPerRequest)
 	b.ReportMetric(float64(used.Nanoseconds())/1e3/spans, "cpu-us/span")
 	b.ReportMetric(spans/b.Elapsed().Seconds(), "spans/s")
@@ -88,14 +88,6 @@ func benchmarkExport(b *testing.B, compression string) {
 			return
 		}
 	}
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // generateLoad sends requests over four connections until standard input ends.

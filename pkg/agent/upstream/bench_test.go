@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/cputime"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
@@ -58,7 +58,7 @@ func benchmarkExport(b *testing.B, opts upstream.ExportOptions) {
 	b.SetBytes(int64(len(reqs[0])))
 	b.ReportAllocs()
 	b.ResetTimer()
-	before := cpuTime(b)
+	before := cputime.Used(b)
 	var next atomic.Int64
 	var senders sync.WaitGroup
 	for range benchSenders {
@@ -76,18 +76,10 @@ func benchmarkExport(b *testing.B, opts upstream.ExportOptions) {
 		})
 	}
 	senders.Wait()
-	used := cpuTime(b) - before
+	used := cputime.Used(b) - before
 	spans := float64(b.N * spansPerRequest)
 	b.ReportMetric(float64(used.Nanoseconds())/1e3/spans, "cpu-us/span")
 	b.ReportMetric(spans/b.Elapsed().Seconds(), "spans/s")
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // startSink returns the address of a server that accepts everything.
