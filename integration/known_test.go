@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
 )
@@ -62,23 +63,9 @@ func metric(t *testing.T, addr, name, label string) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return sumOf(t, metrics, name, label)
-}
-
-// sumOf does that for metrics that were read already.
-func sumOf(t *testing.T, metrics, name, label string) float64 {
-	t.Helper()
-	sum := 0.0
-	for line := range strings.Lines(metrics) {
-		var value float64
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != '{' && rest[0] != ' ' || !strings.Contains(line, label) {
-			continue
-		}
-		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' '):], &value); err != nil {
-			t.Fatal(err)
-		}
-		sum += value
+	sum, err := prom.Sum(metrics, name, label)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return sum
 }

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // While Kafka takes nothing, a gateway that is full of requests takes at most two and a half bytes of
@@ -59,7 +60,7 @@ func testMemoryInFlight(t *testing.T, compressed bool) {
 	for range 8 {
 		opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 		if compressed {
-			opts = append(opts, grpc.WithCompressor(alreadyGzip{})) //nolint:staticcheck // the successor would compress each time, which takes more than the server does
+			opts = append(opts, grpc.WithCompressor(otlptest.Precompressed("gzip"))) //nolint:staticcheck // the successor would compress each time, which takes more than the server does
 		}
 		conn, err := grpc.NewClient(s.grpc, opts...)
 		if err != nil {
@@ -76,11 +77,15 @@ func testMemoryInFlight(t *testing.T, compressed bool) {
 		if err != nil {
 			return err
 		}
-		full = max(full, sumOf(t, text, "metaflow_gateway_bytes_in_flight", ""))
+		inFlight, err1 := prom.Sum(text, "metaflow_gateway_bytes_in_flight", "")
 		// By the bound, or because the requests before it wait for too long: whichever
 		// comes first on this machine.
-		refused = sumOf(t, text, "metaflow_gateway_refused_requests_total", "") +
-			sumOf(t, text, "metaflow_gateway_requests_total", `code="Unavailable"`)
+		atOnce, err2 := prom.Sum(text, "metaflow_gateway_refused_requests_total", "")
+		late, err3 := prom.Sum(text, "metaflow_gateway_requests_total", `code="Unavailable"`)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return err
+		}
+		full, refused = max(full, inFlight), atOnce+late
 		if full < 0.9*bound || refused < 20_000 {
 			return fmt.Errorf("%.0f of %d bytes are in flight, %.0f requests refused", full, bound, refused)
 		}
@@ -115,7 +120,7 @@ func refuseProduce(req kmsg.Request) kmsg.Response {
 func sendRepeatedly(ctx context.Context, t *testing.T, conn *grpc.ClientConn, body []byte) {
 	for ctx.Err() == nil {
 		var reply []byte
-		err := conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, body, &reply, grpc.ForceCodec(rawCodec{}))
+		err := conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, body, &reply, grpc.ForceCodec(otlptest.Raw))
 		if err != nil && ctx.Err() == nil && status.Code(err) != codes.Unavailable {
 			t.Errorf("export: %v", err)
 			return
@@ -138,28 +143,6 @@ func gzipped(t *testing.T, b []byte) []byte {
 		t.Fatal(err)
 	}
 	return out.Bytes()
-}
-
-// alreadyGzip sends messages that are compressed already.
-type alreadyGzip struct{}
-
-func (alreadyGzip) Type() string { return "gzip" }
-
-func (alreadyGzip) Do(w io.Writer, b []byte) error {
-	_, err := w.Write(b)
-	return err
-}
-
-// rawCodec sends and receives bytes as they are.
-type rawCodec struct{}
-
-func (rawCodec) Name() string { return "proto" }
-
-func (rawCodec) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:forcetypeassert // what this test sends
-
-func (rawCodec) Unmarshal(b []byte, v any) error {
-	*v.(*[]byte) = append([]byte(nil), b...) //nolint:forcetypeassert // what this test receives
-	return nil
 }
 
 // residentBytes returns a line of /proc/PID/status in bytes.

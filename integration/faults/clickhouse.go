@@ -15,6 +15,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // store is ClickHouse, and a connection to it on which no fault is put.
@@ -184,18 +185,8 @@ func retried(ctx context.Context, f func(context.Context) error) error {
 		if err == nil {
 			return nil
 		}
-		if !sleep(ctx, 300*time.Millisecond) {
+		if retry.Sleep(ctx, 300*time.Millisecond) != nil {
 			return err
 		}
-	}
-}
-
-// sleep returns false if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // planSlowStore makes ClickHouse slow: it runs for a tenth of the time, or every chunk
@@ -20,7 +22,7 @@ func planSlowStore(s *site, r *rand.Rand) (fault, bool) {
 				for _, l := range s.toStore {
 					l.setDelay(delay)
 				}
-				sleep(ctx, d)
+				_ = retry.Sleep(ctx, d)
 				for _, l := range s.toStore {
 					l.setDelay(0)
 				}
@@ -33,9 +35,9 @@ func planSlowStore(s *site, r *rand.Rand) (fault, bool) {
 		run: func(ctx context.Context) error {
 			for end := time.Now().Add(d); time.Now().Before(end); {
 				s.store.pause()
-				sleep(ctx, 270*time.Millisecond)
+				_ = retry.Sleep(ctx, 270*time.Millisecond)
 				s.store.resume()
-				sleep(ctx, 30*time.Millisecond)
+				_ = retry.Sleep(ctx, 30*time.Millisecond)
 			}
 			return nil
 		},
@@ -59,7 +61,7 @@ func (s *site) altered(what string, d time.Duration, before, after []string, tak
 			if err := s.store.exec(ctx, before...); err != nil {
 				return err
 			}
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			return s.store.exec(ctx, after...)
 		},
 	}
@@ -82,7 +84,7 @@ func planMemoryLimit(s *site, r *rand.Rand) (fault, bool) {
 			if err := s.store.limit(ctx, littleMemory); err != nil {
 				return err
 			}
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			return s.store.limit(ctx, normalMemory)
 		},
 	}, true

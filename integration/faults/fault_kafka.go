@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -195,7 +196,7 @@ func planLogCutOff(s *site, r *rand.Rand) (fault, bool) {
 				lost += n
 			}
 			s.event("broker-%d loses %d bytes of %s", i+1, lost, topic)
-			sleep(ctx, 2*time.Second)
+			_ = retry.Sleep(ctx, 2*time.Second)
 			if err := s.kafka.brokers[i].start(); err != nil {
 				return err
 			}
@@ -233,10 +234,10 @@ func planSpoolFull(s *site, r *rand.Rand) (fault, bool) {
 				l.setRefuse(true)
 				l.cut()
 			}
-			sleep(ctx, d/2) // the spool gets something
+			_ = retry.Sleep(ctx, d/2) // the spool gets something
 			free, err := fill(a.spool)
 			if err == nil {
-				sleep(ctx, d)
+				_ = retry.Sleep(ctx, d)
 				free()
 			}
 			for _, l := range links {
@@ -259,7 +260,7 @@ func planBrokerFull(s *site, r *rand.Rand) (fault, bool) {
 			if err != nil {
 				return err
 			}
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			free()
 			return s.kafka.inSync(ctx)
 		},

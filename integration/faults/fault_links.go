@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // some draws one to three different links.
@@ -32,7 +34,7 @@ func planCut(s *site, r *rand.Rand) (fault, bool) {
 				for _, l := range links {
 					l.cutAfter(bytes, d)
 				}
-				sleep(ctx, time.Second)
+				_ = retry.Sleep(ctx, time.Second)
 			}
 			for _, l := range links {
 				l.disarm()
@@ -53,7 +55,7 @@ func planRefuse(s *site, r *rand.Rand) (fault, bool) {
 				l.setRefuse(true)
 				l.cut()
 			}
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			for _, l := range links {
 				l.setRefuse(false)
 			}
@@ -72,7 +74,7 @@ func planHang(s *site, r *rand.Rand) (fault, bool) {
 			for _, l := range links {
 				l.hang()
 			}
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			for _, l := range links {
 				l.resume()
 			}

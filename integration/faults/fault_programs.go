@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 func planKillServer(s *site, r *rand.Rand) (fault, bool) {
@@ -26,7 +28,7 @@ func (s *site) killed(r *rand.Rand, p *program) fault {
 		what: fmt.Sprintf("%s is killed and down for %s", p.name, down.Round(time.Millisecond)), takes: []string{p.name},
 		run: func(ctx context.Context) error {
 			p.kill()
-			sleep(ctx, down)
+			_ = retry.Sleep(ctx, down)
 			return p.start()
 		},
 	}
@@ -38,7 +40,7 @@ func planKillStore(s *site, r *rand.Rand) (fault, bool) {
 		what: fmt.Sprintf("ClickHouse is killed and down for %s", down.Round(time.Millisecond)), takes: []string{"clickhouse"},
 		run: func(ctx context.Context) error {
 			s.store.kill()
-			sleep(ctx, down)
+			_ = retry.Sleep(ctx, down)
 			return s.store.start(ctx)
 		},
 	}, true
@@ -63,7 +65,7 @@ func (s *site) paused(r *rand.Rand, p *program) fault {
 		what: fmt.Sprintf("%s is stopped for %s", p.name, d.Round(time.Millisecond)), takes: []string{p.name},
 		run: func(ctx context.Context) error {
 			p.pause()
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			p.resume()
 			return nil
 		},
@@ -76,7 +78,7 @@ func planStopStore(s *site, r *rand.Rand) (fault, bool) {
 		what: fmt.Sprintf("ClickHouse is stopped for %s", d.Round(time.Millisecond)), takes: []string{"clickhouse"},
 		run: func(ctx context.Context) error {
 			s.store.pause()
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			s.store.resume()
 			return nil
 		},
@@ -121,7 +123,7 @@ func planKillAtStep(s *site, r *rand.Rand) (fault, bool) {
 		what: fmt.Sprintf("%s is killed at %q and down for %s", p.name, at, down.Round(time.Millisecond)), takes: []string{p.name},
 		run: func(ctx context.Context) error {
 			s.atStep(ctx, i, at, p.kill)
-			sleep(ctx, down)
+			_ = retry.Sleep(ctx, down)
 			return p.start()
 		},
 	}, true
@@ -140,7 +142,7 @@ func planTwoOwners(s *site, r *rand.Rand) (fault, bool) {
 		what: fmt.Sprintf("%s is stopped at %q for %s", p.name, at, d.Round(time.Millisecond)), takes: []string{p.name},
 		run: func(ctx context.Context) error {
 			s.atStep(ctx, i, at, p.pause)
-			sleep(ctx, d)
+			_ = retry.Sleep(ctx, d)
 			p.resume()
 			return nil
 		},
@@ -173,7 +175,7 @@ func planRebalance(s *site, r *rand.Rand) (fault, bool) {
 			wait, cancel := context.WithTimeout(ctx, 20*time.Second)
 			defer cancel()
 			_ = s.ready(wait, srv.name, srv.http) // an engine may be down
-			sleep(ctx, stays)
+			_ = retry.Sleep(ctx, stays)
 			if kill {
 				srv.kill()
 				return nil
@@ -204,7 +206,7 @@ func planTerminate(s *site, r *rand.Rand) (fault, bool) {
 			what: fmt.Sprintf("ClickHouse ends in order and is down for %s", down.Round(time.Millisecond)), takes: []string{"clickhouse"},
 			run: func(ctx context.Context) error {
 				s.store.stop()
-				sleep(ctx, down)
+				_ = retry.Sleep(ctx, down)
 				return s.store.start(ctx)
 			},
 		}, true
@@ -214,7 +216,7 @@ func planTerminate(s *site, r *rand.Rand) (fault, bool) {
 		what: fmt.Sprintf("%s ends by SIGTERM and is down for %s", p.name, down.Round(time.Millisecond)), takes: []string{p.name},
 		run: func(ctx context.Context) error {
 			inTime := p.terminate(patience)
-			sleep(ctx, down)
+			_ = retry.Sleep(ctx, down)
 			if err := p.start(); err != nil {
 				return err
 			}
@@ -267,7 +269,7 @@ func planClock(s *site, r *rand.Rand) (fault, bool) {
 			if err := c.set(c.name, offset); err != nil {
 				return err
 			}
-			sleep(ctx, stays)
+			_ = retry.Sleep(ctx, stays)
 			return c.set(c.name, 0)
 		},
 	}, true

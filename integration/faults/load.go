@@ -27,6 +27,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -169,7 +171,7 @@ func (l *load) deliver(ctx context.Context, in *ledger, number int, rng *rand.Ra
 			in.refuse(number, o.err.Error())
 			return
 		}
-		if !sleep(ctx, max(o.pause, pause/2+time.Duration(rng.Int64N(int64(pause))))) {
+		if retry.Sleep(ctx, max(o.pause, pause/2+time.Duration(rng.Int64N(int64(pause))))) != nil {
 			return
 		}
 		pause = min(pause*3/2, maxRetryPause)
@@ -185,7 +187,7 @@ func overGRPC(conns []*grpc.ClientConn) func([]byte) attempt {
 		return func(ctx context.Context, n int) outcome {
 			var reply coltracepb.ExportTraceServiceResponse
 			conn := conns[(first+n)%len(conns)]
-			err := conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, raw(request), &reply, grpc.ForceCodec(codec{}))
+			err := conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, request, &reply, grpc.ForceCodec(otlptest.Raw))
 			if p := reply.GetPartialSuccess(); err == nil && p.GetRejectedSpans() > 0 {
 				return outcome{err: fmt.Errorf("%d spans rejected: %s", p.GetRejectedSpans(), p.GetErrorMessage()), final: true}
 			}
@@ -214,25 +216,6 @@ func grpcOutcome(err error) outcome {
 		o.final = true
 	}
 	return o
-}
-
-// raw is a request that is marshalled already.
-type raw []byte
-
-// codec sends raw as it is.
-type codec struct{}
-
-func (codec) Name() string { return "proto" }
-
-func (codec) Marshal(v any) ([]byte, error) {
-	if b, ok := v.(raw); ok {
-		return b, nil
-	}
-	return proto.Marshal(v.(proto.Message)) //nolint:forcetypeassert // gRPC marshals nothing else
-}
-
-func (codec) Unmarshal(b []byte, v any) error {
-	return proto.Unmarshal(b, v.(proto.Message)) //nolint:forcetypeassert // as above
 }
 
 // overHTTP posts to one agent.
@@ -335,7 +318,7 @@ func (l *load) sendFlows(ctx, stopping context.Context, sender int, conns []*grp
 				ctx = metadata.AppendToOutgoingContext(ctx, schema.MetadataResend, "1")
 			}
 			var reply agentv1.ExportFlowsResponse
-			err := conns[(number+n)%len(conns)].Invoke(ctx, agentv1.FlowService_ExportFlows_FullMethodName, raw(request), &reply, grpc.ForceCodec(codec{}))
+			err := conns[(number+n)%len(conns)].Invoke(ctx, agentv1.FlowService_ExportFlows_FullMethodName, request, &reply, grpc.ForceCodec(otlptest.Raw))
 			if p := reply.GetPartialSuccess(); err == nil && p.GetRejectedFlows() > 0 {
 				return outcome{err: fmt.Errorf("%d flows rejected: %s", p.GetRejectedFlows(), p.GetErrorMessage()), final: true}
 			}

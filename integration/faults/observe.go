@@ -6,9 +6,10 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // get returns the status and body of an HTTP GET.
@@ -97,7 +98,7 @@ func (s *site) settle(ctx context.Context, since time.Time, within time.Duration
 		if time.Now().After(deadline) {
 			return fmt.Errorf("not settled within %s: %w", within, err)
 		}
-		if !sleep(ctx, 250*time.Millisecond) {
+		if retry.Sleep(ctx, 250*time.Millisecond) != nil {
 			return ctx.Err()
 		}
 	}
@@ -120,7 +121,7 @@ func (s *site) drain(ctx context.Context, within time.Duration) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("not stored within %s: %w", within, err)
 		}
-		if !sleep(ctx, 250*time.Millisecond) {
+		if retry.Sleep(ctx, 250*time.Millisecond) != nil {
 			return ctx.Err()
 		}
 	}
@@ -137,7 +138,7 @@ var bounds = usage{memory: 1000 << 20, goroutines: 1500, files: 400}
 // watch asks each program for what it uses until ctx ends.
 func (s *site) watch(ctx context.Context) map[string]usage {
 	most := make(map[string]usage)
-	for sleep(ctx, 3*time.Second) {
+	for retry.Sleep(ctx, 3*time.Second) == nil {
 		programs := make(map[string]string)
 		for _, srv := range s.servers {
 			programs[srv.name] = srv.http
@@ -151,26 +152,15 @@ func (s *site) watch(ctx context.Context) map[string]usage {
 				continue
 			}
 			u := most[name]
-			u.memory = max(u.memory, series(text, "process_resident_memory_bytes"))
-			u.goroutines = max(u.goroutines, series(text, "go_goroutines"))
-			u.files = max(u.files, series(text, "process_open_fds"))
+			for metric, value := range map[string]*float64{
+				"process_resident_memory_bytes": &u.memory, "go_goroutines": &u.goroutines, "process_open_fds": &u.files,
+			} {
+				if sum, err := prom.Sum(text, metric, ""); err == nil {
+					*value = max(*value, sum)
+				}
+			}
 			most[name] = u
 		}
 	}
 	return maps.Clone(most)
-}
-
-// series returns the sum of the series of a metric.
-func series(text, name string) (sum float64) {
-	for line := range strings.Lines(text) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
-			continue
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' ')+1:]), 64)
-		if err == nil {
-			sum += v
-		}
-	}
-	return sum
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
 )
 
 // options are what a run does.
@@ -150,7 +152,7 @@ func (s *site) schedule(ctx context.Context, stop <-chan struct{}, r *result) (c
 			start := between(rng, 0, 1500*time.Millisecond)
 			runs.Go(func() {
 				if i > 0 {
-					sleep(ctx, start)
+					_ = retry.Sleep(ctx, start)
 				}
 				s.event("cycle %d: %s", n, f.what)
 				if err := f.run(bounded); err != nil {

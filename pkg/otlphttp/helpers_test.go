@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
@@ -190,20 +188,6 @@ func (a answer) accepted(t *testing.T) {
 	if a.status != http.StatusOK {
 		t.Fatalf("status %d %q, want 200", a.status, a.body)
 	}
-}
-
-// requestOf returns a request of about the given size. Its text compresses moderately, so
-// sizes on the wire are of the same order.
-func requestOf(bytes int) *coltracepb.ExportTraceServiceRequest {
-	var spans []*tracepb.Span
-	for size := 0; size < bytes; size += 64 {
-		spans = append(spans, &tracepb.Span{
-			TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "GET /api/" + strconv.Itoa(size*2654435761%1000003),
-		})
-	}
-	return &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
-		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
-	}}}
 }
 
 func encoded(t testing.TB, m proto.Message) []byte {

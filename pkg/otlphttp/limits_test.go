@@ -21,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
@@ -31,7 +32,7 @@ var checking = consumerFunc(func(_ context.Context, req signal.Request) (signal.
 })
 
 func TestBadRequestsGetAClearStatus(t *testing.T) {
-	good := encoded(t, requestOf(5000))
+	good := encoded(t, otlptest.Sized(5000))
 	gzipped := compress(t, compressors["gzip"].open, good)
 	zstded := compress(t, compressors["zstd"].open, good)
 	deflated := compress(t, compressors["deflate"].open, good)
@@ -256,7 +257,7 @@ func TestJSONBombIsRefused(t *testing.T) {
 // While requests up to a bound are in flight, the next is refused at once, and accepted
 // as soon as one of them is answered.
 func TestOverTheBoundClientsAreAskedToRetry(t *testing.T) {
-	body := encoded(t, requestOf(800_000))
+	body := encoded(t, otlptest.Sized(800_000))
 	gzipped := compress(t, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }, body)
 	tests := map[string]struct {
 		bound    func(*otlphttp.Config)

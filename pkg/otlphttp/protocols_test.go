@@ -25,6 +25,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
@@ -63,7 +64,7 @@ func TestHTTP2WithoutTLS(t *testing.T) {
 		return signal.Result{}, nil
 	}), otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)})
 	r.speak(t, (*http.Protocols).SetUnencryptedHTTP2)
-	body := encoded(t, requestOf(3<<20))
+	body := encoded(t, otlptest.Sized(3<<20))
 	for _, c := range compressors {
 		a := r.post(t, protobufType, c.encoding, compress(t, c.open, body))
 		a.accepted(t)

@@ -24,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
@@ -69,7 +70,7 @@ func TestRequestsReachTheConsumerUnchanged(t *testing.T) {
 		// The last is larger than every initial buffer.
 		for _, size := range []int{0, 100, 5000, 100_000, 3 << 20} {
 			t.Run(name, func(t *testing.T) {
-				body := encoded(t, requestOf(size))
+				body := encoded(t, otlptest.Sized(size))
 				for _, path := range []string{"/v1/traces", "/api/v1/otel/trace"} {
 					for _, announced := range []bool{true, false} {
 						var src io.Reader = bytes.NewReader(compress(t, c.open, body))

@@ -21,6 +21,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -186,7 +187,7 @@ func clientFrom(t *testing.T, from string, to net.Addr) coltracepb.TraceServiceC
 func accepted(t *testing.T, c coltracepb.TraceServiceClient, requests int) (stored int) {
 	t.Helper()
 	for range requests {
-		if _, err := c.Export(t.Context(), requestOf(20_000)); err != nil {
+		if _, err := c.Export(t.Context(), otlptest.Sized(20_000)); err != nil {
 			t.Log(err)
 			continue
 		}
@@ -321,7 +322,7 @@ func TestCallsWithoutABodyEnd(t *testing.T) {
 	}
 	same := clientFrom(t, "127.0.0.9", srv.Addr())
 	wait.Until(t, "an honest request of the same address is stored", func() bool {
-		_, err := same.Export(t.Context(), requestOf(20_000))
+		_, err := same.Export(t.Context(), otlptest.Sized(20_000))
 		return err == nil
 	})
 	if got := accepted(t, same, 20); got != 20 {
@@ -355,7 +356,7 @@ func TestABodyHasADeadline(t *testing.T) {
 	if err := stream.RecvMsg(&coltracepb.ExportTraceServiceResponse{}); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("a call without a body ends with %v, want DEADLINE_EXCEEDED", err)
 	}
-	if _, err := client(t, srv).Export(t.Context(), requestOf(100)); err != nil {
+	if _, err := client(t, srv).Export(t.Context(), otlptest.Sized(100)); err != nil {
 		t.Errorf("a request that takes long to store: %v", err)
 	}
 }
@@ -431,12 +432,12 @@ func TestARequestRefusedOnItsWayIsToComeBack(t *testing.T) {
 	}), rpc.Options{})
 	first := make(chan error, 1)
 	go func() {
-		_, err := clientFrom(t, "127.0.0.2", srv.Addr()).Export(t.Context(), requestOf(5<<20))
+		_, err := clientFrom(t, "127.0.0.2", srv.Addr()).Export(t.Context(), otlptest.Sized(5<<20))
 		first <- err
 	}()
 	<-entered
 	for range 20 {
-		_, err := clientFrom(t, "127.0.0.3", srv.Addr()).Export(t.Context(), requestOf(7<<20))
+		_, err := clientFrom(t, "127.0.0.3", srv.Addr()).Export(t.Context(), otlptest.Sized(7<<20))
 		if _, ok := retryDelay(err); !ok || status.Code(err) != codes.Unavailable {
 			t.Fatalf("Export = %v, want UNAVAILABLE with RetryInfo", err)
 		}
@@ -454,7 +455,7 @@ func TestASecondMessageIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		_ = stream.SendMsg(requestOf(100)) // the answer says whether it was taken
+		_ = stream.SendMsg(otlptest.Sized(100)) // the answer says whether it was taken
 	}
 	if err := stream.RecvMsg(&coltracepb.ExportTraceServiceResponse{}); status.Code(err) == codes.OK {
 		t.Error("two messages in one call were taken")

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -52,7 +53,7 @@ func TestBearerTokens(t *testing.T) {
 			srv := start(t, testConfig(), consumer, rpc.Options{
 				Auth: tc.auth, Bearer: bearers(t, "one", "two"), BearerKey: "gateway.bearer_tokens", Registerer: reg,
 			})
-			_, err := client(t, srv).Export(metadata.AppendToOutgoingContext(t.Context(), tc.pairs...), requestOf(100))
+			_, err := client(t, srv).Export(metadata.AppendToOutgoingContext(t.Context(), tc.pairs...), otlptest.Sized(100))
 			if status.Code(err) != tc.want || err != nil && !strings.Contains(err.Error(), "gateway.bearer_tokens") {
 				t.Errorf("Export = %v, want %s", err, tc.want)
 			}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -45,7 +46,7 @@ func (echo) Connect(s agentv1.ControlService_ConnectServer) error {
 
 func invoke(ctx context.Context, conn *grpc.ClientConn, method string, body []byte) error {
 	var reply []byte
-	return conn.Invoke(ctx, method, body, &reply, grpc.ForceCodecV2(rawCodec{"proto"}))
+	return conn.Invoke(ctx, method, body, &reply, grpc.ForceCodec(otlptest.Raw))
 }
 
 // A few kilobytes on the wire that would take a gigabyte once they are decoded, of services that
@@ -217,7 +218,7 @@ func TestServicesForAgentsAreForMembers(t *testing.T) {
 			t.Errorf("%s with the token: %v", method, err)
 		}
 	}
-	if _, err := client(t, srv).Export(t.Context(), requestOf(100)); err != nil {
+	if _, err := client(t, srv).Export(t.Context(), otlptest.Sized(100)); err != nil {
 		t.Errorf("spans of a collector, which names no agent: %v", err)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/schema"
 )
@@ -52,7 +53,7 @@ func TestConsumerGetsTheBytesThatCame(t *testing.T) {
 			// Small and large in turn: buffers are used again, and none may show
 			// what an earlier request left in it.
 			for _, size := range []int{1, 20_000, 500, 3_000_000, 70_000} {
-				req := requestOf(size)
+				req := otlptest.Sized(size)
 				resp, err := cli.Export(t.Context(), req, compressedBy(compression)...)
 				if err != nil {
 					t.Fatalf("Export of %d bytes: %v", size, err)
@@ -89,7 +90,7 @@ func TestConsumerGetsWhatTheMetadataSays(t *testing.T) {
 			cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
 			var server peer.Peer
 			ctx := metadata.AppendToOutgoingContext(t.Context(), tc.metadata...)
-			if _, err := cli.Export(ctx, requestOf(100), grpc.Peer(&server)); err != nil {
+			if _, err := cli.Export(ctx, otlptest.Sized(100), grpc.Peer(&server)); err != nil {
 				t.Fatal(err)
 			}
 			if got.Agent != tc.wantAgent || got.Resend != tc.wantResend {
@@ -148,7 +149,7 @@ func TestAnswerFollowsTheConsumer(t *testing.T) {
 			consumer := consumerFunc(func(context.Context, signal.Request) (signal.Result, error) { return tc.result, tc.err })
 			cli := client(t, start(t, testConfig(), consumer, rpc.Options{Registerer: reg}))
 			for _, compression := range compressions {
-				resp, err := cli.Export(t.Context(), requestOf(100), compressedBy(compression)...)
+				resp, err := cli.Export(t.Context(), otlptest.Sized(100), compressedBy(compression)...)
 				if got := status.Code(err); got != tc.want {
 					t.Fatalf("%s: Export = %v, want %s", compression, err, tc.want)
 				}
@@ -199,11 +200,11 @@ func TestPanicIsInternalAndTheServerLives(t *testing.T) {
 		return signal.Result{}, nil
 	})
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{Registerer: reg}))
-	_, err := cli.Export(t.Context(), requestOf(100))
+	_, err := cli.Export(t.Context(), otlptest.Sized(100))
 	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "index") {
 		t.Errorf("Export = %v, want an INTERNAL that keeps the panic to itself", err)
 	}
-	if _, err := cli.Export(t.Context(), requestOf(100)); err != nil {
+	if _, err := cli.Export(t.Context(), otlptest.Sized(100)); err != nil {
 		t.Errorf("Export after a panic = %v", err)
 	}
 	if got := prom.Value(t, reg, "metaflow_gateway_panics_total"); got != 1 {
@@ -289,7 +290,7 @@ func TestTheMarkIsBelievedFromTheAuthenticated(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := metadata.AppendToOutgoingContext(t.Context(), append(tc.pairs, schema.MetadataResend, "1")...)
-			if _, err := client(t, start(t, testConfig(), consumer, rpc.Options{Auth: tc.auth})).Export(ctx, requestOf(100)); err != nil {
+			if _, err := client(t, start(t, testConfig(), consumer, rpc.Options{Auth: tc.auth})).Export(ctx, otlptest.Sized(100)); err != nil {
 				t.Fatal(err)
 			}
 			if got.Resend != tc.resend {
@@ -303,7 +304,7 @@ func TestSpansUnderTheIDOfAnotherAreRefused(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	cli := client(t, start(t, testConfig(), refuseAll(t), rpc.Options{Auth: someAuth{}, Registerer: reg}))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), schema.MetadataAgent, "another's")
-	if _, err := cli.Export(ctx, requestOf(100)); status.Code(err) != codes.PermissionDenied {
+	if _, err := cli.Export(ctx, otlptest.Sized(100)); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("Export = %v, want PERMISSION_DENIED", err)
 	}
 	if got := prom.Value(t, reg, "metaflow_grpc_unauthorized_calls_total", codes.PermissionDenied.String()); got != 1 {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
@@ -65,7 +66,7 @@ func (l *line) serve(n int, except netip.Addr) (served, others int) {
 // are theirs beside a fifth one. Steps are counted, not timed, so the speed of the machine does not matter.
 func TestAGreedyClientHardlySlowsOthers(t *testing.T) {
 	const inFlight = 128
-	req := requestOf(2000)
+	req := otlptest.Sized(2000)
 	size := int64(proto.Size(req))
 	tests := map[string]struct {
 		clients, share int // that are not greedy, and what each sends in a step

@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -130,7 +131,7 @@ func TestFlowsAreBoundedWithTraces(t *testing.T) {
 	}), rpc.Options{}, flowsTo(accept))
 	done := make(chan error, 1)
 	go func() {
-		_, err := client(t, srv).Export(context.Background(), requestOf(100))
+		_, err := client(t, srv).Export(context.Background(), otlptest.Sized(100))
 		done <- err
 	}()
 	<-entered

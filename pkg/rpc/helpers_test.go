@@ -4,13 +4,11 @@ import (
 	"context"
 	"net"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -109,20 +107,6 @@ func dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn
 func client(t *testing.T, r *running) coltracepb.TraceServiceClient {
 	t.Helper()
 	return coltracepb.NewTraceServiceClient(dial(t, r.Addr()))
-}
-
-// requestOf returns a request of about the given size. Its text does not compress to
-// nothing, so that sizes on the wire are of the same order.
-func requestOf(bytes int) *coltracepb.ExportTraceServiceRequest {
-	var spans []*tracepb.Span
-	for size := 0; size < bytes; size += 64 {
-		spans = append(spans, &tracepb.Span{
-			TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "GET /api/" + strconv.Itoa(size*2654435761%1000003),
-		})
-	}
-	return &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
-		ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans}},
-	}}}
 }
 
 func encoded(t *testing.T, m proto.Message) []byte {

@@ -16,12 +16,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
@@ -33,7 +33,7 @@ func refuseAll(t *testing.T) consumerFunc {
 }
 
 func TestRequestOverTheLimitIsRefusedForGood(t *testing.T) {
-	req := requestOf(100_000)
+	req := otlptest.Sized(100_000)
 	for _, compression := range compressions {
 		t.Run(compression, func(t *testing.T) {
 			cfg := testConfig()
@@ -144,13 +144,13 @@ func TestBrokenCallsAreClearErrors(t *testing.T) {
 			srv := start(t, testConfig(), accept, rpc.Options{})
 			conn := dialPrecompressed(t, srv, tc.encoding)
 			for range 3 { // pooled decoders survive what broke them
-				err := invokeRaw(t.Context(), conn, tc.body, grpc.ForceCodecV2(rawCodec{tc.codec}))
+				err := invokeRaw(t.Context(), conn, tc.body, grpc.ForceCodec(otlptest.RawCodec(tc.codec)))
 				if status.Code(err) != tc.want || !strings.Contains(err.Error(), tc.text) {
 					t.Errorf("Export = %v, want %s naming %q", err, tc.want, tc.text)
 				}
 			}
 			for _, compression := range compressions {
-				if _, err := client(t, srv).Export(t.Context(), requestOf(1000), compressedBy(compression)...); err != nil {
+				if _, err := client(t, srv).Export(t.Context(), otlptest.Sized(1000), compressedBy(compression)...); err != nil {
 					t.Errorf("%s export afterwards = %v", compression, err)
 				}
 			}
@@ -183,12 +183,12 @@ func TestOverTheBoundClientsAreAskedToComeBack(t *testing.T) {
 			reg := prometheus.NewRegistry()
 			cli := client(t, start(t, cfg, consumer, rpc.Options{Registerer: reg}))
 			first := make(chan error, 1)
-			export := func() { _, err := cli.Export(t.Context(), requestOf(600_000)); first <- err }
+			export := func() { _, err := cli.Export(t.Context(), otlptest.Sized(600_000)); first <- err }
 			go export()
 			<-entered
 
 			began := time.Now()
-			_, err := cli.Export(t.Context(), requestOf(600_000))
+			_, err := cli.Export(t.Context(), otlptest.Sized(600_000))
 			if status.Code(err) != codes.Unavailable {
 				t.Fatalf("Export over the bound = %v, want UNAVAILABLE", err)
 			}
@@ -245,34 +245,10 @@ func bomb(t *testing.T, size int, newWriter func(io.Writer) io.WriteCloser) []by
 	return out.Bytes()
 }
 
-// rawCodec sends a []byte as it stands, under any content-subtype.
-type rawCodec struct{ name string }
-
-func (c rawCodec) Name() string { return c.name }
-
-func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
-}
-
-func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	*v.(*[]byte) = data.Materialize()
-	return nil
-}
-
 func invokeRaw(ctx context.Context, conn *grpc.ClientConn, body []byte, opts ...grpc.CallOption) error {
 	var reply []byte
-	opts = append([]grpc.CallOption{grpc.ForceCodecV2(rawCodec{"proto"})}, opts...)
+	opts = append([]grpc.CallOption{grpc.ForceCodec(otlptest.Raw)}, opts...)
 	return conn.Invoke(ctx, coltracepb.TraceService_Export_FullMethodName, body, &reply, opts...)
-}
-
-// precompressed sends bytes as they stand, under the name of an encoding.
-type precompressed string
-
-func (p precompressed) Type() string { return string(p) }
-
-func (precompressed) Do(w io.Writer, b []byte) error {
-	_, err := w.Write(b)
-	return err
 }
 
 func dialPrecompressed(t *testing.T, srv *running, encoding string) *grpc.ClientConn {
@@ -280,7 +256,7 @@ func dialPrecompressed(t *testing.T, srv *running, encoding string) *grpc.Client
 	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	if encoding != "identity" {
 		//nolint:staticcheck // the successor finds compressors by name, and could not send what is broken
-		opts = append(opts, grpc.WithCompressor(precompressed(encoding)))
+		opts = append(opts, grpc.WithCompressor(otlptest.Precompressed(encoding)))
 	}
 	return dial(t, srv.Addr(), opts...)
 }

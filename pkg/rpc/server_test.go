@@ -18,6 +18,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -111,7 +112,7 @@ func TestStopLetsARunningExportFinish(t *testing.T) {
 	}
 	exported := make(chan error, 1)
 	go func() {
-		_, err := coltracepb.NewTraceServiceClient(conn).Export(t.Context(), requestOf(1000))
+		_, err := coltracepb.NewTraceServiceClient(conn).Export(t.Context(), otlptest.Sized(1000))
 		exported <- err
 	}()
 	<-entered
@@ -133,7 +134,7 @@ func TestStopLetsARunningExportFinish(t *testing.T) {
 	if err := srv.wait(t); err != nil {
 		t.Errorf("Run = %v, want nil", err)
 	}
-	_, err = coltracepb.NewTraceServiceClient(conn).Export(t.Context(), requestOf(1000))
+	_, err = coltracepb.NewTraceServiceClient(conn).Export(t.Context(), otlptest.Sized(1000))
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("Export to a stopped server = %v, want UNAVAILABLE", err)
 	}
@@ -150,7 +151,7 @@ func TestStopCutsOffWhatOutlastsTheGrace(t *testing.T) {
 	cli := client(t, srv)
 	exported := make(chan error, 1)
 	go func() {
-		_, err := cli.Export(t.Context(), requestOf(1000))
+		_, err := cli.Export(t.Context(), otlptest.Sized(1000))
 		exported <- err
 	}()
 	<-entered
@@ -174,7 +175,7 @@ func TestClientsDeadlineReachesTheConsumer(t *testing.T) {
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := cli.Export(ctx, requestOf(100)); status.Code(err) != codes.DeadlineExceeded {
+	if _, err := cli.Export(ctx, otlptest.Sized(100)); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("Export = %v, want DEADLINE_EXCEEDED", err)
 	}
 	if err := <-ended; err == nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
@@ -57,7 +58,7 @@ func TestWhoMayConnect(t *testing.T) {
 			conn := dial(t, srv.Addr(), grpc.WithTransportCredentials(tc.client))
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			_, err := coltracepb.NewTraceServiceClient(conn).Export(ctx, requestOf(100))
+			_, err := coltracepb.NewTraceServiceClient(conn).Export(ctx, otlptest.Sized(100))
 			if status.Code(err) != tc.want {
 				t.Errorf("Export = %v, want %s", err, tc.want)
 			}
@@ -108,7 +109,7 @@ func TestAHandshakeDoesNotOutliveItsAuthority(t *testing.T) {
 	}))
 	ended := make(chan error, 1)
 	go func() {
-		_, err := coltracepb.NewTraceServiceClient(conn).Export(t.Context(), requestOf(100))
+		_, err := coltracepb.NewTraceServiceClient(conn).Export(t.Context(), otlptest.Sized(100))
 		ended <- err
 	}()
 	<-slow.first
@@ -116,7 +117,7 @@ func TestAHandshakeDoesNotOutliveItsAuthority(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait.Until(t, "the removal is in force", func() bool {
-		_, err := coltracepb.NewTraceServiceClient(dial(t, srv.Addr(), grpc.WithTransportCredentials(secured))).Export(t.Context(), requestOf(100))
+		_, err := coltracepb.NewTraceServiceClient(dial(t, srv.Addr(), grpc.WithTransportCredentials(secured))).Export(t.Context(), otlptest.Sized(100))
 		return err != nil
 	})
 	close(slow.may)

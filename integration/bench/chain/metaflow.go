@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // MetaFlow returns the chain of our server's program.
@@ -56,13 +57,9 @@ func (s *Site) JoinOnce(ctx context.Context, c Chain) error {
 	for {
 		var metrics strings.Builder
 		if err := Get(ctx, "http://"+ops+"/metrics", &metrics); err == nil {
-			for line := range strings.Lines(metrics.String()) {
-				var n float64
-				if rest, ok := strings.CutPrefix(line, `metaflow_kafka_commits_total{group="metaflow-writer",outcome="accepted"} `); ok {
-					if _, err := fmt.Sscan(rest, &n); err == nil && int(n) >= s.Partitions {
-						return nil
-					}
-				}
+			n, err := prom.Sum(metrics.String(), "metaflow_kafka_commits_total", `{group="metaflow-writer",outcome="accepted"}`)
+			if err == nil && int(n) >= s.Partitions {
+				return nil
 			}
 		}
 		select {

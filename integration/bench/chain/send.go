@@ -6,19 +6,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
-
-// raw is a gRPC codec for messages that are bytes already.
-type raw struct{}
-
-func (raw) Name() string { return "proto" }
-
-func (raw) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
-
-func (raw) Unmarshal(data []byte, v any) error {
-	*v.(*[]byte) = append([]byte(nil), data...)
-	return nil
-}
 
 // Exporter sends requests over OTLP/gRPC.
 type Exporter struct{ conn *grpc.ClientConn }
@@ -26,7 +16,7 @@ type Exporter struct{ conn *grpc.ClientConn }
 // Dial returns an exporter to an address. Close it.
 func Dial(addr string) (*Exporter, error) {
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{}), grpc.WaitForReady(true)))
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(otlptest.Raw), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, err
 	}

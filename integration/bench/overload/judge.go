@@ -11,6 +11,8 @@ import (
 
 	"github.com/metaflowys/metaflow-server/integration/bench/chain"
 	"github.com/metaflowys/metaflow-server/integration/bench/measured"
+	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
 // figures are what a run shows.
@@ -30,26 +32,18 @@ type outcome struct {
 }
 
 // metric returns the sum of a metric's series at the gateway, 0 if it cannot be read.
-func (s *site) metric(ctx context.Context, name string) (sum float64) {
+func (s *site) metric(ctx context.Context, name string) float64 {
 	var metrics strings.Builder
 	if chain.Get(ctx, "http://"+s.gatewayOps+"/metrics", &metrics) != nil {
 		return 0
 	}
-	for line := range strings.Lines(metrics.String()) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != '{' && rest[0] != ' ' {
-			continue
-		}
-		if v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' '):]), 64); err == nil {
-			sum += v
-		}
-	}
+	sum, _ := prom.Sum(metrics.String(), name, "")
 	return sum
 }
 
 // watch returns the most bytes that were in flight until ctx ends.
 func (s *site) watch(ctx context.Context) (most float64) {
-	for sleep(ctx, 500*time.Millisecond) {
+	for retry.Sleep(ctx, 500*time.Millisecond) == nil {
 		most = max(most, s.metric(ctx, "metaflow_gateway_bytes_in_flight"))
 	}
 	return most
@@ -84,7 +78,7 @@ func (s *site) stored(ctx context.Context, l *load) (o outcome, err error) {
 			o.took = time.Since(begun)
 			return o, err
 		}
-		if !sleep(ctx, time.Second) {
+		if retry.Sleep(ctx, time.Second) != nil {
 			return o, ctx.Err()
 		}
 	}

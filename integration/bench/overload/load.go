@@ -25,6 +25,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 const (
@@ -92,7 +95,7 @@ func newLoad(grpcAddr, httpAddr string) (*load, error) {
 	}
 	for i := range collectors {
 		conn, err := grpc.NewClient(grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(dialFrom(fmt.Sprintf("127.9.0.%d", i+1))), grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})))
+			grpc.WithContextDialer(dialFrom(fmt.Sprintf("127.9.0.%d", i+1))), grpc.WithDefaultCallOptions(grpc.ForceCodec(otlptest.Raw)))
 		if err != nil {
 			return nil, err
 		}
@@ -143,7 +146,7 @@ func (l *load) open(ctx context.Context, spansPerSecond float64, d time.Duration
 	var due atomic.Int64
 	l.during(ctx, atOnce, d, func(ctx context.Context, s sender) bool {
 		at := begun.Add(time.Duration(due.Add(1)) * every)
-		if !sleep(ctx, time.Until(at)) {
+		if retry.Sleep(ctx, time.Until(at)) != nil {
 			return false
 		}
 		l.deliver(ctx, s, at)
@@ -185,7 +188,7 @@ func (l *load) deliver(ctx context.Context, s sender, due time.Time) bool {
 		if a.ok {
 			return attempt == 0
 		}
-		if time.Since(due) > patience || !sleep(ctx, max(a.pause, 100*time.Millisecond)) {
+		if time.Since(due) > patience || retry.Sleep(ctx, max(a.pause, 100*time.Millisecond)) != nil {
 			l.mu.Lock()
 			l.counted.givenUp++
 			l.mu.Unlock()
@@ -236,27 +239,6 @@ func (l *load) calm(ctx context.Context, spansPerSecond float64, d time.Duration
 			since = time.Now()
 		}
 	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
-}
-
-// raw is a gRPC codec for messages that are bytes already.
-type raw struct{}
-
-func (raw) Name() string { return "proto" }
-
-func (raw) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:forcetypeassert // what this program sends
-
-func (raw) Unmarshal(b []byte, v any) error {
-	*v.(*[]byte) = append([]byte(nil), b...) //nolint:forcetypeassert // what this program receives
 	return nil
 }
 

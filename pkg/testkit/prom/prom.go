@@ -2,7 +2,10 @@
 package prom
 
 import (
+	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,4 +46,21 @@ func has(m *dto.Metric, labelValues []string) bool {
 		}
 	}
 	return true
+}
+
+// Sum returns the sum of a metric's series in Prometheus's text format whose line contains label, which may
+// be empty. It is 0 without such a series.
+func Sum(metrics, name, label string) (sum float64, err error) {
+	for line := range strings.Lines(metrics) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || !strings.HasPrefix(rest, " ") && !strings.HasPrefix(rest, "{") || !strings.Contains(line, label) {
+			continue
+		}
+		value, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' ')+1:]), 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", strings.TrimSpace(line), err)
+		}
+		sum += value
+	}
+	return sum, nil
 }

@@ -32,3 +32,35 @@ func TestValue(t *testing.T) {
 		}
 	}
 }
+
+func TestSum(t *testing.T) {
+	const metrics = `# TYPE requests_total counter
+requests_total{path="a b",outcome="ok"} 1
+requests_total{path="b",outcome="ok"} 4e+00
+requests_total{path="b",outcome="failed"} 0.5
+requests_total_of_all 100
+plain 8
+broken x
+last 9`
+	for _, tc := range []struct {
+		name, label string
+		want        float64
+	}{
+		{"requests_total", "", 5.5},
+		{"requests_total", `outcome="ok"`, 5},
+		{"requests_total", `path="c"`, 0},
+		{"plain", "", 8},
+		{"requests", "", 0},
+		{"last", "", 9},
+	} {
+		if got, err := Sum(metrics, tc.name, tc.label); got != tc.want || err != nil {
+			t.Errorf("%s with %q = %v, %v; want %v", tc.name, tc.label, got, err, tc.want)
+		}
+	}
+	if got, err := Sum(metrics, "broken", ""); err == nil {
+		t.Errorf("broken = %v", got)
+	}
+	if got, err := Sum("cut", "cut", ""); got != 0 || err != nil {
+		t.Errorf("cut = %v, %v", got, err)
+	}
+}
