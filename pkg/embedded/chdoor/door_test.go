@@ -387,7 +387,7 @@ func TestDoorTakesNoPipes(t *testing.T) {
 	}
 	files, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	pipes := 0
 	for _, f := range files {
