@@ -38,9 +38,11 @@ mkdir "$root/packages"
 cp "$packages"/*.deb "$root/packages"
 
 fail() {
+	cat "$root"/*.log >&2 2>/dev/null || true
 	echo "FAILED: $*" >&2
 	exit 1
 }
+. "$(dirname "$0")/wait-for.sh"
 in_tree() { chroot "$root" "$@"; }
 as() { # user, command...; for the background: it replaces the shell
 	user=$1
@@ -72,23 +74,13 @@ mkdir "$root/var/lib/metaflow-standalone"
 in_tree chown metaflow-server: /var/lib/metaflow-standalone
 as metaflow-server env METAFLOW_CHDB_LIBRARY=/libchdb.so metaflow-server standalone --data-dir /var/lib/metaflow-standalone >"$root/server.log" 2>&1 &
 server=$!
-wait_for() { # what, command...
-	what=$1
-	shift
-	n=0
-	until "$@" >/dev/null 2>&1; do
-		n=$((n + 1))
-		[ $n -lt 120 ] || { cat "$root"/*.log >&2; fail "$what"; }
-		sleep 1
-	done
-}
 wait_for "the server is ready" grep -q 'MetaFlow is ready' "$root/server.log"
 in_tree metaflow-agent check --config /etc/metaflow/metaflow-agent.yaml --no-flow || fail "metaflow-agent check"
 as metaflow-agent metaflow-agent run --config /etc/metaflow/metaflow-agent.yaml >"$root/agent.log" 2>&1 &
 agent=$!
 in_tree metaflow-ctl agent-group-config update default -f /usr/share/doc/metaflow-agent/agent-group.yaml
 wait_for "the agent is configured" sh -c "chroot '$root' metaflow-ctl agent list | grep -w running"
-in_tree metaflow-ctl verify --endpoint http://127.0.0.1:38086 --clickhouse 127.0.0.1:9000 || { cat "$root"/*.log >&2; fail "metaflow-ctl verify"; }
+in_tree metaflow-ctl verify --endpoint http://127.0.0.1:38086 --clickhouse 127.0.0.1:9000 || fail "metaflow-ctl verify"
 
 echo "purge"
 kill $agent $server

@@ -24,6 +24,7 @@ cp "$packages"/*.deb "$root"
 chroot "$root" sh -c 'dpkg -i /*.deb' >/dev/null
 echo METAFLOW_CHDB_LIBRARY=/usr/lib/libchdb.so >"$root/etc/metaflow/metaflow-standalone.env"
 
+cp "$(dirname "$0")/wait-for.sh" "$root"
 cat >"$root/try.sh" <<'END'
 #!/bin/sh
 set -eu
@@ -32,16 +33,7 @@ fail() {
 	journalctl --no-pager -q -n 60 -u 'metaflow-*'
 	exit 1
 }
-wait_for() { # what, command...
-	what=$1
-	shift
-	n=0
-	until "$@" >/dev/null 2>&1; do
-		n=$((n + 1))
-		[ $n -lt 120 ] || fail "$what"
-		sleep 1
-	done
-}
+. /wait-for.sh
 is() { [ "$(systemctl show -P "$2" "$1")" = "$3" ]; } # unit, property, value
 ip link add host0 type veth peer name host1
 ip address add 192.0.2.7/24 dev host0
