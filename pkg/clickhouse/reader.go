@@ -126,17 +126,25 @@ func (r *Reader) Query(ctx context.Context, query string, row func(scan func(...
 	})
 }
 
-// Table is the result of a query whose columns the caller does not know.
+// TooLarge reports whether an error of Query or Table says that the result had more than
+// ReadLimits.Rows or ReadLimits.Bytes.
+func (r *Reader) TooLarge(err error) bool {
+	code, _, ok := exception(err)
+	return ok && code == proto.ErrTooManyRowsOrBytes
+}
+
+// Table is the result of a query whose columns the caller does not know. Its values are
+// JSON; those that JSON does not have, such as NaN, are strings.
 type Table struct {
 	Columns []string
 	Types   []string
-	Rows    [][]any
+	Rows    [][]json.RawMessage
 	// More is true if there were more rows than the caller wanted.
 	More bool
 }
 
-// Table runs a query and returns at most the given number of rows, which take about the
-// given number of bytes at most. A first row that takes more is an error.
+// Table runs a query and returns at most the given number of rows, whose values take at most
+// the given number of bytes. A first row that takes more is an error.
 func (r *Reader) Table(ctx context.Context, query string, most, bytes int) (t Table, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // of the rows that nobody reads
@@ -158,10 +166,11 @@ func (r *Reader) Table(ctx context.Context, query string, most, bytes int) (t Ta
 			if err := rows.Scan(targets...); err != nil {
 				return err
 			}
-			for i := range targets {
-				targets[i] = scanned(targets[i])
+			row, size, err := encoded(targets)
+			if err != nil {
+				return err
 			}
-			left := bytes - encodedSize(targets)
+			left := bytes - size
 			if left < 0 && len(t.Rows) == 0 {
 				return fault.As(fault.Rejected, fmt.Errorf("a row takes more than %d bytes: select fewer columns, or parts of them with substring()", bytes))
 			}
@@ -170,7 +179,7 @@ func (r *Reader) Table(ctx context.Context, query string, most, bytes int) (t Ta
 				return errEnough
 			}
 			bytes = left
-			t.Rows = append(t.Rows, targets)
+			t.Rows = append(t.Rows, row)
 		}
 		return rows.Err()
 	})
@@ -180,16 +189,21 @@ func (r *Reader) Table(ctx context.Context, query string, most, bytes int) (t Ta
 	return t, err
 }
 
-// encodedSize returns the size of a row as JSON, about.
-func encodedSize(row []any) (n int) {
-	for _, v := range row {
+// encoded returns scanned values as JSON, and the bytes that they take.
+func encoded(targets []any) (row []json.RawMessage, size int, err error) {
+	row = make([]json.RawMessage, len(targets))
+	for i, target := range targets {
+		v := scanned(target)
 		text, err := json.Marshal(v)
 		if err != nil { // NaN for example
-			text = fmt.Append(nil, v)
+			if text, err = json.Marshal(fmt.Sprint(reflect.Indirect(reflect.ValueOf(v)))); err != nil {
+				return nil, 0, err
+			}
 		}
-		n += len(text)
+		row[i] = text
+		size += len(text)
 	}
-	return n
+	return row, size, nil
 }
 
 // scanned returns what target points to, or target where only the pointer can be encoded as

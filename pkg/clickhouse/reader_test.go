@@ -74,9 +74,10 @@ func TestReaderOnlyReads(t *testing.T) {
 func TestReaderTable(t *testing.T) {
 	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 100_000, Bytes: 10 << 20, AtOnce: 2})
 	got, err := r.Table(t.Context(), "SELECT number AS n, toString(number) AS s, map('a', number) AS m FROM numbers(50000)", 2, 1<<20)
+	raw := func(s string) json.RawMessage { return json.RawMessage(s) }
 	want := Table{
 		Columns: []string{"n", "s", "m"}, Types: []string{"UInt64", "String", "Map(String, UInt64)"}, More: true,
-		Rows: [][]any{{uint64(0), "0", map[string]uint64{"a": 0}}, {uint64(1), "1", map[string]uint64{"a": 1}}},
+		Rows: [][]json.RawMessage{{raw("0"), raw(`"0"`), raw(`{"a":0}`)}, {raw("1"), raw(`"1"`), raw(`{"a":1}`)}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v, -want +got:\n%s", err, diff)
@@ -108,6 +109,35 @@ func TestReaderTableEncodesJSON(t *testing.T) {
 	text, err := json.Marshal(got.Rows)
 	if want := `[[{"a":{"b":1}},[{"c":"d"}],5,"v"]]`; err != nil || string(text) != want {
 		t.Errorf("%s %v, want %s", text, err, want)
+	}
+}
+
+// A value that JSON does not have is a string, alone and within others.
+func TestReaderTableEncodesAnyValue(t *testing.T) {
+	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 10 << 20, AtOnce: 1})
+	got, err := r.Table(t.Context(), "SELECT nan, [1., -inf], NULL, 'a', toNullable(nan)", 1, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(got.Rows)
+	if want := `[["NaN","[1 -Inf]",null,"a","NaN"]]`; err != nil || string(text) != want {
+		t.Errorf("%s %v, want %s", text, err, want)
+	}
+}
+
+// A result with too many rows or bytes is told from other refusals.
+func TestReaderTooLarge(t *testing.T) {
+	r := openReader(t, ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 1 << 20, AtOnce: 1})
+	for query, want := range map[string]bool{
+		"SELECT number FROM numbers(10000)":                        true,
+		"SELECT repeat(toString(number), 10000) FROM numbers(500)": true,
+		"SELECT throwIf(1, 'TOO_MANY_ROWS_OR_BYTES')":              false,
+		"SELECT number FROM numbers(10)":                           false,
+	} {
+		err := r.Query(t.Context(), query, func(func(...any) error) error { return nil })
+		if r.TooLarge(err) != want {
+			t.Errorf("%s: %v, too large %t", query, err, !want)
+		}
 	}
 }
 

@@ -18,4 +18,7 @@ type DB interface {
 	// Query calls row for each row of the result, with $1, $2 and so on for args. It
 	// returns soon after ctx has ended.
 	Query(ctx context.Context, query string, row func(scan func(...any) error) error, args ...any) error
+	// TooLarge reports whether an error of Query says that the result had more rows or bytes
+	// than it may.
+	TooLarge(err error) bool
 }

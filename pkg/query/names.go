@@ -11,7 +11,15 @@ import (
 // looked at.
 const lookback = 24 * time.Hour
 
-func (r *Reader) lookbacks() []time.Duration { return []time.Duration{lookback, r.cfg.MaxRange} }
+// lookBack reads a list of names.
+func lookBack[T any](r *Reader, read func(Range) ([]T, error)) (found []T, err error) {
+	for _, back := range []time.Duration{lookback, r.cfg.MaxRange} {
+		if found, err = read(Range{Start: r.now().Add(-back)}); err != nil || len(found) > 0 {
+			break
+		}
+	}
+	return found, err
+}
 
 // Bounds of lists of names, and of the spans that they are taken from.
 const (
@@ -21,17 +29,13 @@ const (
 )
 
 // Services returns the services of the last day, by name.
-func (r *Reader) Services(ctx context.Context) (found []string, err error) {
+func (r *Reader) Services(ctx context.Context) ([]string, error) {
 	defer r.observe("services")()
-	for _, back := range r.lookbacks() {
+	return lookBack(r, func(in Range) ([]string, error) {
 		b := builder{}
-		found, err = r.texts(ctx, fmt.Sprintf("SELECT DISTINCT toString(service_name) AS s FROM %s.spans WHERE service_name != ''%s ORDER BY s LIMIT %d",
-			r.database, b.within(Range{Start: r.now().Add(-back)}), maxNames), &b)
-		if err != nil || len(found) > 0 {
-			break
-		}
-	}
-	return found, err
+		return r.texts(ctx, fmt.Sprintf("SELECT DISTINCT toString(service_name) AS s FROM %s.spans WHERE service_name != ''%s ORDER BY s LIMIT %d",
+			r.database, b.within(in), maxNames), &b)
+	})
 }
 
 // Operation is a name of spans.
@@ -39,11 +43,11 @@ type Operation struct{ Name, Kind string }
 
 // Operations returns the names of a service's spans in the last day, the most frequent
 // first. An empty kind means all kinds.
-func (r *Reader) Operations(ctx context.Context, service, kind string) (found []Operation, err error) {
+func (r *Reader) Operations(ctx context.Context, service, kind string) ([]Operation, error) {
 	defer r.observe("operations")()
-	for _, back := range r.lookbacks() {
+	return lookBack(r, func(in Range) (found []Operation, err error) {
 		b := builder{}
-		where := "service_name = " + b.arg(service) + b.within(Range{Start: r.now().Add(-back)})
+		where := "service_name = " + b.arg(service) + b.within(in)
 		if kind != "" {
 			where += " AND toString(kind) = " + b.arg(kind)
 		}
@@ -56,11 +60,8 @@ func (r *Reader) Operations(ctx context.Context, service, kind string) (found []
 			found = append(found, o)
 			return nil
 		}, b.args...)
-		if err != nil || len(found) > 0 {
-			break
-		}
-	}
-	return found, err
+		return found, err
+	})
 }
 
 // Keys returns the attributes of spans in a range, the most frequent first. The scope is

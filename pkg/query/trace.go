@@ -13,8 +13,6 @@ import (
 
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/ptrace"
-
-	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // ErrNotFound means that no span of a trace is stored.
@@ -109,7 +107,7 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	go func() { network <- r.tryNetwork(waiting, id) }()
 	most := r.cfg.MaxSpans
 	found, err := r.traces(ctx, []string{id}, in, most)
-	for err != nil && tooLarge(err) && most > fewSpans {
+	for err != nil && r.db.TooLarge(err) && most > fewSpans {
 		most = max(most/4, fewSpans)
 		found, err = r.traces(ctx, []string{id}, in, most)
 	}
@@ -125,11 +123,6 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 
 // fewSpans is how many spans of a trace are read at least, however large they are.
 const fewSpans = 100
-
-// tooLarge reports whether a result has more bytes than query.max_result_bytes.
-func tooLarge(err error) bool {
-	return fault.ClassOf(err) == fault.Rejected && strings.Contains(err.Error(), "TOO_MANY_ROWS_OR_BYTES")
-}
 
 // readTrace is a trace whose spans are also known by their keys, which several may have.
 type readTrace struct {

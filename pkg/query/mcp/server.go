@@ -304,12 +304,5 @@ func (s *Server) sql(ctx context.Context, in statement) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, row := range t.Rows {
-		for i, v := range row {
-			if _, err := json.Marshal(v); err != nil { // NaN for example
-				row[i] = fmt.Sprint(v)
-			}
-		}
-	}
-	return map[string]any{"columns": t.Columns, "types": t.Types, "rows": append([][]any{}, t.Rows...), "more_rows": t.More}, nil
+	return map[string]any{"columns": t.Columns, "types": t.Types, "rows": append([][]json.RawMessage{}, t.Rows...), "more_rows": t.More}, nil
 }

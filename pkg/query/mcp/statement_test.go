@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -82,7 +83,10 @@ func TestTableFunctionsAreKnown(t *testing.T) {
 		t.Fatalf("%d table functions: %v", len(found.Rows), err)
 	}
 	for _, row := range found.Rows {
-		name, _ := row[0].(string)
+		var name string
+		if err := json.Unmarshal(row[0], &name); err != nil {
+			t.Fatal(err)
+		}
 		if refused, known := refusedName(token{bareWord, name}, true), strings.Contains(inside, " "+name+" "); refused == known {
 			t.Errorf("table function %s: refused %t, known to stay inside %t", name, refused, known)
 		}
