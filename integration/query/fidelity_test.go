@@ -183,10 +183,11 @@ func TestSearchOfLargeTraces(t *testing.T) {
 	if err := conn.Exec(t.Context(), insert); err != nil {
 		t.Fatal(err)
 	}
-	found, _, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Hour), End: at.Add(time.Hour)}, Where: query.And{}, Limit: traces, SpansPerTrace: 3})
+	result, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Hour), End: at.Add(time.Hour)}, Where: query.And{}, Limit: traces, SpansPerTrace: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := result.Traces
 	if len(found) != traces || found[0].Spans != spans || found[0].Orphans != spans {
 		t.Errorf("%d traces, the first %+v", len(found), found[0])
 	}

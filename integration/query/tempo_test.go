@@ -65,6 +65,10 @@ func (a tempoAPI) into(path string, v any) {
 }
 
 type foundTraces struct {
+	Metrics struct {
+		InspectedTraces int
+		Partial         bool
+	}
 	Traces []struct {
 		TraceID, RootServiceName, RootTraceName string
 		DurationMs                              int

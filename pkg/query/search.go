@@ -3,12 +3,14 @@ package query
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // Search asks for traces with a span that fulfils a condition.
@@ -47,32 +49,42 @@ type Hit struct {
 	Verdict               string // if the search was for it
 }
 
-// Find returns the newest traces of a search. Those that a search for network.verdict did
-// not examine are not among them; partial says that there may be more.
-func (r *Reader) Find(ctx context.Context, s Search) (found []Summary, partial bool, err error) {
+// Result is what a search found.
+type Result struct {
+	Traces []Summary // the newest first
+	// Inspected is how many traces were looked at: those that were found, and by a search for
+	// network.verdict all whose network was examined.
+	Inspected int
+	// Partial is true if there may be more.
+	Partial bool
+}
+
+// Find returns the newest traces of a search. A search for network.verdict ends with what it
+// has found when it takes longer than query.max_execution_time.
+func (r *Reader) Find(ctx context.Context, s Search) (Result, error) {
 	defer r.observe("search")()
 	s, fulfils, err := r.prepare(s)
 	if err != nil {
-		return nil, false, err
+		return Result{}, err
 	}
 	if fulfils != nil {
 		return r.findVerdicts(ctx, s, fulfils)
 	}
 	ids, err := r.newest(ctx, s)
 	if err != nil || len(ids) == 0 {
-		return nil, false, err
+		return Result{}, err
 	}
-	found, err = r.summaries(ctx, s, ids)
-	return found, len(ids) == s.Limit, err
+	found, err := r.summaries(ctx, s, ids)
+	return Result{Traces: found, Inspected: len(found), Partial: len(ids) == s.Limit}, err
 }
 
 // FindTraces returns the whole traces of a search, with what the network did to them.
 func (r *Reader) FindTraces(ctx context.Context, s Search, each func(Trace) error) error {
-	found, _, err := r.Find(ctx, s)
+	found, err := r.Find(ctx, s)
 	if err != nil {
 		return err
 	}
-	return r.Traces(ctx, found, each)
+	return r.Traces(ctx, found.Traces, each)
 }
 
 // tracesAtOnce bounds the traces in memory: at most this many are read by one query.
@@ -350,89 +362,115 @@ const troubled = `retransmits + resets + timeouts + connect_failures + refused +
 
 // findVerdicts examines the network of the slowest traces that fulfil the other conditions
 // and whose addresses had trouble in that time.
-func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdict string) bool) (found []Summary, partial bool, err error) {
+func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdict string) bool) (result Result, err error) {
+	ids, err := r.suspects(ctx, s, fulfils)
+	if err != nil {
+		return Result{}, err
+	}
+	of, err := r.examine(ctx, s.Limit, ids, fulfils)
+	if err != nil {
+		return Result{}, err
+	}
+	result = Result{Inspected: of.inspected, Partial: of.partial || len(ids) == r.cfg.MaxVerdicts}
+	if len(of.matched) == 0 {
+		return result, nil
+	}
+	spans := []string{}
+	for _, verdicts := range of.verdicts {
+		spans = slices.AppendSeq(spans, maps.Keys(verdicts))
+	}
+	s.Where = And{s.Where, oneOf(spans)}
+	found, err := r.summaries(ctx, s, of.matched)
+	if err != nil {
+		return Result{}, err
+	}
+	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
+	for _, t := range found {
+		for i := range t.Matches {
+			t.Matches[i].Verdict = of.verdicts[t.TraceID][t.Matches[i].SpanID]
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
+	result.Traces = found
+	return result, nil
+}
+
+// suspects returns the ids of the traces that may have a verdict, the slowest first.
+func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) (ids []string, err error) {
 	c := r.compiler(s.Range)
 	where, err := s.Where.sql(c)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	if !fulfils(Clean) {
 		flows := fmt.Sprintf("SELECT arrayJoin([ip, peer_ip, translated_peer_ip]) FROM %s.flows WHERE (%s)%s", r.database, troubled, c.withinOf("time", Range{s.Start, s.End.Add(11 * time.Minute)}))
 		where = fmt.Sprintf("(%s) AND (ip IN (%s) OR ip = toIPv6('::'))", where, flows)
 	}
-	query := fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s GROUP BY trace_id ORDER BY max(duration_ns) DESC, trace_id LIMIT %d",
-		r.database, where, c.builder.within(s.Range), r.cfg.MaxVerdicts)
-	var ids []string
-	if err := r.db.Query(ctx, query, func(scan func(...any) error) error {
-		var id string
-		err := scan(&id)
-		ids = append(ids, id)
-		return err
-	}, c.args...); err != nil {
-		return nil, false, err
+	return r.texts(ctx, fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s GROUP BY trace_id ORDER BY max(duration_ns) DESC, trace_id LIMIT %d",
+		r.database, where, c.builder.within(s.Range), r.cfg.MaxVerdicts), c.builder)
+}
+
+// examined is what the network did to traces that were examined.
+type examined struct {
+	matched   []string                     // traces with a verdict that was searched for
+	verdicts  map[string]map[string]string // of their spans, by trace and span
+	inspected int
+	partial   bool // some were left out
+}
+
+// examine looks at the network of traces until enough of them have a verdict that was searched
+// for, or time is over. A trace whose network takes more than a query may is left out.
+func (r *Reader) examine(ctx context.Context, enough int, ids []string, fulfils func(verdict string) bool) (examined, error) {
+	limit := r.cfg.MaxExecutionTime
+	if end, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(end)/2) // the caller still has to read what was found
 	}
-	partial = len(ids) == r.cfg.MaxVerdicts
-	type hit struct{ span, verdict string }
-	hits := map[string][]hit{}
-	var matched []string
-	for len(ids) > 0 && len(matched) < s.Limit {
+	looking, stop := context.WithTimeout(ctx, limit)
+	defer stop()
+	of := examined{verdicts: map[string]map[string]string{}}
+	var failed error
+	for len(ids) > 0 && len(of.matched) < enough && looking.Err() == nil {
 		chunk := ids[:min(len(ids), r.verdictsAtOnce())]
 		ids = ids[len(chunk):]
-		networks := make([]map[SpanKey]Network, len(chunk))
-		looks, looking := errgroup.WithContext(ctx)
+		networks, errs := make([]map[SpanKey]Network, len(chunk)), make([]error, len(chunk))
+		var looks sync.WaitGroup
 		for i, id := range chunk {
-			looks.Go(func() (err error) {
-				networks[i], err = r.Network(looking, id)
-				return err
-			})
+			looks.Go(func() { networks[i], errs[i] = r.Network(looking, id) })
 		}
-		if err := looks.Wait(); err != nil {
-			return nil, false, err
+		looks.Wait()
+		if ctx.Err() != nil {
+			return examined{}, ctx.Err()
 		}
 		for i, id := range chunk {
-			for span, n := range networks[i] {
-				if n.Verdict != "" && fulfils(n.Verdict) {
-					hits[id] = append(hits[id], hit{span.ID, n.Verdict})
+			if err := errs[i]; err != nil {
+				if looking.Err() == nil && fault.ClassOf(err) != fault.Rejected {
+					return examined{}, err
 				}
-			}
-			if len(hits[id]) == 0 {
+				of.partial, failed = true, err
 				continue
 			}
-			if len(matched) == s.Limit {
-				partial = true
-				break
-			}
-			matched = append(matched, id)
-		}
-	}
-	partial = partial || len(ids) > 0
-	if len(matched) == 0 {
-		return nil, partial, nil
-	}
-	spans := []string{}
-	for _, h := range hits {
-		for _, s := range h {
-			spans = append(spans, s.span)
-		}
-	}
-	s.Where = And{s.Where, oneOf(spans)}
-	found, err = r.summaries(ctx, s, matched)
-	if err != nil {
-		return nil, false, err
-	}
-	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
-	for i := range found {
-		for j := range found[i].Matches {
-			m := &found[i].Matches[j]
-			for _, h := range hits[found[i].TraceID] {
-				if h.span == m.SpanID {
-					m.Verdict = h.verdict
+			of.inspected++
+			verdicts := map[string]string{}
+			for span, n := range networks[i] {
+				if n.Verdict != "" && fulfils(n.Verdict) {
+					verdicts[span.ID] = n.Verdict
 				}
 			}
+			switch {
+			case len(verdicts) == 0:
+			case len(of.matched) == enough:
+				of.partial = true
+			default:
+				of.matched = append(of.matched, id)
+				of.verdicts[id] = verdicts
+			}
 		}
 	}
-	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
-	return found, partial, nil
+	if of.inspected == 0 && failed != nil && looking.Err() == nil {
+		return examined{}, failed
+	}
+	of.partial = of.partial || len(ids) > 0
+	return of, nil
 }
 
 // verdictsAtOnce is how many traces' networks are examined at a time: half of the queries that

@@ -159,8 +159,8 @@ func (s *Service) find(ctx context.Context, q *storage.TraceQueryParameters) ([]
 	if err != nil {
 		return nil, err
 	}
-	found, _, err := s.reader.Find(ctx, search)
-	return found, err
+	found, err := s.reader.Find(ctx, search)
+	return found.Traces, err
 }
 
 // searchOf turns Jaeger's search into ours. All conditions are about one span.

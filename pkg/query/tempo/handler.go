@@ -292,12 +292,12 @@ func (h *handler) search(r *http.Request) (any, error) {
 	if s.SpansPerTrace, err = number(q, "spss"); err != nil {
 		return nil, err
 	}
-	found, more, err := h.reader.Find(r.Context(), s)
+	found, err := h.reader.Find(r.Context(), s)
 	if err != nil {
 		return nil, err
 	}
-	out := searchReply{Traces: []foundTrace{}, Metrics: searchMetrics{InspectedTraces: len(found), CompletedJobs: 1, TotalJobs: 1, Partial: more}}
-	for _, t := range found {
+	out := searchReply{Traces: []foundTrace{}, Metrics: searchMetrics{InspectedTraces: found.Inspected, CompletedJobs: 1, TotalJobs: 1, Partial: found.Partial}}
+	for _, t := range found.Traces {
 		spans := foundSpans{Spans: []foundSpan{}, Matched: t.Matched}
 		for _, m := range t.Matches {
 			span := foundSpan{

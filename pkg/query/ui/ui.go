@@ -146,12 +146,12 @@ func (h *handler) traces(r *http.Request) (any, error) {
 		}
 	}
 	search.Where = and
-	found, _, err := h.reader.Find(r.Context(), search)
+	found, err := h.reader.Find(r.Context(), search)
 	if err != nil {
 		return nil, err
 	}
 	lines := []line{}
-	for _, t := range found {
+	for _, t := range found.Traces {
 		lines = append(lines, line{t.TraceID, t.RootService, t.RootName, t.Start, float64(t.End.Sub(t.Start)) / 1e6, t.Spans, t.Errors})
 	}
 	slices.SortFunc(lines, func(a, b line) int { return cmp.Compare(b.Millis, a.Millis) })
