@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
@@ -259,5 +261,46 @@ func TestFindTracesOfManySpans(t *testing.T) {
 	})
 	if err != nil || found != traces {
 		t.Errorf("%d traces, %v", found, err)
+	}
+}
+
+// Traces that together have more bytes than a result may are all returned, also where their
+// spans are much larger than most and one of them has a span that no result can hold.
+func TestFindTracesOfLargeSpans(t *testing.T) {
+	at := shop.Start.Add(-9 * time.Hour)
+	cfg := config()
+	cfg.MaxResultBytes = 1 << 20
+	r, _ := reader(t, cfg)
+	// Trace n has n spans of 60 KB; of trace 30, only a part fits.
+	insert := fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, name, service_name, start_time, duration_ns, attributes)
+		SELECT lower(hex(sipHash128('large', of))), leftPad(lower(hex(sipHash64('large', of, number))), 16, '0'), 'large', 'large', fromUnixTimestamp64Nano(%d - of * 1000 + number), 1,
+			map('app.text', repeat(leftPad(toString(number), 10, '0'), if(of = 6, 600000, 6000)))
+		FROM (SELECT arrayJoin([1, 2, 3, 4, 5, 6, 30]) AS of, arrayJoin(range(of)) AS number)`, at.UnixNano())
+	if err := chtest.Open(t, engine).Exec(t.Context(), insert); err != nil {
+		t.Fatal(err)
+	}
+	search := query.Search{Range: query.Range{Start: at.Add(-time.Hour), End: at.Add(time.Hour)}, Where: query.And{}, Limit: 20}
+	var got []int
+	err := r.FindTraces(t.Context(), search, func(trace query.Trace) error {
+		got = append(got, trace.Spans)
+		if trace.Cut != (len(got) == 6) {
+			t.Errorf("a trace of %d spans, cut: %t", trace.Spans, trace.Cut)
+		}
+		return nil
+	})
+	if err != nil || len(got) != 6 || !slices.Equal(got[:5], []int{1, 2, 3, 4, 5}) || got[5] >= 30 || got[5] == 0 {
+		t.Errorf("traces of %v spans, %v", got, err)
+	}
+	left := errors.New("left")
+	if err := r.FindTraces(t.Context(), search, func(query.Trace) error { return left }); !errors.Is(err, left) {
+		t.Errorf("a client that left: %v", err)
+	}
+	release, err := r.Answers().Hold(4 << 20)
+	if err != nil {
+		t.Fatalf("traces are still held: %v", err)
+	}
+	defer release()
+	if err := r.FindTraces(t.Context(), search, func(query.Trace) error { return nil }); fault.ClassOf(err) != fault.Rejected || !strings.Contains(err.Error(), "unread") {
+		t.Errorf("while too much is unread: %v", err)
 	}
 }

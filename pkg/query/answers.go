@@ -1,8 +1,10 @@
 package query
 
 import (
+	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -38,6 +40,15 @@ func (a *Answers) Bound(next http.Handler) http.Handler {
 		defer answer.close()
 		next.ServeHTTP(answer, r)
 	})
+}
+
+// Make waits until an answer may be made, and fails only with ctx. The caller calls made when
+// it is, once or more often.
+func (a *Answers) Make(ctx context.Context) (made func(), err error) {
+	if err := a.making.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { a.making.Release(1) }), nil
 }
 
 // Hold counts an answer as unread until release is called. An error is of the class

@@ -3,12 +3,15 @@ package query
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/collector/pdata/ptrace"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
@@ -106,26 +109,62 @@ func (r *Reader) atOnce(of []Summary) int {
 	return min(len(of), tracesAtOnce)
 }
 
-// Traces reads the traces of summaries.
+// Traces reads the traces of summaries and calls each for them, one after another: together
+// they may be larger than a result. Those that were read and not yet returned count as unread
+// answers.
 func (r *Reader) Traces(ctx context.Context, of []Summary, each func(Trace) error) error {
+	most := tracesAtOnce
 	for len(of) > 0 {
-		n := r.atOnce(of)
-		chunk := of[:n]
-		of = of[n:]
-		ids := make([]string, len(chunk))
-		in := Range{Start: chunk[0].Start, End: chunk[0].End}
-		for i, s := range chunk {
-			ids[i] = s.TraceID
-			in = Range{Start: earlier(in.Start, s.Start), End: later(in.End, s.End)}
+		chunk := of[:min(r.atOnce(of), most)]
+		found, err := r.readTraces(ctx, chunk)
+		if len(chunk) > 1 && r.db.TooLarge(err) {
+			most = len(chunk) / 2 // their spans are larger than most
+			continue
 		}
-		found, err := r.traces(ctx, ids, Range{Start: in.Start, End: in.End.Add(time.Nanosecond)}, r.cfg.MaxSpans)
+		of = of[len(chunk):]
+		if r.db.TooLarge(err) {
+			r.log.Warn("a search leaves out a trace with a span larger than query.max_result_bytes", slog.String("trace_id", chunk[0].TraceID))
+			continue
+		}
+		if err == nil {
+			err = r.pass(found, each)
+		}
 		if err != nil {
 			return err
 		}
-		for _, t := range found {
-			if err := each(t.Trace); err != nil {
-				return err
-			}
+		most = min(2*most, tracesAtOnce)
+	}
+	return nil
+}
+
+// readTraces reads the traces of summaries together. A single one is cut where its spans do not
+// fit a result.
+func (r *Reader) readTraces(ctx context.Context, of []Summary) ([]*readTrace, error) {
+	ids := make([]string, len(of))
+	in := Range{Start: of[0].Start, End: of[0].End}
+	for i, s := range of {
+		ids[i] = s.TraceID
+		in = Range{Start: earlier(in.Start, s.Start), End: later(in.End, s.End.Add(time.Nanosecond))}
+	}
+	if len(ids) == 1 {
+		return r.fitting(ctx, ids[0], in)
+	}
+	return r.traces(ctx, ids, in, r.cfg.MaxSpans)
+}
+
+func (r *Reader) pass(found []*readTrace, each func(Trace) error) error {
+	bytes, sizer := 0, ptrace.ProtoMarshaler{}
+	for _, t := range found {
+		bytes += sizer.TracesSize(t.OTLP)
+	}
+	release, err := r.answers.Hold(bytes)
+	if err != nil {
+		return err
+	}
+	defer release()
+	for _, t := range found {
+		if err := each(t.Trace); err != nil {
+			return err
 		}
 	}
 	return nil

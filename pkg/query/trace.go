@@ -105,12 +105,7 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	waiting, stop := r.networkContext(ctx)
 	defer stop()
 	go func() { network <- r.tryNetwork(waiting, id) }()
-	most := r.cfg.MaxSpans
-	found, err := r.traces(ctx, []string{id}, in, most)
-	for err != nil && r.db.TooLarge(err) && most > fewSpans {
-		most = max(most/4, fewSpans)
-		found, err = r.traces(ctx, []string{id}, in, most)
-	}
+	found, err := r.fitting(ctx, id, in)
 	if err != nil {
 		return Trace{}, err
 	}
@@ -121,8 +116,17 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	return found[0].Trace, nil
 }
 
-// fewSpans is how many spans of a trace are read at least, however large they are.
-const fewSpans = 100
+// fitting returns a trace, or nothing if it is not stored. It reads fewer spans where they are
+// too large for a result.
+func (r *Reader) fitting(ctx context.Context, id string, in Range) ([]*readTrace, error) {
+	most := r.cfg.MaxSpans
+	found, err := r.traces(ctx, []string{id}, in, most)
+	for r.db.TooLarge(err) && most > 1 {
+		most /= 2
+		found, err = r.traces(ctx, []string{id}, in, most)
+	}
+	return found, err
+}
 
 // readTrace is a trace whose spans are also known by their keys, which several may have.
 type readTrace struct {

@@ -51,18 +51,34 @@ func (s *Service) GetTraces(req *storage.GetTracesRequest, stream grpc.ServerStr
 		if err != nil {
 			return statusOf(err)
 		}
-		t, err := s.reader.Trace(stream.Context(), id, query.Range{Start: timeOf(q.StartTime), End: timeOf(q.EndTime)})
-		if errors.Is(err, query.ErrNotFound) {
-			continue
-		}
-		if err == nil {
-			err = s.send(t, stream)
-		}
-		if err != nil {
+		if err := s.getTrace(id, query.Range{Start: timeOf(q.StartTime), End: timeOf(q.EndTime)}, stream); err != nil {
 			return statusOf(err)
 		}
 	}
 	return nil
+}
+
+// getTrace sends a trace if it is stored.
+func (s *Service) getTrace(id string, in query.Range, stream grpc.ServerStreamingServer[storage.TracesData]) error {
+	made, err := s.reader.Answers().Make(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer made()
+	t, err := s.reader.Trace(stream.Context(), id, in)
+	if errors.Is(err, query.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	release, err := s.reader.Answers().Hold((&ptrace.ProtoMarshaler{}).TracesSize(t.OTLP))
+	if err != nil {
+		return err
+	}
+	defer release()
+	made()
+	return send(t, stream)
 }
 
 // timeOf returns the zero time for a missing time.
@@ -97,7 +113,7 @@ func (s *Service) GetOperations(ctx context.Context, req *storage.GetOperationsR
 func (s *Service) FindTraces(req *storage.FindTracesRequest, stream grpc.ServerStreamingServer[storage.TracesData]) error {
 	search, err := searchOf(req.Query)
 	if err == nil {
-		err = s.reader.FindTraces(stream.Context(), search, func(t query.Trace) error { return s.send(t, stream) })
+		err = s.reader.FindTraces(stream.Context(), search, func(t query.Trace) error { return send(t, stream) })
 	}
 	return statusOf(err)
 }
@@ -263,13 +279,8 @@ func attribute(s ptrace.Span, key string) string {
 const chunkBytes = 1 << 20
 
 // send sends a trace in chunks, with its warnings.
-func (s *Service) send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) error {
+func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) error {
 	sizer := ptrace.ProtoMarshaler{}
-	release, err := s.reader.Answers().Hold(sizer.TracesSize(t.OTLP))
-	if err != nil {
-		return err
-	}
-	defer release()
 	chunk, size := ptrace.NewTraces(), 0
 	flush := func() error {
 		if size == 0 {
