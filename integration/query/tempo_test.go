@@ -263,7 +263,9 @@ func TestTempoNames(t *testing.T) {
 	type value struct{ Type, Value string }
 	for path, want := range map[string][]value{
 		"span.rpc.grpc.status_code": {{"int", "0"}, {"int", "9"}},
-		"status":                    {{"keyword", "error"}, {"keyword", "ok"}, {"keyword", "unset"}},
+		"status":                    {{"keyword", "error"}},
+		"kind":                      {{"keyword", "client"}, {"keyword", "server"}},
+		"rootName":                  {{"string", "POST /checkout"}},
 		"event.exception.type":      {{"string", "payment.CardDeclined"}},
 		"resource.service.name":     {{"string", "checkoutservice"}, {"string", "frontend"}, {"string", "paymentservice"}},
 	} {
@@ -285,6 +287,73 @@ func TestTempoNames(t *testing.T) {
 	}
 	if code, body := a.get("/api/echo", ""); code != http.StatusOK || string(body) != "echo" {
 		t.Errorf("/api/echo: %d %s", code, body)
+	}
+}
+
+// The query that somebody types narrows tags and values, as far as it is understood.
+func TestTempoNarrowsNames(t *testing.T) {
+	a := newTempo(t)
+	during := fmt.Sprintf("start=%d&end=%d", shop.Start.Unix(), shop.End.Unix())
+	tags := func(scope, q string) []string {
+		var scoped struct {
+			Scopes []struct {
+				Name string
+				Tags []string
+			}
+		}
+		a.into("/api/v2/search/tags?"+during+"&scope="+scope+"&q="+url.QueryEscape(q), &scoped)
+		if len(scoped.Scopes) == 0 {
+			return nil
+		}
+		return scoped.Scopes[0].Tags
+	}
+	values := func(tag, q string) []string {
+		var got struct{ TagValues []struct{ Value string } }
+		a.into("/api/v2/search/tag/"+url.PathEscape(tag)+"/values?"+during+"&q="+url.QueryEscape(q), &got)
+		list := []string{}
+		for _, v := range got.TagValues {
+			list = append(list, v.Value)
+		}
+		slices.Sort(list)
+		return list
+	}
+	for q, web := range map[string]bool{
+		``:                                       true,
+		`{}`:                                     true,
+		`{ resource.service.name = "frontend" }`: true,
+		`{ resource.service.name = "paymentservice" }`:                            false,
+		`{ resource.service.name = "paymentservice" && span. }`:                   false,
+		`{ resource.service.name = "paymentservice" && name =`:                    false,
+		`{ resource.service.name = "paymentservice" && name =~ "(" }`:             false,
+		`{ resource.service.name = "paymentservice" && network.verdict="reset" }`: false,
+		`{ resource.service.name = "paymentservice" || `:                          true,
+		`{ resource.service.name = "payme`:                                        true,
+		`{ name = "nothing" } >> {`:                                               true,
+		`{ status = 3 }`:                                                          true,
+	} {
+		if got := tags("span", q); slices.Contains(got, "http.route") != web || len(got) == 0 {
+			t.Errorf("tags for %s: %q", q, got)
+		}
+		if got := values("span.http.route", q); (len(got) > 0) != web {
+			t.Errorf("routes for %s: %q", q, got)
+		}
+		if got := values("network.verdict", q); len(got) != len(query.Verdicts) {
+			t.Errorf("verdicts for %s: %q", q, got)
+		}
+	}
+	if got := tags("event", `{ name = "HGETALL" }`); len(got) != 0 {
+		t.Errorf("tags of events without any: %q", got)
+	}
+	for tag, want := range map[string]string{"trace:rootService": "frontend", "resource.service.name": "cartservice", "kind": "client", "name": "HGETALL"} {
+		if got := values(tag, `{ name = "HGETALL" }`); len(got) != 1 || got[0] != want {
+			t.Errorf("%s of spans in the cart's traces: %q, want %s", tag, got, want)
+		}
+	}
+	if got := values("rootName", `{ name = "SearchProducts" }`); !slices.Equal(got, []string{"GET /search"}) {
+		t.Errorf("roots of searches: %q", got)
+	}
+	if got := values("status", `{ status = }`); len(got) != 3 {
+		t.Errorf("statuses while one is typed: %q", got)
 	}
 }
 

@@ -64,9 +64,9 @@ func (r *Reader) Operations(ctx context.Context, service, kind string) ([]Operat
 	})
 }
 
-// Keys returns the attributes of spans in a range, the most frequent first. The scope is
-// SpanScope, Resource, Event, Link or Instrument.
-func (r *Reader) Keys(ctx context.Context, scope Scope, in Range) ([]string, error) {
+// Keys returns the attributes of spans in a range that fulfil a condition, the most frequent
+// first. The scope is SpanScope, Resource, Event, Link or Instrument.
+func (r *Reader) Keys(ctx context.Context, scope Scope, where Expr, in Range) ([]string, error) {
 	defer r.observe("keys")()
 	in, err := r.bounded(in)
 	if err != nil {
@@ -76,20 +76,41 @@ func (r *Reader) Keys(ctx context.Context, scope Scope, in Range) ([]string, err
 		SpanScope: "mapKeys(attributes)", Resource: "mapKeys(resource_attributes)", Instrument: "mapKeys(scope_attributes)",
 		Event: "arrayFlatten(arrayMap(m -> mapKeys(m), events.attributes))", Link: "arrayFlatten(arrayMap(m -> mapKeys(m), links.attributes))",
 	}[scope]
-	b := builder{}
-	return r.texts(ctx, fmt.Sprintf("SELECT toString(arrayJoin(keys)) AS key FROM (SELECT %s AS keys FROM %s.spans WHERE notEmpty(keys)%s LIMIT %d) GROUP BY key ORDER BY count() DESC, key LIMIT %d",
-		keys, r.database, b.within(in), sampledSpans, maxValues), &b)
+	c := r.compiler(in)
+	condition, err := withoutVerdicts(where).sql(c)
+	if err != nil {
+		return nil, err
+	}
+	return r.texts(ctx, fmt.Sprintf("SELECT toString(arrayJoin(keys)) AS key FROM (SELECT %s AS keys FROM %s.spans WHERE (%s) AND notEmpty(keys)%s LIMIT %d) GROUP BY key ORDER BY count() DESC, key LIMIT %d",
+		keys, r.database, condition, c.builder.within(in), sampledSpans, maxValues), c.builder)
+}
+
+// withoutVerdicts takes the comparisons with network.verdict out of the condition of names and
+// values: what they leave is not worth a search.
+func withoutVerdicts(where Expr) And {
+	rest, _ := split(where)
+	return rest
+}
+
+// Check returns an error about a condition of names and values, or nil if Keys and Values
+// understand it.
+func Check(where Expr) error {
+	_, err := withoutVerdicts(where).sql(&compiler{builder: &builder{}})
+	return err
 }
 
 // Values returns the values of a field in a range, the most frequent first, of spans that
-// fulfil a condition.
+// fulfil a condition. Those of a root span are of traces with such a span.
 func (r *Reader) Values(ctx context.Context, of Field, where Expr, in Range) ([]string, error) {
 	defer r.observe("values")()
 	in, err := r.bounded(in)
 	if err != nil {
 		return nil, err
 	}
-	rest, _ := split(where) // which values a verdict leaves is not worth a search
+	rest := withoutVerdicts(where)
+	if of.Scope == Intrinsic && (of.Name == FieldRootName || of.Name == FieldRootService) && len(rest) > 0 {
+		rest = And{InTrace{rest}}
+	}
 	c := r.compiler(in)
 	value, ok := map[string]string{
 		FieldName: "toString(name)", FieldMessage: "status_message", FieldStatus: "toString(status_code)", FieldKind: "toString(kind)",

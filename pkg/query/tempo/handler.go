@@ -355,12 +355,12 @@ func (h *handler) listTags(r *http.Request) (found []tagScope, err error) {
 	if err != nil {
 		return nil, err
 	}
-	wanted := q.Get("scope")
+	wanted, where := q.Get("scope"), filterOf(q.Get("q"))
 	for _, s := range tagScopes {
 		if wanted != "" && wanted != "none" && wanted != s.name {
 			continue
 		}
-		keys, err := h.reader.Keys(r.Context(), s.scope, in)
+		keys, err := h.reader.Keys(r.Context(), s.scope, where, in)
 		if err != nil {
 			return nil, err
 		}
@@ -391,17 +391,11 @@ func (h *handler) tags(r *http.Request) (any, error) {
 	return map[string][]string{"tagNames": names}, err
 }
 
-// Verdicts that a search may ask for.
-var verdicts = []string{
-	query.Clean, "retransmission", "reset", "timed out", "connect failed", "connect refused", "receiver's window full", "receiver does not read",
-	"accept queue full", "slow handshake", "slow queue", "slow network", "DNS failed", "slow DNS",
-}
-
-// fixed are the values of intrinsics that have few.
+// fixed are the values of intrinsics that have few, where no filter narrows them.
 var fixed = map[string][]string{
 	query.FieldStatus:  {"error", "ok", "unset"},
 	query.FieldKind:    {"client", "consumer", "internal", "producer", "server", "unspecified"},
-	query.FieldVerdict: verdicts,
+	query.FieldVerdict: query.Verdicts,
 }
 
 func (h *handler) list(r *http.Request) (f query.Field, found []string, err error) {
@@ -409,22 +403,21 @@ func (h *handler) list(r *http.Request) (f query.Field, found []string, err erro
 	if f, err = fieldOf(name); err != nil {
 		f = query.Field{Scope: query.AnyScope, Name: name} // older clients leave the dot out
 	}
-	if known := fixed[f.Name]; f.Scope == query.Intrinsic && known != nil {
-		return f, known, nil
-	}
-	p, err := conditions(r.URL.Query())
-	if err != nil {
-		p = parsed{where: query.And{}} // an unfinished query limits nothing
-	}
-	in, err := rangeOf(r.URL.Query())
+	q := r.URL.Query()
+	in, err := rangeOf(q)
 	if err != nil {
 		return f, nil, err
 	}
-	limit, err := number(r.URL.Query(), "limit")
+	limit, err := number(q, "limit")
 	if err != nil {
 		return f, nil, err
 	}
-	found, err = h.reader.Values(r.Context(), f, p.where, in)
+	where := filterOf(q.Get("q"))
+	if known := fixed[f.Name]; f.Scope == query.Intrinsic && known != nil && (where == nil || f.Name == query.FieldVerdict) {
+		found = known
+	} else {
+		found, err = h.reader.Values(r.Context(), f, where, in)
+	}
 	if limit > 0 {
 		found = found[:min(limit, len(found))]
 	}
