@@ -1460,7 +1460,7 @@ WITH
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
-                (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
+                (timeouts > 0) * if(traced, (harm > 0) * (4 * timeouts >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > 20 * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
@@ -1470,6 +1470,7 @@ WITH
                 slower = 1, 'slow network',
                 (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
                 (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
+                (timeouts > 0) * (harm > 0) > 0, 'timed out',
                 '') AS verdict
         FROM harmed
     ),
@@ -1595,7 +1596,7 @@ WITH
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
-                (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
+                (timeouts > 0) * if(traced, (harm > 0) * (4 * timeouts >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
@@ -1605,6 +1606,7 @@ WITH
                 slower = 1, 'slow network',
                 (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
                 (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
+                (timeouts > 0) * (harm > 0) > 0, 'timed out',
                 '') AS verdict
         FROM harmed
     ),

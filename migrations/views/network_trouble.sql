@@ -82,7 +82,7 @@ WITH
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
-                (timeouts > 0) * if(traced, harm > 0, 1) > 0, 'timed out',
+                (timeouts > 0) * if(traced, (harm > 0) * (4 * timeouts >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most.unread_bytes > 0) * traced * (harm > 0) > 0, 'receiver does not read',
@@ -93,6 +93,8 @@ WITH
                 (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
                 -- One query that took little is not what harmed many requests.
                 (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
+                -- Few of the harmed requests timed out, and nothing else harmed the others.
+                (timeouts > 0) * (harm > 0) > 0, 'timed out',
                 '') AS verdict
         FROM harmed
     ),

@@ -178,6 +178,21 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 4/3"},
 			[]string{"shop -> cart: connect failed"},
 		},
+		"timed out": {
+			cat(calls(4, shopSpan, cartSpan), calls(4, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, lossy.with(sqlRow{"timeouts": "2"})),
+			[]string{"shop -> cart 8/4"},
+			[]string{"shop -> cart: timed out"},
+		},
+		"few timed out, loss slowed the others": {
+			cat(calls(8, shopSpan.with(slow), cartSpan), calls(1, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, lossy.with(sqlRow{"timeouts": "2"})),
+			[]string{"shop -> cart 9/1"},
+			[]string{"shop -> cart: retransmission"},
+		},
+		"few timed out, nothing slowed the others": {
+			cat(calls(8, shopSpan.with(slow), cartSpan), calls(1, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, sqlRow{"timeouts": "2"}),
+			[]string{"shop -> cart 9/1"},
+			[]string{"shop -> cart: timed out"},
+		},
 		"a farther server": {
 			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
 			[]string{"shop -> cart 20/0"},
