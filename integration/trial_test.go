@@ -82,6 +82,41 @@ func TestTrialWithAgent(t *testing.T) {
 	}
 }
 
+// A port of the agent that another program has is named before anything starts, with the
+// variable that chooses another one.
+func TestTrialPortInUse(t *testing.T) {
+	script, err := filepath.Rel(binaries, filepath.Join(repository(t), "deploy/trial/with-agent.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+	free := strconv.Itoa(ports.Free(t))
+	for _, tc := range []struct{ port, http, want string }{
+		{port, "127.0.0.1:" + free, "another program uses the port 127.0.0.1:" + port + "; choose another one for the agent with AGENT_PORT=...\n"},
+		{free, taken.Addr().String(), "another program uses the port 127.0.0.1:" + port + "; choose another one for the agent with AGENT_HTTP=127.0.0.1:...\n"},
+	} {
+		t.Setenv("AGENT_PORT", tc.port)
+		t.Setenv("AGENT_HTTP", tc.http)
+		p := startProgram(t, script, binaries, t.TempDir())
+		select {
+		case <-p.done:
+		case <-time.After(time.Minute):
+			t.Fatal("it runs")
+		}
+		if got := p.output.String(); got != tc.want {
+			t.Errorf("output %q, want %q", got, tc.want)
+		}
+		if code := p.cmd.ProcessState.ExitCode(); code != 1 {
+			t.Errorf("exit status %d", code)
+		}
+	}
+}
+
 // callWithNetwork sends the span of a call to an address of this host, and waits until the
 // trace has the flow of its connection.
 func callWithNetwork(t *testing.T, p *process, endpoint string, conn driver.Conn) {

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/bash
 # Runs a standalone server and an agent beside it in the foreground, until Ctrl-C:
 #
 #   deploy/trial/with-agent.sh BIN DATA_DIR [FLAGS of standalone]
@@ -13,6 +13,18 @@ data=$2
 shift 2
 port=${AGENT_PORT:-38086}
 http=${AGENT_HTTP:-127.0.0.1:38087}
+
+# taken reports whether something listens on an address.
+taken() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
+# The agent would try the first port again and again.
+if taken "127.0.0.1:$port"; then
+	echo "another program uses the port 127.0.0.1:$port; choose another one for the agent with AGENT_PORT=..." >&2
+	exit 1
+fi
+if taken "$http"; then
+	echo "another program uses the port $http; choose another one for the agent with AGENT_HTTP=127.0.0.1:..." >&2
+	exit 1
+fi
 
 mkdir -p "$data"
 ready=$data/addresses.json
@@ -55,8 +67,16 @@ inputs:
 EOF
 "$bin/metaflow-agent" run --server "$(address grpc)" --spool-dir "$data/agent" --http-listen "$http" &
 agent=$!
-sleep 1
-kill -0 "$agent" 2>/dev/null || exit 1 # it has said why
+# agent_ready prints what the agent's /ready answers.
+agent_ready() (
+	exec 3<>"/dev/tcp/${http%:*}/${http##*:}"
+	printf 'GET /ready HTTP/1.0\r\n\r\n' >&3
+	cat <&3
+) 2>/dev/null
+until [[ $(agent_ready) == *'"ready":true'* ]]; do
+	kill -0 "$server" 2>/dev/null && kill -0 "$agent" 2>/dev/null || exit 1 # it has said why
+	sleep 0.2
+done
 echo "
 An agent runs beside the server:
   OTLP/HTTP          127.0.0.1:$port   (/v1/traces)

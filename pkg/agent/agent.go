@@ -190,9 +190,9 @@ func (a *Agent) apply(c *agentv1.Configuration) {
 	a.capture.Configure(cfg.Flow)
 	a.forwarder.config.Store(&cfg)
 	a.forwarder.group.Store(&c.GroupName)
-	a.inForce.Store(c)
 	a.metrics.revision.Set(float64(c.Revision))
 	a.listeners.configure(&cfg)
+	a.inForce.Store(c)
 }
 
 // watchExceptions copies the exceptions of capture, parking and the Kubernetes

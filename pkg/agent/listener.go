@@ -69,8 +69,9 @@ type listeners struct {
 	confined   bool           // to loopback, because nothing allows more
 	failed     chan *endpoint // an endpoint whose receiver ended by itself
 
-	mu     sync.Mutex
-	closed map[string]string // why wanted ports are not open, by key
+	mu      sync.Mutex
+	closed  map[string]string   // why wanted ports are not open, by key
+	pending *agentconfig.Config // the latest configuration until run has tried its ports
 }
 
 // newListeners reads the certificates and tokens of local once, so that a mistake shows at
@@ -145,6 +146,9 @@ func (s settings) unless(off bool) settings {
 
 // configure makes run open and close ports as cfg says. It does not block.
 func (l *listeners) configure(cfg *agentconfig.Config) {
+	l.mu.Lock()
+	l.pending = cfg
+	l.mu.Unlock()
 	for {
 		select {
 		case l.wanted <- cfg:
@@ -167,9 +171,10 @@ func (l *listeners) run(ctx context.Context) error {
 	files.Go(func() { l.bearers.Run(following, nil) })
 	retry := time.NewTicker(bindRetry)
 	defer retry.Stop()
+	var cfg *agentconfig.Config
 	for {
 		select {
-		case cfg := <-l.wanted:
+		case cfg = <-l.wanted:
 			for _, e := range l.endpoints {
 				e.wanted = e.want(cfg)
 			}
@@ -185,6 +190,11 @@ func (l *listeners) run(ctx context.Context) error {
 		for _, e := range l.endpoints {
 			l.reconcile(ctx, e)
 		}
+		l.mu.Lock()
+		if l.pending == cfg {
+			l.pending = nil
+		}
+		l.mu.Unlock()
 	}
 }
 
@@ -251,6 +261,9 @@ func (l *listeners) check() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var errs []error
+	if l.pending != nil {
+		errs = append(errs, errors.New("the ports of the configuration are about to be opened"))
+	}
 	for _, key := range slices.Sorted(maps.Keys(l.closed)) {
 		errs = append(errs, fmt.Errorf("%s: %s; it is tried again every %s", key, l.closed[key], bindRetry))
 	}

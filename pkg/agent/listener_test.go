@@ -146,6 +146,21 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 	}
 }
 
+// The check does not succeed between a configuration and its ports.
+func TestPortsAreCheckedAfterTheyWereTried(t *testing.T) {
+	l, err := newListeners(DefaultConfig(), nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), newExceptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.check(); err != nil {
+		t.Errorf("without a configuration: %v", err)
+	}
+	l.configure(integration(ports.Free(t), 0))
+	if err := l.check(); err == nil {
+		t.Error("the check succeeds before a port is open")
+	}
+}
+
 // A port in use is an exception and makes the agent unready, and is opened once it is free.
 func TestPortInUseIsRetried(t *testing.T) {
 	l := openListeners(t, nil)
