@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -94,6 +95,7 @@ func (s *server) Validate() error {
 		errs = append(errs, fmt.Errorf("resources.group: %q is writer.group or flow_writer.group too", s.Resources.Group))
 	}
 	errs = append(errs, s.exposed()...)
+	errs = append(errs, shared(s.listens())...)
 	agentsProve := s.Control.AgentsNeedTokens() || s.GRPC.TLS.ClientCAFile != ""
 	if (len(s.Gateway.BearerTokens) > 0 || s.Gateway.BearerTokensFile != "") && !agentsProve {
 		errs = append(errs, errors.New("gateway.bearer_tokens: set, but anybody may send as a new agent: set control.agent_tokens, control.group_tokens or grpc.tls.client_ca_file too"))
@@ -150,6 +152,51 @@ func (s *server) exposed() (errs []error) {
 	}
 	return append(errs, config.Section("http", listening("listen",
 		values.CheckExposed(s.HTTP.Listen, s.HTTP.TLS.CertFile != "", s.HTTP.Insecure, "http.tls", "http.insecure"))))
+}
+
+// listen is an address that this process opens.
+type listen struct {
+	key     string // or flag
+	address string // empty if it is not opened
+}
+
+// listens returns the addresses that the roles of this process open.
+func (s *server) listens() []listen {
+	at := []listen{{"http.listen", s.HTTP.Listen}}
+	if s.servesPort() {
+		at = append(at, listen{"grpc.listen", s.GRPC.Listen})
+	}
+	if s.has(roleGateway) {
+		at = append(at, listen{"gateway.http_listen", s.Gateway.HTTPListen})
+	}
+	if s.has(roleQuery) {
+		at = append(at, listen{"query.http_listen", s.Query.HTTPListen}, listen{"query.grpc_listen", s.Query.GRPCListen})
+	}
+	return at
+}
+
+// shared returns an error for each two that name the same port.
+func shared(all []listen) (errs []error) {
+	for i, one := range all {
+		for _, other := range all[:i] {
+			if samePort(one.address, other.address) {
+				errs = append(errs, fmt.Errorf("%s: %s is the port of %s too; choose another one", one.key, one.address, other.key))
+			}
+		}
+	}
+	return errs
+}
+
+// samePort reports whether only one of two programs could listen on these addresses.
+func samePort(one, other string) bool {
+	host1, port1, err1 := net.SplitHostPort(one)
+	host2, port2, err2 := net.SplitHostPort(other)
+	if err1 != nil || err2 != nil || port1 != port2 || port1 == "0" { // others report what is wrong
+		return false
+	}
+	every := func(host string) bool { return host == "" || host == "0.0.0.0" || host == "::" }
+	named := strings.NewReplacer("localhost", "127.0.0.1")
+	return every(host1) || every(host2) || named.Replace(host1) == named.Replace(host2)
 }
 
 // listening adds the key to an error of CheckExposed.

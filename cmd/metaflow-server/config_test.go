@@ -73,3 +73,46 @@ log: {level: loud, format: xml}
 		t.Errorf("a password is in what it says:\n%s", stderr)
 	}
 }
+
+// Two ports with the same number are found before one of them is opened, by both keys.
+func TestPortsGivenTwice(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		want string
+	}{
+		"both ports of ClickHouse": {
+			[]string{"standalone", "--data-dir", t.TempDir(), "--clickhouse-native-port", "19000", "--clickhouse-http-port", "19000"},
+			"--clickhouse-http-port: 127.0.0.1:19000 is the port of --clickhouse-native-port too; choose another one",
+		},
+		"Kafka and a default": {
+			[]string{"standalone", "--data-dir", t.TempDir(), "--kafka-listen", "0.0.0.0:20035"},
+			"--kafka-listen: 0.0.0.0:20035 is the port of grpc.listen too; choose another one",
+		},
+		"keys": {
+			[]string{"serve", "--kafka-brokers", "127.0.0.1:1", "--clickhouse-addresses", "127.0.0.1:1", "--http-listen", "127.0.0.1:20419", "--query-http-listen", "localhost:20419"},
+			"query.http_listen: localhost:20419 is the port of http.listen too; choose another one",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, _, stderr := execute(t, tc.args...)
+			if code != program.ExitUsage || !strings.Contains(stderr, tc.want) {
+				t.Errorf("exit status %d, %q; want %q", code, stderr, tc.want)
+			}
+		})
+	}
+	file := filepath.Join(t.TempDir(), "metaflow.yaml")
+	for yaml, want := range map[string]int{
+		"{http: {listen: '127.0.0.1:7'}, query: {grpc_listen: '127.0.0.1:7'}}":                  program.ExitUsage,
+		"{roles: [writer], http: {listen: '127.0.0.1:7'}, query: {grpc_listen: '127.0.0.1:7'}}": program.ExitOK,
+		"{http: {listen: '127.0.0.1:7'}, query: {grpc_listen: '127.0.0.2:7'}}":                  program.ExitOK,
+		"{http: {listen: '127.0.0.1:0'}, query: {grpc_listen: '127.0.0.1:0'}, roles: [query]}":  program.ExitOK,
+	} {
+		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := execute(t, "config", "check", "--config", file)
+		if code != want || want == program.ExitUsage && !strings.Contains(stderr, "query.grpc_listen: 127.0.0.1:7 is the port of http.listen too") {
+			t.Errorf("%s: exit status %d, %s", yaml, code, stderr)
+		}
+	}
+}

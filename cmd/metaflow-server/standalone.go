@@ -92,9 +92,22 @@ port. If the default OTLP/HTTP port is in use, standalone runs without OTLP/HTTP
 		if err != nil {
 			return err
 		}
+		if twice := shared(append(cfg.listens(), o.listens()...)); len(twice) > 0 {
+			return program.Usage("%w", errors.Join(twice...))
+		}
 		return o.run(cmd.Context(), cfg, cfg.Log.Logger(cmd.ErrOrStderr()), cmd.OutOrStdout())
 	}
 	return cmd
+}
+
+// listens returns the addresses of the engines.
+func (o *standalone) listens() []listen {
+	loopback := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+	return []listen{
+		{"--kafka-listen", o.kafkaListen},
+		{"--clickhouse-native-port", loopback(o.nativePort)},
+		{"--clickhouse-http-port", loopback(o.httpPort)},
+	}
 }
 
 // run starts the engines, then the server on top of them, and stops them in reverse
