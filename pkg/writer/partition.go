@@ -80,6 +80,7 @@ func (p *partition) setShard(shard int) {
 // simply forgotten: its records are read again by the next owner.
 func (p *partition) close() {
 	p.dropBatch()
+	p.failing.succeeded(p.claim.Partition(), "")
 	p.metrics.forget(p.claim.Partition())
 }
 
@@ -102,6 +103,7 @@ func (p *partition) run(ctx context.Context) {
 		event := p.perform(ctx, graceful, action)
 		if operation := delivery.Operation(action); event.Outcome == delivery.OK && operation != "" {
 			p.working.succeeded(p.operation(operation))
+			p.failing.succeeded(p.claim.Partition(), p.operation(operation))
 		}
 		notes, action = p.machine.Step(p.moment(ctx), event)
 	}
@@ -278,9 +280,17 @@ func (p *partition) wait(ctx context.Context, w delivery.Wait) error {
 	p.share.gatherer.forget(p)
 	operation := p.operation(w.Operation)
 	p.metrics.retries.WithLabelValues(operation).Inc()
-	p.log.Warn("retrying after a failure", slog.String("operation", operation), slog.Any("error", w.Err), slog.Int("attempt", w.Attempt), slog.Duration("delay", w.Delay))
+	cause, first := p.failing.add(p.claim.Partition(), operation, w.Err)
 	least := min(w.Delay, leastPause)
-	if err := retry.Sleep(ctx, least); err != nil {
+	err := retry.Sleep(ctx, least)
+	if first {
+		log := p.log
+		if partitions, several := p.failing.told(cause); several {
+			log = p.Writer.log.With(slog.String("topic", p.claim.Topic()), slog.Int("partitions", partitions))
+		}
+		log.Warn("retrying after a failure", slog.String("operation", operation), slog.Any("error", w.Err), slog.Int("attempt", w.Attempt), slog.Duration("delay", w.Delay))
+	}
+	if err != nil {
 		return err
 	}
 	return p.working.wait(ctx, operation, w.Delay-least)

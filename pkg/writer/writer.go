@@ -99,6 +99,7 @@ type Writer struct {
 	blocks  sync.Pool          // of columns.Block; idle ones are the garbage collector's
 	idle    chan columns.Block // small ones, of any partition; their number is bounded by Config.MemoryBytes
 	working working
+	failing failing
 	ticks   ticks
 
 	mu     sync.Mutex
