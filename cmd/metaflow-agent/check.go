@@ -34,7 +34,7 @@ data with the privileges it is run with, so run it as the agent's user. It print
 what it found. Servers do not register the agent, and a running agent may go on.`,
 		Args: program.Args(cobra.NoArgs),
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to try")
+	program.DurationVar(cmd.Flags(), &timeout, "timeout", 30*time.Second, "how long to try")
 	cmd.Flags().BoolVar(&withoutFlow, "no-flow", false, "do not try the sources of flow data, for agents that only forward traces")
 	flags := configured.AddFlags(cmd, flagKeys)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

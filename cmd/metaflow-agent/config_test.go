@@ -88,3 +88,12 @@ func TestFlags(t *testing.T) {
 		}
 	}
 }
+
+// Flags take durations as the keys of the configuration do.
+func TestDurationsInDays(t *testing.T) {
+	for _, command := range [][]string{{"check"}, {"parked", "retry"}} {
+		if code, _, stderr := execute(t, append(command, "--timeout", "1d", "--help")...); code != program.ExitOK {
+			t.Errorf("%s: exit status %d: %s", command, code, stderr)
+		}
+	}
+}

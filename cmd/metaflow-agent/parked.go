@@ -44,7 +44,7 @@ those that are stored. Spans that are stored already are recognized by their ids
 is safe to repeat, and the agent may be running. The exit status is 1 unless all are stored.`,
 		Args: cobra.ArbitraryArgs,
 	}
-	retry.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait for a server")
+	program.DurationVar(retry.Flags(), &timeout, "timeout", time.Minute, "how long to wait for a server")
 	withFolder(retry, func(cmd *cobra.Command, cfg *settings, folder *parked.Folder, names []string) error {
 		return retryParked(cmd, cfg, folder, names, timeout)
 	})

@@ -102,3 +102,11 @@ func TestBackupOfGroups(t *testing.T) {
 		t.Errorf("again: %s", got)
 	}
 }
+
+// Flags take durations as configurations do.
+func TestTimeoutInDays(t *testing.T) {
+	c := &ctl{}
+	if got := c.run("agent", "list", "--timeout", "1d", "--help"); got.status != 0 {
+		t.Errorf("status %d, %s", got.status, got.stderr)
+	}
+}

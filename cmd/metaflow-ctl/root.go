@@ -80,7 +80,7 @@ Exit status: 0 on success, 1 on failure, 2 if the command line is invalid.`, nam
 	flags := root.PersistentFlags()
 	flags.StringVarP(&o.ip, "ip", "i", "127.0.0.1", "`address` or name of a metaflow-server, or of a node of its cluster; also $METAFLOW_CTL_IP")
 	flags.Uint16Var(&o.port, "api-port", 20417, "HTTP `port` of the server; 30417 on a node of the cluster; also $METAFLOW_CTL_API_PORT")
-	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "timeout of one request")
+	program.DurationVar(flags, &o.timeout, "timeout", 30*time.Second, "timeout of one request")
 	flags.StringVarP(&o.output, "output", "o", formatTable, "output `format`: table, yaml or json")
 	flags.StringVar(&o.token, "token", "", "`secret` of the server's configuration, if it has one; prefer $METAFLOW_CTL_TOKEN, which other users cannot see")
 	flags.StringVar(&o.tokenFile, "token-file", "", "`file` that holds the token, in place of --token; also $METAFLOW_CTL_TOKEN_FILE")
