@@ -90,10 +90,10 @@ func (c *control) attempt(ctx context.Context) (delay time.Duration) {
 	case ctx.Err() != nil:
 	case time.Since(begun) > steady: // servers end old streams, to rebalance them
 		c.link.ended()
-		c.log.InfoContext(ctx, "control stream ended, opening another one", slog.Any("cause", err))
+		c.log.InfoContext(ctx, "control stream ended, opening another one", slog.Any("cause", upstream.Explained(err)))
 		return againDelay
 	default:
-		c.link.lost(ctx, fmt.Errorf("control stream: %w", upstream.Reply(err)))
+		c.link.lost(ctx, fmt.Errorf("control stream: %w", upstream.Explained(err)))
 	}
 	return controlDelay
 }

@@ -25,6 +25,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/rpc/callerror"
 )
 
 // request is one export of whole traces. It is sent until it is answered, always with the
@@ -231,7 +233,7 @@ func (s *grpcSender) Send(ctx context.Context, body []byte) error {
 	if err := wrongProtocol(errors.New(st.Message())); final(err) {
 		return err
 	}
-	f := &Failure{error: fmt.Errorf("%s answers %s: %s", s.conn.Target(), st.Code(), st.Message())}
+	f := &Failure{error: fmt.Errorf("%s: %s", s.conn.Target(), callerror.Text(err))}
 	for _, detail := range st.Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {
 			f.Retry, f.Pause = true, min(info.GetRetryDelay().AsDuration(), time.Hour)

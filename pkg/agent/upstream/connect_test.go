@@ -118,7 +118,7 @@ func TestTLS(t *testing.T) {
 		"without verification":     {server, tlsconfig.Client{Enabled: true, CAFile: theirCA, InsecureSkipVerify: true}, "other.test", ""},
 		"no certificate":           {mutual, tlsconfig.Client{Enabled: true, CAFile: ourCA}, "", "certificate required"},
 		"unknown client authority": {mutual, tlsconfig.Client{Enabled: true, CAFile: ourCA, CertFile: theirCert, KeyFile: theirKey}, "", "unknown certificate authority"},
-		"plain text":               {server, tlsconfig.Client{}, "", "error reading server preface"},
+		"plain text":               {server, tlsconfig.Client{}, "", "it does not answer in gRPC"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

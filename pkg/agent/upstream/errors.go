@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/callerror"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -55,13 +56,8 @@ func RetryAfter(err error) (after time.Duration, ok bool) {
 	return 0, false
 }
 
-// Reply returns the reply of a failed call in the server's words.
-func Reply(err error) error {
-	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown {
-		return fmt.Errorf("%s: %s", st.Code(), st.Message())
-	}
-	return err
-}
+// Explained returns the error of a call in words for an operator.
+func Explained(err error) error { return errors.New(callerror.Text(err)) }
 
 // exportError converts the error of a call. handed tells whether the request
 // was given to a connection.
@@ -70,7 +66,7 @@ func exportError(err error, handed bool, size int) error {
 		return &failure{error: fmt.Errorf("export %d bytes: %w", size, err)}
 	}
 	st := status.Convert(err)
-	f := &failure{outcomeUnknown: handed, error: fmt.Errorf("export %d bytes: %s: %s", size, st.Code(), st.Message())}
+	f := &failure{outcomeUnknown: handed, error: fmt.Errorf("export %d bytes: %s", size, callerror.Text(err))}
 	atLimit := false
 	for _, detail := range st.Details() {
 		switch d := detail.(type) {

@@ -218,7 +218,7 @@ func TestServerReplies(t *testing.T) {
 				return signal.Result{}, ctx.Err()
 			},
 			timeout: 100 * time.Millisecond,
-			class:   fault.Retryable, unknown: true, text: "DeadlineExceeded",
+			class:   fault.Retryable, unknown: true, text: "no answer in time",
 		},
 	}
 	for name, tc := range tests {

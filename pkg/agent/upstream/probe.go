@@ -255,6 +255,6 @@ func (c *Client) explainCall(err error) error {
 	case notGRPC(text):
 		return errors.New("not a MetaFlow server, or it wants a client certificate that it trusts (server.tls.cert_file): it does not answer in gRPC")
 	default:
-		return errors.New(text)
+		return Explained(err)
 	}
 }
