@@ -78,7 +78,10 @@ func newQueries(c *core) (_ *queries, err error) {
 func newQueryGRPC(c *core, reader *query.Reader) (*rpc.Server, error) {
 	cfg := rpc.DefaultConfig()
 	cfg.Listen, cfg.TLS = c.cfg.Query.GRPCListen, c.cfg.Query.TLS
-	opts := rpc.Options{ListenKey: "query.grpc_listen", TLSKey: "query.tls", Logger: c.log, ShutdownGrace: c.cfg.ShutdownGrace, Callers: c.tokens.askers, CallersKey: query.TokensKey}
+	opts := rpc.Options{
+		ListenKey: "query.grpc_listen", TLSKey: "query.tls", Logger: c.log, ShutdownGrace: c.cfg.ShutdownGrace, Callers: c.tokens.askers, CallersKey: query.TokensKey,
+		Answers: reader.Answers(), ReadTime: query.ReadTime,
+	}
 	opts.Services = append(opts.Services, jaeger.NewService(reader).Register)
 	return rpc.New(cfg, nil, opts)
 }

@@ -3,6 +3,7 @@ package query
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -27,6 +28,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	storage "github.com/metaflowys/metaflow-server/schema/jaegerstorage"
 )
 
@@ -39,9 +41,15 @@ func newJaeger(t *testing.T) *grpc.ClientConn {
 func jaegerOf(t *testing.T, of query.Config) *grpc.ClientConn {
 	t.Helper()
 	r, _ := reader(t, of)
+	return dialJaeger(t, serveJaeger(t, r, query.ReadTime))
+}
+
+// serveJaeger serves Jaeger's storage API to clients that have to read their answers in time.
+func serveJaeger(t *testing.T, r *query.Reader, readTime time.Duration) (addr string) {
+	t.Helper()
 	cfg := rpc.DefaultConfig()
 	cfg.Listen = "127.0.0.1:0"
-	var opts rpc.Options
+	opts := rpc.Options{Answers: r.Answers(), ReadTime: readTime}
 	opts.Services = append(opts.Services, jaeger.NewService(r).Register)
 	s, err := rpc.New(cfg, nil, opts)
 	if err != nil {
@@ -50,17 +58,22 @@ func jaegerOf(t *testing.T, of query.Config) *grpc.ClientConn {
 	ctx, stop := contextOf(t)
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	conn, err := grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		conn.Close()
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
+	return s.Addr().String()
+}
+
+func dialJaeger(t *testing.T, addr string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
 	return conn
 }
 
@@ -301,5 +314,74 @@ func TestNamesAfterAQuietDay(t *testing.T) {
 		if err != nil || (len(operations) > 0) != want {
 			t.Errorf("operations after %d days: %+v, %v", days, operations, err)
 		}
+	}
+}
+
+// A client that asks for traces and takes none of them loses its connection in time. What waited
+// for it no longer counts as unread, and other clients are served.
+func TestJaegerGivesUpUnreadTraces(t *testing.T) {
+	at := uint64(shop.Start.Add(-10 * time.Hour).UnixNano())
+	scope := &tracepb.ScopeSpans{}
+	for trace := range 3 {
+		for i := range 40 {
+			scope.Spans = append(scope.Spans, &tracepb.Span{
+				TraceId: fmt.Appendf(nil, "an unread trace%d", trace), SpanId: []byte{7, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "unread", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100,
+				Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat(string(rune('a'+i%26)), 50<<10))},
+			})
+		}
+	}
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
+	cfg := config()
+	cfg.MaxResultBytes = 8 << 20
+	r, _ := reader(t, cfg)
+	addr := serveJaeger(t, r, time.Second)
+	find := during(&storage.TraceQueryParameters{OperationName: "unread"})
+	find.StartTimeMin, find.StartTimeMax = timestamppb.New(time.Unix(0, int64(at)).Add(-time.Minute)), timestamppb.New(time.Unix(0, int64(at)).Add(time.Minute))
+	get := &storage.GetTracesRequest{Query: []*storage.GetTraceParams{{TraceId: []byte("an unread trace0")}, {TraceId: []byte("an unread trace1")}}}
+
+	idle := storage.NewTraceReaderClient(dialJaeger(t, addr))
+	var streams []grpc.ServerStreamingClient[storage.TracesData]
+	for range 3 {
+		found, err := idle.FindTraces(t.Context(), &storage.FindTracesRequest{Query: find})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := idle.GetTraces(t.Context(), get)
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams = append(streams, found, got)
+	}
+	all := func() error {
+		release, err := r.Answers().Hold(4 * int(cfg.MaxResultBytes)) // all there is
+		if err == nil {
+			release()
+		}
+		return err
+	}
+	if err := wait.Poll(time.Minute, nil, func() error {
+		if all() == nil {
+			return errors.New("nothing is unread")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait.Poll(time.Minute, nil, all); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range streams {
+		var err error
+		for err == nil {
+			_, err = s.Recv()
+		}
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("the stream ended with %v", err)
+		}
+	}
+	busy := storage.NewTraceReaderClient(dialJaeger(t, addr))
+	stream, err := busy.FindTraces(t.Context(), &storage.FindTracesRequest{Query: find})
+	if spans, _ := received(t, stream, err); len(spans) != 120 {
+		t.Errorf("another client gets %d spans, want 120", len(spans))
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
-// Answers bounds the memory that answers take, however slowly clients read: over HTTP, at
-// most query.max_queries are made at a time, and what is made and not yet read takes at most
+// Answers bounds the memory that answers take, however slowly clients read: at most
+// query.max_queries are made at a time, and what is made and not yet read takes at most
 // four results of query.max_result_bytes. Beyond that, clients are asked to come again.
 type Answers struct {
 	making *semaphore.Weighted
@@ -27,8 +27,9 @@ func NewAnswers(cfg Config) *Answers {
 	return &Answers{semaphore.NewWeighted(int64(cfg.MaxQueries)), semaphore.NewWeighted(most), most}
 }
 
-// readTime is how long a client may take to read an answer.
-const readTime = time.Minute
+// ReadTime is how long a client may take to read an answer over HTTP, or to take a message of
+// one over gRPC.
+const ReadTime = time.Minute
 
 // Bound applies the bounds to a handler that writes each answer at once.
 func (a *Answers) Bound(next http.Handler) http.Handler {
@@ -93,7 +94,7 @@ func (a *answer) Write(body []byte) (int, error) {
 	if !a.written {
 		a.written = true
 		a.of.making.Release(1)
-		_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(readTime)) // tests use a writer without deadlines
+		_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(ReadTime)) // tests use a writer without deadlines
 	}
 	return a.ResponseWriter.Write(body)
 }

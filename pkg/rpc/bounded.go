@@ -64,7 +64,10 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, service any) {
 			}
 			defer call.release()
 			resp, err := next(srv, ctx, func(v any) error { return call.receiveBounded(receive, v) }, interceptor)
-			return resp, call.cause(err)
+			if err != nil {
+				return nil, call.cause(err)
+			}
+			return call.conn.answer(ctx, resp)
 		}
 		bound.Methods[i] = m
 	}

@@ -80,8 +80,12 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if r, ok := v.(response); ok {
-		return mem.BufferSlice{mem.SliceBuffer(r)}, nil
+	switch m := v.(type) {
+	case response:
+		return mem.BufferSlice{mem.SliceBuffer(m)}, nil
+	case *answer:
+		return m.encode()
+	default:
+		return c.CodecV2.Marshal(v)
 	}
-	return c.CodecV2.Marshal(v)
 }

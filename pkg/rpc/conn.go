@@ -80,8 +80,9 @@ type conn struct {
 	closing sync.Once
 	forget  func() // nil for plain text
 
-	mu    sync.Mutex
-	calls map[uint32]*call
+	mu      sync.Mutex
+	calls   map[uint32]*call
+	answers map[*answer]struct{} // that wait to be taken; nil once the connection is closed
 }
 
 func (s *Server) newConn(c net.Conn) *conn {
@@ -90,7 +91,7 @@ func (s *Server) newConn(c net.Conn) *conn {
 		Conn: c, server: s, from: bufio.NewReaderSize(c, readBufferBytes), address: address,
 		exports: s.budget.Peer(address), others: s.others.Peer(address),
 		resets:  rate.NewLimiter(resetsPerSecond, resetsAtOnce),
-		preface: prefaceBytes, calls: make(map[uint32]*call),
+		preface: prefaceBytes, calls: make(map[uint32]*call), answers: make(map[*answer]struct{}),
 	}
 }
 
@@ -103,12 +104,13 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close also returns the connection's share of the budgets. Calls in flight return theirs
-// themselves.
+// Close also returns the connection's share of the budgets, and drops the answers that wait.
+// Calls in flight return their share themselves.
 func (c *conn) Close() error {
 	c.closing.Do(func() {
 		c.exports.Close()
 		c.others.Close()
+		c.dropAnswers()
 		if c.forget != nil {
 			c.forget()
 		}

@@ -32,6 +32,11 @@
 //   - Only the newest configuration is sent. One that was overtaken while the agent
 //     was slow is never sent.
 //
+// Promises about the answers of Options.Services, with Options.Answers: a message
+// counts from when it is encoded until the connection has taken it, also after its
+// handler has returned. The connection of a client that does not take one within
+// Options.ReadTime is closed, which ends its streams.
+//
 // Memory: pkg/inflight counts what is in flight, and the sum never exceeds
 // MaxBytesInFlight. gRPC collects a message before anybody sees it, so [conn]
 // follows the frames of each connection, charges a message when its length has

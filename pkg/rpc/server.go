@@ -57,6 +57,11 @@ type Options struct {
 	// connection limits. The context of their streams ends when the server begins
 	// to stop; unary calls may finish.
 	Services []func(grpc.ServiceRegistrar)
+	// Answers bounds the messages that the clients of Services have not taken. The connection of
+	// a client that does not take one within ReadTime, by default a minute, is closed. Nil bounds
+	// nothing.
+	Answers  Answers
+	ReadTime time.Duration
 }
 
 // Auth decides about callers by the context of their calls. pkg/rpc/agentauth has one.
@@ -87,6 +92,8 @@ type Server struct {
 	bearerKey  string
 	callers    *tokens.Set
 	callersKey string
+	answers    Answers
+	readTime   time.Duration
 	acceptor   *tlsconfig.Acceptor // nil when connections are plain text
 	grpc       *grpc.Server
 	health     *health.Server
@@ -110,6 +117,9 @@ func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 	if opts.ShutdownGrace <= 0 {
 		opts.ShutdownGrace = 30 * time.Second
 	}
+	if opts.ReadTime <= 0 {
+		opts.ReadTime = time.Minute
+	}
 	opts.ListenKey, opts.TLSKey = cmp.Or(opts.ListenKey, "grpc.listen"), cmp.Or(opts.TLSKey, "grpc.tls")
 	s := &Server{
 		cfg:        cfg,
@@ -122,6 +132,8 @@ func New(cfg Config, sinks []Sink, opts Options) (*Server, error) {
 		bearerKey:  opts.BearerKey,
 		callers:    opts.Callers,
 		callersKey: opts.CallersKey,
+		answers:    opts.Answers,
+		readTime:   opts.ReadTime,
 		grace:      opts.ShutdownGrace,
 		budget:     inflight.New(cfg.Limits()),
 		others:     inflight.New(cfg.otherLimits()),
@@ -202,6 +214,9 @@ func (s *Server) serverOptions() ([]grpc.ServerOption, error) {
 		grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(s.guardUnary),
 		grpc.ChainStreamInterceptor(s.guardStream),
+	}
+	if s.answers != nil {
+		opts = append(opts, grpc.StatsHandler(answerStats{}))
 	}
 	var err error
 	if s.acceptor, err = s.cfg.TLS.Acceptor(s.tlsKey, s.log); err != nil {
@@ -357,6 +372,14 @@ type stoppableStream struct {
 
 func (s stoppableStream) RecvMsg(m any) error {
 	return s.call.receiveBounded(s.ServerStream.RecvMsg, m)
+}
+
+func (s stoppableStream) SendMsg(m any) error {
+	a, err := s.call.conn.answer(s.ctx, m)
+	if err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(a)
 }
 
 func (s stoppableStream) Context() context.Context { return s.ctx }
