@@ -66,7 +66,7 @@ func newQueries(c *core) (_ *queries, err error) {
 	}
 	answers := reader.Answers()
 	q.handle("/api/", query.Guard(c.tokens.askers, answers.Bound(tempo.NewHandler(reader))))
-	q.handle("/mcp", query.Guard(c.tokens.askers, mcp.NewServer(reader, q.db, program.Version()).Handler()))
+	q.handle("/mcp", query.Guard(c.tokens.askers, answers.BoundUnread(mcp.NewServer(reader, q.db, program.Version()).Handler())))
 	q.handle("/ui/", ui.NewHandler(reader, ui.Options{
 		Guard: func(h http.Handler) http.Handler { return query.Guard(c.tokens.askers, answers.Bound(h)) }, Grafana: c.cfg.Query.GrafanaURL, Jaeger: c.cfg.Query.JaegerURL,
 	}))

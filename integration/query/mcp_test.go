@@ -3,8 +3,10 @@ package query
 import (
 	"encoding/json"
 	"io"
+	"math"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -49,7 +51,7 @@ func (m model) call(tool string, in map[string]any, out any) string {
 // A model finds out over HTTP what is wrong, and where.
 func TestModelFindsTheTrouble(t *testing.T) {
 	r, db := reader(t, config())
-	server := httptest.NewServer(mcp.NewServer(r, db, "test").Handler())
+	server := httptest.NewServer(r.Answers().BoundUnread(mcp.NewServer(r, db, "test").Handler()))
 	t.Cleanup(server.Close)
 	m := connect(t, &sdk.StreamableClientTransport{Endpoint: server.URL, DisableStandaloneSSE: true})
 
@@ -119,6 +121,24 @@ func TestModelFindsTheTrouble(t *testing.T) {
 		if e := m.call("sql", map[string]any{"query": statement}, &rows); !strings.Contains(e, want) {
 			t.Errorf("%s: %q, want %s", statement, e, want)
 		}
+	}
+	many := map[string]any{}
+	for i := range 200 {
+		many[strconv.Itoa(i)] = "x"
+	}
+	if e := m.call("find_traces", map[string]any{"attributes": many}, &found); !strings.Contains(e, "200 are more than 100") {
+		t.Errorf("many attributes: %q", e)
+	}
+	release, err := r.Answers().Hold(math.MaxInt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := m.call("sql", map[string]any{"query": "SELECT 1"}, &rows); !strings.Contains(e, "Service Unavailable") {
+		t.Errorf("while too much is unread: %q", e)
+	}
+	release()
+	if e := m.call("sql", map[string]any{"query": "SELECT 1"}, &rows); e != "" {
+		t.Errorf("afterwards: %q", e)
 	}
 	if e := m.call("what_is_wrong", map[string]any{"minutes": 100_000}, &wrong); !strings.Contains(e, "not between 1 and 1440") {
 		t.Errorf("too many minutes: %q", e)

@@ -37,6 +37,15 @@ func (a *Answers) Bound(next http.Handler) http.Handler {
 		if err := a.making.Acquire(r.Context(), 1); err != nil {
 			return // the client has left
 		}
+		answer := &answer{ResponseWriter: w, of: a, making: true}
+		defer answer.close()
+		next.ServeHTTP(answer, r)
+	})
+}
+
+// BoundUnread applies the bounds to a handler that calls Make itself.
+func (a *Answers) BoundUnread(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := &answer{ResponseWriter: w, of: a}
 		defer answer.close()
 		next.ServeHTTP(answer, r)
@@ -66,7 +75,8 @@ func (a *Answers) Hold(bytes int) (release func(), err error) {
 type answer struct {
 	http.ResponseWriter
 	of      *Answers
-	written bool  // it is no longer being made
+	making  bool
+	written bool
 	held    int64 // of unread
 	refused bool
 }
@@ -82,8 +92,7 @@ func (a *answer) Write(body []byte) (int, error) {
 	if !a.of.unread.TryAcquire(n) {
 		a.refused = true
 		if !a.written {
-			a.written = true
-			a.of.making.Release(1)
+			a.begin()
 			a.Header().Del("Content-Length")
 			a.Header().Set("Retry-After", "5")
 			http.Error(a.ResponseWriter, errRefused.Error(), http.StatusServiceUnavailable)
@@ -92,16 +101,25 @@ func (a *answer) Write(body []byte) (int, error) {
 	}
 	a.held += n
 	if !a.written {
-		a.written = true
-		a.of.making.Release(1)
+		a.begin()
 		_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(ReadTime)) // tests use a writer without deadlines
 	}
 	return a.ResponseWriter.Write(body)
 }
 
-func (a *answer) close() {
-	if !a.written {
+// begin is called before the first byte.
+func (a *answer) begin() {
+	a.written = true
+	if a.making {
+		a.making = false
 		a.of.making.Release(1)
 	}
+}
+
+// Unwrap implements what http.ResponseController looks for.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func (a *answer) close() {
+	a.begin()
 	a.of.unread.Release(a.held)
 }

@@ -52,6 +52,44 @@ func TestAnswersBoundWhatIsUnread(t *testing.T) {
 	}
 }
 
+// A handler that calls Make itself holds its answer only, and shares the bound.
+func TestAnswersBoundUnread(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxQueries, cfg.MaxResultBytes = 1, 1<<20
+	answers := NewAnswers(cfg)
+	made, err := answers.Make(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := answers.BoundUnread(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { HTTPBody(w, "text/plain", []byte("x")) }))
+	ask := func() int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		return w.Code
+	}
+	if code := ask(); code != http.StatusOK {
+		t.Errorf("while another is made: %d", code)
+	}
+	release, err := answers.Hold(4 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code := ask(); code != http.StatusServiceUnavailable {
+		t.Errorf("beside too much that is unread: %d", code)
+	}
+	release()
+	made()
+	made() // once more frees nothing else
+	if again, err := answers.Make(t.Context()); err != nil || answers.making.TryAcquire(1) {
+		t.Errorf("two are made at a time: %v", err)
+	} else {
+		again()
+	}
+	if code := ask(); code != http.StatusOK {
+		t.Errorf("afterwards: %d", code)
+	}
+}
+
 // slowReader takes nothing until read is closed.
 type slowReader struct {
 	*httptest.ResponseRecorder

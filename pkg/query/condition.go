@@ -110,6 +110,10 @@ type Compare struct {
 	Value Literal
 }
 
+// MaxConditions bounds the conditions of a search: ClickHouse evaluates each of them for every
+// span.
+const MaxConditions = 100
+
 // compiler turns conditions into SQL over the columns of the view spans.
 type compiler struct {
 	*builder
@@ -172,8 +176,10 @@ func (e Compare) sql(c *compiler) (string, error) {
 		if e.Value.Kind != Text {
 			return "", e.bad("a pattern is a text in quotes")
 		}
-		if _, err := regexp.Compile(e.Value.Text); err != nil {
-			return "", e.bad("%v", err)
+		for _, pattern := range []string{e.Value.Text, anchored(e.Value.Text)} { // an open \Q is a pattern, but swallows the end of the other
+			if _, err := regexp.Compile(pattern); err != nil {
+				return "", e.bad("%v", err)
+			}
 		}
 	}
 	if e.Field.Scope == Intrinsic {
@@ -181,6 +187,9 @@ func (e Compare) sql(c *compiler) (string, error) {
 	}
 	return e.attribute(c)
 }
+
+// anchored returns a pattern that matches the whole text.
+func anchored(pattern string) string { return "^(?:" + pattern + ")$" }
 
 // text compares an expression whose value is text.
 func (e Compare) text(c *compiler, of string) (string, error) {
@@ -191,7 +200,7 @@ func (e Compare) text(c *compiler, of string) (string, error) {
 		if e.Op == NotMatch {
 			not = "NOT "
 		}
-		return fmt.Sprintf("%smatch(%s, %s)", not, of, c.arg("^(?:"+v.Text+")$")), nil
+		return fmt.Sprintf("%smatch(%s, %s)", not, of, c.arg(anchored(v.Text))), nil
 	case Equal, NotEqual:
 		if v.Kind == Number || v.Kind == Text || v.Kind == Truth || v.Kind == Word {
 			return fmt.Sprintf("%s %s %s", of, e.Op, c.arg(v.Text)), nil

@@ -221,7 +221,7 @@ func all(verdicts []Compare) (func(verdict string) bool, error) {
 			}
 			each = append(each, func(verdict string) bool { return (verdict == v.Value.Text) == (v.Op == Equal) })
 		case Match, NotMatch:
-			pattern, err := regexp.Compile("^(?:" + v.Value.Text + ")$")
+			pattern, err := regexp.Compile(anchored(v.Value.Text))
 			if err != nil {
 				return nil, v.bad("%v", err)
 			}

@@ -184,6 +184,9 @@ func searchOf(q *storage.TraceQueryParameters) (query.Search, error) {
 	if q == nil {
 		return query.Search{}, fmt.Errorf("%w: the query is missing", query.ErrBadRequest)
 	}
+	if n := len(q.Attributes); n > query.MaxConditions {
+		return query.Search{}, fmt.Errorf("%w: %d tags are more than %d", query.ErrBadRequest, n, query.MaxConditions)
+	}
 	var and query.And
 	is := func(f query.Field, op query.Op, v query.Literal) {
 		and = append(and, query.Compare{Field: f, Op: op, Value: v})

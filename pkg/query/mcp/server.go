@@ -61,6 +61,11 @@ func add[In any](s *Server, name, description string, f func(ctx context.Context
 			defer cancel()
 			defer context.AfterFunc(request, cancel)()
 		}
+		made, err := s.reader.Answers().Make(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer made()
 		out, err := f(ctx, in)
 		if err != nil {
 			return nil, nil, err
@@ -159,6 +164,8 @@ func (in search) validate() error {
 		return fmt.Errorf("minutes: %d is not between 1 and %d", in.Minutes, longest)
 	case in.MinMillis < 0 || in.MinMillis > mostMillis:
 		return fmt.Errorf("min_ms: %g is not between 0 and %g", in.MinMillis, mostMillis)
+	case len(in.Attributes) > query.MaxConditions:
+		return fmt.Errorf("attributes: %d are more than %d", len(in.Attributes), query.MaxConditions)
 	case in.Limit < 0:
 		return fmt.Errorf("limit: %d is not between 1 and 50", in.Limit)
 	}

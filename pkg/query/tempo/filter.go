@@ -21,7 +21,7 @@ func filterOf(text string) query.Expr {
 	}
 	var and query.And
 	for _, part := range conjuncts(text) {
-		if where, ok := understood("{" + part + "}"); ok && !everything(where) && len(and) < maxConditions {
+		if where, ok := understood("{" + part + "}"); ok && !everything(where) && len(and) < query.MaxConditions {
 			and = append(and, where)
 		}
 	}

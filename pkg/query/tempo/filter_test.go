@@ -45,7 +45,7 @@ func TestFilter(t *testing.T) {
 		`{ name = "a" } && { status = }`:                          nil,
 		`{ network.verdict = "reset" || name = "a" }`:             nil,
 		`{ name = "a" && ` + strings.Repeat("x", maxQueryBytes):   nil,
-		`{ x && ` + strings.Repeat(`status=error&&`, 500) + `x }`: query.And(repeat(failed, maxConditions)),
+		`{ x && ` + strings.Repeat(`status=error&&`, 500) + `x }`: query.And(repeat(failed, query.MaxConditions)),
 	} {
 		if diff := cmp.Diff(want, filterOf(text)); diff != "" {
 			t.Errorf("%.60s: -want +got:\n%s", text, diff)

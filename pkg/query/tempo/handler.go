@@ -181,6 +181,9 @@ func conditions(q url.Values) (parsed, error) {
 	if err != nil {
 		return p, err
 	}
+	if len(tags) > query.MaxConditions {
+		return p, fmt.Errorf("%w: %d tags are more than %d", query.ErrBadRequest, len(tags), query.MaxConditions)
+	}
 	for _, t := range tags {
 		f := query.Field{Scope: query.AnyScope, Name: t.key}
 		if known, ok := intrinsics[t.key]; ok {

@@ -96,8 +96,8 @@ func parse(text string) (parsed, error) {
 	if n := q.spansets(); n > maxSpansets {
 		return parsed{}, fmt.Errorf("%w: traceql: %d spansets are more than %d", query.ErrBadRequest, n, maxSpansets)
 	}
-	if n := q.conditions(); n > maxConditions {
-		return parsed{}, fmt.Errorf("%w: traceql: %d conditions are more than %d", query.ErrBadRequest, n, maxConditions)
+	if n := q.conditions(); n > query.MaxConditions {
+		return parsed{}, fmt.Errorf("%w: traceql: %d conditions are more than %d", query.ErrBadRequest, n, query.MaxConditions)
 	}
 	var p parsed
 	if p.where, err = q.expr(); err != nil {
@@ -145,10 +145,6 @@ func (p *parsed) mention(e query.Expr) {
 // maxSpansets bounds the spansets of a query. Each one that && joins is a query of its own
 // over the traces, and stands there twice.
 const maxSpansets = 6
-
-// maxConditions bounds the conditions of a query: ClickHouse evaluates each of them for every
-// span.
-const maxConditions = 100
 
 func (q *traceQL) all() []*spanset {
 	all := []*spanset{q.First}
