@@ -131,7 +131,7 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		stopEngine()
 		err = errors.Join(err, <-engineEnded)
 	}()
-	native, err := chdoor.Open(o.nativePort, engine.NativeAddr(), engine.HTTPAddr(), log)
+	native, err := chdoor.Open(o.nativePort, engine.NativeAddr(), log)
 	if err != nil {
 		return refusedPort("--clickhouse-native-port", o.nativePort, err)
 	}

@@ -11,8 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,15 +24,20 @@ import (
 
 // Door is a proxy for the native port of the embedded ClickHouse, whose library aborts
 // when a client fails to log in or resets an idle connection. The door answers failed logins
-// itself, completes those that a client leaves halfway, and ends every connection to the
+// itself, logs in to the engine in place of the client, and ends every connection to the
 // engine in order, whatever the client does. It does not look at what follows the login.
+//
+// The engine would also abort at a login with a database that does not exist, and a database may
+// be dropped at any time. So the door logs in without one, and then sends USE, which may fail.
 type Door struct {
 	listener net.Listener
 	native   string // host:port of the engine
-	http     string // the same, to ask which databases exist
 	log      *slog.Logger
 	places   chan struct{}
 	refusals chan struct{}
+
+	mu    sync.Mutex
+	hello map[uint64]int // bytes of the engine's hello by revision of the client's
 }
 
 const (
@@ -52,15 +56,15 @@ const (
 	copySize = 32 << 10
 )
 
-// Open listens on a loopback port, 0 for a free one. native and http are the ports of the
-// engine behind it, as host:port.
-func Open(port int, native, http string, log *slog.Logger) (*Door, error) {
+// Open listens on a loopback port, 0 for a free one. native is the port of the engine behind
+// it, as host:port.
+func Open(port int, native string, log *slog.Logger) (*Door, error) {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return nil, err
 	}
 	return &Door{
-		listener: listener, native: native, http: http, log: log,
+		listener: listener, native: native, log: log, hello: make(map[uint64]int),
 		places: make(chan struct{}, maxNativeClients), refusals: make(chan struct{}, maxRefusals),
 	}, nil
 }
@@ -124,7 +128,7 @@ func (d *Door) serve(ctx context.Context, client *net.TCPConn) {
 	}
 	hello, err := readHello(in)
 	if err == nil {
-		err = d.admit(ctx, hello)
+		err = admit(hello)
 	}
 	var refusal *refusedLogin
 	if errors.As(err, &refusal) {
@@ -134,38 +138,171 @@ func (d *Door) serve(ctx context.Context, client *net.TCPConn) {
 	if err != nil {
 		return // the client is gone, or the engine is starting again
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.native)
+	engine, err := d.dial(ctx)
 	if err != nil {
 		return
 	}
-	engine := conn.(*net.TCPConn) //nolint:forcetypeassert // a dialer of "tcp" makes no other
 	defer func() { _ = engine.Close() }()
-	if _, err := engine.Write(hello.raw); err != nil {
-		return
-	}
-	if errors.As(forward(engine, client, in, hello.revision), &refusal) {
-		refusal.tell(ctx, client)
+	// Closing before the engine does would reset the connection.
+	defer copyPlain(io.Discard, engine)
+	defer func() { _ = engine.CloseWrite() }()
+	out := bufio.NewReader(engine)
+	answer, ok, err := d.enter(ctx, hello, engine, out)
+	switch {
+	case err != nil:
+		d.log.Warn("cannot log a client in to the embedded ClickHouse", slog.Any("error", err))
+	case !ok:
+		_ = engine.CloseWrite()
+		lastWords(client, io.MultiReader(bytes.NewReader(answer), out))
+	default:
+		if _, err := client.Write(answer); err != nil {
+			return
+		}
+		if errors.As(forward(engine, client, in, out, hello.revision), &refusal) {
+			refusal.tell(ctx, client)
+		}
 	}
 }
 
+func (d *Door) dial(ctx context.Context) (*net.TCPConn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.native)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil //nolint:forcetypeassert // a dialer of "tcp" makes no other
+}
+
+// enter logs in to the engine in place of a client and chooses the client's database. It returns
+// the engine's hello for the client; or the beginning of what the engine says instead, and false.
+func (d *Door) enter(ctx context.Context, l login, engine *net.TCPConn, out *bufio.Reader) (answer []byte, ok bool, err error) {
+	size, err := d.helloSize(ctx, l)
+	if err != nil {
+		return nil, false, err
+	}
+	_ = engine.SetReadDeadline(time.Now().Add(loginTimeout))
+	defer func() { _ = engine.SetReadDeadline(time.Time{}) }()
+	if _, err := engine.Write(l.withoutDatabase()); err != nil {
+		return nil, false, err
+	}
+	begin, revision := readServerHello(out)
+	if revision == 0 {
+		return begin, false, nil
+	}
+	rest := make([]byte, max(0, size-len(begin)))
+	if _, err := io.ReadFull(out, rest); err != nil {
+		return nil, false, err
+	}
+	packets := emptyAddendum(l.revision)
+	if l.database != "" {
+		packets = append(packets, query(l.revision, "USE `"+identifier.Replace(l.database)+"`")...)
+	}
+	if _, err := engine.Write(packets); err != nil {
+		return nil, false, err
+	}
+	if l.database != "" {
+		code, err := out.ReadByte()
+		if err != nil {
+			return nil, false, err
+		}
+		if code != byte(proto.ServerCodeEndOfStream) {
+			return []byte{code}, false, nil
+		}
+	}
+	// The client speaks the older of the two revisions, so that it is one that the door knows.
+	known := len(binary.AppendUvarint(nil, revision))
+	begin = binary.AppendUvarint(begin[:len(begin)-known], min(revision, newestRevision))
+	return append(begin, rest...), true, nil
+}
+
+// helloSize returns how many bytes the engine's hello has. Its fields depend on the revision, and
+// nothing marks its end, so the first login of each revision is followed by a ping on a connection
+// of its own.
+func (d *Door) helloSize(ctx context.Context, l login) (int, error) {
+	d.mu.Lock()
+	size, ok := d.hello[l.revision]
+	d.mu.Unlock()
+	if ok {
+		return size, nil
+	}
+	engine, err := d.dial(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = engine.Close() }()
+	_ = engine.SetReadDeadline(time.Now().Add(loginTimeout))
+	_, err = engine.Write(append(append(l.withoutDatabase(), emptyAddendum(l.revision)...), byte(proto.ClientCodePing)))
+	if err != nil {
+		return 0, err
+	}
+	_ = engine.CloseWrite()
+	said, err := io.ReadAll(engine)
+	if err != nil {
+		return 0, err
+	}
+	if len(said) < 2 || said[0] != byte(proto.ServerCodeHello) || said[len(said)-1] != byte(proto.ServerCodePong) {
+		return 0, fmt.Errorf("unexpected answer %.100q", said)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hello[l.revision] = len(said) - 1
+	return len(said) - 1, nil
+}
+
+// query is a query without settings and data, in the protocol of a revision.
+func query(revision uint64, sql string) []byte {
+	var b proto.Buffer
+	version := int(revision)
+	b.PutUVarInt(uint64(proto.ClientCodeQuery))
+	b.PutString("") // its id
+	info := proto.ClientInfo{Query: proto.ClientQueryInitial, Interface: proto.InterfaceTCP, InitialAddress: "0.0.0.0:0", ProtocolVersion: version}
+	info.EncodeAware(&b, version)
+	if revision >= scriptRevision {
+		b.PutUVarInt(0)
+		b.PutUVarInt(0)
+	}
+	if revision >= jwtRevision {
+		b.PutBool(false)
+	}
+	b.PutString("") // no settings
+	if revision >= rolesRevision {
+		b.PutString("")
+	}
+	if proto.FeatureInterServerSecret.In(version) {
+		b.PutString("")
+	}
+	proto.StageComplete.Encode(&b)
+	proto.CompressionDisabled.Encode(&b)
+	b.PutString(sql)
+	if proto.FeatureParameters.In(version) {
+		b.PutString("")
+	}
+	b.PutUVarInt(uint64(proto.ClientCodeData)) // an empty block: no external tables
+	b.PutString("")
+	for range 3 { // info, columns, rows
+		b.PutUVarInt(0)
+	}
+	return b.Buf
+}
+
+// identifier escapes what ends a quoted identifier, or has a meaning in it.
+var identifier = strings.NewReplacer("`", "\\`", `\`, `\\`)
+
 // forward copies in both directions until the engine has closed. The client's end, in order
 // or not, becomes an orderly end at the engine, which is read until it closes too: closing
-// before would reset the connection. What the client sends first is the rest of its login,
-// which the engine gets whole; otherwise it gets an empty one, and forward returns why.
-func forward(engine, client *net.TCPConn, in *bufio.Reader, revision uint64) error {
-	out := bufio.NewReader(engine)
-	begin, serverRevision := readServerHello(out)
+// before would reset the connection. What the client sends first is the rest of its login, which the
+// engine has already; if it is not complete, forward returns why.
+func forward(engine, client *net.TCPConn, in, out *bufio.Reader, revision uint64) error {
 	answers := make(chan struct{})
 	go func() {
 		defer close(answers)
-		copyPlain(client, io.MultiReader(bytes.NewReader(begin), out))
+		copyPlain(client, out)
 		copyPlain(io.Discard, out) // the client is gone
 		_ = client.CloseRead()     // ends the other direction
 	}()
 	_ = client.SetReadDeadline(time.Now().Add(loginTimeout))
-	addendum, err := readAddendum(in, min(revision, serverRevision))
+	err := readAddendum(in, revision)
 	_ = client.SetReadDeadline(time.Time{})
-	if _, failed := engine.Write(addendum); err == nil && failed == nil {
+	if err == nil {
 		copyPlain(engine, in)
 	}
 	_ = engine.CloseWrite()
@@ -185,10 +322,23 @@ func copyPlain(to io.Writer, from io.Reader) {
 
 // login is what a client says first.
 type login struct {
-	raw                      []byte
-	revision                 uint64 // of the protocol, the newest that the client speaks
+	client                   []byte // code, name and version
+	revision                 uint64 // of the protocol: the newest that the client and the door know
 	database, user, password string
 }
+
+// withoutDatabase is the login of the engine's user.
+func (l login) withoutDatabase() []byte {
+	b := proto.Buffer{Buf: slices.Clone(l.client)}
+	b.PutUVarInt(l.revision)
+	b.PutString("")
+	b.PutString(user)
+	b.PutString("")
+	return b.Buf
+}
+
+// user is the only one of the engine. It has no password.
+const user = "default"
 
 // refusedLogin is a login that ClickHouse would refuse with an exception of the same code.
 type refusedLogin struct {
@@ -213,10 +363,12 @@ func (r *refusedLogin) packet() []byte {
 // tell sends the refusal and reads until the client, too, has closed: closing before would
 // reset the connection, and the client could lose what it was told.
 func (r *refusedLogin) tell(_ context.Context, client *net.TCPConn) {
+	lastWords(client, bytes.NewReader(r.packet()))
+}
+
+func lastWords(client *net.TCPConn, words io.Reader) {
 	_ = client.SetDeadline(time.Now().Add(refusalTimeout))
-	if _, err := client.Write(r.packet()); err != nil {
-		return
-	}
+	copyPlain(client, words)
 	_ = client.CloseWrite()
 	copyPlain(io.Discard, client)
 }
@@ -266,8 +418,8 @@ func readHello(in *bufio.Reader) (login, error) {
 		p.err = &refusedLogin{proto.ErrUnexpectedPacketFromClient, fmt.Sprintf("unexpected packet from client: expected Hello, got %d", code)}
 	}
 	_, _, _ = p.text(), p.number(), p.number()
-	l := login{revision: p.number(), database: p.text(), user: p.text(), password: p.text()}
-	l.raw = p.raw
+	client := slices.Clone(p.raw)
+	l := login{client: client, revision: min(p.number(), newestRevision), database: p.text(), user: p.text(), password: p.text()}
 	return l, p.err
 }
 
@@ -282,81 +434,60 @@ func readServerHello(in *bufio.Reader) (raw []byte, revision uint64) {
 	return p.raw, p.number()
 }
 
+// Revisions of the protocol, and what is new with them.
 const (
-	// chunkedRevision is the first whose addendum names how the client sends and receives.
-	chunkedRevision = 54470
-	// replicasRevision is the first whose addendum has the version of parallel replicas.
-	replicasRevision = 54471
+	chunkedRevision  = 54470 // the addendum names how the client sends and receives
+	replicasRevision = 54471 // the addendum has the version of parallel replicas
+	rolesRevision    = 54472 // a query has roles
+	scriptRevision   = 54475 // a query has its place in a script
+	jwtRevision      = 54476 // a query may have a token
+	// newestRevision is the newest that the door knows, and so the newest that clients use.
+	newestRevision = 54480
 )
 
-// readAddendum reads what a client sends after the hello of the engine, where both speak
-// revision. With an error comes one that is complete and says nothing.
-func readAddendum(in *bufio.Reader, revision uint64) (raw []byte, err error) {
+// emptyAddendum is what follows the hello of a client that has nothing to say.
+func emptyAddendum(revision uint64) (raw []byte) {
+	if revision >= uint64(proto.FeatureAddendum) {
+		raw = append(raw, 0)
+	}
+	if revision >= chunkedRevision {
+		raw = append(raw, 0, 0)
+	}
+	if revision >= replicasRevision {
+		raw = append(raw, 0)
+	}
+	return raw
+}
+
+// readAddendum reads what a client sends after the hello of the engine.
+func readAddendum(in *bufio.Reader, revision uint64) error {
 	p := packetReader{in: in}
-	var empty []byte
 	if revision >= uint64(proto.FeatureAddendum) {
 		p.text() // the quota key
-		empty = append(empty, 0)
 	}
 	if revision >= chunkedRevision {
 		for _, direction := range []string{"send", "recv"} {
 			if how := p.text(); strings.HasPrefix(how, "chunked") {
 				p.err = &refusedLogin{proto.ErrNetworkError, "Incompatible protocol: " + direction + " is notchunked, client requested " + how}
 			}
-			empty = append(empty, 0)
 		}
 	}
 	if revision >= replicasRevision {
 		p.number()
-		empty = append(empty, 0)
 	}
-	if p.err != nil {
-		return empty, p.err
-	}
-	return p.raw, nil
+	return p.err
 }
 
-// admit returns a refusedLogin unless the engine would take the login.
-func (d *Door) admit(ctx context.Context, l login) error {
+// admit returns a refusedLogin unless the engine would take the user.
+func admit(l login) error {
 	if l.user == "" { // at which the library aborts as well
 		return &refusedLogin{proto.ErrUnexpectedPacketFromClient, "unexpected packet from client: no user in Hello package"}
 	}
-	if l.user != "default" || l.password != "" {
+	if l.user != user || l.password != "" {
 		return &refusedLogin{
 			proto.ErrAuthenticationFailed,
 			l.user + ": authentication failed: the embedded ClickHouse has one user, default, without a password",
 		}
 	}
-	if l.database == "" {
-		return nil
-	}
-	exists, err := d.hasDatabase(ctx, l.database)
-	if err == nil && !exists {
-		err = &refusedLogin{proto.ErrUnknownDatabase, "Database " + l.database + " does not exist"}
-	}
-	return err
-}
-
-// escape is what ClickHouse undoes in the value of a query's parameter.
-var escape = strings.NewReplacer(`\`, `\\`, "\t", `\t`, "\n", `\n`)
-
-func (d *Door) hasDatabase(ctx context.Context, name string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
-	defer cancel()
-	parameters := url.Values{"query": {"SELECT count() FROM system.databases WHERE name = {name:String}"}, "param_name": {escape.Replace(name)}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/?"+parameters.Encode(), http.NoBody)
-	if err != nil {
-		return false, err
-	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxLoginText))
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return false, fmt.Errorf("look for database %s: %s %s: %w", name, resp.Status, body, err)
-	}
-	return strings.TrimSpace(string(body)) != "0", nil
+	return nil
 }

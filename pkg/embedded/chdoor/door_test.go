@@ -11,6 +11,8 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +35,7 @@ func TestMain(m *testing.M) {
 func throughDoor(t *testing.T) (*Door, *chengine.Engine) {
 	t.Helper()
 	engine := chtest.Start(t, chengine.Options{})
-	door, err := Open(0, engine.NativeAddr(), engine.HTTPAddr(), slog.New(slog.DiscardHandler))
+	door, err := Open(0, engine.NativeAddr(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,14 +62,17 @@ const (
 )
 
 // hello is the hello of a client that speaks revision.
-func hello(revision uint64) []byte {
+func hello(revision uint64) []byte { return helloTo("", revision) }
+
+// helloTo names a database.
+func helloTo(database string, revision uint64) []byte {
 	var b proto.Buffer
 	b.PutUVarInt(uint64(proto.ClientCodeHello))
 	b.PutString("test")
 	for _, n := range []uint64{21, 1, revision} {
 		b.PutUVarInt(n)
 	}
-	b.PutString("") // the database
+	b.PutString(database)
 	b.PutString("default")
 	b.PutString("")
 	return b.Buf
@@ -304,8 +310,8 @@ func TestDoorForwards(t *testing.T) {
 func TestDoorFindsOddDatabases(t *testing.T) {
 	door, engine := throughDoor(t)
 	direct := chtest.Open(t, engine)
-	for _, name := range []string{`a\b`, "a\tb", "a\nb", `\x64efault`, "ä'"} {
-		if err := direct.Exec(t.Context(), "CREATE DATABASE `"+strings.ReplaceAll(name, `\`, `\\`)+"`"); err != nil {
+	for _, name := range []string{`a\b`, "a\tb", "a\nb", `\x64efault`, "ä'", "a`b", `a\`} {
+		if err := direct.Exec(t.Context(), "CREATE DATABASE `"+strings.NewReplacer(`\`, `\\`, "`", "\\`").Replace(name)+"`"); err != nil {
 			t.Fatal(err)
 		}
 		var got string
@@ -333,6 +339,106 @@ func TestDoorForwardsAfterTheAddendum(t *testing.T) {
 		said, err := io.ReadAll(conn)
 		if err != nil || !bytes.HasSuffix(said, []byte{byte(proto.ServerCodePong)}) {
 			t.Errorf("revision %d: %q, %v; want a pong at the end", revision, said, err)
+		}
+	}
+}
+
+// Every revision of the protocol can name a database.
+func TestDoorChoosesTheDatabase(t *testing.T) {
+	door, engine := throughDoor(t)
+	for _, revision := range []uint64{
+		oldRevision, 54060, 54372, 54401, 54406, 54429, 54441, 54442, 54448, 54449, 54453, 54458, 54459, 54460, 54461, 54462, 54469, 54470, 54471, 54472, 54473, 54474, 54475, 54476, 54477, 54478, 54479,
+		54480, 54481, newRevision, 99999,
+	} {
+		for database, want := range map[string]proto.ServerCode{"default": proto.ServerCodePong, "nope": proto.ServerCodeException} {
+			conn, err := net.Dial("tcp", door.Addr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			rest := emptyAddendum(min(revision, newestRevision))
+			if _, err := conn.Write(append(append(helloTo(database, revision), rest...), byte(proto.ClientCodePing))); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			said, err := io.ReadAll(conn)
+			if err != nil || len(said) < 5 {
+				t.Fatalf("revision %d, database %s: %q, %v", revision, database, said, err)
+			}
+			if want == proto.ServerCodeException {
+				if said[0] != byte(want) || binary.LittleEndian.Uint32(said[1:]) != uint32(proto.ErrUnknownDatabase) {
+					t.Errorf("revision %d: %q, want that the database is unknown", revision, said)
+				}
+			} else if said[0] != byte(proto.ServerCodeHello) || said[len(said)-1] != byte(want) {
+				t.Errorf("revision %d: %q, want a hello and a pong", revision, said)
+			}
+		}
+	}
+	if err := engine.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that leaves within a packet does the engine no harm. Nor does one that falls silent there: the engine
+// closes the connection in order after its receive_timeout of 300 s, too long for a test.
+func TestDoorOutlivesHalfPackets(t *testing.T) {
+	door, engine := throughDoor(t)
+	for _, half := range []string{"\x01", "\x01\x05ab", "\x01\x00\x01", "\x02", "\x02\x00\x01"} {
+		conn := dialRaw(t, door, oldRevision)
+		if _, err := io.WriteString(conn, half); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if said, err := io.ReadAll(conn); err != nil { // until the engine has closed
+			t.Errorf("%q: %q, %v", half, said, err)
+		}
+		if err := chtest.Open(t, engine).Ping(t.Context()); err != nil {
+			t.Fatalf("after %q: %v (engine: %v)", half, err, engine.Err())
+		}
+	}
+}
+
+// A database may be dropped while clients log in to it.
+func TestDoorOutlivesDroppedDatabases(t *testing.T) {
+	door, engine := throughDoor(t)
+	direct := chtest.Open(t, engine)
+	ctx, stop := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	defer func() { stop(); clients.Wait() }()
+	var in, refused atomic.Int64
+	for range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				conn, err := net.Dial("tcp", door.Addr())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = conn.Write(helloTo("gone", oldRevision))
+				switch first, _ := bufio.NewReader(conn).ReadByte(); proto.ServerCode(first) { //nolint:exhaustive // others are no answers to a login
+				case proto.ServerCodeHello:
+					in.Add(1)
+				case proto.ServerCodeException:
+					refused.Add(1)
+				}
+				_ = conn.Close()
+			}
+		})
+	}
+	for range 10 {
+		for _, step := range []struct {
+			sql     string
+			outcome *atomic.Int64
+		}{{"CREATE DATABASE gone", &in}, {"DROP DATABASE gone", &refused}} {
+			if err := direct.Exec(t.Context(), step.sql); err != nil {
+				t.Fatalf("%v (engine: %v)", err, engine.Err())
+			}
+			before := step.outcome.Load()
+			wait.Until(t, "clients see it", func() bool { return step.outcome.Load() > before })
 		}
 	}
 }
@@ -418,7 +524,7 @@ func (l *brokenListener) Accept() (net.Conn, error) {
 func TestDoorOutlivesFailedAccepts(t *testing.T) {
 	engine := chtest.Start(t, chengine.Options{})
 	var log bytes.Buffer
-	door, err := Open(0, engine.NativeAddr(), engine.HTTPAddr(), slog.New(slog.NewTextHandler(&log, nil)))
+	door, err := Open(0, engine.NativeAddr(), slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,7 +544,7 @@ func TestDoorOutlivesFailedAccepts(t *testing.T) {
 
 // Who takes the native port for the HTTP port is told.
 func TestDoorAnswersHTTP(t *testing.T) {
-	door, err := Open(0, "", "", slog.New(slog.DiscardHandler))
+	door, err := Open(0, "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
