@@ -19,7 +19,8 @@ import (
 	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 )
 
 // API speaks as much of the Kubernetes API as an agent needs: lists, watches, leases with
@@ -40,6 +41,15 @@ type API struct {
 	cut     chan struct{}  // closed when connections are
 	asked   map[string]int // requests, by what
 }
+
+// codecs decode leases. Those of client-go know all APIs of Kubernetes, which a test would link.
+var codecs = func() serializer.CodecFactory {
+	known := runtime.NewScheme()
+	if err := coordination.AddToScheme(known); err != nil {
+		panic(err)
+	}
+	return serializer.NewCodecFactory(known)
+}()
 
 // Object is a pod, a service, an endpoint slice or a lease.
 type Object interface {
@@ -315,7 +325,7 @@ func (a *API) lease(w http.ResponseWriter, r *http.Request, name string) {
 		return // cut
 	}
 	l := new(coordination.Lease)
-	if _, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, l); err != nil {
+	if _, _, err := codecs.UniversalDeserializer().Decode(body, nil, l); err != nil {
 		a.t.Error(err)
 	}
 	key := l.Namespace + "/" + l.Name
