@@ -650,7 +650,8 @@ AS SELECT
         receive_window_limited_us, send_buffer_limited_us, busy_us, refused, accept_queue_full, unread_bytes, greatest(retransmit_timeout_us, 200000 * retransmits),
         rtt_max_us, rtt_usual_us, rtt_longer_us, queue_us,
         query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up,
-        rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3))] AS counters
+        rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3)),
+        receive_window_limited_us * (20 * retransmits <= segments_sent)] AS counters
 FROM
 (
     SELECT
@@ -664,7 +665,7 @@ FROM
     FROM metaflow.flows_distributed
     WHERE role != 'unknown'
 )
-COMMENT 'made by metaflow-server, form c50331c909dda2c5';
+COMMENT 'made by metaflow-server, form ac071171620a185b';
 
 CREATE OR REPLACE VIEW metaflow.trace_network ON CLUSTER 'metaflow' AS
 WITH
@@ -733,7 +734,7 @@ WITH
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, 20 / 100, 0, 1 / 100, 1 / 100, 0, 0, 0.99, 0, 0],
-                            [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
+                            [14, 15, 1, 2, 3, 27, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
                             [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
@@ -750,8 +751,8 @@ WITH
                     (
                         SELECT
                             span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 26),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]) AS counters,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
                             (side.2 > 0) * (flow_start <= late) * (flow_end >= early)
                                 * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
@@ -967,7 +968,7 @@ WITH
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, {window_percent:Float64} / 100, 0, {retransmit_percent:Float64} / 100, {retransmit_percent:Float64} / 100, 0, 0, 0.99, 0, 0],
-                            [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
+                            [14, 15, 1, 2, 3, 27, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
                             [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
@@ -984,8 +985,8 @@ WITH
                     (
                         SELECT
                             span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 26),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]) AS counters,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
                             (side.2 > 0) * (flow_start <= late) * (flow_end >= early)
                                 * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
@@ -1497,7 +1498,7 @@ WITH
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * timeouts >= harmed_near), 1) > 0, 'timed out',
-                (100 * receive_window_limited_us > 20 * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                (100 * receive_window_limited_us > 20 * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
                 if(traced, (harm > 0) * ((100 * retransmits > 1 * segments_sent) + (lossy_retransmits >= 3)),
@@ -1633,7 +1634,7 @@ WITH
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * timeouts >= harmed_near), 1) > 0, 'timed out',
-                (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * traced * (harm > 0) > 0, 'receiver''s window full',
+                (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
                 if(traced, (harm > 0) * ((100 * retransmits > {retransmit_percent:Float64} * segments_sent) + (lossy_retransmits >= 3)),

@@ -165,7 +165,9 @@ AS SELECT
         rtt_max_us, rtt_usual_us, rtt_longer_us, queue_us,
         query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up,
         -- What longer round trips cost: a window of ten segments takes one, and windows grow.
-        rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3))] AS counters
+        rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3)),
+        -- Behind a lost segment the receiver keeps what it cannot hand over yet: a window full of that is the network's.
+        receive_window_limited_us * (20 * retransmits <= segments_sent)] AS counters
 FROM
 (
     SELECT

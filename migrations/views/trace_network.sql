@@ -220,7 +220,7 @@ WITH
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
                             [0, 0, 0, 0, 0, {{.WindowPercent}} / 100, 0, {{.RetransmitPercent}} / 100, {{.RetransmitPercent}} / 100, 0, 0, 0.99, 0, 0],
-                            [14, 15, 1, 2, 3, 11, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
+                            [14, 15, 1, 2, 3, 27, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
                             [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
                         multiIf(
                             fits = 0, 99,
@@ -239,8 +239,8 @@ WITH
                             span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                             -- A row ends with its connection: what cut it off after the span did
                             -- the span no harm.
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 26),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]) AS counters,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
                             (side.owner > 0) * (flow_start <= late) * (flow_end >= early)
                                 * multiIf(pod_uid = '', 1, side.pod_uid = '', 1, pod_uid = side.pod_uid) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.far_ips, peer_ip) AS to_peer,

@@ -193,6 +193,12 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 9/1"},
 			[]string{"shop -> cart: timed out"},
 		},
+		"loss fills the receiver's window": {
+			cat(calls(20, shopSpan, cartSpan), calls(4, shopSpan.with(slow), cartSpan)),
+			both(shopEnd, cartEnd, lossy.with(sqlRow{"segments_sent": "60", "busy_us": "1000000", "receive_window_limited_us": "900000"})),
+			[]string{"shop -> cart 24/0"},
+			[]string{"shop -> cart: retransmission"},
+		},
 		"a farther server": {
 			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
 			[]string{"shop -> cart 20/0"},

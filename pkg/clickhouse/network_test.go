@@ -127,6 +127,16 @@ func TestTraceNetwork(t *testing.T) {
 			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, busy: 100_000, window: 90_000}, clean[1]},
 			result{"c": "ip and port/receiver's window full", "d": "ip/receiver's window full"},
 		},
+		"loss fills the receiver's window": {
+			[]spanRow{client, server},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, segments: 60, retransmits: 5, retransmitted: 5000, busy: 100_000, window: 90_000}, clean[1]},
+			result{"c": "ip and port/retransmission", "d": "ip/retransmission"},
+		},
+		"the receiver does not read, and little is lost": {
+			[]spanRow{client, server},
+			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, segments: 100, retransmits: 5, retransmitted: 5000, busy: 100_000, window: 90_000}, clean[1]},
+			result{"c": "ip and port/receiver's window full", "d": "ip/receiver's window full"},
+		},
 		"cut off": {
 			[]spanRow{client},
 			[]flowRow{{role: "client", ip: a, peer: b, peerPort: 80, resets: 1, to: 40 * time.Millisecond}},
