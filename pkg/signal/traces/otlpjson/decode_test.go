@@ -1,6 +1,7 @@
 package otlpjson_test
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strings"
@@ -319,11 +320,14 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// fill sets every single message field outside of a oneof, as the collector does of some of them.
+// fill sets every single message field outside of a oneof, as the collector does of some of them, and
+// clears ids of zeros, which the collector takes for none.
 func fill(m protoreflect.Message) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		switch f := fields.Get(i); {
+		case f.Kind() == protoreflect.BytesKind && strings.HasSuffix(string(f.Name()), "_id") && len(bytes.Trim(m.Get(f).Bytes(), "\x00")) == 0:
+			m.Clear(f)
 		case f.Kind() != protoreflect.MessageKind:
 		case f.IsList():
 			for j := range m.Get(f).List().Len() {
