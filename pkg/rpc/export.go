@@ -10,11 +10,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
+	"github.com/metaflowys/metaflow-server/pkg/rpc/agentauth"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/tokens"
 	"github.com/metaflowys/metaflow-server/schema"
@@ -87,7 +87,7 @@ func (s *Server) admit(ctx context.Context, info *tap.Info) (context.Context, er
 func (s *Server) authorize(ctx context.Context, method string) (err error) {
 	agent := ""
 	if s.auth != nil {
-		agent = firstValue(ctx, schema.MetadataAgent)
+		agent = agentauth.Metadata(ctx, schema.MetadataAgent)
 	}
 	switch {
 	case agent != "":
@@ -113,7 +113,7 @@ const healthService = "/grpc.health.v1.Health/"
 
 // bearing refuses a caller without one of the tokens. A nil set asks for none.
 func bearing(ctx context.Context, known *tokens.Set, key string) error {
-	if known == nil || known.Match(tokens.Bearer(firstValue(ctx, metadataAuthorization))).Known() {
+	if known == nil || known.Match(tokens.Bearer(agentauth.Metadata(ctx, metadataAuthorization))).Known() {
 		return nil
 	}
 	return status.Errorf(codes.Unauthenticated, "the bearer token is missing or wrong: send one of %s as authorization: Bearer TOKEN", key)
@@ -189,8 +189,8 @@ func (s *Server) requestOf(ctx context.Context, m *message) signal.Request {
 	return signal.Request{
 		Body:     *m.body,
 		Lender:   m,
-		Agent:    firstValue(ctx, schema.MetadataAgent),
-		Resend:   firstValue(ctx, schema.MetadataResend) == "1" && (s.auth == nil || s.auth.Authenticated(ctx)),
+		Agent:    agentauth.Metadata(ctx, schema.MetadataAgent),
+		Resend:   agentauth.Metadata(ctx, schema.MetadataResend) == "1" && (s.auth == nil || s.auth.Authenticated(ctx)),
 		Received: receivedOf(ctx),
 		Peer:     peerOf(ctx),
 	}
@@ -198,18 +198,11 @@ func (s *Server) requestOf(ctx context.Context, m *message) signal.Request {
 
 // receivedOf returns the zero time for an invalid time.
 func receivedOf(ctx context.Context) time.Time {
-	ns, err := strconv.ParseInt(firstValue(ctx, schema.MetadataReceived), 10, 64)
+	ns, err := strconv.ParseInt(agentauth.Metadata(ctx, schema.MetadataReceived), 10, 64)
 	if err != nil || ns <= 0 {
 		return time.Time{}
 	}
 	return time.Unix(0, ns)
-}
-
-func firstValue(ctx context.Context, key string) string {
-	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
-		return values[0]
-	}
-	return ""
 }
 
 func peerOf(ctx context.Context) netip.AddrPort {

@@ -151,7 +151,7 @@ func (g *Guard) stranger(agent string) error {
 // installation. Without configured credentials, every caller counts as authenticated.
 func (g *Guard) Authenticated(ctx context.Context) bool {
 	if g.opts.Tokens != nil {
-		if known, _ := g.opts.Tokens(first(ctx, schema.MetadataToken)); known {
+		if known, _ := g.opts.Tokens(Metadata(ctx, schema.MetadataToken)); known {
 			return true
 		}
 	}
@@ -173,7 +173,7 @@ func (g *Guard) MayJoin(ctx context.Context, agent string, group ...string) erro
 		return nil
 	}
 	if g.opts.Tokens != nil {
-		if _, good := g.opts.Tokens(first(ctx, schema.MetadataToken), group...); good {
+		if _, good := g.opts.Tokens(Metadata(ctx, schema.MetadataToken), group...); good {
 			return nil
 		}
 	}
@@ -224,7 +224,7 @@ func (g *Guard) Joined(agent string) (at time.Time, ok bool) {
 
 // credentialsOf returns the hashes of a caller's credentials, strongest first.
 func credentialsOf(ctx context.Context) (shown []string) {
-	if secret := first(ctx, schema.MetadataSecret); secret != "" {
+	if secret := Metadata(ctx, schema.MetadataSecret); secret != "" {
 		shown = append(shown, hashed("secret", secret))
 	}
 	if name := nameOf(certificateOf(ctx)); name != "" {
@@ -270,7 +270,8 @@ func nameOf(c *x509.Certificate) string {
 	}
 }
 
-func first(ctx context.Context, key string) string {
+// Metadata returns the first value that a caller sent under a key, and "" without one.
+func Metadata(ctx context.Context, key string) string {
 	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
 		return values[0]
 	}
