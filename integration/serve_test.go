@@ -14,12 +14,12 @@ import (
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
@@ -243,12 +243,8 @@ func TestKafkaDown(t *testing.T) {
 }
 
 func hasRetryInfo(err error) bool {
-	for _, d := range status.Convert(err).Details() {
-		if info, ok := d.(*errdetails.RetryInfo); ok && info.GetRetryDelay().AsDuration() > 0 {
-			return true
-		}
-	}
-	return false
+	delay, _ := otlptest.RetryDelay(err)
+	return delay > 0
 }
 
 // A server starts before its engines, waits for them, reports what it waits

@@ -18,7 +18,6 @@ import (
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"golang.org/x/time/rate"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -201,14 +200,10 @@ func grpcOutcome(err error) outcome {
 	if err == nil {
 		return outcome{}
 	}
-	s, o := status.Convert(err), outcome{err: err}
-	asked := false
-	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.RetryInfo); ok {
-			o.pause, asked = info.GetRetryDelay().AsDuration(), true
-		}
-	}
-	switch s.Code() {
+	o := outcome{err: err}
+	var asked bool
+	o.pause, asked = otlptest.RetryDelay(err)
+	switch status.Code(err) {
 	case codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss:
 	case codes.ResourceExhausted:
 		o.final = !asked

@@ -19,7 +19,6 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -254,10 +253,8 @@ func overGRPC(conn *grpc.ClientConn) sender {
 			return answer{unanswered: true}
 		}
 		a := answer{text: fmt.Sprintf("%v %q", err, reply)}
-		for _, detail := range st.Details() {
-			if info, ok := detail.(*errdetails.RetryInfo); ok && st.Code() == codes.Unavailable {
-				a.pause = info.GetRetryDelay().AsDuration()
-			}
+		if st.Code() == codes.Unavailable {
+			a.pause, _ = otlptest.RetryDelay(err)
 		}
 		return a
 	}

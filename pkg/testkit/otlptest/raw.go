@@ -3,7 +3,10 @@ package otlptest
 import (
 	"fmt"
 	"io"
+	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -43,4 +46,15 @@ func (p Precompressed) Type() string { return string(p) }
 func (Precompressed) Do(w io.Writer, b []byte) error {
 	_, err := w.Write(b)
 	return err
+}
+
+// RetryDelay returns how long a server asks to wait before the request is sent again; ok is false if err does not
+// ask.
+func RetryDelay(err error) (delay time.Duration, ok bool) {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok {
+			return info.GetRetryDelay().AsDuration(), true
+		}
+	}
+	return 0, false
 }
