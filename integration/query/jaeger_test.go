@@ -332,7 +332,7 @@ func TestJaegerGivesUpUnreadTraces(t *testing.T) {
 	}
 	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
 	cfg := config()
-	cfg.MaxResultBytes = 8 << 20
+	cfg.MaxResultBytes = 32 << 20 // so that all of them may wait
 	r, _ := reader(t, cfg)
 	addr := serveJaeger(t, r, time.Second)
 	find := during(&storage.TraceQueryParameters{OperationName: "unread"})
