@@ -33,7 +33,8 @@ type ReadLimits struct {
 }
 
 // Reader runs read-only queries within limits: ClickHouse refuses statements that change
-// anything and settings that lift a limit. It is safe for concurrent use.
+// anything and settings that lift a limit, but not SETTINGS max_memory_usage = DEFAULT:
+// callers must refuse that. It is safe for concurrent use.
 type Reader struct {
 	conn   driver.Conn
 	limits ReadLimits
@@ -84,7 +85,7 @@ const answerTimeout = 5 * time.Second
 
 func (l ReadLimits) settings() clickhouse.Settings {
 	return clickhouse.Settings{
-		// 1 forbids to change settings as well, so the statement cannot lift a limit.
+		// 1 forbids to change settings as well.
 		"readonly":             1,
 		"allow_ddl":            0,
 		"max_execution_time":   l.Time.Seconds(),

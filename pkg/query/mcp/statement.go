@@ -8,7 +8,8 @@ import (
 
 // reads refuses statements that do more than read tables. ClickHouse refuses changes by
 // itself, but a user with readonly = 1 may still end its own queries, read files with the
-// function file(), and open connections with DESCRIBE url(...).
+// function file(), open connections with DESCRIBE url(...), and lift a limit with SETTINGS
+// max_memory_usage = DEFAULT, which no constraint of settings holds back.
 //
 // It need not understand SQL, but must see each name that ClickHouse sees. Syntax that hides
 // names, such as escapes in quoted names, is refused.
@@ -20,6 +21,9 @@ func reads(statement string) error {
 	for i, t := range tokens {
 		if refusedName(t, i+1 < len(tokens) && tokens[i+1].is("(")) {
 			return fmt.Errorf("%s is refused: it can reach files, other hosts or hidden SQL; choose another name if it is yours", t.text)
+		}
+		if i > 0 && tokens[i-1].is("=") && t.kind == bareWord && strings.EqualFold(t.text, "DEFAULT") {
+			return fmt.Errorf("= %s is refused: it can lift the limits of a query; quote it if it is a name", t.text)
 		}
 	}
 	rest := tokens
