@@ -16,10 +16,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/query"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // engine holds the hour that has just passed.
 var engine *chengine.Engine
+
+// reads is the user of all interfaces, with the grants that `migrate up` gives such a user.
+const reads = "metaflow_query"
 
 func TestMain(m *testing.M) {
 	chengine.MaybeRunChild()
@@ -34,6 +38,10 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	ctx := context.Background()
+	if err := chtest.AddUsers(dir, chtest.User{Name: reads, Grants: []string{"SELECT ON metaflow.*"}}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if engine, err = chengine.Start(ctx, chengine.Options{DataDir: dir}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -71,7 +79,7 @@ func config() query.Config {
 func reader(t *testing.T, cfg query.Config) (*query.Reader, *clickhouse.Reader) {
 	t.Helper()
 	ch := clickhouse.DefaultConfig()
-	ch.Addresses = []string{engine.NativeAddr()}
+	ch.Addresses, ch.Username = []string{engine.NativeAddr()}, reads
 	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, Bytes: cfg.MaxResultBytes, AtOnce: cfg.MaxQueries}, nil)
 	if err != nil {
 		t.Fatal(err)

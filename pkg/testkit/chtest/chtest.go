@@ -6,7 +6,11 @@
 package chtest
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -62,4 +66,31 @@ func Open(t testing.TB, e *chengine.Engine) driver.Conn {
 		}
 	})
 	return conn
+}
+
+// User is a user without a password, beside the user default who may do everything.
+type User struct {
+	Name   string
+	Grants []string // such as "SELECT ON metaflow.*"
+	// Queries is how many queries the user may run; 0 means no limit. Those that read system
+	// tables only do not count.
+	Queries int
+}
+
+// AddUsers adds users to an engine that has not started yet.
+func AddUsers(dataDir string, users ...User) error {
+	var all, quotas bytes.Buffer
+	for _, u := range users {
+		fmt.Fprintf(&all, "  <%s><password></password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>%[1]s</quota><grants>\n", u.Name)
+		for _, grant := range u.Grants {
+			fmt.Fprintf(&all, "    <query>GRANT %s</query>\n", grant)
+		}
+		fmt.Fprintf(&all, "  </grants></%s>\n", u.Name)
+		fmt.Fprintf(&quotas, "  <%s><interval><duration>1000000000</duration><queries>%d</queries></interval></%[1]s>\n", u.Name, u.Queries)
+	}
+	dir := filepath.Join(dataDir, "conf.d") // ClickHouse merges it with the configuration beside it
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "users.xml"), fmt.Appendf(nil, "<clickhouse>\n<users>\n%s</users>\n<quotas>\n%s</quotas>\n</clickhouse>\n", all.String(), quotas.String()), 0o600)
 }
