@@ -98,9 +98,9 @@ func renderConfig(o Options, dir, name string, at ports) []byte {
 	// attribute's value uses its index only if map keys are not read as subcolumns.
 	b.WriteString("  <profiles><default><poll_interval>1</poll_interval>" +
 		"<optimize_functions_to_subcolumns>0</optimize_functions_to_subcolumns></default></profiles>\n")
-	// Only a full server reads the following: a user without a password, from this
-	// machine.
-	element("user_files_path", dir+"/user_files/")
+	element("user_files_path", dir+"/user_files/") // only a full server reads this
+	// A user without a password, from this machine. The library has no place for users made
+	// by SQL.
 	fmt.Fprintf(&b, "  <user_directories><users_xml><path>%s</path></users_xml></user_directories>\n", configFile)
 	b.WriteString("  <users><default><password></password><networks><ip>127.0.0.1</ip><ip>::1</ip></networks>" +
 		"<profile>default</profile><quota>default</quota><access_management>1</access_management></default></users>\n")
