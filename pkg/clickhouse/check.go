@@ -125,6 +125,10 @@ func (c *checker) keeper(ctx context.Context, nodes []place) {
 				continue
 			}
 		}
+		if code, _, _ := exception(err); code == proto.ErrAccessDenied {
+			c.found("Keeper", n.addr, readable(err).Error(), "grant SELECT on system.zookeeper")
+			continue
+		}
 		if err != nil {
 			c.found("Keeper", n.addr, readable(err).Error(), fix)
 			continue
@@ -184,6 +188,13 @@ func (c *checker) privileges() []string {
 	}
 	for _, table := range []string{"clusters", "disks", "merge_tree_settings", "parts", "processes", "replicas", "settings", "tables"} {
 		list = append(list, "SELECT ON system."+table)
+	}
+	engines := []string{"AggregatingMergeTree", "MergeTree", "ReplacingMergeTree"}
+	if c.cfg.Cluster != "" {
+		engines = []string{"Distributed", "ReplicatedAggregatingMergeTree", "ReplicatedMergeTree", "ReplicatedReplacingMergeTree"}
+	}
+	for _, engine := range engines {
+		list = append(list, "TABLE ENGINE ON "+engine)
 	}
 	if c.cfg.Cluster != "" {
 		list = append(list, "CLUSTER ON *.*", "REMOTE ON *.*", "SYSTEM SYNC REPLICA ON "+db, "SYSTEM DROP REPLICA ON "+db, "SELECT ON system.macros")

@@ -38,7 +38,7 @@ func twoEmptyShards(t *testing.T) (Config, [2]*DB) {
 		fmt.Fprintf(&servers, "<shard><replica><host>127.0.0.1</host><port>%d</port></replica></shard>", port)
 	}
 	cfg := testConfig(t)
-	cfg.Cluster = "two"
+	cfg.Cluster, cfg.Username = "two", "default"
 	cfg.Addresses = []string{"127.0.0.1:1", ports.Address(free[0]), ports.Address(free[1])}
 	var dbs [2]*DB
 	for i, port := range free {

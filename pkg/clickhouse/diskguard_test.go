@@ -161,7 +161,7 @@ func TestDiskGuardCountsLeavingParts(t *testing.T) {
 func TestDiskGuardDropsLargeDays(t *testing.T) {
 	e := startEngine(t, chengine.Options{DataDir: t.TempDir(), ExtraConfig: "<max_partition_size_to_drop>1</max_partition_size_to_drop>"})
 	cfg := testConfig(t)
-	cfg.Addresses = []string{e.NativeAddr()}
+	cfg.Addresses, cfg.Username = []string{e.NativeAddr()}, "default"
 	d := openDB(t, cfg)
 	if err := d.Migrate(t.Context(), Retention{}); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
@@ -13,9 +14,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
-// engine is shared by the tests that do not stop it. Each test uses its own database.
+// engine is shared by the tests that do not stop it. Each test uses its own database, as a
+// user who may do there what docs/security.md grants.
 var engine *chengine.Engine
 
 func TestMain(m *testing.M) {
@@ -30,6 +33,10 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if err := addUsers(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if engine, err = chengine.Start(context.Background(), chengine.Options{DataDir: dir}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -51,6 +58,34 @@ func runTests(m *testing.M) int {
 	return code
 }
 
+// addUsers adds the users of docs/security.md, with their grants on the databases of the
+// tests.
+func addUsers(dataDir string) error {
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "security.md"))
+	if err != nil {
+		return err
+	}
+	servers := chtest.User{Name: "metaflow", Grants: []string{"DROP DATABASE, OPTIMIZE, TRUNCATE, SYSTEM MERGES ON test*.*", "TABLE ENGINE ON `Null`"}} // for the tests themselves
+	reads := chtest.User{Name: "metaflow_query"}
+	for line := range strings.Lines(string(doc)) {
+		grant, isGrant := strings.CutPrefix(line, "    GRANT ")
+		grant, note, _ := strings.Cut(grant, ";")
+		what, who, _ := strings.Cut(grant, " TO ")
+		what = strings.ReplaceAll(what, "metaflow.", "test*.")
+		switch {
+		case !isGrant || strings.Contains(note, "in a cluster"):
+		case who == "metaflow" && strings.Contains(what, "test*.spans_local"): // a table of any database cannot be named
+			servers.Grants = append(servers.Grants, "ALTER DELETE ON test*.*")
+		case who == "metaflow":
+			servers.Grants = append(servers.Grants, what)
+		case who == "metaflow_query":
+			reads.Grants = append(reads.Grants, what)
+		}
+	}
+	few := chtest.User{Name: "few_queries", Grants: reads.Grants, Queries: 3}
+	return chtest.AddUsers(dataDir, servers, reads, few)
+}
+
 var notInNames = regexp.MustCompile(`[^A-Za-z0-9]+`)
 
 // testConfig returns a configuration for the shared engine and a database named after the
@@ -58,7 +93,7 @@ var notInNames = regexp.MustCompile(`[^A-Za-z0-9]+`)
 func testConfig(t testing.TB) Config {
 	t.Helper()
 	cfg := DefaultConfig()
-	cfg.Addresses = []string{engine.NativeAddr()}
+	cfg.Addresses, cfg.Username = []string{engine.NativeAddr()}, "metaflow"
 	name := strings.ToLower(notInNames.ReplaceAllString(t.Name(), "_"))
 	cfg.Database = name[:min(len(name), 60)]
 	return cfg

@@ -238,7 +238,7 @@ func TestWaitLogsWhatItWaitsFor(t *testing.T) {
 func TestWaitReturnsWhenTheEngineIsUp(t *testing.T) {
 	port := ports.Free(t)
 	cfg := testConfig(t)
-	cfg.Addresses = []string{ports.Address(port)}
+	cfg.Addresses, cfg.Username = []string{ports.Address(port)}, "default"
 	d := openDB(t, cfg)
 	waited := make(chan error, 1)
 	go func() { waited <- d.Wait(t.Context()) }()

@@ -264,9 +264,9 @@ func (r *Reader) explain(ctx, running context.Context, err error) error {
 	}
 }
 
-// busy reports whether a replica refused the query for its own state. A query that takes
-// more memory than it may is at fault itself.
+// busy reports whether a replica refused the query for its own state or for the number of
+// queries before. A query that takes more memory than it may is at fault itself.
 func busy(code proto.Error) bool {
 	_, bad := badReplica[code]
-	return bad && code != proto.ErrMemoryLimitExceeded
+	return bad && code != proto.ErrMemoryLimitExceeded || code == proto.ErrQuotaExceeded
 }

@@ -2,22 +2,29 @@ package clickhouse
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
-func openReader(t *testing.T, limits ReadLimits) *Reader {
+func openReader(t *testing.T, limits ReadLimits) *Reader { return openReaderAs(t, "default", limits) }
+
+func openReaderAs(t *testing.T, user string, limits ReadLimits) *Reader {
 	t.Helper()
-	r, err := OpenReader(testConfig(t), limits, nil)
+	cfg := testConfig(t)
+	cfg.Username = user
+	r, err := OpenReader(cfg, limits, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,12 +209,74 @@ func TestReaderStopsWithItsCaller(t *testing.T) {
 	}
 }
 
-// The embedded engine has no access management, which operators are told of.
+// The user that only reads cannot do more, even with its password and without a Reader.
+func TestReadUserOnlyReads(t *testing.T) {
+	cfg := testConfig(t)
+	migrated(t, cfg)
+	cfg.Username = "default"
+	everything := openDB(t, cfg)
+	mustExec(t, everything, "CREATE DATABASE hidden")
+	mustExec(t, everything, "CREATE TABLE hidden.rows (a UInt8) ENGINE = Memory")
+	defer mustExec(t, everything, "DROP DATABASE hidden SYNC")
+	cfg.Username = "metaflow_query"
+	d := openDB(t, cfg)
+	if n := queryText(t, d, "SELECT count() FROM "+cfg.Database+".spans"); n != "0" {
+		t.Errorf("%s spans, want 0", n)
+	}
+	if tables := queryText(t, d, "SELECT name FROM system.tables WHERE database = 'hidden'"); tables != "" {
+		t.Errorf("it sees hidden.%s", tables)
+	}
+	for _, statement := range []string{
+		"INSERT INTO " + cfg.Database + ".spans_local (trace_id) VALUES ('')",
+		"CREATE TABLE " + cfg.Database + ".other (a UInt8) ENGINE = Memory",
+		"CREATE TEMPORARY TABLE other (a UInt8)",
+		"ALTER TABLE " + cfg.Database + ".spans_local DELETE WHERE 1",
+		"TRUNCATE TABLE " + cfg.Database + ".spans_local",
+		"DROP DATABASE " + cfg.Database,
+		"GRANT SELECT ON " + cfg.Database + ".* TO default",
+		"CREATE USER other",
+		"SYSTEM FLUSH LOGS",
+		"BACKUP DATABASE " + cfg.Database + " TO Disk('default', 'x')",
+		"SELECT * FROM hidden.rows",
+		"SELECT * FROM system.processes", "SELECT * FROM system.parts", "SELECT * FROM system.users", "SELECT * FROM system.disks", "SELECT * FROM system.clusters",
+		"SELECT * FROM file('/etc/passwd', 'LineAsString')", "DESCRIBE file('/etc/passwd', 'CSV')", "SELECT * FROM filesystem('/etc')",
+		"SELECT * FROM url('http://127.0.0.1:1/', 'LineAsString')", "DESCRIBE url('http://127.0.0.1:1/')",
+		"SELECT * FROM remote('127.0.0.1:1', system.one)", "SELECT * FROM s3('http://127.0.0.1:1/bucket/x', 'CSV', 'a UInt8')", "SELECT * FROM iceberg('http://127.0.0.1:1/bucket/x')",
+		"SELECT * FROM mysql('127.0.0.1:1', 'a', 'b', 'c', 'd')", "SELECT * FROM postgresql('127.0.0.1:1', 'a', 'b', 'c', 'd')", "SELECT * FROM mongodb('127.0.0.1:1', 'a', 'b', 'c', 'd', 'x UInt8')",
+		"SELECT * FROM redis('127.0.0.1:1', 'k', 'k String')", "SELECT * FROM sqlite('/x', 'a')", "SELECT * FROM executable('cat', 'TSV', 'a UInt8')",
+	} {
+		err := d.exec(t.Context(), statement)
+		if code, _, _ := exception(err); code != proto.ErrAccessDenied {
+			t.Errorf("%s: %v, want ACCESS_DENIED", statement, err)
+		}
+	}
+}
+
+// A query beyond the quota of its user can succeed later.
+func TestReaderBeyondItsQuota(t *testing.T) {
+	r := openReaderAs(t, "few_queries", ReadLimits{Time: time.Minute, MemoryBytes: 1 << 30, Rows: 1000, Bytes: 10 << 20, AtOnce: 1})
+	var err error
+	for range 4 {
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.Table(t.Context(), "SELECT number FROM numbers(1)", 1, 1<<20)
+	}
+	if err == nil || !strings.Contains(err.Error(), "(201): Quota") || fault.ClassOf(err) != fault.Retryable {
+		t.Errorf("the fourth of three queries: %v (%s)", err, fault.ClassOf(err))
+	}
+}
+
+// A user without the grants cannot create users, nor can anybody where they have no place, as
+// in the embedded engine. Operators are told.
 func TestEnsureReadUserNeedsAccessManagement(t *testing.T) {
-	d := openDB(t, testConfig(t))
-	err := d.EnsureReadUser(t.Context(), "reader", "hush", ReadLimits{Time: time.Second, MemoryBytes: 1})
-	if !errors.Is(err, ErrNoAccessManagement) || strings.Contains(err.Error(), "hush") {
-		t.Errorf("%v, want ErrNoAccessManagement without the password", err)
+	for _, user := range []string{"metaflow_query", "metaflow", "default"} {
+		cfg := testConfig(t)
+		cfg.Username = user
+		err := openDB(t, cfg).EnsureReadUser(t.Context(), "metaflow_query_2", "hush", ReadLimits{Time: time.Second, MemoryBytes: 1})
+		if !errors.Is(err, ErrNoAccessManagement) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v, want ErrNoAccessManagement without the password", user, err)
+		}
 	}
 }
 
@@ -219,15 +288,23 @@ func TestReadUserStatements(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	got := d.readUserStatements("re`ad", "it's", ReadLimits{Time: 30 * time.Second, MemoryBytes: 1000})
-	rest := "IDENTIFIED WITH sha256_password BY 'it\\'s' SETTINGS max_execution_time = 30 MAX 30, max_memory_usage = 1000 MAX 1000, allow_ddl = 0"
+	limits := ReadLimits{Time: 30 * time.Second, MemoryBytes: 1000}
+	rest := "IDENTIFIED WITH no_password SETTINGS max_execution_time = 30 MIN 0.001 MAX 30, max_memory_usage = 1000 MIN 1 MAX 1000, allow_ddl = 0"
 	want := []string{
 		"CREATE USER IF NOT EXISTS `re\\`ad` ON CLUSTER 'main' " + rest,
 		"ALTER USER `re\\`ad` ON CLUSTER 'main' " + rest,
 		"GRANT ON CLUSTER 'main' SELECT ON metaflow.* TO `re\\`ad`",
-		"CREATE QUOTA IF NOT EXISTS metaflow_query ON CLUSTER 'main' FOR INTERVAL 1 minute MAX queries = 6000 TO `re\\`ad`",
+		"CREATE QUOTA IF NOT EXISTS `re\\`ad` ON CLUSTER 'main' FOR INTERVAL 1 minute MAX queries = 6000 TO `re\\`ad`",
+		"ALTER QUOTA `re\\`ad` ON CLUSTER 'main' TO `re\\`ad`",
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, d.readUserStatements("re`ad", "", limits)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+	secret := regexp.MustCompile("IDENTIFIED WITH sha256_hash BY '([0-9a-f]{64})' SALT '([A-Z0-9]+)' SETTINGS")
+	for _, statement := range d.readUserStatements("reader", "it's", limits)[:2] {
+		found := secret.FindStringSubmatch(statement)
+		if found == nil || fmt.Sprintf("%x", sha256.Sum256([]byte("it's"+found[2]))) != found[1] {
+			t.Errorf("%s does not hold the password's salted hash", statement)
+		}
 	}
 }

@@ -41,7 +41,7 @@ func replicated(t *testing.T) Config {
 		t.Skip(clusterVariable + " names no replicated ClickHouse cluster")
 	}
 	cfg := testConfig(t)
-	cfg.Addresses = strings.Split(addresses, ",")
+	cfg.Addresses, cfg.Username = strings.Split(addresses, ","), "default"
 	cfg.Cluster = cmp.Or(os.Getenv(clusterVariable+"_NAME"), "metaflow")
 	cfg.Username = cmp.Or(os.Getenv("METAFLOW_TEST_CLICKHOUSE_USER"), cfg.Username)
 	cfg.Password = os.Getenv("METAFLOW_TEST_CLICKHOUSE_PASSWORD")

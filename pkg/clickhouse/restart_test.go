@@ -33,7 +33,7 @@ func startEngine(t testing.TB, o chengine.Options) *chengine.Engine {
 func TestKilledEngineStoresOnce(t *testing.T) {
 	cfg := testConfig(t)
 	o := chengine.Options{DataDir: t.TempDir(), NativePort: ports.Free(t)}
-	cfg.Addresses = []string{ports.Address(o.NativePort)}
+	cfg.Addresses, cfg.Username = []string{ports.Address(o.NativePort)}, "default"
 	e := startEngine(t, o)
 	d := openDB(t, cfg)
 	if err := d.Migrate(t.Context(), Retention{}); err != nil {
@@ -73,7 +73,7 @@ func TestLostAnswerAndKilledEngineStoresOnce(t *testing.T) {
 	cfg := testConfig(t)
 	o := chengine.Options{DataDir: t.TempDir(), NativePort: ports.Free(t)}
 	direct := ports.Address(o.NativePort)
-	cfg.Addresses = []string{direct}
+	cfg.Addresses, cfg.Username = []string{direct}, "default"
 	e := startEngine(t, o)
 	d := openDB(t, cfg)
 	if err := d.Migrate(t.Context(), Retention{}); err != nil {
