@@ -79,7 +79,7 @@ netlab-programs-if-possible:
 	fi
 
 # The integration tests build the programs themselves, which Go's test cache does not notice.
-test: engine kafka-if-possible netlab-programs-if-possible promtool-if-possible ## run the tests, and list those that were skipped with the reason (10 minutes of CPU for the compiler the first time)
+test: engine kafka-if-possible netlab-programs-if-possible promtool-if-possible ## run the tests, and list those that were skipped with the reason (11 minutes of CPU for the compiler the first time)
 	$(GO) run $(SUMMARY) --format pkgname -- -count 1 -timeout 15m ./...
 	cd deploy/deploytest && $(GO) run $(SUMMARY) --format pkgname -- -count 1 -timeout 10m ./...
 

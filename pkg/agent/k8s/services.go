@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -8,13 +9,107 @@ import (
 	"golang.org/x/sync/errgroup"
 	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
+
+// Timing holds the durations of the leader election.
+type Timing struct {
+	Duration, Renew, Retry time.Duration
+}
+
+// defaultTiming makes another agent watch the services at most twenty seconds after the
+// leader has died: one duration until a follower looks at the lease again, and a second one
+// until the lease it saw then has ended, each with a retry, which client-go stretches at
+// random to 2.2 times its length. Followers ask the API server once in each duration.
+func defaultTiming() Timing {
+	return Timing{Duration: 7 * time.Second, Renew: 5 * time.Second, Retry: 1200 * time.Millisecond}
+}
+
+// elect competes for the lease until ctx ends.
+func (w *Watcher) elect(ctx context.Context) error {
+	lock := &lease{w: w, LeaseLock: &resourcelock.LeaseLock{
+		LeaseMeta:  meta.ObjectMeta{Name: w.cfg.Lease, Namespace: w.namespace},
+		Client:     w.client.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: w.opts.AgentID},
+	}}
+	for ctx.Err() == nil {
+		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+			Lock: lock, LeaseDuration: w.opts.Lease.Duration, RenewDeadline: w.opts.Lease.Renew, RetryPeriod: w.opts.Lease.Retry,
+			ReleaseOnCancel: true, Name: w.cfg.Lease,
+			Callbacks: leaderelection.LeaderCallbacks{
+				// client-go calls it in a goroutine that nothing waits for, so
+				// it only passes the context on.
+				OnStartedLeading: func(ctx context.Context) {
+					select {
+					case w.leading <- ctx:
+					case <-ctx.Done():
+					}
+				},
+				OnStoppedLeading: func() {},
+			},
+		})
+		if err != nil {
+			return err
+		}
+		elector.Run(ctx)
+	}
+	return nil
+}
+
+// lease reports errors, which client-go would only log, and spares the API server the
+// questions whose answer cannot matter: client-go asks at every retry, although it takes no
+// lease before the one that it saw has ended.
+type lease struct {
+	*resourcelock.LeaseLock
+	w *Watcher
+
+	// Get is called by one goroutine at a time.
+	seen  *resourcelock.LeaderElectionRecord // another agent's, as last read
+	raw   []byte
+	until time.Time // when seen ends
+}
+
+// Get implements resourcelock.Interface.
+func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	if l.seen != nil && time.Now().Before(l.until) {
+		return l.seen, l.raw, nil
+	}
+	record, raw, err := l.LeaseLock.Get(ctx)
+	switch {
+	case err != nil || record.HolderIdentity == "" || record.HolderIdentity == l.Identity():
+		l.seen = nil
+	case l.seen == nil || !bytes.Equal(raw, l.raw):
+		l.seen, l.raw, l.until = record, raw, time.Now().Add(l.w.opts.Lease.Duration)
+	}
+	return record, raw, l.reportError(ctx, err)
+}
+
+// Create implements resourcelock.Interface.
+func (l *lease) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.reportError(ctx, l.LeaseLock.Create(ctx, r))
+}
+
+// Update implements resourcelock.Interface.
+func (l *lease) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.reportError(ctx, l.LeaseLock.Update(ctx, r))
+}
+
+// reportError records err for operators, except not-found and conflict: then
+// the lease does not exist yet, or another agent took it.
+func (l *lease) reportError(ctx context.Context, err error) error {
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		l.w.failed(ctx, leases, err)
+	}
+	return err
+}
 
 // lead watches services whenever this agent holds the lease.
 func (w *Watcher) lead(ctx context.Context) error {
