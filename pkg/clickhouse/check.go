@@ -197,7 +197,10 @@ func (c *checker) privileges() []string {
 		list = append(list, "TABLE ENGINE ON "+engine)
 	}
 	if c.cfg.Cluster != "" {
-		list = append(list, "CLUSTER ON *.*", "REMOTE ON *.*", "SYSTEM SYNC REPLICA ON "+db, "SYSTEM DROP REPLICA ON "+db, "SELECT ON system.macros")
+		list = append(list, "CLUSTER ON *.*", "REMOTE ON *.*", "SYSTEM SYNC REPLICA ON "+db, "SYSTEM DROP REPLICA ON "+db)
+		for _, table := range []string{"detached_tables", "macros", "server_settings", "zookeeper"} {
+			list = append(list, "SELECT ON system."+table)
+		}
 	}
 	return list
 }
