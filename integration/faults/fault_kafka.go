@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
@@ -108,11 +109,12 @@ func planTopicAnew(s *site, r *rand.Rand) (fault, bool) {
 			if err := s.drain(ctx, s.o.settle); err != nil {
 				return err
 			}
-			var had int
+			var old kmsg.MetadataResponseTopic
 			if err := retried(ctx, func(ctx context.Context) error {
 				resp, err := s.kafka.metadata(ctx, topic)
 				if err == nil {
-					had = len(resp.Topics[0].Partitions)
+					old = resp.Topics[0]
+					err = kerr.ErrorForCode(old.ErrorCode)
 				}
 				return err
 			}); err != nil {
@@ -127,12 +129,21 @@ func planTopicAnew(s *site, r *rand.Rand) (fault, bool) {
 			}); err != nil {
 				return err
 			}
-			return retried(ctx, func(ctx context.Context) error { // Kafka deletes in the background
-				err := s.kafka.tables.EnsureTopics(ctx, kafka.Topic{Name: topic, Partitions: had})
-				if err == nil {
-					_, err = s.kafka.ends(ctx, topic)
+			// Kafka deletes in the background, and brokers that do not know it yet still tell of
+			// the old topic.
+			return retried(ctx, func(ctx context.Context) error {
+				if err := s.kafka.tables.EnsureTopics(ctx, kafka.Topic{Name: topic, Partitions: len(old.Partitions)}); err != nil {
+					return err
 				}
-				return err
+				resp, err := s.kafka.metadata(ctx, topic)
+				if err != nil {
+					return err
+				}
+				made := resp.Topics[0]
+				if made.ErrorCode == 0 && made.TopicID == old.TopicID {
+					return fmt.Errorf("topic %s is still the old one", topic)
+				}
+				return kerr.ErrorForCode(made.ErrorCode)
 			})
 		},
 	}, true
