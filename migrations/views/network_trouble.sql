@@ -82,7 +82,8 @@ WITH
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
                 (resets > 0) * if(traced, errors_near > 0, (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
-                (timeouts > 0) * if(traced, (harm > 0) * (4 * timeouts >= harmed_near), 1) > 0, 'timed out',
+                -- A connection may end with one request or many: those that the server did not fail count too.
+                (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most.unread_bytes > 0) * traced * (harm > 0) > 0, 'receiver does not read',

@@ -193,6 +193,11 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 9/1"},
 			[]string{"shop -> cart: timed out"},
 		},
+		"many requests on one connection, which timed out": {
+			cat(calls(4, shopSpan, cartSpan), calls(10, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, lossy.with(sqlRow{"timeouts": "1"})),
+			[]string{"shop -> cart 14/10"},
+			[]string{"shop -> cart: timed out"},
+		},
 		"loss fills the receiver's window": {
 			cat(calls(20, shopSpan, cartSpan), calls(4, shopSpan.with(slow), cartSpan)),
 			both(shopEnd, cartEnd, lossy.with(sqlRow{"segments_sent": "60", "busy_us": "1000000", "receive_window_limited_us": "900000"})),
