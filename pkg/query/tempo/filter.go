@@ -63,7 +63,7 @@ func conjuncts(text string) (parts []string) {
 		case c == '{' || strings.HasPrefix(text[i:], "||"):
 			return nil
 		case c == '}':
-			if strings.Contains(text[i:], "{") {
+			if strings.Contains(text[i:], "{") || strings.Contains(text[i:], "||") {
 				return nil
 			}
 			return append(parts, text[begin:i])

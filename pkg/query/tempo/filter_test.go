@@ -43,6 +43,7 @@ func TestFilter(t *testing.T) {
 		`{ name = "a" && (x && status = error) }`:                 query.And{name},
 		`{ name = "a" } >> { status = error }`:                    nil,
 		`{ name = "a" } && { status = }`:                          nil,
+		`{ name = "a" } || `:                                      nil,
 		`{ network.verdict = "reset" || name = "a" }`:             nil,
 		`{ name = "a" && ` + strings.Repeat("x", maxQueryBytes):   nil,
 		`{ x && ` + strings.Repeat(`status=error&&`, 500) + `x }`: query.And(repeat(failed, query.MaxConditions)),
