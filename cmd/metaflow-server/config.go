@@ -194,9 +194,12 @@ func samePort(one, other string) bool {
 	if err1 != nil || err2 != nil || port1 != port2 || port1 == "0" { // others report what is wrong
 		return false
 	}
-	every := func(host string) bool { return host == "" || host == "0.0.0.0" || host == "::" }
-	named := strings.NewReplacer("localhost", "127.0.0.1")
-	return every(host1) || every(host2) || named.Replace(host1) == named.Replace(host2)
+	// takes reports whether who listens on host listens on other too.
+	takes := func(host, other string) bool {
+		return host == other || host == "" || host == "::" || host == "0.0.0.0" && !strings.Contains(other, ":") ||
+			host == "127.0.0.1" && other == "localhost"
+	}
+	return takes(host1, host2) || takes(host2, host1)
 }
 
 // listening adds the key to an error of CheckExposed.

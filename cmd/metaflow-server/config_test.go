@@ -105,6 +105,7 @@ func TestPortsGivenTwice(t *testing.T) {
 		"{http: {listen: '127.0.0.1:7'}, query: {grpc_listen: '127.0.0.1:7'}}":                  program.ExitUsage,
 		"{roles: [writer], http: {listen: '127.0.0.1:7'}, query: {grpc_listen: '127.0.0.1:7'}}": program.ExitOK,
 		"{http: {listen: '127.0.0.1:7'}, query: {grpc_listen: '127.0.0.2:7'}}":                  program.ExitOK,
+		"{http: {listen: '[::1]:7'}, query: {grpc_listen: '0.0.0.0:7', insecure: true}}":        program.ExitOK,
 		"{http: {listen: '127.0.0.1:0'}, query: {grpc_listen: '127.0.0.1:0'}, roles: [query]}":  program.ExitOK,
 	} {
 		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
