@@ -14,8 +14,15 @@ shift 2
 port=${AGENT_PORT:-38086}
 http=${AGENT_HTTP:-127.0.0.1:38087}
 
+# tcp prints the file by which bash connects to an address, such as 127.0.0.1:80, :80 or [::1]:80.
+tcp() {
+	host=${1%:*}
+	host=${host#[}
+	host=${host%]}
+	echo "/dev/tcp/${host:-127.0.0.1}/${1##*:}"
+}
 # taken reports whether something listens on an address.
-taken() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
+taken() { (exec 3<>"$(tcp "$1")") 2>/dev/null; }
 # The agent would try the first port again and again.
 if taken "127.0.0.1:$port"; then
 	echo "another program uses the port 127.0.0.1:$port; choose another one for the agent with AGENT_PORT=..." >&2
@@ -69,7 +76,7 @@ EOF
 agent=$!
 # agent_ready prints what the agent's /ready answers.
 agent_ready() (
-	exec 3<>"/dev/tcp/${http%:*}/${http##*:}"
+	exec 3<>"$(tcp "$http")"
 	printf 'GET /ready HTTP/1.0\r\n\r\n' >&3
 	cat <&3
 ) 2>/dev/null
