@@ -64,12 +64,12 @@ func TestSearchForVerdictsEndsInTime(t *testing.T) {
 		}
 		return ctx.Err()
 	}
-	result, err := findRetransmissions(t, t.Context(), 10*time.Second, slow)
+	result, err := findRetransmissions(t, t.Context(), 20*time.Second, slow)
 	if err != nil || result.Inspected != 4 || !result.Partial || len(result.Traces) == 0 {
 		t.Errorf("%d of %d traces, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
 	}
 	// The caller's deadline leaves time to read what was found.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
 	result, err = findRetransmissions(t, ctx, time.Hour, slow)
 	if err != nil || result.Inspected != 4 || !result.Partial || len(result.Traces) == 0 {

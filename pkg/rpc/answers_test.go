@@ -158,7 +158,7 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 // held.
 func TestAnswersMayBeReadSlowly(t *testing.T) {
 	h := &holder{}
-	const patience = 5 * time.Second
+	const patience = 10 * time.Second
 	srv := startHolding(t, h, patience)
 	conn := dial(t, srv.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, answersMany)
