@@ -23,8 +23,8 @@ import (
 )
 
 // The trial of README: a server and an agent beside it in the foreground. Spans
-// that a local program sends to the agent have an address of the host, and a stop
-// leaves no process behind.
+// that a local program sends to the agent have an address of the host, a second run on
+// the same data leaves the first one's addresses alone, and a stop leaves no process behind.
 func TestTrialWithAgent(t *testing.T) {
 	script, err := filepath.Rel(binaries, filepath.Join(repository(t), "deploy/trial/with-agent.sh"))
 	if err != nil {
@@ -33,8 +33,11 @@ func TestTrialWithAgent(t *testing.T) {
 	data, port, ops := t.TempDir(), ports.Free(t), "127.0.0.1:"+strconv.Itoa(ports.Free(t))
 	t.Setenv("AGENT_PORT", strconv.Itoa(port))
 	t.Setenv("AGENT_HTTP", ops)
-	p := startProgram(t, script, binaries, data, "--grpc-listen", "127.0.0.1:0", "--otlp-http-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
-		"--query-http-listen", "127.0.0.1:0", "--query-grpc-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0", "--clickhouse-native-port", "0", "--clickhouse-http-port", "0")
+	freePorts := []string{
+		"--grpc-listen", "127.0.0.1:0", "--otlp-http-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
+		"--query-http-listen", "127.0.0.1:0", "--query-grpc-listen", "127.0.0.1:0", "--kafka-listen", "127.0.0.1:0", "--clickhouse-native-port", "0", "--clickhouse-http-port", "0",
+	}
+	p := startProgram(t, script, append([]string{binaries, data}, freePorts...)...)
 	defer p.terminate()
 	p.eventually(2*time.Minute, func() error {
 		code, body, err := get("http://" + ops + "/ready")
@@ -56,6 +59,20 @@ func TestTrialWithAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	sendOver(t, exporter)
+	if strings.Contains(p.output.String(), "listener is open on loopback only") {
+		t.Error("the trial warns of its own configuration")
+	}
+	t.Setenv("AGENT_PORT", strconv.Itoa(ports.Free(t)))
+	t.Setenv("AGENT_HTTP", "127.0.0.1:"+strconv.Itoa(ports.Free(t)))
+	second := startProgram(t, script, append([]string{binaries, data}, freePorts...)...)
+	select {
+	case <-second.done:
+	case <-time.After(time.Minute):
+		t.Fatal("a second run on the same data goes on")
+	}
+	if code, out := second.cmd.ProcessState.ExitCode(), second.output.String(); code != 1 || !strings.Contains(out, "is used by another engine") {
+		t.Errorf("a second run on the same data: status %d, %s", code, out)
+	}
 	text, err := os.ReadFile(filepath.Join(data, "addresses.json"))
 	if err != nil {
 		t.Fatal(err)

@@ -34,8 +34,8 @@ if taken "$http"; then
 fi
 
 mkdir -p "$data"
-ready=$data/addresses.json
-rm -f "$ready"
+# addresses.json is that of the run that has the data: one that is refused leaves it alone.
+ready=$data/addresses.json.$$
 server=
 agent=
 stop() { # the agent first, so that the server takes what it has
@@ -44,6 +44,7 @@ stop() { # the agent first, so that the server takes what it has
 		kill "$child" 2>/dev/null || true
 		wait "$child" || true
 	done
+	rm -f "$ready"
 }
 trap stop EXIT
 trap 'exit 130' INT
@@ -60,6 +61,8 @@ until [ -s "$ready" ]; do
 	fi
 	sleep 0.2
 done
+mv -f "$ready" "$data/addresses.json"
+ready=$data/addresses.json
 # address prints an address of the server.
 address() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$ready"; }
 
@@ -72,6 +75,8 @@ inputs:
   flow:
     enabled: true
 EOF
+# Like the server, the agent listens on loopback, unless METAFLOW_OTLP_INSECURE says otherwise.
+[ -n "${METAFLOW_OTLP_INSECURE:-}" ] || export METAFLOW_OTLP_BIND_ADDRESS="${METAFLOW_OTLP_BIND_ADDRESS:-127.0.0.1}"
 "$bin/metaflow-agent" run --server "$(address grpc)" --spool-dir "$data/agent" --http-listen "$http" &
 agent=$!
 # agent_ready prints what the agent's /ready answers.
