@@ -134,6 +134,27 @@ func TestVerifyNamesWhatFails(t *testing.T) {
 	}
 }
 
+// A run that a signal ends early looks up what it sent, and does not claim success: a
+// script would take the part for the whole.
+func TestVerifyInterrupted(t *testing.T) {
+	s := startStandalone(t, t.TempDir())
+	const note = "interrupted: looking for the spans"
+	v := startProgram(t, "metaflow-ctl", "verify", "--endpoint", "grpc://"+s.at.GRPC, "--clickhouse", s.at.ClickHouseNative, "--spans", "100000", "--late", "1m", "--recheck", "2s")
+	conn := open(t, s.at.ClickHouseNative)
+	v.eventually(time.Minute, func() error {
+		var n uint64
+		if err := conn.QueryRow(t.Context(), "SELECT count() FROM metaflow.spans").Scan(&n); err != nil || n == 0 {
+			return fmt.Errorf("%d spans, %w", n, err)
+		}
+		return nil
+	})
+	status := v.terminate()
+	out := v.output.String()
+	if status != 1 || !strings.Contains(out, note) || !strings.Contains(out, "metaflow-ctl: interrupted after ") {
+		t.Errorf("status %d after SIGTERM: %s", status, out)
+	}
+}
+
 // For ever: metrics while it runs, and status 0 after SIGTERM.
 func TestVerifyForever(t *testing.T) {
 	s := startStandalone(t, t.TempDir())

@@ -70,7 +70,8 @@ the global flags only --output has an effect. METAFLOW_CLICKHOUSE_PASSWORD holds
 ClickHouse's password; 'verify config print' shows every key of the file.
 
 Exit status: 0 if every span was acknowledged and stored in time, once, as it was sent;
-1 if not; 2 if the command line or the configuration is invalid.`,
+1 if not, or if a signal ended the run early; 2 if the command line or the configuration
+is invalid.`,
 	}
 	flags := verifyConfigured.AddFlags(cmd, verifyFlags)
 	cmd.Flags().Lookup("clickhouse-user").Usage = "user that may SELECT from the tables"
@@ -119,7 +120,7 @@ func (o *options) verify(cmd *cobra.Command, cfg *verifyConfig, forever bool) er
 	opts := verify.Options{Sender: sender, Store: verify.NewStore(db, cfg.ClickHouse.Database), Logger: log}
 	terminal := isTerminal(cmd.ErrOrStderr())
 	if !forever {
-		opts.Progress = progress(cmd.ErrOrStderr(), terminal)
+		opts.Progress = progress(cmd.Context(), cmd.ErrOrStderr(), terminal)
 	}
 	verifier, err := verify.New(cfg.Verify, opts)
 	if err != nil {
@@ -180,7 +181,7 @@ func verifyForever(ctx context.Context, cfg *verifyConfig, verifier *verify.Veri
 // verdict is an error if anything was wrong.
 func verdict(r *verify.Report) error {
 	switch {
-	case r.Right():
+	case r.Right() && !r.Interrupted:
 		return nil
 	case r.Acknowledged == 0:
 		return fmt.Errorf("no span was acknowledged: %s", r.Problem)
@@ -190,8 +191,10 @@ func verdict(r *verify.Report) error {
 		return fmt.Errorf("%d spans could not be looked up: %s", r.Unverified, orUnknown(r.Problem))
 	case r.Refused+r.Unanswered > 0:
 		return fmt.Errorf("%d spans were refused and %d not answered: %s", r.Refused, r.Unanswered, r.Problem)
-	default:
+	case r.Late > 0:
 		return fmt.Errorf("%d spans are late", r.Late)
+	default:
+		return fmt.Errorf("interrupted after %d spans", r.Sent)
 	}
 }
 
@@ -259,10 +262,18 @@ func plan(c verify.Config) string {
 const linesEvery = 10 * time.Second
 
 // progress returns a function that writes the state of a run, at most once a second: on a
-// terminal in one line, elsewhere as a line every ten seconds.
-func progress(w io.Writer, terminal bool) func(verify.Report) {
-	written := time.Now()
+// terminal in one line, elsewhere as a line every ten seconds. Once ctx has ended, it says
+// what the run still waits for.
+func progress(ctx context.Context, w io.Writer, terminal bool) func(verify.Report) {
+	written, ended := time.Now(), false
 	return func(r verify.Report) {
+		if ctx.Err() != nil && !ended {
+			ended = true
+			if terminal {
+				fmt.Fprint(w, "\r\x1b[K")
+			}
+			fmt.Fprintln(w, "interrupted: looking for the spans that were sent, and for copies; another Ctrl-C ends this at once")
+		}
 		if !terminal && time.Since(written) < linesEvery {
 			return
 		}

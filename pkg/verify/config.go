@@ -82,7 +82,7 @@ func (c Config) Validate() error {
 		problem("spans: %d is negative", c.Spans)
 	}
 	if !(c.Rate > 0 && c.Rate <= maxOutstanding) {
-		problem("rate: %g is not between 0 and %d", c.Rate, maxOutstanding)
+		problem("rate: %g is not more than 0 and at most %d", c.Rate, maxOutstanding)
 	}
 	if c.Batch < 1 || c.Batch > 10_000 {
 		problem("batch: %d is not between 1 and 10000", c.Batch)

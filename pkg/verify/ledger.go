@@ -21,6 +21,8 @@ type Report struct {
 	Twice      int64 `json:"twice"`   // stored more than once, unanswered ones included
 	Damaged    int64 `json:"damaged"` // stored with another value
 	Late       int64 `json:"late"`    // stored after more than late, lost ones that came included
+	// Interrupted: a signal ended the run before its spans were sent or its duration was over.
+	Interrupted bool `json:"interrupted,omitempty"`
 	// Delay is the time from acknowledgement to visibility in SQL.
 	Delay Histogram `json:"delay"`
 	// Problem is the last error of a request or a lookup, empty if there was none.

@@ -72,9 +72,11 @@ func (v *Verifier) Run(ctx context.Context, grace time.Duration) Report {
 
 	sent := make(chan struct{})
 	var work sync.WaitGroup
+	interrupted := false
 	work.Go(func() {
 		defer close(sent)
 		v.send(ctx)
+		interrupted = ctx.Err() != nil && (v.cfg.Spans > 0 || v.cfg.Duration > 0)
 	})
 	work.Go(func() { v.lookUp(looking, sent) })
 	if v.cfg.Keep > 0 {
@@ -95,6 +97,7 @@ func (v *Verifier) Run(ctx context.Context, grace time.Duration) Report {
 	defer v.mu.Unlock()
 	r := v.ledger.close()
 	r.Problem = last.Problem
+	r.Interrupted = interrupted
 	return r
 }
 
