@@ -118,7 +118,7 @@ func (c Config) Validate() error {
 	check(c.MaxResultRows >= 1000, "max_result_rows: %d is less than 1000", c.MaxResultRows)
 	check(c.MaxResultBytes >= 1<<20, "max_result_bytes: %d is less than 1MiB", c.MaxResultBytes)
 	check(c.MaxQueries > 0 && c.MaxQueries <= 1000, "max_queries: %d is not between 1 and 1000", c.MaxQueries)
-	check(c.MaxSpans > 0 && int64(c.MaxSpans) < c.MaxResultRows, "max_spans: %d is not between 1 and max_result_rows (%d)", c.MaxSpans, c.MaxResultRows)
+	check(c.MaxSpans > 0 && int64(c.MaxSpans) < c.MaxResultRows, "max_spans: %d is not at least 1 and less than max_result_rows, %d", c.MaxSpans, c.MaxResultRows)
 	check(c.MaxTraces > 0 && c.MaxTraces <= 10_000, "max_traces: %d is not between 1 and 10000", c.MaxTraces)
 	check(c.MaxRange >= time.Hour, "max_range: %s is less than 1h", c.MaxRange)
 	check(c.NetworkTimeout >= 0, "network_timeout: %s is negative", c.NetworkTimeout)
