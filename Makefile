@@ -39,7 +39,7 @@ demo: build engine ## run the WebStore through the whole pipeline and print the 
 demo-spring-boot: build engine ## run a Spring Boot shop with the Java agent through the whole pipeline (needs a JDK and Maven)
 	$(GO) run ./deploy/demo/spring-boot/runner
 
-# Ports of `make run`, as numbers on loopback or as host:port: GRPC, HTTP, OTLP_HTTP, QUERY_HTTP, QUERY_GRPC, KAFKA; numbers only: CLICKHOUSE, CLICKHOUSE_HTTP.
+# Ports of `make run`, as numbers on loopback or as host:port: GRPC, HTTP, OTLP_HTTP, QUERY_HTTP, QUERY_GRPC, KAFKA, AGENT_HTTP; numbers only: CLICKHOUSE, CLICKHOUSE_HTTP, AGENT_PORT.
 loopback = $(if $(findstring :,$(1)),$(1),127.0.0.1:$(1))
 RUN_FLAGS = $(if $(GRPC),--grpc-listen $(call loopback,$(GRPC))) $(if $(HTTP),--http-listen $(call loopback,$(HTTP))) \
 	$(if $(OTLP_HTTP),--otlp-http-listen $(call loopback,$(OTLP_HTTP))) $(if $(KAFKA),--kafka-listen $(call loopback,$(KAFKA))) \

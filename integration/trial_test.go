@@ -116,6 +116,7 @@ func TestTrialPortInUse(t *testing.T) {
 	for _, tc := range []struct{ port, http, want string }{
 		{port, "127.0.0.1:" + free, "another program uses the port 127.0.0.1:" + port + "; choose another one for the agent with AGENT_PORT=...\n"},
 		{free, taken.Addr().String(), "another program uses the port 127.0.0.1:" + port + "; choose another one for the agent with AGENT_HTTP=127.0.0.1:...\n"},
+		{free, port, "another program uses the port 127.0.0.1:" + port + "; choose another one for the agent with AGENT_HTTP=127.0.0.1:...\n"},
 		{free, ":" + port, "another program uses the port :" + port + "; choose another one for the agent with AGENT_HTTP=127.0.0.1:...\n"},
 		{free, "[::ffff:127.0.0.1]:" + port, "another program uses the port [::ffff:127.0.0.1]:" + port + "; choose another one for the agent with AGENT_HTTP=127.0.0.1:...\n"},
 	} {

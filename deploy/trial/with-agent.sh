@@ -13,6 +13,7 @@ data=$2
 shift 2
 port=${AGENT_PORT:-38086}
 http=${AGENT_HTTP:-127.0.0.1:38087}
+case $http in *:*) ;; *) http=127.0.0.1:$http ;; esac
 
 # tcp prints the file by which bash connects to an address, such as 127.0.0.1:80, :80 or [::1]:80.
 tcp() {
