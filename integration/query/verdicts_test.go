@@ -64,7 +64,7 @@ func TestSearchForVerdictsEndsInTime(t *testing.T) {
 		}
 		return ctx.Err()
 	}
-	result, err := findRetransmissions(t, t.Context(), 20*time.Second, slow)
+	result, err := findRetransmissions(t, t.Context(), 40*time.Second, slow)
 	if err != nil || result.Inspected != 4 || !result.Partial || len(result.Traces) == 0 {
 		t.Errorf("%d of %d traces, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
 	}

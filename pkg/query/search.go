@@ -63,7 +63,7 @@ type Result struct {
 }
 
 // Find returns the newest traces of a search. A search for network.verdict ends with what it
-// has found when it takes longer than query.max_execution_time.
+// has found when it takes longer than half of query.max_execution_time.
 func (r *Reader) Find(ctx context.Context, s Search) (Result, error) {
 	defer r.observe("search")()
 	s, fulfils, err := r.prepare(s)
@@ -460,9 +460,9 @@ type examined struct {
 // examine looks at the network of traces until enough of them have a verdict that was searched
 // for, or time is over. A trace whose network takes more than a query may is left out.
 func (r *Reader) examine(ctx context.Context, enough int, ids []string, fulfils func(verdict string) bool) (examined, error) {
-	limit := r.cfg.MaxExecutionTime
+	limit := r.cfg.MaxExecutionTime / 2 // what was found has still to be read, while clients such as Grafana wait 30 s
 	if end, ok := ctx.Deadline(); ok {
-		limit = min(limit, time.Until(end)/2) // the caller still has to read what was found
+		limit = min(limit, time.Until(end)/2)
 	}
 	looking, stop := context.WithTimeout(ctx, limit)
 	defer stop()
