@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/retry"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/schema"
 )
 
@@ -74,8 +76,9 @@ func planOffsetsReset(s *site, r *rand.Rand) (fault, bool) {
 	}, true
 }
 
-// planTopicGrown adds partitions while no request is under way: docs/guarantees.md excludes copies of
-// a request that comes under both numbers of partitions before its first copy is stored.
+// planTopicGrown adds partitions while no request is under way, and until every gateway knows them:
+// docs/guarantees.md excludes copies of a request that comes under both numbers of partitions before its
+// first copy is stored.
 func planTopicGrown(s *site, r *rand.Rand) (fault, bool) {
 	topic, _ := topicOf(r)
 	const most = 12 // a partition takes memory of every program
@@ -84,16 +87,57 @@ func planTopicGrown(s *site, r *rand.Rand) (fault, bool) {
 		run: func(ctx context.Context) error {
 			speak := s.load.silence()
 			defer speak()
-			return retried(ctx, func(ctx context.Context) error {
+			known := s.layouts(ctx, topic)
+			grown := false
+			if err := retried(ctx, func(ctx context.Context) error {
 				resp, err := s.kafka.metadata(ctx, topic)
 				if err != nil || len(resp.Topics[0].Partitions) >= most {
 					return err
 				}
 				_, err = s.kafka.grow(ctx, topic, 1)
+				grown = err == nil
 				return err
-			})
+			}); err != nil || !grown {
+				return err
+			}
+			if err := retried(ctx, func(ctx context.Context) error {
+				now := s.layouts(ctx, topic)
+				for _, srv := range s.servers {
+					if l, ok := now[srv.name]; strings.Contains(srv.roles, "gateway") && (!ok || l == known[srv.name]) {
+						return fmt.Errorf("%s does not know of the partition that %s has got", srv.name, topic)
+					}
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			return retry.Sleep(ctx, 3*time.Second) // one that did not answer before asks Kafka every two seconds
 		},
 	}, true
+}
+
+// layout tells one layout of a topic that a gateway knew from another.
+type layout struct{ started, changes float64 }
+
+// layouts returns the layouts of a topic that servers know. Those that do not answer are left out.
+func (s *site) layouts(ctx context.Context, topic string) map[string]layout {
+	found := make(map[string]layout)
+	for _, srv := range s.servers {
+		_, text, err := get(ctx, "http://"+srv.http+"/metrics")
+		if err != nil {
+			continue
+		}
+		started, err := prom.Sum(text, "process_start_time_seconds", "")
+		if err != nil {
+			continue
+		}
+		changes, err := prom.Sum(text, "metaflow_kafka_produce_topic_changes_total", fmt.Sprintf("topic=%q", topic))
+		if err != nil {
+			continue
+		}
+		found[srv.name] = layout{started, changes}
+	}
+	return found
 }
 
 // planTopicAnew deletes a topic when all that is in it is stored, and creates it again at once, with as many
