@@ -121,7 +121,10 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 		LogFile: filepath.Join(o.dataDir, engineLog),
 	}
 	engine, err := chengine.StartPersistently(ctx, engineOptions)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()): // interrupted before it was ready
+		return nil
+	case err != nil:
 		return err
 	}
 	keeping, stopEngine := context.WithCancel(context.WithoutCancel(ctx))

@@ -1,6 +1,7 @@
 package program
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -17,8 +18,11 @@ func (*duration) Type() string     { return "duration" }
 // Set implements pflag.Value.
 func (d *duration) Set(text string) error {
 	parsed, err := values.Duration(text)
+	if err != nil {
+		return fmt.Errorf("it %w", err)
+	}
 	*d = duration(parsed)
-	return err
+	return nil
 }
 
 // DurationVar adds a flag for a duration, which may have days and weeks as the keys of the

@@ -21,7 +21,7 @@ func Text(err error) string {
 	var answer interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &answer) {
 		if errors.Is(err, io.EOF) {
-			return "the server ended the connection"
+			return ended
 		}
 		return err.Error()
 	}
@@ -49,8 +49,8 @@ func ofConnection(message string) (text string, ok bool) {
 	const sign = `connection error: desc = `
 	_, quoted, ok := strings.Cut(message, sign)
 	if !ok {
-		if _, cause, ok := strings.Cut(message, "error reading from server: "); ok {
-			return "the connection broke: " + cause, true
+		if _, cause, ok := strings.Cut(message, readFailed); ok {
+			return broken(cause), true
 		}
 		return "", false
 	}
@@ -66,7 +66,6 @@ func ofConnection(message string) (text string, ok bool) {
 		{"transport: Error while dialing: ", "cannot connect: ", ""},
 		{"transport: authentication handshake failed: ", "TLS handshake: ", ""},
 		{"error reading server preface: ", "it does not answer in gRPC: ", "; it is another program, or only one of the two uses TLS"},
-		{"error reading from server: ", "the connection broke: ", ""},
 	} {
 		if cause, ok := strings.CutPrefix(desc, known.sign); ok {
 			if strings.HasSuffix(cause, "connection refused") {
@@ -75,5 +74,16 @@ func ofConnection(message string) (text string, ok bool) {
 			return known.text + cause + known.hint, true
 		}
 	}
-	return "the connection broke: " + strings.TrimPrefix(desc, "transport: "), true
+	return broken(strings.TrimPrefix(strings.TrimPrefix(desc, "transport: "), readFailed)), true
 }
+
+const readFailed = "error reading from server: "
+
+func broken(cause string) string {
+	if strings.HasPrefix(cause, "EOF") {
+		return ended
+	}
+	return "the connection broke: " + cause
+}
+
+const ended = "the server ended the connection"

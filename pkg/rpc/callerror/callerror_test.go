@@ -98,19 +98,30 @@ func TestTextOfCalls(t *testing.T) {
 	}
 }
 
+func TestServerEnded(t *testing.T) {
+	for _, err := range []error{
+		fmt.Errorf("open: %w", io.EOF),
+		status.Error(codes.Unavailable, "error reading from server: EOF"),
+		status.Error(codes.Unavailable, `closing transport due to: connection error: desc = "error reading from server: EOF, received prior goaway"`),
+	} {
+		if got, want := callerror.Text(err), "the server ended the connection"; got != want {
+			t.Errorf("%v: %q, want %q", err, got, want)
+		}
+	}
+}
+
 func TestText(t *testing.T) {
 	for want, err := range map[string]error{
 		"Unauthenticated: shows no token": status.Error(codes.Unauthenticated, "shows no token"),
-		"the server ended the connection": fmt.Errorf("open: %w", io.EOF),
 		"plain":                           errors.New("plain"),
 		"DeadlineExceeded: Kafka is slow": status.Error(codes.DeadlineExceeded, "Kafka is slow"),
 		"no answer in time: the server hangs or is overloaded, or another program has the port": status.Error(codes.DeadlineExceeded,
 			"stream terminated by RST_STREAM with error code: CANCEL"),
-		"the connection broke: EOF": status.Error(codes.Unavailable, "error reading from server: EOF"),
+		"the connection broke: read tcp 10.0.0.2:4711->10.0.0.1:20035: connection reset by peer": status.Error(codes.Unavailable,
+			"error reading from server: read tcp 10.0.0.2:4711->10.0.0.1:20035: connection reset by peer"),
 		"cannot connect: dial tcp 10.0.0.1:20035: i/o timeout": status.Error(codes.DeadlineExceeded,
 			`received context error while waiting for new LB policy update: context deadline exceeded: last connection error: connection error: desc = "transport: Error while dialing: dial tcp 10.0.0.1:20035: i/o timeout"`),
-		"the connection broke: EOF, received prior goaway": status.Error(codes.Unavailable, `closing transport due to: connection error: desc = "error reading from server: EOF, received prior goaway"`),
-		"the connection broke: http2Client.foo":            status.Error(codes.Unavailable, `connection error: desc = "transport: http2Client.foo"`),
+		"the connection broke: http2Client.foo": status.Error(codes.Unavailable, `connection error: desc = "transport: http2Client.foo"`),
 		"it does not answer in gRPC, so it is another program, or a proxy that does not forward gRPC (unexpected HTTP status code received from server: 502 (Bad Gateway))": status.Error(codes.Unavailable,
 			"unexpected HTTP status code received from server: 502 (Bad Gateway)"),
 	} {
