@@ -78,7 +78,7 @@ func (s *sink) sum(match func(*flow.Row) bool) (sum flow.Row, n int) {
 // await waits until the sum of the matching rows satisfies done.
 func (s *sink) await(t *testing.T, what string, match func(*flow.Row) bool, done func(flow.Row) bool) flow.Row {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		sum, _ := s.sum(match)
 		if done(sum) {
@@ -579,7 +579,7 @@ func TestOverrun(t *testing.T) {
 	wait.Until(t, "overrun", func() bool { return prom.Value(t, reg, "metaflow_capture_overruns_total") > 0 })
 	wait.Until(t, "all connections closed", func() bool {
 		_, ended := s.sum(func(r *flow.Row) bool { return match(r) && r.Closed })
-		return ended == n
+		return ended >= n // a late notification adds a row to that of the dump
 	})
 	if sum, _ := s.sum(match); sum.BytesSent != 1000*n || sum.Connections != n || sum.ConnectFailures+sum.Resets+sum.Timeouts != 0 {
 		t.Errorf("rows add up to %+v", sum)
