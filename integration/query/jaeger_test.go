@@ -375,7 +375,8 @@ func TestJaegerGivesUpUnreadTraces(t *testing.T) {
 		for err == nil {
 			_, err = s.Recv()
 		}
-		if status.Code(err) != codes.Unavailable {
+		// all above may hold what a stream asks for at that moment.
+		if code := status.Code(err); code != codes.Unavailable && code != codes.ResourceExhausted {
 			t.Errorf("the stream ended with %v", err)
 		}
 	}
