@@ -31,6 +31,8 @@ func Text(err error) string {
 		return cause
 	}
 	switch {
+	case st.Code() == codes.Unavailable && strings.HasPrefix(message, "write tcp "):
+		return broken(message)
 	case strings.Contains(message, "produced zero addresses"):
 		return "the name of the server has no address"
 	case st.Code() == codes.DeadlineExceeded && (strings.Contains(message, "context deadline exceeded") || strings.Contains(message, "RST_STREAM")):

@@ -34,7 +34,7 @@ func listen(t *testing.T, serve func(net.Conn)) string {
 			if err != nil {
 				return
 			}
-			serve(conn)
+			go serve(conn)
 		}
 	}()
 	return l.Addr().String()
@@ -55,10 +55,15 @@ func TestTextOfCalls(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
 	web := listen(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 1))
 		_, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+		_, _ = io.Copy(io.Discard, conn) // until the client has read it and closes
 		_ = conn.Close()
 	})
-	silent := listen(t, func(conn net.Conn) { t.Cleanup(func() { _ = conn.Close() }) })
+	silent := listen(t, func(conn net.Conn) {
+		_, _ = io.Copy(io.Discard, conn)
+		_ = conn.Close()
+	})
 	for name, tc := range map[string]struct {
 		addr, want string
 		tls        bool
@@ -112,6 +117,8 @@ func TestServerEnded(t *testing.T) {
 
 func TestText(t *testing.T) {
 	for want, err := range map[string]error{
+		"the connection broke: write tcp 10.0.0.2:4711->10.0.0.1:20035: write: broken pipe": status.Error(codes.Unavailable,
+			"write tcp 10.0.0.2:4711->10.0.0.1:20035: write: broken pipe"),
 		"Unauthenticated: shows no token": status.Error(codes.Unauthenticated, "shows no token"),
 		"plain":                           errors.New("plain"),
 		"DeadlineExceeded: Kafka is slow": status.Error(codes.DeadlineExceeded, "Kafka is slow"),
