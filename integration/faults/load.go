@@ -260,12 +260,8 @@ type spanBuilder struct {
 func newSpanBuilder(sender int) *spanBuilder {
 	service := fmt.Sprintf("service-%d", sender)
 	return &spanBuilder{service: service, resource: &resourcepb.Resource{Attributes: []*commonpb.KeyValue{
-		text("service.name", service), text("k8s.pod.name", service+"-6b7f9c5d4-x2x7q"), text("k8s.namespace.name", "faults"),
+		otlptest.Text("service.name", service), otlptest.Text("k8s.pod.name", service+"-6b7f9c5d4-x2x7q"), otlptest.Text("k8s.namespace.name", "faults"),
 	}}}
-}
-
-func text(key, value string) *commonpb.KeyValue {
-	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
 }
 
 // build returns the request with this number. The first half of a trace id is the
@@ -281,7 +277,7 @@ func (b *spanBuilder) build(number, items int) []byte {
 			TraceId: trace, SpanId: binary.BigEndian.AppendUint64(nil, uint64(number)<<itemBits|uint64(i)),
 			Name: "GET /items", Kind: tracepb.Span_SPAN_KIND_SERVER,
 			StartTimeUnixNano: now + uint64(i), EndTimeUnixNano: now + uint64(i) + uint64(1+i%50)*uint64(time.Millisecond),
-			Attributes: []*commonpb.KeyValue{text("http.request.method", "GET"), text("http.route", "/items")},
+			Attributes: []*commonpb.KeyValue{otlptest.Text("http.request.method", "GET"), otlptest.Text("http.route", "/items")},
 		}
 	}
 	req := &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{Resource: b.resource, ScopeSpans: []*tracepb.ScopeSpans{scope}}}}

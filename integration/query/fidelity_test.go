@@ -25,6 +25,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // store inserts a request as a writer does.
@@ -50,10 +51,6 @@ func store(t *testing.T, request *coltracepb.ExportTraceServiceRequest) {
 	}
 }
 
-func text(key, value string) *commonpb.KeyValue {
-	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
-}
-
 func whole(key string, value int64) *commonpb.KeyValue {
 	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: value}}}
 }
@@ -67,28 +64,28 @@ func TestTraceComesBackAsItWas(t *testing.T) {
 		Resource: &resourcepb.Resource{
 			Attributes: []*commonpb.KeyValue{
 				{Key: "process.command_args", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_ArrayValue{ArrayValue: &commonpb.ArrayValue{
-					Values: []*commonpb.AnyValue{text("", "shop").Value, text("", `--name="x"`).Value},
+					Values: []*commonpb.AnyValue{otlptest.Text("", "shop").Value, otlptest.Text("", `--name="x"`).Value},
 				}}}},
-				whole("process.pid", 42), text("service.name", "fidelity"), text("service.version", "1.10"),
+				whole("process.pid", 42), otlptest.Text("service.name", "fidelity"), otlptest.Text("service.version", "1.10"),
 			},
 			DroppedAttributesCount: 7,
 		},
 		SchemaUrl: "https://opentelemetry.io/schemas/1.30.0",
 		ScopeSpans: []*tracepb.ScopeSpans{{
-			Scope:     &commonpb.InstrumentationScope{Name: "lib", Version: "2", Attributes: []*commonpb.KeyValue{text("k", "v")}, DroppedAttributesCount: 1},
+			Scope:     &commonpb.InstrumentationScope{Name: "lib", Version: "2", Attributes: []*commonpb.KeyValue{otlptest.Text("k", "v")}, DroppedAttributesCount: 1},
 			SchemaUrl: "https://opentelemetry.io/schemas/1.20.0",
 			Spans: []*tracepb.Span{{
 				TraceId: id, SpanId: span, ParentSpanId: parent, TraceState: "a=b,c=d", Flags: 0x301, Name: "GET /\u00fc", Kind: tracepb.Span_SPAN_KIND_CLIENT,
 				StartTimeUnixNano: at, EndTimeUnixNano: at + 123456789,
 				Attributes: []*commonpb.KeyValue{
-					text("app.count", "007"),
+					otlptest.Text("app.count", "007"),
 					{Key: "error", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_BoolValue{BoolValue: true}}},
-					whole("http.response.status_code", 503), text("net.peer.name", `quoted "name"`), whole("server.port", 8080),
+					whole("http.response.status_code", 503), otlptest.Text("net.peer.name", `quoted "name"`), whole("server.port", 8080),
 				},
 				DroppedAttributesCount: 2, DroppedEventsCount: 3, DroppedLinksCount: 4,
-				Events: []*tracepb.Span_Event{{TimeUnixNano: at + 5, Name: "exception", DroppedAttributesCount: 5, Attributes: []*commonpb.KeyValue{text("exception.type", "X")}}},
+				Events: []*tracepb.Span_Event{{TimeUnixNano: at + 5, Name: "exception", DroppedAttributesCount: 5, Attributes: []*commonpb.KeyValue{otlptest.Text("exception.type", "X")}}},
 				Links: []*tracepb.Span_Link{{
-					TraceId: []byte("fedcba9876543210"), SpanId: parent, TraceState: "x=y", Flags: 1, DroppedAttributesCount: 6, Attributes: []*commonpb.KeyValue{text("l", "1")},
+					TraceId: []byte("fedcba9876543210"), SpanId: parent, TraceState: "x=y", Flags: 1, DroppedAttributesCount: 6, Attributes: []*commonpb.KeyValue{otlptest.Text("l", "1")},
 				}},
 				Status: &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: "went wrong"},
 			}},
@@ -141,7 +138,7 @@ func TestTraceOfLargeSpansIsCut(t *testing.T) {
 	for i := range 1000 {
 		scope.Spans = append(scope.Spans, &tracepb.Span{
 			TraceId: []byte("a trace too wide"), SpanId: []byte{9, 2, 3, 4, 5, 6, byte(i >> 8), byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 2000,
-			Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat("x", 4<<10))},
+			Attributes: []*commonpb.KeyValue{otlptest.Text("app.text", strings.Repeat("x", 4<<10))},
 		})
 	}
 	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
@@ -160,7 +157,7 @@ func TestTraceWithAttributesOfTheSender(t *testing.T) {
 	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
 	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{
 		TraceId: []byte("forged verdict.."), SpanId: []byte("the_span"), Name: "x", StartTimeUnixNano: at, EndTimeUnixNano: at + 1,
-		Attributes: []*commonpb.KeyValue{text("@jaeger@warnings", "mine"), text("metaflow.network.verdict", "reset"), text("thread.id", "+7"), text("http.status_code", "0200")},
+		Attributes: []*commonpb.KeyValue{otlptest.Text("@jaeger@warnings", "mine"), otlptest.Text("metaflow.network.verdict", "reset"), otlptest.Text("thread.id", "+7"), otlptest.Text("http.status_code", "0200")},
 	}}}}}}})
 	r, _ := reader(t, config())
 	trace, err := r.Trace(t.Context(), "666f7267656420766572646963742e2e", query.Range{})

@@ -28,6 +28,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	storage "github.com/metaflowys/metaflow-server/schema/jaegerstorage"
 )
@@ -241,7 +242,7 @@ func TestJaegerSplitsLargeTraces(t *testing.T) {
 	for i := range 40 {
 		scope.Spans = append(scope.Spans, &tracepb.Span{
 			TraceId: []byte("a large trace..."), SpanId: []byte{9, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100,
-			Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat(string(rune('a'+i%26)), 100<<10))},
+			Attributes: []*commonpb.KeyValue{otlptest.Text("app.text", strings.Repeat(string(rune('a'+i%26)), 100<<10))},
 		})
 	}
 	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
@@ -261,10 +262,10 @@ func TestJaegerTracesOfManyResources(t *testing.T) {
 	for i := range 60 {
 		span := &tracepb.Span{
 			TraceId: []byte("many resources.."), SpanId: []byte{8, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "x", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100,
-			Attributes: []*commonpb.KeyValue{text("@jaeger@warnings", "mine")},
+			Attributes: []*commonpb.KeyValue{otlptest.Text("@jaeger@warnings", "mine")},
 		}
 		all = append(all, &tracepb.ResourceSpans{
-			Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat(string(rune('a'+i%26)), 100<<10)+strconv.Itoa(i))}},
+			Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{otlptest.Text("app.text", strings.Repeat(string(rune('a'+i%26)), 100<<10)+strconv.Itoa(i))}},
 			ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{span}}},
 		})
 	}
@@ -326,7 +327,7 @@ func TestJaegerGivesUpUnreadTraces(t *testing.T) {
 		for i := range 40 {
 			scope.Spans = append(scope.Spans, &tracepb.Span{
 				TraceId: fmt.Appendf(nil, "an unread trace%d", trace), SpanId: []byte{7, 2, 3, 4, 5, 6, 7, byte(i)}, Name: "unread", StartTimeUnixNano: at + uint64(i), EndTimeUnixNano: at + 100,
-				Attributes: []*commonpb.KeyValue{text("app.text", strings.Repeat(string(rune('a'+i%26)), 50<<10))},
+				Attributes: []*commonpb.KeyValue{otlptest.Text("app.text", strings.Repeat(string(rune('a'+i%26)), 50<<10))},
 			})
 		}
 	}

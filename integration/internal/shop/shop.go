@@ -18,6 +18,8 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // Start and End bound the hour: [Start, End).
@@ -146,15 +148,15 @@ func (s *Shop) serve(r *request, at time.Time, op *operation, from, p pod, paren
 		r.failed = true
 		span.Events = []*tracepb.Span_Event{{
 			TimeUnixNano: span.EndTimeUnixNano - 1000, Name: "exception",
-			Attributes: []*commonpb.KeyValue{text("exception.type", "payment.CardDeclined"), text("exception.message", "issuer refused: do not honor")},
+			Attributes: []*commonpb.KeyValue{otlptest.Text("exception.type", "payment.CardDeclined"), otlptest.Text("exception.message", "issuer refused: do not honor")},
 		}}
 	}
 	if r.failed {
 		span.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: "card declined"}
 	}
-	span.Attributes = append(protocol(op, r.failed), text("client.address", from.ip), text("network.peer.address", from.ip), number("server.port", p.port))
+	span.Attributes = append(protocol(op, r.failed), otlptest.Text("client.address", from.ip), otlptest.Text("network.peer.address", from.ip), otlptest.Number("server.port", p.port))
 	if op.service == "frontend" {
-		span.Attributes = append(span.Attributes, text("app.user.id", r.user))
+		span.Attributes = append(span.Attributes, otlptest.Text("app.user.id", r.user))
 	}
 	s.report(p, span)
 	return at
@@ -186,8 +188,8 @@ func (s *Shop) call(r *request, at time.Time, op *operation, from pod, parent []
 	span := &tracepb.Span{
 		TraceId: r.trace, SpanId: id, ParentSpanId: parent, Name: op.name, Kind: kind,
 		StartTimeUnixNano: uint64(began.UnixNano()), EndTimeUnixNano: uint64(at.UnixNano()),
-		Attributes: append(protocol(op, r.failed), text("server.address", to.host()), number("server.port", to.port),
-			text("network.peer.address", to.ip), number("network.peer.port", to.port)),
+		Attributes: append(protocol(op, r.failed), otlptest.Text("server.address", to.host()), otlptest.Number("server.port", to.port),
+			otlptest.Text("network.peer.address", to.ip), otlptest.Number("network.peer.port", to.port)),
 	}
 	if r.failed {
 		span.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: "rpc error: card declined"}
@@ -206,9 +208,9 @@ func (s *Shop) consume(r *request, at time.Time, broker pod, producer []byte) {
 		TraceId: r.trace, SpanId: s.id(8), ParentSpanId: producer, Name: "process orders", Kind: tracepb.Span_SPAN_KIND_CONSUMER,
 		StartTimeUnixNano: uint64(at.UnixNano()), EndTimeUnixNano: uint64(at.Add(s.about(12 * time.Millisecond)).UnixNano()),
 		Attributes: []*commonpb.KeyValue{
-			text("messaging.system", "kafka"), text("messaging.operation.name", "process"), text("messaging.destination.name", "orders"),
-			text("server.address", broker.host()), number("server.port", broker.port),
-			text("network.peer.address", broker.ip), number("network.peer.port", broker.port),
+			otlptest.Text("messaging.system", "kafka"), otlptest.Text("messaging.operation.name", "process"), otlptest.Text("messaging.destination.name", "orders"),
+			otlptest.Text("server.address", broker.host()), otlptest.Number("server.port", broker.port),
+			otlptest.Text("network.peer.address", broker.ip), otlptest.Number("network.peer.port", broker.port),
 		},
 	})
 	s.carry(p, broker, at, false)
@@ -220,9 +222,9 @@ func (s *Shop) Requests() []*coltracepb.ExportTraceServiceRequest {
 	for _, p := range s.order {
 		all = append(all, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
 			Resource: &resourcepb.Resource{Attributes: []*commonpb.KeyValue{
-				text("service.name", p.service), text("service.version", p.version), text("service.namespace", "shop"),
-				text("service.instance.id", p.name), text("k8s.cluster.name", "prod"), text("k8s.namespace.name", "shop"), text("k8s.pod.name", p.name),
-				text("k8s.pod.uid", "uid-of-"+p.name), text("k8s.pod.ip", p.ip), text("k8s.node.name", p.node), text("k8s.deployment.name", p.service),
+				otlptest.Text("service.name", p.service), otlptest.Text("service.version", p.version), otlptest.Text("service.namespace", "shop"),
+				otlptest.Text("service.instance.id", p.name), otlptest.Text("k8s.cluster.name", "prod"), otlptest.Text("k8s.namespace.name", "shop"), otlptest.Text("k8s.pod.name", p.name),
+				otlptest.Text("k8s.pod.uid", "uid-of-"+p.name), otlptest.Text("k8s.pod.ip", p.ip), otlptest.Text("k8s.node.name", p.node), otlptest.Text("k8s.deployment.name", p.service),
 			}},
 			ScopeSpans: []*tracepb.ScopeSpans{{
 				Scope: &commonpb.InstrumentationScope{Name: "shop", Version: "1.0.0"},
@@ -379,20 +381,20 @@ func protocol(op *operation, failed bool) []*commonpb.KeyValue {
 			}
 		}
 		method, route := split(op.name)
-		return []*commonpb.KeyValue{text("http.request.method", method), text("http.route", route), text("url.path", route), number("http.response.status_code", status)}
+		return []*commonpb.KeyValue{otlptest.Text("http.request.method", method), otlptest.Text("http.route", route), otlptest.Text("url.path", route), otlptest.Number("http.response.status_code", status)}
 	case "grpc":
 		status := 0
 		if failed {
 			status = 9
 		}
-		return []*commonpb.KeyValue{text("rpc.system", "grpc"), text("rpc.service", "shop."+op.service), text("rpc.method", op.name), number("rpc.grpc.status_code", status)}
+		return []*commonpb.KeyValue{otlptest.Text("rpc.system", "grpc"), otlptest.Text("rpc.service", "shop."+op.service), otlptest.Text("rpc.method", op.name), otlptest.Number("rpc.grpc.status_code", status)}
 	case "kafka":
-		return []*commonpb.KeyValue{text("messaging.system", "kafka"), text("messaging.operation.name", "publish"), text("messaging.destination.name", "orders")}
+		return []*commonpb.KeyValue{otlptest.Text("messaging.system", "kafka"), otlptest.Text("messaging.operation.name", "publish"), otlptest.Text("messaging.destination.name", "orders")}
 	default:
 		verb, _ := split(op.name)
-		attributes := []*commonpb.KeyValue{text("db.system.name", op.protocol), text("db.operation.name", verb)}
+		attributes := []*commonpb.KeyValue{otlptest.Text("db.system.name", op.protocol), otlptest.Text("db.operation.name", verb)}
 		if statement := statements[op.name]; statement != "" {
-			attributes = append(attributes, text("db.query.text", statement))
+			attributes = append(attributes, otlptest.Text("db.query.text", statement))
 		}
 		return attributes
 	}
@@ -405,12 +407,4 @@ func split(name string) (first, rest string) {
 		}
 	}
 	return name, ""
-}
-
-func text(key, value string) *commonpb.KeyValue {
-	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
-}
-
-func number(key string, value int) *commonpb.KeyValue {
-	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: int64(value)}}}
 }

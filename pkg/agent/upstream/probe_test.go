@@ -2,6 +2,7 @@ package upstream_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/agent/upstream"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
@@ -45,26 +47,6 @@ func withAdmission(t *testing.T, r *replica) {
 	}})
 }
 
-// listen starts a program that is no MetaFlow server.
-func listen(t *testing.T, serve func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serve(conn)
-		}
-	}()
-	return l.Addr().String()
-}
-
 // mentions reports whether text contains one of the alternatives in want.
 func mentions(text, want string) bool {
 	return slices.ContainsFunc(strings.Split(want, "|"), func(one string) bool { return strings.Contains(text, one) })
@@ -85,11 +67,10 @@ func TestProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = closed.Close()
-	web := listen(t, func(conn net.Conn) {
+	web := ports.Serve(t, func(conn net.Conn) {
 		_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")) // the prober may be gone
-		_ = conn.Close()
 	})
-	silent := listen(t, func(conn net.Conn) { t.Cleanup(func() { _ = conn.Close() }) })
+	silent := ports.Serve(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
 	trusting := tlsconfig.Client{Enabled: true, CAFile: ca}
 	var dns names
 

@@ -18,27 +18,8 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/metaflowys/metaflow-server/pkg/rpc/callerror"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
-
-// listen starts a program that does not speak gRPC.
-func listen(t *testing.T, serve func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serve(conn)
-		}
-	}()
-	return l.Addr().String()
-}
 
 // The texts are those of the client, so real calls show when another version of it has other ones.
 func TestTextOfCalls(t *testing.T) {
@@ -54,16 +35,12 @@ func TestTextOfCalls(t *testing.T) {
 	}
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
-	web := listen(t, func(conn net.Conn) {
+	web := ports.Serve(t, func(conn net.Conn) {
 		_, _ = conn.Read(make([]byte, 1))
 		_, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 		_, _ = io.Copy(io.Discard, conn) // until the client has read it and closes
-		_ = conn.Close()
 	})
-	silent := listen(t, func(conn net.Conn) {
-		_, _ = io.Copy(io.Discard, conn)
-		_ = conn.Close()
-	})
+	silent := ports.Serve(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
 	for name, tc := range map[string]struct {
 		addr, want string
 		tls        bool

@@ -16,6 +16,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 const hostAddress = "10.1.2.3"
@@ -38,8 +39,8 @@ func requestWith(resources ...*tracepb.ResourceSpans) *coltracepb.ExportTraceSer
 }
 
 func TestAddHostAddressWhereNothingTellsIt(t *testing.T) {
-	address := text("app.host.ip", hostAddress)
-	service := text("service.name", "shop")
+	address := otlptest.Text("app.host.ip", hostAddress)
+	service := otlptest.Text("service.name", "shop")
 	alone := withoutResource()
 	alone.Resource = &resourcepb.Resource{Attributes: []*commonpb.KeyValue{address}}
 	tests := map[string]struct {
@@ -51,19 +52,19 @@ func TestAddHostAddressWhereNothingTellsIt(t *testing.T) {
 		"nothing told":      {requestWith(withResource(service)), requestWith(withResource(service, address)), 1},
 		"no attributes":     {requestWith(withResource()), requestWith(withResource(address)), 1},
 		"no resource":       {requestWith(withoutResource()), requestWith(alone), 1},
-		"pod by its uid":    {req: requestWith(withResource(service, text("k8s.pod.uid", "u")))},
-		"pod by its ip":     {req: requestWith(withResource(text("k8s.pod.ip", "10.0.0.1"), service))},
-		"host, set before":  {req: requestWith(withResource(text("app.host.ip", "10.0.0.1")))},
-		"host.ip":           {req: requestWith(withResource(text("host.ip", "10.0.0.1")))},
-		"net.host.ip":       {req: requestWith(withResource(text("net.host.ip", "10.0.0.1")))},
+		"pod by its uid":    {req: requestWith(withResource(service, otlptest.Text("k8s.pod.uid", "u")))},
+		"pod by its ip":     {req: requestWith(withResource(otlptest.Text("k8s.pod.ip", "10.0.0.1"), service))},
+		"host, set before":  {req: requestWith(withResource(otlptest.Text("app.host.ip", "10.0.0.1")))},
+		"host.ip":           {req: requestWith(withResource(otlptest.Text("host.ip", "10.0.0.1")))},
+		"net.host.ip":       {req: requestWith(withResource(otlptest.Text("net.host.ip", "10.0.0.1")))},
 		"address as a list": {req: requestWith(withResource(&commonpb.KeyValue{Key: "host.ip", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_ArrayValue{ArrayValue: &commonpb.ArrayValue{}}}}))},
 		"similar names": {
-			requestWith(withResource(text("k8s.pod.name", "host.ip"), text("host.i", "x"), text("xhost.ip", "x"))),
-			requestWith(withResource(text("k8s.pod.name", "host.ip"), text("host.i", "x"), text("xhost.ip", "x"), address)), 1,
+			requestWith(withResource(otlptest.Text("k8s.pod.name", "host.ip"), otlptest.Text("host.i", "x"), otlptest.Text("xhost.ip", "x"))),
+			requestWith(withResource(otlptest.Text("k8s.pod.name", "host.ip"), otlptest.Text("host.i", "x"), otlptest.Text("xhost.ip", "x"), address)), 1,
 		},
 		"some of many": {
-			requestWith(withResource(text("host.ip", "a")), withResource(service), withResource(text("host.ip", "b")), withoutResource(), withResource(text("host.ip", "c"))),
-			requestWith(withResource(text("host.ip", "a")), withResource(service, address), withResource(text("host.ip", "b")), alone, withResource(text("host.ip", "c"))), 2,
+			requestWith(withResource(otlptest.Text("host.ip", "a")), withResource(service), withResource(otlptest.Text("host.ip", "b")), withoutResource(), withResource(otlptest.Text("host.ip", "c"))),
+			requestWith(withResource(otlptest.Text("host.ip", "a")), withResource(service, address), withResource(otlptest.Text("host.ip", "b")), alone, withResource(otlptest.Text("host.ip", "c"))), 2,
 		},
 		"too short for a span with ids": {req: requestWith(&tracepb.ResourceSpans{}, &tracepb.ResourceSpans{SchemaUrl: "s"})},
 	}
@@ -107,7 +108,7 @@ func TestAddHostAddressMergesResources(t *testing.T) {
 		}
 		return b
 	}
-	service, told := text("service.name", "shop"), text("host.ip", "10.0.0.1")
+	service, told := otlptest.Text("service.name", "shop"), otlptest.Text("host.ip", "10.0.0.1")
 	for name, tc := range map[string]struct {
 		fields []*commonpb.KeyValue
 		added  int
@@ -125,7 +126,7 @@ func TestAddHostAddressMergesResources(t *testing.T) {
 			}
 			want := tc.fields
 			if tc.added > 0 {
-				want = append(want, text("app.host.ip", hostAddress))
+				want = append(want, otlptest.Text("app.host.ip", hostAddress))
 			}
 			got := unmarshal(t, out).GetResourceSpans()[0].GetResource().GetAttributes()
 			if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
@@ -145,14 +146,14 @@ func TestAddHostAddressKeepsWhatItDoesNotKnow(t *testing.T) {
 	if err != nil || added != 1 {
 		t.Fatalf("added %d, %v", added, err)
 	}
-	rs.Resource.Attributes = append(rs.Resource.Attributes, text("app.host.ip", hostAddress))
+	rs.Resource.Attributes = append(rs.Resource.Attributes, otlptest.Text("app.host.ip", hostAddress))
 	if diff := cmp.Diff(requestWith(rs), unmarshal(t, out), protocmp.Transform()); diff != "" {
 		t.Errorf("the request differs (-want +got):\n%s", diff)
 	}
 }
 
 func TestAddHostAddressAllocatesOnlyWhatItReturns(t *testing.T) {
-	told, untold := marshal(t, requestWith(withResource(text("host.ip", "a")))), marshal(t, requestWith(withResource()))
+	told, untold := marshal(t, requestWith(withResource(otlptest.Text("host.ip", "a")))), marshal(t, requestWith(withResource()))
 	buffer := make([]byte, 0, 64<<10)
 	for name, req := range map[string][]byte{"nothing to change": told, "into a large buffer": untold} {
 		if n := testing.AllocsPerRun(100, func() {
@@ -170,7 +171,7 @@ func TestAddHostAddressAllocatesOnlyWhatItReturns(t *testing.T) {
 func FuzzAddHostAddress(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(marshal(f, newRequest("shop", newSpan(1, 1), newSpan(2, 2))))
-	f.Add(marshal(f, requestWith(withResource(text("host.ip", "a")), withoutResource(), withResource())))
+	f.Add(marshal(f, requestWith(withResource(otlptest.Text("host.ip", "a")), withoutResource(), withResource())))
 	f.Add([]byte{0x0b, 0x0c})                                           // an empty group
 	f.Add([]byte{0x0a, 0x02, 0x0a, 0x00, 0x0a, 0x04, 0x12, 0x02, 1, 1}) // merged messages
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -203,7 +204,7 @@ func FuzzAddHostAddress(f *testing.F) {
 			if rs.Resource == nil {
 				rs.Resource = &resourcepb.Resource{}
 			}
-			rs.Resource.Attributes = append(rs.Resource.Attributes, text("app.host.ip", address))
+			rs.Resource.Attributes = append(rs.Resource.Attributes, otlptest.Text("app.host.ip", address))
 			added--
 		}
 		if added != 0 {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 // spoiled is a request with a byte that is not UTF-8 in the place of each tilde.
@@ -85,7 +86,7 @@ func TestOneBadByteCostsNoSpan(t *testing.T) {
 	for i := range 500 {
 		spans = append(spans, newSpan(byte(i%7), byte(i%255+1)))
 	}
-	spans[77].Attributes = append(spans[77].Attributes, text("note", "caf~"))
+	spans[77].Attributes = append(spans[77].Attributes, otlptest.Text("note", "caf~"))
 	records, rejected, err := traces.Signal.NewSplitter().Split(spoiled(marshal(t, newRequest("shop", spans...))), options())
 	if err != nil || rejected.RepairedTexts != 1 {
 		t.Fatal(rejected, err)

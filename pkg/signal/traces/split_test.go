@@ -41,7 +41,7 @@ func newSpan(trace, id byte, edit ...func(*tracepb.Span)) *tracepb.Span {
 		Name:              fmt.Sprintf("span %d/%d", trace, id),
 		StartTimeUnixNano: uint64(now.UnixNano()),
 		EndTimeUnixNano:   uint64(now.Add(time.Millisecond).UnixNano()),
-		Attributes:        []*commonpb.KeyValue{text("http.request.method", "GET")},
+		Attributes:        []*commonpb.KeyValue{otlptest.Text("http.request.method", "GET")},
 	}
 	for _, e := range edit {
 		e(s)
@@ -49,13 +49,9 @@ func newSpan(trace, id byte, edit ...func(*tracepb.Span)) *tracepb.Span {
 	return s
 }
 
-func text(key, value string) *commonpb.KeyValue {
-	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
-}
-
 func newRequest(service string, spans ...*tracepb.Span) *coltracepb.ExportTraceServiceRequest {
 	return &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
-		Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("service.name", service)}},
+		Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{otlptest.Text("service.name", service)}},
 		SchemaUrl:  "resource schema",
 		ScopeSpans: []*tracepb.ScopeSpans{{Scope: &commonpb.InstrumentationScope{Name: "lib"}, SchemaUrl: "scope schema", Spans: spans}},
 	}}}
@@ -290,7 +286,7 @@ func drawRequest(t *rapid.T) *coltracepb.ExportTraceServiceRequest {
 	for r := range rapid.IntRange(0, 3).Draw(t, "resources") {
 		rs := &tracepb.ResourceSpans{}
 		if rapid.Bool().Draw(t, "resource") {
-			rs.Resource = &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("service.name", fmt.Sprint("service ", r))}}
+			rs.Resource = &resourcepb.Resource{Attributes: []*commonpb.KeyValue{otlptest.Text("service.name", fmt.Sprint("service ", r))}}
 			rs.SchemaUrl = rapid.StringN(0, 10, 40).Draw(t, "schema")
 		}
 		for c := range rapid.IntRange(0, 3).Draw(t, "scopes") {

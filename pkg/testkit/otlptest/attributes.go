@@ -15,23 +15,23 @@ func (t *trace) clientAttributes(h *hop) []*commonpb.KeyValue {
 		return append(t.redis(h), t.own(h)...)
 	case h.op.protocol == httpCall && old:
 		return []*commonpb.KeyValue{
-			text("http.method", h.op.method), text("http.url", h.url), number("http.status_code", h.status), text("http.flavor", "1.1"),
-			text("net.peer.name", h.op.service), text("net.peer.ip", h.to.ip), number("net.peer.port", h.to.service.port),
+			Text("http.method", h.op.method), Text("http.url", h.url), Number("http.status_code", h.status), Text("http.flavor", "1.1"),
+			Text("net.peer.name", h.op.service), Text("net.peer.ip", h.to.ip), Number("net.peer.port", h.to.service.port),
 		}
 	case h.op.protocol == httpCall:
 		return []*commonpb.KeyValue{
-			text("http.request.method", h.op.method), text("url.full", h.url), number("http.response.status_code", h.status),
-			text("network.protocol.version", "1.1"), text("server.address", h.op.service), number("server.port", h.to.service.port),
-			text("network.peer.address", h.to.ip), number("network.peer.port", h.to.service.port),
-			text("user_agent.original", t.agent), text("app.user.id", t.user), text("app.session.id", t.session),
+			Text("http.request.method", h.op.method), Text("url.full", h.url), Number("http.response.status_code", h.status),
+			Text("network.protocol.version", "1.1"), Text("server.address", h.op.service), Number("server.port", h.to.service.port),
+			Text("network.peer.address", h.to.ip), Number("network.peer.port", h.to.service.port),
+			Text("user_agent.original", t.agent), Text("app.user.id", t.user), Text("app.session.id", t.session),
 		}
 	case old:
-		return append(rpcOld(h), text("net.peer.name", h.op.service), text("net.peer.ip", h.to.ip), number("net.peer.port", h.to.service.port),
-			text("net.transport", "ip_tcp"), text("app.user.id", t.user), text("app.session.id", t.session))
+		return append(rpcOld(h), Text("net.peer.name", h.op.service), Text("net.peer.ip", h.to.ip), Number("net.peer.port", h.to.service.port),
+			Text("net.transport", "ip_tcp"), Text("app.user.id", t.user), Text("app.session.id", t.session))
 	default:
-		return append(rpcNow(h), text("server.address", h.op.service), number("server.port", h.to.service.port),
-			text("network.peer.address", h.to.ip), number("network.peer.port", h.to.service.port), text("app.user.id", t.user),
-			text("app.session.id", t.session), text("app.tenant", "webstore-eu"), text("enduser.role", "customer"), number("rpc.request.metadata.size", 180+t.g.rng.IntN(60)), number("rpc.response.body.size", t.g.rng.IntN(4000)))
+		return append(rpcNow(h), Text("server.address", h.op.service), Number("server.port", h.to.service.port),
+			Text("network.peer.address", h.to.ip), Number("network.peer.port", h.to.service.port), Text("app.user.id", t.user),
+			Text("app.session.id", t.session), Text("app.tenant", "webstore-eu"), Text("enduser.role", "customer"), Number("rpc.request.metadata.size", 180+t.g.rng.IntN(60)), Number("rpc.response.body.size", t.g.rng.IntN(4000)))
 	}
 }
 
@@ -46,24 +46,24 @@ func (t *trace) serverAttributes(h *hop) []*commonpb.KeyValue {
 	switch {
 	case h.op.protocol == httpCall && old:
 		out = []*commonpb.KeyValue{
-			text("http.method", h.op.method), text("http.target", h.path), text("http.route", h.op.name), text("http.host", h.op.service),
-			text("http.scheme", "http"), number("http.status_code", h.status), text("http.flavor", "1.1"),
-			text("net.host.name", h.op.service), text("net.host.ip", h.to.ip), number("net.host.port", h.to.service.port),
-			text("net.sock.peer.addr", peer), number("net.sock.peer.port", h.port),
+			Text("http.method", h.op.method), Text("http.target", h.path), Text("http.route", h.op.name), Text("http.host", h.op.service),
+			Text("http.scheme", "http"), Number("http.status_code", h.status), Text("http.flavor", "1.1"),
+			Text("net.host.name", h.op.service), Text("net.host.ip", h.to.ip), Number("net.host.port", h.to.service.port),
+			Text("net.sock.peer.addr", peer), Number("net.sock.peer.port", h.port),
 		}
 	case h.op.protocol == httpCall:
 		out = []*commonpb.KeyValue{
-			text("http.request.method", h.op.method), text("url.scheme", "http"), text("url.path", h.path), text("http.route", h.op.name),
-			number("http.response.status_code", h.status), text("server.address", "webstore.example.com"), number("server.port", h.to.service.port),
-			text("client.address", t.client), text("network.peer.address", peer), number("network.peer.port", h.port),
-			text("network.protocol.version", "1.1"), text("user_agent.original", t.agent), number("http.response.body.size", 800+t.g.rng.IntN(20000)),
+			Text("http.request.method", h.op.method), Text("url.scheme", "http"), Text("url.path", h.path), Text("http.route", h.op.name),
+			Number("http.response.status_code", h.status), Text("server.address", "webstore.example.com"), Number("server.port", h.to.service.port),
+			Text("client.address", t.client), Text("network.peer.address", peer), Number("network.peer.port", h.port),
+			Text("network.protocol.version", "1.1"), Text("user_agent.original", t.agent), Number("http.response.body.size", 800+t.g.rng.IntN(20000)),
 		}
 	case old:
-		out = append(rpcOld(h), text("net.peer.ip", peer), number("net.peer.port", h.port), text("net.transport", "ip_tcp"),
-			number("thread.id", 20+t.g.rng.IntN(16)), text("thread.name", "grpc-default-executor"))
+		out = append(rpcOld(h), Text("net.peer.ip", peer), Number("net.peer.port", h.port), Text("net.transport", "ip_tcp"),
+			Number("thread.id", 20+t.g.rng.IntN(16)), Text("thread.name", "grpc-default-executor"))
 	default:
-		out = append(rpcNow(h), text("server.address", h.op.service), number("server.port", h.to.service.port),
-			text("network.peer.address", peer), number("network.peer.port", h.port), text("network.local.address", h.to.ip), text("network.type", "ipv4"), text("network.transport", "tcp"))
+		out = append(rpcNow(h), Text("server.address", h.op.service), Number("server.port", h.to.service.port),
+			Text("network.peer.address", peer), Number("network.peer.port", h.port), Text("network.local.address", h.to.ip), Text("network.type", "ipv4"), Text("network.transport", "tcp"))
 	}
 	return append(out, t.own(h)...)
 }
@@ -71,7 +71,7 @@ func (t *trace) serverAttributes(h *hop) []*commonpb.KeyValue {
 func rpcNow(h *hop) []*commonpb.KeyValue {
 	service, method, _ := strings.Cut(h.op.name, "/")
 	return []*commonpb.KeyValue{
-		text("rpc.system", "grpc"), text("rpc.service", service), text("rpc.method", method), number("rpc.grpc.status_code", h.code),
+		Text("rpc.system", "grpc"), Text("rpc.service", service), Text("rpc.method", method), Number("rpc.grpc.status_code", h.code),
 	}
 }
 
@@ -82,7 +82,7 @@ func rpcOld(h *hop) []*commonpb.KeyValue {
 	if h.failed {
 		code = "DEADLINE_EXCEEDED"
 	}
-	out[3] = text("rpc.grpc.status_code", code)
+	out[3] = Text("rpc.grpc.status_code", code)
 	return out
 }
 
@@ -90,35 +90,35 @@ func (t *trace) redis(h *hop) []*commonpb.KeyValue {
 	statement := h.op.name + " cart:" + t.user
 	if t.g.chance(50) {
 		return []*commonpb.KeyValue{
-			text("db.system", "redis"), text("db.statement", statement), text("net.peer.name", redisHost), text("net.peer.ip", redisIP),
-			number("net.peer.port", redisPort), number("db.redis.database_index", 0), text("net.transport", "ip_tcp"),
+			Text("db.system", "redis"), Text("db.statement", statement), Text("net.peer.name", redisHost), Text("net.peer.ip", redisIP),
+			Number("net.peer.port", redisPort), Number("db.redis.database_index", 0), Text("net.transport", "ip_tcp"),
 		}
 	}
 	return []*commonpb.KeyValue{
-		text("db.system.name", "redis"), text("db.operation.name", h.op.name), text("db.query.text", statement), text("server.address", redisHost),
-		number("server.port", redisPort), text("network.peer.address", redisIP), number("network.peer.port", redisPort), text("db.namespace", "0"),
+		Text("db.system.name", "redis"), Text("db.operation.name", h.op.name), Text("db.query.text", statement), Text("server.address", redisHost),
+		Number("server.port", redisPort), Text("network.peer.address", redisIP), Number("network.peer.port", redisPort), Text("db.namespace", "0"),
 	}
 }
 
 // own are the attributes that the shop's own code adds.
 func (t *trace) own(h *hop) []*commonpb.KeyValue {
 	out := []*commonpb.KeyValue{
-		text("app.user.id", t.user), text("app.session.id", t.session), text("app.currency", "EUR"), text("app.tenant", "webstore-eu"),
-		text("enduser.role", "customer"), text("app.release.channel", "stable"), text("app.region", "eu-west-1"), boolean("app.cache.hit", t.g.chance(70)),
+		Text("app.user.id", t.user), Text("app.session.id", t.session), Text("app.currency", "EUR"), Text("app.tenant", "webstore-eu"),
+		Text("enduser.role", "customer"), Text("app.release.channel", "stable"), Text("app.region", "eu-west-1"), boolean("app.cache.hit", t.g.chance(70)),
 	}
 	if h.op == getProduct || strings.Contains(h.op.name, "{id}") {
-		out = append(out, text("app.product.id", t.product))
+		out = append(out, Text("app.product.id", t.product))
 	}
 	if h.op == placeOrder || h.op == charge || h.op == shipOrder {
-		out = append(out, text("app.order.id", t.order), double("app.order.amount", float64(t.g.rng.IntN(40000))/100))
+		out = append(out, Text("app.order.id", t.order), double("app.order.amount", float64(t.g.rng.IntN(40000))/100))
 	}
 	return out
 }
 
 func (t *trace) code(h *hop) []*commonpb.KeyValue {
 	return []*commonpb.KeyValue{
-		text("code.function.name", h.to.service.name+"."+h.op.internal), text("code.file.path", "/app/internal/"+h.to.service.name+"/handler."+h.to.service.language),
-		number("code.line.number", 100+t.g.rng.IntN(4)), number("app.items", t.g.rng.IntN(30)), text("feature_flag.key", "newCheckout"), text("feature_flag.result.variant", "off"),
-		number("thread.id", 1+t.g.rng.IntN(16)),
+		Text("code.function.name", h.to.service.name+"."+h.op.internal), Text("code.file.path", "/app/internal/"+h.to.service.name+"/handler."+h.to.service.language),
+		Number("code.line.number", 100+t.g.rng.IntN(4)), Number("app.items", t.g.rng.IntN(30)), Text("feature_flag.key", "newCheckout"), Text("feature_flag.result.variant", "off"),
+		Number("thread.id", 1+t.g.rng.IntN(16)),
 	}
 }

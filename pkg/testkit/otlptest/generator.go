@@ -174,11 +174,13 @@ func (g *Generator) page() page {
 	return pages[i]
 }
 
-func text(key, value string) *commonpb.KeyValue {
+// Text returns an attribute.
+func Text(key, value string) *commonpb.KeyValue {
 	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
 }
 
-func number(key string, value int) *commonpb.KeyValue {
+// Number returns an attribute.
+func Number(key string, value int) *commonpb.KeyValue {
 	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: int64(value)}}}
 }
 

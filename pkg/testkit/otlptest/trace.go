@@ -77,7 +77,7 @@ func (t *trace) serve(h *hop, parent []byte, start time.Time) (end time.Time) {
 		span.Links = []*tracepb.Span_Link{{
 			TraceId:    t.g.previous.TraceId,
 			SpanId:     t.g.previous.SpanId,
-			Attributes: []*commonpb.KeyValue{text("link.reason", "retry")},
+			Attributes: []*commonpb.KeyValue{Text("link.reason", "retry")},
 		}}
 	}
 	end = start.Add(t.jitter(h.op.self) / 2)
@@ -109,7 +109,7 @@ func (t *trace) work(h *hop, parent []byte, start time.Time) (end time.Time) {
 		span.Events = append(span.Events, &tracepb.Span_Event{
 			TimeUnixNano: uint64(start.UnixNano() + 1000),
 			Name:         "prepared",
-			Attributes:   []*commonpb.KeyValue{number("app.items", 1+t.g.rng.IntN(9))},
+			Attributes:   []*commonpb.KeyValue{Number("app.items", 1+t.g.rng.IntN(9))},
 		})
 	}
 	t.g.record(h.to, span)
@@ -144,9 +144,9 @@ func (t *trace) finish(span *tracepb.Span, h *hop, end time.Time) {
 		TimeUnixNano: span.EndTimeUnixNano - 1000,
 		Name:         "exception",
 		Attributes: []*commonpb.KeyValue{
-			text("exception.type", "DeadlineExceeded"),
-			text("exception.message", message),
-			text("exception.stacktrace", strings.Repeat(fmt.Sprintf("at %s.handle(%s.go:%d)\n", h.to.service.name, h.to.service.name, 100+t.g.rng.IntN(20)), 6)),
+			Text("exception.type", "DeadlineExceeded"),
+			Text("exception.message", message),
+			Text("exception.stacktrace", strings.Repeat(fmt.Sprintf("at %s.handle(%s.go:%d)\n", h.to.service.name, h.to.service.name, 100+t.g.rng.IntN(20)), 6)),
 		},
 	})
 }
