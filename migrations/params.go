@@ -115,6 +115,20 @@ type Thresholds struct {
 	// WindowPercent is the tolerated share of the busy time spent waiting for the
 	// receiver's window.
 	WindowPercent string
+	// Traces is the condition on the trace id, without its left side.
+	Traces string
+}
+
+// OneTrace returns the limits for a view of the trace that its parameter names.
+func (t Thresholds) OneTrace() Thresholds {
+	t.Traces = "= {trace_id:String}"
+	return t
+}
+
+// SeveralTraces returns the limits for a view of the traces that its parameter lists.
+func (t Thresholds) SeveralTraces() Thresholds {
+	t.Traces = "IN {trace_ids:Array(String)}"
+	return t
 }
 
 // GapMS is how many milliseconds longer than its server worked the client of a request waits
@@ -164,11 +178,13 @@ func (Params) Word() string { return "''::LowCardinality(String)" }
 // halves the throughput of a wide-area connection (Mathis et al. 1997: it falls with the
 // square root of the loss); one percent is more than tail loss probes cause on a clean
 // network.
-func (p Params) Thresholds() Thresholds { return Thresholds{p, "1000", "1", "20"} }
+func (p Params) Thresholds() Thresholds {
+	return Thresholds{Params: p, SlackMS: "1000", RetransmitPercent: "1", WindowPercent: "20"}
+}
 
 // AsParameters returns the limits of the views that take them as parameters.
 func (p Params) AsParameters() Thresholds {
-	return Thresholds{p, "{slack_ms:UInt32}", "{retransmit_percent:Float64}", "{window_percent:Float64}"}
+	return Thresholds{Params: p, SlackMS: "{slack_ms:UInt32}", RetransmitPercent: "{retransmit_percent:Float64}", WindowPercent: "{window_percent:Float64}"}
 }
 
 // all returns the table with the rows of all shards.

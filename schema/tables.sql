@@ -666,19 +666,19 @@ WITH
         )
     ) AS owners,
     (
-        SELECT (owners, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
+        SELECT (arrayFlatten(owners.1), arrayFlatten(arrayMap((ips, i) -> arrayMap(x -> i, ips), owners.1, arrayEnumerate(owners))), owners.3, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
         FROM metaflow.flows_local
         WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
     ) AS places,
     (
-        SELECT groupArray((span_id, span, best, dns))
+        SELECT groupArray((call, span, best, dns))
         FROM
         (
-            SELECT span_id, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
+            SELECT call, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
             FROM
             (
                 SELECT
-                    span_id, role, any(span) AS span, rank,
+                    call, role, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.3) AS servers,
                     any(owner) AS owner,
@@ -693,7 +693,7 @@ WITH
                 FROM
                 (
                     SELECT
-                        span_id, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        call, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
@@ -714,11 +714,10 @@ WITH
                     FROM
                     (
                         SELECT
-                            span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                            call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                             arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
                                 [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
-                            (side.2 > 0) * (flow_start <= late) * (flow_end >= early)
-                                * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
+                            (side.2 > 0) * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
                             multiIf(wanted_port = 0, 1, callee.2 = 0, 1, has([caller.7, callee.2], wanted_port)) AS on_port,
@@ -727,7 +726,7 @@ WITH
                         FROM
                         (
                             SELECT
-                                span_id, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                (trace_id, span_id) AS call, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
                                 start_time - slack AS early, end_time + slack AS late,
                                 arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
                                 arrayFirstIndex(o -> has(o.1, other_ip) + has(o.2, other_pod_uid) > 0, owners) AS other_owner,
@@ -746,27 +745,27 @@ WITH
                                     time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirstIndex(o -> (o.3 = owner_id) * (1 - served) + has(o.1, client.3) > 0, places.1), served) OVER w AS client_owner,
-                                    argMax(arrayFirstIndex(o -> (o.3 = owner_id) * served + has(o.1, server.3) > 0, places.1), served) OVER w AS server_owner,
+                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)]), served) OVER w AS client_owner,
+                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)]), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM metaflow.flow_ends
-                                WHERE time >= places.5 AND time <= places.6 + longest AND start_time <= places.6
-                                    AND (has(places.2, ip) OR has(places.3, ip) AND has(arrayConcat(places.2, places.4), peer_ip))
+                                WHERE time >= places.7 AND time <= places.8 + longest AND start_time <= places.8
+                                    AND (has(places.4, ip) OR has(places.5, ip) AND has(arrayConcat(places.4, places.6), peer_ip))
                                 WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, (client.2 = 0) * owner_id, if(dns, names, []))
                             )
                             ARRAY JOIN
                                 [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
                                  ('server', server_owner, client_owner, [caller.1, caller.3, caller.1], callee.4, caller.5)] AS side
-                        ) AS f ON (end_owner, end_role) = (owner, role)
+                        ) AS f ON (end_owner, end_role) = (owner, role) AND flow_start <= late AND flow_end >= early
                     )
                 )
-                GROUP BY span_id, role, rank
+                GROUP BY call, role, rank
             )
-            GROUP BY span_id, role
+            GROUP BY call, role
         )
     ) AS spans
 SELECT
-    span_id,
+    call.2 AS span_id,
     s.1 AS parent_span_id,
     s.2 AS service_name,
     s.3 AS name,
@@ -819,26 +818,27 @@ SELECT
     ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
     multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
         [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
-        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops
+        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops,
+    call.1 AS trace_id
 FROM
 (
-    SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
     FROM
     (
-        SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+        SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
             multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
-            SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
+            SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
                 multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
             FROM
             (
-                SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.1 = s.15, groupArray((span_id, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY s.13)) AS b
+                SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.1 = s.15, groupArray((call.2, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
                 FROM
                 (
                     SELECT
-                        span_id, s, m, matched, own, far, bad,
+                        call, s, m, matched, own, far, bad,
                         multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
                         if(bad.1 % 99 = 0, '', concat(
                             replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
@@ -847,13 +847,13 @@ FROM
                     FROM
                     (
                         SELECT
-                            span_id, s, m, matched,
+                            call, s, m, matched,
                             if(matched = '', [], m.8) AS own,
                             if(matched = '', [], m.9) AS far,
                             arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, m.2), dns]))[1] AS bad
                         FROM
                         (
-                            SELECT x.1 AS span_id, x.2 AS s, x.3 AS m, x.4 AS dns,
+                            SELECT x.1 AS call, x.2 AS s, x.3 AS m, x.4 AS dns,
                                 if((m.1 = 7) * m.3 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.1]) AS matched
                             FROM (SELECT arrayJoin(spans) AS x)
                         )
@@ -900,19 +900,19 @@ WITH
         )
     ) AS owners,
     (
-        SELECT (owners, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
+        SELECT (arrayFlatten(owners.1), arrayFlatten(arrayMap((ips, i) -> arrayMap(x -> i, ips), owners.1, arrayEnumerate(owners))), owners.3, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
         FROM metaflow.flows_local
         WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
     ) AS places,
     (
-        SELECT groupArray((span_id, span, best, dns))
+        SELECT groupArray((call, span, best, dns))
         FROM
         (
-            SELECT span_id, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
+            SELECT call, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
             FROM
             (
                 SELECT
-                    span_id, role, any(span) AS span, rank,
+                    call, role, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.3) AS servers,
                     any(owner) AS owner,
@@ -927,7 +927,7 @@ WITH
                 FROM
                 (
                     SELECT
-                        span_id, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        call, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
                             [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
@@ -948,11 +948,10 @@ WITH
                     FROM
                     (
                         SELECT
-                            span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                            call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                             arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
                                 [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
-                            (side.2 > 0) * (flow_start <= late) * (flow_end >= early)
-                                * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
+                            (side.2 > 0) * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
                             multiIf(wanted_port = 0, 1, callee.2 = 0, 1, has([caller.7, callee.2], wanted_port)) AS on_port,
@@ -961,7 +960,7 @@ WITH
                         FROM
                         (
                             SELECT
-                                span_id, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                (trace_id, span_id) AS call, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
                                 start_time - slack AS early, end_time + slack AS late,
                                 arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
                                 arrayFirstIndex(o -> has(o.1, other_ip) + has(o.2, other_pod_uid) > 0, owners) AS other_owner,
@@ -980,27 +979,27 @@ WITH
                                     time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirstIndex(o -> (o.3 = owner_id) * (1 - served) + has(o.1, client.3) > 0, places.1), served) OVER w AS client_owner,
-                                    argMax(arrayFirstIndex(o -> (o.3 = owner_id) * served + has(o.1, server.3) > 0, places.1), served) OVER w AS server_owner,
+                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)]), served) OVER w AS client_owner,
+                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)]), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM metaflow.flow_ends
-                                WHERE time >= places.5 AND time <= places.6 + longest AND start_time <= places.6
-                                    AND (has(places.2, ip) OR has(places.3, ip) AND has(arrayConcat(places.2, places.4), peer_ip))
+                                WHERE time >= places.7 AND time <= places.8 + longest AND start_time <= places.8
+                                    AND (has(places.4, ip) OR has(places.5, ip) AND has(arrayConcat(places.4, places.6), peer_ip))
                                 WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, (client.2 = 0) * owner_id, if(dns, names, []))
                             )
                             ARRAY JOIN
                                 [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
                                  ('server', server_owner, client_owner, [caller.1, caller.3, caller.1], callee.4, caller.5)] AS side
-                        ) AS f ON (end_owner, end_role) = (owner, role)
+                        ) AS f ON (end_owner, end_role) = (owner, role) AND flow_start <= late AND flow_end >= early
                     )
                 )
-                GROUP BY span_id, role, rank
+                GROUP BY call, role, rank
             )
-            GROUP BY span_id, role
+            GROUP BY call, role
         )
     ) AS spans
 SELECT
-    span_id,
+    call.2 AS span_id,
     s.1 AS parent_span_id,
     s.2 AS service_name,
     s.3 AS name,
@@ -1053,26 +1052,27 @@ SELECT
     ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
     multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
         [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
-        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops
+        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops,
+    call.1 AS trace_id
 FROM
 (
-    SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
     FROM
     (
-        SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+        SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
             multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
-            SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
+            SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
                 multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
             FROM
             (
-                SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.1 = s.15, groupArray((span_id, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY s.13)) AS b
+                SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.1 = s.15, groupArray((call.2, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
                 FROM
                 (
                     SELECT
-                        span_id, s, m, matched, own, far, bad,
+                        call, s, m, matched, own, far, bad,
                         multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
                         if(bad.1 % 99 = 0, '', concat(
                             replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
@@ -1081,13 +1081,247 @@ FROM
                     FROM
                     (
                         SELECT
-                            span_id, s, m, matched,
+                            call, s, m, matched,
                             if(matched = '', [], m.8) AS own,
                             if(matched = '', [], m.9) AS far,
                             arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, m.2), dns]))[1] AS bad
                         FROM
                         (
-                            SELECT x.1 AS span_id, x.2 AS s, x.3 AS m, x.4 AS dns,
+                            SELECT x.1 AS call, x.2 AS s, x.3 AS m, x.4 AS dns,
+                                if((m.1 = 7) * m.3 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.1]) AS matched
+                            FROM (SELECT arrayJoin(spans) AS x)
+                        )
+                    )
+                )
+            )
+        )
+    )
+)
+ORDER BY start_time, span_id;
+
+CREATE OR REPLACE VIEW metaflow.traces_network AS
+WITH
+    toIntervalMillisecond(1000) AS slack,
+    toIntervalMinute(11) AS longest,
+    toIPv6('::') AS unknown,
+    [unknown, toIPv6('0.0.0.0')] AS unspecified,
+    ['connect refused', 'accept queue full', 'connect failed', 'reset', 'timed out', 'receiver''s window full', 'receiver does not read', 'retransmission', 'slow handshake',
+        'slow queue', 'slow network', 'DNS failed', 'slow DNS', 'network clean'] AS words,
+    [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
+    [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
+    [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
+    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
+    (
+        SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
+            groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
+        FROM metaflow.spans_local
+        WHERE trace_id IN {trace_ids:Array(String)}
+    ) AS read,
+    (
+        SELECT arrayConcat(groupArray((ips, pods, id)), arrayMap(x -> ([x], [], 0), arrayFilter(x -> NOT has(groupArrayArray(ips), x), read.3)))
+        FROM
+        (
+            SELECT
+                multiIf(owner != 0, owner, pod_uid != '', cityHash64(pod_uid), cityHash64(ip)) AS id,
+                groupUniqArrayIf(ip, NOT has(unspecified, ip)) AS ips,
+                groupUniqArrayIf(pod_uid, pod_uid != '') AS pods
+            FROM metaflow.flow_addresses_local
+            WHERE hour >= toStartOfHour(read.1) AND hour <= toStartOfHour(read.2 + longest)
+            GROUP BY id
+            HAVING hasAny(ips, read.3) + hasAny(pods, read.4) > 0
+        )
+    ) AS owners,
+    (
+        SELECT (arrayFlatten(owners.1), arrayFlatten(arrayMap((ips, i) -> arrayMap(x -> i, ips), owners.1, arrayEnumerate(owners))), owners.3, arrayConcat(arrayFlatten(owners.1), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.5), groupUniqArray(translated_ip), read.1, read.2)
+        FROM metaflow.flows_local
+        WHERE time >= read.1 AND time <= read.2 + longest AND start_time <= read.2 AND role = 'client' AND has(arrayFlatten(owners.1), ip)
+    ) AS places,
+    (
+        SELECT groupArray((call, span, best, dns))
+        FROM
+        (
+            SELECT call, any(span) AS span, argMin((rank, worst, servers, owner, reported, far_owner, far_label, own_sums, far_sums, rtt_us, rtt_min_us, far_rtt_us), rank) AS best, anyIf(worst, rank = 90) AS dns
+            FROM
+            (
+                SELECT
+                    call, role, any(span) AS span, rank,
+                    min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
+                    uniqExact(callee.3) AS servers,
+                    any(owner) AS owner,
+                    any(reported) AS reported,
+                    any(side.3) AS far_owner,
+                    max(side.6) AS far_label,
+                    sumForEachIf(counters, is_own) AS own_sums,
+                    sumForEachIf(counters, NOT is_own) AS far_sums,
+                    maxIf(flow_rtt_us, is_own) AS rtt_us,
+                    minIf(flow_rtt_min_us, is_own * (flow_rtt_min_us > 0) > 0) AS rtt_min_us,
+                    maxIf(flow_rtt_us, NOT is_own) AS far_rtt_us
+                FROM
+                (
+                    SELECT
+                        call, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        served = (role = 'server') AS is_own,
+                        arrayFirstIndex((n, d, most, also, cost, scale) -> (counters[n] > most * counters[d]) * (counters[also] > 0) * (counters[cost] * scale >= limit_us) > 0,
+                            [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 20, 22, 24, 25], [1, 1, 1, 1, 1, 13, 1, 8, 8, 1, 1, 23, 1, 1],
+                            [0, 0, 0, 0, 0, 20 / 100, 0, 1 / 100, 1 / 100, 0, 0, 0.99, 0, 0],
+                            [14, 15, 1, 2, 3, 27, 16, 10, 9, 20, 20, 22, 24, 25], [14, 15, 1, 2, 3, 11, 16, 17, 9, 21, 26, 22, 24, 25],
+                            [1e10, 1e10, 1e10, 1e10, 1e10, 1, 1e10, 1, if(limit_us BETWEEN 1 AND 333332, 0, 1e6), 1, 1, 0, 1, 0]) AS cause,
+                        multiIf(
+                            fits = 0, 99,
+                            dns, if(named, 90, 99),
+                            caller.1 = unknown, if(on_port * (role = 'server') > 0, 90, 99),
+                            to_peer * on_connection > 0, 1,
+                            to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
+                            to_peer * (role = 'server') > 0, 3,
+                            named * on_port > 0, 4,
+                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
+                            (peer_ip = unknown) * wanted_port * on_port > 0, 7,
+                            99) AS rank
+                    FROM
+                    (
+                        SELECT
+                            call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
+                            (side.2 > 0) * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
+                            has(side.4, peer_ip) AS to_peer,
+                            wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
+                            multiIf(wanted_port = 0, 1, callee.2 = 0, 1, has([caller.7, callee.2], wanted_port)) AS on_port,
+                            multiIf(host = '', 0, arrayExists(x -> (x = host) + startsWith(concat(x, '.'), concat(full_host, '.')) > 0, known_names), 1,
+                                callee.6 = '', 0, startsWith(concat(host, '.'), concat(callee.6, '.'))) AS named
+                        FROM
+                        (
+                            SELECT
+                                (trace_id, span_id) AS call, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                start_time - slack AS early, end_time + slack AS late,
+                                arrayFirstIndex(o -> has(o.1, ip) + has(o.2, pod_uid) > 0, owners) AS owner,
+                                arrayFirstIndex(o -> has(o.1, other_ip) + has(o.2, other_pod_uid) > 0, owners) AS other_owner,
+                                arrayExists(o -> o.3 * (has(o.1, ip) + has(o.2, pod_uid)) > 0, owners) AS reported
+                            FROM metaflow.call_ends
+                            WHERE trace_id IN {trace_ids:Array(String)}
+                        ) AS c
+                        LEFT JOIN
+                        (
+                            SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
+                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2) AS queue_full,
+                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.3 != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
+                            FROM
+                            (
+                                SELECT
+                                    time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
+                                    argMin(client, served) OVER w AS caller,
+                                    argMax(server, served) OVER w AS callee,
+                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)]), served) OVER w AS client_owner,
+                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)]), served) OVER w AS server_owner,
+                                    groupUniqArrayArray(names) OVER w AS known_names
+                                FROM metaflow.flow_ends
+                                WHERE time >= places.7 AND time <= places.8 + longest AND start_time <= places.8
+                                    AND (has(places.4, ip) OR has(places.5, ip) AND has(arrayConcat(places.4, places.6), peer_ip))
+                                WINDOW w AS (PARTITION BY client.1, client.2, server.1, server.2, (client.2 = 0) * owner_id, if(dns, names, []))
+                            )
+                            ARRAY JOIN
+                                [('client', client_owner, server_owner, [caller.6, callee.1, callee.3], caller.4, callee.5),
+                                 ('server', server_owner, client_owner, [caller.1, caller.3, caller.1], callee.4, caller.5)] AS side
+                        ) AS f ON (end_owner, end_role) = (owner, role) AND flow_start <= late AND flow_end >= early
+                    )
+                )
+                GROUP BY call, role, rank
+            )
+            GROUP BY call, role
+        )
+    ) AS spans
+SELECT
+    call.2 AS span_id,
+    s.1 AS parent_span_id,
+    s.2 AS service_name,
+    s.3 AS name,
+    s.4 AS kind,
+    s.5 AS start_time,
+    s.6 AS duration_ns,
+    s.7 AS status_code,
+    s.8 AS ip,
+    if(s.10 = unknown, s.17, s.10) AS peer_ip,
+    s.11 AS peer_port,
+    s.15 AS peer_span_id,
+    s.16 AS peer_service_name,
+    s.18 AS gap_ns,
+    matched,
+    multiIf(
+        matched != '', '',
+        s.12 = '', 'the span is no call over a network',
+        bad.1 = 12, 'the name was not resolved',
+        match(s.14, '^(unix:|/)'), 'a UNIX socket: it is no network',
+        match(concat(s.14, ' ', IPv6NumToString(s.10)), '^localhost |^127[.]| ::ffff:127[.]| ::1$'), 'loopback: the connection does not leave the host or pod',
+        (s.8 = unknown) * (s.9 = '') > 0, 'no address: the resource says neither pod nor IP',
+        m.1 = 7, 'several peers are possible: the span names none of them',
+        (s.10 = unknown) * (s.14 = '') * (s.17 = unknown) > 0, 'no peer address: neither the span nor the trace says it',
+        NOT m.5, 'no flow data of that address: no agent on that node',
+        'no flow in that time') AS unmatched,
+    verdict,
+    own[4] AS flows,
+    own[5] AS connections,
+    own[1] AS connect_failures,
+    own[2] AS resets,
+    own[3] AS timeouts,
+    own[6] AS bytes_sent,
+    own[7] AS bytes_received,
+    own[8] AS segments_sent,
+    own[9] AS retransmits,
+    own[10] AS retransmitted_bytes,
+    notEmpty(own) * m.10 AS rtt_us,
+    notEmpty(own) * m.11 AS rtt_min_us,
+    own[11] AS receive_window_limited_us,
+    own[12] AS send_buffer_limited_us,
+    own[13] AS busy_us,
+    peer[2] AS peer_resets,
+    peer[8] AS peer_segments_sent,
+    peer[9] AS peer_retransmits,
+    notEmpty(peer) * if(notEmpty(far), m.12, b.9) AS peer_rtt_us,
+    peer[11] AS peer_receive_window_limited_us,
+    peer[13] AS peer_busy_us,
+    if(there, b.7, hop_why) AS why,
+    multiIf(verdict = '', '', if(there, b.5.5 <= b.5.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
+    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
+    multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
+        [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
+        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops,
+    call.1 AS trace_id
+FROM
+(
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
+    FROM
+    (
+        SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+            multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
+        FROM
+        (
+            SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
+                multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
+            FROM
+            (
+                SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.1 = s.15, groupArray((call.2, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
+                FROM
+                (
+                    SELECT
+                        call, s, m, matched, own, far, bad,
+                        multiIf(bad.1 % 99 > 0, words[bad.1], matched != '', 'network clean', '') AS word,
+                        if(bad.1 % 99 = 0, '', concat(
+                            replaceOne(replaceOne(texts[bad.1], '{}', toString(round(-bad.2 / units[bad.1], 2))), '{}', toString(round(bad.3 / units[bad.1], 2))),
+                            ' between ', formatDateTime(bad.4, '%H:%i:%S'), ' and ', formatDateTime(bad.5, '%H:%i:%S'))) AS hop_why,
+                        if(s.12 = 'client', notEmpty(own) + 2 * notEmpty(far), 2 * notEmpty(own) + notEmpty(far)) AS ends_seen
+                    FROM
+                    (
+                        SELECT
+                            call, s, m, matched,
+                            if(matched = '', [], m.8) AS own,
+                            if(matched = '', [], m.9) AS far,
+                            arraySort(arrayFilter(w -> w.1 > 0, [if(matched = '', dns, m.2), dns]))[1] AS bad
+                        FROM
+                        (
+                            SELECT x.1 AS call, x.2 AS s, x.3 AS m, x.4 AS dns,
                                 if((m.1 = 7) * m.3 > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.1]) AS matched
                             FROM (SELECT arrayJoin(spans) AS x)
                         )

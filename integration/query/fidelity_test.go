@@ -220,7 +220,7 @@ func TestBothEndsOfASharedID(t *testing.T) {
 // The query role knows the verdicts that the view has, and no others.
 func TestVerdictsAreThoseOfTheView(t *testing.T) {
 	var text string
-	if err := chtest.Open(t, engine).QueryRow(t.Context(), "SELECT as_select FROM system.tables WHERE database = 'metaflow' AND name = 'trace_network'").Scan(&text); err != nil {
+	if err := chtest.Open(t, engine).QueryRow(t.Context(), "SELECT as_select FROM system.tables WHERE database = 'metaflow' AND name = 'traces_network'").Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	quoted := make([]string, len(query.Verdicts))
@@ -230,8 +230,8 @@ func TestVerdictsAreThoseOfTheView(t *testing.T) {
 	if want := "[" + strings.Join(quoted, ", ") + "] AS words"; !strings.Contains(text, want) {
 		t.Errorf("the view has no %s:\n%.1500s", want, text)
 	}
-	if !strings.Contains(text, "{trace_id:String}") {
-		t.Error("the query role cannot put the trace into the view's text")
+	if !strings.Contains(text, "{trace_ids:Array(String)}") {
+		t.Error("the query role cannot put traces into the view's text")
 	}
 }
 

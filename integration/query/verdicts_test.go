@@ -3,15 +3,20 @@ package query
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/query"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 )
 
 // A search for a verdict that no call has says how many traces it looked at.
@@ -27,27 +32,28 @@ func TestTempoCountsInspectedTraces(t *testing.T) {
 	}
 }
 
-// intercepted is a database whose queries for the network of a trace other code may answer.
+// intercepted is a database whose queries for the network of traces other code may answer.
 type intercepted struct {
 	query.DB
-	network func(ctx context.Context, n int32) error // of the n-th; nil lets it pass
+	network func(ctx context.Context, n int32, text string) error // of the n-th; nil lets it pass
 	asked   atomic.Int32
 }
 
 func (i *intercepted) Query(ctx context.Context, text string, row func(scan func(...any) error) error, args ...any) error {
 	if strings.Contains(text, "toInt64(gap_ns)") {
-		if err := i.network(ctx, i.asked.Add(1)); err != nil {
+		if err := i.network(ctx, i.asked.Add(1), text); err != nil {
 			return err
 		}
 	}
 	return i.DB.Query(ctx, text, row, args...)
 }
 
-func findRetransmissions(t *testing.T, ctx context.Context, timeout time.Duration, network func(context.Context, int32) error) (query.Result, error) { //nolint:revive // t first, as in helpers
+func findRetransmissions(t *testing.T, ctx context.Context, timeout time.Duration, network func(context.Context, int32, string) error) (query.Result, error) { //nolint:revive // t first, as in helpers
 	t.Helper()
 	_, db := reader(t, config())
 	cfg := config()
-	cfg.MaxExecutionTime = timeout
+	cfg.MaxExecutionTime, cfg.MaxVerdicts = timeout, 1000
+	cfg.MaxQueries = 2 // so that one look follows the other
 	r := query.NewReader(cfg, &intercepted{DB: db, network: network}, clickhouse.DefaultConfig().Database, query.Options{})
 	return r.Find(ctx, query.Search{
 		Range: query.Range{Start: shop.Start, End: shop.End}, Limit: 40,
@@ -58,55 +64,121 @@ func findRetransmissions(t *testing.T, ctx context.Context, timeout time.Duratio
 // Where the network of the traces takes too long, a search returns what it has found until
 // then. The slowest calls of the shop are those whose packets were lost.
 func TestSearchForVerdictsEndsInTime(t *testing.T) {
-	slow := func(ctx context.Context, n int32) error {
-		if n > 4 {
+	slow := func(ctx context.Context, n int32, _ string) error {
+		if n > 1 {
 			<-ctx.Done()
 		}
 		return ctx.Err()
 	}
-	result, err := findRetransmissions(t, t.Context(), 40*time.Second, slow)
-	if err != nil || result.Inspected != 4 || !result.Partial || len(result.Traces) == 0 {
+	result, err := findRetransmissions(t, t.Context(), 20*time.Second, slow)
+	if err != nil || result.Inspected == 0 || !result.Partial || len(result.Traces) == 0 {
 		t.Errorf("%d of %d traces, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
 	}
 	// The caller's deadline leaves time to read what was found.
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	result, err = findRetransmissions(t, ctx, time.Hour, slow)
-	if err != nil || result.Inspected != 4 || !result.Partial || len(result.Traces) == 0 {
+	if err != nil || result.Inspected == 0 || !result.Partial || len(result.Traces) == 0 {
 		t.Errorf("with a deadline: %d of %d traces, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
-	if _, err := findRetransmissions(t, ctx, time.Hour, func(ctx context.Context, _ int32) error {
+	if _, err := findRetransmissions(t, ctx, time.Hour, func(ctx context.Context, _ int32, text string) error {
 		cancel()
-		return slow(ctx, 5)
+		return slow(ctx, 2, text)
 	}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller that left: %v", err)
 	}
 }
 
-// A trace whose network takes more than a query may does not fail the search for others. Where
-// all do, the search says why.
+// Traces whose network takes more together than a query may are looked at by themselves. One
+// that still does is left out and does not fail the search for others. Where all do, the search
+// says why.
 func TestSearchForVerdictsLeavesOutLargeTraces(t *testing.T) {
-	large := fault.As(fault.Rejected, errors.New("MEMORY_LIMIT_EXCEEDED"))
-	result, err := findRetransmissions(t, t.Context(), time.Minute, func(_ context.Context, n int32) error {
-		if n == 1 {
-			return large
+	all, err := findRetransmissions(t, t.Context(), time.Minute, func(context.Context, int32, string) error { return nil })
+	if err != nil || all.Partial || len(all.Traces) < 2 {
+		t.Fatalf("%d of %d traces, partial: %t, %v", len(all.Traces), all.Inspected, all.Partial, err)
+	}
+	tooLarge := fault.As(fault.Rejected, errors.New("MEMORY_LIMIT_EXCEEDED"))
+	result, err := findRetransmissions(t, t.Context(), time.Minute, func(_ context.Context, _ int32, text string) error {
+		if strings.Contains(text, all.Traces[0].TraceID) {
+			return tooLarge
 		}
 		return nil
 	})
-	if err != nil || result.Inspected == 0 || !result.Partial || len(result.Traces) == 0 {
+	if err != nil || result.Inspected != all.Inspected-1 || !result.Partial || len(result.Traces) != len(all.Traces)-1 || result.Traces[0].TraceID != all.Traces[1].TraceID {
 		t.Errorf("%d of %d traces, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
 	}
-	if _, err := findRetransmissions(t, t.Context(), time.Minute, func(context.Context, int32) error { return large }); !errors.Is(err, large) {
+	if _, err := findRetransmissions(t, t.Context(), time.Minute, func(context.Context, int32, string) error { return tooLarge }); !errors.Is(err, tooLarge) {
 		t.Errorf("all are too large: %v", err)
 	}
 	down := fault.As(fault.Retryable, errors.New("no connection"))
-	if _, err := findRetransmissions(t, t.Context(), time.Minute, func(_ context.Context, n int32) error {
+	if _, err := findRetransmissions(t, t.Context(), time.Minute, func(_ context.Context, n int32, _ string) error {
 		if n == 2 {
 			return down
 		}
 		return nil
 	}); !errors.Is(err, down) {
 		t.Errorf("ClickHouse is down: %v", err)
+	}
+}
+
+// A search for a verdict finds every trace that the views say it of: what is left out before
+// their network is looked at had no trouble.
+func TestSearchForVerdictsMissesNone(t *testing.T) {
+	conn := chtest.Open(t, engine)
+	during := fmt.Sprintf("start_time >= fromUnixTimestamp64Nano(%d) AND start_time < fromUnixTimestamp64Nano(%d)", shop.Start.UnixNano(), shop.End.UnixNano())
+	var ids []string
+	if err := conn.QueryRow(t.Context(), "SELECT groupUniqArray(trace_id) FROM metaflow.spans WHERE "+during).Scan(&ids); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	if err := conn.QueryRow(t.Context(), "SELECT arraySort(groupUniqArray(trace_id)) FROM metaflow.traces_network(trace_ids = ['"+strings.Join(ids, "', '")+"']) WHERE verdict = 'retransmission'").Scan(&want); err != nil {
+		t.Fatal(err)
+	}
+	result, err := findRetransmissions(t, t.Context(), time.Minute, func(context.Context, int32, string) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, trace := range result.Traces {
+		got = append(got, trace.TraceID)
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" || len(want) == 0 {
+		t.Errorf("of %d traces, %d were inspected (-views +search):\n%s", len(ids), result.Inspected, diff)
+	}
+}
+
+// A pod's spans say its IPv4 address and its flows are of IPv6: the pod tells that they belong
+// together, also before the network is looked at. Trouble at another time, or of another pod,
+// makes nobody suspect.
+func TestSearchForVerdictsByPod(t *testing.T) {
+	conn := chtest.Open(t, engine)
+	at := shop.Start.Add(-3 * time.Hour)
+	exec := func(sql string) {
+		t.Helper()
+		if err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const bad, later, others = "0000000000000000000000000000f0d1", "0000000000000000000000000000f0d2", "0000000000000000000000000000f0d3"
+	for trace, from := range map[string]struct {
+		pod string
+		at  time.Time
+	}{bad: {"dual-1", at}, later: {"dual-1", at.Add(20 * time.Minute)}, others: {"dual-2", at}} {
+		exec(fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, ip, pod, peer_port, origin, attributes)
+			VALUES ('%s', 'c1c1c1c1c1c1c1c1', 'dual', 'call', 'client', fromUnixTimestamp64Nano(%d), 500000000, toIPv6('10.66.0.1'), '%s', 80, '{"pod_uid":"uid-%[3]s"}', map('server.address', 'cart'))`,
+			trace, from.at.UnixNano(), from.pod))
+	}
+	exec(fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, peer_name, pod, pod_uid, connections, segments_sent, retransmits, retransmitted_bytes, busy_us)
+		VALUES (fromUnixTimestamp64Nano(%d), fromUnixTimestamp64Nano(%d), 'client', toIPv6('fd00::1'), 40000, toIPv6('fd00::2'), 80, 'cart', 'dual-1', 'uid-dual-1', 1, 100, 20, 28000, 1000)`,
+		at.Add(50*time.Second).UnixNano(), at.Add(-10*time.Second).UnixNano()))
+	r, _ := reader(t, config())
+	result, err := r.Find(t.Context(), query.Search{
+		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Hour)}, Limit: 40,
+		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+	})
+	if err != nil || len(result.Traces) != 1 || result.Traces[0].TraceID != bad || result.Inspected != 1 {
+		t.Errorf("%+v, %v", result, err)
 	}
 }

@@ -28,9 +28,12 @@
 `}}
 
 {{- /* Where the flows are: at the owners' addresses, and at the other ends, which are the peers
-of clients; they see addresses as translated. */ -}}
+of clients; they see addresses as translated. Each of ips belongs to the owner at the position
+in owner_of, and ids are those of the owners. */ -}}
 {{- record "places" `
-    owners
+    ips
+    owner_of
+    ids
     own
     far
     translated
@@ -91,6 +94,12 @@ of clients; they see addresses as translated. */ -}}
     whole
     start_time
     end_time
+`}}
+
+{{- /* A span of a call: span ids are unique within a trace. */ -}}
+{{- record "call" `
+    trace_id
+    span_id
 `}}
 
 {{- /* What was found for a span, for the one at the other end. */ -}}
@@ -164,7 +173,7 @@ WITH
         SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
             groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
         FROM {{.Spans}}
-        WHERE trace_id = {trace_id:String}
+        WHERE trace_id {{.Traces}}
     ) AS read,
     -- The owners of these addresses and pods, each with all of its addresses. An address
     -- that no agent reports is an owner of its own, after the others.
@@ -184,20 +193,20 @@ WITH
     ) AS owners,
     -- Where their flows are, and those of the other ends.
     (
-        SELECT (owners, arrayConcat(arrayFlatten(owners.ips), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.peers), groupUniqArray(translated_ip), read.earliest, read.latest)
+        SELECT (arrayFlatten(owners.ips), arrayFlatten(arrayMap((ips, i) -> arrayMap(x -> i, ips), owners.ips, arrayEnumerate(owners))), owners.id, arrayConcat(arrayFlatten(owners.ips), unspecified), arrayConcat(groupUniqArrayArray([peer_ip, translated_peer_ip]), read.peers), groupUniqArray(translated_ip), read.earliest, read.latest)
         FROM {{.Flows}}
         WHERE time >= read.earliest AND time <= read.latest + longest AND start_time <= read.latest AND role = 'client' AND has(arrayFlatten(owners.ips), ip)
     ) AS places,
     -- What was found, computed first as well: the analysis of a function visits all that is below it.
     (
-        SELECT groupArray((span_id, span, best, dns))
+        SELECT groupArray((call, span, best, dns))
         FROM
         (
-            SELECT span_id, any(span) AS span, argMin(({{values "best"}}), rank) AS best, anyIf(worst, rank = 90) AS dns
+            SELECT call, any(span) AS span, argMin(({{values "best"}}), rank) AS best, anyIf(worst, rank = 90) AS dns
             FROM
             (
                 SELECT
-                    span_id, role, any(span) AS span, rank,
+                    call, role, any(span) AS span, rank,
                     min((multiIf(rank = 99, 99, cause = 0, 99, cause), -toInt64(counters[amounts[cause]]), counters[wholes[cause]], flow_start, flow_end)) AS worst,
                     uniqExact(callee.ip) AS servers,
                     any(owner) AS owner,
@@ -212,7 +221,7 @@ WITH
                 FROM
                 (
                     SELECT
-                        span_id, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                        call, span, role, owner, reported, callee, side, counters, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                         served = (role = 'server') AS is_own,
                         -- What is wrong: the first cause that is above its threshold and can
                         -- have cost the span that much time. A handshake sent again costs a second: a
@@ -236,13 +245,12 @@ WITH
                     FROM
                     (
                         SELECT
-                            span_id, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
+                            call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                             -- A row ends with its connection: what cut it off after the span did
                             -- the span no harm.
                             arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
                                 [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
-                            (side.owner > 0) * (flow_start <= late) * (flow_end >= early)
-                                * multiIf(pod_uid = '', 1, side.pod_uid = '', 1, pod_uid = side.pod_uid) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
+                            (side.owner > 0) * multiIf(pod_uid = '', 1, side.pod_uid = '', 1, pod_uid = side.pod_uid) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.far_ips, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.wire_port) > 0 AS on_connection,
                             multiIf(wanted_port = 0, 1, callee.wire_port = 0, 1, has([caller.called_port, callee.wire_port], wanted_port)) AS on_port,
@@ -251,13 +259,13 @@ WITH
                         FROM
                         (
                             SELECT
-                                span_id, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
+                                (trace_id, span_id) AS call, span, pod_uid, cluster, peer_ip, role, host, full_host, wanted_port, wanted_client_port, limit_us,
                                 start_time - slack AS early, end_time + slack AS late,
                                 arrayFirstIndex(o -> has(o.ips, ip) + has(o.pods, pod_uid) > 0, owners) AS owner,
                                 arrayFirstIndex(o -> has(o.ips, other_ip) + has(o.pods, other_pod_uid) > 0, owners) AS other_owner,
                                 arrayExists(o -> o.id * (has(o.ips, ip) + has(o.pods, pod_uid)) > 0, owners) AS reported
                             FROM {{.Database}}.call_ends
-                            WHERE trace_id = {trace_id:String}
+                            WHERE trace_id {{.Traces}}
                         ) AS c
                         LEFT JOIN
                         (
@@ -272,8 +280,8 @@ WITH
                                     -- Each end knows itself best.
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirstIndex(o -> (o.id = owner_id) * (1 - served) + has(o.ips, client.ip) > 0, places.owners), served) OVER w AS client_owner,
-                                    argMax(arrayFirstIndex(o -> (o.id = owner_id) * served + has(o.ips, server.ip) > 0, places.owners), served) OVER w AS server_owner,
+                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.ids, arrayEnumerate(places.ids), 0)), transform(client.ip, places.ips, places.owner_of, 0)]), served) OVER w AS client_owner,
+                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.ids, arrayEnumerate(places.ids), 0), 0), transform(server.ip, places.ips, places.owner_of, 0)]), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM {{.Database}}.flow_ends
                                 WHERE time >= places.earliest AND time <= places.latest + longest AND start_time <= places.latest
@@ -284,17 +292,17 @@ WITH
                             ARRAY JOIN
                                 [('client', client_owner, server_owner, [caller.called_ip, callee.wire_ip, callee.ip], caller.pod_uid, callee.label),
                                  ('server', server_owner, client_owner, [caller.wire_ip, caller.ip, caller.wire_ip], callee.pod_uid, caller.label)] AS side
-                        ) AS f ON (end_owner, end_role) = (owner, role)
+                        ) AS f ON (end_owner, end_role) = (owner, role) AND flow_start <= late AND flow_end >= early
                     )
                 )
                 -- Both ends of a call may share an id, as in Zipkin.
-                GROUP BY span_id, role, rank
+                GROUP BY call, role, rank
             )
-            GROUP BY span_id, role
+            GROUP BY call, role
         )
     ) AS spans
 SELECT
-    span_id,
+    call.span_id AS span_id,
     s.parent_span_id AS parent_span_id,
     s.service_name AS service_name,
     s.name AS name,
@@ -347,27 +355,28 @@ SELECT
     ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.ends_seen)] AS seen,
     multiIf(matched = '', [], b.word = '', [], same, [], s.role = 'client',
         [(s.service_name, m.far_label, word, hop_why), (b.far_label, s.other_service_name, b.word, b.why)],
-        [(s.other_service_name, b.far_label, b.word, b.why), (m.far_label, s.service_name, word, hop_why)]) AS hops
+        [(s.other_service_name, b.far_label, b.word, b.why), (m.far_label, s.service_name, word, hop_why)]) AS hops,
+    call.trace_id AS trace_id
 FROM
 (
-    SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.word, word) AS verdict, if(empty(far), b.own, far) AS peer
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.word, word) AS verdict, if(empty(far), b.own, far) AS peer
     FROM
     (
-        SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
+        SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
             multiIf(b.bad.cause % 99 = 0, 0, bad.cause = 0, 1, b.bad.cause < bad.cause) + (word = '') * same > 0 AS there
         FROM
         (
-            SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
+            SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
                 -- Both spans saw the same hop: no proxy stands between them.
                 multiIf(b.word = '', 0, matched = '', b.far_owner = m.owner, b.owner = m.far_owner) AS same
             FROM
             (
-                SELECT span_id, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.span_id = s.other_span_id, groupArray((span_id, m.owner, m.far_owner, m.far_label, bad, word, hop_why, own, m.rtt_us, ends_seen)) OVER (PARTITION BY s.edge)) AS b
+                SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
+                    arrayFirst(y -> y.span_id = s.other_span_id, groupArray((call.span_id, m.owner, m.far_owner, m.far_label, bad, word, hop_why, own, m.rtt_us, ends_seen)) OVER (PARTITION BY call.trace_id, s.edge)) AS b
                 FROM
                 (
                     SELECT
-                        span_id, s, m, matched, own, far, bad,
+                        call, s, m, matched, own, far, bad,
                         multiIf(bad.cause % 99 > 0, words[bad.cause], matched != '', 'network clean', '') AS word,
                         if(bad.cause % 99 = 0, '', concat(
                             replaceOne(replaceOne(texts[bad.cause], '{}', toString(round(-bad.less / units[bad.cause], 2))), '{}', toString(round(bad.whole / units[bad.cause], 2))),
@@ -376,13 +385,13 @@ FROM
                     FROM
                     (
                         SELECT
-                            span_id, s, m, matched,
+                            call, s, m, matched,
                             if(matched = '', [], m.own_sums) AS own,
                             if(matched = '', [], m.far_sums) AS far,
                             arraySort(arrayFilter(w -> w.cause > 0, [if(matched = '', dns, m.worst), dns]))[1] AS bad
                         FROM
                         (
-                            SELECT x.1 AS span_id, x.2 AS s, x.3 AS m, x.4 AS dns,
+                            SELECT x.1 AS call, x.2 AS s, x.3 AS m, x.4 AS dns,
                                 if((m.rank = 7) * m.servers > 1, '', ['ip and port', 'ip', 'ip', 'name', 'trace edge', 'trace edge', 'port'][m.rank]) AS matched
                             FROM (SELECT arrayJoin(spans) AS x)
                         )
@@ -394,6 +403,8 @@ FROM
 )
 ORDER BY start_time, span_id
 {{- end}}
-CREATE OR REPLACE VIEW {{.Database}}.trace_network{{.OnCluster}} AS{{template "trace_network" .Thresholds}};
+CREATE OR REPLACE VIEW {{.Database}}.trace_network{{.OnCluster}} AS{{template "trace_network" .Thresholds.OneTrace}};
 
-CREATE OR REPLACE VIEW {{.Database}}.trace_network_with{{.OnCluster}} AS{{template "trace_network" .AsParameters}};
+CREATE OR REPLACE VIEW {{.Database}}.trace_network_with{{.OnCluster}} AS{{template "trace_network" .AsParameters.OneTrace}};
+
+CREATE OR REPLACE VIEW {{.Database}}.traces_network{{.OnCluster}} AS{{template "trace_network" .Thresholds.SeveralTraces}};

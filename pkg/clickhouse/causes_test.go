@@ -258,33 +258,56 @@ func TestCausesOfTrace(t *testing.T) {
 			mustExec(t, d, fmt.Sprintf("INSERT INTO %s.%s (%s) VALUES %s", cfg.Database, table, list, strings.Join(tuples, ", ")))
 		}
 	}
+	// All traces in one answer have the answers that each has alone.
+	together := answersOf(t, d, "traces_network(trace_ids = ['"+strings.Join(slices.Collect(maps.Values(traces)), "', '")+"'])")
 	for _, name := range slices.Sorted(maps.Keys(tests)) {
-		tc := tests[name]
+		tc, id := tests[name], traces[name]
 		t.Run(name, func(t *testing.T) {
-			rows, err := d.conn.Query(t.Context(), "SELECT substring(span_id, 1, 1), concat(if(matched = '', unmatched, matched), '/', verdict, '/', evidence, '/', seen), why FROM "+cfg.Database+".trace_network(trace_id = '"+traces[name]+"')")
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, reasons := sql{}, ""
-			for rows.Next() {
-				var id, answer, why string
-				if err := rows.Scan(&id, &answer, &why); err != nil {
-					t.Fatal(err)
-				}
-				got[id] = answer
-				reasons += why + "\n"
-			}
-			if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
+			got := answersOf(t, d, "trace_network(trace_id = '"+id+"')")
+			if diff := cmp.Diff(tc.want, got[id].spans); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			if !strings.Contains(reasons, tc.why) {
-				t.Errorf("explained by %q, want %q", reasons, tc.why)
+			if !strings.Contains(got[id].why, tc.why) {
+				t.Errorf("explained by %q, want %q", got[id].why, tc.why)
+			}
+			if diff := cmp.Diff(got[id], together[id], cmp.AllowUnexported(answers{})); diff != "" {
+				t.Errorf("together with others (-alone +together):\n%s", diff)
 			}
 		})
 	}
+}
+
+// answers are what trace_network says of the spans of a trace, by the first letter of their ids.
+type answers struct {
+	spans sql
+	why   string // of all spans, in their order
+}
+
+// answersOf returns what a view of traces says, by trace.
+func answersOf(t *testing.T, d *DB, view string) map[string]answers {
+	t.Helper()
+	rows, err := d.conn.Query(t.Context(), "SELECT trace_id, substring(span_id, 1, 1), concat(if(matched = '', unmatched, matched), '/', verdict, '/', evidence, '/', seen), why FROM "+d.cfg.Database+"."+view)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]answers{}
+	for rows.Next() {
+		var trace, id, answer, why string
+		if err := rows.Scan(&trace, &id, &answer, &why); err != nil {
+			t.Fatal(err)
+		}
+		of := got[trace]
+		if of.spans == nil {
+			of.spans = sql{}
+		}
+		of.spans[id] = answer
+		of.why += why + "\n"
+		got[trace] = of
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return got
 }
 
 // collect adds a row to those with the same columns.

@@ -250,6 +250,7 @@ func TestTraceNetwork(t *testing.T) {
 			for _, view := range []string{
 				"trace_network(trace_id = '" + trace + "')",
 				"trace_network_with(trace_id = '" + trace + "', slack_ms = 1000, retransmit_percent = 1, window_percent = 20)",
+				"traces_network(trace_ids = ['" + trace + "', '" + strings.Repeat("f", 32) + "'])",
 			} {
 				rows, err := d.conn.Query(t.Context(), `SELECT substring(span_id, 1, 1), if(matched = '', unmatched, matched), verdict,
 					matched = '' AND flows + connections + segments_sent + rtt_us + rtt_min_us > 0 OR matched != '' AND flows = 0 FROM `+cfg.Database+"."+view)

@@ -52,12 +52,13 @@ type Config struct {
 	MaxTraces int `mapstructure:"max_traces" doc:"maximum traces of a search"`
 	// MaxRange: longest time range of a search.
 	MaxRange time.Duration `mapstructure:"max_range" doc:"longest time range of a search"`
-	// NetworkTimeout: how long a trace waits for what the network did to
-	// its spans; afterwards it is returned without; 0 never asks.
-	NetworkTimeout time.Duration `mapstructure:"network_timeout" doc:"how long a trace waits for what the network did to its spans; afterwards it is returned without; 0 never asks"`
+	// NetworkTimeout: how long a trace, or a search for whole traces, waits
+	// for what the network did to spans; afterwards it is returned without;
+	// 0 never asks.
+	NetworkTimeout time.Duration `mapstructure:"network_timeout" doc:"how long a trace, or a search for whole traces, waits for what the network did to spans; afterwards it is returned without; 0 never asks"`
 	// MaxVerdicts: maximum traces whose network is examined by a search for
-	// network.verdict, the slowest first; each takes about 0.1 s.
-	MaxVerdicts int `mapstructure:"max_verdicts" doc:"maximum traces whose network is examined by a search for network.verdict, the slowest first; each takes about 0.1 s"`
+	// network.verdict, the slowest first.
+	MaxVerdicts int `mapstructure:"max_verdicts" doc:"maximum traces whose network is examined by a search for network.verdict, the slowest first"`
 	// GrafanaURL: address of Grafana, to which the page links; empty for no
 	// link.
 	GrafanaURL string `mapstructure:"grafana_url" doc:"address of Grafana, to which the page links; empty for no link"`
@@ -80,7 +81,7 @@ func DefaultConfig() Config {
 		MaxTraces:        500,
 		MaxRange:         7 * 24 * time.Hour,
 		NetworkTimeout:   5 * time.Second,
-		MaxVerdicts:      50,
+		MaxVerdicts:      200,
 	}
 }
 

@@ -1,13 +1,18 @@
 package query
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"time"
 
 	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // Attributes of a span that say what the network did to its call.
@@ -71,49 +76,137 @@ func (n Network) Warning() string {
 	}
 }
 
+// networks are what the network did to the spans of traces, by their ids.
+type networks map[string]map[SpanKey]Network
+
 // Network returns what the network did to the spans of a trace, whose id is one that
 // TraceID returned.
 func (r *Reader) Network(ctx context.Context, id string) (map[SpanKey]Network, error) {
+	found, err := r.networks(ctx, []string{id})
+	return found[id], err
+}
+
+// networks returns what the network did to the spans of traces, whose ids are ones that TraceID
+// returned: one query for all. All of them are in the answer, even without any span.
+func (r *Reader) networks(ctx context.Context, ids []string) (networks, error) {
 	defer r.observe("trace_network")()
-	view, err := r.traceNetwork(ctx, id)
+	view, err := r.tracesNetwork(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	found := map[SpanKey]Network{}
-	query := fmt.Sprintf(`SELECT span_id, toInt32(kind), verdict, why, matched, unmatched, evidence, seen, peer_service_name, toInt64(gap_ns),
+	found := make(networks, len(ids))
+	for _, id := range ids {
+		found[id] = map[SpanKey]Network{}
+	}
+	query := fmt.Sprintf(`SELECT trace_id, span_id, toInt32(kind), verdict, why, matched, unmatched, evidence, seen, peer_service_name, toInt64(gap_ns),
 		toUInt64(connections), toUInt64(resets), toUInt64(segments_sent), toUInt64(retransmits), toUInt64(rtt_us)
-		FROM %s LIMIT %d`, view, r.cfg.MaxSpans)
+		FROM %s LIMIT %d BY trace_id`, view, r.cfg.MaxSpans)
 	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
-		var span string
+		var trace, span string
 		var kind int32
 		var n Network
-		if err := scan(&span, &kind, &n.Verdict, &n.Why, &n.Matched, &n.Unmatched, &n.Evidence, &n.Seen, &n.Peer, &n.GapNanos,
+		if err := scan(&trace, &span, &kind, &n.Verdict, &n.Why, &n.Matched, &n.Unmatched, &n.Evidence, &n.Seen, &n.Peer, &n.GapNanos,
 			&n.Connections, &n.Resets, &n.Segments, &n.Retransmits, &n.RTTMicros); err != nil {
 			return err
 		}
-		found[SpanKey{span, ptrace.SpanKind(kind)}] = n
+		if spans := found[trace]; spans != nil {
+			spans[SpanKey{span, ptrace.SpanKind(kind)}] = n
+		}
 		return nil
 	})
 	return found, err
 }
 
+// candidate is a trace whose network may be looked at.
+type candidate struct {
+	id    string
+	start time.Time
+	spans int // about
+}
+
+// Traces that one query looks at together. It reads the flows of all their ends for the time of
+// all, so traces far apart cost more together than one by one. The view's analysis takes as long
+// for one as for many.
+const (
+	tracesPerLook = 20
+	spansPerLook  = 2000 // of several traces
+	timePerLook   = 5 * time.Minute
+)
+
+// near returns the first trace with those that are looked at together with it, and the others.
+// Both keep their order.
+func near(of []candidate) (together, others []candidate) {
+	spans := 0
+	for i, t := range of {
+		apart := t.start.Sub(of[0].start).Abs() > timePerLook/2
+		if i > 0 && (apart || len(together) == tracesPerLook || spans+t.spans > spansPerLook) {
+			others = append(others, t)
+			continue
+		}
+		together = append(together, t)
+		spans += t.spans
+	}
+	return together, others
+}
+
+// look is what was seen of the network of traces.
+type look struct {
+	networks networks // without those of traces that take more than a query may
+	refused  error    // says of one of these why
+}
+
+// look looks at the network of traces together, or at fewer at a time where they take more
+// than a query may.
+func (r *Reader) look(ctx context.Context, of []candidate) (look, error) {
+	ids := make([]string, len(of))
+	for i, t := range of {
+		ids[i] = t.id
+	}
+	found, err := r.networks(ctx, ids)
+	switch {
+	case err == nil:
+		return look{networks: found}, nil
+	case fault.ClassOf(err) != fault.Rejected || ctx.Err() != nil:
+		return look{}, err
+	case len(of) == 1:
+		return look{refused: err}, nil
+	}
+	first, err := r.look(ctx, of[:len(of)/2])
+	if err != nil {
+		return look{}, err
+	}
+	second, err := r.look(ctx, of[len(of)/2:])
+	if err != nil {
+		return look{}, err
+	}
+	all := look{networks: networks{}, refused: errors.Join(first.refused, second.refused)}
+	maps.Copy(all.networks, first.networks)
+	maps.Copy(all.networks, second.networks)
+	return all, nil
+}
+
 // viewFor is how long the text of the view counts: an upgrade replaces the view.
 const viewFor = time.Minute
 
-// traceNetwork returns the view trace_network of a trace, as a subquery. ClickHouse analyzes
+// tracesNetwork returns the view traces_network of traces, as a subquery. ClickHouse analyzes
 // the text of a parameterized view once, and its name twice, which takes it longer than the
 // answer itself. A user who may not see the text gets the name.
-func (r *Reader) traceNetwork(ctx context.Context, id string) (string, error) {
-	id, err := TraceID(id)
-	if err != nil {
-		return "", err
+func (r *Reader) tracesNetwork(ctx context.Context, ids []string) (string, error) {
+	quoted := make([]string, len(ids))
+	for i, id := range ids {
+		id, err := TraceID(id)
+		if err != nil {
+			return "", err
+		}
+		quoted[i] = "'" + id + "'"
 	}
+	list := "[" + strings.Join(quoted, ", ") + "]"
 	r.mu.Lock()
 	text, known := r.view, r.now().Sub(r.viewRead) < viewFor
 	r.mu.Unlock()
 	if !known {
 		b, read := builder{}, ""
-		err := r.db.Query(ctx, fmt.Sprintf("SELECT as_select FROM system.tables WHERE database = %s AND name = 'trace_network'", b.arg(r.database)), func(scan func(...any) error) error {
+		err := r.db.Query(ctx, fmt.Sprintf("SELECT as_select FROM system.tables WHERE database = %s AND name = 'traces_network'", b.arg(r.database)), func(scan func(...any) error) error {
 			return scan(&read)
 		}, b.args...)
 		if err != nil {
@@ -125,30 +218,36 @@ func (r *Reader) traceNetwork(ctx context.Context, id string) (string, error) {
 		text = read
 	}
 	if !strings.Contains(text, viewParameter) {
-		return fmt.Sprintf("%s.trace_network(trace_id = '%s')", r.database, id), nil
+		return fmt.Sprintf("%s.traces_network(trace_ids = %s)", r.database, list), nil
 	}
-	return "(" + strings.ReplaceAll(text, viewParameter, "'"+id+"'") + ")", nil
+	return "(" + strings.ReplaceAll(text, viewParameter, list) + ")", nil
 }
 
 // viewParameter is the view's parameter as ClickHouse writes it.
-const viewParameter = "{trace_id:String}"
+const viewParameter = "{trace_ids:Array(String)}"
 
-// networkContext returns the context of a look at the network.
-func (r *Reader) networkContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, r.cfg.NetworkTimeout)
-}
-
-// tryNetwork is Network, or nothing if it fails or there is no flow data at all.
-func (r *Reader) tryNetwork(ctx context.Context, id string) map[SpanKey]Network {
-	if r.cfg.NetworkTimeout == 0 || !r.hasFlows(ctx) {
+// tryNetworks looks at the network of traces, and waits for that long at most. It returns those
+// that it has seen by then; none if there is no flow data at all.
+func (r *Reader) tryNetworks(ctx context.Context, of []candidate, wait time.Duration) networks {
+	if r.cfg.NetworkTimeout == 0 {
 		return nil
 	}
-	found, err := r.Network(ctx, id)
-	if err != nil {
-		r.without.Inc()
-		r.log.Debug("a trace is returned without what the network did", slog.String("trace_id", id), slog.Any("error", err))
+	ctx, stop := context.WithTimeout(ctx, wait)
+	defer stop()
+	if !r.hasFlows(ctx) {
 		return nil
 	}
+	found := networks{}
+	for rest := of; len(rest) > 0 && ctx.Err() == nil; {
+		var batch []candidate
+		batch, rest = near(rest)
+		seen, err := r.look(ctx, batch)
+		if err := cmp.Or(err, seen.refused); err != nil {
+			r.log.Debug("traces are returned without what the network did", slog.String("first_trace_id", batch[0].id), slog.Any("error", err))
+		}
+		maps.Copy(found, seen.networks)
+	}
+	r.without.Add(float64(len(of) - len(found)))
 	return found
 }
 
@@ -176,6 +275,20 @@ func (r *Reader) hasFlows(ctx context.Context) bool {
 		r.flowless = r.now()
 	}
 	return some
+}
+
+// annotate adds to traces what the network did to them, and returns how long it took.
+func (r *Reader) annotate(ctx context.Context, found []*readTrace, of []Summary, wait time.Duration) time.Duration {
+	began := time.Now()
+	candidates := make([]candidate, len(of))
+	for i, t := range of {
+		candidates[i] = candidate{t.TraceID, t.Start, t.Spans}
+	}
+	networks := r.tryNetworks(ctx, candidates, wait)
+	for _, t := range found {
+		t.annotate(networks[t.id])
+	}
+	return time.Since(began)
 }
 
 // annotate adds the network's attributes to the spans of calls.

@@ -33,7 +33,7 @@ type Reader struct {
 	mu       sync.Mutex
 	flows    bool      // some were stored; see hasFlows
 	flowless time.Time // when none was stored
-	view     string    // text of trace_network; see traceNetwork
+	view     string    // text of traces_network; see tracesNetwork
 	viewRead time.Time // when it was read
 }
 

@@ -4,16 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
-	"regexp"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"go.opentelemetry.io/collector/pdata/ptrace"
-
-	"github.com/metaflowys/metaflow-server/pkg/fault"
 )
 
 // Search asks for traces with a span that fulfils a condition.
@@ -109,11 +103,11 @@ func (r *Reader) atOnce(of []Summary) int {
 	return min(len(of), tracesAtOnce)
 }
 
-// Traces reads the traces of summaries and calls each for them, one after another: together
-// they may be larger than a result. Those that were read and not yet returned count as unread
+// Traces reads the traces of summaries, with what the network did to them, and calls each for
+// them, one after another: together they may be larger than a result. Those that were read and not yet returned count as unread
 // answers.
 func (r *Reader) Traces(ctx context.Context, of []Summary, each func(Trace) error) error {
-	most := tracesAtOnce
+	most, wait := tracesAtOnce, r.cfg.NetworkTimeout
 	for len(of) > 0 {
 		chunk := of[:min(r.atOnce(of), most)]
 		found, err := r.readTraces(ctx, chunk)
@@ -127,6 +121,7 @@ func (r *Reader) Traces(ctx context.Context, of []Summary, each func(Trace) erro
 			continue
 		}
 		if err == nil {
+			wait -= r.annotate(ctx, found, chunk, wait)
 			err = r.pass(found, each)
 		}
 		if err != nil {
@@ -204,62 +199,6 @@ func (r *Reader) prepare(s Search) (_ Search, fulfils func(verdict string) bool,
 		fulfils, err = all(verdicts)
 	}
 	return s, fulfils, err
-}
-
-// all returns a function that decides whether a verdict fulfils all comparisons.
-func all(verdicts []Compare) (func(verdict string) bool, error) {
-	var each []func(string) bool
-	for _, v := range verdicts {
-		if v.Value.Kind != Text {
-			return nil, v.badVerdict()
-		}
-		switch v.Op {
-		case Equal, NotEqual:
-			// What differs from the empty text is any verdict.
-			if !slices.Contains(Verdicts, v.Value.Text) && (v.Value.Text != "" || v.Op == Equal) {
-				return nil, v.bad("%.60q is no verdict: want one of %s", v.Value.Text, strings.Join(Verdicts, ", "))
-			}
-			each = append(each, func(verdict string) bool { return (verdict == v.Value.Text) == (v.Op == Equal) })
-		case Match, NotMatch:
-			pattern, err := regexp.Compile(anchored(v.Value.Text))
-			if err != nil {
-				return nil, v.bad("%v", err)
-			}
-			if v.Op == Match && !slices.ContainsFunc(Verdicts, pattern.MatchString) {
-				return nil, v.bad("%.60q matches no verdict: want one of %s", v.Value.Text, strings.Join(Verdicts, ", "))
-			}
-			each = append(each, func(verdict string) bool { return pattern.MatchString(verdict) == (v.Op == Match) })
-		default:
-			return nil, v.badVerdict()
-		}
-	}
-	return func(verdict string) bool {
-		return !slices.ContainsFunc(each, func(fulfils func(string) bool) bool { return !fulfils(verdict) })
-	}, nil
-}
-
-func (e Compare) badVerdict() error {
-	return e.bad("a verdict is compared with =, !=, =~ or !~ and a text")
-}
-
-// split takes the comparisons with network.verdict out of a conjunction.
-func split(e Expr) (rest And, verdicts []Compare) {
-	switch e := e.(type) {
-	case nil:
-	case And:
-		for _, part := range e {
-			more, found := split(part)
-			rest, verdicts = append(rest, more...), append(verdicts, found...)
-		}
-	case Compare:
-		if e.Field == (Field{Intrinsic, FieldVerdict}) {
-			return nil, []Compare{e}
-		}
-		rest = And{e}
-	default:
-		rest = And{e}
-	}
-	return rest, verdicts
 }
 
 // newest returns the ids of the newest traces. It looks at the last hour first and then at
@@ -394,129 +333,3 @@ func (f Field) value(c *compiler) string {
 		return "attributes[" + key + "]"
 	}
 }
-
-// troubled is true for flow data that may show a bad network: wider than every verdict.
-const troubled = `retransmits + resets + timeouts + connect_failures + refused + gave_up + receive_window_limited_us + unread_bytes + accept_queue_full + query_failures + queries > 0
-	OR queue_us > 0 OR rtt_max_us > 2 * rtt_usual_us`
-
-// findVerdicts examines the network of the slowest traces that fulfil the other conditions
-// and whose addresses had trouble in that time.
-func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdict string) bool) (result Result, err error) {
-	ids, err := r.suspects(ctx, s, fulfils)
-	if err != nil {
-		return Result{}, err
-	}
-	of, err := r.examine(ctx, s.Limit, ids, fulfils)
-	if err != nil {
-		return Result{}, err
-	}
-	result = Result{Inspected: of.inspected, Partial: of.partial || len(ids) == r.cfg.MaxVerdicts}
-	if len(of.matched) == 0 {
-		return result, nil
-	}
-	spans := []string{}
-	for _, verdicts := range of.verdicts {
-		spans = slices.AppendSeq(spans, maps.Keys(verdicts))
-	}
-	s.Where = And{s.Where, oneOf(spans)}
-	found, err := r.summaries(ctx, s, of.matched)
-	if err != nil {
-		return Result{}, err
-	}
-	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
-	for _, t := range found {
-		for i := range t.Matches {
-			t.Matches[i].Verdict = of.verdicts[t.TraceID][t.Matches[i].SpanID]
-		}
-	}
-	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
-	result.Traces = found
-	return result, nil
-}
-
-// suspects returns the ids of the traces that may have a verdict, the slowest first.
-func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) (ids []string, err error) {
-	c := r.compiler(s.Range)
-	where, err := s.Where.sql(c)
-	if err != nil {
-		return nil, err
-	}
-	if !fulfils(Clean) {
-		flows := fmt.Sprintf("SELECT arrayJoin([ip, peer_ip, translated_peer_ip]) FROM %s.flows WHERE (%s)%s", r.database, troubled, c.withinOf("time", Range{s.Start, s.End.Add(11 * time.Minute)}))
-		where = fmt.Sprintf("(%s) AND (ip IN (%s) OR ip = toIPv6('::'))", where, flows)
-	}
-	return r.texts(ctx, fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s GROUP BY trace_id ORDER BY max(duration_ns) DESC, trace_id LIMIT %d",
-		r.database, where, c.builder.within(s.Range), r.cfg.MaxVerdicts), c.builder)
-}
-
-// examined is what the network did to traces that were examined.
-type examined struct {
-	matched   []string                     // traces with a verdict that was searched for
-	verdicts  map[string]map[string]string // of their spans, by trace and span
-	inspected int
-	partial   bool // some were left out
-}
-
-// examine looks at the network of traces until enough of them have a verdict that was searched
-// for, or time is over. A trace whose network takes more than a query may is left out.
-func (r *Reader) examine(ctx context.Context, enough int, ids []string, fulfils func(verdict string) bool) (examined, error) {
-	limit := r.cfg.MaxExecutionTime / 2 // what was found has still to be read, while clients such as Grafana wait 30 s
-	if end, ok := ctx.Deadline(); ok {
-		limit = min(limit, time.Until(end)/2)
-	}
-	looking, stop := context.WithTimeout(ctx, limit)
-	defer stop()
-	of := examined{verdicts: map[string]map[string]string{}}
-	var failed error
-	for len(ids) > 0 && len(of.matched) < enough && looking.Err() == nil {
-		chunk := ids[:min(len(ids), r.verdictsAtOnce())]
-		ids = ids[len(chunk):]
-		networks, errs := make([]map[SpanKey]Network, len(chunk)), make([]error, len(chunk))
-		var looks sync.WaitGroup
-		for i, id := range chunk {
-			looks.Go(func() { networks[i], errs[i] = r.Network(looking, id) })
-		}
-		looks.Wait()
-		if ctx.Err() != nil {
-			return examined{}, ctx.Err()
-		}
-		for i, id := range chunk {
-			if err := errs[i]; err != nil {
-				if looking.Err() == nil && fault.ClassOf(err) != fault.Rejected {
-					return examined{}, err
-				}
-				of.partial, failed = true, err
-				continue
-			}
-			of.inspected++
-			verdicts := map[string]string{}
-			for span, n := range networks[i] {
-				if n.Verdict != "" && fulfils(n.Verdict) {
-					verdicts[span.ID] = n.Verdict
-				}
-			}
-			switch {
-			case len(verdicts) == 0:
-			case len(of.matched) == enough:
-				of.partial = true
-			default:
-				of.matched = append(of.matched, id)
-				of.verdicts[id] = verdicts
-			}
-		}
-	}
-	if of.inspected == 0 && failed != nil && looking.Err() == nil {
-		return examined{}, failed
-	}
-	of.partial = of.partial || len(ids) > 0
-	return of, nil
-}
-
-// verdictsAtOnce is how many traces' networks are examined at a time: half of the queries that
-// may run, so that a search leaves room for others.
-func (r *Reader) verdictsAtOnce() int { return min(max(r.cfg.MaxQueries/2, 1), 4) }
-
-// oneOf is true for spans with one of these ids.
-type oneOf []string
-
-func (o oneOf) sql(c *compiler) (string, error) { return "span_id IN " + c.arg([]string(o)), nil }

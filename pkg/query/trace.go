@@ -101,10 +101,10 @@ func (r *spanRow) targets() []any {
 // the look-up cheaper. It fails with ErrNotFound if no span is stored.
 func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) {
 	defer r.observe("trace")()
-	network := make(chan map[SpanKey]Network, 1)
-	waiting, stop := r.networkContext(ctx)
+	network := make(chan networks, 1)
+	waiting, stop := context.WithCancel(ctx)
 	defer stop()
-	go func() { network <- r.tryNetwork(waiting, id) }()
+	go func() { network <- r.tryNetworks(waiting, []candidate{{id: id}}, r.cfg.NetworkTimeout) }()
 	found, err := r.fitting(ctx, id, in)
 	if err != nil {
 		return Trace{}, err
@@ -112,7 +112,7 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	if len(found) == 0 {
 		return Trace{}, ErrNotFound
 	}
-	found[0].annotate(<-network)
+	found[0].annotate((<-network)[id])
 	return found[0].Trace, nil
 }
 

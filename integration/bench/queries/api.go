@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	role "github.com/metaflowys/metaflow-server/pkg/query"
@@ -84,40 +85,54 @@ func (d *data) askRole(ctx context.Context, subjects []subject, addr string, net
 		at := d.hour(i * d.hours / len(subjects))
 		return fmt.Sprintf("&start=%d&end=%d&q=", at.Unix(), at.Add(time.Hour).Unix())
 	}
+	received := func(stream grpc.ServerStreamingClient[storage.TracesData], err error) error {
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	}
+	jaegers := storage.NewTraceReaderClient(conn)
+	without, with := network == 0, network > 0
 	asks := []struct {
 		name string
+		ask  bool // searches for spans do not look at the network, and those for a verdict always do
 		of   func(ctx context.Context, i int, s subject) error
 	}{
-		{"a trace by Tempo's API", func(ctx context.Context, _ int, s subject) error {
+		{"a trace by Tempo's API", true, func(ctx context.Context, _ int, s subject) error {
 			return get(ctx, "/api/traces/"+s.trace, s.trace)
 		}},
-		{"a trace by Jaeger's API", func(ctx context.Context, _ int, s subject) error {
-			stream, err := storage.NewTraceReaderClient(conn).GetTraces(ctx, &storage.GetTracesRequest{Query: []*storage.GetTraceParams{{TraceId: idOf(s.trace)}}})
-			if err != nil {
-				return err
-			}
-			for {
-				if _, err := stream.Recv(); errors.Is(err, io.EOF) {
-					return nil
-				} else if err != nil {
-					return err
-				}
-			}
+		{"a trace by Jaeger's API", true, func(ctx context.Context, _ int, s subject) error {
+			return received(jaegers.GetTraces(ctx, &storage.GetTracesRequest{Query: []*storage.GetTraceParams{{TraceId: idOf(s.trace)}}}))
 		}},
-		{"errors of a service in an hour, by TraceQL", func(ctx context.Context, i int, s subject) error {
+		{"20 traces of a service in an hour, by Jaeger's API", true, func(ctx context.Context, i int, s subject) error {
+			at := d.hour(i * d.hours / len(subjects))
+			return received(jaegers.FindTraces(ctx, &storage.FindTracesRequest{Query: &storage.TraceQueryParameters{
+				ServiceName: s.service, SearchDepth: 20, StartTimeMin: timestamppb.New(at), StartTimeMax: timestamppb.New(at.Add(time.Hour)),
+			}}))
+		}},
+		{"20 traces with retransmissions in an hour, by TraceQL", with, func(ctx context.Context, i int, _ subject) error {
+			return get(ctx, "/api/search?limit=20"+hour(i)+url.QueryEscape(`{ network.verdict = "retransmission" }`), "traceID")
+		}},
+		{"a verdict that no call in an hour has, by TraceQL", with, func(ctx context.Context, i int, _ subject) error {
+			return get(ctx, "/api/search?limit=20"+hour(i)+url.QueryEscape(`{ network.verdict = "slow DNS" }`), "inspectedTraces")
+		}},
+		{"errors of a service in an hour, by TraceQL", without, func(ctx context.Context, i int, s subject) error {
 			return get(ctx, "/api/search?limit=20"+hour(i)+url.QueryEscape(`{ resource.service.name = "`+s.service+`" && status = error }`), "traceID")
 		}},
-		{"an attribute's value in an hour, by TraceQL", func(ctx context.Context, i int, s subject) error {
+		{"an attribute's value in an hour, by TraceQL", without, func(ctx context.Context, i int, s subject) error {
 			return get(ctx, "/api/search?limit=20"+hour(i)+url.QueryEscape(`{ span.app.user.id = "`+s.user+`" }`), s.trace)
 		}},
 	}
 	label := "not asked for"
-	if network > 0 {
+	if with {
 		label = "asked for"
 	}
-	for n, a := range asks {
-		if label == "asked for" && n > 1 {
-			break // searches do not ask for it
+	for _, a := range asks {
+		if !a.ask {
+			continue
 		}
 		var took []time.Duration
 		for i, s := range subjects {

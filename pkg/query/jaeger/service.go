@@ -108,8 +108,8 @@ func (s *Service) GetOperations(ctx context.Context, req *storage.GetOperationsR
 	return resp, statusOf(err)
 }
 
-// FindTraces implements storage.TraceReaderServer. What the network did is left out: it
-// comes with GetTraces, when somebody looks at one.
+// FindTraces implements storage.TraceReaderServer. Jaeger's UI shows a trace that was found
+// without asking for it again, so it has what the network did.
 func (s *Service) FindTraces(req *storage.FindTracesRequest, stream grpc.ServerStreamingServer[storage.TracesData]) error {
 	search, err := searchOf(req.Query)
 	if err == nil {

@@ -1,0 +1,242 @@
+package query
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// all returns a function that decides whether a verdict fulfils all comparisons.
+func all(verdicts []Compare) (func(verdict string) bool, error) {
+	var each []func(string) bool
+	for _, v := range verdicts {
+		if v.Value.Kind != Text {
+			return nil, v.badVerdict()
+		}
+		switch v.Op {
+		case Equal, NotEqual:
+			// What differs from the empty text is any verdict.
+			if !slices.Contains(Verdicts, v.Value.Text) && (v.Value.Text != "" || v.Op == Equal) {
+				return nil, v.bad("%.60q is no verdict: want one of %s", v.Value.Text, strings.Join(Verdicts, ", "))
+			}
+			each = append(each, func(verdict string) bool { return (verdict == v.Value.Text) == (v.Op == Equal) })
+		case Match, NotMatch:
+			pattern, err := regexp.Compile(anchored(v.Value.Text))
+			if err != nil {
+				return nil, v.bad("%v", err)
+			}
+			if v.Op == Match && !slices.ContainsFunc(Verdicts, pattern.MatchString) {
+				return nil, v.bad("%.60q matches no verdict: want one of %s", v.Value.Text, strings.Join(Verdicts, ", "))
+			}
+			each = append(each, func(verdict string) bool { return pattern.MatchString(verdict) == (v.Op == Match) })
+		default:
+			return nil, v.badVerdict()
+		}
+	}
+	return func(verdict string) bool {
+		return !slices.ContainsFunc(each, func(fulfils func(string) bool) bool { return !fulfils(verdict) })
+	}, nil
+}
+
+func (e Compare) badVerdict() error {
+	return e.bad("a verdict is compared with =, !=, =~ or !~ and a text")
+}
+
+// split takes the comparisons with network.verdict out of a conjunction.
+func split(e Expr) (rest And, verdicts []Compare) {
+	switch e := e.(type) {
+	case nil:
+	case And:
+		for _, part := range e {
+			more, found := split(part)
+			rest, verdicts = append(rest, more...), append(verdicts, found...)
+		}
+	case Compare:
+		if e.Field == (Field{Intrinsic, FieldVerdict}) {
+			return nil, []Compare{e}
+		}
+		rest = And{e}
+	default:
+		rest = And{e}
+	}
+	return rest, verdicts
+}
+
+// troubled is true for flow data that may show a bad network: wider than every verdict.
+const troubled = `retransmits + resets + timeouts + connect_failures + refused + gave_up + receive_window_limited_us + unread_bytes + accept_queue_full + query_failures + queries_unanswered > 0
+	OR query_time_max_us >= 100000 OR queue_us > 0 OR rtt_max_us > 2 * rtt_usual_us`
+
+// findVerdicts examines the network of the slowest traces that fulfil the other conditions
+// and whose addresses or pods had trouble at their time.
+func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdict string) bool) (result Result, err error) {
+	suspects, err := r.suspects(ctx, s, fulfils)
+	if err != nil {
+		return Result{}, err
+	}
+	of, err := r.examine(ctx, s.Limit, suspects, fulfils)
+	if err != nil {
+		return Result{}, err
+	}
+	result = Result{Inspected: of.inspected, Partial: of.partial || len(suspects) == r.cfg.MaxVerdicts}
+	if len(of.matched) == 0 {
+		return result, nil
+	}
+	spans := []string{}
+	for _, verdicts := range of.verdicts {
+		spans = slices.AppendSeq(spans, maps.Keys(verdicts))
+	}
+	s.Where = And{s.Where, oneOf(spans)}
+	found, err := r.summaries(ctx, s, of.matched)
+	if err != nil {
+		return Result{}, err
+	}
+	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
+	for _, t := range found {
+		for i := range t.Matches {
+			t.Matches[i].Verdict = of.verdicts[t.TraceID][t.Matches[i].SpanID]
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
+	result.Traces = found
+	return result, nil
+}
+
+// troubleSeconds is the grain in which the time of trouble is compared with that of spans.
+const troubleSeconds = 300
+
+// suspects returns the traces that may have a verdict, the slowest first.
+func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) (found []candidate, err error) {
+	c := r.compiler(s.Range)
+	where, err := s.Where.sql(c)
+	if err != nil {
+		return nil, err
+	}
+	if !fulfils(Clean) {
+		where = "(" + where + ") AND (" + r.inTrouble(c, s.Range) + ")"
+	}
+	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)), count() FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s
+		GROUP BY trace_id ORDER BY max(duration_ns) DESC, trace_id LIMIT %d`, r.database, where, c.builder.within(s.Range), r.cfg.MaxVerdicts)
+	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
+		var t candidate
+		var start int64
+		var spans uint64
+		if err := scan(&t.id, &start, &spans); err != nil {
+			return err
+		}
+		t.start, t.spans = time.Unix(0, start), int(spans)
+		found = append(found, t)
+		return nil
+	}, c.args...)
+	return found, err
+}
+
+// inTrouble is true for spans whose pod or address had trouble about their time, and for those
+// that say neither. A row of flow data counts for all spans that may overlap it, with a second
+// between the clocks: they start in the grain of the row, or in the one before. Longer ones count
+// always.
+func (r *Reader) inTrouble(c *compiler, during Range) string {
+	grain := func(time string, plus int) string {
+		return fmt.Sprintf("intDiv(toInt64(toUnixTimestamp(%s)) + %d, %d)", time, plus, troubleSeconds)
+	}
+	flows := func(columns string) string {
+		// At most the grains of 20 minutes, whatever a row says of its time.
+		return fmt.Sprintf("SELECT arrayJoin([%s]), arrayJoin(range(greatest(%s, %s), %s + 1)) FROM %s.flows WHERE (%s)%s",
+			columns, grain("start_time", -1-troubleSeconds), grain("time", -4*troubleSeconds), grain("time", 1),
+			r.database, troubled, c.withinOf("time", Range{during.Start, during.End.Add(11 * time.Minute)}))
+	}
+	return fmt.Sprintf("(ip, %s) IN (%s) OR (pod, %[1]s) IN (%[3]s) OR ip = toIPv6('::') AND pod = '' OR duration_ns >= %d",
+		grain("start_time", 0), flows("ip, peer_ip, translated_peer_ip"), flows("pod, peer_pod"), (troubleSeconds-2)*time.Second)
+}
+
+// examined is what the network did to traces that were examined.
+type examined struct {
+	matched   []string                     // traces with a verdict that was searched for
+	verdicts  map[string]map[string]string // of their spans, by trace and span
+	inspected int
+	partial   bool // some were left out
+}
+
+// examine looks at the network of traces until enough of them have a verdict that was searched
+// for, or time is over. A trace whose network takes more than a query may is left out.
+func (r *Reader) examine(ctx context.Context, enough int, rest []candidate, fulfils func(verdict string) bool) (examined, error) {
+	limit := r.cfg.MaxExecutionTime / 2 // what was found has still to be read, while clients such as Grafana wait 30 s
+	if end, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(end)/2)
+	}
+	looking, stop := context.WithTimeout(ctx, limit)
+	defer stop()
+	of := examined{verdicts: map[string]map[string]string{}}
+	var refused error
+	// The first look is often enough.
+	for atOnce := 1; len(rest) > 0 && len(of.matched) < enough && looking.Err() == nil; atOnce = min(2*atOnce, r.looksAtOnce()) {
+		var batches [][]candidate
+		for len(rest) > 0 && len(batches) < atOnce {
+			var batch []candidate
+			batch, rest = near(rest)
+			batches = append(batches, batch)
+		}
+		looks, errs := make([]look, len(batches)), make([]error, len(batches))
+		var working sync.WaitGroup
+		for i, batch := range batches {
+			working.Go(func() { looks[i], errs[i] = r.look(looking, batch) })
+		}
+		working.Wait()
+		if ctx.Err() != nil {
+			return examined{}, ctx.Err()
+		}
+		for i, batch := range batches {
+			if errs[i] != nil && looking.Err() == nil {
+				return examined{}, errs[i]
+			}
+			if looks[i].refused != nil {
+				refused = looks[i].refused
+			}
+			of.add(batch, looks[i], enough, fulfils)
+		}
+	}
+	if of.inspected == 0 && refused != nil && looking.Err() == nil {
+		return examined{}, refused
+	}
+	of.partial = of.partial || len(rest) > 0
+	return of, nil
+}
+
+// add takes the traces that were looked at together.
+func (e *examined) add(batch []candidate, seen look, enough int, fulfils func(verdict string) bool) {
+	for _, t := range batch {
+		network, ok := seen.networks[t.id]
+		if !ok {
+			e.partial = true
+			continue
+		}
+		e.inspected++
+		verdicts := map[string]string{}
+		for span, n := range network {
+			if n.Verdict != "" && fulfils(n.Verdict) {
+				verdicts[span.ID] = n.Verdict
+			}
+		}
+		switch {
+		case len(verdicts) == 0:
+		case len(e.matched) == enough:
+			e.partial = true
+		default:
+			e.matched = append(e.matched, t.id)
+			e.verdicts[t.id] = verdicts
+		}
+	}
+}
+
+// looksAtOnce is how many queries may look at the network at a time: half of those that may run,
+// so that a search leaves room for others.
+func (r *Reader) looksAtOnce() int { return min(max(r.cfg.MaxQueries/2, 1), 4) }
+
+// oneOf is true for spans with one of these ids.
+type oneOf []string
+
+func (o oneOf) sql(c *compiler) (string, error) { return "span_id IN " + c.arg([]string(o)), nil }
