@@ -71,12 +71,13 @@ func TestModelFindsTheTrouble(t *testing.T) {
 		Traces []struct {
 			TraceID string `json:"trace_id"`
 			Root    string
+			Network string
 			Hits    []struct {
 				SpanID string `json:"span_id"`
 			} `json:"first_matches"`
 		}
 	}
-	if e := m.call("find_traces", map[string]any{"service": "checkoutservice", "name": "Charge", "min_ms": 200, "kind": "client", "attributes": map[string]any{"rpc.method": "Charge"}, "minutes": 65, "limit": 2}, &found); e != "" || len(found.Traces) != 2 || found.Traces[0].Root != "frontend POST /checkout" {
+	if e := m.call("find_traces", map[string]any{"service": "checkoutservice", "name": "Charge", "min_ms": 200, "kind": "client", "attributes": map[string]any{"rpc.method": "Charge"}, "minutes": 65, "limit": 2}, &found); e != "" || len(found.Traces) != 2 || found.Traces[0].Root != "frontend POST /checkout" || found.Traces[0].Network != "retransmission" {
 		t.Fatalf("find_traces: %s %+v", e, found)
 	}
 	var trace struct {

@@ -131,10 +131,14 @@ func TestPageByKeyboard(t *testing.T) {
 		t.Fatalf("Tab does not reach the edge in trouble, but %q", label)
 	}
 	b.do(chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible("figure svg", chromedp.ByQuery))
+	b.picture("page-edge.png")
 	if text := b.text("h2"); text != "checkoutservice → paymentservice" {
 		t.Errorf("the edge is called %q", text)
 	}
 
+	if text := b.text("main table .bad-text"); text != "retransmission" {
+		t.Errorf("the network of the slowest trace is %q", text)
+	}
 	b.do(chromedp.Evaluate(`document.querySelector("main table a").focus()`, nil), chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible(".waterfall .row", chromedp.ByQuery))
 	if text := b.text(".bad-text"); !strings.HasPrefix(text, "It was the network: retransmission, at ") {
 		t.Errorf("the trace says %q", text)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -277,14 +278,33 @@ func (r *Reader) hasFlows(ctx context.Context) bool {
 	return some
 }
 
+// WorstOf returns the worst verdict of each trace by its id, the one that is first in Verdicts.
+// Traces of whose network nothing is known are missing.
+func (r *Reader) WorstOf(ctx context.Context, of []Summary) map[string]string {
+	worst := map[string]string{}
+	for id, spans := range r.tryNetworks(ctx, candidates(of), r.cfg.NetworkTimeout) {
+		at := len(Verdicts)
+		for _, n := range spans {
+			if i := slices.Index(Verdicts, n.Verdict); i >= 0 && i < at {
+				at, worst[id] = i, n.Verdict
+			}
+		}
+	}
+	return worst
+}
+
+func candidates(of []Summary) []candidate {
+	all := make([]candidate, len(of))
+	for i, t := range of {
+		all[i] = candidate{t.TraceID, t.Start, t.Spans}
+	}
+	return all
+}
+
 // annotate adds to traces what the network did to them, and returns how long it took.
 func (r *Reader) annotate(ctx context.Context, found []*readTrace, of []Summary, wait time.Duration) time.Duration {
 	began := time.Now()
-	candidates := make([]candidate, len(of))
-	for i, t := range of {
-		candidates[i] = candidate{t.TraceID, t.Start, t.Spans}
-	}
-	networks := r.tryNetworks(ctx, candidates, wait)
+	networks := r.tryNetworks(ctx, candidates(of), wait)
 	for _, t := range found {
 		t.annotate(networks[t.id])
 	}

@@ -118,6 +118,7 @@ type line struct {
 	Millis      float64   `json:"duration_ms"`
 	Spans       int       `json:"spans"`
 	Errors      int       `json:"errors"`
+	Verdict     string    `json:"verdict,omitempty"` // the worst of its calls
 }
 
 // slowOf is how many of the newest traces the slow ones are taken from.
@@ -126,7 +127,7 @@ const (
 	slow   = 10
 )
 
-// traces lists slow traces with both services of an edge.
+// traces lists slow traces with both services of an edge, and what the network did to them.
 func (h *handler) traces(r *http.Request) (any, error) {
 	n, err := minutes(r)
 	if err != nil {
@@ -150,12 +151,15 @@ func (h *handler) traces(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	slowest := found.Traces
+	slices.SortStableFunc(slowest, func(a, b query.Summary) int { return cmp.Compare(b.End.Sub(b.Start), a.End.Sub(a.Start)) })
+	slowest = slowest[:min(len(slowest), slow)]
+	verdicts := h.reader.WorstOf(r.Context(), slowest)
 	lines := []line{}
-	for _, t := range found.Traces {
-		lines = append(lines, line{t.TraceID, t.RootService, t.RootName, t.Start, float64(t.End.Sub(t.Start)) / 1e6, t.Spans, t.Errors})
+	for _, t := range slowest {
+		lines = append(lines, line{t.TraceID, t.RootService, t.RootName, t.Start, float64(t.End.Sub(t.Start)) / 1e6, t.Spans, t.Errors, verdicts[t.TraceID]})
 	}
-	slices.SortFunc(lines, func(a, b line) int { return cmp.Compare(b.Millis, a.Millis) })
-	return lines[:min(len(lines), slow)], nil
+	return lines, nil
 }
 
 // span is a span of a trace on the page.

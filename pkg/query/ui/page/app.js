@@ -241,8 +241,8 @@ async function edgeView(client, server) {
     chart("Round trip time, and the usual one dashed", history, [{ value: (m) => m.rtt_us / 1000, kind: "series" }, { value: (m) => m.rtt_usual_us / 1000, kind: "series second" }], ms)));
   content.push(el("h3", {}, "Slow traces over this edge"));
   if (!traces || traces.length === 0) content.push(el("p", {}, "None in this time."));
-  else content.push(table("Of the newest traces, the slowest first", ["Trace", "Began", "Root", "Duration#", "Spans#", "Errors#"],
-    traces.map((t) => [el("a", { href: "#/trace/" + t.trace_id }, el("code", {}, t.trace_id.slice(0, 16))), new Date(t.start).toLocaleTimeString(), t.root_service + " " + t.root_name, ms(t.duration_ms), number(t.spans), number(t.errors)])));
+  else content.push(table("Of the newest traces, the slowest first", ["Trace", "Began", "Root", "Duration#", "Spans#", "Errors#", "Network"],
+    traces.map((t) => [el("a", { href: "#/trace/" + t.trace_id }, el("code", {}, t.trace_id.slice(0, 16))), new Date(t.start).toLocaleTimeString(), t.root_service + " " + t.root_name, ms(t.duration_ms), number(t.spans), number(t.errors), verdictText(t.verdict)])));
   content.push(el("h3", {}, "Minutes"), table("The newest first", ["Minute", "Requests#", "Errors#", "P50#", "P99#", "Sent again#", "RTT#"],
     history.slice().reverse().map((m) => [new Date(m.minute).toLocaleTimeString(), number(m.requests), number(m.errors), ms(m.p50_ms), ms(m.p99_ms), number(m.retransmits), ms(m.rtt_us / 1000)])));
   return content;
