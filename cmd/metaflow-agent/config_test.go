@@ -97,3 +97,13 @@ func TestDurationsInDays(t *testing.T) {
 		}
 	}
 }
+
+// The server's file is recognized.
+func TestConfigOfAnotherProgram(t *testing.T) {
+	const file = "../metaflow-server/testdata/defaults.yaml"
+	code, _, stderr := execute(t, "config", "check", file)
+	want := "this looks like the configuration of metaflow-server: check it by 'metaflow-server config check " + file + "'"
+	if code != program.ExitUsage || !strings.Contains(stderr, want) {
+		t.Errorf("exit status %d, want %q in\n%s", code, want, stderr)
+	}
+}

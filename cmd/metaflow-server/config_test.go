@@ -117,3 +117,13 @@ func TestPortsGivenTwice(t *testing.T) {
 		}
 	}
 }
+
+// The agent's file is recognized.
+func TestConfigOfAnotherProgram(t *testing.T) {
+	const file = "../metaflow-agent/testdata/defaults.yaml"
+	code, _, stderr := execute(t, "config", "check", file)
+	want := "this looks like the configuration of metaflow-agent: check it by 'metaflow-agent config check " + file + "'"
+	if code != program.ExitUsage || !strings.Contains(stderr, want) {
+		t.Errorf("exit status %d, want %q in\n%s", code, want, stderr)
+	}
+}

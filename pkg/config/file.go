@@ -30,7 +30,7 @@ type file struct {
 	problems []Problem
 }
 
-func readFile(name string, dst any) *file {
+func readFile(name string, dst any, hint func(topLevel []string) string) *file {
 	f := &file{name: name, lists: map[string]bool{}, sections: map[string]bool{}, values: map[string]fileValue{}, seen: map[string]bool{}}
 	walk(dst, func(fd field) { f.lists[fd.key] = fd.isList() }, func(s section) { f.sections[s.key] = true })
 
@@ -49,6 +49,7 @@ func readFile(name string, dst any) *file {
 		return f
 	}
 	f.section("", document.Content[0])
+	f.hint(hint)
 	switch err := decoder.Decode(new(yaml.Node)); {
 	case errors.Is(err, io.EOF):
 	case err != nil:
@@ -57,6 +58,26 @@ func readFile(name string, dst any) *file {
 		f.problem("", 0, "more than one YAML document; a configuration is one")
 	}
 	return f
+}
+
+// hint adds a hint about the keys at the top level, if some of them are unknown.
+func (f *file) hint(hint func(topLevel []string) string) {
+	var topLevel []string
+	unknown := false
+	for key := range f.seen {
+		if strings.Contains(key, ".") {
+			continue
+		}
+		topLevel = append(topLevel, key)
+		_, known := f.lists[key]
+		unknown = unknown || !known && !f.sections[key]
+	}
+	if hint == nil || !unknown {
+		return
+	}
+	if text := hint(topLevel); text != "" {
+		f.problems = slices.Insert(f.problems, 0, Problem{Text: text})
+	}
 }
 
 func (f *file) notYAML(text []byte, err error) {

@@ -15,6 +15,10 @@ import (
 type Options struct {
 	// File is a YAML file. Empty means none.
 	File string
+	// Hint, if set, gets the top-level keys of a file that has unknown ones
+	// among them. What it returns, unless that is empty, becomes the first
+	// problem of the file.
+	Hint func(topLevel []string) string
 	// EnvPrefix is the prefix of environment variables: METAFLOW and
 	// kafka.brokers make METAFLOW_KAFKA_BROKERS. Empty means no variables. An
 	// empty variable counts as not set. A variable with the prefix that matches
@@ -36,7 +40,7 @@ type Options struct {
 func Load(dst any, opts Options) error {
 	l := newLoader(dst)
 	if opts.File != "" {
-		l.file(readFile(opts.File, dst))
+		l.file(readFile(opts.File, dst, opts.Hint))
 	}
 	if opts.EnvPrefix != "" {
 		l.environment(opts)

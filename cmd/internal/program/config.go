@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -32,26 +33,55 @@ type Configured[C Validator] struct {
 // the library of standalone, beside which an agent may run.
 var otherVariables = []string{"METAFLOW_CTL_", "METAFLOW_TEST_", "METAFLOW_CHDB_"}
 
-// sections are the beginnings of the variables that set keys, of all programs: sections of
+// sections are the beginnings of the variables that set keys, by program: sections of
 // keys, and keys without a section. Programs may share an environment, so each one ignores
 // the sections that only others have. A misspelt variable is reported by the program whose
 // section it is in.
-var sections = []string{
-	// metaflow-server
-	"METAFLOW_ROLES", "METAFLOW_MIGRATE_AT_START", "METAFLOW_SHUTDOWN_GRACE", "METAFLOW_GRPC_", "METAFLOW_HTTP_", "METAFLOW_KAFKA_",
-	"METAFLOW_CLICKHOUSE_", "METAFLOW_RETENTION_", "METAFLOW_GATEWAY_", "METAFLOW_WRITER_", "METAFLOW_FLOW_WRITER_", "METAFLOW_CONTROL_",
-	"METAFLOW_RESOURCES_", "METAFLOW_EDGE_METRICS_", "METAFLOW_QUERY_", "METAFLOW_LOG_",
-	// metaflow-agent
-	"METAFLOW_ID", "METAFLOW_NAME", "METAFLOW_GROUP", "METAFLOW_CLUSTER", "METAFLOW_SERVER_", "METAFLOW_OTLP_", "METAFLOW_SPOOL_", "METAFLOW_KUBERNETES_",
-	// metaflow-ctl verify
-	"METAFLOW_VERIFY_",
+var sections = map[string][]string{
+	"metaflow-server": {
+		"METAFLOW_ROLES", "METAFLOW_MIGRATE_AT_START", "METAFLOW_SHUTDOWN_GRACE", "METAFLOW_GRPC_", "METAFLOW_HTTP_", "METAFLOW_KAFKA_",
+		"METAFLOW_CLICKHOUSE_", "METAFLOW_RETENTION_", "METAFLOW_GATEWAY_", "METAFLOW_WRITER_", "METAFLOW_FLOW_WRITER_", "METAFLOW_CONTROL_",
+		"METAFLOW_RESOURCES_", "METAFLOW_EDGE_METRICS_", "METAFLOW_QUERY_", "METAFLOW_LOG_",
+	},
+	"metaflow-agent": {
+		"METAFLOW_ID", "METAFLOW_NAME", "METAFLOW_GROUP", "METAFLOW_CLUSTER", "METAFLOW_SERVER_", "METAFLOW_OTLP_", "METAFLOW_SPOOL_",
+		"METAFLOW_KUBERNETES_", "METAFLOW_HTTP_", "METAFLOW_LOG_",
+	},
+	"metaflow-ctl verify": {"METAFLOW_VERIFY_", "METAFLOW_CLICKHOUSE_", "METAFLOW_HTTP_", "METAFLOW_LOG_"},
 }
 
 // foreign returns the sections that have none of the keys.
 func foreign(keys []config.Key) []string {
-	return slices.DeleteFunc(slices.Clone(sections), func(section string) bool {
+	return slices.DeleteFunc(slices.Concat(slices.Collect(maps.Values(sections))...), func(section string) bool {
 		return slices.ContainsFunc(keys, func(k config.Key) bool { return strings.HasPrefix(k.Env, section) })
 	})
+}
+
+// ownerOf returns the program that has more of the keys, which are at the top level of a file,
+// than known, a program's own. If there is none, it returns "".
+func ownerOf(top []string, known []config.Key) (owner string) {
+	most := count(top, func(key string) bool {
+		return slices.ContainsFunc(known, func(k config.Key) bool { return k.Name == key || strings.HasPrefix(k.Name, key+".") })
+	})
+	for _, name := range slices.Sorted(maps.Keys(sections)) {
+		has := count(top, func(key string) bool {
+			variable := EnvPrefix + "_" + strings.ToUpper(key)
+			return slices.Contains(sections[name], variable) || slices.Contains(sections[name], variable+"_")
+		})
+		if has > most {
+			owner, most = name, has
+		}
+	}
+	return owner
+}
+
+func count(texts []string, which func(string) bool) (n int) {
+	for _, text := range texts {
+		if which(text) {
+			n++
+		}
+	}
+	return n
 }
 
 // Flags are the flags of a command that reads the configuration.
@@ -110,8 +140,16 @@ func (f *Flags[C]) Load() (C, error) {
 
 // LoadOver loads the configuration over the defaults in cfg.
 func (f *Flags[C]) LoadOver(cfg C) error {
+	keys := config.Keys(cfg, EnvPrefix)
 	return config.Load(cfg, config.Options{
-		File: f.file, EnvPrefix: EnvPrefix, OtherVariables: slices.Concat(otherVariables, foreign(config.Keys(cfg, EnvPrefix)), f.from.Variables),
+		File: f.file, Hint: func(top []string) string {
+			owner := ownerOf(top, keys)
+			if owner == "" {
+				return ""
+			}
+			return fmt.Sprintf("this looks like the configuration of %[1]s: check it by '%[1]s config check %[2]s'", owner, f.file)
+		},
+		EnvPrefix: EnvPrefix, OtherVariables: slices.Concat(otherVariables, foreign(keys), f.from.Variables),
 		Flags: f.cmd.Flags(), FlagKeys: f.keys,
 	})
 }

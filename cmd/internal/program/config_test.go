@@ -3,6 +3,7 @@ package program
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 // Every variable that the documents name is in a section, and every section has one.
 func TestSectionsCoverTheVariables(t *testing.T) {
 	used := map[string]bool{}
+	sections := slices.Concat(slices.Collect(maps.Values(sections))...)
 	page, err := os.ReadFile("../../../docs/configure.md")
 	if err != nil {
 		t.Fatal(err)
@@ -101,6 +103,24 @@ func TestFileAsArgument(t *testing.T) {
 		root := Root("p", "", Configured[*demo]{New: func() *demo { return new(demo) }}.Command(nil))
 		if status := Run(t.Context(), root, append([]string{"config"}, tc.args...), &out, &out); status != tc.status || !strings.Contains(out.String(), tc.want) {
 			t.Errorf("%v: status %d, %q; want %d, %q", tc.args, status, out.String(), tc.status, tc.want)
+		}
+	}
+}
+
+// A file that is another program's says so. One with a key of another program does not.
+func TestOwnerOfFile(t *testing.T) {
+	own := config.Keys(new(demo), EnvPrefix)
+	for top, want := range map[string]string{
+		"kafka clickhouse log":   "metaflow-server",
+		"server group spool":     "metaflow-agent",
+		"clickhouse verify http": "metaflow-ctl verify",
+		"server group kafka":     "",
+		"server groups":          "",
+		"nobodys":                "",
+		"flow":                   "",
+	} {
+		if got := ownerOf(strings.Fields(top), own); got != want {
+			t.Errorf("%s: %q, want %q", top, got, want)
 		}
 	}
 }
