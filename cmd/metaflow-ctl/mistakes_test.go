@@ -110,3 +110,11 @@ func TestTimeoutInDays(t *testing.T) {
 		t.Errorf("status %d, %s", got.status, got.stderr)
 	}
 }
+
+// A wrong variable is answered with what it takes, as a wrong flag is.
+func TestWrongVariable(t *testing.T) {
+	c := &ctl{env: map[string]string{"METAFLOW_CTL_API_PORT": "http"}}
+	if got := c.run("agent", "list"); got.status != 2 || !strings.Contains(got.stderr, `METAFLOW_CTL_API_PORT "http" is not a whole number from 0 to 65535`) {
+		t.Errorf("status %d, %s", got.status, got.stderr)
+	}
+}

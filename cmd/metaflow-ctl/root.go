@@ -103,8 +103,8 @@ func (o *options) complete(cmd *cobra.Command) error {
 		if flag == nil || flag.Changed || value == "" {
 			continue
 		}
-		if err := flag.Value.Set(value); err != nil {
-			return program.Usage("%s: %w", variable, err)
+		if err := program.SetFlag(flag, value, variable); err != nil {
+			return err
 		}
 	}
 	for _, p := range config.UnknownVariables(o.env.variables, "METAFLOW_CTL_", slices.Collect(maps.Keys(flagOf)), nil) {

@@ -1,7 +1,6 @@
 package program
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -19,7 +18,7 @@ func (*duration) Type() string     { return "duration" }
 func (d *duration) Set(text string) error {
 	parsed, err := values.Duration(text)
 	if err != nil {
-		return fmt.Errorf("it %w", err)
+		return err
 	}
 	*d = duration(parsed)
 	return nil
