@@ -120,9 +120,9 @@ func TestGoldens(t *testing.T) {
 			"agent-group-config update -f testdata/table.txt", "agent show nobody", "agent list nobody", "agent-group list nobody", "agent-group-config list nobody",
 			"agent-group create shop", "agent-group-config update default -f testdata/missing.yaml", "agent-group-config update default",
 			"agent-group-config update -f testdata/agent.yaml", "agent-group-config update default -f testdata/groups.yaml", "agnet list", "agent lits",
-			"agent list -o xml", "agent list --frobnicate", "agent show", "agent list --timeout 0s", "agent list --ip http://server", "agent list -i server:20417", "agent list -i [::1]:20417", "agent show a b",
+			"agent list -o xml", "agent list --frobnicate", "agent show", "agent list --timeout 0s", "agent list --timeout 2days", "agent list --api-port http", "agent list --ip http://server", "agent list -i server:20417", "agent list -i [::1]:20417", "agent show a b",
 			"agent-group create", "agent-group create a b", "agent-group create a -f testdata/agent.yaml"),
-		"help": transcript("", "agent", "agent list --help", "agent-group create --help", "agent-group-config --help", "agent-group-config update --help"),
+		"help": transcript("", "agent", "agent list --help", "agent-group create --help", "agent-group-config --help", "agent-group-config update --help", "verify --help"),
 	}
 	for name, got := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/values"
 	"github.com/metaflowys/metaflow-server/pkg/verify"
 )
 
@@ -76,13 +77,14 @@ is invalid.`,
 	flags := verifyConfigured.AddFlags(cmd, verifyFlags)
 	cmd.Flags().Lookup("clickhouse-user").Usage = "user that may SELECT from the tables"
 	cmd.Flags().Lookup("database").Usage = "database of the tables"
-	cmd.Flags().BoolVar(&forever, "forever", false, "send until a signal ends it, and serve metrics; --spans and --duration are ignored")
+	unending := defaultVerify()
+	foreverDefaults(&unending.Verify)
+	cmd.Flags().BoolVar(&forever, "forever", false, fmt.Sprintf("send until a signal ends it, and serve metrics; --spans and --duration are ignored, and the defaults are --rate %g, --lost-after %s, --recheck %s and --keep %s",
+		unending.Verify.Rate, values.FormatDuration(unending.Verify.LostAfter), values.FormatDuration(unending.Verify.Recheck), values.FormatDuration(unending.Verify.Keep)))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg := defaultVerify()
 		if forever {
-			// Copies and losses may come late in a cluster under repair.
-			cfg.Verify.Rate, cfg.Verify.LostAfter, cfg.Verify.Recheck = 10, 10*time.Minute, 2*time.Minute
-			cfg.Verify.Keep = 24 * time.Hour
+			foreverDefaults(&cfg.Verify)
 		}
 		if err := flags.LoadOver(cfg); err != nil {
 			return err
@@ -96,6 +98,12 @@ is invalid.`,
 	}
 	cmd.AddCommand(verifyConfigured.Command(nil))
 	return cmd
+}
+
+// foreverDefaults are those of --forever: copies and losses may come late in a cluster under
+// repair.
+func foreverDefaults(c *verify.Config) {
+	c.Rate, c.LostAfter, c.Recheck, c.Keep = 10, 10*time.Minute, 2*time.Minute, 24*time.Hour
 }
 
 // graceOfOnce and graceForever are how long spans under way are looked up after a signal;

@@ -65,11 +65,11 @@ clickhouse.log in the data directory. Everything listens on loopback by default.
 port. If the default OTLP/HTTP port is in use, standalone runs without OTLP/HTTP.`,
 		Args: program.Args(cobra.NoArgs),
 	}
-	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "data directory of Kafka and ClickHouse; created if missing (required)")
-	cmd.Flags().StringVar(&o.kafkaListen, "kafka-listen", "127.0.0.1:9092", "host:port of the embedded Kafka")
-	cmd.Flags().IntVar(&o.nativePort, "clickhouse-native-port", 9000, "port of the embedded ClickHouse's native protocol on loopback")
-	cmd.Flags().IntVar(&o.httpPort, "clickhouse-http-port", 8123, "port of the embedded ClickHouse's HTTP interface on loopback")
-	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "write the listen addresses to this file, as JSON, once everything listens")
+	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "data `directory` of Kafka and ClickHouse; created if missing (required)")
+	cmd.Flags().StringVar(&o.kafkaListen, "kafka-listen", "127.0.0.1:9092", "`host:port` of the embedded Kafka")
+	cmd.Flags().IntVar(&o.nativePort, "clickhouse-native-port", 9000, "`port` of the embedded ClickHouse's native protocol on loopback")
+	cmd.Flags().IntVar(&o.httpPort, "clickhouse-http-port", 8123, "`port` of the embedded ClickHouse's HTTP interface on loopback")
+	cmd.Flags().StringVar(&o.readyFile, "ready-file", "", "write the listen addresses to this `file`, as JSON, once everything listens")
 	flags := configured.AddFlags(cmd, map[string]string{
 		"grpc-listen": "grpc.listen", "http-listen": "http.listen", "otlp-http-listen": "gateway.http_listen",
 		"query-http-listen": "query.http_listen", "query-grpc-listen": "query.grpc_listen",

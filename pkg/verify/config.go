@@ -15,10 +15,10 @@ const ServiceName = "metaflow-verify"
 
 // Config is what an operator may set. Start from DefaultConfig.
 type Config struct {
-	// Endpoint: where spans are sent: http:// or https:// for OTLP/HTTP (an
+	// Endpoint: URL to send spans to: http:// or https:// for OTLP/HTTP (an
 	// agent's port 38086, a server's 4318), grpc:// or grpcs:// for
 	// OTLP/gRPC (a server's port 20035).
-	Endpoint string           `mapstructure:"endpoint" doc:"where spans are sent: http:// or https:// for OTLP/HTTP (an agent's port 38086, a server's 4318), grpc:// or grpcs:// for OTLP/gRPC (a server's port 20035)"`
+	Endpoint string           `mapstructure:"endpoint" doc:"URL to send spans to: http:// or https:// for OTLP/HTTP (an agent's port 38086, a server's 4318), grpc:// or grpcs:// for OTLP/gRPC (a server's port 20035)"`
 	TLS      tlsconfig.Client `mapstructure:"tls"`
 	// TokenFile: file with a bearer token to send along; read again for
 	// each request.

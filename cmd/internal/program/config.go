@@ -102,32 +102,44 @@ func (c Configured[C]) AddFlags(cmd *cobra.Command, keys map[string]string) *Fla
 	}
 	for flag, key := range keys {
 		k := byName[key]
-		if strings.HasPrefix(k.Type, "list of ") {
-			cmd.Flags().Var(&list{text: k.Default}, flag, k.Doc)
-			continue
-		}
-		cmd.Flags().String(flag, k.Default, k.Doc)
+		scalar, isList := strings.CutPrefix(k.Type, "list of ")
+		cmd.Flags().Var(&keyFlag{text: k.Default, kind: kinds[scalar], isList: isList}, flag, usage(k.Doc))
 	}
 	return f
 }
 
-// list is a flag of several values, which commas separate, repetitions of the flag, or both.
-type list struct {
-	text string
-	set  bool
+// kinds are the types of keys as --help shows them. They are none of those whose values viper
+// would parse.
+var kinds = map[string]string{"text": "string", "whole number": "number", "number": "number", "size": "size", "duration": "duration", "true or false": "true|false"}
+
+// usage marks what the value of a flag is, if its meaning begins with that.
+func usage(doc string) string {
+	for _, what := range []string{"host:port", "URL", "file", "directory"} {
+		if rest, ok := strings.CutPrefix(doc, what+" "); ok {
+			return "`" + what + "` " + rest
+		}
+	}
+	return doc
 }
 
-func (l *list) String() string { return l.text }
+// keyFlag is a flag that sets a key, whose value pkg/config parses. Commas separate the values
+// of a list, repetitions of the flag, or both.
+type keyFlag struct {
+	text, kind  string
+	isList, set bool
+}
 
-// Type is that of the other flags: its name is printed by --help.
-func (*list) Type() string { return "string" }
+func (f *keyFlag) String() string { return f.text }
+
+// Type is what --help prints.
+func (f *keyFlag) Type() string { return f.kind }
 
 // Set implements pflag.Value.
-func (l *list) Set(text string) error {
-	if l.set {
-		text = l.text + "," + text
+func (f *keyFlag) Set(text string) error {
+	if f.isList && f.set {
+		text = f.text + "," + text
 	}
-	l.text, l.set = text, true
+	f.text, f.set = text, true
 	return nil
 }
 

@@ -10,6 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 
 	"github.com/metaflowys/metaflow-server/pkg/config"
 )
@@ -122,5 +126,47 @@ func TestOwnerOfFile(t *testing.T) {
 		if got := ownerOf(strings.Fields(top), own); got != want {
 			t.Errorf("%s: %q, want %q", top, got, want)
 		}
+	}
+}
+
+// typed has a key of each kind that a flag may set.
+type typed struct {
+	Listen string        `mapstructure:"listen" doc:"host:port to listen on"`
+	Peers  []string      `mapstructure:"peers" doc:"host:port of each peer"`
+	Name   string        `mapstructure:"name" doc:"its name"`
+	Rate   float64       `mapstructure:"rate" doc:"spans per second"`
+	Count  int           `mapstructure:"count" doc:"spans"`
+	Size   int64         `mapstructure:"size" unit:"bytes" doc:"bytes"`
+	Wait   time.Duration `mapstructure:"wait" doc:"how long to wait"`
+	Dry    bool          `mapstructure:"dry" doc:"change nothing"`
+}
+
+func (*typed) Validate() error { return nil }
+
+// --help shows the types of keys, and flags set keys of every type.
+func TestTypesOfFlags(t *testing.T) {
+	keys := map[string]string{}
+	for _, k := range config.Keys(new(typed), EnvPrefix) {
+		keys[k.Name] = k.Name
+	}
+	cmd := &cobra.Command{Use: "p", RunE: func(*cobra.Command, []string) error { return nil }}
+	flags := Configured[*typed]{New: func() *typed { return &typed{Wait: time.Minute, Count: 7, Name: "it"} }}.AddFlags(cmd, keys)
+	help := cmd.UsageString()
+	for _, want := range []string{
+		"--listen host:port ", "--peers host:port ", "--name string ", "--rate number ", "--count number ", "--size size ", "--wait duration ", "--dry true|false ",
+		" (default 1m)\n", " (default 7)\n", ` (default "it")` + "\n",
+	} {
+		if !strings.Contains(help, want) {
+			t.Errorf("lacks %q:\n%s", want, help)
+		}
+	}
+	cmd.SetArgs(strings.Fields("--listen :1 --peers a:1,b:1 --peers c:1 --name n --rate 0.5 --count 3 --size 2KiB --wait 1d --dry true"))
+	if err := cmd.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := flags.Load()
+	want := &typed{Listen: ":1", Peers: []string{"a:1", "b:1", "c:1"}, Name: "n", Rate: 0.5, Count: 3, Size: 2048, Wait: 24 * time.Hour, Dry: true}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
 	}
 }
