@@ -293,8 +293,10 @@ func TestMigrateByHand(t *testing.T) {
 		says string
 	}{
 		{"status", 1, "migrate up"},
+		{"check", 0, "TO DO    schema: the database metaflow is without MetaFlow's tables; run 'metaflow-server migrate up'\n"},
 		{"up", 0, "version"},
 		{"up", 0, "version"},
+		{"check", 0, "no problem found"},
 		{"status", 0, "0001"},
 		{"down", 2, "--yes"},
 	} {

@@ -79,7 +79,8 @@ is not at the newest version afterwards, or if a node still lacks tables.`,
 		Use: "check", Args: program.Args(cobra.NoArgs),
 		Short: "Check what ClickHouse and Kafka need, and print what to do; changes nothing",
 		Long: `Check what MetaFlow needs of ClickHouse and Kafka, and print what to do. It changes nothing,
-and exits with status 1 if it finds a problem.
+and exits with status 1 if it finds a problem. A schema that 'migrate up' has yet to make or
+to bring up to date is none.
 
 On every node of the cluster: that it answers, the definition of the cluster, ClickHouse
 Keeper, the macros, and the grants of clickhouse.username. Then insert_quorum beside

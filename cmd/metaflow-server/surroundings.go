@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +22,13 @@ const checkTimeout = 30 * time.Second
 // checkSurroundings prints what ClickHouse and Kafka lack, and what to do about it.
 func checkSurroundings(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error {
 	findings := db.Check(cmd.Context(), cfg.Kafka.Replication)
+	todo := ""
+	if !slices.ContainsFunc(findings, isProblem) {
+		var schema clickhouse.Finding
+		if schema, todo = checkSchema(cmd.Context(), cfg, db); todo == "" {
+			findings = append(findings, schema)
+		}
+	}
 	client, err := kafka.New(cfg.Kafka, kafka.Options{})
 	if err != nil {
 		return err
@@ -29,17 +38,48 @@ func checkSurroundings(cmd *cobra.Command, cfg *server, db *clickhouse.DB) error
 	out := cmd.OutOrStdout()
 	problems := 0
 	for _, f := range findings {
-		if f.Problem == "" {
+		if !isProblem(f) {
 			fmt.Fprintf(out, "ok       %s: %s\n", f.Check, f.Where)
 			continue
 		}
 		problems++
 		fmt.Fprintf(out, "PROBLEM  %s: %s: %s\n         %s\n", f.Check, f.Where, f.Problem, f.Fix)
 	}
+	switch {
+	case todo != "":
+		fmt.Fprintf(out, "TO DO    schema: %s\n", todo)
+	case problems == 0:
+		fmt.Fprintln(out, "no problem found")
+	}
 	if problems > 0 {
-		return errors.New(program.Count(problems, "problem"))
+		return fmt.Errorf("%s found", program.Count(problems, "problem"))
 	}
 	return nil
+}
+
+func isProblem(f clickhouse.Finding) bool { return f.Problem != "" }
+
+// checkSchema looks at the version of the schema, or says how to get there, which is no problem:
+// whoever checks may be about to do it.
+func checkSchema(ctx context.Context, cfg *server, db *clickhouse.DB) (found clickhouse.Finding, todo string) {
+	found = clickhouse.Finding{Check: "schema", Where: "database " + cfg.ClickHouse.Database}
+	current, wanted, err := db.SchemaVersion(ctx)
+	state := fmt.Sprintf("at version %d of %d", current, wanted)
+	switch {
+	case err != nil:
+		found.Problem, found.Fix = err.Error(), "see what 'metaflow-server migrate status' says"
+		return found, ""
+	case current >= wanted:
+		found.Where += fmt.Sprintf(", version %d", current)
+		return found, ""
+	case current == 0:
+		state = "without MetaFlow's tables"
+	}
+	todo = fmt.Sprintf("the %s is %s; run 'metaflow-server migrate up'", found.Where, state)
+	if cfg.Migrate {
+		todo += ", or start a server with the role writer, which does it too"
+	}
+	return found, todo
 }
 
 // checkKafka checks what servers with all roles do with topics and groups.
@@ -67,7 +107,7 @@ func checkKafka(ctx context.Context, cfg *server, client *kafka.Client) (finding
 		case errors.Is(err, kafka.ErrNoTopic): // at the first start, that is as it should be
 			f.Where += " does not exist yet: a server creates it, with the rights Create and Describe"
 		case err != nil:
-			f.Problem, f.Fix = err.Error(), "if the user lacks rights: "+rights
+			f.Problem, f.Fix = strings.TrimPrefix(err.Error(), f.Where+": "), "if the user lacks rights: "+rights
 		}
 		findings = append(findings, f)
 	}

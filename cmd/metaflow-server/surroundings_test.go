@@ -31,12 +31,12 @@ func TestMigrateCheck(t *testing.T) {
 	}
 	var stdout, stderr bytes.Buffer
 	status := program.Run(context.Background(), newRoot(), []string{"migrate", "check", "--config", file}, &stdout, &stderr)
-	if status != program.ExitFailed || !strings.Contains(stderr.String(), "2 problems") {
+	if status != program.ExitFailed || !strings.Contains(stderr.String(), "2 problems found") {
 		t.Errorf("status %d, %s", status, stderr.String())
 	}
 	for _, want := range []string{
-		"PROBLEM  answers: 127.0.0.1:1: ",
-		`PROBLEM  Kafka: topic metaflow.spans: topic metaflow.spans: the user "metaflow" (kafka.sasl.username) lacks the right Read and Write`,
+		"PROBLEM  ClickHouse: 127.0.0.1:1: ",
+		`PROBLEM  Kafka: topic metaflow.spans: the user "metaflow" (kafka.sasl.username) lacks the right Read and Write`,
 		"--allow-principal User:metaflow --resource-pattern-type prefixed --topic metaflow. --operation Create --operation Describe --operation Read --operation Write",
 		"--group metaflow- --operation Read",
 		"ok       Kafka: topic metaflow.flows does not exist yet: a server creates it",

@@ -58,7 +58,7 @@ func (c *checker) answering(ctx context.Context) []place {
 	var places []place
 	if c.cfg.Cluster != "" {
 		if err := c.shards.refresh(ctx, 0); err != nil {
-			c.found("cluster", c.cfg.Cluster, readable(err).Error(), "define the cluster "+c.cfg.Cluster+" in remote_servers of every node, or set clickhouse.cluster")
+			c.found("cluster", c.cfg.Cluster, readable(err).Error(), "define the cluster "+c.cfg.Cluster+" in remote_servers of every node, or correct clickhouse.cluster; leave it empty for a single server")
 		}
 	}
 	for i := range c.shards.count() {
@@ -80,10 +80,11 @@ func (c *checker) answering(ctx context.Context) []place {
 	for _, p := range places {
 		version, err := c.textAt(ctx, p.node, "SELECT version()")
 		if err != nil {
-			c.found("answers", p.addr, readable(err).Error(), "start it, or correct the address: writers connect to each node of the cluster with clickhouse.username")
+			problem := readable(explain(ctx, []string{p.addr}, err)).Error()
+			c.found("ClickHouse", p.addr, strings.TrimPrefix(problem, p.addr+" "), c.reach(p, err))
 			continue
 		}
-		c.found("answers", p.addr+", version "+version[0][0], "", "")
+		c.found("ClickHouse", p.addr+", version "+version[0][0], "", "")
 		if c.cfg.Cluster != "" {
 			rows, err := c.textAt(ctx, p.node, "SELECT arrayStringConcat(arraySort(groupArray(concat(toString(shard_num), '/', host_name, ':', toString(port)))), ' ') FROM system.clusters WHERE cluster = "+quote(c.cfg.Cluster))
 			if err == nil {
@@ -100,6 +101,18 @@ func (c *checker) answering(ctx context.Context) []place {
 		}
 	}
 	return answering
+}
+
+// reach says what to do about a node that cannot be asked because of err.
+func (c *checker) reach(p place, err error) string {
+	switch {
+	case IsLoginRefused(err):
+		return "correct clickhouse.username and clickhouse.password, or create the user there"
+	case c.cfg.Cluster != "" && p.shard >= 0:
+		return "start it, or correct its address in remote_servers: writers connect to each node of the cluster"
+	default:
+		return "start it, or correct clickhouse.addresses"
+	}
 }
 
 // first returns the least key.

@@ -4,6 +4,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
 )
 
 // problem returns the problem that a check found at a place, and its fix. The place may be
@@ -25,8 +28,16 @@ func TestCheckOfOneServer(t *testing.T) {
 		}
 	}
 	cfg.Addresses = []string{"127.0.0.1:1"}
-	if text, fix := problem(openDB(t, cfg).Check(t.Context(), 3), "answers", "127.0.0.1:1"); !strings.Contains(text, "refused") || fix == "" {
+	if text, fix := problem(openDB(t, cfg).Check(t.Context(), 3), "ClickHouse", "127.0.0.1:1"); !strings.Contains(text, "refused") || !strings.Contains(fix, "clickhouse.addresses") {
 		t.Errorf("nobody listens: %q, %q", text, fix)
+	}
+}
+
+// A refused login would end the embedded engine.
+func TestFixOfARefusedLogin(t *testing.T) {
+	c := &checker{DB: openDB(t, testConfig(t))}
+	if fix := c.reach(place{}, &ch.Exception{Code: proto.ErrAuthenticationFailed, Name: "DB::Exception", Message: "no"}); !strings.Contains(fix, "clickhouse.username") {
+		t.Errorf("the fix is %q", fix)
 	}
 }
 
@@ -34,7 +45,7 @@ func TestCheckOfOneServer(t *testing.T) {
 func TestCheckNamesWhatAClusterLacks(t *testing.T) {
 	cfg, _ := twoEmptyShards(t)
 	findings := openDB(t, cfg).Check(t.Context(), 3)
-	if text, _ := problem(findings, "answers", "127.0.0.1:1"); !strings.Contains(text, "refused") {
+	if text, _ := problem(findings, "ClickHouse", "127.0.0.1:1"); !strings.Contains(text, "refused") {
 		t.Errorf("the dead address: %q", text)
 	}
 	for _, addr := range cfg.Addresses[1:] {
@@ -64,7 +75,7 @@ func TestReplicatedClusterPassesTheCheck(t *testing.T) {
 	if i := slices.IndexFunc(findings, func(f Finding) bool { return f.Problem != "" }); i >= 0 {
 		t.Errorf("%+v", findings[i])
 	}
-	for _, check := range []string{"answers", "Keeper", "macros", "grants"} {
+	for _, check := range []string{"ClickHouse", "Keeper", "macros", "grants"} {
 		for _, addr := range d.cfg.Addresses {
 			if text, _ := problem(findings, check, addr); text != "" {
 				t.Errorf("%s at %s: %s", check, addr, text)
