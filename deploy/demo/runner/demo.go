@@ -11,6 +11,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/deploy/demo/internal/process"
 	"github.com/metaflowys/metaflow-server/deploy/demo/webstore"
+	"github.com/metaflowys/metaflow-server/pkg/rpc/callerror"
 )
 
 // everySpan is the verdict when nothing is lost or doubled.
@@ -106,7 +107,9 @@ func visit(ctx context.Context, o options, endpoint string, progress *progress) 
 	defer cancel()
 	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(flushAfterCancel, cancel) })
 	defer unhook()
+	stop = every(reportEvery, func() { progress.printf("%s", awaited(store.Report(), endpoint)) })
 	closeErr := store.Close(closing)
+	stop()
 	report = store.Report()
 	progress.printf("%s", summary(report))
 	if err := errors.Join(err, closeErr); err != nil {
@@ -122,6 +125,15 @@ func summary(r webstore.Report) string {
 	}
 	return fmt.Sprintf("%d journeys, %d orders, %d %s; %s spans recorded, %s acknowledged",
 		r.Journeys, r.Orders, r.Declined, cards, thousands(r.Total.Ended), thousands(r.Total.Acknowledged))
+}
+
+// awaited says for what the store waits before it closes.
+func awaited(r webstore.Report, endpoint string) string {
+	text := fmt.Sprintf("waiting for %s to acknowledge %s spans", endpoint, thousands(r.Total.Missing()))
+	if r.LastError != nil {
+		text += "; the last error: " + callerror.Text(r.LastError)
+	}
+	return text
 }
 
 // acknowledged checks that the receiver accepted all spans.

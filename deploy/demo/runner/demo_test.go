@@ -107,6 +107,25 @@ func TestDemoStopsWhenInterrupted(t *testing.T) {
 	}
 }
 
+// Where nothing listens, the demo says what it waits for and why, and then ends with its failure.
+func TestVisitSaysWhatItWaitsFor(t *testing.T) {
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := nobody.Addr().String()
+	nobody.Close()
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	var output bytes.Buffer
+	want := "waiting for " + addr + " to acknowledge "
+	waits := &trigger{text: want, pull: interrupt}
+	_, err = visit(ctx, options{journeys: 1}, addr, newProgress(io.MultiWriter(&output, waits)))
+	if err == nil || !strings.Contains(output.String(), want) || !strings.Contains(output.String(), "nothing listens on this address") {
+		t.Errorf("visit = %v, and says\n%s", err, output.String())
+	}
+}
+
 // trigger calls a function when a text is written.
 type trigger struct {
 	text string

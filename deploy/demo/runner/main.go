@@ -89,9 +89,10 @@ func run(ctx context.Context, args []string, stdout *os.File, stderr io.Writer) 
 	defer stop()
 
 	progress := newProgress(stderr)
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { progress.printf("export: %v", err) }))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(progress.failed()))
 	logging.Disable() // go-redis would log each connection that Ctrl-C closes
 	if o.endpoint != "" {
+		progress.printf("spans go from WebStore -> %s", o.endpoint)
 		_, err := visit(ctx, o, o.endpoint, progress)
 		return explain(ctx, err)
 	}
