@@ -27,3 +27,17 @@ func TestDocumentedVerifyKeys(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Other programs know the commands of this one.
+func TestCommandsAreKnown(t *testing.T) {
+	var names []string
+	for _, c := range newRoot("", environment{}).Commands() {
+		if c.Name() != "version" {
+			names = append(names, c.Name())
+		}
+	}
+	slices.Sort(names)
+	if want := slices.Sorted(slices.Values(program.Commands["metaflow-ctl"])); !slices.Equal(names, want) {
+		t.Errorf("program.Commands has %v, want %v", want, names)
+	}
+}

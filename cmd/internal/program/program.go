@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -76,25 +78,54 @@ func Root(use, short string, commands ...*cobra.Command) *cobra.Command {
 	root.SilenceErrors = true                           // Run prints them, once
 	root.SilenceUsage = true
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SuggestionsMinimumDistance = 2
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if cmd.HasSubCommands() {
+			// An unknown command before the flag is the reason why that is unknown.
+			if wrong := cmd.ValidateArgs(cmd.Flags().Args()); wrong != nil {
+				return wrong
+			}
+		}
+		return flagError(err)
+	})
 	return root
+}
+
+// Commands are the commands of the programs, besides those that every program has. An unknown
+// command may be another program's.
+var Commands = map[string][]string{
+	"metaflow-server": {"serve", "standalone", "migrate", "config", "deadletter", "mcp"},
+	"metaflow-agent":  {"run", "check", "parked", "config"},
+	"metaflow-ctl":    {"agent", "agent-group", "agent-group-config", "verify"},
 }
 
 // Group returns a command that only has subcommands.
 func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
-			}
-			return &UsageError{err}
-		}
-		return cmd.Help()
-	}}
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: subcommand, SuggestionsMinimumDistance: 2,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(commands...)
 	return cmd
+}
+
+// subcommand is the check of the arguments of a group: they begin with none of its commands.
+func subcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+	near := cmd.SuggestionsFor(args[0])
+	if !cmd.HasParent() {
+		for _, program := range slices.Sorted(maps.Keys(Commands)) {
+			if slices.Contains(Commands[program], args[0]) {
+				near = append(near, program+" "+args[0])
+			}
+		}
+	}
+	if len(near) > 0 {
+		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
+	}
+	return &UsageError{err}
 }
 
 // Args turns the errors of an argument check into usage errors that say what to write.

@@ -57,3 +57,25 @@ func TestArgumentErrorsSayWhatToWrite(t *testing.T) {
 		}
 	}
 }
+
+// A mistaken command is answered with the one that it probably means, of another program too,
+// also if it has flags that only that one knows.
+func TestUnknownCommands(t *testing.T) {
+	for line, want := range map[string]string{
+		"migrate up --config f":        `unknown command "migrate" for "metaflow-ctl"; did you mean metaflow-server migrate?`,
+		"config check":                 `unknown command "config" for "metaflow-ctl"; did you mean metaflow-agent config or metaflow-server config?`,
+		"agnet list":                   `unknown command "agnet" for "metaflow-ctl"; did you mean agent?`,
+		"agent lits -x":                `unknown command "lits" for "metaflow-ctl agent"; did you mean list?`,
+		"agent migrate":                `unknown command "migrate" for "metaflow-ctl agent"`,
+		"agent list --frobnicate here": "unknown flag: --frobnicate",
+		"--frobnicate migrate":         "unknown flag: --frobnicate",
+		"nothing":                      `unknown command "nothing" for "metaflow-ctl"`,
+	} {
+		list := &cobra.Command{Use: "list", Args: Args(cobra.NoArgs), RunE: func(*cobra.Command, []string) error { return nil }}
+		root := Root("metaflow-ctl", "", Group("agent", "", list))
+		var out bytes.Buffer
+		if status := Run(t.Context(), root, strings.Fields(line), &out, &out); status != ExitUsage || out.String() != "metaflow-ctl: "+want+"\nTry --help.\n" {
+			t.Errorf("%s: status %d, %q; want %q", line, status, out.String(), want)
+		}
+	}
+}
