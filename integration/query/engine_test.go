@@ -78,6 +78,11 @@ func config() query.Config {
 // reader returns a Reader of the shop's hour, and the connections beneath it.
 func reader(t *testing.T, cfg query.Config) (*query.Reader, *clickhouse.Reader) {
 	t.Helper()
+	return readerWith(t, cfg, query.Options{})
+}
+
+func readerWith(t *testing.T, cfg query.Config, opts query.Options) (*query.Reader, *clickhouse.Reader) {
+	t.Helper()
 	ch := clickhouse.DefaultConfig()
 	ch.Addresses, ch.Username = []string{engine.NativeAddr()}, reads
 	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, Bytes: cfg.MaxResultBytes, AtOnce: cfg.MaxQueries}, nil)
@@ -89,7 +94,7 @@ func reader(t *testing.T, cfg query.Config) (*query.Reader, *clickhouse.Reader) 
 			t.Error(err)
 		}
 	})
-	return query.NewReader(cfg, db, ch.Database, query.Options{}), db
+	return query.NewReader(cfg, db, ch.Database, opts), db
 }
 
 // contextOf returns a context that outlives the test until it is stopped.

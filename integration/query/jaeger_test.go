@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
@@ -30,6 +31,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	storage "github.com/metaflowys/metaflow-server/schema/jaegerstorage"
 )
@@ -335,7 +337,8 @@ func TestJaegerGivesUpUnreadTraces(t *testing.T) {
 	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
 	cfg := config()
 	cfg.MaxResultBytes = 32 << 20 // so that all of them may wait
-	r, _ := reader(t, cfg)
+	metrics := prometheus.NewRegistry()
+	r, _ := readerWith(t, cfg, query.Options{Registerer: metrics})
 	addr := serveJaeger(t, r, time.Second)
 	find := during(&storage.TraceQueryParameters{OperationName: "unread"})
 	find.StartTimeMin, find.StartTimeMax = timestamppb.New(time.Unix(0, int64(at)).Add(-time.Minute)), timestamppb.New(time.Unix(0, int64(at)).Add(time.Minute))
@@ -380,6 +383,9 @@ func TestJaegerGivesUpUnreadTraces(t *testing.T) {
 		return err
 	}); err != nil {
 		t.Fatal(err)
+	}
+	if n := prom.Value(t, metrics, "metaflow_query_unread_connections_total"); n != 1 {
+		t.Errorf("%g connections are counted, want one, of six answers", n)
 	}
 	busy := storage.NewTraceReaderClient(dialJaeger(t, addr))
 	stream, err := busy.FindTraces(t.Context(), &storage.FindTracesRequest{Query: find})

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
@@ -19,12 +21,17 @@ type Answers struct {
 	making *semaphore.Weighted
 	unread *semaphore.Weighted
 	most   int64
+	gaveUp prometheus.Counter
 }
 
 // NewAnswers returns bounds that all handlers and services of a server share.
-func NewAnswers(cfg Config) *Answers {
+// reg may be nil.
+func NewAnswers(cfg Config, reg prometheus.Registerer) *Answers {
 	most := 4 * cfg.MaxResultBytes
-	return &Answers{semaphore.NewWeighted(int64(cfg.MaxQueries)), semaphore.NewWeighted(most), most}
+	gaveUp := promauto.With(reg).NewCounter(prometheus.CounterOpts{
+		Namespace: "metaflow", Subsystem: "query", Name: "unread_connections_total", Help: "Connections of the gRPC port closed because the client did not read an answer.",
+	})
+	return &Answers{semaphore.NewWeighted(int64(cfg.MaxQueries)), semaphore.NewWeighted(most), most, gaveUp}
 }
 
 // ReadTime is how long a client may take to read an answer over HTTP, or to take a message of
@@ -70,6 +77,9 @@ func (a *Answers) Hold(bytes int) (release func(), err error) {
 	}
 	return func() { a.unread.Release(n) }, nil
 }
+
+// GaveUp counts a connection that was closed because its client did not read an answer.
+func (a *Answers) GaveUp() { a.gaveUp.Inc() }
 
 // answer is an answer that is being made until its first byte is written.
 type answer struct {

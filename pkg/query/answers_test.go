@@ -16,7 +16,7 @@ import (
 func TestAnswersBoundWhatIsUnread(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.MaxResultBytes = 1 << 20
-	answers := NewAnswers(cfg)
+	answers := NewAnswers(cfg, nil)
 	read := make(chan struct{})
 	var writing sync.WaitGroup
 	writing.Add(4)
@@ -56,7 +56,7 @@ func TestAnswersBoundWhatIsUnread(t *testing.T) {
 func TestAnswersBoundUnread(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.MaxQueries, cfg.MaxResultBytes = 1, 1<<20
-	answers := NewAnswers(cfg)
+	answers := NewAnswers(cfg, nil)
 	made, err := answers.Make(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestAnswersBoundWhatIsMade(t *testing.T) {
 		cfg := DefaultConfig()
 		cfg.MaxQueries = 2
 		made, goOn := 0, make(chan struct{})
-		h := NewAnswers(cfg).Bound(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		h := NewAnswers(cfg, nil).Bound(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			made++
 			<-goOn
 			_, _ = io.WriteString(w, "made")

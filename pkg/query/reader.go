@@ -39,7 +39,7 @@ type Reader struct {
 
 // NewReader returns a Reader of a database. It starts nothing.
 func NewReader(cfg Config, db DB, database string, opts Options) *Reader {
-	r := &Reader{cfg: cfg, db: db, database: database, log: opts.Logger, now: opts.Now, answers: NewAnswers(cfg)}
+	r := &Reader{cfg: cfg, db: db, database: database, log: opts.Logger, now: opts.Now, answers: NewAnswers(cfg, opts.Registerer)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}

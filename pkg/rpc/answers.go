@@ -18,6 +18,9 @@ import (
 type Answers interface {
 	// Hold counts bytes until release is called. An error refuses them.
 	Hold(bytes int) (release func(), err error)
+	// GaveUp is called once for each connection that is closed because its client does not
+	// take an answer.
+	GaveUp()
 }
 
 // answer is a message for a client. gRPC queues it for as long as the client's flow control
@@ -98,9 +101,19 @@ func (a *answer) taken() {
 // unread closes the connection of a client that does not take the answer. gRPC has no other way
 // to give up bytes that it has queued.
 func (a *answer) unread() {
-	a.conn.server.log.Warn("a client does not read an answer: its connection is closed",
-		slog.String("client", a.conn.RemoteAddr().String()), slog.Int("bytes", a.size), slog.Duration("after", a.conn.server.readTime))
-	_ = a.conn.Close()
+	c := a.conn
+	c.mu.Lock()
+	_, waits := c.answers[a]
+	c.mu.Unlock()
+	if !waits {
+		return
+	}
+	c.givingUp.Do(func() { // others of its answers may be late too
+		c.server.log.Warn("a client does not read an answer: its connection is closed",
+			slog.String("client", c.RemoteAddr().String()), slog.Int("bytes", a.size), slog.Duration("after", c.server.readTime))
+		c.server.answers.GaveUp()
+	})
+	_ = c.Close()
 }
 
 // dropAnswers is called when the connection is closed. gRPC does not free what it has queued for

@@ -29,6 +29,23 @@ type holder struct {
 	held     int
 	most     int // 0 is any number
 	handlers int // that run
+	gaveUp   int
+}
+
+func (h *holder) GaveUp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gaveUp++
+}
+
+// wantGivenUp checks how many connections were closed because of unread answers.
+func (h *holder) wantGivenUp(t *testing.T, want int) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.gaveUp != want {
+		t.Errorf("%d connections were given up, want %d", h.gaveUp, want)
+	}
 }
 
 func (h *holder) Hold(bytes int) (func(), error) {
@@ -121,6 +138,7 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 		h.until(t, "six answers wait", func(held, handlers int) bool { return held > 6*answerBytes && handlers == 3 })
 		_ = a.hungUp()
 		h.until(t, "the client is gone", func(held, handlers int) bool { return held == 0 && handlers == 0 })
+		h.wantGivenUp(t, 1)
 	})
 	t.Run("a window of zero", func(t *testing.T) {
 		h := &holder{}
@@ -133,6 +151,7 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 		h.until(t, "the answers wait, uncompressed", func(held, _ int) bool { return held > 20*answerBytes })
 		_ = a.hungUp()
 		h.until(t, "the client is gone", func(held, _ int) bool { return held == 0 })
+		h.wantGivenUp(t, 1)
 	})
 	t.Run("nothing is read from the socket", func(t *testing.T) {
 		h := &holder{}
@@ -151,6 +170,7 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 		}
 		h.until(t, "the socket is full", func(held, handlers int) bool { return held > answerBytes && handlers > 0 })
 		h.until(t, "the client is gone", func(held, handlers int) bool { return held == 0 && handlers == 0 })
+		h.wantGivenUp(t, 1)
 	})
 }
 

@@ -77,8 +77,9 @@ type conn struct {
 
 	resets *rate.Limiter
 
-	closing sync.Once
-	forget  func() // nil for plain text
+	closing  sync.Once
+	givingUp sync.Once // see answer.unread
+	forget   func()    // nil for plain text
 
 	mu      sync.Mutex
 	calls   map[uint32]*call
