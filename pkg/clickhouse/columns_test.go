@@ -53,7 +53,9 @@ Compare numbers with ` + "`toInt64OrZero(attributes['http.response.status_code']
 func TestColumnsPage(t *testing.T) {
 	d := migrated(t, testConfig(t))
 	page := columnsHead
+	var named []string
 	for _, views := range migrations.DescribedViews() {
+		named = append(named, views...)
 		name := views[0]
 		described := "DESCRIBE " + d.cfg.Database + "." + name
 		if p, ok := parameters[name]; ok {
@@ -83,7 +85,7 @@ func TestColumnsPage(t *testing.T) {
 		}
 	}
 	for view := range strings.Lines(queryText(t, d, "SELECT name FROM system.tables WHERE database = '"+d.cfg.Database+"' AND engine = 'View' ORDER BY name")) {
-		if view = strings.TrimSpace(view); !strings.Contains(page, "`"+view+"`") && !strings.Contains(page, "\n## "+view) && !strings.Contains(page, ", "+view+"\n") {
+		if view = strings.TrimSpace(view); !slices.Contains(named, view) && !strings.Contains(columnsHead, "`"+view+"`") {
 			t.Errorf("docs/columns.md does not name the view %s", view)
 		}
 	}
