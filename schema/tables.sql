@@ -715,8 +715,9 @@ WITH
                     (
                         SELECT
                             call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
+                            arrayMap((x, last, i) -> greatest(x, (i = 15) * swallowed) * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], range(1, 28)) AS counters,
+                            arrayMax(q -> q.3 * (q.1 <= late) * (q.2 >= early), queue_full) AS swallowed,
                             (side.2 > 0) * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
@@ -737,8 +738,9 @@ WITH
                         LEFT JOIN
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
-                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.3 != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
+                                if((callee.3 != unknown) * (counters[1] + counters[9] * (counters[10] = 0)) > 0,
+                                    groupArrayIf((flow_start, flow_end, counters[15]), counters[15] > 0) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2), []) AS queue_full,
+                                counters AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
@@ -810,31 +812,31 @@ SELECT
     peer[2] AS peer_resets,
     peer[8] AS peer_segments_sent,
     peer[9] AS peer_retransmits,
-    notEmpty(peer) * if(notEmpty(far), m.12, b.9) AS peer_rtt_us,
+    notEmpty(peer) * if(notEmpty(far), m.12, b.10) AS peer_rtt_us,
     peer[11] AS peer_receive_window_limited_us,
     peer[13] AS peer_busy_us,
-    if(there, b.7, hop_why) AS why,
-    multiIf(verdict = '', '', if(there, b.5.5 <= b.5.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
-    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
-    multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
-        [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
-        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops,
+    if(there, b.8, hop_why) AS why,
+    multiIf(verdict = '', '', if(there, b.6.5 <= b.6.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
+    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.11)] AS seen,
+    multiIf(matched = '', [], b.7 = '', [], same, [], s.12 = 'client',
+        [(s.2, m.7, word, hop_why), (b.5, s.16, b.7, b.8)],
+        [(s.16, b.5, b.7, b.8), (m.7, s.2, word, hop_why)]) AS hops,
     call.1 AS trace_id
 FROM
 (
-    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.7, word) AS verdict, if(empty(far), b.9, far) AS peer
     FROM
     (
         SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
-            multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
+            multiIf(b.6.1 % 99 = 0, 0, bad.1 = 0, 1, b.6.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
             SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
-                multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
+                multiIf(b.7 = '', 0, matched = '', has([0, b.4], m.4), b.3 = m.6) AS same
             FROM
             (
                 SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.1 = s.15, groupArray((call.2, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
+                    arrayFirst(y -> (y.1 = s.15) > (y.2 = s.12), groupArray((call.2, s.12, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
                 FROM
                 (
                     SELECT
@@ -949,8 +951,9 @@ WITH
                     (
                         SELECT
                             call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
+                            arrayMap((x, last, i) -> greatest(x, (i = 15) * swallowed) * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], range(1, 28)) AS counters,
+                            arrayMax(q -> q.3 * (q.1 <= late) * (q.2 >= early), queue_full) AS swallowed,
                             (side.2 > 0) * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
@@ -971,8 +974,9 @@ WITH
                         LEFT JOIN
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
-                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.3 != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
+                                if((callee.3 != unknown) * (counters[1] + counters[9] * (counters[10] = 0)) > 0,
+                                    groupArrayIf((flow_start, flow_end, counters[15]), counters[15] > 0) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2), []) AS queue_full,
+                                counters AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
@@ -1044,31 +1048,31 @@ SELECT
     peer[2] AS peer_resets,
     peer[8] AS peer_segments_sent,
     peer[9] AS peer_retransmits,
-    notEmpty(peer) * if(notEmpty(far), m.12, b.9) AS peer_rtt_us,
+    notEmpty(peer) * if(notEmpty(far), m.12, b.10) AS peer_rtt_us,
     peer[11] AS peer_receive_window_limited_us,
     peer[13] AS peer_busy_us,
-    if(there, b.7, hop_why) AS why,
-    multiIf(verdict = '', '', if(there, b.5.5 <= b.5.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
-    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
-    multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
-        [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
-        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops,
+    if(there, b.8, hop_why) AS why,
+    multiIf(verdict = '', '', if(there, b.6.5 <= b.6.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
+    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.11)] AS seen,
+    multiIf(matched = '', [], b.7 = '', [], same, [], s.12 = 'client',
+        [(s.2, m.7, word, hop_why), (b.5, s.16, b.7, b.8)],
+        [(s.16, b.5, b.7, b.8), (m.7, s.2, word, hop_why)]) AS hops,
     call.1 AS trace_id
 FROM
 (
-    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.7, word) AS verdict, if(empty(far), b.9, far) AS peer
     FROM
     (
         SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
-            multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
+            multiIf(b.6.1 % 99 = 0, 0, bad.1 = 0, 1, b.6.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
             SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
-                multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
+                multiIf(b.7 = '', 0, matched = '', has([0, b.4], m.4), b.3 = m.6) AS same
             FROM
             (
                 SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.1 = s.15, groupArray((call.2, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
+                    arrayFirst(y -> (y.1 = s.15) > (y.2 = s.12), groupArray((call.2, s.12, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
                 FROM
                 (
                     SELECT
@@ -1183,8 +1187,9 @@ WITH
                     (
                         SELECT
                             call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
+                            arrayMap((x, last, i) -> greatest(x, (i = 15) * swallowed) * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], range(1, 28)) AS counters,
+                            arrayMax(q -> q.3 * (q.1 <= late) * (q.2 >= early), queue_full) AS swallowed,
                             (side.2 > 0) * multiIf(pod_uid = '', 1, side.5 = '', 1, pod_uid = side.5) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.4, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.2) > 0 AS on_connection,
@@ -1205,8 +1210,9 @@ WITH
                         LEFT JOIN
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
-                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.3 != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
+                                if((callee.3 != unknown) * (counters[1] + counters[9] * (counters[10] = 0)) > 0,
+                                    groupArrayIf((flow_start, flow_end, counters[15]), counters[15] > 0) OVER (PARTITION BY if(server_owner > 0, unknown, callee.3), server_owner, callee.2), []) AS queue_full,
+                                counters AS flow_counters, caller, callee, known_names, side, side.1 AS end_role, side.2 AS end_owner
                             FROM
                             (
                                 SELECT
@@ -1278,31 +1284,31 @@ SELECT
     peer[2] AS peer_resets,
     peer[8] AS peer_segments_sent,
     peer[9] AS peer_retransmits,
-    notEmpty(peer) * if(notEmpty(far), m.12, b.9) AS peer_rtt_us,
+    notEmpty(peer) * if(notEmpty(far), m.12, b.10) AS peer_rtt_us,
     peer[11] AS peer_receive_window_limited_us,
     peer[13] AS peer_busy_us,
-    if(there, b.7, hop_why) AS why,
-    multiIf(verdict = '', '', if(there, b.5.5 <= b.5.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
-    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.10)] AS seen,
-    multiIf(matched = '', [], b.6 = '', [], same, [], s.12 = 'client',
-        [(s.2, m.7, word, hop_why), (b.4, s.16, b.6, b.7)],
-        [(s.16, b.4, b.6, b.7), (m.7, s.2, word, hop_why)]) AS hops,
+    if(there, b.8, hop_why) AS why,
+    multiIf(verdict = '', '', if(there, b.6.5 <= b.6.4 + toIntervalSecond(20), bad.5 <= bad.4 + toIntervalSecond(20)), 'sample', 'interval') AS evidence,
+    ['client end', 'server end', 'both ends'][bitOr(ends_seen, same * b.11)] AS seen,
+    multiIf(matched = '', [], b.7 = '', [], same, [], s.12 = 'client',
+        [(s.2, m.7, word, hop_why), (b.5, s.16, b.7, b.8)],
+        [(s.16, b.5, b.7, b.8), (m.7, s.2, word, hop_why)]) AS hops,
     call.1 AS trace_id
 FROM
 (
-    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.6, word) AS verdict, if(empty(far), b.8, far) AS peer
+    SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same, there, if(there, b.7, word) AS verdict, if(empty(far), b.9, far) AS peer
     FROM
     (
         SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b, same,
-            multiIf(b.5.1 % 99 = 0, 0, bad.1 = 0, 1, b.5.1 < bad.1) + (word = '') * same > 0 AS there
+            multiIf(b.6.1 % 99 = 0, 0, bad.1 = 0, 1, b.6.1 < bad.1) + (word = '') * same > 0 AS there
         FROM
         (
             SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
-                multiIf(b.6 = '', 0, matched = '', b.3 = m.4, b.2 = m.6) AS same
+                multiIf(b.7 = '', 0, matched = '', has([0, b.4], m.4), b.3 = m.6) AS same
             FROM
             (
                 SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.1 = s.15, groupArray((call.2, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
+                    arrayFirst(y -> (y.1 = s.15) > (y.2 = s.12), groupArray((call.2, s.12, m.4, m.6, m.7, bad, word, hop_why, own, m.10, ends_seen)) OVER (PARTITION BY call.1, s.13)) AS b
                 FROM
                 (
                     SELECT

@@ -87,6 +87,13 @@ in owner_of, and ids are those of the owners. */ -}}
     busy_us
 `}}
 
+{{- /* When a server's accept queue was full, and at how many looks. */ -}}
+{{- record "q" `
+    since
+    until
+    looks
+`}}
+
 {{- /* The worst flow: what is wrong with it (a position in words), and the numbers that show it. */ -}}
 {{- record "worst, bad, decisive, w" `
     cause
@@ -105,6 +112,7 @@ in owner_of, and ids are those of the owners. */ -}}
 {{- /* What was found for a span, for the one at the other end. */ -}}
 {{- record "b, y" `
     span_id
+    role
     owner
     far_owner
     far_label
@@ -248,8 +256,9 @@ WITH
                             call, span, role, peer_ip, wanted_port, limit_us, owner, other_owner, reported, served, dns, caller, callee, side, flow_start, flow_end, flow_rtt_us, flow_rtt_min_us,
                             -- A row ends with its connection: what cut it off after the span did
                             -- the span no harm.
-                            arrayMap((x, last) -> x * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
-                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]) AS counters,
+                            arrayMap((x, last, i) -> greatest(x, (i = 15) * swallowed) * (last <= (flow_end <= late)), arrayResize(flow_counters, 27),
+                                [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], range(1, 28)) AS counters,
+                            arrayMax(q -> q.looks * (q.since <= late) * (q.until >= early), queue_full) AS swallowed,
                             (side.owner > 0) * multiIf(pod_uid = '', 1, side.pod_uid = '', 1, pod_uid = side.pod_uid) * multiIf(cluster = '', 1, flow_cluster = '', 1, cluster = flow_cluster) AS fits,
                             has(side.far_ips, peer_ip) AS to_peer,
                             wanted_client_port * (wanted_client_port = caller.wire_port) > 0 AS on_connection,
@@ -270,9 +279,10 @@ WITH
                         LEFT JOIN
                         (
                             SELECT flow_start, flow_end, served, dns, flow_cluster, flow_rtt_us, flow_rtt_min_us,
-                                -- Connects that the server's full accept queue swallowed.
-                                max(counters[15]) OVER (PARTITION BY if(server_owner > 0, unknown, callee.ip), server_owner, callee.wire_port) AS queue_full,
-                                arrayMap((x, i) -> greatest(x, (i = 15) * (callee.ip != unknown) * queue_full * (counters[1] + counters[9] * (counters[10] = 0) > 0)), counters, arrayEnumerate(counters)) AS flow_counters, caller, callee, known_names, side, side.role AS end_role, side.owner AS end_owner
+                                -- Looks at the server's accept queue that may have swallowed the connects.
+                                if((callee.ip != unknown) * (counters[1] + counters[9] * (counters[10] = 0)) > 0,
+                                    groupArrayIf((flow_start, flow_end, counters[15]), counters[15] > 0) OVER (PARTITION BY if(server_owner > 0, unknown, callee.ip), server_owner, callee.wire_port), []) AS queue_full,
+                                counters AS flow_counters, caller, callee, known_names, side, side.role AS end_role, side.owner AS end_owner
                             FROM
                             (
                                 SELECT
@@ -367,12 +377,13 @@ FROM
         FROM
         (
             SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen, b,
-                -- Both spans saw the same hop: no proxy stands between them.
-                multiIf(b.word = '', 0, matched = '', b.far_owner = m.owner, b.owner = m.far_owner) AS same
+                -- Both spans saw the same hop: no proxy stands between them, as far as a span
+                -- without an address can tell.
+                multiIf(b.word = '', 0, matched = '', has([0, b.far_owner], m.owner), b.owner = m.far_owner) AS same
             FROM
             (
                 SELECT call, s, m, matched, own, far, bad, word, hop_why, ends_seen,
-                    arrayFirst(y -> y.span_id = s.other_span_id, groupArray((call.span_id, m.owner, m.far_owner, m.far_label, bad, word, hop_why, own, m.rtt_us, ends_seen)) OVER (PARTITION BY call.trace_id, s.edge)) AS b
+                    arrayFirst(y -> (y.span_id = s.other_span_id) > (y.role = s.role), groupArray((call.span_id, s.role, m.owner, m.far_owner, m.far_label, bad, word, hop_why, own, m.rtt_us, ends_seen)) OVER (PARTITION BY call.trace_id, s.edge)) AS b
                 FROM
                 (
                     SELECT

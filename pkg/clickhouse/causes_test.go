@@ -146,6 +146,21 @@ func TestCausesOfTrace(t *testing.T) {
 			sql{"c": "ip and port/network clean/interval/client end", "e": "ip and port/retransmission/sample/client end", "f": "ip and port/network clean/interval/client end"},
 			"",
 		},
+		"after a full queue": {
+			[]call{client(3, failed), {spanRow{id: "e", service: "shop", kind: "client", ip: a, peer: b, peerPort: 80, at: after(200), took: after(3)}, failed}},
+			[]flow{
+				to(b, 80, sql{"connect_failures": "1", "retransmits": "2"}).during(after(19), after(23)), from(b, 80, sql{"peer_ip": "toIPv6('::')", "peer_port": "0", "accept_queue_full": "3"}).during(after(20), after(21)),
+				to(b, 80, sql{"connect_failures": "1", "retransmits": "2"}).during(after(199), after(203)),
+			},
+			sql{"c": "ip and port/accept queue full/sample/client end", "e": "ip and port/connect failed/sample/client end"},
+			"",
+		},
+		"a client without an address": {
+			[]call{{spanRow{id: "c", service: "shop", kind: "client", peer: b, peerPort: 80, at: after(20), took: after(0.3)}, nil}, server(0.01), {spanRow{id: "e", service: "shop", kind: "internal", ip: a, at: after(20), took: after(0.3)}, nil}},
+			[]flow{from(b, 80, lossy)},
+			sql{"c": "no address: the resource says neither pod nor IP/retransmission/interval/server end", "d": "ip and port/retransmission/interval/server end", "e": "the span is no call over a network///"},
+			"",
+		},
 		"a proxy between, its far side lossy": {
 			[]call{client(0.3), {spanRow{id: "d", parent: "c", service: "cart", kind: "server", ip: "10.0.0.7", port: 3000, peer: b, at: after(20), took: after(0.01)}, nil}},
 			[]flow{

@@ -280,6 +280,31 @@ func TestTraceNetwork(t *testing.T) {
 	}
 }
 
+// Where both ends of a call share an id, as in Zipkin, what one of them knows counts for the
+// other as well.
+func TestTraceNetworkOfSharedID(t *testing.T) {
+	cfg := testConfig(t)
+	d := openDB(t, cfg)
+	if err := d.Migrate(t.Context(), Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	for trace, tc := range map[string]struct{ verdict, flow string }{
+		strings.Repeat("1", 32): {"accept queue full", "(time, role, ip, port, accept_queue_full) VALUES (fromUnixTimestamp64Nano(%d), 'server', toIPv6('10.0.0.2'), 80, 3)"},
+		strings.Repeat("2", 32): {"DNS failed", "(time, role, ip, peer_ip, peer_port, protocol, peer_name, queries, query_failures) VALUES (fromUnixTimestamp64Nano(%d), 'client', toIPv6('10.0.0.1'), toIPv6('10.0.0.9'), 53, 'dns', 'cart', 2, 2)"},
+	} {
+		mustExec(t, d, "TRUNCATE TABLE "+cfg.Database+".flows_local")
+		for _, end := range []string{"'client', 'error', 300000000, 'shop', '10.0.0.1', 0, map('server.address', 'cart')", "'server', 'unset', 1000000, 'cart', '10.0.0.2', 80, map()"} {
+			mustExec(t, d, fmt.Sprintf("INSERT INTO %s.spans_local (trace_id, span_id, start_time, kind, status_code, duration_ns, service_name, ip, port, attributes) VALUES ('%s', '%s', fromUnixTimestamp64Nano(%d), %s)",
+				cfg.Database, trace, id16("c"), now.UnixNano(), end))
+		}
+		mustExec(t, d, fmt.Sprintf("INSERT INTO "+cfg.Database+".flows_local "+tc.flow, now.UnixNano()))
+		got := queryText(t, d, "SELECT kind, verdict FROM "+cfg.Database+".trace_network(trace_id = '"+trace+"') ORDER BY kind")
+		if want := "server\t" + tc.verdict + "\nclient\t" + tc.verdict; got != want {
+			t.Errorf("ends and verdicts %q, want %q", got, want)
+		}
+	}
+}
+
 // The gap between a client's wait and its server's work is time on the network.
 func TestTraceNetworkGap(t *testing.T) {
 	cfg := testConfig(t)
