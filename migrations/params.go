@@ -171,6 +171,12 @@ func (Params) Telemetry() string {
 	return "(x.server_port IN (4317, 4318, 38086, 20035)) + (x.server_process IN " + programs + ") + (x.client_process IN " + programs + ") > 0"
 }
 
+// Unanswered returns the condition under which a failed request had no answer that says why: it
+// has no status, that of a success, or one of gRPC or HTTP for a connection that broke.
+func (Params) Unanswered() string {
+	return "response_code IN ('', '0', '1', '2', '13', '14', 'OK', 'CANCELLED', 'UNKNOWN', 'INTERNAL', 'UNAVAILABLE', '200', '201', '202', '204', '206', '502', '503', '504')"
+}
+
 // Word is the empty word, of the type of names.
 func (Params) Word() string { return "''::LowCardinality(String)" }
 

@@ -744,7 +744,7 @@ WITH
                             to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
-                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
+                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, if(owner = other_owner, 99, 6)),
                             (peer_ip = unknown) * wanted_port * on_port > 0, 7,
                             99) AS rank
                     FROM
@@ -980,7 +980,7 @@ WITH
                             to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
-                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
+                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, if(owner = other_owner, 99, 6)),
                             (peer_ip = unknown) * wanted_port * on_port > 0, 7,
                             99) AS rank
                     FROM
@@ -1216,7 +1216,7 @@ WITH
                             to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
-                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, 6),
+                            side.3 * (side.3 = other_owner) > 0, if(on_port, 5, if(owner = other_owner, 99, 6)),
                             (peer_ip = unknown) * wanted_port * on_port > 0, 7,
                             99) AS rank
                     FROM
@@ -1420,13 +1420,13 @@ WITH
     ),
     callers AS (
         SELECT toStartOfMinute(start_time) AS minute, reinterpretAsUInt64(unhex(toString(span_id))) AS call, service_name, ip, peer_ip, peer_port, ''::LowCardinality(String) AS name,
-            duration_ns, status_code = 'error' AS failed
+            duration_ns, status_code = 'error' AS failed, failed AND response_code IN ('', '0', '1', '2', '13', '14', 'OK', 'CANCELLED', 'UNKNOWN', 'INTERNAL', 'UNAVAILABLE', '200', '201', '202', '204', '206', '502', '503', '504') AS unanswered
         FROM metaflow.spans_distributed
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip != toIPv6('::')
         UNION ALL
         SELECT toStartOfMinute(start_time), reinterpretAsUInt64(unhex(toString(span_id))), service_name, ip, peer_ip, peer_port,
             trimRight(lower(arrayFirst(x -> x != '', [attributes['server.address'], attributes['net.peer.name'], domain(attributes['url.full']), domain(attributes['http.url']), attributes['peer.service']])), '.')::LowCardinality(String),
-            duration_ns, status_code = 'error'
+            duration_ns, status_code = 'error' AS failed, failed AND response_code IN ('', '0', '1', '2', '13', '14', 'OK', 'CANCELLED', 'UNKNOWN', 'INTERNAL', 'UNAVAILABLE', '200', '201', '202', '204', '206', '502', '503', '504') AS unanswered
         FROM metaflow.spans_distributed
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip = toIPv6('::')
     ),
@@ -1438,17 +1438,17 @@ WITH
     ),
     sources AS (
         SELECT minute, 'client' AS source, client_ip, server_ip, server_port, caller, callee, name,
-            [count(), countIf(failed), countIf(callee != ''), countIf(harmed), countIf(broken)] AS calls, quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)) AS durations,
+            [count(), countIf(failed), countIf(callee != ''), countIf(harmed), countIf(broken), countIf(unanswered)] AS calls, quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns)) AS durations,
             emptyArrayUInt64() AS cl, emptyArrayUInt64() AS sv, emptyArrayUInt64() AS most, toUInt32(0) AS rtt_min_us,
             ''::LowCardinality(String) AS client_workload, ''::LowCardinality(String) AS client_process, ''::LowCardinality(String) AS server_workload, ''::LowCardinality(String) AS server_process, toDateTime64(0, 9, 'UTC') AS since, toDateTime64(0, 9, 'UTC') AS until, ('', '', '', '', 0) AS places
         FROM
         (
-            SELECT minute, caller, callee, name, duration_ns, failed, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
+            SELECT minute, caller, callee, name, duration_ns, failed, unanswered, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
                 failed AND NOT callee_failed AS broken,
                 broken OR callee != '' AND gap_ns > 10 * 1000000 AND 100 * gap_ns > 20 * duration_ns AS harmed
             FROM
             (
-                SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed,
+                SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed, ca.unanswered AS unanswered,
                     ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns, ce.failed AS callee_failed,
                     ce.service_name != '' AND (ca.peer_ip = ce.ip OR ca.peer_ip = toIPv6('::')) AS met
                 FROM callers AS ca LEFT ANY JOIN callees AS ce ON ca.minute = ce.minute AND ca.call = ce.call
@@ -1632,7 +1632,7 @@ FROM
 ) AS x
 WHERE (ends.1 != '') * ((ends.2 != '') + (source = 'dns')) > 0
 GROUP BY minute, ends
-COMMENT 'made by metaflow-server, form b267919d6a13a84d';
+COMMENT 'made by metaflow-server, form 34bc3b2a82b4c772';
 
 CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
 (
@@ -1714,7 +1714,7 @@ WITH
     around AS (
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
-            sum(calls[1]) OVER near AS requests_near, sum(calls[2]) OVER near AS errors_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
+            sum(calls[1]) OVER near AS requests_near, sum(calls[6]) OVER near AS unanswered_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
             max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
@@ -1736,7 +1736,7 @@ WITH
                 (cl[4] > 0) * if(traced, broken_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
+                (resets > 0) * if(traced, unanswered_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > 20 * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
@@ -1771,6 +1771,7 @@ WITH
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
+                    alone_ms = 0, concat(', ', toString(unanswered_near), ' requests failed without an answer'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
@@ -1850,7 +1851,7 @@ WITH
     around AS (
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
-            sum(calls[1]) OVER near AS requests_near, sum(calls[2]) OVER near AS errors_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
+            sum(calls[1]) OVER near AS requests_near, sum(calls[6]) OVER near AS unanswered_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
             max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
@@ -1872,7 +1873,7 @@ WITH
                 (cl[4] > 0) * if(traced, broken_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
+                (resets > 0) * if(traced, unanswered_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
@@ -1907,6 +1908,7 @@ WITH
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
+                    alone_ms = 0, concat(', ', toString(unanswered_near), ' requests failed without an answer'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

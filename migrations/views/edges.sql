@@ -40,6 +40,7 @@
     paired = countIf(callee != '')
     harmed = countIf(harmed)
     broken = countIf(broken)
+    unanswered = countIf(unanswered)
 `}}
 {{- /* The largest values of a flow's own. */ -}}
 {{- array "most, mx" `
@@ -103,14 +104,14 @@ WITH
     ),
     callers AS (
         SELECT toStartOfMinute(start_time) AS minute, reinterpretAsUInt64(unhex(toString(span_id))) AS call, service_name, ip, peer_ip, peer_port, {{.Word}} AS name,
-            duration_ns, status_code = 'error' AS failed
+            duration_ns, status_code = 'error' AS failed, failed AND {{.Unanswered}} AS unanswered
         FROM {{.Spans}}
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip != toIPv6('::')
         UNION ALL
         -- Attributes are large, so they are read only where a name is needed.
         SELECT toStartOfMinute(start_time), reinterpretAsUInt64(unhex(toString(span_id))), service_name, ip, peer_ip, peer_port,
             trimRight(lower(arrayFirst(x -> x != '', [attributes['server.address'], attributes['net.peer.name'], domain(attributes['url.full']), domain(attributes['http.url']), attributes['peer.service']])), '.')::LowCardinality(String),
-            duration_ns, status_code = 'error'
+            duration_ns, status_code = 'error' AS failed, failed AND {{.Unanswered}} AS unanswered
         FROM {{.Spans}}
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip = toIPv6('::')
     ),
@@ -129,13 +130,13 @@ WITH
             {{.Word}} AS client_workload, {{.Word}} AS client_process, {{.Word}} AS server_workload, {{.Word}} AS server_process, toDateTime64(0, 9, 'UTC') AS since, toDateTime64(0, 9, 'UTC') AS until, ('', '', '', '', 0) AS places
         FROM
         (
-            SELECT minute, caller, callee, name, duration_ns, failed, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
+            SELECT minute, caller, callee, name, duration_ns, failed, unanswered, if(met, toIPv6('::'), ip) AS client_ip, if(met, toIPv6('::'), peer_ip) AS server_ip, if(met, 0, peer_port) AS server_port,
                 -- A failure that the server's own span tells is the server's.
                 failed AND NOT callee_failed AS broken,
                 broken OR callee != '' AND gap_ns > {{.GapMS}} * 1000000 AND 100 * gap_ns > {{.GapPercent}} * duration_ns AS harmed
             FROM
             (
-                SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed,
+                SELECT ca.minute AS minute, ca.service_name AS caller, ce.service_name AS callee, ca.name AS name, ca.duration_ns AS duration_ns, ca.failed AS failed, ca.unanswered AS unanswered,
                     ca.ip AS ip, ca.peer_ip AS peer_ip, ca.peer_port AS peer_port, ca.duration_ns - ce.duration_ns AS gap_ns, ce.failed AS callee_failed,
                     ce.service_name != '' AND (ca.peer_ip = ce.ip OR ca.peer_ip = toIPv6('::')) AS met
                 FROM callers AS ca LEFT ANY JOIN callees AS ce ON ca.minute = ce.minute AND ca.call = ce.call

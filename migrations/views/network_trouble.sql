@@ -32,6 +32,7 @@
     paired
     harmed
     broken
+    unanswered
 `}}
 {{- array "most" `
     unread_bytes
@@ -57,7 +58,7 @@ WITH
     around AS (
         SELECT *,
             sum(calls.requests) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
-            sum(calls.requests) OVER near AS requests_near, sum(calls.errors) OVER near AS errors_near, sum(calls.broken) OVER near AS broken_near, sum(calls.harmed) OVER near AS harmed_near,
+            sum(calls.requests) OVER near AS requests_near, sum(calls.unanswered) OVER near AS unanswered_near, sum(calls.broken) OVER near AS broken_near, sum(calls.harmed) OVER near AS harmed_near,
             max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
@@ -81,7 +82,7 @@ WITH
                 (cl.refused > 0) * if(traced, broken_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, errors_near > 0, (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
+                (resets > 0) * if(traced, unanswered_near > 0, (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
                 -- A connection may end with one request or many: those that the server did not fail count too.
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
@@ -120,6 +121,7 @@ WITH
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
+                    alone_ms = 0, concat(', ', toString(unanswered_near), ' requests failed without an answer'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

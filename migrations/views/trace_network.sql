@@ -247,7 +247,7 @@ WITH
                             to_peer * on_port > 0, if(wanted_port * (role = 'client') > 0, 1, 2),
                             to_peer * (role = 'server') > 0, 3,
                             named * on_port > 0, 4,
-                            side.far_owner * (side.far_owner = other_owner) > 0, if(on_port, 5, 6),
+                            side.far_owner * (side.far_owner = other_owner) > 0, if(on_port, 5, if(owner = other_owner, 99, 6)),
                             (peer_ip = unknown) * wanted_port * on_port > 0, 7,
                             99) AS rank
                     FROM

@@ -158,6 +158,16 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 7/2"},
 			[]string{"shop -> cart: reset"},
 		},
+		"errors with an answer beside a reset": {
+			cat(calls(5, shopSpan, cartSpan), calls(6, shopSpan.with(failed).with(sqlRow{"response_code": "'9'"}), cartSpan.with(failed))), both(shopEnd, cartEnd, sqlRow{"resets": "1"}),
+			[]string{"shop -> cart 11/6"},
+			nil,
+		},
+		"a reset that both ends of requests tell of": {
+			cat(calls(5, shopSpan, cartSpan), calls(2, shopSpan.with(failed).with(sqlRow{"response_code": "'14'"}), cartSpan.with(failed))), both(shopEnd, cartEnd, sqlRow{"resets": "2"}),
+			[]string{"shop -> cart 7/2"},
+			[]string{"shop -> cart: reset"},
+		},
 		"resets of idle connections": {
 			calls(5, shopSpan, cartSpan), both(shopEnd, cartEnd, sqlRow{"resets": "2"}),
 			[]string{"shop -> cart 5/0"},
