@@ -162,6 +162,8 @@ func TestJaegerSearch(t *testing.T) {
 		"a resource's":       {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("service.name", "emailservice")}}, "POST /checkout"},
 		"an event's":         {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("exception.type", "payment.CardDeclined")}}, "POST /checkout"},
 		"errors of a client": {&storage.TraceQueryParameters{Attributes: []*storage.KeyValue{tagged("error", "true"), tagged("span.kind", "client")}}, "POST /checkout"},
+		"a scope's":          {&storage.TraceQueryParameters{ServiceName: "emailservice", Attributes: []*storage.KeyValue{tagged("otel.scope.name", "shop"), tagged("otel.scope.version", "1.0.0")}}, "POST /checkout"},
+		"another scope's":    {&storage.TraceQueryParameters{ServiceName: "emailservice", Attributes: []*storage.KeyValue{tagged("otel.scope.name", "shops")}}, ""},
 		"two of two spans":   {&storage.TraceQueryParameters{ServiceName: "paymentservice", Attributes: []*storage.KeyValue{tagged("http.route", "/checkout")}}, ""},
 	} {
 		q := during(tc.query)
@@ -235,6 +237,32 @@ func TestJaegerShowsTheNetwork(t *testing.T) {
 	}
 	if len(spans) != 22 || warned == 0 {
 		t.Errorf("%d spans, %d with a warning", len(spans), warned)
+	}
+	_, err = c.FindTraceIDs(t.Context(), &storage.FindTraceIDsRequest{Query: during(&storage.TraceQueryParameters{
+		Attributes: []*storage.KeyValue{tagged("metaflow.network.retransmits", "1")},
+	})})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(status.Convert(err).Message(), "search for network.verdict") {
+		t.Errorf("a search for the number of retransmits: %v", err)
+	}
+}
+
+// Traces whose network was not read in time say so.
+func TestJaegerSaysThatTheNetworkIsLate(t *testing.T) {
+	cfg := config()
+	cfg.NetworkTimeout = time.Nanosecond
+	c := storage.NewTraceReaderClient(jaegerOf(t, cfg))
+	stream, err := c.FindTraces(t.Context(), &storage.FindTracesRequest{Query: during(&storage.TraceQueryParameters{ServiceName: "paymentservice", SearchDepth: 3})})
+	spans, _ := received(t, stream, err)
+	late := 0
+	for _, s := range spans {
+		for _, a := range s.Attributes {
+			if a.Key == "@jaeger@warnings" && strings.Contains(a.Value.String(), "not read in time (query.network_timeout)") {
+				late++
+			}
+		}
+	}
+	if late != 3 {
+		t.Errorf("%d of 3 traces say that their network is late", late)
 	}
 }
 

@@ -182,8 +182,11 @@ func (e Compare) sql(c *compiler) (string, error) {
 			}
 		}
 	}
-	if e.Field.Scope == Intrinsic {
+	switch {
+	case e.Field.Scope == Intrinsic:
 		return e.intrinsic(c)
+	case (e.Field.Scope == SpanScope || e.Field.Scope == AnyScope) && strings.HasPrefix(e.Field.Name, AttributePrefix):
+		return "", e.bad("spans are shown with it, but it is not stored: search for network.verdict")
 	}
 	return e.attribute(c)
 }
@@ -269,7 +272,7 @@ func (e Compare) intrinsic(c *compiler) (string, error) {
 		inner, err := e.duration(c, "max(toUnixTimestamp64Nano(end_time)) - min(toUnixTimestamp64Nano(start_time))")
 		return c.traces("1", " GROUP BY trace_id HAVING "+inner), err
 	case FieldVerdict:
-		return "", e.bad("network.verdict can only be combined with other conditions by &&")
+		return "", e.bad("network.verdict can only be combined with other conditions by &&, within one pair of braces")
 	default:
 		return "", e.bad("unknown intrinsic")
 	}

@@ -216,8 +216,11 @@ func (r *Reader) Calls(ctx context.Context, in Range) (found []Call, err error) 
 		return nil, err
 	}
 	const current = 15
-	if r.now().Sub(in.End) > current*time.Minute || !r.hasFlows(ctx) {
+	if r.now().Sub(in.End) > current*time.Minute {
 		return found, nil
+	}
+	if some, err := r.hasFlows(ctx); err != nil || !some {
+		return found, err
 	}
 	troubles, err := r.Troubles(ctx, current)
 	if err != nil {

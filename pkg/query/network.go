@@ -235,7 +235,7 @@ func (r *Reader) tryNetworks(ctx context.Context, of []candidate, wait time.Dura
 	}
 	ctx, stop := context.WithTimeout(ctx, wait)
 	defer stop()
-	if !r.hasFlows(ctx) {
+	if some, err := r.hasFlows(ctx); err == nil && !some {
 		return nil
 	}
 	found := networks{}
@@ -257,12 +257,12 @@ func (r *Reader) tryNetworks(ctx context.Context, of []candidate, wait time.Dura
 // some were stored counts for good: the view is right without any as well.
 const flowlessFor = time.Minute
 
-func (r *Reader) hasFlows(ctx context.Context) bool {
+func (r *Reader) hasFlows(ctx context.Context) (bool, error) {
 	r.mu.Lock()
 	some, none := r.flows, r.now().Sub(r.flowless) < flowlessFor
 	r.mu.Unlock()
 	if some || none {
-		return some
+		return some, nil
 	}
 	err := r.db.Query(ctx, fmt.Sprintf("SELECT toUInt8(1) FROM %s.flows LIMIT 1", r.database), func(func(...any) error) error {
 		some = true
@@ -275,7 +275,7 @@ func (r *Reader) hasFlows(ctx context.Context) bool {
 	} else if err == nil {
 		r.flowless = r.now()
 	}
-	return some
+	return some, err
 }
 
 // WorstOf returns the worst verdict of each trace by its id, the one that is first in Verdicts.
@@ -306,14 +306,15 @@ func (r *Reader) annotate(ctx context.Context, found []*readTrace, of []Summary,
 	began := time.Now()
 	networks := r.tryNetworks(ctx, candidates(of), wait)
 	for _, t := range found {
-		t.annotate(networks[t.id])
+		t.annotate(networks)
 	}
 	return time.Since(began)
 }
 
-// annotate adds the network's attributes to the spans of calls.
-func (t *readTrace) annotate(network map[SpanKey]Network) {
-	t.Network = network
+// annotate adds the network's attributes to the spans of calls. Without networks nobody looked.
+func (t *readTrace) annotate(seen networks) {
+	network, ok := seen[t.id]
+	t.Network, t.NetworkLate = network, seen != nil && !ok
 	for key, n := range network {
 		if n.Verdict == "" {
 			continue

@@ -49,3 +49,17 @@ func TestNear(t *testing.T) {
 		})
 	}
 }
+
+// Every verdict but that of a clean network has flow data that may show it.
+func TestTroubleOfVerdicts(t *testing.T) {
+	for _, v := range Verdicts {
+		if (trouble[v] == "") != (v == Clean) {
+			t.Errorf("%s is shown by %q", v, trouble[v])
+		}
+	}
+	for _, v := range failures {
+		if !slices.Contains(Verdicts, v) {
+			t.Errorf("%q is no verdict", v)
+		}
+	}
+}

@@ -31,6 +31,8 @@ type Trace struct {
 	Spans int
 	// Network is what the network did; nil if it is not known.
 	Network map[SpanKey]Network
+	// NetworkLate is true if it was not read within query.network_timeout, or could not be.
+	NetworkLate bool
 }
 
 // NetworkKnown reports whether what the network did is known of any call.
@@ -112,7 +114,7 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	if len(found) == 0 {
 		return Trace{}, ErrNotFound
 	}
-	found[0].annotate((<-network)[id])
+	found[0].annotate(<-network)
 	return found[0].Trace, nil
 }
 

@@ -67,12 +67,28 @@ func split(e Expr) (rest And, verdicts []Compare) {
 	return rest, verdicts
 }
 
-// troubled is true for flow data that may show a bad network: wider than every verdict.
-const troubled = `retransmits + resets + timeouts + connect_failures + refused + gave_up + receive_window_limited_us + unread_bytes + accept_queue_full + query_failures + queries_unanswered > 0
-	OR query_time_max_us >= 100000 OR queue_us > 0 OR rtt_max_us > 2 * rtt_usual_us`
+// trouble is what flow data shows where a verdict may be found: wider than what decides.
+var trouble = map[string]string{
+	"connect refused":        "refused > 0",
+	"accept queue full":      "connect_failures + retransmits + accept_queue_full > 0",
+	"connect failed":         "connect_failures > 0",
+	"reset":                  "resets > 0",
+	"timed out":              "timeouts > 0",
+	"receiver's window full": "receive_window_limited_us > 0",
+	"receiver does not read": "unread_bytes > 0",
+	"retransmission":         "retransmits > 0",
+	"slow handshake":         "retransmits > 0",
+	"slow queue":             "queue_us > 0",
+	"slow network":           "rtt_usual_us > 0 AND rtt_max_us > 2 * rtt_usual_us",
+	"DNS failed":             "query_failures + queries_unanswered > 0",
+	"slow DNS":               "query_time_max_us >= 100000",
+}
 
-// findVerdicts examines the network of the slowest traces that fulfil the other conditions
-// and whose addresses or pods had trouble at their time.
+// failures are verdicts on calls that mostly fail, maybe at once.
+var failures = []string{"connect refused", "connect failed", "reset", "timed out", "DNS failed"}
+
+// findVerdicts examines the network of traces that fulfil the other conditions and whose
+// addresses or pods had such trouble at their time.
 func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdict string) bool) (result Result, err error) {
 	suspects, err := r.suspects(ctx, s, fulfils)
 	if err != nil {
@@ -109,7 +125,8 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 // troubleSeconds is the grain in which the time of trouble is compared with that of spans.
 const troubleSeconds = 300
 
-// suspects returns the traces that may have a verdict, the slowest first.
+// suspects returns the traces that may have a verdict, the slowest first. Where a verdict mostly
+// means failed calls, traces with an error come before others.
 func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) (found []candidate, err error) {
 	c := r.compiler(s.Range)
 	where, err := s.Where.sql(c)
@@ -117,10 +134,14 @@ func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict st
 		return nil, err
 	}
 	if !fulfils(Clean) {
-		where = "(" + where + ") AND (" + r.inTrouble(c, s.Range) + ")"
+		where = "(" + where + ") AND (" + r.inTrouble(c, s.Range, fulfils) + ")"
+	}
+	order := "max(duration_ns) DESC"
+	if slices.ContainsFunc(failures, fulfils) {
+		order = "max(status_code = 'error') DESC, " + order
 	}
 	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)), count() FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s
-		GROUP BY trace_id ORDER BY max(duration_ns) DESC, trace_id LIMIT %d`, r.database, where, c.builder.within(s.Range), r.cfg.MaxVerdicts)
+		GROUP BY trace_id ORDER BY %s, trace_id LIMIT %d`, r.database, where, c.builder.within(s.Range), order, r.cfg.MaxVerdicts)
 	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
 		var t candidate
 		var start int64
@@ -135,11 +156,17 @@ func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict st
 	return found, err
 }
 
-// inTrouble is true for spans whose pod or address had trouble about their time, and for those
-// that say neither. A row of flow data counts for all spans that may overlap it, with a second
+// inTrouble is true for spans whose pod or address had trouble about their time that may lead to
+// such a verdict, and for those that say neither. A row of flow data counts for all spans that may overlap it, with a second
 // between the clocks: they start in the grain of the row, or in the one before. Longer ones count
 // always.
-func (r *Reader) inTrouble(c *compiler, during Range) string {
+func (r *Reader) inTrouble(c *compiler, during Range, fulfils func(verdict string) bool) string {
+	troubled := []string{"false"}
+	for _, v := range Verdicts {
+		if v != Clean && fulfils(v) {
+			troubled = append(troubled, trouble[v])
+		}
+	}
 	grain := func(time string, plus int) string {
 		return fmt.Sprintf("intDiv(toInt64(toUnixTimestamp(%s)) + %d, %d)", time, plus, troubleSeconds)
 	}
@@ -147,7 +174,7 @@ func (r *Reader) inTrouble(c *compiler, during Range) string {
 		// At most the grains of 20 minutes, whatever a row says of its time.
 		return fmt.Sprintf("SELECT arrayJoin([%s]), arrayJoin(range(greatest(%s, %s), %s + 1)) FROM %s.flows WHERE (%s)%s",
 			columns, grain("start_time", -1-troubleSeconds), grain("time", -4*troubleSeconds), grain("time", 1),
-			r.database, troubled, c.withinOf("time", Range{during.Start, during.End.Add(11 * time.Minute)}))
+			r.database, strings.Join(troubled, " OR "), c.withinOf("time", Range{during.Start, during.End.Add(11 * time.Minute)}))
 	}
 	return fmt.Sprintf("(ip, %s) IN (%s) OR (pod, %[1]s) IN (%[3]s) OR ip = toIPv6('::') AND pod = '' OR duration_ns >= %d",
 		grain("start_time", 0), flows("ip, peer_ip, translated_peer_ip"), flows("pod, peer_pod"), (troubleSeconds-2)*time.Second)

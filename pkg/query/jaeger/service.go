@@ -224,6 +224,10 @@ func attributeIs(key, value string) query.Expr {
 		return field(query.FieldKind, query.Keyword(value))
 	case key == query.AttributeVerdict:
 		return field(query.FieldVerdict, query.Str(value))
+	case key == "otel.scope.name":
+		return field(query.FieldScopeName, query.Str(value))
+	case key == "otel.scope.version":
+		return field(query.FieldScopeVersion, query.Str(value))
 	}
 	at := func(scope query.Scope) query.Expr {
 		return query.Compare{Field: query.Field{Scope: scope, Name: key}, Op: query.Equal, Value: query.Str(value)}
@@ -300,8 +304,12 @@ func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) 
 		chunk, size = ptrace.NewTraces(), 0
 		return stream.Send(&data)
 	}
+	first := t.OTLP.ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0)
+	if t.NetworkLate {
+		warn(first, "what the network did is not known: it was not read in time (query.network_timeout)")
+	}
 	if t.Cut {
-		warn(t.OTLP.ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0), fmt.Sprintf("the trace has more than %d spans; the others are left out (query.max_spans, query.max_result_bytes)", t.Spans))
+		warn(first, fmt.Sprintf("the trace has more than %d spans; the others are left out (query.max_spans, query.max_result_bytes)", t.Spans))
 	}
 	for _, rs := range t.OTLP.ResourceSpans().All() {
 		for _, ss := range rs.ScopeSpans().All() {

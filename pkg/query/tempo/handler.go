@@ -403,8 +403,10 @@ var fixed = map[string][]string{
 
 func (h *handler) list(r *http.Request) (f query.Field, found []string, err error) {
 	name := r.PathValue("name")
-	if f, err = fieldOf(name); err != nil {
-		f = query.Field{Scope: query.AnyScope, Name: name} // older clients leave the dot out
+	if f, err = fieldOf(name); err != nil { // older clients leave the dot out
+		if f, err = fieldOf("." + name); err != nil {
+			f = query.Field{Scope: query.AnyScope, Name: name}
+		}
 	}
 	q := r.URL.Query()
 	in, err := rangeOf(q)

@@ -390,11 +390,8 @@ func fieldOf(name string) (query.Field, error) {
 			return query.Field{}, fmt.Errorf("%s names no attribute", name)
 		}
 		if s.scope == query.SpanScope || s.scope == query.AnyScope {
-			switch { // spans are shown with these, but they are not stored
-			case key == query.AttributeVerdict:
+			if key == query.AttributeVerdict {
 				return query.Field{Name: query.FieldVerdict}, nil
-			case strings.HasPrefix(key, query.AttributePrefix):
-				return query.Field{}, fmt.Errorf("%s is not stored: search for network.verdict", key)
 			}
 		}
 		return query.Field{Scope: s.scope, Name: key}, nil
