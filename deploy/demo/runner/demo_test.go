@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // runDemo runs the whole demo against a stand-in and returns its output.
@@ -176,6 +179,33 @@ func TestStoreAgainstRunningServer(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A URL without a path is that of the whole receiver. What refuses every export is told
+// once, in the words of the answer.
+func TestStoreOverHTTP(t *testing.T) {
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/x-protobuf")
+		if r.URL.Path != "/v1/traces" {
+			answer, _ := proto.Marshal(status.New(codes.NotFound, "path "+r.URL.Path+" is not served").Proto())
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write(answer)
+		}
+	}))
+	defer receiver.Close()
+	for _, path := range []string{"", "/", "/v1/traces"} {
+		if err := run(t.Context(), []string{"-endpoint", receiver.URL + path, "-journeys", "1"}, os.Stdout, io.Discard); err != nil {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	var progress bytes.Buffer
+	err := run(t.Context(), []string{"-endpoint", receiver.URL + "/v2", "-journeys", "3"}, os.Stdout, &progress)
+	if err == nil || !strings.HasSuffix(err.Error(), ": the receiver answered 404 Not Found: path /v2 is not served") {
+		t.Errorf("run = %v", err)
+	}
+	if got := strings.Count(progress.String(), "(body: path /v2 is not served)"); got != 1 || strings.Count(progress.String(), "] export: ") != 1 {
+		t.Errorf("the failure is told %d times:\n%s", got, &progress)
 	}
 }
 

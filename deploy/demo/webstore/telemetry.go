@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding/gzip"
@@ -69,8 +71,8 @@ type telemetry struct {
 
 // newTelemetry does not connect: the first export does. It sets everything that
 // decides where spans go, so that the SDK's environment variables cannot change
-// it. An endpoint with a scheme is an OTLP/HTTP URL; otherwise it is the
-// host:port of an OTLP/gRPC receiver.
+// it. An endpoint with a scheme is an OTLP/HTTP URL, whose path is /v1/traces
+// unless it has one; otherwise it is the host:port of an OTLP/gRPC receiver.
 func newTelemetry(ctx context.Context, endpoint string, id identity) (*telemetry, error) {
 	t := &telemetry{ledger: &ledger{}}
 	res, err := id.resource(ctx)
@@ -120,7 +122,14 @@ func (t *telemetry) exportOverHTTP(ctx context.Context, endpoint string) (err er
 		transport.CloseIdleConnections()
 		return nil
 	}
-	t.exporter, err = otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(endpoint),
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return err
+	}
+	if strings.Trim(u.Path, "/") == "" {
+		u.Path = "/v1/traces"
+	}
+	t.exporter, err = otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.String()),
 		otlptracehttp.WithHTTPClient(&http.Client{Transport: &listener{transport, t.ledger}, Timeout: exportTimeout}),
 		otlptracehttp.WithTimeout(exportTimeout), otlptracehttp.WithRetry(otlptracehttp.RetryConfig(retry)))
 	return err
@@ -233,9 +242,16 @@ func (l *listener) exchange(req *http.Request) (*http.Response, error) {
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, err
 	}
+	if resp.StatusCode != http.StatusOK {
+		// The exporter shows the body as it is, so it gets the text of the answer.
+		answer := new(statuspb.Status)
+		if proto.Unmarshal(text, answer) == nil && answer.GetMessage() != "" {
+			text = []byte(answer.GetMessage())
+		}
+		l.ledger.remember(fmt.Errorf("the receiver answered %s: %.500s", resp.Status, text))
+	}
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 	if resp.StatusCode != http.StatusOK {
-		l.ledger.remember(fmt.Errorf("the receiver answered %s", resp.Status))
 		return resp, nil
 	}
 	request, response := new(coltracepb.ExportTraceServiceRequest), new(coltracepb.ExportTraceServiceResponse)
