@@ -2,6 +2,7 @@ package query
 
 import (
 	"context"
+	"encoding/hex"
 	"flag"
 	"net/http"
 	"net/http/httptest"
@@ -16,8 +17,14 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 	"github.com/metaflowys/metaflow-server/pkg/query/ui"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
 
 var update = flag.Bool("update", false, "write the picture of the page into docs")
@@ -191,4 +198,30 @@ func TestPageFindsTraces(t *testing.T) {
 	var paint float64
 	b.do(chromedp.Evaluate(`performance.getEntriesByName("first-contentful-paint")[0].startTime`, &paint))
 	t.Logf("first paint after %.0f ms", paint)
+}
+
+// A trace whose network is not known has the reason of most of its calls, not that of its
+// first span.
+func TestPageSaysWhyTheNetworkIsNotKnown(t *testing.T) {
+	at := uint64(shop.Start.Add(-2 * time.Hour).UnixNano())
+	span := func(id byte, kind tracepb.Span_SpanKind, attributes ...*commonpb.KeyValue) *tracepb.Span {
+		return &tracepb.Span{
+			TraceId: []byte("why_is_it_so____"), SpanId: []byte{7, 6, 5, 4, 3, 2, 1, id}, Kind: kind, Attributes: attributes,
+			StartTimeUnixNano: at + uint64(id), EndTimeUnixNano: at + 1e6,
+		}
+	}
+	loopback := otlptest.Text("network.peer.address", "127.0.0.1")
+	store(t, &coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{
+		Resource: &resourcepb.Resource{Attributes: []*commonpb.KeyValue{otlptest.Text("service.name", "unseen"), otlptest.Text("app.host.ip", "192.0.2.7")}},
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
+			span(1, tracepb.Span_SPAN_KIND_INTERNAL), span(2, tracepb.Span_SPAN_KIND_INTERNAL), span(3, tracepb.Span_SPAN_KIND_INTERNAL),
+			span(4, tracepb.Span_SPAN_KIND_CLIENT, otlptest.Text("network.peer.address", "192.0.2.8")),
+			span(5, tracepb.Span_SPAN_KIND_CLIENT, loopback), span(6, tracepb.Span_SPAN_KIND_CLIENT, loopback),
+		}}},
+	}}})
+	b := openPage(t)
+	b.do(chromedp.Navigate(b.url+"/ui/#/trace/"+hex.EncodeToString([]byte("why_is_it_so____"))), chromedp.WaitVisible(".waterfall .row", chromedp.ByQuery))
+	if text := b.text("main p.dim"); text != "What the network did is not known: loopback: the connection does not leave the host or pod." {
+		t.Errorf("the page says %q", text)
+	}
 }

@@ -341,11 +341,20 @@ async function traceView(id) {
   }
   if (links.jaeger) out.push(el("a", { href: `${links.jaeger}/trace/${id}` }, "Open in Jaeger"));
   const unseen = rows.filter(({ s }) => s.network?.unmatched);
-  const verdict = !trace.network_known ? el("p", { class: "dim" }, `What the network did is not known: ${unseen[0]?.s.network.unmatched ?? "there is no flow data, or it took too long to read"}.`)
+  const verdict = !trace.network_known ? el("p", { class: "dim" }, `What the network did is not known: ${mostlyUnmatched(unseen) ?? "there is no flow data, or it took too long to read"}.`)
     : harmed.length === 0 ? el("p", { class: "clean-text" }, `The network harmed no call of this trace${unseen.length ? ` whose connection is known. Of ${unseen.length} spans it is not` : ""}.`)
       : el("p", { class: "bad-text" }, `It was the network: ${[...new Set(harmed.map(({ s }) => s.network.verdict))].join(", ")}, at ${harmed.length} of ${rows.length} spans. `, el("button", { type: "button", click: () => nextHarmed(-1) }, "Go to the first"));
   return [el("h2", {}, "Trace ", el("code", {}, id)), el("p", {}, `${new Date(start / 1000).toLocaleString()}, ${ms((end - start) / 1000)}, ${rows.length} spans. `, out),
     trace.cut ? el("p", { class: "bad-text" }, "The trace has more spans; the others are left out (query.max_spans, query.max_result_bytes).") : null, verdict, ruler(whole), list].filter(Boolean);
+}
+
+// mostlyUnmatched returns the commonest reason why no connection was found for the spans of
+// calls, or for other spans if there are none.
+function mostlyUnmatched(unseen) {
+  const calls = unseen.filter(({ s }) => ["client", "server", "producer", "consumer"].includes(s.kind));
+  const counts = new Map();
+  for (const { s } of calls.length ? calls : unseen) counts.set(s.network.unmatched, (counts.get(s.network.unmatched) ?? 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0];
 }
 
 // ruler shows the time above the bars.
