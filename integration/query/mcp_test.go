@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -95,13 +96,31 @@ func TestModelFindsTheTrouble(t *testing.T) {
 			t.Errorf("the slow charge has %+v", s.Network)
 		}
 	}
-	var missing struct {
-		Stored int  `json:"stored_spans"`
-		There  bool `json:"span_is_stored"`
-		Seen   []struct{ Service string }
+	type missing struct {
+		Stored int   `json:"stored_spans"`
+		There  *bool `json:"span_is_stored"`
+		Seen   []struct {
+			Service string
+			Last    *time.Time `json:"last_span"`
+		} `json:"services"`
 	}
-	if e := m.call("missing_span", map[string]any{"trace_id": id, "span_id": trace.Spans[0].SpanID, "service": "nobody"}, &missing); e != "" || missing.Stored != 22 || !missing.There {
-		t.Errorf("missing_span: %s %+v", e, missing)
+	var one, whole missing
+	if e := m.call("missing_span", map[string]any{"trace_id": id, "span_id": strings.ToUpper(trace.Spans[0].SpanID), "service": "nobody"}, &one); e != "" || one.Stored != 22 || one.There == nil || !*one.There {
+		t.Errorf("missing_span: %s %+v", e, one)
+	}
+	for _, s := range one.Seen {
+		if (s.Last == nil) != (s.Service == "nobody") {
+			t.Errorf("missing_span: the last span of %s: %v", s.Service, s.Last)
+		}
+	}
+	if len(one.Seen) != 7 {
+		t.Errorf("missing_span: services %+v, want the six of the trace and nobody", one.Seen)
+	}
+	if e := m.call("missing_span", map[string]any{"trace_id": id}, &whole); e != "" || whole.Stored != 22 || whole.There != nil {
+		t.Errorf("missing_span of a whole trace: %s %+v", e, whole)
+	}
+	if e := m.call("missing_span", map[string]any{"trace_id": id, "span_id": "zz"}, &whole); !strings.Contains(e, `span id "zz" is not up to 16 hexadecimal digits`) {
+		t.Errorf("missing_span of a wrong id: %q", e)
 	}
 	var rows struct {
 		Columns []string

@@ -3,6 +3,8 @@ package query
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -11,12 +13,12 @@ type Missing struct {
 	TraceID string `json:"trace_id"`
 	// Spans is how many spans of the trace are stored.
 	Spans int `json:"stored_spans"`
-	// Stored is true if the span that was asked for is one of them.
-	Stored bool `json:"span_is_stored"`
+	// Stored says whether the span that was asked for is one of them; nil if none was.
+	Stored *bool `json:"span_is_stored,omitempty"`
 	// Parents are spans that stored ones name as their parents and that are not stored.
 	Parents []MissingParent `json:"missing_parents"`
-	// Services are those of the stored spans, with the last span of each in any trace of
-	// the last day.
+	// Services are those of the stored spans and the one that was asked for, with the last
+	// span of each in any trace of the last day.
 	Services []ServiceSeen `json:"services"`
 	// Agents are the agents that are not connected now, or report exceptions.
 	Agents []AgentSeen `json:"agents_in_trouble"`
@@ -33,9 +35,9 @@ type MissingParent struct {
 
 // ServiceSeen is when a service was last seen.
 type ServiceSeen struct {
-	Service string    `json:"service"`
-	Last    time.Time `json:"last_span"`
-	Hour    uint64    `json:"spans_in_the_last_hour"`
+	Service string     `json:"service"`
+	Last    *time.Time `json:"last_span"` // nil if there was none in the last day
+	Hour    uint64     `json:"spans_in_the_last_hour"`
 }
 
 // AgentSeen is an agent in trouble.
@@ -67,7 +69,11 @@ func (r *Reader) Missing(ctx context.Context, traceID, spanID, service string) (
 	}, b.args...); err != nil {
 		return m, err
 	}
-	m.Spans, m.Stored = len(rows), stored[spanID]
+	m.Spans = len(rows)
+	if spanID != "" {
+		there := stored[spanID]
+		m.Stored = &there
+	}
 	for _, p := range rows {
 		if p.SpanID != "" && !stored[p.SpanID] {
 			m.Parents = append(m.Parents, p)
@@ -97,19 +103,25 @@ func (r *Reader) seen(ctx context.Context, services map[string]bool, m *Missing)
 	if len(services) == 0 {
 		return nil
 	}
-	var names []string
-	for s := range services {
-		names = append(names, s)
-	}
+	names := slices.Sorted(maps.Keys(services))
+	found := map[string]ServiceSeen{}
 	b := builder{}
-	query := fmt.Sprintf("SELECT toString(service_name), toDateTime64(max(start_time), 3, 'UTC'), countIf(start_time > now() - INTERVAL 1 HOUR) FROM %s.spans WHERE service_name IN %s%s GROUP BY service_name ORDER BY service_name",
+	query := fmt.Sprintf("SELECT toString(service_name), toDateTime64(max(start_time), 3, 'UTC'), countIf(start_time > now() - INTERVAL 1 HOUR) FROM %s.spans WHERE service_name IN %s%s GROUP BY service_name",
 		r.database, b.arg(names), b.within(Range{Start: r.now().Add(-lookback)}))
-	return r.db.Query(ctx, query, func(scan func(...any) error) error {
+	err := r.db.Query(ctx, query, func(scan func(...any) error) error {
 		var s ServiceSeen
-		if err := scan(&s.Service, &s.Last, &s.Hour); err != nil {
+		var last time.Time
+		if err := scan(&s.Service, &last, &s.Hour); err != nil {
 			return err
 		}
-		m.Services = append(m.Services, s)
+		s.Last = &last
+		found[s.Service] = s
 		return nil
 	}, b.args...)
+	for _, name := range names {
+		s := found[name]
+		s.Service = name
+		m.Services = append(m.Services, s)
+	}
+	return err
 }

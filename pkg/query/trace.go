@@ -46,12 +46,17 @@ func (t Trace) NetworkKnown() bool {
 }
 
 // TraceID checks an id of up to 32 hexadecimal digits, and pads it as Jaeger and Tempo do.
-func TraceID(text string) (string, error) {
+func TraceID(text string) (string, error) { return paddedID("trace", text, 32) }
+
+// SpanID checks an id of up to 16 hexadecimal digits, and pads it likewise.
+func SpanID(text string) (string, error) { return paddedID("span", text, 16) }
+
+func paddedID(of, text string, digits int) (string, error) {
 	id := strings.ToLower(text)
-	if id == "" || len(id) > 32 || strings.Trim(id, "0123456789abcdef") != "" {
-		return "", fmt.Errorf("%w: trace id %.64q is not up to 32 hexadecimal digits", ErrBadRequest, text)
+	if id == "" || len(id) > digits || strings.Trim(id, "0123456789abcdef") != "" {
+		return "", fmt.Errorf("%w: %s id %.64q is not up to %d hexadecimal digits", ErrBadRequest, of, text, digits)
 	}
-	return strings.Repeat("0", 32-len(id)) + id, nil
+	return strings.Repeat("0", digits-len(id)) + id, nil
 }
 
 // ErrBadRequest is the class of errors for which the question is to blame.
