@@ -95,7 +95,8 @@ port. If the default OTLP/HTTP port is in use, standalone runs without OTLP/HTTP
 		if twice := shared(append(cfg.listens(), o.listens()...)); len(twice) > 0 {
 			return program.Usage("%w", errors.Join(twice...))
 		}
-		return o.run(cmd.Context(), cfg, cfg.Log.Logger(cmd.ErrOrStderr()), cmd.OutOrStdout())
+		err = o.run(cmd.Context(), cfg, cfg.Log.Logger(cmd.ErrOrStderr()), cmd.OutOrStdout())
+		return explainTaken(append(cfg.listens(), o.listens()...), err)
 	}
 	return cmd
 }
@@ -136,14 +137,14 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 	}()
 	native, err := chdoor.Open(o.nativePort, engine.NativeAddr(), log)
 	if err != nil {
-		return refusedPort("--clickhouse-native-port", o.nativePort, err)
+		return fmt.Errorf("--clickhouse-native-port: %w", err)
 	}
 	var doors sync.WaitGroup
 	doors.Go(func() { native.Run(keeping) })
 	defer func() { stopEngine(); doors.Wait() }()
 	door, err := openEngineDoor(o.httpPort, engine.HTTPAddr())
 	if err != nil {
-		return refusedPort("--clickhouse-http-port", o.httpPort, err)
+		return fmt.Errorf("--clickhouse-http-port: %w", err)
 	}
 	doors.Go(func() { door.run(keeping) })
 	kafka, err := broker.Start(broker.Options{Listen: o.kafkaListen, DataDir: filepath.Join(o.dataDir, "kafka"), SyncWrites: true})
@@ -198,12 +199,32 @@ func (o *standalone) run(ctx context.Context, cfg *server, log *slog.Logger, out
 // engineLog is the file in the data directory with ClickHouse's own log.
 const engineLog = "clickhouse.log"
 
-// refusedPort returns the error of a port of the embedded ClickHouse that cannot be opened.
-func refusedPort(flag string, port int, cause error) error {
-	if errors.Is(cause, syscall.EADDRINUSE) {
-		return fmt.Errorf("%s: another program uses the port 127.0.0.1:%d; choose another one", flag, port)
+// chosenBy tells, for the key or flag of each address, the flag and the variable of
+// `make run` that choose it.
+var chosenBy = map[string][2]string{
+	"grpc.listen":              {"--grpc-listen", "GRPC"},
+	"http.listen":              {"--http-listen", "HTTP"},
+	"gateway.http_listen":      {"--otlp-http-listen", "OTLP_HTTP"},
+	"query.http_listen":        {"--query-http-listen", "QUERY_HTTP"},
+	"query.grpc_listen":        {"--query-grpc-listen", "QUERY_GRPC"},
+	"--kafka-listen":           {"--kafka-listen", "KAFKA"},
+	"--clickhouse-native-port": {"--clickhouse-native-port", "CLICKHOUSE"},
+	"--clickhouse-http-port":   {"--clickhouse-http-port", "CLICKHOUSE_HTTP"},
+}
+
+// explainTaken returns an error that says how to choose another port, if err is that one
+// of the addresses is in use. Otherwise it returns err.
+func explainTaken(all []listen, err error) error {
+	var op *net.OpError
+	if !errors.Is(err, syscall.EADDRINUSE) || !errors.As(err, &op) || op.Addr == nil {
+		return err
 	}
-	return fmt.Errorf("%s: %w", flag, cause)
+	for _, l := range all {
+		if by, ok := chosenBy[l.key]; ok && samePort(l.address, op.Addr.String()) {
+			return fmt.Errorf("%s: another program uses the port %s; choose another one (with make run: %s=...)", by[0], l.address, by[1])
+		}
+	}
+	return err
 }
 
 // becomesReady waits until check succeeds. It returns false if ctx ends first.
