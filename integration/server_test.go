@@ -71,7 +71,7 @@ func startProgram(t *testing.T, name string, args ...string) *process {
 	p := &process{t: t, cmd: exec.Command(filepath.Join(binaries, name), args...), done: make(chan struct{})}
 	p.cmd.Dir = repository(t)
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,19 @@ func (p *process) kill() {
 // terminate sends SIGTERM and returns the exit status.
 func (p *process) terminate() int {
 	p.t.Helper()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	return p.end(p.cmd.Process.Signal(syscall.SIGTERM))
+}
+
+// interrupt sends SIGINT to the group of the process, as Ctrl-C does, and returns the exit
+// status.
+func (p *process) interrupt() int {
+	p.t.Helper()
+	return p.end(syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT))
+}
+
+// end waits for the end after a signal. A signal to an ended process fails.
+func (p *process) end(error) int {
+	p.t.Helper()
 	select {
 	case <-p.done:
 	case <-time.After(time.Minute):

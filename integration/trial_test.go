@@ -24,7 +24,8 @@ import (
 
 // The trial of README: a server and an agent beside it in the foreground. Spans
 // that a local program sends to the agent have an address of the host, a second run on
-// the same data leaves the first one's addresses alone, and a stop leaves no process behind.
+// the same data leaves the first one's addresses alone, and Ctrl-C ends the agent before the
+// server and leaves no process behind.
 func TestTrialWithAgent(t *testing.T) {
 	script, err := filepath.Rel(binaries, filepath.Join(repository(t), "deploy/trial/with-agent.sh"))
 	if err != nil {
@@ -88,8 +89,11 @@ func TestTrialWithAgent(t *testing.T) {
 	if os.Getuid() == 0 {
 		callWithNetwork(t, p, endpoint, conn)
 	}
-	if code := p.terminate(); code != 143 {
-		t.Errorf("exit status %d after SIGTERM", code)
+	if code := p.interrupt(); code != 0 {
+		t.Errorf("exit status %d after Ctrl-C", code)
+	}
+	if strings.Contains(p.output.String(), "spooling requests to disk") {
+		t.Error("Ctrl-C ends the server before the agent")
 	}
 	for _, addr := range []string{endpoint, native} {
 		if conn, err := net.DialTimeout("tcp", addr, time.Second); err == nil {

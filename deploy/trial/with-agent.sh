@@ -40,7 +40,7 @@ ready=$data/addresses.json.$$
 server=
 agent=
 stop() { # the agent first, so that the server takes what it has
-	trap '' INT TERM
+	trap '' INT TERM HUP
 	for child in $agent $server; do
 		kill "$child" 2>/dev/null || true
 		wait "$child" || true
@@ -48,11 +48,13 @@ stop() { # the agent first, so that the server takes what it has
 	rm -f "$ready"
 }
 trap stop EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'exit 0' INT TERM HUP
 
+# Each in a process group of its own: Ctrl-C reaches only this script, which stops them in order.
+set -m
 "$bin/metaflow-server" standalone --data-dir "$data" --ready-file "$ready" "$@" &
 server=$!
+set +m
 until [ -s "$ready" ]; do
 	if ! kill -0 "$server" 2>/dev/null; then
 		status=0
@@ -68,7 +70,8 @@ ready=$data/addresses.json
 address() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$ready"; }
 
 api=$(address http)
-"$bin/metaflow-ctl" -i "${api%:*}" --api-port "${api##*:}" agent-group-config update default -f - <<EOF
+ctl=("$bin/metaflow-ctl" -i "${api%:*}" --api-port "${api##*:}")
+"${ctl[@]}" agent-group-config update default -f - <<EOF
 inputs:
   integration:
     enabled: true
@@ -78,8 +81,10 @@ inputs:
 EOF
 # Like the server, the agent listens on loopback, unless METAFLOW_OTLP_INSECURE says otherwise.
 [ -n "${METAFLOW_OTLP_INSECURE:-}" ] || export METAFLOW_OTLP_BIND_ADDRESS="${METAFLOW_OTLP_BIND_ADDRESS:-127.0.0.1}"
+set -m
 "$bin/metaflow-agent" run --server "$(address grpc)" --spool-dir "$data/agent" --http-listen "$http" &
 agent=$!
+set +m
 # agent_ready prints what the agent's /ready answers.
 agent_ready() (
 	exec 3<>"$(tcp "$http")"
@@ -93,7 +98,9 @@ done
 echo "
 An agent runs beside the server:
   OTLP/HTTP          127.0.0.1:$port   (/v1/traces)
-  HTTP               $http   (/ready, /metrics)"
+  HTTP               $http   (/ready, /metrics)
+It does not watch connections over loopback. To see those of programs that call each other at localhost:
+  echo 'inputs: {flow: {exclude_cidrs: []}}' | ${ctl[*]} agent-group-config update default -f -"
 
 # Ends with the first of the two.
 while kill -0 "$server" 2>/dev/null && kill -0 "$agent" 2>/dev/null; do
