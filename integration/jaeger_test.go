@@ -16,16 +16,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/otelcol"
-	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // A Jaeger whose storage is a MetaFlow server stores what it receives by the server's OTLP
 // port, and reads it by the role query. `make jaeger` builds it.
 func TestJaegerStoresAndReads(t *testing.T) {
-	program := otelcol.Jaeger(t, repository(t))
 	s := startStandalone(t, t.TempDir())
-	api, otlp := ports.FreeAddress(t), ports.FreeAddress(t)
-	otelcol.Run(t, program, otelcol.JaegerConfig(s.at.QueryGRPC, s.at.GRPC, otlp, api, ports.FreeAddress(t)))
+	api, otlp := otelcol.RunJaeger(t, repository(t), s.at.QueryGRPC, s.at.GRPC)
 	s.eventually(2*time.Minute, func() error {
 		code, body, err := get("http://" + api + "/api/services")
 		if err != nil || code != http.StatusOK {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/metaflowys/metaflow-server/integration/internal/otelcol"
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
-	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
@@ -36,10 +35,7 @@ func getJSON(url string, v any) error {
 // with the network's attributes and warning, and draws the graph of dependencies.
 // `make jaeger` builds it.
 func TestRealJaeger(t *testing.T) {
-	program := otelcol.Jaeger(t, "../..")
-	conn := newJaeger(t)
-	api := ports.FreeAddress(t)
-	otelcol.Run(t, program, otelcol.JaegerConfig(conn.Target(), "127.0.0.1:1", ports.FreeAddress(t), api, ports.FreeAddress(t)))
+	api, _ := otelcol.RunJaeger(t, "../..", newJaeger(t).Target(), "127.0.0.1:1")
 	var services struct{ Data []string }
 	if err := wait.Poll(2*time.Minute, nil, func() error {
 		if err := getJSON("http://"+api+"/api/services", &services); err != nil {

@@ -8,22 +8,42 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // Run runs a program with this configuration until the test ends, and logs its output if
 // the test fails.
 func Run(t *testing.T, program, config string) {
 	t.Helper()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "config.yaml")
+	file := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	output, err := os.Create(filepath.Join(dir, "output"))
+	run(t, program, file)
+}
+
+// RunJaeger runs the Jaeger that `make jaeger` builds in the repository, until the test ends,
+// with the configuration in deploy/jaeger: it reads by the role query at storage, sends what
+// it receives at otlp to writer, and serves its API at api. Without the program the test is
+// skipped.
+func RunJaeger(t *testing.T, repository, storage, writer string) (api, otlp string) {
+	t.Helper()
+	program := built(t, repository, "jaeger")
+	api, otlp = ports.FreeAddress(t), ports.FreeAddress(t)
+	run(t, program, filepath.Join(repository, "deploy", "jaeger", "jaeger.yaml"),
+		"JAEGER_STORAGE="+storage, "JAEGER_WRITER="+writer, "JAEGER_HTTP="+api, "JAEGER_OTLP="+otlp, "JAEGER_GRPC="+ports.FreeAddress(t))
+	return api, otlp
+}
+
+func run(t *testing.T, program, file string, environment ...string) {
+	t.Helper()
+	output, err := os.Create(filepath.Join(t.TempDir(), "output"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "--config", file) //nolint:gosec // the program that the test is about
+	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -40,13 +60,6 @@ func Run(t *testing.T, program, config string) {
 	})
 }
 
-// Jaeger returns the program that `make jaeger` builds in the repository; without it the
-// test is skipped.
-func Jaeger(t *testing.T, repository string) string {
-	t.Helper()
-	return built(t, repository, "jaeger")
-}
-
 // JaegerCertification returns Jaeger's tests of storages, which `make jaeger` also builds;
 // without them the test is skipped.
 func JaegerCertification(t *testing.T, repository string) string {
@@ -61,33 +74,4 @@ func built(t *testing.T, repository, name string) string {
 		t.Skip("no Jaeger: run `make jaeger`")
 	}
 	return program
-}
-
-// JaegerConfig is a Jaeger that stores and reads by a MetaFlow server: it reads by the role
-// query at storage, sends what it receives at otlp to writer, and serves its API at api.
-func JaegerConfig(storage, writer, otlp, api, grpc string) string {
-	return `
-service:
-  extensions: [jaeger_storage, jaeger_query]
-  pipelines:
-    traces: {receivers: [otlp], exporters: [jaeger_storage_exporter]}
-  telemetry: {metrics: {level: none}, logs: {level: warn}}
-extensions:
-  jaeger_query:
-    storage: {traces: metaflow}
-    http: {endpoint: "` + api + `"}
-    grpc: {endpoint: "` + grpc + `"}
-  jaeger_storage:
-    backends:
-      metaflow:
-        grpc:
-          endpoint: "` + storage + `"
-          tls: {insecure: true}
-          timeout: 2m
-          writer: {endpoint: "` + writer + `", tls: {insecure: true}}
-receivers:
-  otlp: {protocols: {grpc: {endpoint: "` + otlp + `"}}}
-exporters:
-  jaeger_storage_exporter: {trace_storage: metaflow}
-`
 }
