@@ -208,3 +208,29 @@ func TestSearchForVerdictsOfFastFailures(t *testing.T) {
 		t.Errorf("%+v, %v", result, err)
 	}
 }
+
+// A host's spans say one of its addresses and its flows are of another.
+func TestSearchForVerdictsByHost(t *testing.T) {
+	conn := chtest.Open(t, engine)
+	at := shop.Start.Add(-7 * time.Hour)
+	const id = "0000000000000000000000000000f0e1"
+	if err := conn.Exec(t.Context(), fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, ip, peer_ip, peer_port)
+		VALUES ('%s', 'c1c1c1c1c1c1c1c1', 'host', 'call', 'client', fromUnixTimestamp64Nano(%d), 500000000, toIPv6('10.77.0.1'), toIPv6('fd77::2'), 80)`, id, at.UnixNano())); err != nil {
+		t.Fatal(err)
+	}
+	for _, connection := range []string{"toIPv6('10.77.0.1'), toIPv6('10.77.0.9'), 0, 0", "toIPv6('fd77::1'), toIPv6('fd77::2'), 20, 28000"} {
+		if err := conn.Exec(t.Context(), fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, port, peer_port, connections, segments_sent, busy_us, agent_id, network_namespace, ip, peer_ip, retransmits, retransmitted_bytes)
+			VALUES (fromUnixTimestamp64Nano(%d), fromUnixTimestamp64Nano(%d), 'client', 40000, 80, 1, 100, 1000, 'host', 77, %s)`,
+			at.Add(50*time.Second).UnixNano(), at.Add(-10*time.Second).UnixNano(), connection)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, _ := reader(t, config())
+	result, err := r.Find(t.Context(), query.Search{
+		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Hour)}, Limit: 40,
+		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+	})
+	if err != nil || len(result.Traces) != 1 || result.Traces[0].TraceID != id {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
