@@ -783,8 +783,8 @@ WITH
                                     time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)]), served) OVER w AS client_owner,
-                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)]), served) OVER w AS server_owner,
+                                    argMin(arrayMin(arrayFilter(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)])), served) OVER w AS client_owner,
+                                    argMax(arrayMin(arrayFilter(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)])), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM metaflow.flow_ends
                                 WHERE time >= places.7 AND time <= places.8 + longest AND start_time <= places.8
@@ -1019,8 +1019,8 @@ WITH
                                     time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)]), served) OVER w AS client_owner,
-                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)]), served) OVER w AS server_owner,
+                                    argMin(arrayMin(arrayFilter(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)])), served) OVER w AS client_owner,
+                                    argMax(arrayMin(arrayFilter(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)])), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM metaflow.flow_ends
                                 WHERE time >= places.7 AND time <= places.8 + longest AND start_time <= places.8
@@ -1255,8 +1255,8 @@ WITH
                                     time AS flow_end, start_time AS flow_start, served, dns, cluster AS flow_cluster, rtt_us AS flow_rtt_us, rtt_min_us AS flow_rtt_min_us, counters,
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)]), served) OVER w AS client_owner,
-                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)]), served) OVER w AS server_owner,
+                                    argMin(arrayMin(arrayFilter(i -> i > 0, [if(served, 0, transform(owner_id, places.3, arrayEnumerate(places.3), 0)), transform(client.3, places.1, places.2, 0)])), served) OVER w AS client_owner,
+                                    argMax(arrayMin(arrayFilter(i -> i > 0, [if(served, transform(owner_id, places.3, arrayEnumerate(places.3), 0), 0), transform(server.3, places.1, places.2, 0)])), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM metaflow.flow_ends
                                 WHERE time >= places.7 AND time <= places.8 + longest AND start_time <= places.8

@@ -290,8 +290,8 @@ WITH
                                     -- Each end knows itself best.
                                     argMin(client, served) OVER w AS caller,
                                     argMax(server, served) OVER w AS callee,
-                                    argMin(arrayFirst(i -> i > 0, [if(served, 0, transform(owner_id, places.ids, arrayEnumerate(places.ids), 0)), transform(client.ip, places.ips, places.owner_of, 0)]), served) OVER w AS client_owner,
-                                    argMax(arrayFirst(i -> i > 0, [if(served, transform(owner_id, places.ids, arrayEnumerate(places.ids), 0), 0), transform(server.ip, places.ips, places.owner_of, 0)]), served) OVER w AS server_owner,
+                                    argMin(arrayMin(arrayFilter(i -> i > 0, [if(served, 0, transform(owner_id, places.ids, arrayEnumerate(places.ids), 0)), transform(client.ip, places.ips, places.owner_of, 0)])), served) OVER w AS client_owner,
+                                    argMax(arrayMin(arrayFilter(i -> i > 0, [if(served, transform(owner_id, places.ids, arrayEnumerate(places.ids), 0), 0), transform(server.ip, places.ips, places.owner_of, 0)])), served) OVER w AS server_owner,
                                     groupUniqArrayArray(names) OVER w AS known_names
                                 FROM {{.Database}}.flow_ends
                                 WHERE time >= places.earliest AND time <= places.latest + longest AND start_time <= places.latest

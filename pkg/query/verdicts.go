@@ -157,9 +157,10 @@ func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict st
 }
 
 // inTrouble is true for spans whose pod or address had trouble about their time that may lead to
-// such a verdict, and for those that say neither. A row of flow data counts for all spans that may overlap it, with a second
-// between the clocks: they start in the grain of the row, or in the one before. Longer ones count
-// always. Spans and flows without a pod count as of one: hosts have addresses that spans do not say.
+// such a verdict, and for those that say neither. A row of flow data counts for all spans that may
+// overlap it, with a second between the clocks: they start in the grain of the row, or in the one
+// before. Longer ones count always. Spans and flows without a pod count as of one: hosts have
+// addresses that spans do not say.
 func (r *Reader) inTrouble(c *compiler, during Range, fulfils func(verdict string) bool) string {
 	troubled := []string{"false"}
 	for _, v := range Verdicts {
