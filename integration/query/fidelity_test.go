@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/migrations"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	"github.com/metaflowys/metaflow-server/pkg/columns"
 	"github.com/metaflowys/metaflow-server/pkg/fault"
@@ -232,6 +233,9 @@ func TestVerdictsAreThoseOfTheView(t *testing.T) {
 	}
 	if !strings.Contains(text, "{trace_ids:Array(String)}") {
 		t.Error("the query role cannot put traces into the view's text")
+	}
+	if got, want := fmt.Sprint(query.LeastGap.Milliseconds()), (migrations.Params{}).GapMS(); got != want {
+		t.Errorf("the query role takes calls of less than %s ms for unharmed, the views of less than %s", got, want)
 	}
 }
 

@@ -94,11 +94,17 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 	if err != nil {
 		return Result{}, err
 	}
+	more := len(suspects) == r.cfg.MaxVerdicts
+	if !fulfils(Clean) {
+		if suspects, err = r.harmed(ctx, s, suspects); err != nil {
+			return Result{}, err
+		}
+	}
 	of, err := r.examine(ctx, s.Limit, suspects, fulfils)
 	if err != nil {
 		return Result{}, err
 	}
-	result = Result{Inspected: of.inspected, Partial: of.partial || len(suspects) == r.cfg.MaxVerdicts}
+	result = Result{Inspected: of.inspected, Partial: of.partial || more}
 	if len(of.matched) == 0 {
 		return result, nil
 	}
@@ -140,8 +146,8 @@ func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict st
 	if slices.ContainsFunc(failures, fulfils) {
 		order = "max(status_code = 'error') DESC, " + order
 	}
-	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)), count() FROM %s.spans WHERE (%s) AND kind IN ('client', 'server', 'producer', 'consumer')%s
-		GROUP BY trace_id ORDER BY %s, trace_id LIMIT %d`, r.database, where, c.builder.within(s.Range), order, r.cfg.MaxVerdicts)
+	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)), count() FROM %s.spans WHERE (%s) AND %s%s
+		GROUP BY trace_id ORDER BY %s, trace_id LIMIT %d`, r.database, where, isCall, c.builder.within(s.Range), order, r.cfg.MaxVerdicts)
 	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
 		var t candidate
 		var start int64
@@ -154,6 +160,29 @@ func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict st
 		return nil
 	}, c.args...)
 	return found, err
+}
+
+// LeastGap is how much longer than its server worked the client of a call waits at least before
+// the views call it harmed, unless it failed.
+const LeastGap = 10 * time.Millisecond
+
+// isCall is true for spans whose network is looked at.
+const isCall = "kind IN ('client', 'server', 'producer', 'consumer')"
+
+// harmed returns those of the traces with a call that failed or took long enough to be harmed, in
+// their order.
+func (r *Reader) harmed(ctx context.Context, s Search, of []candidate) ([]candidate, error) {
+	if len(of) == 0 {
+		return nil, nil
+	}
+	ids := make([]string, len(of))
+	for i, t := range of {
+		ids[i] = t.id
+	}
+	b := builder{}
+	found, err := r.texts(ctx, fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE trace_id IN %s AND %s AND (duration_ns >= %d OR status_code = 'error')%s GROUP BY trace_id",
+		r.database, b.arg(ids), isCall, LeastGap, b.within(s.Range.around(traceSpan))), &b)
+	return slices.DeleteFunc(of, func(t candidate) bool { return !slices.Contains(found, t.id) }), err
 }
 
 // inTrouble is true for spans whose pod or address had trouble about their time that may lead to
