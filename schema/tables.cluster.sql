@@ -1771,7 +1771,7 @@ WITH
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
-                    alone_ms = 0, concat(', ', toString(unanswered_near), ' requests failed without an answer'),
+                    verdict = 'reset', concat(', ', toString(unanswered_near), ' requests failed without an answer'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
@@ -1908,7 +1908,7 @@ WITH
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
-                    alone_ms = 0, concat(', ', toString(unanswered_near), ' requests failed without an answer'),
+                    verdict = 'reset', concat(', ', toString(unanswered_near), ' requests failed without an answer'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

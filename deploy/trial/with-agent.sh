@@ -40,7 +40,7 @@ ready=$data/addresses.json.$$
 server=
 agent=
 stop() { # the agent first, so that the server takes what it has
-	trap '' INT TERM HUP
+	trap 'kill -KILL $agent $server 2>/dev/null || true' INT TERM HUP # the second signal
 	for child in $agent $server; do
 		kill "$child" 2>/dev/null || true
 		wait "$child" || true

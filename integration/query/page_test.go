@@ -138,11 +138,12 @@ func TestPageByKeyboard(t *testing.T) {
 		t.Fatalf("Tab does not reach the edge in trouble, but %q", label)
 	}
 	b.do(chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible("figure svg", chromedp.ByQuery))
-	b.picture("page-edge.png")
 	if text := b.text("h2"); text != "checkoutservice → paymentservice" {
 		t.Errorf("the edge is called %q", text)
 	}
 
+	b.do(chromedp.WaitVisible("main table a", chromedp.ByQuery))
+	b.picture("page-edge.png")
 	if text := b.text("main table .bad-text"); text != "retransmission" {
 		t.Errorf("the network of the slowest trace is %q", text)
 	}

@@ -137,7 +137,7 @@ func TestTempoSearchRefuses(t *testing.T) {
 		"q=" + url.QueryEscape("{ duration = 3 }"):                            "a duration such as 100ms",
 		"q=" + url.QueryEscape(`{ name =~ "(" }`):                             "missing closing",
 		"q=" + url.QueryEscape(`{ network.verdict = "reset" || name = "a" }`): "combined with other conditions by &&",
-		"q=" + url.QueryEscape(`{ span.metaflow.network.why = "a" }`):         "it is not stored: search for network.verdict",
+		"q=" + url.QueryEscape(`{ span.metaflow.network.why = "a" }`):         "it is not stored: search for the verdict",
 		"q=" + url.QueryEscape(`{ network.verdict > 3 }`):                     "a verdict is compared with",
 		"q=" + url.QueryEscape(`{ network.verdict = "bogus" }`):               "is no verdict: want one of connect refused, accept queue full",
 		"q=" + url.QueryEscape(`{ network.verdict =~ "bog.*" }`):              "matches no verdict: want one of connect refused",

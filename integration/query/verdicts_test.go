@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -190,7 +191,7 @@ func TestSearchForVerdictsOfFastFailures(t *testing.T) {
 	at := shop.Start.Add(-5 * time.Hour)
 	for _, sql := range []string{
 		`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, peer_ip, peer_port)
-			SELECT leftPad(hex(number + 1), 32, '0'), 'c2c2c2c2c2c2c2c2', 'hasty', 'call', 'client', fromUnixTimestamp64Nano(toInt64(%d + number)), if(number = 0, 100000, 900000000), if(number = 0, 'error', 'unset'),
+			SELECT leftPad(lower(hex(number + 1)), 32, '0'), 'c2c2c2c2c2c2c2c2', 'hasty', 'call', 'client', fromUnixTimestamp64Nano(toInt64(%d + number)), if(number = 0, 100000, 900000000), if(number = 0, 'error', 'unset'),
 				toIPv6('10.67.0.1'), toIPv6('10.67.0.2'), if(number = 0, 81, 80) FROM numbers(300)`,
 		`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, connect_failures, refused)
 			VALUES (fromUnixTimestamp64Nano(%[1]d), fromUnixTimestamp64Nano(%[1]d), 'client', toIPv6('10.67.0.1'), 40000, toIPv6('10.67.0.2'), 81, 1, 1)`,
@@ -232,5 +233,42 @@ func TestSearchForVerdictsByHost(t *testing.T) {
 	})
 	if err != nil || len(result.Traces) != 1 || result.Traces[0].TraceID != id {
 		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// A search for any trouble examines slow calls also among more failed ones than it examines in
+// all. It says of each trace the worst verdict.
+func TestSearchForAnyVerdict(t *testing.T) {
+	conn := chtest.Open(t, engine)
+	at := shop.Start.Add(-17 * time.Hour)
+	for _, sql := range []string{
+		`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, peer_ip, peer_port)
+			SELECT concat('5ea0', leftPad(lower(hex(number + 1)), 28, '0')), 'c3c3c3c3c3c3c3c3', 'mixed', 'call', 'client', fromUnixTimestamp64Nano(toInt64(%d + number)), if(number = 0, 900000000, 100000), if(number = 0, 'unset', 'error'),
+				toIPv6('10.68.0.1'), toIPv6('10.68.0.2'), if(number = 0, 80, 81) FROM numbers(300)`,
+		`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, connect_failures, refused)
+			VALUES (fromUnixTimestamp64Nano(%[1]d), fromUnixTimestamp64Nano(%[1]d), 'client', toIPv6('10.68.0.1'), 40000, toIPv6('10.68.0.2'), 81, 1, 1)`,
+		`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, connections, segments_sent, retransmits, retransmitted_bytes, busy_us)
+			VALUES (fromUnixTimestamp64Nano(%[1]d + 1000000000), fromUnixTimestamp64Nano(%[1]d), 'client', toIPv6('10.68.0.1'), 40001, toIPv6('10.68.0.2'), 80, 1, 100, 20, 28000, 1000)`,
+	} {
+		if err := conn.Exec(t.Context(), fmt.Sprintf(sql, at.UnixNano())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := config()
+	cfg.MaxTraces = cfg.MaxVerdicts
+	r, _ := reader(t, cfg)
+	result, err := r.Find(t.Context(), query.Search{
+		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Minute)}, Limit: cfg.MaxVerdicts,
+		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.NotEqual, Value: query.Str(query.Clean)},
+	})
+	if err != nil || result.Inspected != cfg.MaxVerdicts || !result.Partial {
+		t.Fatalf("%d traces of %d inspected, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
+	}
+	found := map[string]int{}
+	for _, trace := range result.Traces {
+		found[trace.Network]++
+	}
+	if want := map[string]int{"retransmission": 1, "connect refused": cfg.MaxVerdicts - 1}; !maps.Equal(found, want) {
+		t.Errorf("found %v, want %v", found, want)
 	}
 }

@@ -1,5 +1,6 @@
--- The spans of one trace, each with the flow data of its own connection. Parameterized views have no
--- defaults, so there are two: one with the thresholds written in, one with all of them to be given.
+-- The spans of a trace, each with the flow data of its own connection. Parameterized views have no
+-- defaults, so there are three: of one trace with the thresholds written in, of one with all of them
+-- to be given, and of several.
 --
 -- ClickHouse analyzes the whole query twice before it reads a row, which takes longer than
 -- to read and compute. Functions cost most of it; an alias that stands for one costs it
@@ -103,7 +104,7 @@ in owner_of, and ids are those of the owners. */ -}}
     end_time
 `}}
 
-{{- /* A span of a call: span ids are unique within a trace. */ -}}
+{{- /* A span: ids of spans belong to a trace, and in Zipkin to both ends of a call. */ -}}
 {{- record "call" `
     trace_id
     span_id

@@ -186,7 +186,7 @@ func (e Compare) sql(c *compiler) (string, error) {
 	case e.Field.Scope == Intrinsic:
 		return e.intrinsic(c)
 	case (e.Field.Scope == SpanScope || e.Field.Scope == AnyScope) && strings.HasPrefix(e.Field.Name, AttributePrefix):
-		return "", e.bad("spans are shown with it, but it is not stored: search for network.verdict")
+		return "", e.bad("spans are shown with it, but it is not stored: search for the verdict, which is network.verdict in TraceQL and the tag metaflow.network.verdict in Jaeger")
 	}
 	return e.attribute(c)
 }

@@ -57,8 +57,9 @@ type Config struct {
 	// 0 never asks.
 	NetworkTimeout time.Duration `mapstructure:"network_timeout" doc:"how long a trace, or a search for whole traces, waits for what the network did to spans; afterwards it is returned without; 0 never asks"`
 	// MaxVerdicts: maximum traces whose network is examined by a search for
-	// network.verdict.
-	MaxVerdicts int `mapstructure:"max_verdicts" doc:"maximum traces whose network is examined by a search for network.verdict"`
+	// network.verdict, the slowest or failed ones first, up to twenty by
+	// one query.
+	MaxVerdicts int `mapstructure:"max_verdicts" doc:"maximum traces whose network is examined by a search for network.verdict, the slowest or failed ones first, up to twenty by one query"`
 	// GrafanaURL: address of Grafana, to which the page links; empty for no
 	// link.
 	GrafanaURL string `mapstructure:"grafana_url" doc:"address of Grafana, to which the page links; empty for no link"`

@@ -2,7 +2,7 @@
 // Tempo's and Jaeger's, MCP and the page of our own, each in a package below this one.
 //
 // A [Reader] turns a question into bounded SQL with parameters and the rows into OTLP. What
-// the network did to a span comes from the view trace_network. The Reader never writes, and
+// the network did to a span comes from the view traces_network. The Reader never writes, and
 // relies on its [DB] for limits of time, memory and rows.
 //
 // Attributes are stored as text. [Value] gives those of the semantic conventions that are

@@ -29,7 +29,7 @@ const (
 // Clean is the verdict that the network did nothing wrong.
 const Clean = "network clean"
 
-// Verdicts are the words of the view trace_network, in the order in which they decide.
+// Verdicts are the words of the view traces_network, in the order in which they decide.
 var Verdicts = []string{
 	"connect refused", "accept queue full", "connect failed", "reset", "timed out", "receiver's window full", "receiver does not read", "retransmission", "slow handshake",
 	"slow queue", "slow network", "DNS failed", "slow DNS", Clean,
@@ -45,7 +45,7 @@ type SpanKey struct {
 // KeyOf returns the key of a span.
 func KeyOf(s ptrace.Span) SpanKey { return SpanKey{s.SpanID().String(), s.Kind()} }
 
-// Network is what the network did to the call of a span, from the view trace_network.
+// Network is what the network did to the call of a span, from the view traces_network.
 type Network struct {
 	Verdict     string `json:"verdict,omitempty"`   // empty if nothing is known
 	Why         string `json:"why,omitempty"`       // what shows it
@@ -153,11 +153,11 @@ func near(of []candidate) (together, others []candidate) {
 // look is what was seen of the network of traces.
 type look struct {
 	networks networks // without those of traces that take more than a query may
-	refused  error    // says of one of these why
+	refused  error    // says of these why
 }
 
 // look looks at the network of traces together, or at fewer at a time where they take more
-// than a query may.
+// than a query may. With an error it returns what was seen before.
 func (r *Reader) look(ctx context.Context, of []candidate) (look, error) {
 	ids := make([]string, len(of))
 	for i, t := range of {
@@ -172,17 +172,15 @@ func (r *Reader) look(ctx context.Context, of []candidate) (look, error) {
 	case len(of) == 1:
 		return look{refused: err}, nil
 	}
-	first, err := r.look(ctx, of[:len(of)/2])
-	if err != nil {
-		return look{}, err
+	all := look{networks: networks{}}
+	for half := range slices.Chunk(of, (len(of)+1)/2) {
+		seen, err := r.look(ctx, half)
+		maps.Copy(all.networks, seen.networks)
+		all.refused = errors.Join(all.refused, seen.refused)
+		if err != nil {
+			return all, err
+		}
 	}
-	second, err := r.look(ctx, of[len(of)/2:])
-	if err != nil {
-		return look{}, err
-	}
-	all := look{networks: networks{}, refused: errors.Join(first.refused, second.refused)}
-	maps.Copy(all.networks, first.networks)
-	maps.Copy(all.networks, second.networks)
 	return all, nil
 }
 
@@ -248,7 +246,6 @@ func (r *Reader) tryNetworks(ctx context.Context, of []candidate, wait time.Dura
 		}
 		maps.Copy(found, seen.networks)
 	}
-	r.without.Add(float64(len(of) - len(found)))
 	return found
 }
 
@@ -281,16 +278,35 @@ func (r *Reader) hasFlows(ctx context.Context) (bool, error) {
 // WorstOf returns the worst verdict of each trace by its id, the one that is first in Verdicts.
 // Traces of whose network nothing is known are missing.
 func (r *Reader) WorstOf(ctx context.Context, of []Summary) map[string]string {
-	worst := map[string]string{}
-	for id, spans := range r.tryNetworks(ctx, candidates(of), r.cfg.NetworkTimeout) {
-		at := len(Verdicts)
-		for _, n := range spans {
-			if i := slices.Index(Verdicts, n.Verdict); i >= 0 && i < at {
-				at, worst[id] = i, n.Verdict
-			}
+	verdicts := map[string]string{}
+	var unseen []Summary
+	for _, t := range of {
+		if t.Network != "" {
+			verdicts[t.TraceID] = t.Network
+		} else {
+			unseen = append(unseen, t)
 		}
 	}
-	return worst
+	for id, spans := range r.tryNetworks(ctx, candidates(unseen), r.cfg.NetworkTimeout) {
+		if v := worst(spans); v != "" {
+			verdicts[id] = v
+		}
+	}
+	return verdicts
+}
+
+// worst returns the worst verdict, or "" if nothing is known.
+func worst(spans map[SpanKey]Network) string {
+	at := len(Verdicts)
+	for _, n := range spans {
+		if i := slices.Index(Verdicts, n.Verdict); i >= 0 {
+			at = min(at, i)
+		}
+	}
+	if at == len(Verdicts) {
+		return ""
+	}
+	return Verdicts[at]
 }
 
 func candidates(of []Summary) []candidate {
@@ -306,15 +322,18 @@ func (r *Reader) annotate(ctx context.Context, found []*readTrace, of []Summary,
 	began := time.Now()
 	networks := r.tryNetworks(ctx, candidates(of), wait)
 	for _, t := range found {
-		t.annotate(networks)
+		r.add(networks, t)
 	}
 	return time.Since(began)
 }
 
-// annotate adds the network's attributes to the spans of calls. Without networks nobody looked.
-func (t *readTrace) annotate(seen networks) {
+// add adds the network's attributes to the spans of calls. Without networks nobody looked.
+func (r *Reader) add(seen networks, t *readTrace) {
 	network, ok := seen[t.id]
-	t.Network, t.NetworkLate = network, seen != nil && !ok
+	t.Network, t.NetworkMissing = network, seen != nil && !ok
+	if t.NetworkMissing {
+		r.without.Inc()
+	}
 	for key, n := range network {
 		if n.Verdict == "" {
 			continue

@@ -35,6 +35,7 @@ type Summary struct {
 	ErrorsOf    map[string]uint64
 	Matched     int
 	Matches     []Hit
+	Network     string // the worst verdict of its calls, if the search looked at its network
 }
 
 // Hit is a span that fulfils the condition.

@@ -31,8 +31,8 @@ type Trace struct {
 	Spans int
 	// Network is what the network did; nil if it is not known.
 	Network map[SpanKey]Network
-	// NetworkLate is true if it was not read within query.network_timeout, or could not be.
-	NetworkLate bool
+	// NetworkMissing is true if it could not be read, or not within query.network_timeout.
+	NetworkMissing bool
 }
 
 // NetworkKnown reports whether what the network did is known of any call.
@@ -119,7 +119,7 @@ func (r *Reader) Trace(ctx context.Context, id string, in Range) (Trace, error) 
 	if len(found) == 0 {
 		return Trace{}, ErrNotFound
 	}
-	found[0].annotate(<-network)
+	r.add(<-network, found[0])
 	return found[0].Trace, nil
 }
 

@@ -95,10 +95,8 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 		return Result{}, err
 	}
 	more := len(suspects) == r.cfg.MaxVerdicts
-	if !fulfils(Clean) {
-		if suspects, err = r.harmed(ctx, s, suspects); err != nil {
-			return Result{}, err
-		}
+	if suspects, err = r.measured(ctx, s, suspects, !fulfils(Clean)); err != nil {
+		return Result{}, err
 	}
 	of, err := r.examine(ctx, s.Limit, suspects, fulfils)
 	if err != nil {
@@ -118,7 +116,8 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 		return Result{}, err
 	}
 	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
-	for _, t := range found {
+	for i, t := range found {
+		found[i].Network = of.worst[t.TraceID]
 		for i := range t.Matches {
 			t.Matches[i].Verdict = of.verdicts[t.TraceID][t.Matches[i].SpanID]
 		}
@@ -131,9 +130,39 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 // troubleSeconds is the grain in which the time of trouble is compared with that of spans.
 const troubleSeconds = 300
 
-// suspects returns the traces that may have a verdict, the slowest first. Where a verdict mostly
-// means failed calls, traces with an error come before others.
-func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) (found []candidate, err error) {
+// suspects returns the traces that may have a verdict, the slowest first. For verdicts on calls
+// that mostly fail, traces with an error come before; for these and others, both take turns.
+func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) ([]candidate, error) {
+	const slowest, failed = "max(duration_ns) DESC", "max(status_code = 'error') DESC, max(duration_ns) DESC"
+	others := slices.ContainsFunc(Verdicts, func(v string) bool { return fulfils(v) && !slices.Contains(failures, v) })
+	switch {
+	case !slices.ContainsFunc(failures, fulfils):
+		return r.suspectsBy(ctx, s, fulfils, slowest)
+	case !others:
+		return r.suspectsBy(ctx, s, fulfils, failed)
+	}
+	slow, err := r.suspectsBy(ctx, s, fulfils, slowest)
+	if err != nil {
+		return nil, err
+	}
+	bad, err := r.suspectsBy(ctx, s, fulfils, failed)
+	if err != nil {
+		return nil, err
+	}
+	var turns []candidate
+	known := map[string]bool{}
+	for i := range max(len(slow), len(bad)) {
+		for _, list := range [][]candidate{slow, bad} {
+			if i < len(list) && !known[list[i].id] && len(turns) < r.cfg.MaxVerdicts {
+				known[list[i].id] = true
+				turns = append(turns, list[i])
+			}
+		}
+	}
+	return turns, nil
+}
+
+func (r *Reader) suspectsBy(ctx context.Context, s Search, fulfils func(verdict string) bool, order string) (found []candidate, err error) {
 	c := r.compiler(s.Range)
 	where, err := s.Where.sql(c)
 	if err != nil {
@@ -142,20 +171,15 @@ func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict st
 	if !fulfils(Clean) {
 		where = "(" + where + ") AND (" + r.inTrouble(c, s.Range, fulfils) + ")"
 	}
-	order := "max(duration_ns) DESC"
-	if slices.ContainsFunc(failures, fulfils) {
-		order = "max(status_code = 'error') DESC, " + order
-	}
-	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)), count() FROM %s.spans WHERE (%s) AND %s%s
+	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)) FROM %s.spans WHERE (%s) AND %s%s
 		GROUP BY trace_id ORDER BY %s, trace_id LIMIT %d`, r.database, where, isCall, c.builder.within(s.Range), order, r.cfg.MaxVerdicts)
 	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
 		var t candidate
 		var start int64
-		var spans uint64
-		if err := scan(&t.id, &start, &spans); err != nil {
+		if err := scan(&t.id, &start); err != nil {
 			return err
 		}
-		t.start, t.spans = time.Unix(0, start), int(spans)
+		t.start = time.Unix(0, start)
 		found = append(found, t)
 		return nil
 	}, c.args...)
@@ -169,9 +193,9 @@ const LeastGap = 10 * time.Millisecond
 // isCall is true for spans whose network is looked at.
 const isCall = "kind IN ('client', 'server', 'producer', 'consumer')"
 
-// harmed returns those of the traces with a call that failed or took long enough to be harmed, in
-// their order.
-func (r *Reader) harmed(ctx context.Context, s Search, of []candidate) ([]candidate, error) {
+// measured returns the traces with the number of their spans, in their order; only those with a
+// call that failed or took long enough to be harmed, if only they are wanted.
+func (r *Reader) measured(ctx context.Context, s Search, of []candidate, harmed bool) (found []candidate, err error) {
 	if len(of) == 0 {
 		return nil, nil
 	}
@@ -179,10 +203,28 @@ func (r *Reader) harmed(ctx context.Context, s Search, of []candidate) ([]candid
 	for i, t := range of {
 		ids[i] = t.id
 	}
+	having := "1"
+	if harmed {
+		having = fmt.Sprintf("countIf(%s AND (duration_ns >= %d OR status_code = 'error')) > 0", isCall, LeastGap)
+	}
 	b := builder{}
-	found, err := r.texts(ctx, fmt.Sprintf("SELECT trace_id FROM %s.spans WHERE trace_id IN %s AND %s AND (duration_ns >= %d OR status_code = 'error')%s GROUP BY trace_id",
-		r.database, b.arg(ids), isCall, LeastGap, b.within(s.Range.around(traceSpan))), &b)
-	return slices.DeleteFunc(of, func(t candidate) bool { return !slices.Contains(found, t.id) }), err
+	spans := map[string]int{}
+	err = r.db.Query(ctx, fmt.Sprintf("SELECT trace_id, count() FROM %s.spans WHERE trace_id IN %s%s GROUP BY trace_id HAVING %s",
+		r.database, b.arg(ids), b.within(s.Range.around(traceSpan)), having), func(scan func(...any) error) error {
+		var id string
+		var n uint64
+		if err := scan(&id, &n); err != nil {
+			return err
+		}
+		spans[id] = int(n)
+		return nil
+	}, b.args...)
+	for _, t := range of {
+		if t.spans = spans[t.id]; t.spans > 0 {
+			found = append(found, t)
+		}
+	}
+	return found, err
 }
 
 // inTrouble is true for spans whose pod or address had trouble about their time that may lead to
@@ -214,6 +256,7 @@ func (r *Reader) inTrouble(c *compiler, during Range, fulfils func(verdict strin
 type examined struct {
 	matched   []string                     // traces with a verdict that was searched for
 	verdicts  map[string]map[string]string // of their spans, by trace and span
+	worst     map[string]string            // of any of their spans, by trace
 	inspected int
 	partial   bool // some were left out
 }
@@ -227,7 +270,7 @@ func (r *Reader) examine(ctx context.Context, enough int, rest []candidate, fulf
 	}
 	looking, stop := context.WithTimeout(ctx, limit)
 	defer stop()
-	of := examined{verdicts: map[string]map[string]string{}}
+	of := examined{verdicts: map[string]map[string]string{}, worst: map[string]string{}}
 	var refused error
 	// The first look is often enough.
 	for atOnce := 1; len(rest) > 0 && len(of.matched) < enough && looking.Err() == nil; atOnce = min(2*atOnce, r.looksAtOnce()) {
@@ -284,7 +327,7 @@ func (e *examined) add(batch []candidate, seen look, enough int, fulfils func(ve
 			e.partial = true
 		default:
 			e.matched = append(e.matched, t.id)
-			e.verdicts[t.id] = verdicts
+			e.verdicts[t.id], e.worst[t.id] = verdicts, worst(network)
 		}
 	}
 }

@@ -305,8 +305,8 @@ func send(t query.Trace, stream grpc.ServerStreamingServer[storage.TracesData]) 
 		return stream.Send(&data)
 	}
 	first := t.OTLP.ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0)
-	if t.NetworkLate {
-		warn(first, "what the network did is not known: it was not read in time (query.network_timeout)")
+	if t.NetworkMissing {
+		warn(first, "what the network did is not known: it could not be read, or not within query.network_timeout")
 	}
 	if t.Cut {
 		warn(first, fmt.Sprintf("the trace has more than %d spans; the others are left out (query.max_spans, query.max_result_bytes)", t.Spans))

@@ -231,7 +231,9 @@ function drawMap(edges) {
 async function edgeView(client, server) {
   document.title = `${client || "unknown"} → ${server || "unknown"} · MetaFlow`;
   const query = `client=${encodeURIComponent(client)}&server=${encodeURIComponent(server)}&minutes=${minutes()}`;
-  const [history, traces] = await Promise.all([ask("edge?" + query), ask("traces?" + query)]);
+  const slow = el("div", { "aria-live": "polite" }, el("p", {}, "Reading…"));
+  ask("traces?" + query).then((traces) => slow.replaceChildren(slowTraces(traces)), (e) => slow.replaceChildren(el("p", { class: "error" }, e.message)));
+  const history = await ask("edge?" + query);
   const content = [el("h2", {}, `${client || "unknown"} → ${server || "unknown"}`), el("p", {}, el("a", { href: "#/" }, "All services"))];
   if (!history || history.length === 0) return [...content, el("p", {}, "No calls on this edge in this time.")];
   content.push(el("div", { class: "charts" },
@@ -239,13 +241,15 @@ async function edgeView(client, server) {
     chart("Latency: p50, and p99 dashed", history, [{ key: "p50_ms", kind: "series" }, { key: "p99_ms", kind: "series second" }], ms),
     chart("Segments sent again, resets and failed connects", history, [{ value: (m) => m.retransmits + m.resets + m.connect_failures, kind: "bars bad" }], number),
     chart("Round trip time, and the usual one dashed", history, [{ value: (m) => m.rtt_us / 1000, kind: "series" }, { value: (m) => m.rtt_usual_us / 1000, kind: "series second" }], ms)));
-  content.push(el("h3", {}, "Slow traces over this edge"));
-  if (!traces || traces.length === 0) content.push(el("p", {}, "None in this time."));
-  else content.push(table("Of the newest traces, the slowest first", ["Trace", "Began", "Root", "Duration#", "Spans#", "Errors#", "Network"],
-    traces.map((t) => [el("a", { href: "#/trace/" + t.trace_id }, el("code", {}, t.trace_id.slice(0, 16))), new Date(t.start).toLocaleTimeString(), t.root_service + " " + t.root_name, ms(t.duration_ms), number(t.spans), number(t.errors), verdictText(t.verdict)])));
-  content.push(el("h3", {}, "Minutes"), table("The newest first", ["Minute", "Requests#", "Errors#", "P50#", "P99#", "Sent again#", "RTT#"],
+  content.push(el("h3", {}, "Slow traces over this edge"), slow, el("h3", {}, "Minutes"), table("The newest first", ["Minute", "Requests#", "Errors#", "P50#", "P99#", "Sent again#", "RTT#"],
     history.slice().reverse().map((m) => [new Date(m.minute).toLocaleTimeString(), number(m.requests), number(m.errors), ms(m.p50_ms), ms(m.p99_ms), number(m.retransmits), ms(m.rtt_us / 1000)])));
   return content;
+}
+
+function slowTraces(traces) {
+  if (!traces || traces.length === 0) return el("p", {}, "None in this time.");
+  return table("Of the newest traces, the slowest first", ["Trace", "Began", "Root", "Duration#", "Spans#", "Errors#", "Network"],
+    traces.map((t) => [el("a", { href: "#/trace/" + t.trace_id }, el("code", {}, t.trace_id.slice(0, 16))), new Date(t.start).toLocaleTimeString(), t.root_service + " " + t.root_name, ms(t.duration_ms), number(t.spans), number(t.errors), verdictText(t.verdict)]));
 }
 
 // chart draws series over the minutes. The table below has the same numbers as text.
