@@ -108,18 +108,20 @@ func (p *process) kill() {
 // terminate sends SIGTERM and returns the exit status.
 func (p *process) terminate() int {
 	p.t.Helper()
-	return p.end(p.cmd.Process.Signal(syscall.SIGTERM))
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	return p.end()
 }
 
 // interrupt sends SIGINT to the group of the process, as Ctrl-C does, and returns the exit
 // status.
 func (p *process) interrupt() int {
 	p.t.Helper()
-	return p.end(syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT))
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT) // it may have ended
+	return p.end()
 }
 
-// end waits for the end after a signal. A signal to an ended process fails.
-func (p *process) end(error) int {
+// end waits for the end after a signal.
+func (p *process) end() int {
 	p.t.Helper()
 	select {
 	case <-p.done:
