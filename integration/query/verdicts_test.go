@@ -272,3 +272,138 @@ func TestSearchForAnyVerdict(t *testing.T) {
 		t.Errorf("found %v, want %v", found, want)
 	}
 }
+
+// spansOf are rows of spans_local.
+const spansOf = "INSERT INTO metaflow.spans_local (trace_id, span_id, parent_span_id, service_name, name, kind, start_time, duration_ns, ip, peer_ip, peer_port) "
+
+// lossyFlow stores flow data of 2,000 lost segments between two addresses.
+func lossyFlow(t *testing.T, from, to string, start, end time.Time) {
+	t.Helper()
+	if err := chtest.Open(t, engine).Exec(t.Context(), fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, connections, segments_sent, retransmits, retransmitted_bytes, busy_us)
+		VALUES (fromUnixTimestamp64Nano(%d), fromUnixTimestamp64Nano(%d), 'client', toIPv6('%s'), 40000, toIPv6('%s'), 80, 1, 10000, 2000, 2800000, 1000)`, end.UnixNano(), start.UnixNano(), from, to)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Four traces of 5,000 lossy calls each take more than a query may together, and the ids of their
+// calls more than the text of one.
+func TestSearchForVerdictsOfLargeTraces(t *testing.T) {
+	at := shop.Start.Add(-9 * time.Hour)
+	if err := chtest.Open(t, engine).Exec(t.Context(), fmt.Sprintf(spansOf+`SELECT leftPad(lower(hex(61440 + intDiv(number, 5000))), 32, '0'), leftPad(lower(hex(number + 1)), 16, '0'), '', 'large', if(number %% 5000 = 7, 'seventh', 'call'), 'client',
+		fromUnixTimestamp64Nano(toInt64(%d + number)), 900000000, toIPv6('10.73.0.1'), toIPv6('10.73.0.2'), 80 FROM numbers(20000)`, at.UnixNano())); err != nil {
+		t.Fatal(err)
+	}
+	lossyFlow(t, "10.73.0.1", "10.73.0.2", at.Add(-time.Second), at.Add(5*time.Second))
+	cfg := config()
+	cfg.MaxResultRows, cfg.MaxSpans = 11_000, 10_000
+	r, _ := reader(t, cfg)
+	lossy := query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")}
+	for name, tc := range map[string]struct {
+		where   query.Expr
+		matched int
+	}{
+		"all calls": {lossy, 5000},
+		"one call":  {query.And{lossy, query.Compare{Field: query.Field{Name: query.FieldName}, Op: query.Equal, Value: query.Str("seventh")}}, 1},
+	} {
+		result, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Minute)}, Limit: 10, Where: tc.where})
+		if err != nil || len(result.Traces) != 4 || result.Inspected != 4 || result.Partial {
+			t.Errorf("%s: %d traces of %d, partial: %t, %v", name, len(result.Traces), result.Inspected, result.Partial, err)
+		}
+		for _, trace := range result.Traces {
+			if trace.Matched != tc.matched || len(trace.Matches) != min(tc.matched, 3) || trace.Matches[0].Verdict != "retransmission" {
+				t.Errorf("%s: %d calls of %s: %+v", name, trace.Matched, trace.TraceID, trace.Matches)
+			}
+		}
+	}
+}
+
+// Span ids are unique within a trace only, and there both ends of a call may have one: the other
+// conditions are about the span that has the verdict.
+func TestSearchForVerdictsOfSharedSpanIDs(t *testing.T) {
+	at := shop.Start.Add(-13 * time.Hour)
+	start := fmt.Sprintf("fromUnixTimestamp64Nano(%d)", at.UnixNano())
+	const lossy, shared = "0000000000000000000000000000f0a1", "0000000000000000000000000000f0a2"
+	// The server of the shared id has an address that no flow data is of.
+	if err := chtest.Open(t, engine).Exec(t.Context(), spansOf+`VALUES
+		('`+lossy+`', 'c1c1c1c1c1c1c1c1', '', 'one', 'wanted', 'client', `+start+`, 500000000, toIPv6('10.69.0.1'), toIPv6('10.69.0.2'), 80),
+		('`+shared+`', 'c1c1c1c1c1c1c1c1', '', 'one', 'wanted', 'server', `+start+`, 100000000, toIPv6('10.69.0.8'), toIPv6('10.69.0.9'), 0),
+		('`+shared+`', 'c1c1c1c1c1c1c1c1', '', 'one', 'other', 'producer', `+start+`, 500000000, toIPv6('10.69.0.1'), toIPv6('10.69.0.2'), 80),
+		('`+shared+`', 'c2c2c2c2c2c2c2c2', '', 'one', 'other', 'client', `+start+`, 500000000, toIPv6('10.69.0.1'), toIPv6('10.69.0.2'), 80)`); err != nil {
+		t.Fatal(err)
+	}
+	lossyFlow(t, "10.69.0.1", "10.69.0.2", at.Add(-time.Second), at.Add(5*time.Second))
+	r, _ := reader(t, config())
+	for name, want := range map[string][]string{"wanted": {lossy}, "other": {shared}} {
+		result, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Minute)}, Where: query.And{
+			query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+			query.Compare{Field: query.Field{Name: query.FieldName}, Op: query.Equal, Value: query.Str(name)},
+		}})
+		var got []string
+		for _, trace := range result.Traces {
+			got = append(got, trace.TraceID)
+		}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v\n%s", name, err, diff)
+		}
+	}
+}
+
+// A search finds calls at both ends of its range whose flow data ended before, or began after.
+func TestSearchForVerdictsAtTheEndsOfTheRange(t *testing.T) {
+	at := shop.Start.Add(-15 * time.Hour)
+	end := at.Add(time.Minute)
+	nanos := func(at time.Time) string { return fmt.Sprintf("fromUnixTimestamp64Nano(%d)", at.UnixNano()) }
+	const first, last = "0000000000000000000000000000f0b1", "0000000000000000000000000000f0b2"
+	if err := chtest.Open(t, engine).Exec(t.Context(), spansOf+`VALUES
+		('`+first+`', 'c1c1c1c1c1c1c1c1', '', 'ends', 'first', 'client', `+nanos(at)+`, 500000000, toIPv6('10.70.0.1'), toIPv6('10.70.0.2'), 80),
+		('`+last+`', 'c1c1c1c1c1c1c1c1', '', 'ends', 'last', 'client', `+nanos(end.Add(-time.Millisecond))+`, 240000000000, toIPv6('10.70.0.3'), toIPv6('10.70.0.4'), 80)`); err != nil {
+		t.Fatal(err)
+	}
+	lossyFlow(t, "10.70.0.1", "10.70.0.2", at.Add(-time.Minute), at.Add(-500*time.Millisecond))
+	lossyFlow(t, "10.70.0.3", "10.70.0.4", end.Add(3*time.Minute), end.Add(12*time.Minute))
+	r, _ := reader(t, config())
+	result, err := r.Find(t.Context(), query.Search{
+		Range: query.Range{Start: at, End: end},
+		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+	})
+	if err != nil || len(result.Traces) != 2 || result.Traces[0].TraceID != last || result.Traces[1].TraceID != first {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// The flow data of a lossy hop may not name a caller's address or pod: it is the other side of a
+// proxy, or the address was translated. A search finds the caller's span nevertheless.
+func TestSearchForVerdictsOfHopsWithoutTheCaller(t *testing.T) {
+	conn := chtest.Open(t, engine)
+	at := shop.Start.Add(-19 * time.Hour)
+	nanos := func(at time.Time) string { return fmt.Sprintf("fromUnixTimestamp64Nano(%d)", at.UnixNano()) }
+	const translated, proxied = "0000000000000000000000000000f0c1", "0000000000000000000000000000f0c2"
+	for _, sql := range []string{
+		`spans_local (trace_id, span_id, parent_span_id, service_name, name, kind, start_time, duration_ns, ip, port, peer_ip, peer_port, pod) VALUES
+			('` + translated + `', 'c1c1c1c1c1c1c1c1', '', 'caller', 'call', 'client', ` + nanos(at) + `, 300000000, toIPv6('10.71.0.1'), 0, toIPv6('10.71.0.2'), 80, 'caller-1'),
+			('` + proxied + `', 'c1c1c1c1c1c1c1c1', '', 'caller', 'call', 'client', ` + nanos(at) + `, 300000000, toIPv6('10.72.0.1'), 0, toIPv6('10.72.0.2'), 80, 'caller-2'),
+			('` + proxied + `', 'd1d1d1d1d1d1d1d1', 'c1c1c1c1c1c1c1c1', 'callee', 'call', 'server', ` + nanos(at) + `, 10000000, toIPv6('10.72.0.7'), 3000, toIPv6('10.72.0.2'), 0, 'callee-2')`,
+		`flows_local (role, ip, port, peer_ip, peer_port, translated_ip, translated_port, pod, peer_pod, retransmits, retransmitted_bytes, time, start_time, connections, segments_sent, network_namespace)
+			SELECT *, retransmits * 1400, ` + nanos(at.Add(50*time.Second)) + `, ` + nanos(at.Add(-10*time.Second)) + `, 1, 100, cityHash64(ip) FROM VALUES('role String, ip IPv6, port UInt16, peer_ip IPv6, peer_port UInt16, translated_ip IPv6, translated_port UInt16, pod String, peer_pod String, retransmits UInt64',
+			('client', '10.71.0.1', 40000, '10.71.0.2', 80, '10.71.8.8', 30000, 'caller-1', 'callee-1', 0), ('server', '10.71.0.2', 80, '10.71.8.8', 30000, '::', 0, 'callee-1', 'node', 5),
+			('client', '10.72.0.1', 40000, '10.72.0.2', 80, '::', 0, 'caller-2', 'proxy', 0), ('server', '10.72.0.2', 80, '10.72.0.1', 40000, '::', 0, 'proxy', 'caller-2', 0),
+			('client', '10.72.0.2', 50000, '10.72.0.7', 3000, '::', 0, 'proxy', 'callee-2', 0), ('server', '10.72.0.7', 3000, '10.72.0.2', 50000, '::', 0, 'callee-2', 'proxy', 5))`,
+	} {
+		if err := conn.Exec(t.Context(), "INSERT INTO metaflow."+sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, _ := reader(t, config())
+	result, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Hour)}, Where: query.And{
+		query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+		query.Compare{Field: query.Field{Scope: query.Resource, Name: "service.name"}, Op: query.Equal, Value: query.Str("caller")},
+	}})
+	var got []string
+	for _, trace := range result.Traces {
+		got = append(got, trace.TraceID)
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{translated, proxied}, got); diff != "" || err != nil {
+		t.Errorf("%d inspected, %v\n%s", result.Inspected, err, diff)
+	}
+}

@@ -42,6 +42,10 @@ type SpanKey struct {
 	Kind ptrace.SpanKind
 }
 
+func (k SpanKey) compare(other SpanKey) int {
+	return cmp.Or(cmp.Compare(k.ID, other.ID), cmp.Compare(k.Kind, other.Kind))
+}
+
 // KeyOf returns the key of a span.
 func KeyOf(s ptrace.Span) SpanKey { return SpanKey{s.SpanID().String(), s.Kind()} }
 

@@ -41,6 +41,7 @@ type Summary struct {
 // Hit is a span that fulfils the condition.
 type Hit struct {
 	SpanID, Service, Name string
+	Kind                  ptrace.SpanKind
 	Start                 time.Time
 	Duration              time.Duration
 	Shown                 map[string]string
@@ -262,7 +263,7 @@ func (r *Reader) summaries(ctx context.Context, s Search, ids []string) ([]Summa
 		"toUnixTimestamp64Nano(min(start_time))", "max(toUnixTimestamp64Nano(end_time))", "count()", "countIf(status_code = 'error')",
 		orphans,
 		"sumMap(map(toString(service_name), toUInt64(1)))", "sumMap(map(toString(service_name), toUInt64(status_code = 'error')))",
-		"countIf(hit)", first("span_id"), first("toString(service_name)"), first("toString(name)"), first("toUnixTimestamp64Nano(start_time)"), first("duration_ns"),
+		"countIf(hit)", first("span_id"), first("toString(service_name)"), first("toString(name)"), first("toInt32(kind)"), first("toUnixTimestamp64Nano(start_time)"), first("duration_ns"),
 	}
 	shown := make([][]string, len(s.Show))
 	for _, f := range s.Show {
@@ -278,11 +279,12 @@ func (r *Reader) summaries(ctx context.Context, s Search, ids []string) ([]Summa
 		var spans, errs, missing, matched uint64
 		var at struct {
 			ids, services, names []string
+			kinds                []int32
 			starts, durations    []int64
 		}
 		targets := []any{
 			&t.TraceID, &t.RootService, &t.RootName, &start, &end, &spans, &errs, &missing, &t.Services, &t.ErrorsOf,
-			&matched, &at.ids, &at.services, &at.names, &at.starts, &at.durations,
+			&matched, &at.ids, &at.services, &at.names, &at.kinds, &at.starts, &at.durations,
 		}
 		for i := range shown {
 			shown[i] = nil
@@ -294,7 +296,7 @@ func (r *Reader) summaries(ctx context.Context, s Search, ids []string) ([]Summa
 		t.Start, t.End = time.Unix(0, start).UTC(), time.Unix(0, end).UTC()
 		t.Spans, t.Errors, t.Orphans, t.Matched = int(spans), int(errs), int(missing), int(matched)
 		for i, id := range at.ids {
-			m := Hit{SpanID: id, Service: at.services[i], Name: at.names[i], Start: time.Unix(0, at.starts[i]).UTC(), Duration: time.Duration(at.durations[i])}
+			m := Hit{SpanID: id, Service: at.services[i], Name: at.names[i], Kind: ptrace.SpanKind(at.kinds[i]), Start: time.Unix(0, at.starts[i]).UTC(), Duration: time.Duration(at.durations[i])}
 			for j, f := range s.Show {
 				if v := shown[j][i]; v != "" {
 					if m.Shown == nil {

@@ -106,25 +106,54 @@ func (r *Reader) findVerdicts(ctx context.Context, s Search, fulfils func(verdic
 	if len(of.matched) == 0 {
 		return result, nil
 	}
-	spans := []string{}
-	for _, verdicts := range of.verdicts {
-		spans = slices.AppendSeq(spans, maps.Keys(verdicts))
-	}
-	s.Where = And{s.Where, oneOf(spans)}
-	found, err := r.summaries(ctx, s, of.matched)
+	found, err := r.summariesOf(ctx, s, of)
 	if err != nil {
 		return Result{}, err
-	}
-	found = slices.DeleteFunc(found, func(t Summary) bool { return t.Matched == 0 }) // another span has the verdict
-	for i, t := range found {
-		found[i].Network = of.worst[t.TraceID]
-		for i := range t.Matches {
-			t.Matches[i].Verdict = of.verdicts[t.TraceID][t.Matches[i].SpanID]
-		}
 	}
 	slices.SortStableFunc(found, func(a, b Summary) int { return b.Start.Compare(a.Start) })
 	result.Traces = found
 	return result, nil
+}
+
+// spansPerSummary keeps the text of a query below half of ClickHouse's max_query_size.
+const spansPerSummary = 4000
+
+// summariesOf describes the traces with spans that have a verdict that was searched for and
+// fulfil the other conditions.
+func (r *Reader) summariesOf(ctx context.Context, s Search, of examined) ([]Summary, error) {
+	var all callsOf
+	for _, id := range of.matched {
+		for _, span := range slices.SortedFunc(maps.Keys(of.verdicts[id]), SpanKey.compare) {
+			all = append(all, callOf{id, span})
+		}
+	}
+	rest, byID := s.Where, map[string]Summary{}
+	for calls := range slices.Chunk(all, spansPerSummary) {
+		s.Where = And{rest, calls}
+		some, err := r.summaries(ctx, s, calls.traces())
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range some {
+			for i, m := range t.Matches {
+				t.Matches[i].Verdict = of.verdicts[t.TraceID][SpanKey{m.SpanID, m.Kind}]
+			}
+			if before, ok := byID[t.TraceID]; ok {
+				t.Matched += before.Matched
+				t.Matches = slices.Concat(before.Matches, t.Matches)
+				t.Matches = t.Matches[:min(len(t.Matches), s.SpansPerTrace)]
+			}
+			byID[t.TraceID] = t
+		}
+	}
+	var found []Summary
+	for _, id := range of.matched {
+		if t := byID[id]; t.Matched > 0 { // otherwise another span has the verdict
+			t.Network = of.worst[id]
+			found = append(found, t)
+		}
+	}
+	return found, nil
 }
 
 // troubleSeconds is the grain in which the time of trouble is compared with that of spans.
@@ -230,8 +259,9 @@ func (r *Reader) measured(ctx context.Context, s Search, of []candidate, harmed 
 // inTrouble is true for spans whose pod or address had trouble about their time that may lead to
 // such a verdict, and for those that say neither. A row of flow data counts for all spans that may
 // overlap it, with a second between the clocks: they start in the grain of the row, or in the one
-// before. Longer ones count always. Spans and flows without a pod count as of one: hosts have
-// addresses that spans do not say.
+// before. Longer ones count always. So does trouble at the address that a span calls: what was
+// seen there, or behind a proxy there, may not name the caller. Spans and flows without a pod
+// count as of one: hosts have addresses that spans do not say.
 func (r *Reader) inTrouble(c *compiler, during Range, fulfils func(verdict string) bool) string {
 	troubled := []string{"false"}
 	for _, v := range Verdicts {
@@ -246,17 +276,18 @@ func (r *Reader) inTrouble(c *compiler, during Range, fulfils func(verdict strin
 		// At most the grains of 20 minutes, whatever a row says of its time.
 		return fmt.Sprintf("SELECT arrayJoin([%s]), arrayJoin(range(greatest(%s, %s), %s + 1)) FROM %s.flows WHERE (%s)%s",
 			columns, grain("start_time", -1-troubleSeconds), grain("time", -4*troubleSeconds), grain("time", 1),
-			r.database, strings.Join(troubled, " OR "), c.withinOf("time", Range{during.Start, during.End.Add(11 * time.Minute)}))
+			r.database, strings.Join(troubled, " OR "), c.withinOf("time", Range{during.Start.Add(-time.Second), during.End.Add(11*time.Minute + troubleSeconds*time.Second)}))
 	}
-	return fmt.Sprintf("(ip, %s) IN (%s) OR (pod, %[1]s) IN (%[3]s) OR ip = toIPv6('::') AND pod = '' OR duration_ns >= %d",
-		grain("start_time", 0), flows("ip, peer_ip, translated_peer_ip"), flows("pod, peer_pod"), (troubleSeconds-2)*time.Second)
+	ends := flows("ip, peer_ip, translated_peer_ip")
+	return fmt.Sprintf("(ip, %s) IN (%s) OR peer_ip != toIPv6('::') AND (peer_ip, %[1]s) IN (%[2]s) OR (pod, %[1]s) IN (%[3]s) OR ip = toIPv6('::') AND pod = '' OR duration_ns >= %d",
+		grain("start_time", 0), ends, flows("pod, peer_pod"), (troubleSeconds-2)*time.Second)
 }
 
 // examined is what the network did to traces that were examined.
 type examined struct {
-	matched   []string                     // traces with a verdict that was searched for
-	verdicts  map[string]map[string]string // of their spans, by trace and span
-	worst     map[string]string            // of any of their spans, by trace
+	matched   []string                      // traces with a verdict that was searched for
+	verdicts  map[string]map[SpanKey]string // of their spans, by trace
+	worst     map[string]string             // of any of their spans, by trace
 	inspected int
 	partial   bool // some were left out
 }
@@ -270,7 +301,7 @@ func (r *Reader) examine(ctx context.Context, enough int, rest []candidate, fulf
 	}
 	looking, stop := context.WithTimeout(ctx, limit)
 	defer stop()
-	of := examined{verdicts: map[string]map[string]string{}, worst: map[string]string{}}
+	of := examined{verdicts: map[string]map[SpanKey]string{}, worst: map[string]string{}}
 	var refused error
 	// The first look is often enough.
 	for atOnce := 1; len(rest) > 0 && len(of.matched) < enough && looking.Err() == nil; atOnce = min(2*atOnce, r.looksAtOnce()) {
@@ -315,10 +346,10 @@ func (e *examined) add(batch []candidate, seen look, enough int, fulfils func(ve
 			continue
 		}
 		e.inspected++
-		verdicts := map[string]string{}
+		verdicts := map[SpanKey]string{}
 		for span, n := range network {
 			if n.Verdict != "" && fulfils(n.Verdict) {
-				verdicts[span.ID] = n.Verdict
+				verdicts[span] = n.Verdict
 			}
 		}
 		switch {
@@ -336,7 +367,30 @@ func (e *examined) add(batch []candidate, seen look, enough int, fulfils func(ve
 // so that a search leaves room for others.
 func (r *Reader) looksAtOnce() int { return min(max(r.cfg.MaxQueries/2, 1), 4) }
 
-// oneOf is true for spans with one of these ids.
-type oneOf []string
+// callOf is a span of a trace.
+type callOf struct {
+	trace string
+	span  SpanKey
+}
 
-func (o oneOf) sql(c *compiler) (string, error) { return "span_id IN " + c.arg([]string(o)), nil }
+// callsOf is true for these spans. Those of a trace follow each other.
+type callsOf []callOf
+
+func (o callsOf) traces() (ids []string) {
+	for _, c := range o {
+		ids = append(ids, c.trace)
+	}
+	return slices.Compact(ids)
+}
+
+func (o callsOf) sql(c *compiler) (string, error) {
+	spans := map[string][]string{}
+	for _, call := range o {
+		spans[call.trace] = append(spans[call.trace], fmt.Sprintf("%s %d", call.span.ID, call.span.Kind))
+	}
+	var each []string
+	for _, id := range o.traces() {
+		each = append(each, fmt.Sprintf("trace_id = %s AND concat(span_id, ' ', toString(toInt32(kind))) IN %s", c.arg(id), c.arg(spans[id])))
+	}
+	return "(" + strings.Join(each, " OR ") + ")", nil
+}
