@@ -171,10 +171,12 @@ func (Params) Telemetry() string {
 	return "(x.server_port IN (4317, 4318, 38086, 20035)) + (x.server_process IN " + programs + ") + (x.client_process IN " + programs + ") > 0"
 }
 
-// Unanswered returns the condition under which a failed request had no answer that says why: it
-// has no status, that of a success, or one of gRPC or HTTP for a connection that broke.
-func (Params) Unanswered() string {
-	return "response_code IN ('', '0', '1', '2', '13', '14', 'OK', 'CANCELLED', 'UNKNOWN', 'INTERNAL', 'UNAVAILABLE', '200', '201', '202', '204', '206', '502', '503', '504')"
+// Answered returns the condition under which the answer to a failed request says why it failed:
+// a status of HTTP except 502 to 504, which a proxy gives for a broken connection, or of gRPC except
+// CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL and UNAVAILABLE, which clients give themselves.
+func (Params) Answered() string {
+	return "(match(response_code, '^(4..|50[015-9]|5[1-9].)$') OR response_code IN ('3', '5', '6', '7', '8', '9', '10', '11', '12', '15', '16', 'INVALID_ARGUMENT', 'NOT_FOUND', " +
+		"'ALREADY_EXISTS', 'PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'FAILED_PRECONDITION', 'ABORTED', 'OUT_OF_RANGE', 'UNIMPLEMENTED', 'DATA_LOSS', 'UNAUTHENTICATED'))"
 }
 
 // Word is the empty word, of the type of names.

@@ -1420,13 +1420,13 @@ WITH
     ),
     callers AS (
         SELECT toStartOfMinute(start_time) AS minute, reinterpretAsUInt64(unhex(toString(span_id))) AS call, service_name, ip, peer_ip, peer_port, ''::LowCardinality(String) AS name,
-            duration_ns, status_code = 'error' AS failed, failed AND response_code IN ('', '0', '1', '2', '13', '14', 'OK', 'CANCELLED', 'UNKNOWN', 'INTERNAL', 'UNAVAILABLE', '200', '201', '202', '204', '206', '502', '503', '504') AS unanswered
+            duration_ns, status_code = 'error' AS failed, failed AND NOT (match(response_code, '^(4..|50[015-9]|5[1-9].)$') OR response_code IN ('3', '5', '6', '7', '8', '9', '10', '11', '12', '15', '16', 'INVALID_ARGUMENT', 'NOT_FOUND', 'ALREADY_EXISTS', 'PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'FAILED_PRECONDITION', 'ABORTED', 'OUT_OF_RANGE', 'UNIMPLEMENTED', 'DATA_LOSS', 'UNAUTHENTICATED')) AS unanswered
         FROM metaflow.spans_distributed
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip != toIPv6('::')
         UNION ALL
         SELECT toStartOfMinute(start_time), reinterpretAsUInt64(unhex(toString(span_id))), service_name, ip, peer_ip, peer_port,
             trimRight(lower(arrayFirst(x -> x != '', [attributes['server.address'], attributes['net.peer.name'], domain(attributes['url.full']), domain(attributes['http.url']), attributes['peer.service']])), '.')::LowCardinality(String),
-            duration_ns, status_code = 'error' AS failed, failed AND response_code IN ('', '0', '1', '2', '13', '14', 'OK', 'CANCELLED', 'UNKNOWN', 'INTERNAL', 'UNAVAILABLE', '200', '201', '202', '204', '206', '502', '503', '504') AS unanswered
+            duration_ns, status_code = 'error' AS failed, failed AND NOT (match(response_code, '^(4..|50[015-9]|5[1-9].)$') OR response_code IN ('3', '5', '6', '7', '8', '9', '10', '11', '12', '15', '16', 'INVALID_ARGUMENT', 'NOT_FOUND', 'ALREADY_EXISTS', 'PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'FAILED_PRECONDITION', 'ABORTED', 'OUT_OF_RANGE', 'UNIMPLEMENTED', 'DATA_LOSS', 'UNAUTHENTICATED')) AS unanswered
         FROM metaflow.spans_distributed
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip = toIPv6('::')
     ),
@@ -1632,7 +1632,7 @@ FROM
 ) AS x
 WHERE (ends.1 != '') * ((ends.2 != '') + (source = 'dns')) > 0
 GROUP BY minute, ends
-COMMENT 'made by metaflow-server, form 34bc3b2a82b4c772';
+COMMENT 'made by metaflow-server, form 9ef96f2a4ab7f7d0';
 
 CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
 (

@@ -104,14 +104,14 @@ WITH
     ),
     callers AS (
         SELECT toStartOfMinute(start_time) AS minute, reinterpretAsUInt64(unhex(toString(span_id))) AS call, service_name, ip, peer_ip, peer_port, {{.Word}} AS name,
-            duration_ns, status_code = 'error' AS failed, failed AND {{.Unanswered}} AS unanswered
+            duration_ns, status_code = 'error' AS failed, failed AND NOT {{.Answered}} AS unanswered
         FROM {{.Spans}}
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip != toIPv6('::')
         UNION ALL
         -- Attributes are large, so they are read only where a name is needed.
         SELECT toStartOfMinute(start_time), reinterpretAsUInt64(unhex(toString(span_id))), service_name, ip, peer_ip, peer_port,
             trimRight(lower(arrayFirst(x -> x != '', [attributes['server.address'], attributes['net.peer.name'], domain(attributes['url.full']), domain(attributes['http.url']), attributes['peer.service']])), '.')::LowCardinality(String),
-            duration_ns, status_code = 'error' AS failed, failed AND {{.Unanswered}} AS unanswered
+            duration_ns, status_code = 'error' AS failed, failed AND NOT {{.Answered}} AS unanswered
         FROM {{.Spans}}
         WHERE kind IN ('client', 'producer', 'consumer') AND peer_ip = toIPv6('::')
     ),

@@ -163,6 +163,16 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 11/6"},
 			nil,
 		},
+		"failing calls that tell the class of their error": {
+			cat(calls(5, shopSpan, cartSpan), calls(2, nameless.with(failed).with(sqlRow{"response_code": "'ConnectionError'"}), nil)), both(shopEnd, cartEnd, sqlRow{"resets": "2"}),
+			[]string{"shop -> cart 7/2"},
+			[]string{"shop -> cart: reset"},
+		},
+		"answered by HTTP beside a reset": {
+			cat(calls(5, shopSpan, cartSpan), calls(2, shopSpan.with(failed).with(sqlRow{"response_code": "'500'"}), cartSpan.with(failed))), both(shopEnd, cartEnd, sqlRow{"resets": "2"}),
+			[]string{"shop -> cart 7/2"},
+			nil,
+		},
 		"a reset that both ends of requests tell of": {
 			cat(calls(5, shopSpan, cartSpan), calls(2, shopSpan.with(failed).with(sqlRow{"response_code": "'14'"}), cartSpan.with(failed))), both(shopEnd, cartEnd, sqlRow{"resets": "2"}),
 			[]string{"shop -> cart 7/2"},
