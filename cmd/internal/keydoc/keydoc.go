@@ -9,10 +9,13 @@ package keydoc
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 
+	"github.com/metaflowys/metaflow-server/cmd/internal/program"
 	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/config"
 )
@@ -154,4 +157,20 @@ func bounds(page, name string) (from, to int, err error) {
 		return 0, 0, fmt.Errorf("find section %s: the page needs one line %q and below it one line %q", name, strings.TrimSpace(begin), end)
 	}
 	return from + len(begin), to, nil
+}
+
+// CheckCommands returns an error if the commands of a program, by its root, are not those that
+// [program.Commands] tells other programs.
+func CheckCommands(root *cobra.Command) error {
+	var names []string
+	for _, c := range root.Commands() {
+		if c.Name() != "version" { // every program has it
+			names = append(names, c.Name())
+		}
+	}
+	slices.Sort(names)
+	if told := slices.Sorted(slices.Values(program.Commands[root.Name()])); !slices.Equal(names, told) {
+		return fmt.Errorf("program.Commands has %v of %s, want %v", told, root.Name(), names)
+	}
+	return nil
 }
