@@ -201,11 +201,7 @@ func TestClientsThatLeaveAtAnyMoment(t *testing.T) {
 		if err := conn.QueryRow(t.Context(), "SELECT count() FROM system.processes WHERE query LIKE '%FROM metaflow.%' AND query NOT LIKE '%system.processes%'").Scan(&running); err != nil || running > 0 {
 			return fmt.Errorf("%d queries still run: %w", running, err)
 		}
-		release, err := r.Answers().Hold(4 * int(cfg.MaxResultBytes)) // all there is
-		if err == nil {
-			release()
-		}
-		return err
+		return allRead(r, cfg)
 	}); err != nil {
 		t.Fatal(err)
 	}

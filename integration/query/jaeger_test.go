@@ -349,6 +349,15 @@ func TestNamesAfterAQuietDay(t *testing.T) {
 	}
 }
 
+// allRead returns an error if an answer of a reader waits for its client.
+func allRead(r *query.Reader, cfg query.Config) error {
+	release, err := r.Answers().Hold(4 * int(cfg.MaxResultBytes)) // all there is
+	if err == nil {
+		release()
+	}
+	return err
+}
+
 // A client that asks for traces and takes none of them loses its connection in time. What waited
 // for it no longer counts as unread, and other clients are served.
 func TestJaegerGivesUpUnreadTraces(t *testing.T) {
@@ -403,13 +412,7 @@ func TestJaegerGivesUpUnreadTraces(t *testing.T) {
 			t.Errorf("the stream ended with %v", err)
 		}
 	}
-	if err := wait.Poll(time.Minute, nil, func() error {
-		release, err := r.Answers().Hold(4 * int(cfg.MaxResultBytes)) // all there is
-		if err == nil {
-			release()
-		}
-		return err
-	}); err != nil {
+	if err := wait.Poll(time.Minute, nil, func() error { return allRead(r, cfg) }); err != nil {
 		t.Fatal(err)
 	}
 	if n := prom.Value(t, metrics, "metaflow_query_unread_connections_total"); n != 1 {

@@ -58,7 +58,7 @@ func findRetransmissions(t *testing.T, ctx context.Context, timeout time.Duratio
 	r := query.NewReader(cfg, &intercepted{DB: db, network: network}, clickhouse.DefaultConfig().Database, query.Options{})
 	return r.Find(ctx, query.Search{
 		Range: query.Range{Start: shop.Start, End: shop.End}, Limit: 40,
-		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+		Where: verdictIs(query.Equal, "retransmission"),
 	})
 }
 
@@ -150,34 +150,40 @@ func TestSearchForVerdictsMissesNone(t *testing.T) {
 	}
 }
 
+// execute runs a statement as the engine's administrator.
+func execute(t *testing.T, sql string) {
+	t.Helper()
+	if err := chtest.Open(t, engine).Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// verdictIs is the condition on a verdict.
+func verdictIs(op query.Op, verdict string) query.Expr {
+	return query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: op, Value: query.Str(verdict)}
+}
+
 // A pod's spans say its IPv4 address and its flows are of IPv6: the pod tells that they belong
 // together, also before the network is looked at. Trouble at another time, or of another pod,
 // makes nobody suspect.
 func TestSearchForVerdictsByPod(t *testing.T) {
-	conn := chtest.Open(t, engine)
 	at := shop.Start.Add(-3 * time.Hour)
-	exec := func(sql string) {
-		t.Helper()
-		if err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
 	const bad, later, others = "0000000000000000000000000000f0d1", "0000000000000000000000000000f0d2", "0000000000000000000000000000f0d3"
 	for trace, from := range map[string]struct {
 		pod string
 		at  time.Time
 	}{bad: {"dual-1", at}, later: {"dual-1", at.Add(20 * time.Minute)}, others: {"dual-2", at}} {
-		exec(fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, ip, pod, peer_port, origin, attributes)
+		execute(t, fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, ip, pod, peer_port, origin, attributes)
 			VALUES ('%s', 'c1c1c1c1c1c1c1c1', 'dual', 'call', 'client', fromUnixTimestamp64Nano(%d), 500000000, toIPv6('10.66.0.1'), '%s', 80, '{"pod_uid":"uid-%[3]s"}', map('server.address', 'cart'))`,
 			trace, from.at.UnixNano(), from.pod))
 	}
-	exec(fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, peer_name, pod, pod_uid, connections, segments_sent, retransmits, retransmitted_bytes, busy_us)
+	execute(t, fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, peer_name, pod, pod_uid, connections, segments_sent, retransmits, retransmitted_bytes, busy_us)
 		VALUES (fromUnixTimestamp64Nano(%d), fromUnixTimestamp64Nano(%d), 'client', toIPv6('fd00::1'), 40000, toIPv6('fd00::2'), 80, 'cart', 'dual-1', 'uid-dual-1', 1, 100, 20, 28000, 1000)`,
 		at.Add(50*time.Second).UnixNano(), at.Add(-10*time.Second).UnixNano()))
 	r, _ := reader(t, config())
 	result, err := r.Find(t.Context(), query.Search{
 		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Hour)}, Limit: 40,
-		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+		Where: verdictIs(query.Equal, "retransmission"),
 	})
 	if err != nil || len(result.Traces) != 1 || result.Traces[0].TraceID != bad || result.Inspected != 1 {
 		t.Errorf("%+v, %v", result, err)
@@ -187,7 +193,6 @@ func TestSearchForVerdictsByPod(t *testing.T) {
 // Calls that were refused fail at once: among more slow ones than a search examines, traces with
 // an error come first.
 func TestSearchForVerdictsOfFastFailures(t *testing.T) {
-	conn := chtest.Open(t, engine)
 	at := shop.Start.Add(-5 * time.Hour)
 	for _, sql := range []string{
 		`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, peer_ip, peer_port)
@@ -196,14 +201,12 @@ func TestSearchForVerdictsOfFastFailures(t *testing.T) {
 		`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, connect_failures, refused)
 			VALUES (fromUnixTimestamp64Nano(%[1]d), fromUnixTimestamp64Nano(%[1]d), 'client', toIPv6('10.67.0.1'), 40000, toIPv6('10.67.0.2'), 81, 1, 1)`,
 	} {
-		if err := conn.Exec(t.Context(), fmt.Sprintf(sql, at.UnixNano())); err != nil {
-			t.Fatal(err)
-		}
+		execute(t, fmt.Sprintf(sql, at.UnixNano()))
 	}
 	r, _ := reader(t, config())
 	result, err := r.Find(t.Context(), query.Search{
 		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Minute)}, Limit: 1,
-		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("connect refused")},
+		Where: verdictIs(query.Equal, "connect refused"),
 	})
 	if err != nil || len(result.Traces) != 1 || result.Traces[0].TraceID != "00000000000000000000000000000001" {
 		t.Errorf("%+v, %v", result, err)
@@ -212,24 +215,19 @@ func TestSearchForVerdictsOfFastFailures(t *testing.T) {
 
 // A host's spans say one of its addresses and its flows are of another.
 func TestSearchForVerdictsByHost(t *testing.T) {
-	conn := chtest.Open(t, engine)
 	at := shop.Start.Add(-7 * time.Hour)
 	const id = "0000000000000000000000000000f0e1"
-	if err := conn.Exec(t.Context(), fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, ip, peer_ip, peer_port)
-		VALUES ('%s', 'c1c1c1c1c1c1c1c1', 'host', 'call', 'client', fromUnixTimestamp64Nano(%d), 500000000, toIPv6('10.77.0.1'), toIPv6('fd77::2'), 80)`, id, at.UnixNano())); err != nil {
-		t.Fatal(err)
-	}
+	execute(t, fmt.Sprintf(`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, ip, peer_ip, peer_port)
+		VALUES ('%s', 'c1c1c1c1c1c1c1c1', 'host', 'call', 'client', fromUnixTimestamp64Nano(%d), 500000000, toIPv6('10.77.0.1'), toIPv6('fd77::2'), 80)`, id, at.UnixNano()))
 	for _, connection := range []string{"toIPv6('10.77.0.1'), toIPv6('10.77.0.9'), 0, 0", "toIPv6('fd77::1'), toIPv6('fd77::2'), 20, 28000"} {
-		if err := conn.Exec(t.Context(), fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, port, peer_port, connections, segments_sent, busy_us, agent_id, network_namespace, ip, peer_ip, retransmits, retransmitted_bytes)
+		execute(t, fmt.Sprintf(`INSERT INTO metaflow.flows_local (time, start_time, role, port, peer_port, connections, segments_sent, busy_us, agent_id, network_namespace, ip, peer_ip, retransmits, retransmitted_bytes)
 			VALUES (fromUnixTimestamp64Nano(%d), fromUnixTimestamp64Nano(%d), 'client', 40000, 80, 1, 100, 1000, 'host', 77, %s)`,
-			at.Add(50*time.Second).UnixNano(), at.Add(-10*time.Second).UnixNano(), connection)); err != nil {
-			t.Fatal(err)
-		}
+			at.Add(50*time.Second).UnixNano(), at.Add(-10*time.Second).UnixNano(), connection))
 	}
 	r, _ := reader(t, config())
 	result, err := r.Find(t.Context(), query.Search{
 		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Hour)}, Limit: 40,
-		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+		Where: verdictIs(query.Equal, "retransmission"),
 	})
 	if err != nil || len(result.Traces) != 1 || result.Traces[0].TraceID != id {
 		t.Errorf("%+v, %v", result, err)
@@ -239,7 +237,6 @@ func TestSearchForVerdictsByHost(t *testing.T) {
 // A search for any trouble examines slow calls also among more failed ones than it examines in
 // all. It says of each trace the worst verdict.
 func TestSearchForAnyVerdict(t *testing.T) {
-	conn := chtest.Open(t, engine)
 	at := shop.Start.Add(-17 * time.Hour)
 	for _, sql := range []string{
 		`INSERT INTO metaflow.spans_local (trace_id, span_id, service_name, name, kind, start_time, duration_ns, status_code, ip, peer_ip, peer_port)
@@ -250,16 +247,14 @@ func TestSearchForAnyVerdict(t *testing.T) {
 		`INSERT INTO metaflow.flows_local (time, start_time, role, ip, port, peer_ip, peer_port, connections, segments_sent, retransmits, retransmitted_bytes, busy_us)
 			VALUES (fromUnixTimestamp64Nano(%[1]d + 1000000000), fromUnixTimestamp64Nano(%[1]d), 'client', toIPv6('10.68.0.1'), 40001, toIPv6('10.68.0.2'), 80, 1, 100, 20, 28000, 1000)`,
 	} {
-		if err := conn.Exec(t.Context(), fmt.Sprintf(sql, at.UnixNano())); err != nil {
-			t.Fatal(err)
-		}
+		execute(t, fmt.Sprintf(sql, at.UnixNano()))
 	}
 	cfg := config()
 	cfg.MaxTraces = cfg.MaxVerdicts
 	r, _ := reader(t, cfg)
 	result, err := r.Find(t.Context(), query.Search{
 		Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Minute)}, Limit: cfg.MaxVerdicts,
-		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.NotEqual, Value: query.Str(query.Clean)},
+		Where: verdictIs(query.NotEqual, query.Clean),
 	})
 	if err != nil || result.Inspected != cfg.MaxVerdicts || !result.Partial {
 		t.Fatalf("%d traces of %d inspected, partial: %t, %v", len(result.Traces), result.Inspected, result.Partial, err)
@@ -297,7 +292,7 @@ func TestSearchForVerdictsOfLargeTraces(t *testing.T) {
 	cfg := config()
 	cfg.MaxResultRows, cfg.MaxSpans = 11_000, 10_000
 	r, _ := reader(t, cfg)
-	lossy := query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")}
+	lossy := verdictIs(query.Equal, "retransmission")
 	for name, tc := range map[string]struct {
 		where   query.Expr
 		matched int
@@ -335,7 +330,7 @@ func TestSearchForVerdictsOfSharedSpanIDs(t *testing.T) {
 	r, _ := reader(t, config())
 	for name, want := range map[string][]string{"wanted": {lossy}, "other": {shared}} {
 		result, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Minute)}, Where: query.And{
-			query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+			verdictIs(query.Equal, "retransmission"),
 			query.Compare{Field: query.Field{Name: query.FieldName}, Op: query.Equal, Value: query.Str(name)},
 		}})
 		var got []string
@@ -364,7 +359,7 @@ func TestSearchForVerdictsAtTheEndsOfTheRange(t *testing.T) {
 	r, _ := reader(t, config())
 	result, err := r.Find(t.Context(), query.Search{
 		Range: query.Range{Start: at, End: end},
-		Where: query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+		Where: verdictIs(query.Equal, "retransmission"),
 	})
 	if err != nil || len(result.Traces) != 2 || result.Traces[0].TraceID != last || result.Traces[1].TraceID != first {
 		t.Errorf("%+v, %v", result, err)
@@ -374,7 +369,6 @@ func TestSearchForVerdictsAtTheEndsOfTheRange(t *testing.T) {
 // The flow data of a lossy hop may not name a caller's address or pod: it is the other side of a
 // proxy, or the address was translated. A search finds the caller's span nevertheless.
 func TestSearchForVerdictsOfHopsWithoutTheCaller(t *testing.T) {
-	conn := chtest.Open(t, engine)
 	at := shop.Start.Add(-19 * time.Hour)
 	nanos := func(at time.Time) string { return fmt.Sprintf("fromUnixTimestamp64Nano(%d)", at.UnixNano()) }
 	const translated, proxied = "0000000000000000000000000000f0c1", "0000000000000000000000000000f0c2"
@@ -389,13 +383,11 @@ func TestSearchForVerdictsOfHopsWithoutTheCaller(t *testing.T) {
 			('client', '10.72.0.1', 40000, '10.72.0.2', 80, '::', 0, 'caller-2', 'proxy', 0), ('server', '10.72.0.2', 80, '10.72.0.1', 40000, '::', 0, 'proxy', 'caller-2', 0),
 			('client', '10.72.0.2', 50000, '10.72.0.7', 3000, '::', 0, 'proxy', 'callee-2', 0), ('server', '10.72.0.7', 3000, '10.72.0.2', 50000, '::', 0, 'callee-2', 'proxy', 5))`,
 	} {
-		if err := conn.Exec(t.Context(), "INSERT INTO metaflow."+sql); err != nil {
-			t.Fatal(err)
-		}
+		execute(t, "INSERT INTO metaflow."+sql)
 	}
 	r, _ := reader(t, config())
 	result, err := r.Find(t.Context(), query.Search{Range: query.Range{Start: at.Add(-time.Minute), End: at.Add(time.Hour)}, Where: query.And{
-		query.Compare{Field: query.Field{Name: query.FieldVerdict}, Op: query.Equal, Value: query.Str("retransmission")},
+		verdictIs(query.Equal, "retransmission"),
 		query.Compare{Field: query.Field{Scope: query.Resource, Name: "service.name"}, Op: query.Equal, Value: query.Str("caller")},
 	}})
 	var got []string

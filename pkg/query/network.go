@@ -129,6 +129,14 @@ type candidate struct {
 	spans int // about
 }
 
+func idsOf(of []candidate) []string {
+	ids := make([]string, len(of))
+	for i, t := range of {
+		ids[i] = t.id
+	}
+	return ids
+}
+
 // Traces that one query looks at together. It reads the flows of all their ends for the time of
 // all, so traces far apart cost more together than one by one. The view's analysis takes as long
 // for one as for many.
@@ -163,11 +171,7 @@ type look struct {
 // look looks at the network of traces together, or at fewer at a time where they take more
 // than a query may. With an error it returns what was seen before.
 func (r *Reader) look(ctx context.Context, of []candidate) (look, error) {
-	ids := make([]string, len(of))
-	for i, t := range of {
-		ids[i] = t.id
-	}
-	found, err := r.networks(ctx, ids)
+	found, err := r.networks(ctx, idsOf(of))
 	switch {
 	case err == nil:
 		return look{networks: found}, nil

@@ -161,37 +161,15 @@ const troubleSeconds = 300
 
 // suspects returns the traces that may have a verdict, the slowest first. For verdicts on calls
 // that mostly fail, traces with an error come before; for these and others, both take turns.
-func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) ([]candidate, error) {
-	const slowest, failed = "max(duration_ns) DESC", "max(status_code = 'error') DESC, max(duration_ns) DESC"
-	others := slices.ContainsFunc(Verdicts, func(v string) bool { return fulfils(v) && !slices.Contains(failures, v) })
-	switch {
-	case !slices.ContainsFunc(failures, fulfils):
-		return r.suspectsBy(ctx, s, fulfils, slowest)
-	case !others:
-		return r.suspectsBy(ctx, s, fulfils, failed)
-	}
-	slow, err := r.suspectsBy(ctx, s, fulfils, slowest)
-	if err != nil {
-		return nil, err
-	}
-	bad, err := r.suspectsBy(ctx, s, fulfils, failed)
-	if err != nil {
-		return nil, err
-	}
-	var turns []candidate
-	known := map[string]bool{}
-	for i := range max(len(slow), len(bad)) {
-		for _, list := range [][]candidate{slow, bad} {
-			if i < len(list) && !known[list[i].id] && len(turns) < r.cfg.MaxVerdicts {
-				known[list[i].id] = true
-				turns = append(turns, list[i])
-			}
+func (r *Reader) suspects(ctx context.Context, s Search, fulfils func(verdict string) bool) (found []candidate, err error) {
+	order := "max(duration_ns) DESC, trace_id"
+	if slices.ContainsFunc(failures, fulfils) {
+		slowest, failed := order, "max(status_code = 'error') DESC, "+order
+		order = failed
+		if slices.ContainsFunc(Verdicts, func(v string) bool { return fulfils(v) && !slices.Contains(failures, v) }) {
+			order = fmt.Sprintf("least(2 * row_number() OVER (ORDER BY %s), 2 * row_number() OVER (ORDER BY %s) + 1)", slowest, failed)
 		}
 	}
-	return turns, nil
-}
-
-func (r *Reader) suspectsBy(ctx context.Context, s Search, fulfils func(verdict string) bool, order string) (found []candidate, err error) {
 	c := r.compiler(s.Range)
 	where, err := s.Where.sql(c)
 	if err != nil {
@@ -201,7 +179,7 @@ func (r *Reader) suspectsBy(ctx context.Context, s Search, fulfils func(verdict 
 		where = "(" + where + ") AND (" + r.inTrouble(c, s.Range, fulfils) + ")"
 	}
 	query := fmt.Sprintf(`SELECT trace_id, toUnixTimestamp64Nano(min(start_time)) FROM %s.spans WHERE (%s) AND %s%s
-		GROUP BY trace_id ORDER BY %s, trace_id LIMIT %d`, r.database, where, isCall, c.builder.within(s.Range), order, r.cfg.MaxVerdicts)
+		GROUP BY trace_id ORDER BY %s LIMIT %d`, r.database, where, isCall, c.builder.within(s.Range), order, r.cfg.MaxVerdicts)
 	err = r.db.Query(ctx, query, func(scan func(...any) error) error {
 		var t candidate
 		var start int64
@@ -228,10 +206,6 @@ func (r *Reader) measured(ctx context.Context, s Search, of []candidate, harmed 
 	if len(of) == 0 {
 		return nil, nil
 	}
-	ids := make([]string, len(of))
-	for i, t := range of {
-		ids[i] = t.id
-	}
 	having := "1"
 	if harmed {
 		having = fmt.Sprintf("countIf(%s AND (duration_ns >= %d OR status_code = 'error')) > 0", isCall, LeastGap)
@@ -239,7 +213,7 @@ func (r *Reader) measured(ctx context.Context, s Search, of []candidate, harmed 
 	b := builder{}
 	spans := map[string]int{}
 	err = r.db.Query(ctx, fmt.Sprintf("SELECT trace_id, count() FROM %s.spans WHERE trace_id IN %s%s GROUP BY trace_id HAVING %s",
-		r.database, b.arg(ids), b.within(s.Range.around(traceSpan)), having), func(scan func(...any) error) error {
+		r.database, b.arg(idsOf(of)), b.within(s.Range.around(traceSpan)), having), func(scan func(...any) error) error {
 		var id string
 		var n uint64
 		if err := scan(&id, &n); err != nil {
