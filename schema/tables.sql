@@ -535,7 +535,7 @@ AS SELECT
     host,
     if(position(host, '.') = 0 AND namespace != '', concat(host, '.', namespace), host) AS full_host,
     multiIf(
-        (status_code = 'error') * (other.8 != 'error') > (answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599), 0,
+        (status_code = 'error') * (other.8 != 'error') > answered, 0,
         other.1 = '', if(duration_ns < 10 * 1000000, 9e18, intDiv(duration_ns, 2000)),
         gap_ns < greatest(10 * 1000000, intDiv(greatest(duration_ns, other.7) * 20, 100)), 9e18,
         intDiv(gap_ns, 3000)) AS limit_us,
@@ -569,7 +569,7 @@ FROM
                 simpleJSONExtractString(origin, 'cluster') AS cluster,
                 multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
                 if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
-                toUInt16OrZero(response_code) AS answer,
+                (match(response_code, '^(4..|50[015-9]|5[1-9].)$') OR response_code IN ('3', '5', '6', '7', '8', '9', '10', '11', '12', '15', '16', 'INVALID_ARGUMENT', 'NOT_FOUND', 'ALREADY_EXISTS', 'PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'FAILED_PRECONDITION', 'ABORTED', 'OUT_OF_RANGE', 'UNIMPLEMENTED', 'DATA_LOSS', 'UNAUTHENTICATED')) + match(response_code, '^[123]..$') > 0 AS answered,
                 if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
                     ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),
                     '^(?:[a-z0-9+.-]+://)?(?:[^/@]*@)?(unix:.*|/.*|[^/:]*?)(?:[.]svc(?:[.][^/:]*)?)?(?:[:/].*)?$', '\\1')) AS host
@@ -577,7 +577,7 @@ FROM
         )
     )
 )
-COMMENT 'made by metaflow-server, form d04453da42e3daa7';
+COMMENT 'made by metaflow-server, form ae38cd3eaa5e7ade';
 
 CREATE OR REPLACE VIEW metaflow.flow_ends
 (
@@ -642,9 +642,9 @@ WITH
     [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
-        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
-        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
+    ['connects refused, as nothing listens there: {}', 'looks at a full accept queue: {}', 'connects without an answer: {}', 'connections reset: {}', 'connections timed out: {}',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', 'segments of the handshake sent again: {}',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'connections that the client gave up: {}'] AS texts,
     (
         SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
             groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
@@ -878,9 +878,9 @@ WITH
     [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
-        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
-        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
+    ['connects refused, as nothing listens there: {}', 'looks at a full accept queue: {}', 'connects without an answer: {}', 'connections reset: {}', 'connections timed out: {}',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', 'segments of the handshake sent again: {}',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'connections that the client gave up: {}'] AS texts,
     (
         SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
             groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
@@ -1114,9 +1114,9 @@ WITH
     [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
-        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
-        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
+    ['connects refused, as nothing listens there: {}', 'looks at a full accept queue: {}', 'connects without an answer: {}', 'connections reset: {}', 'connections timed out: {}',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', 'segments of the handshake sent again: {}',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'connections that the client gave up: {}'] AS texts,
     (
         SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
             groupUniqArrayIf(simpleJSONExtractString(origin, 'pod_uid'), simpleJSONExtractString(origin, 'pod_uid') != ''), groupUniqArray(peer_ip))
@@ -1722,20 +1722,20 @@ WITH
             concat(
                 multiIf(
                     verdict = 'connect refused', concat(toString(cl[4]), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
-                    verdict = 'accept queue full', concat('accept queue full in ', toString(queue_full_near), ' looks at it'),
+                    verdict = 'accept queue full', concat('looks at a full accept queue: ', toString(queue_full_near)),
                     verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
-                    verdict = 'reset', concat(toString(resets), ' connections reset'),
-                    verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
+                    verdict = 'reset', concat('connections reset: ', toString(resets)),
+                    verdict = 'timed out', concat('connections timed out: ', toString(timeouts)),
                     verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
                     verdict = 'receiver does not read', concat(toString(most[1]), ' bytes received and not read'),
                     verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
-                    verdict = 'DNS failed', concat(toString(failed_queries), ' queries of ', asked[1].1, ' failed'),
+                    verdict = 'DNS failed', concat('failed queries of ', asked[1].1, ': ', toString(failed_queries)),
                     verdict = 'slow DNS', concat('a query of ', asked[1].1, ' took ', toString(round(query_us / 1000, 2)), ' ms'),
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
-                multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
-                    verdict = 'reset', concat(', ', toString(unanswered_near), ' requests failed without an answer'),
+                multiIf(traced = 0, '', harmed_near > 0, concat(', requests slow or failed: ', toString(harmed_near)),
+                    verdict = 'reset', concat(', requests failed without an answer: ', toString(unanswered_near)),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
@@ -1859,20 +1859,20 @@ WITH
             concat(
                 multiIf(
                     verdict = 'connect refused', concat(toString(cl[4]), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
-                    verdict = 'accept queue full', concat('accept queue full in ', toString(queue_full_near), ' looks at it'),
+                    verdict = 'accept queue full', concat('looks at a full accept queue: ', toString(queue_full_near)),
                     verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
-                    verdict = 'reset', concat(toString(resets), ' connections reset'),
-                    verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
+                    verdict = 'reset', concat('connections reset: ', toString(resets)),
+                    verdict = 'timed out', concat('connections timed out: ', toString(timeouts)),
                     verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
                     verdict = 'receiver does not read', concat(toString(most[1]), ' bytes received and not read'),
                     verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
-                    verdict = 'DNS failed', concat(toString(failed_queries), ' queries of ', asked[1].1, ' failed'),
+                    verdict = 'DNS failed', concat('failed queries of ', asked[1].1, ': ', toString(failed_queries)),
                     verdict = 'slow DNS', concat('a query of ', asked[1].1, ' took ', toString(round(query_us / 1000, 2)), ' ms'),
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
-                multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
-                    verdict = 'reset', concat(', ', toString(unanswered_near), ' requests failed without an answer'),
+                multiIf(traced = 0, '', harmed_near > 0, concat(', requests slow or failed: ', toString(harmed_near)),
+                    verdict = 'reset', concat(', requests failed without an answer: ', toString(unanswered_near)),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

@@ -77,7 +77,7 @@ AS SELECT
     if(position(host, '.') = 0 AND namespace != '', concat(host, '.', namespace), host) AS full_host,
     multiIf(
         -- The callee answered with an error of its own.
-        (status_code = 'error') * (other.status_code != 'error') > (answer BETWEEN 100 AND 501 OR answer BETWEEN 505 AND 599), 0,
+        (status_code = 'error') * (other.status_code != 'error') > answered, 0,
         other.span_id = '', if(duration_ns < {{.GapMS}} * 1000000, 9e18, intDiv(duration_ns, 2000)),
         gap_ns < greatest({{.GapMS}} * 1000000, intDiv(greatest(duration_ns, other.duration_ns) * {{.GapPercent}}, 100)), 9e18,
         intDiv(gap_ns, 3000)) AS limit_us,
@@ -114,7 +114,8 @@ FROM
                 multiIf(kind = 'server', 'server', kind IN ('client', 'producer', 'consumer'), 'client', '') AS role,
                 -- Both ends of a call have the same.
                 if(kind = 'server' AND parent_span_id != '', parent_span_id, span_id) AS edge,
-                toUInt16OrZero(response_code) AS answer,
+                -- The client may call an answer an error that does not say so itself.
+                {{.Answered}} + match(response_code, '^[123]..$') > 0 AS answered,
                 -- Without scheme, user, port, path and the suffix of the cluster.
                 if(kind = 'server', '', replaceRegexpOne(lower(arrayFirst(x -> x != '', arrayMap(x -> attributes[x],
                     ['server.address', 'net.peer.name', 'network.peer.address', 'net.sock.peer.addr', 'url.full', 'http.url', 'db.connection_string', 'http.host']))),

@@ -108,20 +108,20 @@ WITH
             concat(
                 multiIf(
                     verdict = 'connect refused', concat(toString(cl.refused), ' of ', toString(connections + connect_failures), ' connection attempts refused'),
-                    verdict = 'accept queue full', concat('accept queue full in ', toString(queue_full_near), ' looks at it'),
+                    verdict = 'accept queue full', concat('looks at a full accept queue: ', toString(queue_full_near)),
                     verdict = 'connect failed', concat(toString(swallowed), ' of ', toString(connections + connect_failures), ' connection attempts unanswered'),
-                    verdict = 'reset', concat(toString(resets), ' connections reset'),
-                    verdict = 'timed out', concat(toString(timeouts), ' connections timed out'),
+                    verdict = 'reset', concat('connections reset: ', toString(resets)),
+                    verdict = 'timed out', concat('connections timed out: ', toString(timeouts)),
                     verdict = 'receiver''s window full', concat('waited ', toString(intDiv(receive_window_limited_us, 1000)), ' of ', toString(intDiv(busy_us, 1000)), ' ms for the receiver to read'),
                     verdict = 'receiver does not read', concat(toString(most.unread_bytes), ' bytes received and not read'),
                     verdict IN ('slow network', 'slow queue'), concat('rtt ', toString(round(rtt_us / 1000, 2)), ' ms, usually ', toString(round(rtt_usual_us / 1000, 2)), ' ms'),
-                    verdict = 'DNS failed', concat(toString(failed_queries), ' queries of ', asked[1].1, ' failed'),
+                    verdict = 'DNS failed', concat('failed queries of ', asked[1].1, ': ', toString(failed_queries)),
                     verdict = 'slow DNS', concat('a query of ', asked[1].1, ' took ', toString(round(query_us / 1000, 2)), ' ms'),
                     lossy_segments > 0, concat(toString(lossy_retransmits), ' of ', toString(lossy_segments), ' segments sent again'),
                     concat(toString(retransmits), ' of ', toString(segments_sent), ' segments sent again')),
                 ' between ', from_time, ' and ', to_time,
-                multiIf(traced = 0, '', harmed_near > 0, concat(', ', toString(harmed_near), ' requests slow or failed'),
-                    verdict = 'reset', concat(', ', toString(unanswered_near), ' requests failed without an answer'),
+                multiIf(traced = 0, '', harmed_near > 0, concat(', requests slow or failed: ', toString(harmed_near)),
+                    verdict = 'reset', concat(', requests failed without an answer: ', toString(unanswered_near)),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

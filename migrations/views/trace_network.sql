@@ -174,9 +174,9 @@ WITH
     [14, 15, 1, 2, 3, 11, 16, 9, 9, 21, 18, 22, 24, 25] AS amounts,
     [1, 1, 1, 1, 1, 13, 1, 8, 8, 18, 19, 23, 23, 1] AS wholes,
     [1, 1, 1, 1, 1, 1000, 1, 1, 1, 1000, 1000, 1, 1000, 1] AS units,
-    ['{} connects refused: nothing listens there', 'the accept queue was full at {} looks', '{} connects without an answer', '{} connections reset', '{} connections timed out',
-        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', '{} segments of the handshake sent again',
-        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'the client gave up {} connections'] AS texts,
+    ['connects refused, as nothing listens there: {}', 'looks at a full accept queue: {}', 'connects without an answer: {}', 'connections reset: {}', 'connections timed out: {}',
+        'waited {} of {} ms for the receiver to read', '{} bytes received and not read', '{} of {} segments sent again', 'segments of the handshake sent again: {}',
+        'rtt {} ms longer by a queue of its own bytes, {} in all', 'rtt {} ms, usually {} ms', '{} of {} queries failed', 'a query took {} ms', 'connections that the client gave up: {}'] AS texts,
     -- Scalars are computed before the rest: they find the granules of the flow data.
     (
         SELECT (min(start_time) - slack, max(start_time + toIntervalNanosecond(duration_ns)) + slack, groupUniqArrayIf(ip, ip != unknown),
