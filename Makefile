@@ -59,11 +59,11 @@ kafka-if-possible:
 		echo "skipping tests against Apache Kafka: they need Maven and Java (mvn, java) on the PATH"; \
 	fi
 
-promtool: ## fetch Prometheus's promtool for the tests of the alerts (needs Debian's apt-get)
+promtool: ## fetch promtool and prometheus for the tests of alerts and exemplars (needs Debian's apt-get)
 	@deploy/prometheus/fetch.sh .cache/promtool
 
 promtool-if-possible:
-	@command -v promtool >/dev/null || deploy/prometheus/fetch.sh .cache/promtool || echo "skipping the tests of the alerts: promtool could not be fetched"
+	@command -v promtool >/dev/null && command -v prometheus >/dev/null || deploy/prometheus/fetch.sh .cache/promtool || echo "skipping the tests of alerts and exemplars: Prometheus could not be fetched"
 
 netlab: build engine netlab-programs ## try the answers about networks on real programs in network namespaces (needs root; half an hour); NETLAB='-run loss' takes less
 	$(GO) run ./integration/netlab $(NETLAB)

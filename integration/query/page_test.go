@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +21,7 @@ import (
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/chromium"
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
 	"github.com/metaflowys/metaflow-server/pkg/query/ui"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
@@ -40,33 +40,20 @@ type browser struct {
 // openPage shows the page of the shop's hour; without Chromium the test is skipped.
 func openPage(t *testing.T) browser {
 	t.Helper()
-	program := ""
-	for _, name := range []string{"chromium-headless-shell", "chromium"} {
-		if path, err := exec.LookPath(name); err == nil {
-			program = path
-			break
+	page, stop, err := chromium.Start(5 * time.Minute)
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Logf("stop the browser: %v", err)
 		}
-	}
-	if program == "" {
-		t.Skip("no Chromium: install Debian's chromium-headless-shell")
-	}
+	})
 	r, _ := reader(t, config())
 	server := httptest.NewServer(ui.NewHandler(r, ui.Options{
 		Guard: func(h http.Handler) http.Handler { return h }, Grafana: "https://grafana.example", Jaeger: "https://jaeger.example/",
 	}))
 	t.Cleanup(server.Close)
-	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.WindowSize(1280, 900), chromedp.WSURLReadTimeout(time.Minute))
-	allocated, stopAllocator := chromedp.NewExecAllocator(context.Background(), opts...)
-	t.Cleanup(stopAllocator)
-	ctx, stop := chromedp.NewContext(allocated)
-	page, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	t.Cleanup(func() {
-		if err := chromedp.Cancel(page); err != nil { // waits for the browser to end
-			t.Logf("stop the browser: %v", err)
-		}
-		cancel()
-		stop()
-	})
 	var mu sync.Mutex
 	chromedp.ListenTarget(page, func(event any) {
 		mu.Lock()
@@ -196,9 +183,6 @@ func TestPageFindsTraces(t *testing.T) {
 		t.Errorf("the page says %q", text)
 	}
 	b.do(chromedp.SendKeys("#trace", "xyz"+kb.Enter, chromedp.ByQuery), chromedp.WaitVisible(`//p[contains(., "hexadecimal")]`))
-	var paint float64
-	b.do(chromedp.Evaluate(`performance.getEntriesByName("first-contentful-paint")[0].startTime`, &paint))
-	t.Logf("first paint after %.0f ms", paint)
 }
 
 // A trace whose network is not known has the reason of most of its calls, not that of its

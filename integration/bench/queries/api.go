@@ -12,14 +12,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/metaflowys/metaflow-server/integration/internal/chromium"
 	"github.com/metaflowys/metaflow-server/pkg/clickhouse"
 	role "github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/jaeger"
 	"github.com/metaflowys/metaflow-server/pkg/query/tempo"
+	"github.com/metaflowys/metaflow-server/pkg/query/ui"
 	storage "github.com/metaflowys/metaflow-server/schema/jaegerstorage"
 )
 
@@ -38,20 +41,69 @@ func (d *data) askAPIs(ctx context.Context, o options, addr string) error {
 			return err
 		}
 	}
-	return nil
+	return showPage(subjects, addr)
 }
 
-// askRole asks a role query that waits so long for what the network did.
-func (d *data) askRole(ctx context.Context, subjects []subject, addr string, network time.Duration) error {
+// openRole returns the reader of a role query that waits so long for what the network did.
+func openRole(addr string, network time.Duration) (reader *role.Reader, closeAll func(), err error) {
 	cfg, ch := role.DefaultConfig(), clickhouse.DefaultConfig()
 	cfg.MaxExecutionTime, cfg.NetworkTimeout = 10*time.Minute, network
 	ch.Addresses = []string{addr}
 	db, err := clickhouse.OpenReader(ch, clickhouse.ReadLimits{Time: cfg.MaxExecutionTime, MemoryBytes: cfg.MaxMemoryBytes, Rows: cfg.MaxResultRows, Bytes: cfg.MaxResultBytes, AtOnce: cfg.MaxQueries}, nil)
 	if err != nil {
+		return nil, nil, err
+	}
+	return role.NewReader(cfg, db, ch.Database, role.Options{}), func() { _ = db.Close() }, nil
+}
+
+// showPage prints how long a browser takes until the page shows something, and until it shows
+// the trace that was asked for. Each time the browser is a new one.
+func showPage(subjects []subject, addr string) error {
+	reader, closeAll, err := openRole(addr, time.Minute)
+	if err != nil {
 		return err
 	}
-	defer func() { _ = db.Close() }()
-	reader := role.NewReader(cfg, db, ch.Database, role.Options{})
+	defer closeAll()
+	web := httptest.NewServer(ui.NewHandler(reader, ui.Options{Guard: func(h http.Handler) http.Handler { return h }}))
+	defer web.Close()
+	var painted, complete []time.Duration
+	for _, s := range subjects {
+		page, stop, err := chromium.Start(time.Minute)
+		if errors.Is(err, chromium.ErrMissing) {
+			fmt.Printf("| the page's first paint | %v | | |\n", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// The browser starts with the first action.
+		err = chromedp.Run(page)
+		begun := time.Now()
+		if err == nil {
+			err = chromedp.Run(page, chromedp.Navigate(web.URL+"/ui/#/trace/"+s.trace), chromedp.WaitVisible(".waterfall .row", chromedp.ByQuery))
+		}
+		complete = append(complete, time.Since(begun))
+		if err == nil {
+			var paint time.Duration
+			paint, err = chromium.FirstPaint(page)
+			painted = append(painted, paint)
+		}
+		if err := errors.Join(err, stop()); err != nil {
+			return fmt.Errorf("show a trace: %w", err)
+		}
+	}
+	fmt.Printf("| the page's first paint | | %s | %s |\n", ms(painted, 50), ms(painted, 95))
+	fmt.Printf("| the page with a trace | asked for | %s | %s |\n", ms(complete, 50), ms(complete, 95))
+	return nil
+}
+
+// askRole asks a role query that waits so long for what the network did.
+func (d *data) askRole(ctx context.Context, subjects []subject, addr string, network time.Duration) error {
+	reader, closeAll, err := openRole(addr, network)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
 	web := httptest.NewServer(tempo.NewHandler(reader))
 	defer web.Close()
 	services := grpc.NewServer()

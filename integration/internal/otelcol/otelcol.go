@@ -1,5 +1,5 @@
-// Package otelcol runs programs that take a configuration of the OpenTelemetry Collector:
-// the collector itself and Jaeger.
+// Package otelcol runs programs of others: the OpenTelemetry Collector, Jaeger, which takes
+// a configuration of the same form, and Prometheus.
 package otelcol
 
 import (
@@ -20,7 +20,7 @@ func Run(t *testing.T, program, config string) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run(t, program, file)
+	run(t, nil, program, "--config", file)
 }
 
 // RunJaeger runs the Jaeger that `make jaeger` builds in the repository, until the test ends,
@@ -31,18 +31,41 @@ func RunJaeger(t *testing.T, repository, storage, writer string) (api, otlp stri
 	t.Helper()
 	program := built(t, repository, "jaeger")
 	api, otlp = ports.FreeAddress(t), ports.FreeAddress(t)
-	run(t, program, filepath.Join(repository, "deploy", "jaeger", "jaeger.yaml"),
-		"JAEGER_STORAGE="+storage, "JAEGER_WRITER="+writer, "JAEGER_HTTP="+api, "JAEGER_OTLP="+otlp, "JAEGER_GRPC="+ports.FreeAddress(t))
+	environment := []string{"JAEGER_STORAGE=" + storage, "JAEGER_WRITER=" + writer, "JAEGER_HTTP=" + api, "JAEGER_OTLP=" + otlp, "JAEGER_GRPC=" + ports.FreeAddress(t)}
+	run(t, environment, program, "--config", filepath.Join(repository, "deploy", "jaeger", "jaeger.yaml"))
 	return api, otlp
 }
 
-func run(t *testing.T, program, file string, environment ...string) {
+// RunPrometheus runs the Prometheus that `make promtool` puts into the repository, until the
+// test ends, and returns the address of its API. It scrapes target ten times a second and
+// keeps exemplars. Without the program the test is skipped.
+func RunPrometheus(t *testing.T, repository, target string) (api string) {
+	t.Helper()
+	program, err := exec.LookPath("prometheus")
+	if err != nil {
+		program = filepath.Join(repository, ".cache", "promtool", "prometheus")
+		if _, err := os.Stat(program); err != nil {
+			t.Skip("no Prometheus: run `make promtool`")
+		}
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "prometheus.yml")
+	config := "scrape_configs: [{job_name: app, scrape_interval: 100ms, scrape_timeout: 100ms, static_configs: [{targets: ['" + target + "']}]}]"
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	api = ports.FreeAddress(t)
+	run(t, nil, program, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+api, "--enable-feature=exemplar-storage")
+	return api
+}
+
+func run(t *testing.T, environment []string, program string, args ...string) {
 	t.Helper()
 	output, err := os.Create(filepath.Join(t.TempDir(), "output"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "--config", file) //nolint:gosec // the program that the test is about
+	cmd := exec.Command(program, args...) //nolint:gosec // the program that the test is about
 	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
