@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/metaflowys/metaflow-server/pkg/query/mcp"
@@ -166,6 +167,36 @@ func TestModelFindsTheTrouble(t *testing.T) {
 }
 
 // Over standard I/O a model sees the tools, each of which only reads.
+// A model and a person are told when the network could not be read: it is not that nothing
+// is known.
+func TestNetworkThatIsNotReadInTime(t *testing.T) {
+	cfg := config()
+	cfg.NetworkTimeout = time.Nanosecond
+	r, db := reader(t, cfg)
+	found := newTempo(t).search(`{ resource.service.name = "paymentservice" && status = error }`)
+	if len(found.Traces) == 0 {
+		t.Fatal("the shop has no failed charge")
+	}
+	id := found.Traces[0].TraceID
+	server := httptest.NewServer(r.Answers().BoundUnread(mcp.NewServer(r, db, "test").Handler()))
+	t.Cleanup(server.Close)
+	m := connect(t, &sdk.StreamableClientTransport{Endpoint: server.URL, DisableStandaloneSSE: true})
+	var trace struct {
+		Spans   []struct{}
+		Known   bool `json:"network_known"`
+		Missing bool `json:"network_missing"`
+	}
+	if e := m.call("trace", map[string]any{"trace_id": id}, &trace); e != "" || len(trace.Spans) == 0 || trace.Known || !trace.Missing {
+		t.Errorf("trace: %s %+v", e, trace)
+	}
+
+	b := openPageOf(t, r)
+	b.do(chromedp.Navigate(b.url+"/ui/#/trace/"+id), chromedp.WaitVisible(".waterfall .row", chromedp.ByQuery))
+	if text := b.text("main p.bad-text"); !strings.HasPrefix(text, "What the network did could not be read, or not within query.network_timeout.") {
+		t.Errorf("the page says %q", text)
+	}
+}
+
 func TestModelListsTools(t *testing.T) {
 	r, db := reader(t, config())
 	toServer, fromClient := io.Pipe()

@@ -23,6 +23,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/integration/internal/chromium"
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/query/ui"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
 )
@@ -40,6 +41,12 @@ type browser struct {
 // openPage shows the page of the shop's hour; without Chromium the test is skipped.
 func openPage(t *testing.T) browser {
 	t.Helper()
+	r, _ := reader(t, config())
+	return openPageOf(t, r)
+}
+
+func openPageOf(t *testing.T, r *query.Reader) browser {
+	t.Helper()
 	page, stop, err := chromium.Start(5 * time.Minute)
 	if err != nil {
 		t.Skip(err)
@@ -49,7 +56,6 @@ func openPage(t *testing.T) browser {
 			t.Logf("stop the browser: %v", err)
 		}
 	})
-	r, _ := reader(t, config())
 	server := httptest.NewServer(ui.NewHandler(r, ui.Options{
 		Guard: func(h http.Handler) http.Handler { return h }, Grafana: "https://grafana.example", Jaeger: "https://jaeger.example/",
 	}))

@@ -44,7 +44,7 @@ func NewServer(reader *query.Reader, tables Tables, version string) *Server {
 	add(s, "what_is_wrong", `Edges between services whose network was bad in the last minutes, the worst first. harmed counts requests that were slow or failed because of it. An empty list means that no trouble is known: edges shows which edges have flow data at all. Times end in _ms or _us.`, s.whatIsWrong)
 	add(s, "edges", `Calls between services in the last minutes: requests, errors, latency (p50_ms, p99_ms) beside segments_sent, retransmits (segments), resets, connect_failures, rtt_us and the verdict. network_known is false where no agent reports the connections of an edge.`, s.edges)
 	add(s, "find_traces", `The newest traces with one span that fulfils all conditions, with the spans that do. network is the worst verdict of a trace's calls, whichever spans were searched for; it is missing where nothing is known. Searches of more than an hour take longer. With verdict, only traces near such trouble are examined, the slowest or failed ones first: inspected_traces says how many. partial says that there may be more: limit was reached or, with verdict, not all traces were examined.`, s.findTraces)
-	add(s, "trace", `One trace, spans in the order of their start, each with what the network did to its call. start_ms counts from the trace's first span. gap_ms is the time of a call at its client that the server did not spend. unmatched says why no connection was found for a span.`, s.trace)
+	add(s, "trace", `One trace, spans in the order of their start, each with what the network did to its call. start_ms counts from the trace's first span. gap_ms is the time of a call at its client that the server did not spend. unmatched says why no connection was found for a span. network_missing: what the network did could not be read, or not in time; ask again.`, s.trace)
 	add(s, "missing_span", `What is known about a span or trace that is not found: whether it is stored, which parents are missing, when its services were last seen (last_span is null for one without spans in the last day), and agents in trouble. It cannot see spans that wait in Kafka, in an agent's spool or among the dead letters: metaflow-server deadletter list and the metrics of each stage show those.`, s.missingSpan)
 	add(s, "sql", `Read-only SQL on ClickHouse, at most 200 rows and 1 MiB: more_rows says that there is more. Tables: metaflow.spans (trace_id, span_id, parent_span_id, name, kind, service_name, start_time, duration_ns, status_code, attributes, ...), metaflow.flows (time, role, ip, port, peer_ip, retransmits, rtt_us, ...), metaflow.service_network (per minute and edge), metaflow.pods, metaflow.agents; views with parameters metaflow.trace_network(trace_id = '...'), metaflow.network_trouble(minutes = 15). Always bound start_time or time. DESCRIBE metaflow.spans lists columns.`, s.sql)
 	return s
@@ -277,7 +277,7 @@ func (s *Server) trace(ctx context.Context, in oneTrace) (any, error) {
 	}
 	cut := t.Cut || len(spans) > maxSpans
 	return map[string]any{
-		"trace_id": id, "start": time.Unix(0, spans[0].at).UTC(), "spans": spans[:min(len(spans), maxSpans)], "cut": cut, "network_known": t.NetworkKnown(),
+		"trace_id": id, "start": time.Unix(0, spans[0].at).UTC(), "spans": spans[:min(len(spans), maxSpans)], "cut": cut, "network_known": t.NetworkKnown(), "network_missing": t.NetworkMissing,
 	}, nil
 }
 

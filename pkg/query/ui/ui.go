@@ -212,5 +212,5 @@ func (h *handler) trace(r *http.Request) (any, error) {
 		}
 	}
 	slices.SortStableFunc(spans, func(a, b span) int { return cmp.Compare(a.Start, b.Start) })
-	return map[string]any{"spans": spans, "cut": t.Cut, "network_known": t.NetworkKnown()}, nil
+	return map[string]any{"spans": spans, "cut": t.Cut, "network_known": t.NetworkKnown(), "network_missing": t.NetworkMissing}, nil
 }

@@ -345,7 +345,8 @@ async function traceView(id) {
   }
   if (links.jaeger) out.push(el("a", { href: `${links.jaeger}/trace/${id}` }, "Open in Jaeger"));
   const unseen = rows.filter(({ s }) => s.network?.unmatched);
-  const verdict = !trace.network_known ? el("p", { class: "dim" }, `What the network did is not known: ${mostlyUnmatched(unseen) ?? "there is no flow data, or it took too long to read"}.`)
+  const verdict = trace.network_missing ? el("p", { class: "bad-text" }, "What the network did could not be read, or not within query.network_timeout. Reload the page to try again.")
+    : !trace.network_known ? el("p", { class: "dim" }, `What the network did is not known: ${mostlyUnmatched(unseen) ?? "there is no flow data"}.`)
     : harmed.length === 0 ? el("p", { class: "clean-text" }, `The network harmed no call of this trace${unseen.length ? ` whose connection is known. Of ${unseen.length} spans it is not` : ""}.`)
       : el("p", { class: "bad-text" }, `It was the network: ${[...new Set(harmed.map(({ s }) => s.network.verdict))].join(", ")}, at ${harmed.length} of ${rows.length} spans. `, el("button", { type: "button", click: () => nextHarmed(-1) }, "Go to the first"));
   return [el("h2", {}, "Trace ", el("code", {}, id)), el("p", {}, `${new Date(start / 1000).toLocaleString()}, ${ms((end - start) / 1000)}, ${rows.length} spans. `, out),
