@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/agentconfig"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/golden"
 )
 
@@ -98,12 +99,20 @@ func TestDurationsInDays(t *testing.T) {
 	}
 }
 
-// The server's file is recognized.
+// The server's file is recognized, and that of an agent group.
 func TestConfigOfAnotherProgram(t *testing.T) {
 	const file = "../metaflow-server/testdata/defaults.yaml"
-	code, _, stderr := execute(t, "config", "check", file)
-	want := "this looks like the configuration of metaflow-server: check it by 'metaflow-server config check " + file + "'"
-	if code != program.ExitUsage || !strings.Contains(stderr, want) {
-		t.Errorf("exit status %d, want %q in\n%s", code, want, stderr)
+	group := filepath.Join(t.TempDir(), "group.yaml")
+	if err := os.WriteFile(group, agentconfig.Example(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		file:  "this looks like the configuration of metaflow-server: check it by 'metaflow-server config check " + file + "'",
+		group: "this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update -f " + group + " --dry-run' checks it",
+	} {
+		code, _, stderr := execute(t, "config", "check", file)
+		if code != program.ExitUsage || !strings.Contains(stderr, want) {
+			t.Errorf("exit status %d, want %q in\n%s", code, want, stderr)
+		}
 	}
 }

@@ -50,6 +50,9 @@ var sections = map[string][]string{
 	"metaflow-ctl verify": {"METAFLOW_VERIFY_", "METAFLOW_CLICKHOUSE_", "METAFLOW_HTTP_", "METAFLOW_LOG_"},
 }
 
+// groupSections are the sections of an agent group's configuration.
+var groupSections = []string{"inputs", "outputs"}
+
 // foreign returns the sections that have none of the keys.
 func foreign(keys []config.Key) []string {
 	return slices.DeleteFunc(slices.Concat(slices.Collect(maps.Values(sections))...), func(section string) bool {
@@ -156,7 +159,10 @@ func (f *Flags[C]) LoadOver(cfg C) error {
 	return config.Load(cfg, config.Options{
 		File: f.file, Hint: func(top []string) string {
 			owner := ownerOf(top, keys)
-			if owner == "" {
+			switch {
+			case slices.ContainsFunc(groupSections, func(s string) bool { return slices.Contains(top, s) }):
+				return fmt.Sprintf("this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update -f %s --dry-run' checks it", f.file)
+			case owner == "":
 				return ""
 			}
 			return fmt.Sprintf("this looks like the configuration of %[1]s: check it by '%[1]s config check %[2]s'", owner, f.file)
