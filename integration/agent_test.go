@@ -270,9 +270,8 @@ func agentState(t *testing.T, server, state string) error {
 // While the server is down, the agent acknowledges and spools. kill -9 of the
 // agent loses none of it, and everything is stored once.
 func TestAgentSpoolsWhileServerIsDown(t *testing.T) {
-	dir, spool, port := t.TempDir(), t.TempDir(), ports.FreeAddress(t)
-	s := startStandalone(t, dir)
-	grpc := s.at.GRPC
+	dir, spool, port, grpc := t.TempDir(), t.TempDir(), ports.FreeAddress(t), ports.FreeAddress(t)
+	s := startStandaloneAt(t, dir, grpc)
 	a := startAgent(t, spool, grpc)
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)

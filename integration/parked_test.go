@@ -22,9 +22,8 @@ func TestParkedRequestsAreRetried(t *testing.T) {
 		_ = os.Unsetenv(narrow) // not a key of the agent
 		return s
 	}
-	dir, spool, port := t.TempDir(), t.TempDir(), ports.FreeAddress(t)
-	s := start(dir, "127.0.0.1:0", "1h")
-	grpc := s.at.GRPC
+	dir, spool, port, grpc := t.TempDir(), t.TempDir(), ports.FreeAddress(t), ports.FreeAddress(t)
+	s := start(dir, grpc, "1h")
 	a := startAgent(t, spool, grpc)
 	enable(t, s.at.HTTP, groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default"), port)
 	a.eventually(10*time.Second, func() error { return listens(port) })

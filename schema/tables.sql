@@ -615,7 +615,7 @@ AS SELECT
         rtt_max_us, rtt_usual_us, rtt_longer_us, queue_us,
         query_failures + queries_unanswered, queries, if(query_time_max_us < 100000, 0, query_time_max_us), gave_up,
         rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3)),
-        receive_window_limited_us * (20 * retransmits <= segments_sent)] AS counters
+        receive_window_limited_us * (20 * retransmits <= segments_sent) * (receive_window_limited_us >= 10 * 1000)] AS counters
 FROM
 (
     SELECT
@@ -629,7 +629,7 @@ FROM
     FROM metaflow.flows_local
     WHERE role != 'unknown'
 )
-COMMENT 'made by metaflow-server, form f07e7a464b6f28a2';
+COMMENT 'made by metaflow-server, form a6eb0e5a59f70cbc';
 
 CREATE OR REPLACE VIEW metaflow.trace_network AS
 WITH
@@ -1679,7 +1679,7 @@ WITH
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls[1]) OVER near AS requests_near, sum(calls[6]) OVER near AS unanswered_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
-            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max((calls[1] > calls[3]) * p50_ms) OVER near AS alone_p50_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
@@ -1690,7 +1690,8 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
-            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
+                * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
     ),
@@ -1736,6 +1737,7 @@ WITH
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', requests slow or failed: ', toString(harmed_near)),
                     verdict = 'reset', concat(', requests failed without an answer: ', toString(unanswered_near)),
+                    harm = 0, concat(', half of the requests took ', toString(round(alone_p50_ms, 1)), ' ms or more'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),
@@ -1816,7 +1818,7 @@ WITH
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls[1]) OVER near AS requests_near, sum(calls[6]) OVER near AS unanswered_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
-            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max((calls[1] > calls[3]) * p50_ms) OVER near AS alone_p50_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
@@ -1827,7 +1829,8 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
-            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000) * if(traced, harm > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
+                * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
     ),
@@ -1873,6 +1876,7 @@ WITH
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', requests slow or failed: ', toString(harmed_near)),
                     verdict = 'reset', concat(', requests failed without an answer: ', toString(unanswered_near)),
+                    harm = 0, concat(', half of the requests took ', toString(round(alone_p50_ms, 1)), ' ms or more'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

@@ -178,6 +178,9 @@ func (l *lab) is(name, said string) bool {
 		return strings.HasPrefix(said, name+"-service")
 	}
 	h := l.hosts[name]
+	if h == nil { // a name of no host
+		return false
+	}
 	return said == h.ip.String() || said == h.ip6.String() || slices.Contains(processes[name], said)
 }
 

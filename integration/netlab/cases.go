@@ -8,13 +8,17 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/namespaces"
 )
 
 // truth is an edge that a query must name, and the words for the cause of which
@@ -338,6 +342,156 @@ func table() []trial {
 			want:  []truth{{client: "orders", server: "db", causes: loss}, {client: "orders", server: "cache", causes: loss}, {client: "orders", server: "stock", causes: loss}, {client: "api", server: "orders", causes: loss}, {client: "orders", server: "stock", causes: slowDNS, may: true}},
 			anyOf: true,
 		},
+		{
+			name: "blackout", story: "every packet between orders and stock is lost for six seconds", paths: []string{orderStock + "&pool=1"}, seconds: 24,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.between(ctx, d/3, 6*time.Second, losing(999, [2]string{"orders", "stock"}))
+			},
+			want: edge("orders", "stock", loss),
+		},
+		{
+			name: "unreachable", story: "a firewall answers connects from orders to stock with ICMP: administratively prohibited", paths: []string{orderStock}, seconds: 15,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, "tcp flags & (syn | ack) == syn reject with icmp type admin-prohibited"))
+			},
+			want: edge("orders", "stock", slices.Concat(refused, swallowed)),
+		},
+		{
+			name: "crash", story: "stock is killed, and comes back after four seconds", paths: []string{orderStock + "&pool=1"}, seconds: 20,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.crash(ctx, "stock", 3000, d/3, 4*time.Second)
+			},
+			want: edge("orders", "stock", slices.Concat(refused, reset)),
+		},
+		{
+			name: "db-sleeps", story: "queries take 300 ms in PostgreSQL: no network", paths: []string{orderDB + "&dbsleep=300"}, seconds: 15,
+		},
+		{
+			name: "cache-stopped", story: "Redis is stopped for some seconds and reads nothing", paths: []string{"/order/%d?parts=cache&size=4000"}, seconds: 20,
+			during: func(ctx context.Context, l *lab, d time.Duration) error { return l.freeze(ctx, "cache", d/4, d/3) },
+			want:   edge("orders", "cache", notRead),
+		},
+		{
+			name: "proxy-refused", story: "nginx cannot connect to orders: refused", paths: []string{orderDB + "&via=nginx"}, seconds: 15,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["nginx"].ip, l.hosts["orders"].ip, "tcp dport 8000 reject with tcp reset"))
+			},
+			want: []truth{{client: "nginx", server: "orders", causes: slices.Concat(refused, reset), spanless: true}},
+		},
+		{
+			name: "proxy-pauses", story: "nginx stops for two seconds", paths: []string{orderDB + "&via=nginx"}, seconds: 24,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.freeze(ctx, "nginx", d/3, 2*time.Second)
+			},
+			want: []truth{{client: "api", server: "nginx", causes: slices.Concat(notRead, queueFull), may: true}, {client: "api", server: "orders", causes: slices.Concat(notRead, queueFull), may: true}, {client: "visitors", server: "nginx", causes: notRead, may: true}},
+		},
+		{
+			name: "client-pauses", story: "api stops for two seconds", paths: []string{orderDB, priceOne}, seconds: 24,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.freeze(ctx, "api", d/3, 2*time.Second)
+			},
+			want: []truth{{client: "nginx", server: "api", causes: slices.Concat(notRead, queueFull), may: true}},
+		},
+		{
+			name: "narrow", story: "a hop takes packets of 1,000 bytes at most, and says so", paths: []string{orderStock + "&size=4000"}, seconds: 15,
+			begin: func(l *lab) error { return l.narrow("orders", 1000) },
+			want:  []truth{{client: "orders", server: "stock", causes: loss, may: true}}, // the first answer is sent twice
+		},
+		{
+			name: "three-ms", story: "3 ms more in each direction between api and orders", paths: []string{orderDB}, seconds: 15,
+			begin: func(l *lab) error {
+				api, orders := l.hosts["api"], l.hosts["orders"]
+				return l.faults.delay(3*time.Millisecond, 0, [2]*host{api, orders}, [2]*host{orders, api})
+			},
+		},
+		{
+			name: "delay-db", story: "80 ms more between orders and PostgreSQL, on connections that stay open", paths: []string{orderDB}, seconds: 20,
+			begin: func(l *lab) error {
+				orders, db := l.hosts["orders"], l.hosts["db"]
+				return l.faults.delay(40*time.Millisecond, 0, [2]*host{orders, db}, [2]*host{db, orders})
+			},
+			want: edge("orders", "db", slow),
+		},
+		{
+			name: "delay-behind-proxy", story: "80 ms more between nginx and orders", paths: []string{orderDB + "&via=nginx"}, seconds: 20,
+			begin: func(l *lab) error {
+				nginx, orders := l.hosts["nginx"], l.hosts["orders"]
+				return l.faults.delay(40*time.Millisecond, 0, [2]*host{nginx, orders}, [2]*host{orders, nginx})
+			},
+			want: []truth{{client: "nginx", server: "orders", causes: slow, spanless: true}, {client: "api", server: "orders", causes: slow, may: true}},
+		},
+		{
+			name: "few-connects", story: "half of the SYNs from orders to stock are dropped", paths: []string{orderStock}, seconds: 20,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, "tcp flags & (syn | ack) == syn "+lose(500)))
+			},
+			want: edge("orders", "stock", slices.Concat(loss, swallowed)),
+		},
+		{
+			name: "loss-upload", story: "4% of what orders sends to Redis is lost, in large values", paths: []string{"/order/%d?parts=cache&size=60000"}, seconds: 20,
+			begin: func(l *lab) error { return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["cache"].ip, lose(40))) },
+			want:  edge("orders", "cache", loss),
+		},
+		{
+			name: "no-such-name", story: "orders asks a name that does not exist", paths: []string{orderStock + "&stock=nowhere:3000"}, seconds: 12,
+			want: edge("orders", "nowhere", failingDNS),
+		},
+		{
+			name: "dns-lossy", story: "40% of the packets between orders and its resolver are lost", paths: []string{orderStock}, seconds: 30,
+			begin: func(l *lab) error {
+				orders, dns := l.hosts["orders"].ip, l.hosts["dns"].ip
+				return l.faults.set(both(orders, dns, "udp sport != 0 "+lose(400))...)
+			},
+			want: edge("orders", "stock", slices.Concat(failingDNS, slowDNS)),
+		},
+		{
+			name: "masquerade", story: "the node hides orders behind its own address; nothing is wrong", paths: []string{orderStock}, seconds: 15,
+			begin: func(l *lab) error {
+				return l.faults.set(masquerade + fmt.Sprintf("ip saddr %s ip daddr %s masquerade", l.hosts["orders"].ip, l.hosts["stock"].ip))
+			},
+		},
+		{
+			name: "two-lossy-edges", story: "6% loss between nginx and api, and between orders and PostgreSQL", paths: []string{orderDB + "&size=4000"}, seconds: 25,
+			begin: losing(60, [2]string{"nginx", "api"}, [2]string{"orders", "db"}),
+			want:  append(edge("orders", "db", loss), truth{client: "nginx", server: "api", causes: loss, spanless: true}),
+		},
+		{
+			name: "dead-path", story: "one of eight equal paths to stock is dead: connections whose port chooses it", paths: []string{orderStock}, seconds: 25,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["orders"].ip, l.hosts["stock"].ip, "tcp sport & 14 == 6 drop"))
+			},
+			want: edge("orders", "stock", slices.Concat(loss, swallowed)),
+		},
+		{
+			name: "lossy-path", story: "one of four equal paths to stock loses 20% of its packets", paths: []string{orderStock + "&size=4000"}, seconds: 25,
+			begin: func(l *lab) error {
+				orders, stock := l.hosts["orders"].ip, l.hosts["stock"].ip
+				return l.faults.set(oneWay(orders, stock, "tcp sport & 6 == 2 "+lose(200)), oneWay(stock, orders, "tcp dport & 6 == 2 "+lose(200)))
+			},
+			want: edge("orders", "stock", loss),
+		},
+		{
+			name: "step", story: "80 ms more from the middle on, between api and price", paths: []string{priceOne + "?calls=2"}, seconds: 24,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				if !after(ctx, d/2) {
+					return nil
+				}
+				l.faultFrom = time.Now()
+				api, price := l.hosts["api"], l.hosts["price"]
+				return l.faults.delay(40*time.Millisecond, 0, [2]*host{api, price}, [2]*host{price, api})
+			},
+			want: edge("api", "price", slow),
+		},
+		{
+			name: "cut-silently", story: "a firewall forgets pooled connections in the middle, and drops their packets", paths: []string{orderStock + "&pool=1"}, seconds: 30,
+			during: func(ctx context.Context, l *lab, d time.Duration) error {
+				return l.cutSilently(ctx, d/3)
+			},
+			want: edge("orders", "stock", loss),
+		},
+		{
+			name: "large-answers", story: "answers of 2 MB beside small ones; nothing is wrong", paths: []string{orderStock + "&size=2000000", orderStock}, seconds: 20, perSecond: 6,
+		},
 		// The last, because views know an address by its services of the whole hour.
 		{
 			name: "two-on-one-address", story: "ledger listens beside stock, at another port of its host; 5% loss to that port", paths: []string{orderStock + "&size=4000", orderStock + "&size=4000&stock=stock:4000"}, seconds: 20,
@@ -384,6 +538,58 @@ func (l *lab) freeze(ctx context.Context, name string, from, long time.Duration)
 	after(ctx, long)
 	l.faultUntil = time.Now()
 	return l.programs[name].signal(syscall.SIGCONT)
+}
+
+// crash kills a program, and starts it again after a while.
+func (l *lab) crash(ctx context.Context, name string, port int, from, long time.Duration) error {
+	if !after(ctx, from) {
+		return nil
+	}
+	l.faultFrom = time.Now()
+	old := l.programs[name]
+	if err := old.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-old.done
+	after(ctx, long)
+	if err := l.launch(name, l.hosts[name], 0, old.env, old.argv...); err != nil {
+		return err
+	}
+	err := l.await(name, func() error { return l.listening(l.hosts[name], port) })
+	l.faultUntil = time.Now()
+	return err
+}
+
+// narrow makes the node's way to a host take packets of so many bytes. The node says so to
+// the senders of larger ones.
+func (l *lab) narrow(name string, bytes int) error {
+	h := l.hosts[name]
+	return namespaces.Feed(fmt.Sprintf("route replace %s/32 dev %s mtu %d\n", h.ip, h.device(), bytes), "ip", "-batch", "-")
+}
+
+// cutSilently drops the packets of the connections from orders to stock that are open after a
+// while.
+func (l *lab) cutSilently(ctx context.Context, from time.Duration) error {
+	if !after(ctx, from) {
+		return nil
+	}
+	l.faultFrom = time.Now()
+	orders, stock := l.hosts["orders"], l.hosts["stock"]
+	var out strings.Builder
+	if err := namespaces.Enter(orders.pid(), func() error {
+		cmd := exec.Command("ss", "-Htn", "state", "established", "dst", stock.ip.String())
+		cmd.Stdout = &out
+		return cmd.Run()
+	}); err != nil {
+		return err
+	}
+	var rules []string
+	for line := range strings.Lines(out.String()) {
+		fields := strings.Fields(line)
+		_, port, _ := net.SplitHostPort(fields[2])
+		rules = append(rules, oneWay(orders.ip, stock.ip, "tcp sport "+port+" drop"), oneWay(stock.ip, orders.ip, "tcp dport "+port+" drop"))
+	}
+	return l.faults.set(rules...)
 }
 
 // restart starts a service again, with a clock that is off.
@@ -532,6 +738,9 @@ func bulk(ctx context.Context, l *lab, _ time.Duration) error {
 // healAll ends every fault.
 func (l *lab) healAll() error {
 	if err := l.dns.trouble(nil, 0, 0, false); err != nil {
+		return err
+	}
+	if err := l.narrow("orders", 1500); err != nil {
 		return err
 	}
 	_ = l.hosts["stock"].run("", "tc", "qdisc", "del", "dev", "eth0", "root") // there may be none

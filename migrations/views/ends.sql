@@ -168,7 +168,8 @@ AS SELECT
         -- What longer round trips cost: a window of ten segments takes one, and windows grow.
         rtt_longer_us * (1 + least(intDiv(segments_sent, 10), 3)),
         -- Behind a lost segment the receiver keeps what it cannot hand over yet: a window full of that is the network's.
-        receive_window_limited_us * (20 * retransmits <= segments_sent)] AS counters
+        -- Waiting for less than what counts as harm is how a large answer arrives.
+        receive_window_limited_us * (20 * retransmits <= segments_sent) * (receive_window_limited_us >= {{.GapMS}} * 1000)] AS counters
 FROM
 (
     SELECT

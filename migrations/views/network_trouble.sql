@@ -59,7 +59,7 @@ WITH
         SELECT *,
             sum(calls.requests) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls.requests) OVER near AS requests_near, sum(calls.unanswered) OVER near AS unanswered_near, sum(calls.broken) OVER near AS broken_near, sum(calls.harmed) OVER near AS harmed_near,
-            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max((calls.requests > calls.paired) * p50_ms) OVER near AS alone_p50_ms, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
@@ -71,8 +71,10 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
-            -- The round trips of most flows are longer, by a queue of their own bytes or otherwise.
-            (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000) * if(traced, harm > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
+            -- The round trips of most flows are longer, by a queue of their own bytes or otherwise. Where
+            -- no server has a span, that is harm if it is half of what requests took: all of them may be slow.
+            (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000)
+                * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
     ),
@@ -122,6 +124,7 @@ WITH
                 ' between ', from_time, ' and ', to_time,
                 multiIf(traced = 0, '', harmed_near > 0, concat(', requests slow or failed: ', toString(harmed_near)),
                     verdict = 'reset', concat(', requests failed without an answer: ', toString(unanswered_near)),
+                    harm = 0, concat(', half of the requests took ', toString(round(alone_p50_ms, 1)), ' ms or more'),
                     concat(', the slowest requests took ', toString(round(alone_ms, 1)), ' ms, usually ', toString(round(usual_ms, 1)), ' ms'))) AS why
         FROM judged
     ),

@@ -420,6 +420,51 @@ func TestRapidResetsEndTheConnection(t *testing.T) {
 	}
 }
 
+// A client that is refused resets the streams whose messages it has not sent: its connection
+// stays, however often that happens.
+func TestRefusedCallsMayBeReset(t *testing.T) {
+	cfg := testConfig()
+	cfg.MaxRequestsInFlight = 1
+	reg := prometheus.NewRegistry()
+	var once sync.Once
+	entered, release := make(chan struct{}), make(chan struct{})
+	free := sync.OnceFunc(func() { close(release) })
+	srv := start(t, cfg, consumerFunc(func(context.Context, signal.Request) (signal.Result, error) {
+		once.Do(func() { close(entered) })
+		<-release
+		return signal.Result{}, nil
+	}), rpc.Options{Registerer: reg})
+	full := make(chan error, 1)
+	t.Cleanup(free)
+	go func() {
+		_, err := clientFrom(t, "127.0.0.8", srv.Addr()).Export(context.WithoutCancel(t.Context()), otlptest.Sized(2000))
+		full <- err
+	}()
+	<-entered
+	const resets = 3000 // of which the server would forgive some 1,000
+	a := attack(t, "127.0.0.9", srv.Addr())
+	ended := make(chan error, 1)
+	go func() { ended <- a.hungUp() }()
+	for range resets {
+		a.write(frame(0x3, 0, a.call(export), []byte{0, 0, 0, 8}))
+	}
+	wait.Until(t, "all calls were refused", func() bool {
+		return prom.Value(t, reg, "metaflow_gateway_refused_requests_total") >= resets
+	})
+	select {
+	case err := <-ended:
+		t.Errorf("the connection ended: %v", err)
+	default:
+	}
+	free()
+	if err := <-full; err != nil {
+		t.Error(err)
+	}
+	if got := prom.Value(t, reg, "metaflow_grpc_reset_floods_total"); got != 0 {
+		t.Errorf("counted %v floods", got)
+	}
+}
+
 // A request that does not fit once its length is known is refused as one that never fitted.
 func TestARequestRefusedOnItsWayIsToComeBack(t *testing.T) {
 	cfg := testConfig()

@@ -38,7 +38,7 @@ const (
 )
 
 const (
-	// A client may reset resetsAtOnce streams at once, several times what it may have open,
+	// A client may reset resetsAtOnce calls at once, several times what it may have open,
 	// and resetsPerSecond from then on. Clients reset a stream when a call's deadline passes.
 	// Opening and resetting streams in a loop would make the server do the work of a call
 	// for each, without the bound of concurrent streams (CVE-2023-44487).
@@ -152,17 +152,23 @@ func (c *conn) begin() error {
 	c.payload = int(c.header[0])<<16 | int(c.header[1])<<8 | int(c.header[2])
 	c.stream = binary.BigEndian.Uint32(c.header[5:]) &^ (1 << 31)
 	c.call, c.padded, c.padding = nil, false, 0
-	if c.header[3] == frameReset && !c.resets.Allow() {
+	kind := c.header[3]
+	if kind != frameData && kind != frameReset {
+		return nil
+	}
+	c.mu.Lock()
+	k := c.calls[c.stream]
+	c.mu.Unlock()
+	if kind == frameData {
+		c.call, c.padded = k, c.header[4]&flagPadded != 0
+		return nil
+	}
+	// A client whose call was refused resets the stream if it has not sent all of it: the
+	// server's doing.
+	if k != nil && !c.resets.Allow() {
 		c.server.resetFloods.Inc()
 		return errResets
 	}
-	if c.header[3] != frameData {
-		return nil
-	}
-	c.padded = c.header[4]&flagPadded != 0
-	c.mu.Lock()
-	c.call = c.calls[c.stream]
-	c.mu.Unlock()
 	return nil
 }
 

@@ -120,6 +120,12 @@ func newRace(t *testing.T, cfg rpc.Config, req *coltracepb.ExportTraceServiceReq
 	t.Helper()
 	r := &race{req: req, share: share, again: make([]atomic.Int64, clients), from: netip.MustParseAddr("127.0.1.1")}
 	srv := start(t, cfg, &r.line, rpc.Options{})
+	// The server waits for the line when it stops.
+	t.Cleanup(func() {
+		for served := 1; served > 0; {
+			served, _ = r.line.serve(capacity, r.from)
+		}
+	})
 	for i := range clients {
 		r.others = append(r.others, clientFrom(t, fmt.Sprintf("127.0.0.%d", 2+i), srv.Addr()))
 	}

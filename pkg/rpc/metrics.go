@@ -83,7 +83,7 @@ func newPortMetrics(reg prometheus.Registerer, s *Server) (portMetrics, error) {
 		}),
 		resetFloods: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "metaflow_grpc_reset_floods_total",
-			Help: "Connections closed because the client reset too many streams.",
+			Help: "Connections closed because the client reset too many calls.",
 		}),
 		refusedCalls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "metaflow_grpc_refused_calls_total",

@@ -3,6 +3,7 @@
 The query says what a request does:
   parts   what it asks, of db, cache and stock; all by default
   sleep   ms that its own code takes
+  dbsleep ms that its query takes in PostgreSQL
   size    bytes of its answer and of those of its parts
   stock   host and port at which it finds stock
   pool    whether it keeps its connection to stock
@@ -42,7 +43,7 @@ def get(order):
     parts = query.get("parts", "db,cache,stock").split(",")
     if "db" in parts:
         with connection().cursor() as cursor:
-            cursor.execute("SELECT repeat('x', %s)", (size,))
+            cursor.execute("SELECT repeat('x', %s), pg_sleep(%s)", (size, query.get("dbsleep", 0, int) / 1000))
             cursor.fetchone()
     if "cache" in parts:
         cache.set("order", "x" * size)
