@@ -229,6 +229,16 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 20/0"},
 			[]string{"shop -> cart: slow network"},
 		},
+		"a farther server without spans, all of whose requests are slow": {
+			calls(20, shopSpan.with(sqlRow{"duration_ns": "70000000"}), nil), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
+			[]string{"shop -> cart@10.0.0.2 20/0"},
+			[]string{"shop -> cart@10.0.0.2: slow network"},
+		},
+		"a farther server without spans that is slow by itself": {
+			calls(20, shopSpan.with(sqlRow{"duration_ns": "300000000"}), nil), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
+			[]string{"shop -> cart@10.0.0.2 20/0"},
+			nil,
+		},
 		"a farther server of a proxy": {
 			emptyRows, both(proxyEnd, dbEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
 			[]string{"nginx@10.0.0.5 -> postgres@10.0.0.9 0/0"},
