@@ -127,9 +127,11 @@ func (a *attacker) ask(method string, more ...string) {
 // A client that takes nothing of what it asked for loses its connection in time, and what waited
 // for it is given up: the messages of calls that have ended, and the handlers of streams.
 func TestUnreadAnswersAreDropped(t *testing.T) {
+	const readTime = 4 * time.Second // the answers must wait before it has passed, also on a busy machine
 	t.Run("the window is closed", func(t *testing.T) {
+		t.Parallel()
 		h := &holder{}
-		srv := startHolding(t, h, time.Second)
+		srv := startHolding(t, h, readTime)
 		a := attack(t, "127.0.0.9", srv.Addr())
 		for range 3 {
 			a.ask(answersOne)
@@ -141,8 +143,9 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 		h.wantGivenUp(t, 1)
 	})
 	t.Run("a window of zero", func(t *testing.T) {
+		t.Parallel()
 		h := &holder{}
-		srv := startHolding(t, h, time.Second)
+		srv := startHolding(t, h, readTime)
 		a := attack(t, "127.0.0.9", srv.Addr())
 		a.write(frame(0x4, 0, 0, []byte{0, 4, 0, 0, 0, 0})) // the initial window
 		for range 20 {
@@ -154,8 +157,9 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 		h.wantGivenUp(t, 1)
 	})
 	t.Run("nothing is read from the socket", func(t *testing.T) {
+		t.Parallel()
 		h := &holder{}
-		srv := startHolding(t, h, time.Second)
+		srv := startHolding(t, h, readTime)
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", srv.Addr().String())
 		if err != nil {
 			t.Fatal(err)

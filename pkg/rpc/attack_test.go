@@ -333,11 +333,11 @@ func TestCallsWithoutABodyEnd(t *testing.T) {
 func TestABodyHasADeadline(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	cfg := testConfig()
-	cfg.BodyTimeout = 100 * time.Millisecond
+	cfg.BodyTimeout = time.Second // enough for the body of an honest request
 	consumer := consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
 		select {
 		case <-ctx.Done():
-		case <-time.After(3 * cfg.BodyTimeout): // the deadline is not for consuming
+		case <-time.After(cfg.BodyTimeout * 3 / 2): // the deadline is not for consuming
 		}
 		return signal.Result{}, ctx.Err()
 	})

@@ -82,6 +82,9 @@ func TestAGreedyClientHardlySlowsOthers(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()
+			// One connection may get every place of the line. Its other requests are to be refused then,
+			// not to wait in the client for a stream.
+			cfg.MaxConcurrentStreams = 8 * inFlight
 			tc.bound(&cfg)
 			r := newRace(t, cfg, req, tc.clients, tc.share)
 			alone, beside := 0, 0

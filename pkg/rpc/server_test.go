@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -166,17 +168,21 @@ func TestStopCutsOffWhatOutlastsTheGrace(t *testing.T) {
 
 // A client that gives up ends the consumer's context.
 func TestClientsDeadlineReachesTheConsumer(t *testing.T) {
-	ended := make(chan error, 1)
+	var entered atomic.Int32
+	ended := make(chan error, 20)
 	consumer := consumerFunc(func(ctx context.Context, _ signal.Request) (signal.Result, error) {
+		entered.Add(1)
 		<-ctx.Done()
 		ended <- ctx.Err()
 		return signal.Result{}, ctx.Err()
 	})
 	cli := client(t, start(t, testConfig(), consumer, rpc.Options{}))
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := cli.Export(ctx, otlptest.Sized(100)); status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("Export = %v, want DEADLINE_EXCEEDED", err)
+	for deadline := 50 * time.Millisecond; entered.Load() == 0; deadline *= 2 { // the call may be late already when it arrives
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		if _, err := cli.Export(ctx, otlptest.Sized(100)); status.Code(err) != codes.DeadlineExceeded {
+			t.Fatalf("Export = %v, want DEADLINE_EXCEEDED", err)
+		}
+		cancel()
 	}
 	if err := <-ended; err == nil {
 		t.Error("the consumer's context did not end")
@@ -264,11 +270,13 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 }
 
 func TestCloseReleasesThePortOfAServerThatNeverRan(t *testing.T) {
-	srv, err := rpc.New(testConfig(), []rpc.Sink{tracesTo(accept)}, rpc.Options{})
+	addr := ports.FreeAddress(t)
+	cfg := testConfig()
+	cfg.Listen = addr
+	srv, err := rpc.New(cfg, []rpc.Sink{tracesTo(accept)}, rpc.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := srv.Addr().String()
 	if err := srv.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -23,11 +23,7 @@ import (
 
 // The texts are those of the client, so real calls show when another version of it has other ones.
 func TestTextOfCalls(t *testing.T) {
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = closed.Close()
+	closed := ports.FreeAddress(t)
 	server := grpc.NewServer()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -46,7 +42,7 @@ func TestTextOfCalls(t *testing.T) {
 		tls        bool
 		within     time.Duration
 	}{
-		"nothing listens":  {addr: closed.Addr().String(), want: "cannot connect: dial tcp " + closed.Addr().String() + ": connect: connection refused: nothing listens on this address"},
+		"nothing listens":  {addr: closed, want: "cannot connect: dial tcp " + closed + ": connect: connection refused: nothing listens on this address"},
 		"a web server":     {addr: web, want: "it does not answer in gRPC: "},
 		"no TLS":           {addr: l.Addr().String(), tls: true, want: "TLS handshake: "},
 		"another service":  {addr: l.Addr().String(), want: "the server does not take such requests (unknown service metaflow.None)"},
