@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/metaflowys/metaflow-server/cmd/internal/program"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -36,11 +37,6 @@ func TestCheckCommand(t *testing.T) {
 	running.Go(func() { _ = server.Serve(listener) })
 	defer running.Wait()
 	defer server.Stop()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = closed.Close()
 
 	address := listener.Addr().String()
 	for name, tc := range map[string]struct {
@@ -50,7 +46,7 @@ func TestCheckCommand(t *testing.T) {
 	}{
 		"ready":         {address, "shop", program.ExitOK, []string{"group " + address + " ok shop (g-1)", "does not exist yet"}},
 		"unknown group": {address, "shpo", program.ExitFailed, []string{`no agent group "shpo"`, "1 check failed"}},
-		"no server":     {closed.Addr().String(), "", program.ExitFailed, []string{"connection refused", "1 check failed"}},
+		"no server":     {ports.FreeAddress(t), "", program.ExitFailed, []string{"connection refused", "1 check failed"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, out, errOut := execute(t, "check", "--no-flow", "--server", tc.address, "--group", tc.group, "--spool-dir", t.TempDir()+"/new")

@@ -164,12 +164,12 @@ func TestPortsAreCheckedAfterTheyWereTried(t *testing.T) {
 // A port in use is an exception and makes the agent unready, and is opened once it is free.
 func TestPortInUseIsRetried(t *testing.T) {
 	l := openListeners(t, nil)
-	other, err := net.Listen("tcp", "127.0.0.1:0")
+	port := ports.Free(t)
+	other, err := net.Listen("tcp", ports.Address(port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = other.Close() }()
-	port := other.Addr().(*net.TCPAddr).Port
 	l.configure(integration(port, 0))
 	awaitExceptions(t, l, 1)
 	if err := l.check(); err == nil || !strings.Contains(err.Error(), "inputs.integration.listen_port: ") || !strings.Contains(err.Error(), "address already in use") {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"runtime"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // day returns noon of a day within every retention of these tests.
@@ -136,14 +136,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	} {
 		mustExec(t, d, "CREATE TABLE "+cfg.Database+"."+table)
 	}
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	refusing := closed.Addr().String()
-	if err := closed.Close(); err != nil {
-		t.Fatal(err)
-	}
+	refusing := ports.FreeAddress(t)
 	tests := map[string]struct {
 		table string
 		rows  int

@@ -16,6 +16,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -25,12 +26,11 @@ import (
 // itself.
 func TestKafkaAway(t *testing.T) {
 	t.Parallel()
-	opts := broker.Options{Listen: "127.0.0.1:0", DataDir: t.TempDir()}
+	opts := broker.Options{Listen: ports.FreeAddress(t), DataDir: t.TempDir()}
 	first, err := broker.Start(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts.Listen = first.Addr()
 	st := &setting{broker: first.Addr(), clock: &clock{}, kafka: func(c *kafka.Config) { c.ProduceTimeout = 2 * time.Second }}
 	r := st.start(t, "a")
 	update(t, r, "default", "inputs: {integration: {enabled: true}}")

@@ -21,6 +21,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/fault"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
@@ -140,12 +141,11 @@ func TestTooLargeBatchIsSplit(t *testing.T) {
 // While a broker is down, Produce returns in time and keeps nothing. When the broker is
 // back, records arrive, those of each call in order.
 func TestBrokerDownAndBack(t *testing.T) {
-	dir := t.TempDir()
-	first, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(dir))
+	dir, port := t.TempDir(), ports.Free(t)
+	first, err := kfake.NewCluster(kfake.Ports(port), kfake.DataDir(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := first.ListenAddrs()[0]
 	client := newClient(t, first, func(c *kafka.Config) { c.ProduceTimeout = 10 * time.Second })
 	createTopic(t, client, 1)
 	producer := startProducer(t, client, kafka.ProducerOptions{})
@@ -171,10 +171,6 @@ func TestBrokerDownAndBack(t *testing.T) {
 
 	patient := make(chan error, 1)
 	go func() { patient <- producer.Produce(t.Context(), numbered(0, "patient", 3)) }()
-	var port int
-	if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
-		t.Fatal(err)
-	}
 	second, err := kfake.NewCluster(kfake.Ports(port), kfake.DataDir(dir))
 	if err != nil {
 		t.Fatal(err)

@@ -10,8 +10,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	kafkago "github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // Several replicas start at once and create the same topics.
@@ -98,7 +100,7 @@ func TestOtherPartitionCountIsAWarning(t *testing.T) {
 }
 
 func TestPingWithoutBroker(t *testing.T) {
-	cluster := startCluster(t)
+	cluster := startCluster(t, kfake.Ports(ports.Free(t)))
 	client := newClient(t, cluster, nil)
 	if err := client.Ping(t.Context()); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/metaflowys/metaflow-server/pkg/opshttp"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -235,11 +236,11 @@ func TestNewReportsWhatIsWrong(t *testing.T) {
 }
 
 func TestCloseReleasesThePortOfAServerThatNeverRan(t *testing.T) {
-	s, err := opshttp.New(opshttp.Config{Listen: "127.0.0.1:0"}, opshttp.Options{})
+	addr := ports.FreeAddress(t)
+	s, err := opshttp.New(opshttp.Config{Listen: addr}, opshttp.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := s.Addr().String()
 	if err := errors.Join(s.Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}

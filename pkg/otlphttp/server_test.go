@@ -25,6 +25,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 )
 
@@ -209,9 +210,9 @@ func TestReopenedPortKeepsItsMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	opts := otlphttp.Options{Metrics: otlphttp.NewMetrics(reg)}
 	cfg := testConfig()
+	cfg.Listen = ports.FreeAddress(t) // which nothing else takes between two rounds
 	for round := 1; round <= 3; round++ {
 		r := start(t, cfg, accept, opts)
-		cfg.Listen = r.Addr().String() // the same port again
 		r.post(t, protobufType, "", nil).accepted(t)
 		if got := prom.Value(t, reg, "metaflow_otlphttp_requests_total", "200"); got != float64(round) {
 			t.Errorf("round %d: counted %v requests", round, got)

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 // runDemo runs the whole demo against a stand-in and returns its output.
@@ -112,18 +114,13 @@ func TestDemoStopsWhenInterrupted(t *testing.T) {
 
 // Where nothing listens, the demo says what it waits for and why, and then ends with its failure.
 func TestVisitSaysWhatItWaitsFor(t *testing.T) {
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := nobody.Addr().String()
-	nobody.Close()
+	addr := ports.FreeAddress(t)
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
 	var output bytes.Buffer
 	want := "waiting for " + addr + " to acknowledge "
 	waits := &trigger{text: "nothing listens on this address", pull: interrupt} // known once an export has failed
-	_, err = visit(ctx, options{journeys: 1}, addr, newProgress(io.MultiWriter(&output, waits)))
+	_, err := visit(ctx, options{journeys: 1}, addr, newProgress(io.MultiWriter(&output, waits)))
 	if err == nil || !strings.Contains(output.String(), want) || !strings.Contains(output.String(), "nothing listens on this address") {
 		t.Errorf("visit = %v, and says\n%s", err, output.String())
 	}

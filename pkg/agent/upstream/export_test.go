@@ -24,6 +24,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/prom"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
@@ -138,14 +139,9 @@ func TestReplicaRestart(t *testing.T) {
 }
 
 func TestNoServerFailsAtOnce(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
 	reg := prometheus.NewRegistry()
-	c := newClient(t, testConfig(l.Addr().String()), upstream.Options{Registerer: reg})
-	_, err = c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
+	c := newClient(t, testConfig(ports.FreeAddress(t)), upstream.Options{Registerer: reg})
+	_, err := c.Export(t.Context(), traces.Signal, body(), upstream.ExportOptions{})
 	if err == nil || upstream.OutcomeUnknown(err) || fault.ClassOf(err) != fault.Retryable {
 		t.Errorf("the first Export = %v", err)
 	}

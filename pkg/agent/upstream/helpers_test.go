@@ -15,6 +15,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/signal"
 	"github.com/metaflowys/metaflow-server/pkg/signal/traces"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/otlptest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
 )
 
 func TestMain(m *testing.M) {
@@ -66,7 +67,7 @@ func (r *replica) received() []signal.Request {
 func newReplica(t *testing.T, change func(*rpc.Config)) *replica {
 	t.Helper()
 	r := &replica{cfg: rpc.DefaultConfig()}
-	r.cfg.Listen = "127.0.0.1:0"
+	r.cfg.Listen = ports.FreeAddress(t) // which start may take again
 	if change != nil {
 		change(&r.cfg)
 	}
@@ -82,7 +83,6 @@ func (r *replica) start(t *testing.T, opts rpc.Options) {
 		t.Fatal(err)
 	}
 	r.addr = srv.Addr().String()
-	r.cfg.Listen = r.addr
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {

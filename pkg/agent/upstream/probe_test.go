@@ -62,11 +62,6 @@ func TestProbe(t *testing.T) {
 		withAdmission(t, r)
 	}
 	gatewayOnly := newReplica(t, nil)
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = closed.Close()
 	web := ports.Serve(t, func(conn net.Conn) {
 		_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")) // the prober may be gone
 	})
@@ -82,7 +77,7 @@ func TestProbe(t *testing.T) {
 		"all is well":           {addr: plain.addr, token: "right", group: "shop", step: upstream.StepGroup},
 		"all is well with TLS":  {addr: secure.addr, token: "right", group: "shop", tls: trusting, step: upstream.StepGroup},
 		"unknown name":          {addr: "server.test:20035", step: upstream.StepName, want: "server.addresses"},
-		"nothing listens":       {addr: closed.Addr().String(), step: upstream.StepPort, want: "connection refused: nothing listens"},
+		"nothing listens":       {addr: ports.FreeAddress(t), step: upstream.StepPort, want: "connection refused: nothing listens"},
 		"a web server":          {addr: web, step: upstream.StepServer, want: "not a MetaFlow server, or it uses TLS"},
 		"a silent program":      {addr: silent, step: upstream.StepServer, want: "not a MetaFlow server|nothing answers"},
 		"the server wants TLS":  {addr: secure.addr, step: upstream.StepServer, want: "server.tls.enabled"},
