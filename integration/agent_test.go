@@ -206,12 +206,12 @@ func TestAgentFollowsDocument(t *testing.T) {
 		t.Fatalf("metaflow-cli agent-group list: status %d, %q %q", status, list, stderr)
 	}
 	id := groupID(t, list, "default")
-	a.eventually(10*time.Second, func() error { return agentState(t, s.at.HTTP, "running") })
+	a.eventually(time.Minute, func() error { return agentState(t, s.at.HTTP, "running") })
 	if err := silent(port); err != nil {
 		t.Errorf("before the configuration: %v", err)
 	}
 	enable(t, s.at.HTTP, id, port)
-	a.eventually(5*time.Second, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error { return listens(port) })
 
 	exporter, err := otlptracehttp.New(t.Context(), otlptracehttp.WithEndpoint(port), otlptracehttp.WithInsecure(),
 		otlptracehttp.WithCompression(otlptracehttp.GzipCompression))
@@ -226,7 +226,7 @@ func TestAgentFollowsDocument(t *testing.T) {
 		t.Fatalf("export: %v", err)
 	}
 	conn := open(t, s.at.ClickHouseNative)
-	s.eventually(30*time.Second, exactly(conn, 1))
+	s.eventually(time.Minute, exactly(conn, 1))
 	var ip, agentID string
 	if err := conn.QueryRow(t.Context(), "SELECT toString(ip), agent_id FROM metaflow.spans").Scan(&ip, &agentID); err != nil {
 		t.Fatal(err)
@@ -239,7 +239,7 @@ func TestAgentFollowsDocument(t *testing.T) {
 
 	collectorPath := newSender(t, port, "/api/v1/otel/trace", 1)
 	collectorPath.send(t.Context(), 100)
-	s.eventually(30*time.Second, exactly(conn, 101))
+	s.eventually(time.Minute, exactly(conn, 101))
 
 	off := filepath.Join(t.TempDir(), "off.yaml")
 	if err := os.WriteFile(off, []byte("external_agent_http_proxy_port: 0\n"), 0o600); err != nil {
@@ -248,7 +248,7 @@ func TestAgentFollowsDocument(t *testing.T) {
 	if out := mustCtl(t, s.at.HTTP, "agent-group-config", "update", id, "-f", off); !strings.Contains(out, portOf(t, port)) {
 		t.Errorf("the update does not print the old value:\n%s", out)
 	}
-	a.eventually(5*time.Second, func() error { return silent(port) })
+	a.eventually(time.Minute, func() error { return silent(port) })
 	if code := a.terminate(); code != 0 {
 		t.Errorf("exit status %d after SIGTERM", code)
 	}
@@ -275,7 +275,7 @@ func TestAgentSpoolsWhileServerIsDown(t *testing.T) {
 	a := startAgent(t, spool, grpc)
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
-	a.eventually(10*time.Second, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error { return listens(port) })
 
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -289,7 +289,7 @@ func TestAgentSpoolsWhileServerIsDown(t *testing.T) {
 	}
 	a.kill()
 	a = startAgent(t, spool, grpc) // has its configuration although no server is up
-	a.eventually(10*time.Second, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error { return listens(port) })
 	for range 10 {
 		c.send(ctx, 50)
 	}
@@ -303,26 +303,26 @@ func TestAgentSpoolsWhileServerIsDown(t *testing.T) {
 // free.
 func TestAgentReportsPortInUse(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
-	taken, err := net.Listen("tcp", ":0")
+	port := ports.FreeAddress(t)
+	taken, err := net.Listen("tcp", ":"+portOf(t, port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = taken.Close() }()
-	port := net.JoinHostPort("127.0.0.1", portOf(t, taken.Addr().String()))
 	a := startAgent(t, t.TempDir(), s.at.GRPC)
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
-	a.eventually(10*time.Second, func() error { return agentState(t, s.at.HTTP, "address already in use") })
-	a.eventually(10*time.Second, a.answersReady(http.StatusServiceUnavailable, `"listeners","ok":false`, "address already in use"))
+	a.eventually(time.Minute, func() error { return agentState(t, s.at.HTTP, "address already in use") })
+	a.eventually(time.Minute, a.answersReady(http.StatusServiceUnavailable, `"listeners","ok":false`, "address already in use"))
 	_ = taken.Close()
-	a.eventually(10*time.Second, func() error { return listens(port) })
-	a.eventually(10*time.Second, func() error {
+	a.eventually(time.Minute, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error {
 		if agentState(t, s.at.HTTP, "address already in use") == nil {
 			return errors.New("the exception is still listed")
 		}
 		return nil
 	})
-	a.eventually(10*time.Second, a.answersReady(http.StatusOK, `"listeners","ok":true`))
+	a.eventually(time.Minute, a.answersReady(http.StatusOK, `"listeners","ok":true`))
 }
 
 // Two replicas of the server have the same state, and an acknowledged change
@@ -345,12 +345,12 @@ func TestControlSurvivesReplica(t *testing.T) {
 	if out := mustCtl(t, secondHTTP, "agent-group-config", "list", id, "-o", "yaml"); !strings.Contains(out, portOf(t, port)) {
 		t.Errorf("the other replica lacks the acknowledged update:\n%s", out)
 	}
-	a.eventually(15*time.Second, func() error { return listens(port) })
-	a.eventually(15*time.Second, func() error { return agentState(t, secondHTTP, "running") })
+	a.eventually(time.Minute, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error { return agentState(t, secondHTTP, "running") })
 
 	first, firstHTTP = site.serve("gateway,writer,control")
 	ready(first, firstHTTP)
-	a.eventually(10*time.Second, func() error { return agentState(t, firstHTTP, "running") })
+	a.eventually(time.Minute, func() error { return agentState(t, firstHTTP, "running") })
 	c := newSender(t, port, "/v1/traces", 1)
 	for range 20 {
 		c.send(t.Context(), 50)
@@ -367,7 +367,7 @@ func TestCollectorThroughAgent(t *testing.T) {
 	port, otlp := ports.FreeAddress(t), ports.FreeAddress(t)
 	id := groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default")
 	enable(t, s.at.HTTP, id, port)
-	a.eventually(10*time.Second, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error { return listens(port) })
 	otelcol.Run(t, collector, fmt.Sprintf(`
 receivers:
   otlp: {protocols: {grpc: {endpoint: %q}}}

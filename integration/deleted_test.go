@@ -52,7 +52,7 @@ func TestDeletedSpansResent(t *testing.T) {
 	if _, err := c.trace.Export(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
-	s.eventually(30*time.Second, counts(spans, 0, 0))
+	s.eventually(time.Minute, counts(spans, 0, 0))
 	rows(spans)
 	if err := conn.Exec(t.Context(), "DELETE FROM metaflow.spans_local WHERE 1"); err != nil {
 		t.Fatal(err)
@@ -62,14 +62,14 @@ func TestDeletedSpansResent(t *testing.T) {
 	if _, err := c.trace.Export(t.Context(), req); err != nil { // the same bytes
 		t.Fatal(err)
 	}
-	s.eventually(30*time.Second, counts(spans, spans, 0))
+	s.eventually(time.Minute, counts(spans, spans, 0))
 	rows(0)
 
 	reverse(req) // other bytes
 	if _, err := c.trace.Export(marked, req); err != nil {
 		t.Fatal(err)
 	}
-	s.eventually(30*time.Second, counts(2*spans, spans, 0))
+	s.eventually(time.Minute, counts(2*spans, spans, 0))
 	rows(spans)
 
 	slices.Reverse(req.ResourceSpans)
@@ -79,7 +79,7 @@ func TestDeletedSpansResent(t *testing.T) {
 	if _, err := c.trace.Export(marked, req); err != nil {
 		t.Fatal(err)
 	}
-	s.eventually(30*time.Second, counts(2*spans, spans, spans))
+	s.eventually(time.Minute, counts(2*spans, spans, spans))
 	rows(spans)
 }
 

@@ -136,8 +136,8 @@ func newNetwork(t *testing.T) *network {
 	mustCtl(t, n.server.at.HTTP, "agent-group-config", "update", "default", "-f", file)
 	t.Setenv("METAFLOW_OTLP_INSECURE", "true") // the services send from other namespaces
 	a := startAgent(t, t.TempDir(), n.server.at.GRPC)
-	a.eventually(20*time.Second, func() error { return seesNamespaces(a.http, n.lab.Namespaces()) })
-	a.eventually(20*time.Second, func() error { return listens(ports.Address(port)) })
+	a.eventually(time.Minute, func() error { return seesNamespaces(a.http, n.lab.Namespaces()) })
+	a.eventually(time.Minute, func() error { return listens(ports.Address(port)) })
 	return n
 }
 

@@ -43,7 +43,7 @@ func TestStandaloneStoresOTLPHTTP(t *testing.T) {
 		}
 	}
 	conn := open(t, s.at.ClickHouseNative)
-	s.eventually(30*time.Second, exactly(conn, 52))
+	s.eventually(time.Minute, exactly(conn, 52))
 	var service, ip string
 	err = conn.QueryRow(t.Context(), `SELECT service_name, toString(ip) FROM metaflow.spans WHERE trace_id = $1 AND kind = 'server'`, traceID).Scan(&service, &ip)
 	if err != nil || service != "shop" || ip != "::" {

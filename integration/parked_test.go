@@ -26,7 +26,7 @@ func TestParkedRequestsAreRetried(t *testing.T) {
 	s := start(dir, grpc, "1h")
 	a := startAgent(t, spool, grpc)
 	enable(t, s.at.HTTP, groupID(t, mustCtl(t, s.at.HTTP, "agent-group", "list"), "default"), port)
-	a.eventually(10*time.Second, func() error { return listens(port) })
+	a.eventually(time.Minute, func() error { return listens(port) })
 
 	s.kill()
 	c := newSender(t, port, "/v1/traces", 1)
@@ -46,7 +46,7 @@ func TestParkedRequestsAreRetried(t *testing.T) {
 		}
 		return nil
 	})
-	s.eventually(30*time.Second, func() error { return agentState(t, s.at.HTTP, "parked list") })
+	s.eventually(time.Minute, func() error { return agentState(t, s.at.HTTP, "parked list") })
 	if out, code := parked("retry"); code != 1 || !strings.Contains(out, "0 requests sent, 5 requests not stored") {
 		t.Errorf("retry before the cause is fixed: status %d: %s", code, out)
 	}

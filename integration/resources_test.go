@@ -185,8 +185,8 @@ func TestPodsAndServices(t *testing.T) {
 	_ = os.Unsetenv("METAFLOW_FLOW_WRITER_MAX_BATCH_WAIT") // not a key of the agent
 	conn := open(t, s.at.ClickHouseNative)
 	startAgentOfNode(t, s, api)
-	s.eventually(20*time.Second, knows(s, "pod", 1))
-	s.eventually(20*time.Second, knows(s, "service", 1))
+	s.eventually(time.Minute, knows(s, "pod", 1))
+	s.eventually(time.Minute, knows(s, "service", 1))
 
 	const ends = `SELECT DISTINCT concat(role, ': ', namespace, '/', pod, ' ', pod_uid, ' ', workload, ' on ', node, if(container_id = '', '', ' in a container'),
 			' with ', peer_namespace, '/', peer_service, peer_pod, ' ', peer_pod_uid, ' ', peer_workload, ' on ', peer_node) AS line
@@ -196,44 +196,44 @@ func TestPodsAndServices(t *testing.T) {
 		container = " in a container"
 	}
 	client := "client: shop/web-1 " + firstUID + " web on n1" + container + " with shop/cart   on "
-	s.eventually(20*time.Second, answers(conn, []string{client}, ends, podAddress, time.Now().UnixNano()))
+	s.eventually(time.Minute, answers(conn, []string{client}, ends, podAddress, time.Now().UnixNano()))
 	if grouped { // otherwise the process at the service's end is unknown
 		server := "server: shop/web-1 " + firstUID + " web on n1" + container + " with shop/web-1 " + firstUID + " web on n1"
-		s.eventually(20*time.Second, answers(conn, []string{server}, ends, serviceAddress, time.Now().Add(-3*time.Second).UnixNano()))
+		s.eventually(time.Minute, answers(conn, []string{server}, ends, serviceAddress, time.Now().Add(-3*time.Second).UnixNano()))
 	}
 
-	s.eventually(20*time.Second, answers(conn, []string{"exe"}, "SELECT DISTINCT process AS line FROM metaflow.flows WHERE ip = toIPv6($1) AND process != ''", podAddress))
+	s.eventually(time.Minute, answers(conn, []string{"exe"}, "SELECT DISTINCT process AS line FROM metaflow.flows WHERE ip = toIPv6($1) AND process != ''", podAddress))
 
 	api.SetDown(true)
-	s.eventually(20*time.Second, func() error {
+	s.eventually(time.Minute, func() error {
 		if list := mustCtl(t, s.at.HTTP, "agent", "list"); !strings.Contains(list, "cannot watch pods") {
 			return fmt.Errorf("the agent does not report it: %s", list)
 		}
 		return nil
 	})
-	s.eventually(20*time.Second, answers(conn, []string{client}, ends, podAddress, time.Now().UnixNano()))
+	s.eventually(time.Minute, answers(conn, []string{client}, ends, podAddress, time.Now().UnixNano()))
 	api.Remove(first)
 	replaced := time.Now().Truncate(time.Second)
 	api.Put(newPod(secondUID, "web-2", replaced))
 	api.ForgetHistory()
 	api.SetDown(false)
-	s.eventually(40*time.Second, knows(s, "pod", 2))
+	s.eventually(time.Minute, knows(s, "pod", 2))
 
 	exportLate(t, s, map[time.Time]uint32{replaced.Add(-10 * time.Minute): 1, replaced.Add(5 * time.Second): 2})
-	s.eventually(20*time.Second, answers(conn, []string{"1 shop/web-1 " + firstUID, "2 shop/web-2 " + secondUID},
+	s.eventually(time.Minute, answers(conn, []string{"1 shop/web-1 " + firstUID, "2 shop/web-2 " + secondUID},
 		"SELECT concat(toString(connection), ' ', peer_namespace, '/', peer_pod, ' ', peer_pod_uid) AS line FROM metaflow.flows WHERE agent_id = 'late' ORDER BY line"))
 
 	// A pod's end is when the agent saw it.
-	s.eventually(30*time.Second, answers(conn, []string{
+	s.eventually(time.Minute, answers(conn, []string{
 		fmt.Sprintf("prod %s shop/web-1 %s on n1 Deployment web from %d, ended", podAddress, firstUID, hourAgo.Unix()),
 		fmt.Sprintf("prod %s shop/web-2 %s on n1 Deployment web from %d, living", podAddress, secondUID, replaced.Unix()),
 	}, `SELECT concat(cluster, ' ', replaceOne(toString(ip), '::ffff:', ''), ' ', namespace, '/', pod, ' ', uid, ' on ', node, ' ', workload_kind, ' ', workload,
 			' from ', toString(toUnixTimestamp(valid_from)), multiIf(valid_to > '2100-01-01', ', living', valid_to BETWEEN toDateTime($1) AND now(), ', ended', ', wrong')) AS line
 		FROM metaflow.pods ORDER BY line`, replaced.Unix()-1))
-	s.eventually(20*time.Second, answers(conn, []string{fmt.Sprintf("prod %s shop/cart [80] ['::ffff:%s'] from %d, living", serviceAddress, podAddress, hourAgo.Unix())},
+	s.eventually(time.Minute, answers(conn, []string{fmt.Sprintf("prod %s shop/cart [80] ['::ffff:%s'] from %d, living", serviceAddress, podAddress, hourAgo.Unix())},
 		`SELECT concat(cluster, ' ', replaceOne(toString(ip), '::ffff:', ''), ' ', namespace, '/', service, ' ', toString(ports), ' ', toString(endpoints),
 			' from ', toString(toUnixTimestamp(valid_from)), if(valid_to > '2100-01-01', ', living', ', wrong')) AS line FROM metaflow.services`))
-	s.eventually(20*time.Second, answers(conn, []string{"prod n1 alive"}, "SELECT concat(cluster, ' ', name, if(alive, ' alive', '')) AS line FROM metaflow.agents"))
+	s.eventually(time.Minute, answers(conn, []string{"prod n1 alive"}, "SELECT concat(cluster, ' ', name, if(alive, ' alive', '')) AS line FROM metaflow.agents"))
 }
 
 // startAgentOfNode starts the agent of the node n1, which observes connections

@@ -196,7 +196,7 @@ func TestClickHouseDown(t *testing.T) {
 	for range 20 {
 		c.send(ctx, 100) // still works: Kafka keeps it
 	}
-	server.eventually(30*time.Second, func() error {
+	server.eventually(time.Minute, func() error {
 		code, body, err := get("http://" + addr + "/ready")
 		if err != nil {
 			return err
@@ -254,7 +254,7 @@ func TestServerWaitsForItsEngines(t *testing.T) {
 	s.stopKafka()
 	s.stopEngine()
 	server, addr := s.serve("gateway,writer,control")
-	server.eventually(30*time.Second, func() error {
+	server.eventually(time.Minute, func() error {
 		code, body, err := get("http://" + addr + "/ready")
 		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "kafka") || !strings.Contains(body, "clickhouse")) {
 			err = fmt.Errorf("/ready returned %d %s", code, body)
@@ -262,7 +262,7 @@ func TestServerWaitsForItsEngines(t *testing.T) {
 		return err
 	})
 	impatient, _ := s.serve("writer")
-	impatient.eventually(10*time.Second, func() error {
+	impatient.eventually(time.Minute, func() error {
 		if !strings.Contains(impatient.output.String(), "retrying") {
 			return fmt.Errorf("the log does not show that it waits: %s", impatient.output.String())
 		}
@@ -280,7 +280,7 @@ func TestServerWaitsForItsEngines(t *testing.T) {
 func TestMigrateByHand(t *testing.T) {
 	s := newSite(t, "migrate_at_start: false\n")
 	server, addr := s.serve("writer")
-	server.eventually(30*time.Second, func() error {
+	server.eventually(time.Minute, func() error {
 		_, body, err := get("http://" + addr + "/ready")
 		if err == nil && !strings.Contains(body, "migrate up") {
 			err = fmt.Errorf("/ready returned %s", body)

@@ -37,7 +37,7 @@ func TestStagesQueryExposedMetrics(t *testing.T) {
 	s := startStandalone(t, t.TempDir())
 	a := startAgent(t, filepath.Join(t.TempDir(), "agent"), s.at.GRPC)
 	sendWithSDK(t, s.at.GRPC)
-	s.eventually(30*time.Second, exactly(open(t, s.at.ClickHouseNative), 2))
+	s.eventually(time.Minute, exactly(open(t, s.at.ClickHouseNative), 2))
 	told := ""
 	for _, addr := range []string{s.at.HTTP, a.http} {
 		_, body, err := get("http://" + addr + "/metrics")

@@ -32,7 +32,7 @@ func TestStandaloneKeepsSpans(t *testing.T) {
 	}
 	traceID := sendWithSDK(t, s.at.GRPC)
 	conn := open(t, s.at.ClickHouseNative)
-	s.eventually(30*time.Second, exactly(conn, 2))
+	s.eventually(time.Minute, exactly(conn, 2))
 	var service, kind, endpoint, parent string
 	err := conn.QueryRow(t.Context(), `SELECT service_name, toString(kind), endpoint, parent_span_id
 		FROM metaflow.spans WHERE trace_id = $1 AND kind = 'server'`, traceID).Scan(&service, &kind, &endpoint, &parent)

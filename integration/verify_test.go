@@ -99,7 +99,7 @@ func TestVerifyCleans(t *testing.T) {
 	if _, stderr, status := runVerify(t, s.at, "--spans", "8", "--recheck", "0s", "--late", "1m", "--keep", "24h"); status != 0 || strings.Contains(stderr, "stay") {
 		t.Fatalf("status %d, %s", status, stderr)
 	}
-	s.eventually(30*time.Second, func() error {
+	s.eventually(time.Minute, func() error {
 		var shop, ours, old uint64
 		if err := conn.QueryRow(t.Context(), `SELECT countIf(service_name = 'shop'), countIf(service_name != 'shop'), countIf(service_name != 'shop' AND start_time < now() - INTERVAL 2 DAY)
 			FROM metaflow.spans`).Scan(&shop, &ours, &old); err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/cors"
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
 
@@ -74,8 +75,8 @@ func serveLogging(t *testing.T, kafka string, log *slog.Logger, edit func(*serve
 	select {
 	case addrs := <-listening:
 		s.grpc, s.otlp = addrs[0], addrs[1]
-	case <-time.After(30 * time.Second):
-		t.Fatal("the server does not listen after 30s")
+	case <-time.After(wait.Patience):
+		t.Fatal("the server does not listen")
 	}
 	return s
 }
@@ -134,11 +135,12 @@ func TestControlAlone(t *testing.T) {
 	}
 	// The other replica learns the agent's status a moment later.
 	var agents []api.Agent
-	for deadline := time.Now().Add(10 * time.Second); len(agents) == 0 && time.Now().Before(deadline); {
+	wait.Until(t, "the other replica knows the agent", func() bool {
 		if agents, err = second.client(t, "hush").Agents(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-	}
+		return len(agents) > 0
+	})
 	if len(agents) != 1 || !strings.HasSuffix(agents[0].Replica, first.http.Addr().String()[strings.LastIndex(first.http.Addr().String(), ":"):]) {
 		t.Errorf("agents %+v, %v", agents, err)
 	}
@@ -300,19 +302,15 @@ func TestReports(t *testing.T) {
 			}},
 		}
 		client := agentv1.NewResourceServiceClient(s.dial(t))
-		_, err := client.Report(t.Context(), request, grpc.WaitForReady(true))
-		for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); <-time.After(10 * time.Millisecond) {
-			_, err = client.Report(t.Context(), request) // the registration is in flight through Kafka
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		wait.NoError(t, func() error { // the registration is in flight through Kafka
+			_, err := client.Report(t.Context(), request, grpc.WaitForReady(true))
+			return err
+		})
 		for _, replica := range []*serving{gateway, control} {
 			want := fmt.Sprint("web-", i)
-			deadline := time.Now().Add(10 * time.Second)
-			for replica.know.resources.Resolve("prod", address, now+10).Name != want && time.Now().Before(deadline) {
-				time.Sleep(10 * time.Millisecond) //nolint:forbidigo // a record is in flight through Kafka
-			}
+			wait.Until(t, "the record has come through Kafka", func() bool {
+				return replica.know.resources.Resolve("prod", address, now+10).Name == want
+			})
 			if got := replica.know.resources.Resolve("prod", address, now+10); got.Name != want || got.Namespace != "shop" {
 				t.Errorf("%v holds the address, want %s", got, want)
 			}

@@ -61,11 +61,7 @@ func TestIDIsKeptForItsAgent(t *testing.T) {
 		_, err := coltracepb.NewTraceServiceClient(stranger).Export(showing(t.Context(), pairs...), &coltracepb.ExportTraceServiceRequest{})
 		return err
 	}
-	for deadline := time.Now().Add(30 * time.Second); spans(schema.MetadataAgent, "a") == nil; <-time.After(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the other replica accepts another client's spans as the agent's")
-		}
-	}
+	wait.Until(t, "the other replica refuses another client's spans as the agent's", func() bool { return spans(schema.MetadataAgent, "a") != nil })
 	left()
 	refused := map[string]func() error{
 		"spans":                  func() error { return spans(schema.MetadataAgent, "a") },
@@ -98,16 +94,14 @@ func TestIDIsKeptForItsAgent(t *testing.T) {
 		t.Errorf("the agent itself, after a restart: %v", err)
 	}
 	leave()
-	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(20 * time.Millisecond) {
+	wait.NoError(t, func() error {
 		deleted := one.client(t, "").DeleteAgent(t.Context(), "a") // refused until the end of the stream is known
 		err := join(showing(t.Context(), schema.MetadataSecret, "new"), stranger, "a", "3")
-		if err == nil {
-			break
+		if err != nil {
+			err = fmt.Errorf("an agent with a new secret, after the id was released: %w", errors.Join(err, deleted))
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("an agent with a new secret, after the id was released: %v, %v", deleted, err)
-		}
-	}
+		return err
+	})
 }
 
 func TestAgentsPresentTheToken(t *testing.T) {

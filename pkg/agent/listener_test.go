@@ -26,6 +26,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/retry"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/certs"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/pkg/tlsconfig"
 )
 
@@ -63,7 +64,7 @@ func integration(port, grpcPort int) *agentconfig.Config {
 // opens waits until the port is open or closed, as wanted.
 func opens(t *testing.T, port int, want bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(wait.Patience)
 	for {
 		conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), time.Second)
 		if err == nil {
@@ -132,7 +133,7 @@ func TestWebPagesFollowTheConfiguration(t *testing.T) {
 		}
 		cfg.Integration.CORSAllowedOrigins = []cors.Origin{o}
 		l.configure(cfg)
-		for deadline := time.Now().Add(20 * time.Second); preflight(origin) != http.StatusNoContent; {
+		for deadline := time.Now().Add(wait.Patience); preflight(origin) != http.StatusNoContent; {
 			if time.Now().After(deadline) {
 				t.Fatalf("pages of %s may not send", origin)
 			}
@@ -185,7 +186,7 @@ func TestPortInUseIsRetried(t *testing.T) {
 
 func awaitExceptions(t *testing.T, l *listeners, want int) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(wait.Patience)
 	for len(l.exceptions.texts()) != want {
 		select {
 		case <-l.exceptions.changed:
@@ -306,7 +307,7 @@ func TestPlainTextNeedsConsent(t *testing.T) {
 			port := ports.Free(t)
 			l.configure(integration(port, 0))
 			opens(t, port, true)
-			deadline := time.After(20 * time.Second)
+			deadline := time.After(wait.Patience)
 			for len(l.exceptions.texts()) != tc.want {
 				select {
 				case <-l.exceptions.changed:

@@ -13,6 +13,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/control/api"
 	"github.com/metaflowys/metaflow-server/pkg/control/fleet"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -93,7 +94,7 @@ func TestIDOfLiveAgentStaysBound(t *testing.T) {
 	}
 	defer client.Close()
 	deleted, offset := false, int64(0)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), wait.Patience)
 	defer cancel()
 	for {
 		batch, err := client.Fetch(ctx, schema.TopicResources, 0, offset, 1<<20, time.Second)

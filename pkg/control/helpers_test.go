@@ -21,6 +21,7 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
 	"github.com/metaflowys/metaflow-server/pkg/rpc"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/kafkatest"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 	"github.com/metaflowys/metaflow-server/schema"
 	"github.com/metaflowys/metaflow-server/schema/agentv1"
 )
@@ -257,10 +258,10 @@ func (a *agent) receive() (*agentv1.ConnectResponse, error) {
 	select {
 	case r := <-done:
 		return r.message, r.err
-	case <-time.After(20 * time.Second):
+	case <-time.After(wait.Patience):
 		a.close()
 		<-done
-		return nil, errors.New("no message within 20s")
+		return nil, errors.New("no message in time")
 	}
 }
 
@@ -298,7 +299,7 @@ func (a *agent) beat(h *agentv1.Heartbeat) {
 // await waits until done accepts the agents that r knows.
 func await(t testing.TB, r *replica, what string, done func([]api.Agent) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), wait.Patience)
 	defer cancel()
 	var last []api.Agent
 	err := r.AwaitAgents(ctx, func(list []api.Agent) bool {

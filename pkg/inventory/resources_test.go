@@ -270,7 +270,7 @@ func TestAwait(t *testing.T) {
 		t.Errorf("before anything runs: %v", err)
 	}
 	w.run(r.Run)
-	long, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	long, cancel := context.WithTimeout(t.Context(), wait.Patience)
 	defer cancel()
 	if err := r.Await(long); err != nil {
 		t.Error(err)

@@ -24,7 +24,7 @@ import (
 const groupID = "metaflow-test"
 
 // patience bounds the wait for an expected event.
-const patience = 20 * time.Second
+const patience = wait.Patience
 
 var errCut = errors.New("connection cut")
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/otlphttp"
 	"github.com/metaflowys/metaflow-server/pkg/signal"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -75,7 +76,7 @@ func (r *running) wait(t *testing.T) error {
 	select {
 	case err := <-r.done:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(wait.Patience):
 		t.Fatal("Run did not return")
 		return nil
 	}
@@ -89,7 +90,7 @@ func start(t *testing.T, cfg otlphttp.Config, consumer otlphttp.Consumer, opts o
 	}
 	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 16}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{Server: srv, client: &http.Client{Transport: transport, Timeout: 20 * time.Second}, stop: cancel, done: make(chan error, 1)}
+	r := &running{Server: srv, client: &http.Client{Transport: transport, Timeout: wait.Patience}, stop: cancel, done: make(chan error, 1)}
 	var finished sync.WaitGroup
 	finished.Go(func() { r.done <- srv.Run(ctx) })
 	t.Cleanup(func() {

@@ -99,7 +99,7 @@ func (s *server) set(err error) {
 // await waits until done accepts the server's state.
 func (s *server) await(t testing.TB, what string, done func(*server) bool) {
 	t.Helper()
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(wait.Patience)
 	for {
 		s.mu.Lock()
 		ok, moved := done(s), s.moved

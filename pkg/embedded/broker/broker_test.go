@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/metaflowys/metaflow-server/pkg/embedded/broker"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // helperDir makes the test binary run the broker of a data directory until it is killed.
@@ -49,7 +50,7 @@ func client(t *testing.T, addr string) *kafkago.Client {
 	t.Helper()
 	transport := &kafkago.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &kafkago.Client{Addr: kafkago.TCP(addr), Transport: transport, Timeout: 10 * time.Second}
+	return &kafkago.Client{Addr: kafkago.TCP(addr), Transport: transport, Timeout: wait.Patience}
 }
 
 func createTopic(t *testing.T, c *kafkago.Client) {
@@ -288,7 +289,7 @@ func BenchmarkProduce(b *testing.B) {
 			defer func() { _ = kafka.Close() }()
 			transport := &kafkago.Transport{}
 			defer transport.CloseIdleConnections()
-			c := &kafkago.Client{Addr: kafkago.TCP(kafka.Addr()), Transport: transport, Timeout: 10 * time.Second}
+			c := &kafkago.Client{Addr: kafkago.TCP(kafka.Addr()), Transport: transport, Timeout: wait.Patience}
 			created, err := c.CreateTopics(b.Context(), &kafkago.CreateTopicsRequest{
 				Topics: []kafkago.TopicConfig{{Topic: topic, NumPartitions: 1, ReplicationFactor: 1}},
 			})

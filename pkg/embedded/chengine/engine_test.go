@@ -128,7 +128,7 @@ func TestKilledParentEndsEngineAndKeepsData(t *testing.T) {
 // reaped.
 func waitEnded(t *testing.T, pid int) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(wait.Patience)
 	for time.Now().Before(deadline) {
 		if syscall.Kill(pid, 0) != nil {
 			return

@@ -16,12 +16,14 @@ import (
 	"github.com/metaflowys/metaflow-server/pkg/embedded/chengine"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/chtest"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/output"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/ports"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 // The library aborts when a client fails to log in. Other clients find the engine again at
 // the same address, with all data.
 func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
-	o := chengine.Options{DataDir: t.TempDir()}
+	o := chengine.Options{DataDir: t.TempDir(), NativePort: ports.Free(t), HTTPPort: ports.Free(t)}
 	e, err := chengine.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +42,7 @@ func TestKeepStartsAgainInTheSamePlace(t *testing.T) {
 	<-e.Done()
 
 	var rows uint64
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(wait.Patience)
 	for rows == 0 && time.Now().Before(deadline) {
 		if err := conn.QueryRow(t.Context(), "SELECT count() FROM kept.n").Scan(&rows); err != nil {
 			<-time.After(20 * time.Millisecond) // the next engine is a starting process

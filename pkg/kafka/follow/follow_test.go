@@ -13,6 +13,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/pkg/delivery"
 	"github.com/metaflowys/metaflow-server/pkg/kafka"
+	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -51,7 +52,7 @@ func (m *memory) update(f func()) {
 // await waits until the memory holds exactly want, and returns the errors of Forget.
 func (m *memory) await(t *testing.T, want ...string) []error {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(wait.Patience)
 	for {
 		m.mu.Lock()
 		got, forgotten, change := append([]string(nil), m.values...), append([]error(nil), m.forgotten...), m.change
