@@ -1707,7 +1707,7 @@ WITH
             cl[22] + sv[22] AS lossy_retransmits, cl[23] + sv[23] AS lossy_segments,
             cl[13] + sv[13] AS receive_window_limited_us, cl[15] + sv[15] AS busy_us,
             (cl[18] + sv[18]) / greatest(cl[17] + sv[17], 1) AS rtt_us, (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us,
-            (cl[21] + sv[21]) * 2 >= cl[1] + sv[1] AS mostly_slow, cl[21] + sv[21] AS slow_rows
+            cl[1] + sv[1] AS rows, cl[21] + sv[21] AS slow_rows
         FROM metaflow.edges
         WHERE minute >= now() - toIntervalMinute({minutes:UInt32})
     ),
@@ -1726,7 +1726,7 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
-            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
+            (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
                 * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
@@ -1846,7 +1846,7 @@ WITH
             cl[22] + sv[22] AS lossy_retransmits, cl[23] + sv[23] AS lossy_segments,
             cl[13] + sv[13] AS receive_window_limited_us, cl[15] + sv[15] AS busy_us,
             (cl[18] + sv[18]) / greatest(cl[17] + sv[17], 1) AS rtt_us, (cl[20] + sv[20]) / greatest(cl[19] + sv[19], 1) AS rtt_usual_us,
-            (cl[21] + sv[21]) * 2 >= cl[1] + sv[1] AS mostly_slow, cl[21] + sv[21] AS slow_rows
+            cl[1] + sv[1] AS rows, cl[21] + sv[21] AS slow_rows
         FROM metaflow.edges
         WHERE minute >= now() - toIntervalMinute({minutes:UInt32})
     ),
@@ -1865,7 +1865,7 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
-            (slow_rows > 0) * mostly_slow * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
+            (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
                 * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''

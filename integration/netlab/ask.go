@@ -165,7 +165,7 @@ var instrumented = []string{"api", "orders", "stock", "price", "reports", "ledge
 
 // processes are the names under which views may know the others.
 var processes = map[string][]string{
-	"db": {"postgres", "postgresql"}, "cache": {"redis-server", "redis"}, "nginx": {"nginx"}, "visitors": {"netlab"}, "batch": {"netlab"}, "sink": {"netlab"},
+	"db": {"postgres", "postgresql"}, "cache": {"redis-server", "redis"}, "nginx": {"nginx"}, "visitors": {"netlab"}, "batch": {"netlab"}, "sink": {"netlab"}, "sidecar": {"netlab"},
 }
 
 // is reports whether a view means this host.
@@ -177,11 +177,11 @@ func (l *lab) is(name, said string) bool {
 		// The service's own name, where nothing behind its address answers.
 		return strings.HasPrefix(said, name+"-service")
 	}
-	h := l.hosts[name]
-	if h == nil { // a name of no host
-		return false
+	if slices.Contains(processes[name], said) {
+		return true
 	}
-	return said == h.ip.String() || said == h.ip6.String() || slices.Contains(processes[name], said)
+	h := l.hosts[name]
+	return h != nil && (said == h.ip.String() || said == h.ip6.String())
 }
 
 // unharmed reports whether a client span was neither failed nor slow compared

@@ -492,6 +492,21 @@ func table() []trial {
 		{
 			name: "large-answers", story: "answers of 2 MB beside small ones; nothing is wrong", paths: []string{orderStock + "&size=2000000", orderStock}, seconds: 20, perSecond: 6,
 		},
+		{
+			name: "mesh", story: "sidecars redirect what orders and stock say to each other; nothing is wrong", paths: []string{orderStock}, seconds: 15, during: mesh,
+		},
+		{
+			name: "mesh-loss", story: "sidecars beside orders and stock; 5% loss between them", paths: []string{orderStock + "&size=4000"}, seconds: 20, during: mesh,
+			begin: losing(50, [2]string{"orders", "stock"}), want: append(edge("orders", "stock", loss), truth{client: "orders", server: "sidecar", causes: loss, may: true}),
+		},
+		{
+			name: "mesh-delay", story: "sidecars beside orders and stock; 80 ms more between them", paths: []string{orderStock}, seconds: 20, during: mesh,
+			begin: func(l *lab) error {
+				orders, stock := l.hosts["orders"], l.hosts["stock"]
+				return l.faults.delay(40*time.Millisecond, 0, [2]*host{orders, stock}, [2]*host{stock, orders})
+			},
+			want: append(edge("orders", "stock", slow), truth{client: "orders", server: "sidecar", causes: slow, may: true}),
+		},
 		// The last, because views know an address by its services of the whole hour.
 		{
 			name: "two-on-one-address", story: "ledger listens beside stock, at another port of its host; 5% loss to that port", paths: []string{orderStock + "&size=4000", orderStock + "&size=4000&stock=stock:4000"}, seconds: 20,

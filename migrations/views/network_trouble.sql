@@ -51,7 +51,7 @@ WITH
             cl.lossy_retransmits + sv.lossy_retransmits AS lossy_retransmits, cl.lossy_segments + sv.lossy_segments AS lossy_segments,
             cl.receive_window_limited_us + sv.receive_window_limited_us AS receive_window_limited_us, cl.busy_us + sv.busy_us AS busy_us,
             (cl.rtt + sv.rtt) / greatest(cl.weight + sv.weight, 1) AS rtt_us, (cl.rtt_usual + sv.rtt_usual) / greatest(cl.usual_weight + sv.usual_weight, 1) AS rtt_usual_us,
-            (cl.slow_rows + sv.slow_rows) * 2 >= cl.rows + sv.rows AS mostly_slow, cl.slow_rows + sv.slow_rows AS slow_rows
+            cl.rows + sv.rows AS rows, cl.slow_rows + sv.slow_rows AS slow_rows
         FROM {{.Database}}.edges
         WHERE minute >= now() - toIntervalMinute({minutes:UInt32})
     ),
@@ -71,9 +71,10 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
-            -- The round trips of most flows are longer, by a queue of their own bytes or otherwise. Where
-            -- no server has a span, that is harm if it is half of what requests took: all of them may be slow.
-            (slow_rows > 0) * mostly_slow * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000)
+            -- The round trips of many flows are longer, by a queue of their own bytes or otherwise. Beside
+            -- a sidecar, two of three connections of a request stay in their pod. Where no server has a
+            -- span, that is harm if it is half of what requests took: all of them may be slow.
+            (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000)
                 * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''

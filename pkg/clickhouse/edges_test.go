@@ -229,6 +229,12 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 20/0"},
 			[]string{"shop -> cart: slow network"},
 		},
+		"a farther server, and a sidecar beside its client": {
+			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan),
+			cat(both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}), both(shopEnd, cartEnd, sqlRow{"port": "40001"})[:1]),
+			[]string{"shop -> cart 20/0"},
+			[]string{"shop -> cart: slow network"},
+		},
 		"a farther server without spans, all of whose requests are slow": {
 			calls(20, shopSpan.with(sqlRow{"duration_ns": "70000000"}), nil), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
 			[]string{"shop -> cart@10.0.0.2 20/0"},
