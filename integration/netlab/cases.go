@@ -314,10 +314,8 @@ func table() []trial {
 		},
 		{
 			name: "egress-cap", story: "stock's egress is capped at 4 Mbit/s, and its answers are large", paths: []string{orderStock + "&size=120000"}, seconds: 25, perSecond: 5,
-			begin: func(l *lab) error {
-				return l.hosts["stock"].run("", "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "200ms")
-			},
-			want: edge("orders", "stock", capped),
+			begin: func(l *lab) error { return l.throttle("stock") },
+			want:  edge("orders", "stock", capped),
 		},
 		{
 			name: "probes", story: "health probes connect, ask and reset", paths: []string{orderDB}, seconds: 20, during: probes,
@@ -493,6 +491,26 @@ func table() []trial {
 			name: "large-answers", story: "answers of 2 MB beside small ones; nothing is wrong", paths: []string{orderStock + "&size=2000000", orderStock}, seconds: 20, perSecond: 6,
 		},
 		{
+			name: "few-answered", story: "half of the SYN-ACKs from stock to orders are dropped", paths: []string{orderStock}, seconds: 20,
+			begin: func(l *lab) error {
+				return l.faults.set(oneWay(l.hosts["stock"].ip, l.hosts["orders"].ip, "tcp flags & (syn | ack) == (syn | ack) "+lose(500)))
+			},
+			want: edge("orders", "stock", slices.Concat(loss, swallowed)),
+		},
+		{
+			name: "far-timeout", story: "240 ms more between api and orders, and api gives up after 300 ms", paths: []string{orderDB + "&timeout=300"}, seconds: 20,
+			begin: func(l *lab) error {
+				api, orders := l.hosts["api"], l.hosts["orders"]
+				return l.faults.delay(120*time.Millisecond, 0, [2]*host{api, orders}, [2]*host{orders, api})
+			},
+			want: edge("api", "orders", slow),
+		},
+		{
+			name: "upload-cap", story: "orders' egress is capped at 4 Mbit/s, and it stores large values in Redis", paths: []string{"/order/%d?parts=cache&size=100000"}, seconds: 25, perSecond: 2,
+			begin: func(l *lab) error { return l.throttle("orders") },
+			want:  append(edge("orders", "cache", capped), truth{client: "api", server: "orders", causes: capped, may: true}),
+		},
+		{
 			name: "mesh", story: "sidecars redirect what orders and stock say to each other; nothing is wrong", paths: []string{orderStock}, seconds: 15, during: mesh,
 		},
 		{
@@ -573,6 +591,11 @@ func (l *lab) crash(ctx context.Context, name string, port int, from, long time.
 	err := l.await(name, func() error { return l.listening(l.hosts[name], port) })
 	l.faultUntil = time.Now()
 	return err
+}
+
+// throttle limits what a host sends to 4 Mbit/s.
+func (l *lab) throttle(name string) error {
+	return l.hosts[name].run("", "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "200ms")
 }
 
 // narrow makes the node's way to a host take packets of so many bytes. The node says so to
@@ -758,6 +781,8 @@ func (l *lab) healAll() error {
 	if err := l.narrow("orders", 1500); err != nil {
 		return err
 	}
-	_ = l.hosts["stock"].run("", "tc", "qdisc", "del", "dev", "eth0", "root") // there may be none
+	for _, name := range []string{"stock", "orders"} {
+		_ = l.hosts[name].run("", "tc", "qdisc", "del", "dev", "eth0", "root") // there may be none
+	}
 	return l.faults.heal()
 }
