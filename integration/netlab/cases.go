@@ -343,7 +343,7 @@ func table() []trial {
 		{
 			name: "blackout", story: "every packet between orders and stock is lost for six seconds", paths: []string{orderStock + "&pool=1"}, seconds: 24,
 			during: func(ctx context.Context, l *lab, d time.Duration) error {
-				return l.between(ctx, d/3, 6*time.Second, losing(999, [2]string{"orders", "stock"}))
+				return l.between(ctx, d/3, 6*time.Second, losing(1000, [2]string{"orders", "stock"}))
 			},
 			want: edge("orders", "stock", loss),
 		},
@@ -599,10 +599,23 @@ func (l *lab) throttle(name string) error {
 }
 
 // narrow makes the node's way to a host take packets of so many bytes. The node says so to
-// the senders of larger ones.
+// the senders of larger ones, which remember it for ten minutes: see widen.
 func (l *lab) narrow(name string, bytes int) error {
 	h := l.hosts[name]
 	return namespaces.Feed(fmt.Sprintf("route replace %s/32 dev %s mtu %d\n", h.ip, h.device(), bytes), "ip", "-batch", "-")
+}
+
+// widen undoes narrow.
+func (l *lab) widen(name string) error {
+	if err := l.narrow(name, 1500); err != nil {
+		return err
+	}
+	for _, h := range l.hosts {
+		if err := h.run("", "ip", "route", "flush", "cache"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cutSilently drops the packets of the connections from orders to stock that are open after a
@@ -615,7 +628,7 @@ func (l *lab) cutSilently(ctx context.Context, from time.Duration) error {
 	orders, stock := l.hosts["orders"], l.hosts["stock"]
 	var out strings.Builder
 	if err := namespaces.Enter(orders.pid(), func() error {
-		cmd := exec.Command("ss", "-Htn", "state", "established", "dst", stock.ip.String())
+		cmd := exec.Command("ss", "-Htn", "state", "established", "dst", stock.ip.String()) //nolint:gosec // an address of the lab
 		cmd.Stdout = &out
 		return cmd.Run()
 	}); err != nil {
@@ -778,7 +791,7 @@ func (l *lab) healAll() error {
 	if err := l.dns.trouble(nil, 0, 0, false); err != nil {
 		return err
 	}
-	if err := l.narrow("orders", 1500); err != nil {
+	if err := l.widen("orders"); err != nil {
 		return err
 	}
 	for _, name := range []string{"stock", "orders"} {

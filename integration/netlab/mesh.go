@@ -28,12 +28,14 @@ const (
 // from orders to stock are redirected to a proxy in orders' network namespace, which connects
 // to stock, where a second redirection leads to a proxy that connects over loopback. It ends
 // with ctx.
-func mesh(ctx context.Context, l *lab, _ time.Duration) error {
+func mesh(ctx context.Context, l *lab, _ time.Duration) (err error) {
 	orders, stock := l.hosts["orders"], l.hosts["stock"]
 	out := fmt.Sprintf("type nat hook output priority -100; meta mark != %d ip daddr %s tcp dport 3000 redirect to :%d", sidecarMark, stock.ip, outboundPort)
 	in := fmt.Sprintf("type nat hook prerouting priority -100; tcp dport 3000 redirect to :%d", inboundPort)
 	var proxies sync.WaitGroup
 	defer proxies.Wait()
+	proxying, stop := context.WithCancel(ctx)
+	defer stop() // also after an error
 	for _, s := range []struct {
 		at       *host
 		chain    string
@@ -50,33 +52,36 @@ func mesh(ctx context.Context, l *lab, _ time.Duration) error {
 		}); err != nil {
 			return err
 		}
-		context.AfterFunc(ctx, func() { _ = listener.Close() })
+		context.AfterFunc(proxying, func() { _ = listener.Close() })
 		proxies.Go(func() {
 			for {
 				c, err := listener.Accept()
 				if err != nil {
 					return
 				}
-				proxies.Go(func() { pass(ctx, c, s.at, s.upstream) })
+				proxies.Go(func() { pass(proxying, c, s.at, s.upstream) })
 			}
 		})
 		if err := s.at.run(fmt.Sprintf("table ip mesh { chain sidecar { %s; }\n}\n", s.chain), "nft", "-f", "-"); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, s.at.run("", "nft", "delete", "table", "ip", "mesh")) }()
 	}
 	<-ctx.Done()
-	return errors.Join(orders.run("", "nft", "delete", "table", "ip", "mesh"), stock.run("", "nft", "delete", "table", "ip", "mesh"))
+	return nil
 }
 
 // pass connects to the upstream and copies both ways until both ends have closed.
 func pass(ctx context.Context, downstream net.Conn, at *host, address string) {
 	defer downstream.Close()
-	dialer := net.Dialer{Timeout: 10 * time.Second, Control: func(_, _ string, raw syscall.RawConn) (err error) {
-		return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, sidecarMark) }), err)
+	dialer := net.Dialer{Timeout: 10 * time.Second, Control: func(_, _ string, raw syscall.RawConn) error {
+		var marked error
+		err := raw.Control(func(fd uintptr) { marked = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, sidecarMark) })
+		return errors.Join(err, marked)
 	}}
 	var upstream net.Conn
 	err := namespaces.Enter(at.pid(), func() (err error) {
-		upstream, err = dialer.Dial("tcp4", address) //nolint:noctx // the thread's namespace counts
+		upstream, err = dialer.DialContext(ctx, "tcp4", address)
 		return err
 	})
 	if err != nil {

@@ -37,11 +37,15 @@ func TestShortForm(t *testing.T) {
 	}
 }
 
-// Every case says what it is about, once, and names hosts or services of the lab.
+// Every case says what it is about, once, and names hosts, services or processes of the lab, or a host
+// that its requests ask for.
 func TestCases(t *testing.T) {
 	seen := map[string]bool{}
-	known := func(name string) bool { return hostNumbers[name] != 0 || slices.Contains(instrumented, name) }
 	for _, c := range cases() {
+		known := func(name string) bool {
+			return hostNumbers[name] != 0 || slices.Contains(instrumented, name) || processes[name] != nil ||
+				slices.ContainsFunc(c.paths, func(path string) bool { return strings.Contains(path, "="+name+":") })
+		}
 		if seen[c.name] || c.story == "" || len(c.paths) == 0 || c.seconds == 0 {
 			t.Errorf("case %q is double or incomplete", c.name)
 		}
