@@ -108,7 +108,7 @@ func TestConfigOfAnotherProgram(t *testing.T) {
 	}
 	for file, want := range map[string]string{
 		file:  "this looks like the configuration of metaflow-server: check it by 'metaflow-server config check " + file + "'",
-		group: "this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update -f " + group + " --dry-run' checks it",
+		group: "this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update GROUP -f " + group + " --dry-run' checks it",
 	} {
 		code, _, stderr := execute(t, "config", "check", file)
 		if code != program.ExitUsage || !strings.Contains(stderr, want) {

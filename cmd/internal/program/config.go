@@ -161,7 +161,7 @@ func (f *Flags[C]) LoadOver(cfg C) error {
 			owner := ownerOf(top, keys)
 			switch {
 			case slices.ContainsFunc(groupSections, func(s string) bool { return slices.Contains(top, s) }):
-				return fmt.Sprintf("this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update -f %s --dry-run' checks it", f.file)
+				return fmt.Sprintf("this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update GROUP -f %s --dry-run' checks it", f.file)
 			case owner == "":
 				return ""
 			}
