@@ -65,7 +65,7 @@ promtool: ## fetch promtool and prometheus for the tests of alerts and exemplars
 promtool-if-possible:
 	@command -v promtool >/dev/null && command -v prometheus >/dev/null || deploy/prometheus/fetch.sh .cache/promtool || echo "skipping the tests of alerts and exemplars: Prometheus could not be fetched"
 
-netlab: build engine netlab-programs ## try the answers about networks on real programs in network namespaces (needs root; half an hour); NETLAB='-run loss' takes less
+netlab: build engine netlab-programs ## try the answers about networks on real programs in network namespaces (needs root; about an hour); NETLAB='-run loss' takes less
 	$(GO) run ./integration/netlab $(NETLAB)
 
 netlab-programs: ## fetch the real programs of netlab: nginx, PostgreSQL, Redis, Flask, express, gRPC (needs Debian's apt-get, Python and Node.js)
