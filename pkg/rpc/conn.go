@@ -46,7 +46,7 @@ const (
 	resetsPerSecond = 128
 )
 
-var errResets = errors.New("the client resets too many streams")
+var errResets = errors.New("the client resets too many calls")
 
 var errTinyFrames = errors.New("the client sends a message in too many small frames")
 
@@ -164,7 +164,8 @@ func (c *conn) begin() error {
 		return nil
 	}
 	// A client whose call was refused resets the stream if it has not sent all of it: the
-	// server's doing.
+	// server's doing. Resets of such streams, or of none, end no work: no handler has begun, and
+	// gRPC reads no further while too many of its answers to such frames wait to be written.
 	if k != nil && !c.resets.Allow() {
 		c.server.resetFloods.Inc()
 		return errResets
