@@ -166,7 +166,6 @@ func TestModelFindsTheTrouble(t *testing.T) {
 	}
 }
 
-// Over standard I/O a model sees the tools, each of which only reads.
 // A model and a person are told when the network could not be read: it is not that nothing
 // is known.
 func TestNetworkThatIsNotReadInTime(t *testing.T) {
@@ -197,6 +196,7 @@ func TestNetworkThatIsNotReadInTime(t *testing.T) {
 	}
 }
 
+// Over standard I/O a model sees the tools, each of which only reads.
 func TestModelListsTools(t *testing.T) {
 	r, db := reader(t, config())
 	toServer, fromClient := io.Pipe()
