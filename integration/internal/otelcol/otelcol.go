@@ -37,7 +37,7 @@ func RunJaeger(t *testing.T, repository, storage, writer string) (api, otlp stri
 }
 
 // RunPrometheus runs the Prometheus that `make promtool` puts into the repository, until the
-// test ends, and returns the address of its API. It scrapes target ten times a second and
+// test ends, and returns the address of its API. It scrapes target each second and
 // keeps exemplars. Without the program the test is skipped.
 func RunPrometheus(t *testing.T, repository, target string) (api string) {
 	t.Helper()
@@ -50,7 +50,7 @@ func RunPrometheus(t *testing.T, repository, target string) (api string) {
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "prometheus.yml")
-	config := "scrape_configs: [{job_name: app, scrape_interval: 100ms, scrape_timeout: 100ms, static_configs: [{targets: ['" + target + "']}]}]"
+	config := "scrape_configs: [{job_name: app, scrape_interval: 1s, scrape_timeout: 1s, static_configs: [{targets: ['" + target + "']}]}]"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
