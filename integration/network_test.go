@@ -91,7 +91,7 @@ func TestCodeOrNetwork(t *testing.T) {
 		const question = `SELECT client_service, server_service, verdict
 			FROM metaflow.network_trouble_with(minutes = 15, retransmit_percent = 0.2, window_percent = 20)
 			WHERE client_service IN (SELECT service_name FROM metaflow.spans) ORDER BY ALL`
-		if err := wait.Poll(10*time.Second, n.server.done, n.answered(want, question)); err != nil {
+		if err := wait.Poll(30*time.Second, n.server.done, n.answered(want, question)); err != nil {
 			t.Errorf("%v\nWhat the agent saw:\n%s", err, n.troubles(began))
 		}
 	})
@@ -176,7 +176,7 @@ func (n *network) check(t *testing.T, begin func(*netlab.Lab) error, failing boo
 	for attempt := 1; ; attempt++ {
 		from := time.Now()
 		traceID := n.visit(t, begin, failing, callee)
-		err := wait.Poll(10*time.Second, n.server.done, n.answered(want, verdicts, traceID))
+		err := wait.Poll(30*time.Second, n.server.done, n.answered(want, verdicts, traceID))
 		if err == nil {
 			if err := n.answered(want, verdicts, n.disagree(t, traceID))(); err != nil {
 				t.Errorf("with diverging clocks: %v", err)
@@ -217,7 +217,7 @@ func (n *network) visit(t *testing.T, begin func(*netlab.Lab) error, failing boo
 // the next trouble gets its own.
 func (n *network) recover(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := n.lab.Heal(); err != nil {
 		t.Fatal(err)
@@ -236,7 +236,7 @@ func (n *network) recover(t *testing.T) {
 // to examine.
 func (n *network) worst(t *testing.T, from, to time.Time, failing bool, callee string) (traceID string) {
 	t.Helper()
-	err := wait.Poll(20*time.Second, n.server.done, func() error {
+	err := wait.Poll(time.Minute, n.server.done, func() error {
 		var count uint64
 		if err := n.conn.QueryRow(context.Background(), `SELECT count(), argMax(trace_id, ($3 AND status_code = 'error', duration_ns))
 			FROM metaflow.spans WHERE parent_span_id = '' AND toUnixTimestamp64Nano(start_time) BETWEEN $1 AND $2`, from.UnixNano(), to.UnixNano(), failing).Scan(&count, &traceID); err != nil {

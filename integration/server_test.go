@@ -3,11 +3,13 @@ package integration
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -28,6 +30,9 @@ var binaries string
 func TestMain(m *testing.M) {
 	chengine.MaybeRunChild()
 	maybeBeAPod()
+	if signal.Ignored(syscall.SIGINT) { // by the shell that runs the tests in its background, and so by all programs
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	}
 	os.Exit(runTests(m))
 }
 
@@ -72,6 +77,7 @@ func startProgram(t *testing.T, name string, args ...string) *process {
 	p.cmd.Dir = repository(t)
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	p.cmd.WaitDelay = 10 * time.Second // for programs that it started and that outlive it
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +133,8 @@ func (p *process) end() int {
 	case <-p.done:
 	case <-time.After(time.Minute):
 		p.t.Errorf("%s did not stop within a minute", p.cmd.Path)
+		_ = p.cmd.Process.Signal(syscall.SIGTERM) // a script ends the programs that it started at the second signal
+		_ = wait.Poll(10*time.Second, p.done, func() error { return errors.New("it runs") })
 		p.kill()
 	}
 	return p.cmd.ProcessState.ExitCode()

@@ -59,8 +59,8 @@ func TestNetworkViewsOverShards(t *testing.T) {
 		"SELECT * FROM %s.trace_network_with(trace_id = '" + first + "', slack_ms = 1000, retransmit_percent = 1, window_percent = 20)",
 		"SELECT * FROM %s.traces_network(trace_ids = ['" + first + "', '" + second + "'])",
 		"SELECT * FROM %s.service_network WHERE minute >= now() - INTERVAL 1 HOUR ORDER BY minute, client_service, server_service",
-		"SELECT * FROM %s.network_trouble(minutes = 15)",
-		"SELECT * FROM %s.network_trouble_with(minutes = 15, retransmit_percent = 1, window_percent = 20)",
+		"SELECT * FROM %s.network_trouble(minutes = 60)",
+		"SELECT * FROM %s.network_trouble_with(minutes = 60, retransmit_percent = 1, window_percent = 20)",
 		"SELECT role, toString(ip), toString(peer_ip), retransmits, resets FROM %s.flows ORDER BY ip, role, peer_ip",
 	} {
 		question = fmt.Sprintf(question, cfg.Database)

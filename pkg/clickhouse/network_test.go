@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// now is the time of the events in these tests: within the last minutes, so that views
-// over the last minutes include them.
+// now is the time of the events in these tests: within the last hour, as long as all tests
+// of the package may take, so that views over the last hour include them.
 var now = time.Now().UTC().Truncate(time.Minute).Add(-2 * time.Minute)
 
 // spanRow has the columns of spans_local that the join needs.
@@ -363,7 +363,7 @@ func TestServiceNetwork(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	for _, view := range []string{"network_trouble(minutes = 15)", "network_trouble_with(minutes = 15, retransmit_percent = 1, window_percent = 20)"} {
+	for _, view := range []string{"network_trouble(minutes = 60)", "network_trouble_with(minutes = 15, retransmit_percent = 1, window_percent = 20)"} {
 		var n uint64
 		var edge, verdict string
 		err := d.conn.QueryRow(t.Context(), "SELECT count(), any(client_service || ' -> ' || server_service), any(verdict) FROM "+cfg.Database+"."+view).Scan(&n, &edge, &verdict)
@@ -393,7 +393,7 @@ func TestHarmfulResets(t *testing.T) {
 	untraced := cut("10.0.1.3", "10.0.2.3")
 	untraced.resets = 3 // fewer are no trouble without spans
 	insertConns(t, d, cut("10.0.1.1", "10.0.2.1"), cut("10.0.1.2", "10.0.2.2"), untraced)
-	rows, err := d.conn.Query(t.Context(), "SELECT client_service, verdict, toString(resets) FROM "+cfg.Database+".network_trouble(minutes = 15) ORDER BY client_service")
+	rows, err := d.conn.Query(t.Context(), "SELECT client_service, verdict, toString(resets) FROM "+cfg.Database+".network_trouble(minutes = 60) ORDER BY client_service")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -408,6 +408,7 @@ func TestStuckHandlerIsReplaced(t *testing.T) {
 		}
 	})
 	defer waiting.Wait()
+	defer cancel()
 	for range old {
 		select {
 		case <-heir:

@@ -475,6 +475,8 @@ func TestARequestRefusedOnItsWayIsToComeBack(t *testing.T) {
 		<-release
 		return signal.Result{}, nil
 	}), rpc.Options{})
+	free := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(free) // the server waits for it when it stops
 	first := make(chan error, 1)
 	go func() {
 		_, err := clientFrom(t, "127.0.0.2", srv.Addr()).Export(t.Context(), otlptest.Sized(5<<20))
@@ -487,7 +489,7 @@ func TestARequestRefusedOnItsWayIsToComeBack(t *testing.T) {
 			t.Fatalf("Export = %v, want UNAVAILABLE with RetryInfo", err)
 		}
 	}
-	close(release)
+	free()
 	if err := <-first; err != nil {
 		t.Error(err)
 	}

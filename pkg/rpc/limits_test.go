@@ -181,7 +181,9 @@ func TestOverTheBoundClientsAreAskedToComeBack(t *testing.T) {
 				return signal.Result{}, nil
 			})
 			reg := prometheus.NewRegistry()
-			cli := client(t, start(t, cfg, consumer, rpc.Options{Registerer: reg}))
+			srv := start(t, cfg, consumer, rpc.Options{Registerer: reg})
+			t.Cleanup(func() { close(release) }) // the server waits for the consumer when it stops
+			cli := client(t, srv)
 			first := make(chan error, 1)
 			export := func() { _, err := cli.Export(t.Context(), otlptest.Sized(600_000)); first <- err }
 			go export()

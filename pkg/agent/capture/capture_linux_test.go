@@ -620,13 +620,21 @@ func TestReconfigured(t *testing.T) {
 	write(10)
 	seen(10)
 
+	// A busy loop may go around several times before it takes the configuration, and rows of
+	// before come later than its dumps.
+	reconfigure := func(cfg agentconfig.Flow) {
+		t.Helper()
+		c.Configure(cfg)
+		wait.Until(t, "the configuration is taken", func() bool { return len(c.changed) == 0 })
+		dumps := prom.Value(t, reg, "metaflow_capture_dump_duration_seconds")
+		wait.Until(t, "dumps", func() bool {
+			return prom.Value(t, reg, "metaflow_capture_dump_duration_seconds") > dumps+3*prom.Value(t, reg, "metaflow_capture_network_namespaces")
+		})
+		s.watched(t, client, server)
+	}
 	excluded := on
 	excluded.ExcludePorts = []agentconfig.PortRange{{First: 8000, Last: 8000}}
-	c.Configure(excluded)
-	dumps := prom.Value(t, reg, "metaflow_capture_dump_duration_seconds")
-	wait.Until(t, "dumps", func() bool {
-		return prom.Value(t, reg, "metaflow_capture_dump_duration_seconds") > dumps+3*prom.Value(t, reg, "metaflow_capture_network_namespaces")
-	})
+	reconfigure(excluded)
 	s.forget()
 	write(100)
 	second := client.mustDial(to)
@@ -635,8 +643,7 @@ func TestReconfigured(t *testing.T) {
 	if _, n := s.sum(at(client, flow.RoleClient, to)); n > 0 {
 		t.Errorf("%d rows of excluded connections", n)
 	}
-	c.Configure(on)
-	s.watched(t, client, server)
+	reconfigure(on)
 	write(1)
 	conn.Close()
 	r := s.await(t, "client", at(client, flow.RoleClient, to), func(r flow.Row) bool { return r.Closed })

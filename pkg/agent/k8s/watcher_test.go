@@ -138,7 +138,8 @@ func start(t testing.TB, a *kubetest.API, s Reporter, id string, edit func(*Conf
 	w, err := New(cfg, Options{
 		Reporter: s, AgentID: id, Cluster: "prod", Client: clientOf(t, a), Registerer: prometheus.NewRegistry(),
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)).With(slog.String("agent", id)),
-		Lease:  Timing{Duration: 2 * time.Second, Renew: time.Second, Retry: 200 * time.Millisecond},
+		// Long enough that no leader loses it on a busy machine; followers ask that often.
+		Lease: Timing{Duration: 6 * time.Second, Renew: 4 * time.Second, Retry: 200 * time.Millisecond},
 	})
 	if err != nil {
 		t.Fatal(err)
