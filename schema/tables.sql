@@ -1679,7 +1679,7 @@ WITH
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls[1]) OVER near AS requests_near, sum(calls[6]) OVER near AS unanswered_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
-            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max((calls[1] > calls[3]) * p50_ms) OVER near AS alone_p50_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max((calls[1] > 2 * calls[3]) * p50_ms) OVER near AS alone_p50_ms, toUInt64(sum(calls[1] - calls[3]) OVER near) AS alone_near, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
@@ -1690,8 +1690,9 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
+            (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) AS far_alone,
             (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
-                * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
     ),
@@ -1706,7 +1707,7 @@ WITH
                 (100 * receive_window_limited_us > 20 * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
-                if(traced, (harm > 0) * ((100 * retransmits > 1 * segments_sent) + (lossy_retransmits >= 3)),
+                if(traced, (harm > 0) * ((100 * retransmits > 1 * segments_sent) + (slower = 0) * (lossy_retransmits >= 3)),
                     (100 * retransmits > 1 * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
                 slower = 1, 'slow network',
@@ -1717,7 +1718,7 @@ WITH
         FROM harmed
     ),
     explained AS (
-        SELECT *, (verdict != '', harmed_near, connect_failures + resets + timeouts, retransmits) AS weight,
+        SELECT *, (verdict != '', if((slower > 0) * (harm = 0) > 0, far_alone * alone_near, harmed_near), connect_failures + resets + timeouts, retransmits) AS weight,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
             concat(
@@ -1744,7 +1745,7 @@ WITH
     edges AS (
         SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
             argMax((verdict, why, minute), weight) AS worst,
-            sum(calls[1]) AS requests, sum(calls[2]) AS errors, sum(calls[4]) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(calls[1]) AS requests, sum(calls[2]) AS errors, greatest(sum(calls[4]), max((slower > 0) * (harm = 0) * far_alone * alone_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
             sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
             sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
             sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,
@@ -1818,7 +1819,7 @@ WITH
         SELECT *,
             sum(calls[1]) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls[1]) OVER near AS requests_near, sum(calls[6]) OVER near AS unanswered_near, sum(calls[5]) OVER near AS broken_near, sum(calls[4]) OVER near AS harmed_near,
-            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max((calls[1] > calls[3]) * p50_ms) OVER near AS alone_p50_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            max((calls[1] > calls[3]) * p99_ms) OVER near AS alone_ms, max((calls[1] > 2 * calls[3]) * p50_ms) OVER near AS alone_p50_ms, toUInt64(sum(calls[1] - calls[3]) OVER near) AS alone_near, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
@@ -1829,8 +1830,9 @@ WITH
             arrayFilter(d -> arrayExists(n -> startsWith(concat(d.1, '.'), concat(n, '.')), names), dns_near) AS asked,
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
+            (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) AS far_alone,
             (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
-                * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
     ),
@@ -1845,7 +1847,7 @@ WITH
                 (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most[1] > 0) * traced * (harm > 0) > 0, 'receiver does not read',
-                if(traced, (harm > 0) * ((100 * retransmits > {retransmit_percent:Float64} * segments_sent) + (lossy_retransmits >= 3)),
+                if(traced, (harm > 0) * ((100 * retransmits > {retransmit_percent:Float64} * segments_sent) + (slower = 0) * (lossy_retransmits >= 3)),
                     (100 * retransmits > {retransmit_percent:Float64} * segments_sent) * (retransmits >= 3)) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
                 slower = 1, 'slow network',
@@ -1856,7 +1858,7 @@ WITH
         FROM harmed
     ),
     explained AS (
-        SELECT *, (verdict != '', harmed_near, connect_failures + resets + timeouts, retransmits) AS weight,
+        SELECT *, (verdict != '', if((slower > 0) * (harm = 0) > 0, far_alone * alone_near, harmed_near), connect_failures + resets + timeouts, retransmits) AS weight,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
             concat(
@@ -1883,7 +1885,7 @@ WITH
     edges AS (
         SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
             argMax((verdict, why, minute), weight) AS worst,
-            sum(calls[1]) AS requests, sum(calls[2]) AS errors, sum(calls[4]) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(calls[1]) AS requests, sum(calls[2]) AS errors, greatest(sum(calls[4]), max((slower > 0) * (harm = 0) * far_alone * alone_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
             sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
             sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
             sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,

@@ -59,7 +59,7 @@ WITH
         SELECT *,
             sum(calls.requests) OVER edge > 0 AS traced, quantileExactIf(0.5)(p50_ms, p50_ms > 0) OVER edge AS usual_ms,
             sum(calls.requests) OVER near AS requests_near, sum(calls.unanswered) OVER near AS unanswered_near, sum(calls.broken) OVER near AS broken_near, sum(calls.harmed) OVER near AS harmed_near,
-            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max((calls.requests > calls.paired) * p50_ms) OVER near AS alone_p50_ms, max(accept_queue_full) OVER near AS queue_full_near,
+            max((calls.requests > calls.paired) * p99_ms) OVER near AS alone_ms, max((calls.requests > 2 * calls.paired) * p50_ms) OVER near AS alone_p50_ms, toUInt64(sum(calls.requests - calls.paired) OVER near) AS alone_near, max(accept_queue_full) OVER near AS queue_full_near,
             groupArrayArray(64)(dns) OVER (PARTITION BY client_service, client_address ORDER BY minute RANGE BETWEEN 60 PRECEDING AND 60 FOLLOWING) AS dns_near
         FROM minutes
         WINDOW edge AS (PARTITION BY client_service, server_service, client_address, server_address),
@@ -72,10 +72,11 @@ WITH
             arraySum(d -> d.3, asked) AS failed_queries, arrayMax(d -> d.4, arrayPushBack(asked, ('', 0, 0, 0))) AS query_us,
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
             -- The round trips of many flows are longer, by a queue of their own bytes or otherwise. Beside
-            -- a sidecar, two of three connections of a request stay in their pod. Where no server has a
-            -- span, that is harm if it is half of what requests took: all of them may be slow.
+            -- a sidecar, two of three connections of a request stay in their pod. Where most requests have
+            -- no span of the server, that is harm if it is half of what they took: all may be slow.
+            (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) AS far_alone,
             (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000)
-                * if(traced, (harm > 0) + (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
+                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
         FROM around
         WHERE server_service != ''
     ),
@@ -91,7 +92,8 @@ WITH
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
                 (most.unread_bytes > 0) * traced * (harm > 0) > 0, 'receiver does not read',
-                if(traced, (harm > 0) * ((100 * retransmits > {{.RetransmitPercent}} * segments_sent) + (lossy_retransmits >= {{.FewFailures}})),
+                -- Few retransmissions do not explain what longer round trips do to many.
+                if(traced, (harm > 0) * ((100 * retransmits > {{.RetransmitPercent}} * segments_sent) + (slower = 0) * (lossy_retransmits >= {{.FewFailures}})),
                     (100 * retransmits > {{.RetransmitPercent}} * segments_sent) * (retransmits >= {{.FewFailures}})) > 0,
                     if(retransmitted_bytes > 0, 'retransmission', 'slow handshake'),
                 slower = 1, 'slow network',
@@ -104,7 +106,7 @@ WITH
         FROM harmed
     ),
     explained AS (
-        SELECT *, (verdict != '', harmed_near, connect_failures + resets + timeouts, retransmits) AS weight,
+        SELECT *, (verdict != '', if((slower > 0) * (harm = 0) > 0, far_alone * alone_near, harmed_near), connect_failures + resets + timeouts, retransmits) AS weight,
             -- A flow at fault names the time; otherwise it is the minute.
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
@@ -132,7 +134,7 @@ WITH
     edges AS (
         SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
             argMax((verdict, why, minute), weight) AS worst,
-            sum(calls.requests) AS requests, sum(calls.errors) AS errors, sum(calls.harmed) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(calls.requests) AS requests, sum(calls.errors) AS errors, greatest(sum(calls.harmed), max((slower > 0) * (harm = 0) * far_alone * alone_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
             sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
             sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
             sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,

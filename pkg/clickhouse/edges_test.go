@@ -235,10 +235,23 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 20/0"},
 			[]string{"shop -> cart: slow network"},
 		},
+		"a farther server, and few segments sent again": {
+			calls(20, shopSpan.with(sqlRow{"duration_ns": "100000000"}), cartSpan),
+			cat(both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}), both(shopEnd, cartEnd, sqlRow{"port": "40001", "rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"})[:1],
+				both(shopEnd, cartEnd, sqlRow{"port": "40002", "segments_sent": "30", "retransmits": "4", "retransmitted_bytes": "4000"})[:1]),
+			[]string{"shop -> cart 20/0"},
+			[]string{"shop -> cart: slow network"},
+		},
 		"a farther server without spans, all of whose requests are slow": {
 			calls(20, shopSpan.with(sqlRow{"duration_ns": "70000000"}), nil), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
 			[]string{"shop -> cart@10.0.0.2 20/0"},
 			[]string{"shop -> cart@10.0.0.2: slow network"},
+		},
+		"a farther server, few of whose requests lack its span": {
+			cat(calls(20, shopSpan.with(sqlRow{"duration_ns": "70000000"}), cartSpan.with(sqlRow{"duration_ns": "65000000"})), calls(4, shopSpan.with(sqlRow{"duration_ns": "70000000"}), nil)),
+			both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
+			[]string{"shop -> cart 24/0"},
+			nil,
 		},
 		"a farther server without spans that is slow by itself": {
 			calls(20, shopSpan.with(sqlRow{"duration_ns": "300000000"}), nil), both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"}),
@@ -456,6 +469,20 @@ func TestMostHarmFirst(t *testing.T) {
 	got := queryColumn(t, d, "SELECT concat(server_service, ': ', verdict) FROM "+cfg.Database+".network_trouble(minutes = 15)")
 	if diff := cmp.Diff([]string{"cart: retransmission", "pay: connect refused"}, got); diff != "" {
 		t.Errorf("trouble (-want +got):\n%s", diff)
+	}
+}
+
+// Requests to a server that became farther count as harmed, also if none shows it by itself.
+func TestFarRequestsCountAsHarmed(t *testing.T) {
+	cfg := testConfig(t)
+	d := openDB(t, cfg)
+	if err := d.Migrate(t.Context(), Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	insertRows(t, d, "spans_local", calls(20, shopSpan.with(sqlRow{"duration_ns": "70000000"}), nil)...)
+	insertRows(t, d, "flows_local", both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"})...)
+	if got := queryText(t, d, "SELECT verdict, harmed FROM "+cfg.Database+".network_trouble(minutes = 15)"); got != "slow network\t20" {
+		t.Errorf("trouble %q", got)
 	}
 }
 
