@@ -14,7 +14,7 @@ import (
 // Whoever takes the HTTP port for the native port is told.
 func TestHTTPPortIsNamed(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.Addresses, cfg.DialTimeout = []string{engine.HTTPAddr()}, 300*time.Millisecond
+	cfg.Addresses, cfg.DialTimeout = []string{engine.HTTPAddr()}, 2*time.Second
 	d, err := Open(cfg, nil)
 	if err != nil {
 		t.Fatal(err)
