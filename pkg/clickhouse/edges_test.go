@@ -446,7 +446,7 @@ func TestEdgesAndTrouble(t *testing.T) {
 			if diff := cmp.Diff(tc.edges, got); diff != "" {
 				t.Errorf("edges (-want +got):\n%s", diff)
 			}
-			got = queryColumn(t, d, "SELECT concat("+edge+", ': ', verdict) AS e FROM "+cfg.Database+".network_trouble(minutes = 15) ORDER BY e")
+			got = queryColumn(t, d, "SELECT concat("+edge+", ': ', verdict) AS e FROM "+cfg.Database+".network_trouble(minutes = 60) ORDER BY e")
 			if diff := cmp.Diff(tc.trouble, got); diff != "" {
 				t.Errorf("trouble (-want +got):\n%s", diff)
 			}
@@ -466,7 +466,7 @@ func TestMostHarmFirst(t *testing.T) {
 	insertRows(t, d, "spans_local", slices.Concat(calls(20, shopSpan, cartSpan), calls(4, shopSpan.with(slow), cartSpan),
 		calls(20, toPay, cartSpan.with(sqlRow{"service_name": "'pay'", "ip": payEnd["ip"]})), calls(1, toPay.with(failed), nil))...)
 	insertRows(t, d, "flows_local", append(both(shopEnd, cartEnd, lossy), both(shopEnd, payEnd, sqlRow{"connect_failures": "1", "refused": "1"})...)...)
-	got := queryColumn(t, d, "SELECT concat(server_service, ': ', verdict) FROM "+cfg.Database+".network_trouble(minutes = 15)")
+	got := queryColumn(t, d, "SELECT concat(server_service, ': ', verdict) FROM "+cfg.Database+".network_trouble(minutes = 60)")
 	if diff := cmp.Diff([]string{"cart: retransmission", "pay: connect refused"}, got); diff != "" {
 		t.Errorf("trouble (-want +got):\n%s", diff)
 	}
@@ -481,7 +481,7 @@ func TestFarRequestsCountAsHarmed(t *testing.T) {
 	}
 	insertRows(t, d, "spans_local", calls(20, shopSpan.with(sqlRow{"duration_ns": "70000000"}), nil)...)
 	insertRows(t, d, "flows_local", both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000"})...)
-	if got := queryText(t, d, "SELECT verdict, harmed FROM "+cfg.Database+".network_trouble(minutes = 15)"); got != "slow network\t20" {
+	if got := queryText(t, d, "SELECT verdict, harmed FROM "+cfg.Database+".network_trouble(minutes = 60)"); got != "slow network\t20" {
 		t.Errorf("trouble %q", got)
 	}
 }
@@ -540,7 +540,7 @@ func TestNodeInTrouble(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			mustExec(t, d, "TRUNCATE TABLE "+cfg.Database+".flows_local")
 			insertRows(t, d, "flows_local", tc.flows...)
-			got := queryColumn(t, d, "SELECT concat(client_service, ' -> ', server_service, ': ', verdict) AS e FROM "+cfg.Database+".network_trouble(minutes = 15) ORDER BY e")
+			got := queryColumn(t, d, "SELECT concat(client_service, ' -> ', server_service, ': ', verdict) AS e FROM "+cfg.Database+".network_trouble(minutes = 60) ORDER BY e")
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}

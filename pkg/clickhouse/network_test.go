@@ -363,7 +363,7 @@ func TestServiceNetwork(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	for _, view := range []string{"network_trouble(minutes = 60)", "network_trouble_with(minutes = 15, retransmit_percent = 1, window_percent = 20)"} {
+	for _, view := range []string{"network_trouble(minutes = 60)", "network_trouble_with(minutes = 60, retransmit_percent = 1, window_percent = 20)"} {
 		var n uint64
 		var edge, verdict string
 		err := d.conn.QueryRow(t.Context(), "SELECT count(), any(client_service || ' -> ' || server_service), any(verdict) FROM "+cfg.Database+"."+view).Scan(&n, &edge, &verdict)
