@@ -325,7 +325,14 @@ func (l *loop) readDestroyed(ctx context.Context, s *space) {
 	inode := s.ns.Inode
 	now := l.now()
 	for left := destroyedPerTurn; left > 0; {
-		n, more, err := s.conn.ReadDestroyed(l.netlink, left, func(sock *flow.Socket) { l.table.Destroyed(now, inode, sock) })
+		current := false
+		n, more, err := s.conn.ReadDestroyed(l.netlink, left, func(sock *flow.Socket) {
+			if !current { // a connection may have begun, and its name been asked for, since the turn began
+				l.peers.read(now)
+				current = true
+			}
+			l.table.Destroyed(now, inode, sock)
+		})
 		l.c.metrics.destroyed.Add(float64(n))
 		left -= max(n, 1)
 		switch {
@@ -370,6 +377,7 @@ func (l *loop) dump(ctx context.Context, s *space) {
 		return
 	}
 	if l.readDestroyed(ctx, s); s.conn != nil {
+		l.peers.read(began) // of connections that the dump is the first to show
 		l.table.EndDump(l.now(), inode, true)
 	}
 }
