@@ -165,6 +165,9 @@ const masquerade = "masquerade: "
 
 // lose drops packets at random, in thousandths.
 func lose(thousandths int) string {
+	if thousandths == 1000 {
+		return "drop"
+	}
 	return fmt.Sprintf("numgen random mod 1000 < %d drop", thousandths)
 }
 
