@@ -1552,7 +1552,8 @@ WITH
             SELECT *, multiIf(length(of_name) = 1, of_name[1], length(of_port) = 1, of_port[1], (target_key, target_name, target_main, target_services)) AS at
             FROM
             (
-                SELECT *, arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> x.1 = name, peers))) AS of_name, arrayDistinct(arrayMap(x -> x.2, peers)) AS of_port
+                SELECT *, arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> x.1 = name, peers))) AS of_name,
+                    arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> (calls[1] > calls[2]) + (x.1 = '') + startsWith(concat(x.1, '.'), concat(name, '.')) + startsWith(concat(name, '.'), concat(x.1, '.')) > 0, peers))) AS of_port
                 FROM
                 (
                     SELECT * EXCEPT (all_peers), if(blind, all_peers, []) AS peers
@@ -1632,7 +1633,7 @@ FROM
 ) AS x
 WHERE (ends.1 != '') * ((ends.2 != '') + (source = 'dns')) > 0
 GROUP BY minute, ends
-COMMENT 'made by metaflow-server, form 9ef96f2a4ab7f7d0';
+COMMENT 'made by metaflow-server, form 983f11743f367a01';
 
 CREATE OR REPLACE VIEW metaflow.service_network ON CLUSTER 'metaflow'
 (
@@ -1738,7 +1739,7 @@ WITH
                 (cl[4] > 0) * if(traced, broken_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, unanswered_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
+                (resets > 0) * if(traced, (unanswered_near > 0) * (4 * greatest(resets, unanswered_near) >= harmed_near), (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > 20 * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
@@ -1749,6 +1750,7 @@ WITH
                 slower = 1, 'slow network',
                 (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
                 (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
+                (resets > 0) * traced * (unanswered_near > 0) > 0, 'reset',
                 (timeouts > 0) * (harm > 0) > 0, 'timed out',
                 '') AS verdict
         FROM harmed
@@ -1878,7 +1880,7 @@ WITH
                 (cl[4] > 0) * if(traced, broken_near > 0, (cl[4] >= 3) * (10 * cl[4] >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= 3) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, unanswered_near > 0, (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
+                (resets > 0) * if(traced, (unanswered_near > 0) * (4 * greatest(resets, unanswered_near) >= harmed_near), (resets >= 3) * (20 * resets >= connections) * (cl[8] + sv[9] > 0)) > 0, 'reset',
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {window_percent:Float64} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',
                 slower = 2, 'slow queue',
@@ -1889,6 +1891,7 @@ WITH
                 slower = 1, 'slow network',
                 (failed_queries > 0) * traced * (broken_near > 0) > 0, 'DNS failed',
                 (query_us >= 100000) * traced * (harm > 0) * ((10 * slow_queries >= requests_near) + (query_us >= 1000000)) > 0, 'slow DNS',
+                (resets > 0) * traced * (unanswered_near > 0) > 0, 'reset',
                 (timeouts > 0) * (harm > 0) > 0, 'timed out',
                 '') AS verdict
         FROM harmed

@@ -466,7 +466,7 @@ func table() []trial {
 				orders, stock := l.hosts["orders"].ip, l.hosts["stock"].ip
 				return l.faults.set(oneWay(orders, stock, "tcp sport & 6 == 2 "+lose(200)), oneWay(stock, orders, "tcp dport & 6 == 2 "+lose(200)))
 			},
-			want: edge("orders", "stock", loss),
+			want: append(edge("orders", "stock", loss), truth{client: "orders", server: "stock", causes: reset, may: true}), // of a call that took too long
 		},
 		{
 			name: "step", story: "80 ms more from the middle on, between api and price", paths: []string{priceOne + "?calls=2"}, seconds: 24,

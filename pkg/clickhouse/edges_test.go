@@ -163,6 +163,16 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 11/6"},
 			nil,
 		},
+		"failing calls to a name that is not the server's": {
+			calls(3, nameless.with(failed).with(sqlRow{"attributes": "map('server.address', 'nowhere')"}), nil), both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc.cluster.local'"}),
+			[]string{"shop -> cart@10.0.0.2 0/0", "shop -> nowhere 3/3"},
+			nil,
+		},
+		"failing calls to the short name of a server": {
+			calls(3, nameless.with(failed), nil), both(shopEnd, cartEnd, sqlRow{"peer_name": "'cart.shop.svc.cluster.local'", "connect_failures": "3", "refused": "3"}),
+			[]string{"shop -> cart@10.0.0.2 3/3"},
+			[]string{"shop -> cart@10.0.0.2: connect refused"},
+		},
 		"failing calls that tell the class of their error": {
 			cat(calls(5, shopSpan, cartSpan), calls(2, nameless.with(failed).with(sqlRow{"response_code": "'ConnectionError'"}), nil)), both(shopEnd, cartEnd, sqlRow{"resets": "2"}),
 			[]string{"shop -> cart 7/2"},
@@ -212,6 +222,16 @@ func TestEdgesAndTrouble(t *testing.T) {
 			cat(calls(8, shopSpan.with(slow), cartSpan), calls(1, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, sqlRow{"timeouts": "2"}),
 			[]string{"shop -> cart 9/1"},
 			[]string{"shop -> cart: timed out"},
+		},
+		"few reset, loss slowed the others": {
+			cat(calls(8, shopSpan.with(slow), cartSpan), calls(1, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, lossy.with(sqlRow{"resets": "1"})),
+			[]string{"shop -> cart 9/1"},
+			[]string{"shop -> cart: retransmission"},
+		},
+		"few reset, nothing slowed the others": {
+			cat(calls(8, shopSpan.with(slow), cartSpan), calls(1, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, sqlRow{"resets": "1"}),
+			[]string{"shop -> cart 9/1"},
+			[]string{"shop -> cart: reset"},
 		},
 		"many requests on one connection, which timed out": {
 			cat(calls(4, shopSpan, cartSpan), calls(10, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, lossy.with(sqlRow{"timeouts": "1"})),
