@@ -92,6 +92,7 @@ integration: engine kafka-if-possible collector ## run the tests of whole progra
 collector: .cache/collector/otelcol ## build the OpenTelemetry Collector that tests and benchmarks compare with (3 minutes)
 
 .cache/collector/otelcol: integration/collector/builder.yaml
+	@mkdir -p $(@D)
 	$(GO) run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --skip-strict-versioning --config $<
 
 jaeger: .cache/jaeger/jaeger .cache/jaeger/certification ## build Jaeger, to which the tests then show stored traces, and its own tests of storages (10 minutes)
