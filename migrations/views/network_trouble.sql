@@ -86,7 +86,8 @@ WITH
                 (cl.refused > 0) * if(traced, broken_near > 0, (cl.refused >= {{.FewFailures}}) * (10 * cl.refused >= connections)) > 0, 'connect refused',
                 (queue_full_near > 0) * ((swallowed > 0) + (accept_queue_full > 0)) * if(traced, harm > 0, 1) > 0, 'accept queue full',
                 (swallowed > 0) * if(traced, harm > 0, (swallowed >= {{.FewFailures}}) * (10 * swallowed >= connections)) > 0, 'connect failed',
-                (resets > 0) * if(traced, (unanswered_near > 0) * (4 * greatest(resets, unanswered_near) >= harmed_near), (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
+                -- Clients that give up on a slow network reset connections, too.
+                (resets > 0) * if(traced, (unanswered_near > 0) * (4 * if(slower > 0, resets, greatest(resets, unanswered_near)) >= harmed_near), (resets >= {{.FewFailures}}) * (20 * resets >= connections) * (cl.bytes_sent + sv.bytes_received > 0)) > 0, 'reset',
                 -- A connection may end with one request or many: those that the server did not fail count too.
                 (timeouts > 0) * if(traced, (harm > 0) * (4 * greatest(timeouts, broken_near) >= harmed_near), 1) > 0, 'timed out',
                 (100 * receive_window_limited_us > {{.WindowPercent}} * busy_us) * (20 * lossy_retransmits <= lossy_segments) * traced * (harm > 0) > 0, 'receiver''s window full',

@@ -228,6 +228,12 @@ func TestEdgesAndTrouble(t *testing.T) {
 			[]string{"shop -> cart 9/1"},
 			[]string{"shop -> cart: retransmission"},
 		},
+		"clients that gave up on a farther server": {
+			calls(20, shopSpan.with(failed).with(sqlRow{"duration_ns": "100000000"}), nil),
+			both(shopEnd, cartEnd, sqlRow{"rtt_us": "82000", "rtt_max_us": "83000", "rtt_usual_us": "1000", "resets": "2"}),
+			[]string{"shop -> cart@10.0.0.2 20/20"},
+			[]string{"shop -> cart@10.0.0.2: slow network"},
+		},
 		"few reset, nothing slowed the others": {
 			cat(calls(8, shopSpan.with(slow), cartSpan), calls(1, shopSpan.with(failed), nil)), both(shopEnd, cartEnd, sqlRow{"resets": "1"}),
 			[]string{"shop -> cart 9/1"},
