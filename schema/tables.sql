@@ -1693,7 +1693,8 @@ WITH
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
             (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) AS far_alone,
             (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
-                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower,
+            (slower > 0) * (harm = 0) * alone_near AS far_near
         FROM around
         WHERE server_service != ''
     ),
@@ -1720,7 +1721,7 @@ WITH
         FROM harmed
     ),
     explained AS (
-        SELECT *, (verdict != '', if((slower > 0) * (harm = 0) > 0, far_alone * alone_near, harmed_near), connect_failures + resets + timeouts, retransmits) AS weight,
+        SELECT *, (verdict != '', harmed_near + far_near, connect_failures + resets + timeouts, retransmits) AS weight,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
             concat(
@@ -1747,7 +1748,7 @@ WITH
     edges AS (
         SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
             argMax((verdict, why, minute), weight) AS worst,
-            sum(calls[1]) AS requests, sum(calls[2]) AS errors, greatest(sum(calls[4]), max((slower > 0) * (harm = 0) * far_alone * alone_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(calls[1]) AS requests, sum(calls[2]) AS errors, greatest(sum(calls[4]), max(far_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
             sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
             sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
             sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,
@@ -1834,7 +1835,8 @@ WITH
             arraySum(d -> (d.4 >= 100000) * d.2, asked) AS slow_queries,
             (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) AS far_alone,
             (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > 3 * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * 10 * 1000)
-                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower
+                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most[3] > rtt_us - rtt_usual_us, 2, 1) AS slower,
+            (slower > 0) * (harm = 0) * alone_near AS far_near
         FROM around
         WHERE server_service != ''
     ),
@@ -1861,7 +1863,7 @@ WITH
         FROM harmed
     ),
     explained AS (
-        SELECT *, (verdict != '', if((slower > 0) * (harm = 0) > 0, far_alone * alone_near, harmed_near), connect_failures + resets + timeouts, retransmits) AS weight,
+        SELECT *, (verdict != '', harmed_near + far_near, connect_failures + resets + timeouts, retransmits) AS weight,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
             concat(
@@ -1888,7 +1890,7 @@ WITH
     edges AS (
         SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
             argMax((verdict, why, minute), weight) AS worst,
-            sum(calls[1]) AS requests, sum(calls[2]) AS errors, greatest(sum(calls[4]), max((slower > 0) * (harm = 0) * far_alone * alone_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(calls[1]) AS requests, sum(calls[2]) AS errors, greatest(sum(calls[4]), max(far_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
             sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
             sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
             sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,

@@ -252,7 +252,7 @@ WITH
             SELECT *, multiIf(length(of_name) = 1, of_name[1], length(of_port) = 1, of_port[1], (target_key, target_name, target_main, target_services)) AS at
             FROM
             (
-                SELECT *, arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> x.1 = name, peers))) AS of_name, 
+                SELECT *, arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> x.1 = name, peers))) AS of_name,
                     -- Nobody reached a server of another name, if all such requests failed.
                     arrayDistinct(arrayMap(x -> x.2, arrayFilter(x -> (calls.requests > calls.errors) + (x.1 = '') + startsWith(concat(x.1, '.'), concat(name, '.')) + startsWith(concat(name, '.'), concat(x.1, '.')) > 0, peers))) AS of_port
                 FROM

@@ -76,7 +76,8 @@ WITH
             -- no span of the server, that is harm if it is half of what they took: all may be slow.
             (alone_p50_ms > 0) * (2 * (rtt_us - rtt_usual_us) >= 1000 * alone_p50_ms) AS far_alone,
             (slow_rows > 0) * (slow_rows * if(traced, 3, 2) >= rows) * (rtt_us > {{.RTTTimes}} * rtt_usual_us) * (rtt_us > rtt_usual_us + 2 * {{.GapMS}} * 1000)
-                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower
+                * if(traced, (harm > 0) + far_alone > 0, 1) * if(2 * most.queue_us > rtt_us - rtt_usual_us, 2, 1) AS slower,
+            (slower > 0) * (harm = 0) * alone_near AS far_near
         FROM around
         WHERE server_service != ''
     ),
@@ -108,7 +109,7 @@ WITH
         FROM harmed
     ),
     explained AS (
-        SELECT *, (verdict != '', if((slower > 0) * (harm = 0) > 0, far_alone * alone_near, harmed_near), connect_failures + resets + timeouts, retransmits) AS weight,
+        SELECT *, (verdict != '', harmed_near + far_near, connect_failures + resets + timeouts, retransmits) AS weight,
             -- A flow at fault names the time; otherwise it is the minute.
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(since, 'UTC'), minute), '%H:%i:%S') AS from_time,
             formatDateTime(if(since > toDateTime64(0, 9, 'UTC'), toDateTime(until, 'UTC'), minute + 60), '%H:%i:%S') AS to_time,
@@ -136,7 +137,7 @@ WITH
     edges AS (
         SELECT client_service, server_service, client_address, server_address, max(verdict != '') AS bad, min(telemetry) AS telemetry,
             argMax((verdict, why, minute), weight) AS worst,
-            sum(calls.requests) AS requests, sum(calls.errors) AS errors, greatest(sum(calls.harmed), max((slower > 0) * (harm = 0) * far_alone * alone_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
+            sum(calls.requests) AS requests, sum(calls.errors) AS errors, greatest(sum(calls.harmed), max(far_near)) AS harmed, max(p99_ms) AS p99_ms, max(server_p99_ms) AS server_p99_ms,
             sum(connections) AS connections, sum(connect_failures) AS connect_failures, sum(resets) AS resets, sum(timeouts) AS timeouts,
             sum(retransmits) AS retransmits, sum(segments_sent) AS segments_sent, max(rtt_us) AS rtt_us, max(rtt_usual_us) AS rtt_usual_us,
             sum(receive_window_limited_us) AS receive_window_limited_us, sum(busy_us) AS busy_us,
