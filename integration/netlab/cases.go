@@ -91,6 +91,14 @@ func losing(thousandths int, pairs ...[2]string) func(*lab) error {
 	}
 }
 
+// delaying returns a fault that delays packets in each direction between two hosts.
+func delaying(d time.Duration, one, other string) func(*lab) error {
+	return func(l *lab) error {
+		a, b := l.hosts[one], l.hosts[other]
+		return l.faults.delay(d, 0, [2]*host{a, b}, [2]*host{b, a})
+	}
+}
+
 func edge(client, server string, causes []string) []truth {
 	return []truth{{client: client, server: server, causes: causes}}
 }
@@ -196,11 +204,8 @@ func table() []trial {
 		},
 		{
 			name: "delay", story: "80 ms more between api and orders", paths: []string{orderDB}, seconds: 20,
-			begin: func(l *lab) error {
-				api, orders := l.hosts["api"], l.hosts["orders"]
-				return l.faults.delay(40*time.Millisecond, 0, [2]*host{api, orders}, [2]*host{orders, api})
-			},
-			want: edge("api", "orders", slow),
+			begin: delaying(40*time.Millisecond, "api", "orders"),
+			want:  edge("api", "orders", slow),
 		},
 		{
 			name: "jitter", story: "60 to 120 ms more from stock to orders, nothing on the way there", paths: []string{orderStock}, seconds: 20,
@@ -400,26 +405,17 @@ func table() []trial {
 		},
 		{
 			name: "three-ms", story: "3 ms more in each direction between api and orders", paths: []string{orderDB}, seconds: 15,
-			begin: func(l *lab) error {
-				api, orders := l.hosts["api"], l.hosts["orders"]
-				return l.faults.delay(3*time.Millisecond, 0, [2]*host{api, orders}, [2]*host{orders, api})
-			},
+			begin: delaying(3*time.Millisecond, "api", "orders"),
 		},
 		{
 			name: "delay-db", story: "80 ms more between orders and PostgreSQL, on connections that stay open", paths: []string{orderDB}, seconds: 20,
-			begin: func(l *lab) error {
-				orders, db := l.hosts["orders"], l.hosts["db"]
-				return l.faults.delay(40*time.Millisecond, 0, [2]*host{orders, db}, [2]*host{db, orders})
-			},
-			want: edge("orders", "db", slow),
+			begin: delaying(40*time.Millisecond, "orders", "db"),
+			want:  edge("orders", "db", slow),
 		},
 		{
 			name: "delay-behind-proxy", story: "80 ms more between nginx and orders", paths: []string{orderDB + "&via=nginx"}, seconds: 20,
-			begin: func(l *lab) error {
-				nginx, orders := l.hosts["nginx"], l.hosts["orders"]
-				return l.faults.delay(40*time.Millisecond, 0, [2]*host{nginx, orders}, [2]*host{orders, nginx})
-			},
-			want: []truth{{client: "nginx", server: "orders", causes: slow, spanless: true}, {client: "api", server: "orders", causes: slow, may: true}},
+			begin: delaying(40*time.Millisecond, "nginx", "orders"),
+			want:  []truth{{client: "nginx", server: "orders", causes: slow, spanless: true}, {client: "api", server: "orders", causes: slow, may: true}},
 		},
 		{
 			name: "few-connects", story: "half of the SYNs from orders to stock are dropped", paths: []string{orderStock}, seconds: 20,
@@ -478,8 +474,7 @@ func table() []trial {
 					return nil
 				}
 				l.faultFrom = time.Now()
-				api, price := l.hosts["api"], l.hosts["price"]
-				return l.faults.delay(40*time.Millisecond, 0, [2]*host{api, price}, [2]*host{price, api})
+				return delaying(40*time.Millisecond, "api", "price")(l)
 			},
 			want: edge("api", "price", slow),
 		},
@@ -508,11 +503,8 @@ func table() []trial {
 		},
 		{
 			name: "far-timeout", story: "240 ms more between api and orders, and api gives up after 300 ms", paths: []string{orderDB + "&timeout=300"}, seconds: 20,
-			begin: func(l *lab) error {
-				api, orders := l.hosts["api"], l.hosts["orders"]
-				return l.faults.delay(120*time.Millisecond, 0, [2]*host{api, orders}, [2]*host{orders, api})
-			},
-			want: edge("api", "orders", slow),
+			begin: delaying(120*time.Millisecond, "api", "orders"),
+			want:  edge("api", "orders", slow),
 		},
 		{
 			name: "upload-cap", story: "orders' egress is capped at 4 Mbit/s, and it stores large values in Redis", paths: []string{"/order/%d?parts=cache&size=100000"}, seconds: 25, perSecond: 2,
@@ -528,11 +520,8 @@ func table() []trial {
 		},
 		{
 			name: "mesh-delay", story: "sidecars beside orders and stock; 80 ms more between them", paths: []string{orderStock}, seconds: 20, during: mesh,
-			begin: func(l *lab) error {
-				orders, stock := l.hosts["orders"], l.hosts["stock"]
-				return l.faults.delay(40*time.Millisecond, 0, [2]*host{orders, stock}, [2]*host{stock, orders})
-			},
-			want: append(edge("orders", "stock", slow), truth{client: "orders", server: "sidecar", causes: slow, may: true}),
+			begin: delaying(40*time.Millisecond, "orders", "stock"),
+			want:  append(edge("orders", "stock", slow), truth{client: "orders", server: "sidecar", causes: slow, may: true}),
 		},
 		// The last, because views know an address by its services of the whole hour.
 		{
@@ -594,10 +583,7 @@ func (l *lab) crash(ctx context.Context, name string, port int, from, long time.
 	}
 	<-old.done
 	after(ctx, long)
-	if err := l.launch(name, l.hosts[name], 0, old.env, old.argv...); err != nil {
-		return err
-	}
-	err := l.await(name, func() error { return l.listening(l.hosts[name], port) })
+	err := l.launchAt(name, l.hosts[name], port, old.env, old.argv)
 	l.faultUntil = time.Now()
 	return err
 }
@@ -675,10 +661,15 @@ func (l *lab) restart(name, offset string) error {
 		return err
 	}
 	env := append(old.env, "LD_PRELOAD="+library, "FAKETIME="+offset, "FAKETIME_DONT_FAKE_MONOTONIC=1")
-	if err := l.launch(name, l.hosts[name], 0, env, old.argv...); err != nil {
+	return l.launchAt(name, l.hosts[name], 3000, env, old.argv)
+}
+
+// launchAt launches a program and waits until it listens at a port of its host.
+func (l *lab) launchAt(name string, at *host, port int, env, argv []string) error {
+	if err := l.launch(name, at, 0, env, argv...); err != nil {
 		return err
 	}
-	return l.await(name, func() error { return l.listening(l.hosts[name], 3000) })
+	return l.await(name, func() error { return l.listening(at, port) })
 }
 
 // startLedger starts a second service on stock's host.
@@ -687,10 +678,7 @@ func (l *lab) startLedger() error {
 		return nil
 	}
 	stock := l.programs["stock"]
-	if err := l.launch("ledger", l.hosts["stock"], 0, append(stock.env, "OTEL_SERVICE_NAME=ledger", "PORT=4000"), stock.argv...); err != nil {
-		return err
-	}
-	return l.await("ledger", func() error { return l.listening(l.hosts["stock"], 4000) })
+	return l.launchAt("ledger", l.hosts["stock"], 4000, append(stock.env, "OTEL_SERVICE_NAME=ledger", "PORT=4000"), stock.argv)
 }
 
 // halfClosed makes connections that the client ends at once and whose other end

@@ -15,6 +15,7 @@ import (
 
 	"github.com/metaflowys/metaflow-server/integration/internal/otelcol"
 	"github.com/metaflowys/metaflow-server/integration/internal/shop"
+	"github.com/metaflowys/metaflow-server/pkg/query"
 	"github.com/metaflowys/metaflow-server/pkg/testkit/wait"
 )
 
@@ -28,7 +29,10 @@ func TestExemplarsLeadToTraces(t *testing.T) {
 	if len(found.Traces) == 0 {
 		t.Fatal("the shop has no failed charge")
 	}
-	id := strings.Repeat("0", 32-len(found.Traces[0].TraceID)) + found.Traces[0].TraceID
+	id, err := query.TraceID(found.Traces[0].TraceID)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	duration := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "http_server_request_duration_seconds", Help: "h", Buckets: []float64{0.1, 1}})
 	duration.(prometheus.ExemplarObserver).ObserveWithExemplar(0.4, prometheus.Labels{"trace_id": id, "span_id": "0102030405060708"})
@@ -38,9 +42,9 @@ func TestExemplarsLeadToTraces(t *testing.T) {
 	t.Cleanup(app.Close)
 	api := otelcol.RunPrometheus(t, "../..", strings.TrimPrefix(app.URL, "http://"))
 
-	label, to := exemplarDestination(t)
-	if to != provisionedUID(t, "tempo.yaml") {
-		t.Errorf("exemplars lead to the data source %q", to)
+	to := provisioned(t, "prometheus.yaml").JSONData.Exemplars
+	if len(to) != 1 || to[0].UID != provisioned(t, "tempo.yaml").UID {
+		t.Fatalf("exemplars lead to %+v", to)
 	}
 	linked := ""
 	if err := wait.Poll(2*time.Minute, nil, func() error {
@@ -54,7 +58,7 @@ func TestExemplarsLeadToTraces(t *testing.T) {
 		if err != nil || len(answer.Data) == 0 || len(answer.Data[0].Exemplars) == 0 {
 			return fmt.Errorf("exemplars: %+v, %w", answer, err)
 		}
-		linked = answer.Data[0].Exemplars[0].Labels[label]
+		linked = answer.Data[0].Exemplars[0].Labels[to[0].Name]
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -67,41 +71,26 @@ func TestExemplarsLeadToTraces(t *testing.T) {
 	}
 }
 
-type dataSources struct {
-	Datasources []struct {
-		UID      string
-		JSONData struct {
-			Exemplars []struct {
-				Name string
-				UID  string `yaml:"datasourceUid"`
-			} `yaml:"exemplarTraceIdDestinations"`
-		} `yaml:"jsonData"`
-	}
+type dataSource struct {
+	UID      string
+	JSONData struct {
+		Exemplars []struct {
+			Name string // of the label with the trace id
+			UID  string `yaml:"datasourceUid"`
+		} `yaml:"exemplarTraceIdDestinations"`
+	} `yaml:"jsonData"`
 }
 
-func provisioned(t *testing.T, file string) (of dataSources) {
+// provisioned returns the data source of a file in deploy/grafana.
+func provisioned(t *testing.T, file string) dataSource {
 	t.Helper()
 	text, err := os.ReadFile("../../deploy/grafana/datasources/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	var of struct{ Datasources []dataSource }
 	if err := yaml.Unmarshal(text, &of); err != nil || len(of.Datasources) != 1 {
 		t.Fatalf("%s: %+v, %v", file, of, err)
 	}
-	return of
-}
-
-func provisionedUID(t *testing.T, file string) string {
-	t.Helper()
-	return provisioned(t, file).Datasources[0].UID
-}
-
-// exemplarDestination returns the label with the trace id, and the data source that shows it.
-func exemplarDestination(t *testing.T) (label, uid string) {
-	t.Helper()
-	to := provisioned(t, "prometheus.yaml").Datasources[0].JSONData.Exemplars
-	if len(to) != 1 {
-		t.Fatalf("exemplars lead to %+v", to)
-	}
-	return to[0].Name, to[0].UID
+	return of.Datasources[0]
 }

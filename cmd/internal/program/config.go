@@ -158,11 +158,11 @@ func (f *Flags[C]) LoadOver(cfg C) error {
 	keys := config.Keys(cfg, EnvPrefix)
 	return config.Load(cfg, config.Options{
 		File: f.file, Hint: func(top []string) string {
-			owner := ownerOf(top, keys)
-			switch {
-			case slices.ContainsFunc(groupSections, func(s string) bool { return slices.Contains(top, s) }):
+			if slices.ContainsFunc(groupSections, func(s string) bool { return slices.Contains(top, s) }) {
 				return fmt.Sprintf("this looks like the configuration of an agent group: 'metaflow-ctl agent-group-config update GROUP -f %s --dry-run' checks it", f.file)
-			case owner == "":
+			}
+			owner := ownerOf(top, keys)
+			if owner == "" {
 				return ""
 			}
 			return fmt.Sprintf("this looks like the configuration of %[1]s: check it by '%[1]s config check %[2]s'", owner, f.file)

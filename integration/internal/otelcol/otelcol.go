@@ -16,11 +16,17 @@ import (
 // the test fails.
 func Run(t *testing.T, program, config string) {
 	t.Helper()
+	run(t, nil, program, "--config", written(t, config))
+}
+
+// written returns a file with a configuration.
+func written(t *testing.T, config string) string {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run(t, nil, program, "--config", file)
+	return file
 }
 
 // RunJaeger runs the Jaeger that `make jaeger` builds in the repository, until the test ends,
@@ -48,14 +54,9 @@ func RunPrometheus(t *testing.T, repository, target string) (api string) {
 			t.Skip("no Prometheus: run `make promtool`")
 		}
 	}
-	dir := t.TempDir()
-	file := filepath.Join(dir, "prometheus.yml")
 	config := "scrape_configs: [{job_name: app, scrape_interval: 1s, scrape_timeout: 1s, static_configs: [{targets: ['" + target + "']}]}]"
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	api = ports.FreeAddress(t)
-	run(t, nil, program, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+api, "--enable-feature=exemplar-storage")
+	run(t, nil, program, "--config.file="+written(t, config), "--storage.tsdb.path="+t.TempDir(), "--web.listen-address="+api, "--enable-feature=exemplar-storage")
 	return api
 }
 
